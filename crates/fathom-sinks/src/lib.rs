@@ -1,0 +1,1 @@
+//! Finding, grading and explaining attention sinks.
