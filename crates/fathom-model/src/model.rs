@@ -1,0 +1,207 @@
+//! A checkpoint's weights, packed for a backend.
+
+use std::path::Path;
+
+use fathom_kernels::{Backend, KvShape, WeightView};
+
+use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
+
+/// A decoder-only language model, ready to run.
+pub struct Model<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) config: ModelConfig,
+    pub(crate) embed: B::Linear, // [vocab, hidden]
+    pub(crate) layers: Vec<Layer<B>>,
+    pub(crate) final_norm: B::Vector,      // [hidden]
+    pub(crate) lm_head: Option<B::Linear>, // [vocab, hidden]; None: tied to `embed`
+}
+
+/// One decoder layer.
+pub(crate) struct Layer<B: Backend> {
+    // attention
+    pub attn_norm: B::Vector,      // [hidden]
+    pub q: B::Linear,              // [heads · head_dim, hidden]
+    pub k: B::Linear,              // [kv_heads · head_dim, hidden]
+    pub v: B::Linear,              // [kv_heads · head_dim, hidden]
+    pub q_norm: Option<B::Vector>, // [head_dim]
+    pub k_norm: Option<B::Vector>, // [head_dim]
+    pub o: B::Linear,              // [hidden, heads · head_dim]
+    // MLP
+    pub mlp_norm: B::Vector, // [hidden]
+    pub gate: B::Linear,     // [intermediate, hidden]
+    pub up: B::Linear,       // [intermediate, hidden]
+    pub down: B::Linear,     // [hidden, intermediate]
+}
+
+impl<B: Backend> Model<B> {
+    /// Loads a HuggingFace checkpoint directory.
+    ///
+    /// # Errors
+    /// A config, tensor or value that cannot be used; the message names file and field or tensor.
+    pub fn load(dir: &Path, backend: B) -> Result<Model<B>> {
+        Model::load_with_progress(dir, backend, &mut |_, _| {})
+    }
+
+    /// As [`Model::load`], calling `progress(layers done, layers)` after each layer is packed.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with_progress(
+        dir: &Path,
+        backend: B,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Model<B>> {
+        let config = ModelConfig::from_dir(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        let packer = Packer { backend: &backend, checkpoint: &checkpoint };
+        let ModelConfig { hidden, vocab, .. } = config;
+
+        let embed = packer.linear("model.embed_tokens", vocab, hidden, false)?;
+        let final_norm = packer.vector("model.norm.weight", hidden)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(packer.linear("lm_head", vocab, hidden, false)?),
+        };
+        let mut layers = Vec::with_capacity(config.layers);
+        for l in 0..config.layers {
+            layers.push(packer.layer(l, &config)?);
+            progress(l + 1, config.layers);
+        }
+        Ok(Model { backend, config, embed, layers, final_norm, lm_head })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The machine the model lives on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// An empty sequence.
+    pub fn new_sequence(&self, options: SequenceOptions) -> Sequence<B> {
+        let ModelConfig { layers, heads, kv_heads, head_dim, .. } = self.config;
+        Sequence {
+            tokens: Vec::new(),
+            kv: self.backend.new_kv(KvShape { layers, kv_heads, head_dim }),
+            column_sums: options.sink_scores.then(|| self.backend.new_column_sums(layers, heads)),
+            planned_len: options.planned_len,
+            regime: None,
+        }
+    }
+
+    /// Takes a sequence back to its first `len` tokens; nothing of the others remains. Does nothing when
+    /// it is not longer than that.
+    ///
+    /// # Errors
+    /// The sequence accumulates sink scores, which cannot be taken back.
+    pub fn truncate(&self, sequence: &mut Sequence<B>, len: usize) -> Result<()> {
+        if len >= sequence.len() {
+            return Ok(());
+        }
+        if sequence.column_sums.is_some() {
+            let message = "a sequence that accumulates sink scores cannot be truncated";
+            return Err(Error::Request(message.to_owned()));
+        }
+        sequence.tokens.truncate(len);
+        self.backend.truncate_kv(&mut sequence.kv, len);
+        Ok(())
+    }
+
+    /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the attention
+    /// that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`] was set.
+    pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Option<Vec<f32>> {
+        let sums = sequence.column_sums.as_ref()?;
+        let tokens = sequence.len();
+        let sums = self.backend.column_sums(sums, layer, tokens); // [heads, T]
+        let mean = |(i, sum)| (sum / (tokens - i % tokens) as f64) as f32;
+        Some(sums.into_iter().enumerate().map(mean).collect())
+    }
+}
+
+/// Reads tensors by HuggingFace name, checks them and packs them.
+struct Packer<'a, B: Backend> {
+    backend: &'a B,
+    checkpoint: &'a Checkpoint,
+}
+
+impl<B: Backend> Packer<'_, B> {
+    fn layer(&self, l: usize, config: &ModelConfig) -> Result<Layer<B>> {
+        let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
+        let (q_rows, kv_rows) = (heads * head_dim, kv_heads * head_dim);
+        let name = |part: &str| format!("model.layers.{l}.{part}");
+
+        let [q, k, v] = if config.fused_projections {
+            let rows = [q_rows, kv_rows, kv_rows];
+            self.stacked(&name("self_attn.qkv_proj"), rows, hidden, config.qkv_bias)?
+        } else {
+            let linear = |part, rows| {
+                self.linear(&name(&format!("self_attn.{part}_proj")), rows, hidden, config.qkv_bias)
+            };
+            [linear("q", q_rows)?, linear("k", kv_rows)?, linear("v", kv_rows)?]
+        };
+        let [gate, up] = if config.fused_projections {
+            let rows = [intermediate, intermediate];
+            self.stacked(&name("mlp.gate_up_proj"), rows, hidden, config.mlp_bias)?
+        } else {
+            let linear =
+                |part: &str| self.linear(&name(part), intermediate, hidden, config.mlp_bias);
+            [linear("mlp.gate_proj")?, linear("mlp.up_proj")?]
+        };
+        let head_norm = |part: &str| match config.qk_norm {
+            true => self.vector(&name(part), head_dim).map(Some),
+            false => Ok(None),
+        };
+        Ok(Layer {
+            attn_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
+            q,
+            k,
+            v,
+            q_norm: head_norm("self_attn.q_norm.weight")?,
+            k_norm: head_norm("self_attn.k_norm.weight")?,
+            o: self.linear(&name("self_attn.o_proj"), hidden, q_rows, config.o_bias)?,
+            mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate,
+            up,
+            down: self.linear(&name("mlp.down_proj"), hidden, intermediate, config.mlp_bias)?,
+        })
+    }
+
+    /// `{name}.weight` `[rows, columns]` and, if the config says so, `{name}.bias` `[rows]`.
+    fn linear(&self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<B::Linear> {
+        let [linear] = self.stacked(name, [rows], columns, bias)?;
+        Ok(linear)
+    }
+
+    /// One tensor that stacks several projections, split into them.
+    fn stacked<const N: usize>(
+        &self,
+        name: &str,
+        rows: [usize; N],
+        columns: usize,
+        bias: bool,
+    ) -> Result<[B::Linear; N]> {
+        let total = rows.iter().sum();
+        let weight: WeightView<'_> =
+            self.checkpoint.matrix(&format!("{name}.weight"), total, columns)?;
+        let bias = match bias {
+            true => Some(self.checkpoint.vector(&format!("{name}.bias"), total)?),
+            false => None,
+        };
+        let mut first = 0;
+        let linears = rows.map(|rows| {
+            let range = first..first + rows;
+            first = range.end;
+            let bias = bias.as_ref().map(|bias| &bias[range.clone()]);
+            self.backend.linear_from(weight.slice_rows(range), bias)
+        });
+        self.checkpoint.release(weight.bytes);
+        Ok(linears)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<B::Vector> {
+        Ok(self.backend.vector_from(&self.checkpoint.vector(name, len)?))
+    }
+}
