@@ -9,6 +9,7 @@ mod probe;
 mod rope;
 mod sequence;
 mod site;
+mod synthetic;
 mod taps;
 mod weights;
 
@@ -21,4 +22,5 @@ pub use probe::{Access, At, Probe};
 pub use rope::{RopeConfig, RopeFrequencies, RopeKind};
 pub use sequence::{Sequence, SequenceOptions};
 pub use site::{Layout, Site};
+pub use synthetic::{SyntheticShape, write_synthetic};
 pub use weights::{Checkpoint, TensorView};
