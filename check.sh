@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything a change must pass, in one command: format, lints, documentation, tests, dependencies, and a
+# short run of every fuzz target. Needs a Rust toolchain with rustfmt and clippy, and a C/C++ compiler.
+# FUZZ_SECONDS is the time each fuzz target gets.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "formatting"
+cargo fmt --all --check
+cargo fmt --manifest-path fuzz/Cargo.toml --check
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "tests"
+cargo test --workspace --locked
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+step "dependencies"
+if ! command -v cargo-deny >/dev/null; then
+    PATH="$PWD/target/tools/bin:$PATH"
+    command -v cargo-deny >/dev/null ||
+        cargo install --locked --root target/tools --version '^0.20' cargo-deny
+fi
+cargo deny check bans licenses sources
+# Advisories change from day to day and need the network: they inform, the three above decide.
+if cargo deny fetch db 2>/dev/null; then
+    cargo deny check --disable-fetch advisories || echo "there are advisories to look at (above)"
+else
+    echo "the advisory database cannot be fetched here: advisories are not checked"
+fi
+
+step "fuzz targets"
+./fuzz/run.sh "${FUZZ_SECONDS:-10}"
+
+step "all good"
