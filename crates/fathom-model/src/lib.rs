@@ -1,26 +1,45 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
 mod capture;
+mod chat_template;
 mod config;
+mod decode_stream;
 mod error;
 mod forward;
+mod hub;
+mod jsonl;
 mod model;
 mod probe;
+mod prompts;
 mod rope;
 mod sequence;
 mod site;
+mod special_tokens;
 mod synthetic;
 mod taps;
+mod text_encoder;
+mod text_file;
+mod token_text;
+mod tokenizer;
+mod traces;
 mod weights;
 
 pub use capture::{CaptureRequest, capture};
+pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions, render_str};
 pub use config::{Architecture, ModelConfig};
+pub use decode_stream::DecodeStream;
 pub use error::{Error, Result};
 pub use forward::{LogitRows, Logits, PREFILL_CHUNK, Step};
+pub use hub::resolve_model_dir;
 pub use model::Model;
 pub use probe::{Access, At, Probe};
+pub use prompts::{Prompt, PromptContent, read_prompts};
 pub use rope::{RopeConfig, RopeFrequencies, RopeKind};
 pub use sequence::{Sequence, SequenceOptions};
 pub use site::{Layout, Site};
+pub use special_tokens::SpecialTokens;
 pub use synthetic::{SyntheticShape, write_synthetic};
+pub use text_encoder::TextEncoder;
+pub use tokenizer::{Tokenizer, check_bos};
+pub use traces::{TokenizedTrace, Trace, TraceContent, TraceReader};
 pub use weights::{Checkpoint, TensorView};

@@ -1,0 +1,100 @@
+//! Where a model named on the command line lies on this disk.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// The directory of a model: an existing directory as it is, or `org/name` or `org/name@revision`
+/// in the HuggingFace cache. Nothing is downloaded.
+///
+/// `env` looks up environment variables; pass `|name| std::env::var_os(name)`. The cache is
+/// `$HF_HUB_CACHE`, `$HF_HOME/hub` or `~/.cache/huggingface/hub`, the first that is set.
+///
+/// # Errors
+/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache.
+pub fn resolve_model_dir(
+    spec: &str,
+    env: impl Fn(&str) -> Option<OsString>,
+) -> Result<PathBuf> {
+    let path = Path::new(spec);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if path.is_file() {
+        return Err(Error::file(path, "is a file; a model is a directory with a config.json"));
+    }
+    let Some(id) = HubId::parse(spec) else {
+        return Err(Error::Request(format!(
+            "model `{spec}` is neither an existing directory nor a hub id (`org/name` or \
+             `org/name@revision`)"
+        )));
+    };
+    let Some(cache) = cache_dir(env) else {
+        return Err(Error::Request(format!(
+            "model `{spec}` is not a directory, and there is no HuggingFace cache to look in: none of \
+             HF_HUB_CACHE, HF_HOME and HOME is set"
+        )));
+    };
+    id.snapshot(&cache).ok_or_else(|| {
+        Error::Request(format!(
+            "model `{spec}` is neither a directory nor in the HuggingFace cache {}; download it with \
+             `{}`",
+            cache.display(),
+            id.download_command()
+        ))
+    })
+}
+
+/// The cache directory `huggingface_hub` uses under these environment variables.
+fn cache_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("HF_HUB_CACHE")
+        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
+}
+
+/// `org/name` or a bare `name`, with an optional revision.
+struct HubId<'a> {
+    repo: &'a str,
+    revision: Option<&'a str>,
+}
+
+impl HubId<'_> {
+    fn parse(spec: &str) -> Option<HubId<'_>> {
+        let (repo, revision) = match spec.split_once('@') {
+            Some((repo, revision)) => (repo, Some(revision)),
+            None => (spec, None),
+        };
+        let mut parts = repo.split('/');
+        let well_formed = parts.clone().count() <= 2 && parts.all(is_name);
+        // A revision may be a branch such as `refs/pr/3`.
+        let revision_fits = revision.is_none_or(|revision| revision.split('/').all(is_name));
+        (well_formed && revision_fits).then_some(HubId { repo, revision })
+    }
+
+    /// The snapshot directory of this model, if it is there.
+    fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
+        let root = cache.join(format!("models--{}", self.repo.replace('/', "--")));
+        let revision = self.revision.unwrap_or("main");
+        let commit = fs::read_to_string(root.join("refs").join(revision));
+        let commit = commit.as_deref().map_or(revision, str::trim);
+        let snapshot = root.join("snapshots").join(commit);
+        (is_name(commit) && snapshot.is_dir()).then_some(snapshot)
+    }
+
+    fn download_command(&self) -> String {
+        match self.revision {
+            Some(revision) => format!("hf download {} --revision {revision}", self.repo),
+            None => format!("hf download {}", self.repo),
+        }
+    }
+}
+
+/// One part of a hub id: letters, digits, `-`, `_` and `.`, and no way out of a directory.
+fn is_name(part: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !part.is_empty() && part.chars().all(allowed) && !part.starts_with('.') && !part.contains("..")
+}

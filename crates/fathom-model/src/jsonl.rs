@@ -1,0 +1,157 @@
+//! JSONL files that come from strangers, one line at a time.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::{Error, Result};
+
+/// A line longer than this is refused before it is read: 64 MiB, ten million token ids.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
+/// Reads lines without ever holding more than one. Blank lines are skipped but counted.
+pub(crate) struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    /// Lines read so far.
+    count: usize,
+}
+
+impl Lines {
+    pub(crate) fn open(path: &Path) -> Result<Lines> {
+        let file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
+        let metadata = file.metadata().map_err(Error::io(path, "cannot be read"))?;
+        if metadata.is_dir() {
+            return Err(Error::file(path, "is a directory, not a file"));
+        }
+        Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), count: 0 })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next line that is not blank, with its 1-based number and without its line end.
+    pub(crate) fn next_line(&mut self) -> Result<Option<(usize, String)>> {
+        loop {
+            let mut bytes = Vec::new();
+            let read = (&mut self.reader)
+                .take(MAX_LINE_BYTES + 1)
+                .read_until(b'\n', &mut bytes)
+                .map_err(Error::io(&self.path, "cannot be read"))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.count += 1;
+            if bytes.len() as u64 > MAX_LINE_BYTES {
+                let problem = format!("is longer than {} MiB", MAX_LINE_BYTES >> 20);
+                return Err(Error::line(&self.path, self.count, problem));
+            }
+            let mut text = String::from_utf8(bytes).map_err(|error| {
+                let offset = error.utf8_error().valid_up_to();
+                Error::line(&self.path, self.count, format!("is not UTF-8 text (byte {offset})"))
+            })?;
+            text.truncate(text.trim_end_matches(['\n', '\r']).len());
+            if self.count == 1 && text.starts_with('\u{FEFF}') {
+                text.drain(..'\u{FEFF}'.len_utf8());
+            }
+            if !text.trim().is_empty() {
+                return Ok(Some((self.count, text)));
+            }
+        }
+    }
+}
+
+/// One line's JSON object: known fields are parsed on demand, all others left alone.
+pub(crate) struct Record<'a> {
+    path: &'a Path,
+    line: usize,
+    fields: HashMap<String, &'a RawValue>,
+}
+
+impl<'a> Record<'a> {
+    pub(crate) fn parse(path: &'a Path, line: usize, text: &'a str) -> Result<Record<'a>> {
+        match serde_json::from_str(text) {
+            Ok(fields) => Ok(Record { path, line, fields }),
+            // Valid JSON of another kind, or no JSON at all.
+            Err(error) if error.is_data() => {
+                Err(Error::line(path, line, "must be a JSON object, `{...}`"))
+            }
+            Err(error) => {
+                let column = error.column();
+                Err(Error::line(path, line, format!("is not valid JSON (column {column})")))
+            }
+        }
+    }
+
+    /// Whether the field is there and not null.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.fields.get(field).is_some_and(|raw| raw.get() != "null")
+    }
+
+    /// A field as `T`; `None` when it is absent or null. `expected` completes "`field` must be …".
+    pub(crate) fn get<T: DeserializeOwned>(&self, field: &str, expected: &str) -> Result<Option<T>> {
+        if !self.has(field) {
+            return Ok(None);
+        }
+        let parsed = self.fields.get(field).map(|raw| serde_json::from_str(raw.get())).transpose();
+        parsed.map_err(|error| {
+            let mut problem = format!("`{field}` must be {expected}");
+            // What went wrong inside is told only where our own types say it better than serde.
+            if let Some(detail) = own_detail(&error) {
+                problem = format!("{problem}; {detail}");
+            }
+            self.error(problem)
+        })
+    }
+
+    /// The first of `fields` that is a whole number ≥ 0.
+    pub(crate) fn first_integer(&self, fields: &[&str]) -> Option<u64> {
+        fields.iter().find_map(|field| serde_json::from_str(self.fields.get(*field)?.get()).ok())
+    }
+
+    pub(crate) fn error(&self, problem: impl Into<String>) -> Error {
+        Error::line(self.path, self.line, problem)
+    }
+}
+
+/// Marks messages of our own `Deserialize` implementations among serde's.
+const OWN: &str = "found ";
+
+fn own_detail(error: &serde_json::Error) -> Option<String> {
+    let message = error.to_string();
+    let (detail, _position) = message.rsplit_once(" at line ")?;
+    detail.starts_with(OWN).then(|| detail.to_owned())
+}
+
+/// A token id: a whole number from 0 to 2³² − 1, written as one.
+pub(crate) struct TokenId(pub(crate) u32);
+
+impl<'de> Deserialize<'de> for TokenId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<TokenId, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = TokenId;
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a token id")
+            }
+            fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<TokenId, E> {
+                u32::try_from(id)
+                    .map(TokenId)
+                    .map_err(|_| E::custom(format!("{OWN}{id}, which no vocabulary is large enough for")))
+            }
+            fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<TokenId, E> {
+                Err(E::custom(format!("{OWN}{id}, which is negative")))
+            }
+            fn visit_f64<E: serde::de::Error>(self, id: f64) -> Result<TokenId, E> {
+                Err(E::custom(format!("{OWN}{id}, which is not a token id")))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
