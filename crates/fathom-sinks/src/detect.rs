@@ -1,0 +1,219 @@
+//! Which tokens are sinks, at which layers, of what kind: definitions 2.1 to 2.3.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Measures, Preset, Sink, TraceScalars};
+
+/// How sinks are found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DetectOptions {
+    /// Rules of alignment and grading.
+    pub preset: Preset,
+    /// τ: a token is a sink where its cosine with the reference is above.
+    pub threshold: f32,
+    /// The reference counts as a primary sink when its norm at its first layer is at least this many
+    /// times that of the mean token.
+    pub rise_factor: f32,
+}
+
+impl DetectOptions {
+    /// The preset's own threshold, and a rise of at least five.
+    pub fn new(preset: Preset) -> DetectOptions {
+        DetectOptions { preset, threshold: preset.threshold(), rise_factor: 5.0 }
+    }
+}
+
+/// The layers at which the reference is a sink: `start..end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clip {
+    /// First layer.
+    pub start: usize,
+    /// One past the last layer.
+    pub end: usize,
+}
+
+impl Clip {
+    /// The layers.
+    pub fn layers(self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    /// Where the norm of the reference rises most, up to where it then falls most (definition 2.1).
+    /// `None` with fewer than two layers, which can show no rise. When the largest rise is the last one
+    /// the reference is never seen to fall, and stays a sink to the end.
+    fn of(reference_norm: &[f32]) -> Option<Clip> {
+        let steps: Vec<f32> = reference_norm.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let start = first_best(&steps, |step, best| step > best)? + 1;
+        let fall = first_best(&steps[start..], |step, best| step < best);
+        let end = fall.map_or(reference_norm.len(), |i| start + i + 1);
+        Some(Clip { start, end })
+    }
+}
+
+/// What a trace turned out to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// Fewer than two tokens or two layers: nothing can be said.
+    TooShort,
+    /// The reference never rises over the other tokens, so there is nothing to be aligned with.
+    NoPrimarySink,
+    /// Primary sinks, and no secondary ones.
+    PrimaryOnly,
+    /// Primary and secondary sinks.
+    SecondarySinks,
+}
+
+/// The sinks of one trace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Detection {
+    /// What was found.
+    pub finding: Finding,
+    /// Position of the reference sink, or of what was taken for it.
+    pub reference: usize,
+    /// Where the reference's norm rises and falls; `None` when [`Finding::TooShort`].
+    pub clip: Option<Clip>,
+    /// Norm of the reference over that of the mean token not aligned with it, at the clip's first layer
+    /// (over its own a layer earlier where every token is aligned); 0 when [`Finding::TooShort`].
+    pub rise: f32,
+    /// The sinks by position, the reference among them; empty without a primary sink.
+    pub sinks: Vec<Sink>,
+}
+
+/// Finds and grades the sinks of a trace.
+pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
+    let states = States::new(scalars, options.preset);
+    let reference = states.position();
+    let norms: Vec<f32> = (0..scalars.layers()).map(|l| states.norm(l, reference)).collect();
+    let clip = if scalars.tokens() < 2 { None } else { Clip::of(&norms) };
+    let Some(clip) = clip else {
+        let finding = Finding::TooShort;
+        return Detection { finding, reference, clip: None, rise: 0.0, sinks: Vec::new() };
+    };
+
+    let rise = states.rise(clip.start, &norms, options);
+    let rises = norms[clip.start] > norms[clip.start - 1] && rise >= options.rise_factor;
+    if !rises {
+        let finding = Finding::NoPrimarySink;
+        return Detection { finding, reference, clip: Some(clip), rise, sinks: Vec::new() };
+    }
+
+    let sinks = states.sinks(clip, options);
+    let secondary = sinks.iter().any(|sink| sink.class == crate::Class::Secondary);
+    let finding = if secondary { Finding::SecondarySinks } else { Finding::PrimaryOnly };
+    Detection { finding, reference, clip: Some(clip), rise, sinks }
+}
+
+/// Norms and cosines as a preset sees them, with the reference chosen.
+struct States<'a> {
+    scalars: &'a TraceScalars,
+    preset: Preset,
+    candidate: usize,
+}
+
+impl<'a> States<'a> {
+    /// The reference is the candidate with the highest mean norm over layers, the first of equals.
+    fn new(scalars: &'a TraceScalars, preset: Preset) -> States<'a> {
+        let mut states = States { scalars, preset, candidate: 0 };
+        let mean_norm = |candidate: &crate::CandidateCosines| -> f64 {
+            if candidate.position >= scalars.tokens() {
+                return f64::NEG_INFINITY; // the trace ends before it
+            }
+            let norm = |l| f64::from(states.norm(l, candidate.position));
+            (0..scalars.layers()).map(norm).sum()
+        };
+        let means: Vec<f64> = scalars.candidates.iter().map(mean_norm).collect();
+        states.candidate = first_best(&means, |mean, best| mean > best).unwrap_or(0);
+        states
+    }
+
+    fn position(&self) -> usize {
+        self.scalars.candidates.get(self.candidate).map_or(0, |candidate| candidate.position)
+    }
+
+    fn after_final_norm(&self, l: usize) -> Option<&crate::FinalState> {
+        let last = l + 1 == self.scalars.layers();
+        self.scalars.final_state.as_ref().filter(|_| last && self.preset == Preset::Upstream)
+    }
+
+    fn norm(&self, l: usize, t: usize) -> f32 {
+        match self.after_final_norm(l) {
+            Some(state) => state.norm[t],
+            None => self.scalars.hidden_norm.at(l, t),
+        }
+    }
+
+    fn cosine(&self, l: usize, t: usize) -> f32 {
+        match self.after_final_norm(l) {
+            Some(state) => state.cosine[self.candidate][t],
+            None => self.scalars.candidates[self.candidate].cosine.at(l, t),
+        }
+    }
+
+    /// How far the reference stands out at layer `start`; see [`Detection::rise`].
+    fn rise(&self, start: usize, reference_norm: &[f32], options: &DetectOptions) -> f32 {
+        let reference = self.position();
+        let aligned = |t| self.preset.aligned(self.cosine(start, t), options.threshold);
+        let others = (0..self.scalars.tokens()).filter(|t| *t != reference && !aligned(*t));
+        let (sum, count) = others.fold((0.0f64, 0u32), |(sum, count), t| {
+            (sum + f64::from(self.norm(start, t)), count + 1)
+        });
+        let base = match count {
+            0 => f64::from(reference_norm[start - 1]),
+            count => sum / f64::from(count),
+        };
+        let norm = f64::from(reference_norm[start]);
+        match norm > 0.0 {
+            true => (norm / base).min(f64::from(f32::MAX)) as f32, // of zero vectors: the largest
+            false => 0.0,
+        }
+    }
+
+    fn sinks(&self, clip: Clip, options: &DetectOptions) -> Vec<Sink> {
+        let reference = self.position();
+        let first = match self.preset {
+            Preset::Paper => 0,
+            Preset::Upstream => reference,
+        };
+        let mut found: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // position → layers
+        for l in clip.layers() {
+            for t in first..self.scalars.tokens() {
+                if t == reference || self.preset.aligned(self.cosine(l, t), options.threshold) {
+                    found.entry(t).or_default().push(l);
+                }
+            }
+        }
+        found.into_iter().map(|(position, layers)| self.sink(position, layers, clip)).collect()
+    }
+
+    fn sink(&self, position: usize, layers: Vec<usize>, clip: Clip) -> Sink {
+        let cosine = |l: &usize| match self.preset {
+            Preset::Paper => self.cosine(*l, position),
+            Preset::Upstream => self.cosine(*l, position).abs(),
+        };
+        let cosines: Vec<f32> = layers.iter().map(cosine).collect();
+        Sink {
+            position,
+            token_id: self.scalars.token_ids[position],
+            token_text: None,
+            class: self.preset.classify(&layers, clip, self.scalars.layers()),
+            measures: Some(Measures::new(self.scalars, position, layers[0], &cosines)),
+            sink_score: None,
+            layers,
+        }
+    }
+}
+
+/// Index of the first value that no other beats.
+fn first_best<T: Copy>(values: &[T], beats: impl Fn(T, T) -> bool) -> Option<usize> {
+    let mut best = 0;
+    for (i, value) in values.iter().enumerate() {
+        if beats(*value, values[best]) {
+            best = i;
+        }
+    }
+    (!values.is_empty()).then_some(best)
+}

@@ -1,0 +1,67 @@
+//! Which tokens become sinks (paper Table 3), and where (paper Fig. 5).
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::Sink;
+
+/// How often a token is a sink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TokenCount {
+    /// The token.
+    pub token_id: u32,
+    /// Its text, where known.
+    pub token_text: Option<String>,
+    /// Sinks that are this token.
+    pub count: usize,
+}
+
+/// Tokens of the given sinks, the most frequent first, then by id.
+pub fn token_counts<'a>(sinks: impl IntoIterator<Item = &'a Sink>) -> Vec<TokenCount> {
+    let mut counts: BTreeMap<u32, TokenCount> = BTreeMap::new();
+    for sink in sinks {
+        let token_id = sink.token_id;
+        let entry = counts.entry(token_id);
+        let entry = entry.or_insert(TokenCount { token_id, token_text: None, count: 0 });
+        entry.count += 1;
+        if entry.token_text.is_none() {
+            entry.token_text.clone_from(&sink.token_text);
+        }
+    }
+    let mut counts: Vec<TokenCount> = counts.into_values().collect();
+    counts.sort_by_key(|token| std::cmp::Reverse(token.count)); // stable: ids stay ascending
+    counts
+}
+
+/// A run of positions and the sinks in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bin {
+    /// First position.
+    pub start: usize,
+    /// One past the last position.
+    pub end: usize,
+    /// Sinks there.
+    pub count: usize,
+}
+
+/// Positions of the given sinks in `bins` equal bins over positions `0..longest`, `longest` being the
+/// length of the longest trace. Empty when either is 0; positions beyond go into the last bin.
+pub fn position_histogram<'a>(
+    sinks: impl IntoIterator<Item = &'a Sink>,
+    longest: usize,
+    bins: usize,
+) -> Vec<Bin> {
+    if longest == 0 || bins == 0 {
+        return Vec::new();
+    }
+    let width = longest.div_ceil(bins);
+    let starts = (0..longest).step_by(width);
+    let mut histogram: Vec<Bin> =
+        starts.map(|start| Bin { start, end: (start + width).min(longest), count: 0 }).collect();
+    let last = histogram.len() - 1;
+    for sink in sinks {
+        histogram[(sink.position / width).min(last)].count += 1;
+    }
+    histogram
+}

@@ -1,0 +1,50 @@
+//! Norms of sinks against the average token, layer by layer (paper Fig. 1).
+
+use crate::{Detection, Grid, TraceScalars};
+
+/// Norms of one token, or of the average one, at every layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormCurve {
+    /// ‖h‖, `[L]`.
+    pub hidden: Vec<f32>,
+    /// Key norm, `[L]`.
+    pub key: Vec<f32>,
+    /// Value norm, `[L]`.
+    pub value: Vec<f32>,
+}
+
+/// The curves of one trace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormCurves {
+    /// (position, curve) of every sink, and of the reference even where it is none.
+    pub tokens: Vec<(usize, NormCurve)>,
+    /// Mean over all other tokens; `None` where there are no others.
+    pub average: Option<NormCurve>,
+}
+
+/// Norm curves of the sinks of a trace and of its average non-sink token.
+pub fn norm_curves(scalars: &TraceScalars, detection: &Detection) -> NormCurves {
+    let mut shown: Vec<usize> = detection.sinks.iter().map(|sink| sink.position).collect();
+    if shown.is_empty() && detection.reference < scalars.tokens() {
+        shown.push(detection.reference);
+    }
+    let curve = |read: &dyn Fn(&Grid) -> Vec<f32>| NormCurve {
+        hidden: read(&scalars.hidden_norm),
+        key: read(&scalars.key_norm),
+        value: read(&scalars.value_norm),
+    };
+
+    let others: Vec<usize> =
+        (0..scalars.tokens()).filter(|t| shown.binary_search(t).is_err()).collect();
+    let mean = |grid: &Grid| {
+        let mean_of = |row: &[f32]| {
+            let sum: f64 = others.iter().map(|t| f64::from(row[*t])).sum();
+            (sum / others.len() as f64) as f32
+        };
+        (0..grid.layers()).map(|l| mean_of(grid.row(l))).collect()
+    };
+    NormCurves {
+        average: (!others.is_empty()).then(|| curve(&mean)),
+        tokens: shown.iter().map(|t| (*t, curve(&|grid| grid.column(*t)))).collect(),
+    }
+}
