@@ -1,23 +1,27 @@
 //! `config.json` as plain data: what the forward pass needs to know, nothing of the family left.
 
+mod architecture;
+mod fields;
+mod rope;
+mod windows;
+
 use std::path::Path;
 
-use crate::{Result, RopeConfig};
+use serde_json::Value;
 
-/// The model classes Fathom runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`.
-    Llama,
-    /// `MistralForCausalLM`.
-    Mistral,
-    /// `Qwen2ForCausalLM`.
-    Qwen2,
-    /// `Qwen3ForCausalLM`.
-    Qwen3,
-    /// `Phi3ForCausalLM`.
-    Phi3,
-}
+pub use architecture::Architecture;
+use fields::Fields;
+
+use crate::text_file::read_text;
+use crate::{Error, Result, RopeConfig};
+
+// What a config may ask for. Far beyond any checkpoint, and small enough that no product of two of
+// them overflows.
+const MAX_LAYERS: usize = 1000;
+const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 1 << 14;
+const MAX_HEAD_DIM: usize = 1 << 14;
+const MAX_VOCAB: usize = 1 << 24;
 
 /// A decoder's shape and options, every default filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,12 +72,215 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint directory.
-    pub fn from_dir(_dir: &Path) -> Result<ModelConfig> {
-        todo!()
+    ///
+    /// # Errors
+    /// No `config.json`, or either file cannot be used; see [`ModelConfig::parse`].
+    pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
+        let path = dir.join("config.json");
+        let Some(text) = read_text(&path)? else {
+            return Err(Error::file(
+                &path,
+                "does not exist, expected the config of a HuggingFace checkpoint",
+            ));
+        };
+        let generation_path = dir.join("generation_config.json");
+        match read_text(&generation_path)? {
+            None => ModelConfig::parse(&path, &text),
+            Some(generation) => {
+                ModelConfig::parse_with_generation(&path, &text, &generation_path, &generation)
+            }
+        }
     }
 
-    /// Parses the text of a `config.json`; `path` is only for messages.
-    pub fn parse(_path: &Path, _text: &str) -> Result<ModelConfig> {
-        todo!()
+    /// Parses the text of a `config.json`, in the layout of transformers 4 or 5; `path` is only for
+    /// messages.
+    ///
+    /// # Errors
+    /// A field of the wrong kind or out of range, an architecture, activation, rope type, quantisation
+    /// or mixture of experts that is not supported, shapes that do not fit together, or a missing base
+    /// of the rotary embedding where HuggingFace's default would be wrong.
+    pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
+        let value = json(path, text)?;
+        parse_fields(&Fields::root(path, &value)?, None)
+    }
+
+    /// As [`ModelConfig::parse`], with the special tokens of a `generation_config.json`, which come
+    /// first.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::parse`], and token ids of the generation config that are none.
+    pub fn parse_with_generation(
+        path: &Path,
+        text: &str,
+        generation_path: &Path,
+        generation: &str,
+    ) -> Result<ModelConfig> {
+        let (value, generation) = (json(path, text)?, json(generation_path, generation)?);
+        let generation = Fields::root(generation_path, &generation)?;
+        parse_fields(&Fields::root(path, &value)?, Some(&generation))
+    }
+}
+
+fn json(path: &Path, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| Error::file(path, format!("is not JSON: {error}")))
+}
+
+fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<ModelConfig> {
+    let architecture = Architecture::of(fields)?;
+    refuse_unsupported(fields, architecture)?;
+    let defaults = architecture.defaults();
+
+    let layers = fields.size("num_hidden_layers", 1..=MAX_LAYERS)?.unwrap_or(defaults.layers);
+    let hidden = fields.size("hidden_size", 1..=MAX_WIDTH)?.unwrap_or(defaults.hidden);
+    let intermediate =
+        fields.size("intermediate_size", 1..=MAX_WIDTH)?.unwrap_or(defaults.intermediate);
+    let vocab = fields.size("vocab_size", 1..=MAX_VOCAB)?.unwrap_or(defaults.vocab);
+    let heads = fields.size("num_attention_heads", 1..=MAX_HEADS)?.unwrap_or(defaults.heads);
+    let kv_heads = kv_heads(fields, heads, defaults.kv_heads)?;
+    let head_dim = head_dim(fields, hidden, heads, defaults.head_dim)?;
+    let max_position_embeddings = fields
+        .size("max_position_embeddings", 1..=rope::MAX_POSITIONS)?
+        .unwrap_or(defaults.max_position_embeddings);
+    let rms_norm_eps = fields
+        .number("rms_norm_eps", "a number from 0 to 1", |eps| (0.0..=1.0).contains(&eps))?
+        .unwrap_or(defaults.rms_norm_eps);
+
+    let windows = windows::windows(fields, architecture, layers)?;
+    let context = rope::Context { architecture, head_dim, max_position_embeddings, windows };
+    let rope = rope::rope(fields, &context)?;
+
+    let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
+    let (qkv_bias, o_bias) = match architecture {
+        Architecture::Llama | Architecture::Qwen3 => (attention_bias, attention_bias),
+        Architecture::Qwen2 => (true, false),
+        Architecture::Mistral | Architecture::Phi3 => (false, false),
+    };
+    let tokens = TokenFields { config: fields, generation };
+    Ok(ModelConfig {
+        architecture,
+        layers,
+        hidden,
+        intermediate,
+        heads,
+        kv_heads,
+        head_dim,
+        vocab,
+        rms_norm_eps: rms_norm_eps as f32,
+        rope,
+        windows: context.windows,
+        tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+        qkv_bias,
+        o_bias,
+        mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias")?.unwrap_or(false),
+        qk_norm: architecture == Architecture::Qwen3,
+        fused_projections: architecture == Architecture::Phi3,
+        max_position_embeddings,
+        bos_token_id: tokens.one("bos_token_id", defaults.bos)?,
+        eos_token_ids: tokens.all("eos_token_id", defaults.eos)?,
+        pad_token_id: tokens.one("pad_token_id", defaults.pad)?,
+    })
+}
+
+/// Fields that would make it another network than the one Fathom runs.
+fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
+    let act = fields.text("hidden_act")?.unwrap_or("silu");
+    if act != "silu" && act != "swish" {
+        return Err(fields.error("hidden_act", format!("is `{act}`, expected `silu`")));
+    }
+    if fields.get("quantization_config").is_some() {
+        let problem = "is present; quantised checkpoints are not supported, expected BF16, F16 or F32 weights";
+        return Err(fields.error("quantization_config", problem));
+    }
+    for name in ["num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size"] {
+        if fields.get(name).is_some_and(|value| value.as_u64() != Some(0)) {
+            let problem =
+                "is present; mixtures of experts are not supported, expected a dense model";
+            return Err(fields.error(name, problem));
+        }
+    }
+    // HuggingFace's classes have no such biases and would drop those of the checkpoint.
+    let absent: &[&str] = match architecture {
+        Architecture::Llama => &["lm_head_bias"],
+        Architecture::Mistral | Architecture::Phi3 => {
+            &["attention_bias", "mlp_bias", "lm_head_bias"]
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => &["mlp_bias", "lm_head_bias"],
+    };
+    for name in absent {
+        if fields.flag(name)? == Some(true) {
+            return Err(fields.error(name, format!("is true, but {architecture} has no such bias")));
+        }
+    }
+    Ok(())
+}
+
+/// `num_key_value_heads`: the class's default when absent, as many as heads when null.
+fn kv_heads(fields: &Fields<'_>, heads: usize, default: Option<usize>) -> Result<usize> {
+    let name = "num_key_value_heads";
+    let kv_heads = match fields.names(name) {
+        true => fields.size(name, 1..=MAX_HEADS)?.unwrap_or(heads),
+        false => default.unwrap_or(heads),
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        let how = if fields.names(name) { "is" } else { "is absent and so" };
+        let problem =
+            format!("{how} {kv_heads}, expected a divisor of num_attention_heads, {heads}");
+        return Err(fields.error(name, problem));
+    }
+    Ok(kv_heads)
+}
+
+/// `head_dim`: the class's default when absent, `hidden / heads` when null or without a default.
+fn head_dim(
+    fields: &Fields<'_>,
+    hidden: usize,
+    heads: usize,
+    default: Option<usize>,
+) -> Result<usize> {
+    let name = "head_dim";
+    if let Some(head_dim) = fields.size(name, 1..=MAX_HEAD_DIM)? {
+        return Ok(head_dim);
+    }
+    if let Some(default) = default.filter(|_| !fields.names(name)) {
+        return Ok(default);
+    }
+    if !hidden.is_multiple_of(heads) {
+        let problem = format!(
+            "is {hidden}, expected a multiple of num_attention_heads, {heads}, as there is no head_dim"
+        );
+        return Err(fields.error("hidden_size", problem));
+    }
+    Ok(hidden / heads)
+}
+
+/// Where special tokens are named: the generation config first, then the config, and the class's
+/// default only when neither mentions the field.
+struct TokenFields<'a> {
+    config: &'a Fields<'a>,
+    generation: Option<&'a Fields<'a>>,
+}
+
+impl TokenFields<'_> {
+    fn one(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
+        let generation = self.generation.map(|fields| fields.token_id(name)).transpose()?.flatten();
+        let config = self.config.token_id(name)?;
+        Ok(generation.or(config).or(default.filter(|_| !self.names(name))))
+    }
+
+    fn all(&self, name: &str, default: Option<u32>) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for fields in self.generation.into_iter().chain([self.config]) {
+            for id in fields.token_ids(name)?.unwrap_or_default() {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids.extend(default.filter(|_| !self.names(name)));
+        Ok(ids)
+    }
+
+    fn names(&self, name: &str) -> bool {
+        self.config.names(name) || self.generation.is_some_and(|fields| fields.names(name))
     }
 }

@@ -3,6 +3,12 @@
 //! Su et al., "RoFormer" (arXiv 2104.09864): component pair `i` of a query or key at position `t` is
 //! turned by the angle `t · inv_freq[i]`. The rope types differ only in `inv_freq` and in a factor on
 //! the cosines and sines. Pairs are `(i, i + rotary_dim/2)`, HuggingFace's "rotate half" layout.
+//!
+//! The arithmetic follows the order of operations of HuggingFace transformers 5 in f32, because a
+//! difference in the last bit of a frequency grows with the position it is multiplied by. Powers,
+//! cosines and sines are taken in f64 and rounded once.
+
+use std::f64::consts::PI;
 
 /// How a checkpoint encodes positions.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +26,7 @@ pub struct RopeConfig {
 pub enum RopeKind {
     /// `theta^(-2i/d)`.
     Default,
-    /// Position interpolation: every frequency divided by `factor`.
+    /// Position interpolation (arXiv 2306.15595): every frequency divided by `factor`.
     Linear {
         /// How much further positions reach.
         factor: f64,
@@ -43,7 +49,7 @@ pub enum RopeKind {
         /// Trained length.
         original_max_position_embeddings: usize,
     },
-    /// YaRN (Peng et al., arXiv 2309.00071): a ramp between kept and divided frequencies.
+    /// YaRN (arXiv 2309.00071): a ramp between kept and divided frequencies.
     Yarn {
         /// Divisor of the low frequencies.
         factor: f64,
@@ -58,7 +64,7 @@ pub enum RopeKind {
         /// Whether the ends of the ramp are rounded outwards to whole frequencies.
         truncate: bool,
     },
-    /// LongRoPE (Ding et al., arXiv 2402.13753): one divisor per frequency, two sets of them.
+    /// LongRoPE (arXiv 2402.13753): one divisor per frequency, two sets of them.
     LongRope {
         /// Divisors up to the trained length; `rotary_dim / 2` of them.
         short_factor: Vec<f32>,
@@ -82,21 +88,188 @@ pub struct RopeFrequencies {
 
 impl RopeConfig {
     /// The frequencies HuggingFace uses in a forward pass whose last position is `total_len - 1`.
-    pub fn inv_freq(&self, _total_len: usize) -> RopeFrequencies {
-        todo!()
+    pub fn inv_freq(&self, total_len: usize) -> RopeFrequencies {
+        let plain = |attention: f64, inv_freq| RopeFrequencies {
+            inv_freq,
+            attention_scaling: attention as f32,
+        };
+        let base = self.theta as f32;
+        match &self.kind {
+            RopeKind::Default => plain(1.0, self.wavelengths(base).map(|w| 1.0 / w).collect()),
+            RopeKind::Linear { factor } => {
+                plain(1.0, self.wavelengths(base).map(|w| 1.0 / w / *factor as f32).collect())
+            }
+            RopeKind::Dynamic { factor, max_position_embeddings } => {
+                let base = self.dynamic_base(*factor, *max_position_embeddings, total_len);
+                plain(1.0, self.wavelengths(base).map(|w| 1.0 / w).collect())
+            }
+            RopeKind::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let blend = Llama3Blend {
+                    factor: *factor as f32,
+                    low: *low_freq_factor,
+                    high: *high_freq_factor,
+                    original: *original_max_position_embeddings as f64,
+                };
+                plain(1.0, self.wavelengths(base).map(|w| blend.apply(1.0 / w)).collect())
+            }
+            RopeKind::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings,
+                truncate,
+            } => {
+                let original = *original_max_position_embeddings as f64;
+                let (low, high) = self.yarn_range(*beta_fast, *beta_slow, original, *truncate);
+                let divided =
+                    |i: usize| ((i as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+                let inv_freq = self.wavelengths(base).enumerate().map(|(i, w)| {
+                    let kept = 1.0 - divided(i);
+                    1.0 / (*factor as f32 * w) * (1.0 - kept) + 1.0 / w * kept
+                });
+                plain(*attention_factor, inv_freq.collect())
+            }
+            RopeKind::LongRope {
+                short_factor,
+                long_factor,
+                original_max_position_embeddings,
+                attention_factor,
+            } => {
+                let factors = if total_len > *original_max_position_embeddings {
+                    long_factor
+                } else {
+                    short_factor
+                };
+                let inv_freq =
+                    self.wavelengths(base).zip(factors).map(|(w, factor)| 1.0 / (factor * w));
+                plain(*attention_factor, inv_freq.collect())
+            }
+        }
     }
 
     /// Two lengths of equal regime have the same frequencies. When the regime of a sequence changes,
     /// the keys it has cached are stale.
-    pub fn regime(&self, _total_len: usize) -> u64 {
-        todo!()
+    pub fn regime(&self, total_len: usize) -> u64 {
+        match &self.kind {
+            RopeKind::Default
+            | RopeKind::Linear { .. }
+            | RopeKind::Llama3 { .. }
+            | RopeKind::Yarn { .. } => 0,
+            RopeKind::Dynamic { max_position_embeddings, .. } => {
+                total_len.max(*max_position_embeddings) as u64
+            }
+            RopeKind::LongRope { original_max_position_embeddings, .. } => {
+                u64::from(total_len > *original_max_position_embeddings)
+            }
+        }
+    }
+
+    /// `base^(2i/d)` for `i` in `0..d/2`: radians to positions.
+    fn wavelengths(&self, base: f32) -> impl Iterator<Item = f32> {
+        let dim = self.rotary_dim;
+        (0..dim / 2).map(move |i| power(base, (2 * i) as f32 / dim as f32))
+    }
+
+    /// The base NTK-aware scaling uses at a length: unchanged up to the trained one.
+    fn dynamic_base(&self, factor: f64, trained: usize, total_len: usize) -> f32 {
+        if total_len <= trained {
+            return self.theta as f32;
+        }
+        let growth = factor as f32 * total_len as f32 / trained as f32 - (factor - 1.0) as f32;
+        let dim = self.rotary_dim as f64;
+        self.theta as f32 * power(growth, (dim / (dim - 2.0)) as f32)
+    }
+
+    /// Between which frequency indices YaRN's ramp runs: where a component turns `beta_fast` and
+    /// `beta_slow` times over the trained length.
+    fn yarn_range(
+        &self,
+        beta_fast: f64,
+        beta_slow: f64,
+        original: f64,
+        truncate: bool,
+    ) -> (f64, f64) {
+        let dim = self.rotary_dim as f64;
+        let index = |rotations: f64| {
+            dim * (original / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (index(beta_fast), index(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        // HuggingFace clamps to the last component, not to the last of the d/2 frequencies.
+        (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        // An empty ramp becomes a step.
+        if low == high { (low, high + 0.001) } else { (low, high) }
     }
 }
 
 impl RopeFrequencies {
     /// Cosines and sines of `positions`, each `[positions, rotary_dim / 2]` row-major, attention
     /// scaling multiplied in.
-    pub fn cos_sin(&self, _positions: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
-        todo!()
+    pub fn cos_sin(&self, positions: impl IntoIterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for position in positions {
+            for &frequency in &self.inv_freq {
+                let angle = f64::from(position as f32 * frequency);
+                cos.push(angle.cos() as f32 * self.attention_scaling);
+                sin.push(angle.sin() as f32 * self.attention_scaling);
+            }
+        }
+        (cos, sin)
     }
+}
+
+/// YaRN's factor on cosines and sines where the config names none: `0.1 ln(factor) + 1`, or the ratio
+/// of two such terms when both `mscale` and `mscale_all_dim` are given (and not zero).
+pub(crate) fn yarn_attention_factor(
+    factor: f64,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+) -> f64 {
+    let term = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    match (mscale, mscale_all_dim) {
+        (Some(above), Some(below)) if above != 0.0 && below != 0.0 => term(above) / term(below),
+        _ => term(1.0),
+    }
+}
+
+/// LongRoPE's factor on cosines and sines where the config names none:
+/// `sqrt(1 + ln(factor) / ln(original))`.
+pub(crate) fn longrope_attention_factor(factor: f64, original: usize) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() }
+}
+
+/// Llama 3.1's treatment of one frequency.
+struct Llama3Blend {
+    factor: f32,
+    low: f64,
+    high: f64,
+    original: f64,
+}
+
+impl Llama3Blend {
+    fn apply(&self, frequency: f32) -> f32 {
+        let wavelength = (2.0 * PI) as f32 / frequency;
+        if wavelength < (self.original / self.high) as f32 {
+            frequency
+        } else if wavelength > (self.original / self.low) as f32 {
+            frequency / self.factor
+        } else {
+            let kept = (self.original as f32 / wavelength - self.low as f32)
+                / (self.high - self.low) as f32;
+            (1.0 - kept) * frequency / self.factor + kept * frequency
+        }
+    }
+}
+
+/// `base^exponent`, rounded once.
+fn power(base: f32, exponent: f32) -> f32 {
+    f64::from(base).powf(f64::from(exponent)) as f32
 }

@@ -1,14 +1,53 @@
 //! The weights of a checkpoint: memory-mapped safetensors, checked before they are believed.
 
-use std::path::Path;
+mod finite;
+mod header;
+mod index;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use fathom_kernels::{DType, WeightView};
+use half::{bf16, f16};
+use memmap2::Mmap;
 
-use crate::{ModelConfig, Result};
+use crate::text_file::read_text;
+use crate::{Error, ModelConfig, Result};
+
+pub use header::{TensorInfo, parse_header};
+pub use index::parse_index;
+
+/// One file with all the weights.
+const SINGLE: &str = "model.safetensors";
+/// Which shard holds which tensor.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The weights of a checkpoint directory, memory-mapped.
+///
+/// Headers and index are checked when it is opened, so that every tensor is known to lie in its file;
+/// the values are checked as they are asked for.
 #[derive(Debug)]
-pub struct Checkpoint {}
+pub struct Checkpoint {
+    /// In the order of their names.
+    pub(crate) shards: Vec<Shard>,
+    /// Shard and place in the shard's `tensors`, by name.
+    tensors: HashMap<String, (usize, usize)>,
+    /// Whether names lack the `model.` in front, as in exports of the model without its output head.
+    unprefixed: bool,
+    /// The file that says what there is: the single one or the index.
+    origin: PathBuf,
+}
+
+/// One mapped safetensors file.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub path: PathBuf,
+    pub map: Mmap,
+    /// In the order of their bytes.
+    pub tensors: Vec<TensorInfo>,
+}
 
 /// One tensor of a [`Checkpoint`], borrowed from the mapped file.
 #[derive(Clone, Copy, Debug)]
@@ -24,45 +63,238 @@ pub struct TensorView<'a> {
 }
 
 impl Checkpoint {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names, and checks
-    /// their headers.
-    pub fn open(_dir: &Path) -> Result<Checkpoint> {
-        todo!()
+    /// Maps `model.safetensors`, or else the shards that `model.safetensors.index.json` names, and
+    /// checks their headers.
+    ///
+    /// # Errors
+    /// Neither is there, or one of the files cannot be read or is not what its format asks for.
+    pub fn open(dir: &Path) -> Result<Checkpoint> {
+        let single = dir.join(SINGLE);
+        if exists(&single)? {
+            return Checkpoint::single(single);
+        }
+        let index = dir.join(INDEX);
+        match read_text(&index)? {
+            Some(text) => Checkpoint::sharded(dir, index, &text),
+            None => Err(no_weights(dir)),
+        }
+    }
+
+    fn single(path: PathBuf) -> Result<Checkpoint> {
+        let shard = Shard::open(path.clone())?;
+        let names =
+            shard.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), (0, i)));
+        let tensors = names.collect();
+        Ok(Checkpoint::new(path, vec![shard], tensors))
+    }
+
+    fn sharded(dir: &Path, index: PathBuf, text: &str) -> Result<Checkpoint> {
+        let weight_map = parse_index(&index, text)?;
+        let mut names: Vec<&str> = weight_map.values().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+
+        let mut shards = Vec::with_capacity(names.len());
+        let mut places = Vec::with_capacity(names.len()); // per shard: place by tensor name
+        for &name in &names {
+            let path = dir.join(name);
+            if !exists(&path)? {
+                return Err(Error::file(
+                    &path,
+                    format!("does not exist, although {INDEX} names it"),
+                ));
+            }
+            let shard = Shard::open(path)?;
+            let place =
+                shard.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i));
+            places.push(place.collect::<HashMap<String, usize>>());
+            shards.push(shard);
+        }
+
+        let mut tensors = HashMap::with_capacity(weight_map.len());
+        for (tensor, name) in &weight_map {
+            let found = names.binary_search(&name.as_str()).ok();
+            let place = found.and_then(|shard| Some((shard, *places[shard].get(tensor)?)));
+            let Some(place) = place else {
+                let problem = format!("is missing, although {INDEX} places it there");
+                return Err(Error::tensor(&dir.join(name), tensor.as_str(), problem));
+            };
+            tensors.insert(tensor.clone(), place);
+        }
+        Ok(Checkpoint::new(index, shards, tensors))
+    }
+
+    fn new(
+        origin: PathBuf,
+        shards: Vec<Shard>,
+        tensors: HashMap<String, (usize, usize)>,
+    ) -> Checkpoint {
+        let unprefixed = !tensors.keys().any(|name| name.starts_with("model."));
+        Checkpoint { shards, tensors, unprefixed, origin }
     }
 
     /// Whether there is a tensor of this HuggingFace name.
-    pub fn contains(&self, _name: &str) -> bool {
-        todo!()
+    pub fn contains(&self, name: &str) -> bool {
+        self.find(name).is_some()
     }
 
-    /// The tensor of this HuggingFace name.
-    pub fn tensor(&self, _name: &str) -> Result<TensorView<'_>> {
-        todo!()
+    /// The tensor of this HuggingFace name; in a checkpoint without the leading `model.`, names with it
+    /// find their tensors nevertheless.
+    ///
+    /// # Errors
+    /// There is none, or its elements are not BF16, F16 or F32.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        let Some((shard, tensor)) = self.find(name) else {
+            return Err(Error::tensor(&self.origin, name, "is missing"));
+        };
+        let Some(dtype) = tensor.weight_dtype() else {
+            let problem = format!("is of dtype {}, expected BF16, F16 or F32", tensor.dtype);
+            return Err(Error::tensor(&shard.path, name, problem));
+        };
+        let bytes = &shard.map[tensor.range.clone()];
+        Ok(TensorView { shape: &tensor.shape, dtype, bytes, file: &shard.path })
     }
 
     /// A weight matrix of exactly this shape, every element finite.
-    pub fn matrix(&self, _name: &str, _rows: usize, _columns: usize) -> Result<WeightView<'_>> {
-        todo!()
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`]; another shape, or an element that is NaN or infinite.
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<WeightView<'_>> {
+        let TensorView { dtype, bytes, .. } = self.checked(name, &[rows, columns])?;
+        Ok(WeightView { bytes, dtype, rows, columns })
     }
 
     /// A vector of exactly this length, widened to f32, every element finite.
-    pub fn vector(&self, _name: &str, _len: usize) -> Result<Vec<f32>> {
-        todo!()
+    ///
+    /// # Errors
+    /// As [`Checkpoint::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let TensorView { dtype, bytes, .. } = self.checked(name, &[len])?;
+        let halves = bytes.as_chunks().0.iter();
+        Ok(match dtype {
+            DType::Bf16 => halves.map(|&element| bf16::from_le_bytes(element).to_f32()).collect(),
+            DType::F16 => halves.map(|&element| f16::from_le_bytes(element).to_f32()).collect(),
+            DType::F32 => {
+                bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element)).collect()
+            }
+        })
     }
 
-    /// The output head `[vocab, hidden]`, which is the embedding when tied.
-    pub fn lm_head(&self, _config: &ModelConfig) -> Result<WeightView<'_>> {
-        todo!()
+    /// Whether the output head is the embedding. HuggingFace ties them when the config says so, except
+    /// that a checkpoint which brings a different `lm_head.weight` keeps it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn ties_word_embeddings(&self, config: &ModelConfig) -> Result<bool> {
+        if !config.tie_word_embeddings || !self.contains("lm_head.weight") {
+            return Ok(config.tie_word_embeddings);
+        }
+        let (head, embed) =
+            (self.tensor("lm_head.weight")?, self.tensor("model.embed_tokens.weight")?);
+        Ok((head.dtype, head.shape, head.bytes) == (embed.dtype, embed.shape, embed.bytes))
     }
 
-    /// Tells the operating system that the pages under `bytes` (of a tensor of this checkpoint) are
-    /// not needed any more; reading them again is correct, only slower.
-    pub fn release(&self, _bytes: &[u8]) {
-        todo!()
+    /// Tells the operating system that the memory under `bytes`, part of a tensor of this checkpoint, is
+    /// not needed any more, so that a packed copy and the file do not both stay in memory. Reading it
+    /// again is correct, only slower. Does nothing where there is no such call.
+    pub fn release(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        for shard in &self.shards {
+            let offset = bytes.as_ptr().addr().wrapping_sub(shard.map.as_ptr().addr());
+            if offset < shard.map.len() && bytes.len() <= shard.map.len() - offset {
+                // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from
+                // the file again; borrowed slices of it keep their contents. The range lies inside the
+                // mapping. Failure leaves everything as it was.
+                let _ = unsafe {
+                    let advice = memmap2::UncheckedAdvice::DontNeed;
+                    shard.map.unchecked_advise_range(advice, offset, bytes.len())
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
     }
 
-    /// `sampled-sha256:…` of the weights.
-    pub fn fingerprint(&self) -> String {
-        todo!()
+    /// A tensor of exactly this shape with finite elements.
+    fn checked(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let tensor = self.tensor(name)?;
+        let wrong = |problem| Err(Error::tensor(tensor.file, name, problem));
+        if tensor.shape != shape {
+            return wrong(format!("has shape {:?}, expected {shape:?}", tensor.shape));
+        }
+        match finite::first_non_finite(tensor.bytes, tensor.dtype) {
+            None => Ok(tensor),
+            Some(i) => wrong(format!(
+                "is NaN or infinite at {:?}, expected finite numbers",
+                place(i, shape)
+            )),
+        }
     }
+
+    fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
+        let bare = name.strip_prefix("model.").filter(|_| self.unprefixed);
+        let (shard, tensor) = *self.tensors.get(name).or_else(|| self.tensors.get(bare?))?;
+        let shard = &self.shards[shard];
+        Some((shard, &shard.tensors[tensor]))
+    }
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Shard> {
+        let metadata = std::fs::metadata(&path).map_err(Error::io(&path, "cannot be read"))?;
+        // Before opening: a pipe would wait for a writer.
+        if !metadata.is_file() {
+            return Err(Error::file(&path, "is not a regular file"));
+        }
+        let file = File::open(&path).map_err(Error::io(&path, "cannot be read"))?;
+        if metadata.len() == 0 {
+            return Err(Error::file(&path, "is empty, expected a safetensors file"));
+        }
+        // SAFETY: the mapping is read-only and lives as long as every slice borrowed from it. That the
+        // file is not changed meanwhile is asked of whoever owns the checkpoint, as by every reader that
+        // maps one: published files are replaced, not rewritten. Truncating it would raise SIGBUS and
+        // rewriting it would change weights; neither can reach beyond the mapped range.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "cannot be mapped"))?;
+        let tensors = parse_header(&path, &map)?;
+        Ok(Shard { path, map, tensors })
+    }
+}
+
+fn exists(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(path, "cannot be read")(error)),
+    }
+}
+
+/// Why a directory has no weights: it is none, or it has those of another format.
+fn no_weights(dir: &Path) -> Error {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return Error::io(dir, "cannot be read as a directory")(error),
+    };
+    let mut others: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| {
+            let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("bin" | "gguf" | "pt" | "pth" | "safetensors"))
+        })
+        .collect();
+    others.sort_unstable();
+    let instead = match others.first() {
+        None => String::new(),
+        Some(other) => format!("; `{other}` is not read, only safetensors of these names are"),
+    };
+    Error::file(dir, format!("has no weights, expected {SINGLE} or {INDEX}{instead}"))
+}
+
+/// Indices of element `i` of a row-major tensor.
+fn place(mut i: usize, shape: &[usize]) -> Vec<usize> {
+    let mut indices = vec![0; shape.len()];
+    for (index, &size) in indices.iter_mut().zip(shape).rev() {
+        *index = i % size;
+        i /= size;
+    }
+    indices
 }

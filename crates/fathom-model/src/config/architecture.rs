@@ -1,0 +1,174 @@
+//! The model classes Fathom runs, and what HuggingFace assumes where their `config.json` is silent.
+
+use std::fmt;
+
+use super::fields::Fields;
+use crate::Result;
+
+/// The model classes Fathom runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// `LlamaForCausalLM`: Llama 1 to 3, CodeLlama, R1-Distill-Llama.
+    Llama,
+    /// `MistralForCausalLM`: Mistral 7B, Mathstral.
+    Mistral,
+    /// `Qwen2ForCausalLM`: Qwen2, Qwen2.5, QwQ, R1-Distill-Qwen.
+    Qwen2,
+    /// `Qwen3ForCausalLM`: the dense Qwen3.
+    Qwen3,
+    /// `Phi3ForCausalLM`: Phi-3, Phi-4, Phi-4-mini.
+    Phi3,
+}
+
+impl Architecture {
+    /// Every supported architecture.
+    pub const ALL: [Architecture; 5] = [
+        Architecture::Llama,
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Phi3,
+    ];
+
+    /// The `model_type` of its config.
+    fn model_type(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Mistral => "mistral",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+            Architecture::Phi3 => "phi3",
+        }
+    }
+
+    /// The class name without what it is used for: `Llama` of `LlamaForCausalLM`.
+    fn stem(self) -> &'static str {
+        match self {
+            Architecture::Llama => "Llama",
+            Architecture::Mistral => "Mistral",
+            Architecture::Qwen2 => "Qwen2",
+            Architecture::Qwen3 => "Qwen3",
+            Architecture::Phi3 => "Phi3",
+        }
+    }
+
+    /// The architecture a config names: the first of `architectures`, or `model_type` without them.
+    /// `LlamaModel`, as exports without the output head call themselves, counts as Llama.
+    pub(super) fn of(fields: &Fields<'_>) -> Result<Architecture> {
+        let names = fields.texts("architectures")?.unwrap_or_default();
+        let model_type = fields.text("model_type")?;
+        let found = |name: &str, field: &str, is_it: &dyn Fn(Architecture) -> bool| {
+            let known = Architecture::ALL.into_iter().find(|&a| is_it(a));
+            known.ok_or_else(|| {
+                let supported = Architecture::ALL.map(|a| a.to_string()).join(", ");
+                fields.error(
+                    field,
+                    format!("is `{name}`, which is not supported; supported are {supported}"),
+                )
+            })
+        };
+        let by_type = |name: &str| found(name, "model_type", &|a| a.model_type() == name);
+        let Some(&name) = names.first() else {
+            return match model_type {
+                Some(name) => by_type(name),
+                None => {
+                    Err(fields
+                        .error("architectures", "is missing, expected the name of a model class"))
+                }
+            };
+        };
+        let architecture = found(name, "architectures", &|a| {
+            name.strip_prefix(a.stem()).is_some_and(|rest| rest == "ForCausalLM" || rest == "Model")
+        })?;
+        // HuggingFace loads by model_type; a config that says two things would run as another model there.
+        match model_type {
+            Some(other) if other != architecture.model_type() => Err(fields.error(
+                "model_type",
+                format!(
+                    "is `{other}`, expected `{}` as `architectures` names {name}",
+                    architecture.model_type()
+                ),
+            )),
+            _ => Ok(architecture),
+        }
+    }
+
+    /// What HuggingFace's config class assumes for keys that are absent.
+    pub(super) fn defaults(self) -> Defaults {
+        let llama = Defaults {
+            vocab: 32000,
+            hidden: 4096,
+            intermediate: 11008,
+            layers: 32,
+            heads: 32,
+            kv_heads: None,
+            head_dim: None,
+            max_position_embeddings: 2048,
+            original_max_position_embeddings: None,
+            rms_norm_eps: 1e-6,
+            sliding_window: None,
+            bos: Some(1),
+            eos: Some(2),
+            pad: None,
+        };
+        match self {
+            Architecture::Llama => llama,
+            Architecture::Mistral => Defaults {
+                intermediate: 14336,
+                kv_heads: Some(8),
+                max_position_embeddings: 4096 * 32,
+                sliding_window: Some(4096),
+                ..llama
+            },
+            Architecture::Qwen2 | Architecture::Qwen3 => Defaults {
+                vocab: 151_936,
+                intermediate: 22016,
+                kv_heads: Some(32),
+                head_dim: (self == Architecture::Qwen3).then_some(128),
+                max_position_embeddings: 32768,
+                sliding_window: Some(4096),
+                bos: None,
+                eos: None,
+                ..llama
+            },
+            Architecture::Phi3 => Defaults {
+                vocab: 32064,
+                hidden: 3072,
+                intermediate: 8192,
+                max_position_embeddings: 4096,
+                original_max_position_embeddings: Some(4096),
+                rms_norm_eps: 1e-5,
+                eos: Some(32000),
+                pad: Some(32000),
+                ..llama
+            },
+        }
+    }
+}
+
+/// The class name HuggingFace gives it.
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}ForCausalLM", self.stem())
+    }
+}
+
+/// Values of absent keys, as in the config classes of HuggingFace transformers 5.
+pub(super) struct Defaults {
+    pub vocab: usize,
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// `None`: as many as heads.
+    pub kv_heads: Option<usize>,
+    /// `None`: `hidden / heads`.
+    pub head_dim: Option<usize>,
+    pub max_position_embeddings: usize,
+    pub original_max_position_embeddings: Option<usize>,
+    pub rms_norm_eps: f64,
+    pub sliding_window: Option<usize>,
+    pub bos: Option<u32>,
+    pub eos: Option<u32>,
+    pub pad: Option<u32>,
+}

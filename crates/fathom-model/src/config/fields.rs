@@ -1,0 +1,186 @@
+//! Typed access to the fields of a JSON object, with errors that name file and field.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// Most token ids one field may list.
+const MAX_IDS: usize = 1000;
+
+/// A JSON object of a file, possibly nested. `null` counts as absent unless a method says otherwise.
+#[derive(Clone)]
+pub(super) struct Fields<'a> {
+    path: &'a Path,
+    prefix: String,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The top-level object of a file.
+    pub(super) fn root(path: &'a Path, value: &'a Value) -> Result<Fields<'a>> {
+        match value {
+            Value::Object(map) => Ok(Fields { path, prefix: String::new(), map }),
+            _ => Err(Error::file(path, format!("is {}, expected a JSON object", shown(value)))),
+        }
+    }
+
+    /// An error about a field.
+    pub(super) fn error(&self, name: &str, problem: impl Into<String>) -> Error {
+        Error::field(self.path, format!("{}{name}", self.prefix), problem)
+    }
+
+    /// Whether the field is there, even as `null`.
+    pub(super) fn names(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
+    /// Whether the object has no fields at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The value of a field.
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    /// A nested object.
+    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Object(map)) => {
+                Ok(Some(Fields { path: self.path, prefix: format!("{}{name}.", self.prefix), map }))
+            }
+            Some(other) => Err(self.wrong(name, other, "an object")),
+        }
+    }
+
+    /// A whole number in `range`.
+    pub(super) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let expected = format!("a whole number from {} to {}", range.start(), range.end());
+                Err(self.wrong(name, value, &expected))
+            }
+        }
+    }
+
+    /// A number above `above`.
+    pub(super) fn number_above(&self, name: &str, above: f64) -> Result<Option<f64>> {
+        self.number(name, &format!("a number above {above}"), |number| number > above)
+    }
+
+    /// A number for which `accept` holds; `expected` says in words which those are.
+    pub(super) fn number(
+        &self,
+        name: &str,
+        expected: &str,
+        accept: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_f64().filter(|&number| is_tame(number) && accept(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.wrong(name, value, expected)),
+        }
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(self.wrong(name, other, "true or false")),
+        }
+    }
+
+    /// A string.
+    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(name, other, "a string")),
+        }
+    }
+
+    /// A list of strings.
+    pub(super) fn texts(&self, name: &str) -> Result<Option<Vec<&'a str>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let texts = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| self.wrong(name, value, "a list of strings"))
+    }
+
+    /// Exactly `len` numbers above 0.
+    pub(super) fn positive_numbers(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let items = value
+            .as_array()
+            .ok_or_else(|| self.wrong(name, value, &format!("a list of {len} numbers")))?;
+        if items.len() != len {
+            let problem =
+                format!("has {} numbers, expected {len}, half the rotary width", items.len());
+            return Err(self.error(name, problem));
+        }
+        let number = |item: &Value| {
+            let number = item.as_f64().filter(|&number| is_tame(number) && number > 0.0);
+            let problem = || format!("holds {}, expected numbers above 0", shown(item));
+            number.map(|number| number as f32).ok_or_else(|| self.error(name, problem()))
+        };
+        items.iter().map(number).collect::<Result<_>>().map(Some)
+    }
+
+    /// A token id. `-1` is an old way of saying that there is none.
+    pub(super) fn token_id(&self, name: &str) -> Result<Option<u32>> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(value) if value.as_i64() == Some(-1) => Ok(None),
+            Some(value) => {
+                token_id(value).map(Some).ok_or_else(|| self.wrong(name, value, "a token id"))
+            }
+        }
+    }
+
+    /// A token id or a list of them.
+    pub(super) fn token_ids(&self, name: &str) -> Result<Option<Vec<u32>>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let ids = match value {
+            Value::Array(items) if items.len() <= MAX_IDS => items.iter().map(token_id).collect(),
+            Value::Array(items) => {
+                let problem =
+                    format!("lists {} token ids, expected at most {MAX_IDS}", items.len());
+                return Err(self.error(name, problem));
+            }
+            single => token_id(single).map(|id| vec![id]),
+        };
+        ids.map(Some).ok_or_else(|| self.wrong(name, value, "a token id or a list of token ids"))
+    }
+
+    fn wrong(&self, name: &str, value: &Value, expected: &str) -> Error {
+        self.error(name, format!("is {}, expected {expected}", shown(value)))
+    }
+}
+
+/// A value as a message shows it: itself when short, otherwise its kind.
+pub(super) fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+        Value::String(text) if text.chars().count() > 60 => "a long string".into(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
+    }
+}
+
+/// Whether products of a few such numbers stay finite and above zero, in f32 as well.
+fn is_tame(number: f64) -> bool {
+    number == 0.0 || (1e-30..=1e12).contains(&number.abs())
+}
+
+fn token_id(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
