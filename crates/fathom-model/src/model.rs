@@ -10,6 +10,7 @@ use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
 pub struct Model<B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: ModelConfig,
+    weights_fingerprint: String,
     pub(crate) embed: B::Linear, // [vocab, hidden]
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) final_norm: B::Vector,      // [hidden]
@@ -58,7 +59,7 @@ impl<B: Backend> Model<B> {
 
         let embed = packer.linear("model.embed_tokens", vocab, hidden, false)?;
         let final_norm = packer.vector("model.norm.weight", hidden)?;
-        let lm_head = match config.tie_word_embeddings {
+        let lm_head = match checkpoint.ties_word_embeddings(&config)? {
             true => None,
             false => Some(packer.linear("lm_head", vocab, hidden, false)?),
         };
@@ -67,12 +68,18 @@ impl<B: Backend> Model<B> {
             layers.push(packer.layer(l, &config)?);
             progress(l + 1, config.layers);
         }
-        Ok(Model { backend, config, embed, layers, final_norm, lm_head })
+        let weights_fingerprint = checkpoint.fingerprint();
+        Ok(Model { backend, config, weights_fingerprint, embed, layers, final_norm, lm_head })
     }
 
     /// The model's shape.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// [`Checkpoint::fingerprint`] of the weights it was loaded from.
+    pub fn weights_fingerprint(&self) -> &str {
+        &self.weights_fingerprint
     }
 
     /// The machine the model lives on.
