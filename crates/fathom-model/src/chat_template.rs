@@ -3,12 +3,14 @@
 //! A template is a Jinja program shipped with the checkpoint. It is rendered as HuggingFace's
 //! `apply_chat_template` renders it, inside bounds on work, memory and recursion: it comes from a stranger.
 
-mod bounds;
+mod budget;
+mod engine;
+mod environment;
+mod instrument;
 mod python;
 
 use std::path::{Path, PathBuf};
 
-use minijinja::{Environment, UndefinedBehavior};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -110,25 +112,9 @@ impl ChatTemplate {
             serde_json::json!({ "role": message.role, "content": message.content })
         });
         set("messages", messages.collect());
-        render_str(&self.source, &variables, options.date.unwrap_or(PINNED_DATE))
-            .map_err(|problem| Error::file(&self.path, format!("chat template {problem}")))
+        engine::run(&self.source, &variables, options.date.unwrap_or(PINNED_DATE))
+            .map_err(|problem| Error::file(&self.path, format!("the chat template {problem}")))
     }
-}
-
-/// Renders one template; the error is what to say behind "chat template".
-///
-/// Never panics, loops for long or takes memory out of proportion, whatever `source` is.
-///
-/// # Errors
-/// A template that is not valid, fails, or goes beyond the bounds.
-pub fn render_str(
-    source: &str,
-    variables: &Map<String, Value>,
-    date: jiff::civil::Date,
-) -> Result<String, String> {
-    let mut env = Environment::empty();
-    let _ = (&mut env, UndefinedBehavior::Lenient, date);
-    env.render_str(source, variables).map_err(|error| error.to_string())
 }
 
 /// The template of a directory and the file it is in.

@@ -26,7 +26,7 @@ mod traces;
 mod weights;
 
 pub use capture::{CaptureRequest, capture};
-pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions, render_str};
+pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions};
 pub use config::{Architecture, ModelConfig};
 pub use decode_stream::DecodeStream;
 pub use error::{Error, Result};

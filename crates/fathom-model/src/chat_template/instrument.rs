@@ -1,0 +1,268 @@
+//! Rewrites a parsed template so that everything it builds is paid for.
+//!
+//! Jinja's operators cannot be replaced, so `a ~ b` and `a * b` become calls of our own functions,
+//! and what goes into and comes out of everything else that copies passes through the filter
+//! [`CHARGE`]. Text between tags becomes an expression, so that one place sees all that is written.
+
+use minijinja::Value;
+use minijinja::machinery::Span;
+use minijinja::machinery::ast::{self, BinOpKind, CallArg, Expr, Spanned, Stmt};
+
+/// The filter that pays for a value and hands it on.
+pub(super) const CHARGE: &str = "__charge";
+/// The function behind `~`.
+pub(super) const CONCAT: &str = "__concat";
+/// The function behind `*`.
+pub(super) const MULTIPLY: &str = "__multiply";
+
+/// What looks at its value without going through it, and is used on whole conversations in loops.
+const FREE_FILTERS: [&str; 6] = ["length", "count", "first", "last", "default", "d"];
+const FREE_TESTS: [&str; 14] = [
+    "defined", "undefined", "none", "string", "number", "integer", "float", "boolean", "mapping",
+    "iterable", "sequence", "true", "false", "odd",
+];
+const FREE_METHODS: [&str; 3] = ["get", "startswith", "endswith"];
+
+pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
+    match stmt {
+        Stmt::Template(node) => {
+            Stmt::Template(at(node, ast::Template { children: body(&node.children) }))
+        }
+        Stmt::EmitExpr(node) => {
+            Stmt::EmitExpr(at(node, ast::EmitExpr { expr: expression(&node.expr) }))
+        }
+        Stmt::EmitRaw(node) => {
+            let text = Expr::Const(at(node, ast::Const { value: Value::from(node.raw) }));
+            Stmt::EmitExpr(at(node, ast::EmitExpr { expr: text }))
+        }
+        Stmt::ForLoop(node) => Stmt::ForLoop(at(
+            node,
+            ast::ForLoop {
+                target: target(&node.target),
+                iter: expression(&node.iter),
+                filter_expr: node.filter_expr.as_ref().map(expression),
+                recursive: node.recursive,
+                body: body(&node.body),
+                else_body: body(&node.else_body),
+            },
+        )),
+        Stmt::IfCond(node) => Stmt::IfCond(at(
+            node,
+            ast::IfCond {
+                expr: expression(&node.expr),
+                true_body: body(&node.true_body),
+                false_body: body(&node.false_body),
+            },
+        )),
+        Stmt::WithBlock(node) => {
+            let assign = |(name, value): &(Expr<'a>, Expr<'a>)| (target(name), expression(value));
+            let assignments = node.assignments.iter().map(assign).collect();
+            Stmt::WithBlock(at(node, ast::WithBlock { assignments, body: body(&node.body) }))
+        }
+        Stmt::Set(node) => Stmt::Set(at(
+            node,
+            ast::Set { target: target(&node.target), expr: expression(&node.expr) },
+        )),
+        Stmt::SetBlock(node) => Stmt::SetBlock(at(
+            node,
+            ast::SetBlock {
+                target: target(&node.target),
+                filter: node.filter.as_ref().map(expression),
+                body: body(&node.body),
+            },
+        )),
+        Stmt::AutoEscape(node) => Stmt::AutoEscape(at(
+            node,
+            ast::AutoEscape { enabled: expression(&node.enabled), body: body(&node.body) },
+        )),
+        Stmt::FilterBlock(node) => Stmt::FilterBlock(at(
+            node,
+            ast::FilterBlock { filter: expression(&node.filter), body: body(&node.body) },
+        )),
+        Stmt::Macro(node) => Stmt::Macro(macro_(node)),
+        Stmt::CallBlock(node) => Stmt::CallBlock(at(
+            node,
+            ast::CallBlock { call: call(&node.call), macro_decl: macro_(&node.macro_decl) },
+        )),
+        Stmt::Continue(node) => Stmt::Continue(at(node, ast::Continue)),
+        Stmt::Break(node) => Stmt::Break(at(node, ast::Break)),
+        Stmt::Do(node) => Stmt::Do(at(node, ast::Do { call: call(&node.call) })),
+        // Statements about other templates, of which there are none: refused before parsing.
+        Stmt::Block(node) => nothing(node.span()),
+        Stmt::Import(node) => nothing(node.span()),
+        Stmt::FromImport(node) => nothing(node.span()),
+        Stmt::Extends(node) => nothing(node.span()),
+        Stmt::Include(node) => nothing(node.span()),
+    }
+}
+
+fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
+    match expr {
+        Expr::Var(node) => Expr::Var(at(node, ast::Var { id: node.id })),
+        Expr::Const(node) => Expr::Const(at(node, ast::Const { value: node.value.clone() })),
+        Expr::Slice(node) => paid(Expr::Slice(at(
+            node,
+            ast::Slice {
+                expr: paid(expression(&node.expr)),
+                start: node.start.as_ref().map(expression),
+                stop: node.stop.as_ref().map(expression),
+                step: node.step.as_ref().map(expression),
+            },
+        ))),
+        Expr::UnaryOp(node) => Expr::UnaryOp(at(
+            node,
+            ast::UnaryOp {
+                op: match node.op {
+                    ast::UnaryOpKind::Not => ast::UnaryOpKind::Not,
+                    ast::UnaryOpKind::Neg => ast::UnaryOpKind::Neg,
+                },
+                expr: expression(&node.expr),
+            },
+        )),
+        Expr::BinOp(node) => {
+            let (left, right) = (expression(&node.left), expression(&node.right));
+            match node.op {
+                BinOpKind::Concat => function(CONCAT, left, right, node.span()),
+                BinOpKind::Mul => function(MULTIPLY, left, right, node.span()),
+                // These only choose one of their sides.
+                op @ (BinOpKind::ScAnd | BinOpKind::ScOr) => {
+                    Expr::BinOp(at(node, ast::BinOp { op, left, right }))
+                }
+                op => Expr::BinOp(at(
+                    node,
+                    ast::BinOp { op, left: paid(left), right: paid(right) },
+                )),
+            }
+        }
+        Expr::Compare(node) => {
+            let operand = |operand: &ast::CompareOp<'a>| ast::CompareOp {
+                op: operand.op,
+                expr: paid(expression(&operand.expr)),
+            };
+            let ops = node.ops.iter().map(operand).collect();
+            Expr::Compare(at(node, ast::Compare { expr: paid(expression(&node.expr)), ops }))
+        }
+        Expr::IfExpr(node) => Expr::IfExpr(at(
+            node,
+            ast::IfExpr {
+                test_expr: expression(&node.test_expr),
+                true_expr: expression(&node.true_expr),
+                false_expr: node.false_expr.as_ref().map(expression),
+            },
+        )),
+        Expr::Filter(node) => {
+            let value = |value| match FREE_FILTERS.contains(&node.name) {
+                true => expression(value),
+                false => paid(expression(value)),
+            };
+            let expr = node.expr.as_ref().map(value);
+            let filter = ast::Filter { name: node.name, expr, args: arguments(&node.args) };
+            paid(Expr::Filter(at(node, filter)))
+        }
+        Expr::Test(node) => {
+            let expr = match FREE_TESTS.contains(&node.name) {
+                true => expression(&node.expr),
+                false => paid(expression(&node.expr)),
+            };
+            let test = ast::Test { name: node.name, expr, args: arguments(&node.args) };
+            Expr::Test(at(node, test))
+        }
+        Expr::GetAttr(node) => Expr::GetAttr(at(
+            node,
+            ast::GetAttr { expr: expression(&node.expr), name: node.name },
+        )),
+        Expr::GetItem(node) => Expr::GetItem(at(
+            node,
+            ast::GetItem {
+                expr: expression(&node.expr),
+                subscript_expr: paid(expression(&node.subscript_expr)),
+            },
+        )),
+        Expr::Call(node) => paid(Expr::Call(call(node))),
+        Expr::List(node) => {
+            let items = node.items.iter().map(expression).collect();
+            paid(Expr::List(at(node, ast::List { items })))
+        }
+        Expr::Map(node) => {
+            let keys = node.keys.iter().map(expression).collect();
+            let values = node.values.iter().map(expression).collect();
+            paid(Expr::Map(at(node, ast::Map { keys, values })))
+        }
+    }
+}
+
+/// What is assigned to is left as it is: `x`, `ns.x`, `(x, y)`.
+fn target<'a>(expr: &Expr<'a>) -> Expr<'a> {
+    match expr {
+        Expr::List(node) => {
+            let items = node.items.iter().map(target).collect();
+            Expr::List(at(node, ast::List { items }))
+        }
+        other => expression(other),
+    }
+}
+
+fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
+    let expr = match &node.expr {
+        // The callee itself must stay visible: the engine knows variables and methods by their form.
+        Expr::GetAttr(attr) => {
+            let value = expression(&attr.expr);
+            let value = if FREE_METHODS.contains(&attr.name) { value } else { paid(value) };
+            Expr::GetAttr(at(attr, ast::GetAttr { expr: value, name: attr.name }))
+        }
+        other => expression(other),
+    };
+    at(node, ast::Call { expr, args: arguments(&node.args) })
+}
+
+fn arguments<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {
+    let argument = |arg: &CallArg<'a>| match arg {
+        CallArg::Pos(expr) => CallArg::Pos(paid(expression(expr))),
+        CallArg::Kwarg(name, expr) => CallArg::Kwarg(name, paid(expression(expr))),
+        CallArg::PosSplat(expr) => CallArg::PosSplat(paid(expression(expr))),
+        CallArg::KwargSplat(expr) => CallArg::KwargSplat(paid(expression(expr))),
+    };
+    args.iter().map(argument).collect()
+}
+
+fn macro_<'a>(node: &Spanned<ast::Macro<'a>>) -> Spanned<ast::Macro<'a>> {
+    at(
+        node,
+        ast::Macro {
+            name: node.name,
+            args: node.args.iter().map(target).collect(),
+            defaults: node.defaults.iter().map(expression).collect(),
+            body: body(&node.body),
+        },
+    )
+}
+
+fn body<'a>(statements: &[Stmt<'a>]) -> Vec<Stmt<'a>> {
+    statements.iter().map(statement).collect()
+}
+
+/// `expr | __charge`; a constant was paid for when the template was read.
+fn paid(expr: Expr) -> Expr {
+    if matches!(expr, Expr::Const(_)) {
+        return expr;
+    }
+    let span = expr.span();
+    let charge = ast::Filter { name: CHARGE, expr: Some(expr), args: Vec::new() };
+    Expr::Filter(Spanned::new(charge, span))
+}
+
+/// `name(left, right)`.
+fn function<'a>(name: &'static str, left: Expr<'a>, right: Expr<'a>, span: Span) -> Expr<'a> {
+    let callee = Expr::Var(Spanned::new(ast::Var { id: name }, span));
+    let args = vec![CallArg::Pos(left), CallArg::Pos(right)];
+    Expr::Call(Spanned::new(ast::Call { expr: callee, args }, span))
+}
+
+fn nothing<'a>(span: Span) -> Stmt<'a> {
+    Stmt::Template(Spanned::new(ast::Template { children: Vec::new() }, span))
+}
+
+/// A new node in the place of an old one.
+fn at<T, U>(old: &Spanned<T>, new: U) -> Spanned<U> {
+    Spanned::new(new, old.span())
+}
