@@ -52,7 +52,8 @@ fn every_rope_type_agrees_with_transformers() {
         let (cos, sin) = frequencies.cos_sin(positions.iter().map(|&p| p as usize));
         let half = expected.len();
         // An angle inherits the relative error of its frequency.
-        let tolerance = |i: usize| scaling * ULP * (2.0 + 3.0 * positions[i / half] * expected[i % half]);
+        let tolerance =
+            |i: usize| scaling * ULP * (2.0 + 3.0 * positions[i / half] * expected[i % half]);
         assert_close(&format!("{name}: cos"), &cos, &floats(&case["cos"]), tolerance);
         assert_close(&format!("{name}: sin"), &sin, &floats(&case["sin"]), tolerance);
     }
@@ -80,7 +81,9 @@ fn goldens_agree_in_both_layouts() {
                 let expected = floats(&prompt["rope_inv_freq"]);
                 assert_close(&name, &frequencies.inv_freq, &expected, |i| 2.0 * ULP * expected[i]);
                 let scaling = reference["rope"]["attention_scaling"].as_f64().unwrap();
-                assert_close(&name, &[frequencies.attention_scaling], &[scaling], |_| ULP * scaling);
+                assert_close(&name, &[frequencies.attention_scaling], &[scaling], |_| {
+                    ULP * scaling
+                });
 
                 let bytes = std::fs::read(dir.join(file)).unwrap();
                 let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -94,7 +97,8 @@ fn goldens_agree_in_both_layouts() {
                         .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
                         .collect();
                     let rows = all.chunks(rope.rotary_dim);
-                    let theirs: Vec<f64> = rows.flat_map(|row| row[..rope.rotary_dim / 2].to_vec()).collect();
+                    let theirs: Vec<f64> =
+                        rows.flat_map(|row| row[..rope.rotary_dim / 2].to_vec()).collect();
                     assert_close(&format!("{name}: {key}"), &ours, &theirs, |_| 2e-6 * scaling);
                 }
                 prompts += 1;
@@ -114,7 +118,9 @@ fn regimes_change_exactly_where_frequencies_do() {
         let rope = ModelConfig::parse(Path::new("config.json"), &text).unwrap().rope;
         let edge = match &rope.kind {
             RopeKind::Dynamic { max_position_embeddings, .. } => *max_position_embeddings,
-            RopeKind::LongRope { original_max_position_embeddings, .. } => *original_max_position_embeddings,
+            RopeKind::LongRope { original_max_position_embeddings, .. } => {
+                *original_max_position_embeddings
+            }
             _ => 1000,
         };
         let lengths = [1, 2, edge - 1, edge, edge + 1, edge + 2, 3 * edge];

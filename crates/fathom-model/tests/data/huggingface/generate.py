@@ -169,7 +169,7 @@ CONFIGS = [
     *[("bare", BARE[family]) for family in ROTARY],
     # The classes are strict about a few nulls.
     *[("nulls", {**BARE[family], "eos_token_id": None, "bos_token_id": None, "pad_token_id": None,
-                 "sliding_window": None, "rope_scaling": None,
+                 "sliding_window": None, "rope_scaling": None, "rope_theta": 1e6,
                  **({} if family == "mistral" else {"num_key_value_heads": None}),
                  **({} if family == "qwen3" else {"head_dim": None})}) for family in ROTARY],
     *[("head_dim given", {**BARE[family], "head_dim": 64}) for family in ROTARY],
