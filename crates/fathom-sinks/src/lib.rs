@@ -3,25 +3,38 @@
 //! One streaming pass over a trace keeps a handful of numbers per (layer, token) ([`ScalarProbe`] →
 //! [`TraceScalars`]); everything else is arithmetic on those: which tokens are sinks ([`detect`]), their
 //! levels ([`levels`]), tokens and positions ([`token_counts`], [`position_histogram`]), norms
-//! ([`norm_curves`]).
+//! ([`norm_curves`]), and the paper's tables ([`SinkRow`], [`TokenRow`]). Detections are read and
+//! written as JSON lines ([`TraceDetection`]).
 
 mod detect;
+mod detections;
 mod distributions;
 mod grid;
 mod levels;
 mod norms;
+pub mod plant;
 mod preset;
 mod probe;
+mod run;
 mod scalars;
+mod scan;
 mod sink;
+mod tables;
 mod vector;
 
 pub use detect::{Clip, DetectOptions, Detection, Finding, detect};
+pub use detections::{ScanNote, TraceDetection, read_detections, reclassify};
 pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
 pub use grid::Grid;
 pub use levels::{Level, levels};
 pub use norms::{NormCurve, NormCurves, norm_curves};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
+pub use run::{
+    Counts, Fingerprints, LayerScores, Manifest, ModelNote, Run, RunTable, RunWriter, Status,
+    TraceResult, TraceScores, TracesNote,
+};
 pub use scalars::{CandidateCosines, FinalState, TraceScalars};
+pub use scan::{Progress, ScanOptions, TraceScan, scan, scan_trace};
 pub use sink::{Measures, Sink};
+pub use tables::{LayerShare, SinkRow, TokenRow, TokenShare};

@@ -1,0 +1,191 @@
+//! Detections as JSON lines: the published notebooks' format, with Fathom's own fields beside it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Class, Clip, Detection, Finding, Measures, Preset, Sink};
+
+mod read;
+
+pub use read::read_detections;
+
+/// The sinks of one trace, as a line of a detections file says them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceDetection {
+    /// Which trace.
+    pub sample_index: u64,
+    /// Prompt tokens; 0 where not known.
+    pub prompt_len: usize,
+    /// Tokens of the answer.
+    pub response_len: usize,
+    /// Tokens of both.
+    pub full_text_len: usize,
+    /// The sinks by position, the reference among them.
+    pub sinks: Vec<Sink>,
+    /// How they were found; published files say nothing of it.
+    pub scan: Option<ScanNote>,
+}
+
+/// What Fathom records of a scanned trace beside its sinks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScanNote {
+    /// What was found.
+    pub finding: Finding,
+    /// Position of the reference.
+    pub reference: usize,
+    /// Where the reference is a sink; absent when the trace was too short to tell.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub clip: Option<Clip>,
+    /// How far the reference stands out: [`Detection::rise`].
+    pub rise: f32,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Tokens that went through the model: fewer than `full_text_len` where the scan was told to stop.
+    pub tokens: usize,
+    /// Rules the classes come from.
+    pub preset: Preset,
+}
+
+impl ScanNote {
+    /// Describes `detection`, found in `tokens` tokens of a model with `layers` layers.
+    pub fn new(detection: &Detection, layers: usize, tokens: usize, preset: Preset) -> ScanNote {
+        let Detection { finding, reference, clip, rise, .. } = *detection;
+        ScanNote { finding, reference, clip, rise, layers, tokens, preset }
+    }
+}
+
+impl TraceDetection {
+    /// The line of a detections file, without its line end.
+    pub fn to_json(&self) -> String {
+        let sinks = self.sinks.iter().map(|sink| (sink.position, SinkFields::of(sink))).collect();
+        let line = LineFields {
+            candidate_sinks: sinks,
+            sample_index: self.sample_index,
+            prompt_len: self.prompt_len,
+            response_len: self.response_len,
+            full_text_len: self.full_text_len,
+            fathom: self.scan,
+        };
+        // Maps with whole-number keys and finite numbers always have a JSON form.
+        serde_json::to_string(&line).unwrap_or_default()
+    }
+
+    /// The sinks of one class.
+    pub fn of_class(&self, class: Class) -> impl Iterator<Item = &Sink> {
+        self.sinks.iter().filter(move |sink| sink.class == class)
+    }
+
+    /// Grades the sinks anew by `preset`'s rules for a model of `layers` layers.
+    ///
+    /// The reference of a published line is the sink at the lowest position: the published scripts look
+    /// for sinks behind the reference only.
+    pub fn reclassify(&mut self, preset: Preset, layers: usize) {
+        let reference = match &self.scan {
+            Some(note) => self.sinks.iter().find(|sink| sink.position == note.reference),
+            None => self.sinks.first(),
+        };
+        let Some((start, last)) =
+            reference.and_then(|sink| Some((*sink.layers.first()?, *sink.layers.last()?)))
+        else {
+            return; // no reference, no sinks
+        };
+        let clip = Clip { start, end: last + 1 };
+        for sink in &mut self.sinks {
+            sink.class = preset.classify(&sink.layers, clip, layers);
+        }
+    }
+
+    /// Layers of the model, where the line says.
+    pub fn layers(&self) -> Option<usize> {
+        self.scan.map(|note| note.layers)
+    }
+}
+
+/// Grades traces anew by `preset`'s rules. `layers` is the model's number of layers, needed where the
+/// lines do not say it themselves.
+///
+/// # Errors
+/// A number of layers that is missing, contradicts a line, or is not above every layer named there.
+pub fn reclassify(
+    path: &Path,
+    traces: &mut [TraceDetection],
+    preset: Preset,
+    layers: Option<usize>,
+) -> fathom_model::Result<()> {
+    use fathom_model::Error;
+    for trace in traces {
+        let index = trace.sample_index;
+        let layers = match (layers, trace.layers()) {
+            (Some(given), Some(recorded)) if given != recorded => {
+                let problem = format!(
+                    "sample {index} was scanned with {recorded} layers, but {given} were given"
+                );
+                return Err(Error::file(path, problem));
+            }
+            (Some(layers), _) | (None, Some(layers)) => layers,
+            (None, None) => {
+                let problem = "does not say how many layers the model has: give `--layers`";
+                return Err(Error::file(path, problem));
+            }
+        };
+        let named = trace.sinks.iter().filter_map(|sink| sink.layers.last()).max();
+        if let Some(named) = named.filter(|named| **named >= layers) {
+            let problem = format!(
+                "sample {index} has a sink at layer {named}, but the model has {layers} layers (0 to {})",
+                layers.saturating_sub(1)
+            );
+            return Err(Error::file(path, problem));
+        }
+        trace.reclassify(preset, layers);
+    }
+    Ok(())
+}
+
+/// A line, in the order of its fields.
+#[derive(Serialize)]
+struct LineFields<'a> {
+    candidate_sinks: BTreeMap<usize, SinkFields<'a>>,
+    sample_index: u64,
+    prompt_len: usize,
+    response_len: usize,
+    full_text_len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fathom: Option<ScanNote>,
+}
+
+/// A sink: the published fields first.
+#[derive(Serialize)]
+struct SinkFields<'a> {
+    layer: &'a [usize],
+    token_id: u32,
+    sink_type: &'static str,
+    class: Class,
+    l_start: usize,
+    lifetime: usize,
+    gaps: Vec<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_text: Option<&'a str>,
+    #[serde(flatten)]
+    measures: Option<Measures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sink_score: Option<&'a [f32]>,
+}
+
+impl SinkFields<'_> {
+    fn of(sink: &Sink) -> SinkFields<'_> {
+        SinkFields {
+            layer: &sink.layers,
+            token_id: sink.token_id,
+            sink_type: sink.class.sink_type(),
+            class: sink.class,
+            l_start: sink.l_start(),
+            lifetime: sink.lifetime(),
+            gaps: sink.gaps(),
+            token_text: sink.token_text.as_deref(),
+            measures: sink.measures,
+            sink_score: sink.sink_score.as_deref(),
+        }
+    }
+}

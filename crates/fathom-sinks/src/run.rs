@@ -1,0 +1,119 @@
+//! Run directories: what a scan leaves behind.
+//!
+//! ```text
+//! RUN/run.json           what was scanned, how, and how far it got
+//! RUN/detections.jsonl   one trace a line
+//! RUN/sinks.parquet      a row a sink
+//! RUN/norms.parquet      hidden, key and value norms per layer of each sink and of the average token
+//! RUN/scores.parquet     sink scores per layer and token, where attention was measured
+//! ```
+//!
+//! A scan writes trace by trace: first the trace's rows as small parquet files under `RUN/parts`, then its
+//! line in `detections.jsonl`, each durable before the next. The line commits the trace. At the end the
+//! parts become the parquet files above. Whenever the process dies, [`RunWriter::resume`] goes on from
+//! there and ends with the same bytes.
+
+mod durable;
+mod manifest;
+mod merge;
+mod rows;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use fathom_model::{Error, Result};
+
+pub use manifest::{Counts, Fingerprints, Manifest, ModelNote, Status, TracesNote};
+pub use rows::{LayerScores, TraceScores};
+pub use writer::{RunWriter, TraceResult};
+
+use crate::{TraceDetection, read_detections};
+
+pub(crate) const MANIFEST: &str = "run.json";
+pub(crate) const DETECTIONS: &str = "detections.jsonl";
+pub(crate) const PARTS: &str = "parts";
+
+/// The tables a run writes beside its detections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunTable {
+    /// A row a sink.
+    Sinks,
+    /// A row a (trace, sink or average, layer).
+    Norms,
+    /// A row a (trace, layer, position).
+    Scores,
+}
+
+impl RunTable {
+    /// The tables of a run, with or without attention.
+    pub(crate) fn all(attention: bool) -> &'static [RunTable] {
+        let all = &[RunTable::Sinks, RunTable::Norms, RunTable::Scores];
+        if attention { all } else { &all[..2] }
+    }
+
+    /// The table's name: `{name}.parquet` in the run.
+    pub fn name(self) -> &'static str {
+        match self {
+            RunTable::Sinks => "sinks",
+            RunTable::Norms => "norms",
+            RunTable::Scores => "scores",
+        }
+    }
+}
+
+/// A finished run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    dir: PathBuf,
+    manifest: Manifest,
+}
+
+impl Run {
+    /// Opens a finished run.
+    ///
+    /// # Errors
+    /// A directory that holds no run, one of another version of the format, or one that did not finish.
+    pub fn open(dir: &Path) -> Result<Run> {
+        let path = dir.join(MANIFEST);
+        let Some(manifest) = Manifest::read(&path)? else {
+            return Err(Error::file(dir, format!("holds no run: there is no {MANIFEST}")));
+        };
+        if manifest.status != Status::Complete {
+            let problem = "is `running`: the scan did not finish, give it `--resume`";
+            return Err(Error::field(&path, "status", problem));
+        }
+        Ok(Run { dir: dir.to_owned(), manifest })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was scanned, and how.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The sinks, trace by trace.
+    ///
+    /// # Errors
+    /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest says.
+    pub fn detections(&self) -> Result<Vec<TraceDetection>> {
+        let path = self.dir.join(DETECTIONS);
+        let traces = read_detections(&path)?;
+        let expected = self.manifest.counts.map_or(0, |counts| counts.traces);
+        if traces.len() != expected {
+            let found = traces.len();
+            let problem = format!("holds {found} traces, but {MANIFEST} says {expected}");
+            return Err(Error::file(&path, problem));
+        }
+        Ok(traces)
+    }
+
+    /// Where a table lies; `None` for the scores of a run that did not measure attention.
+    pub fn table(&self, table: RunTable) -> Option<PathBuf> {
+        let written = RunTable::all(self.manifest.options.attention).contains(&table);
+        written.then(|| self.dir.join(format!("{}.parquet", table.name())))
+    }
+}

@@ -1,0 +1,310 @@
+//! `run.json`: enough to repeat the run, and to refuse to mix it with another.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+
+use fathom_model::{Error, ModelConfig, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::durable;
+use crate::{Class, Finding, ScanOptions, TraceDetection};
+
+/// Version of the run directory's layout.
+const FORMAT: u32 = 1;
+
+/// What was scanned, how, and how far it got.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Version of the run directory's layout.
+    pub format: u32,
+    /// Version of Fathom.
+    pub fathom: String,
+    /// Whether the run finished.
+    pub status: Status,
+    /// The model.
+    pub model: ModelNote,
+    /// The traces.
+    pub traces: TracesNote,
+    /// Which kernels computed it: results of different ones agree, but not in every bit.
+    pub engine: String,
+    /// How sinks were looked for.
+    pub options: ScanOptions,
+    /// What was found, once the run is complete.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub counts: Option<Counts>,
+}
+
+/// How far a run got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Traces are still missing, or the tables have not been put together.
+    Running,
+    /// All is there.
+    Complete,
+}
+
+/// The model of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelNote {
+    /// What the user calls it: a hub id or a directory.
+    pub id: String,
+    /// HuggingFace class.
+    pub architecture: String,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads per layer.
+    pub heads: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Rotary base θ.
+    pub rope_base: f64,
+    /// What the checkpoint consists of.
+    #[serde(flatten)]
+    pub fingerprints: Fingerprints,
+}
+
+/// SHA-256 of a checkpoint's files, as lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// `config.json`.
+    pub config_sha256: String,
+    /// The weights: the file, or all shards in the order of their names.
+    pub weights_sha256: String,
+    /// Tokenizer and chat template, those of their files that are there.
+    pub tokenizer_sha256: String,
+}
+
+/// The traces of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracesNote {
+    /// The file as the user named it.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// What a run found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Traces scanned.
+    pub traces: usize,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// Primary sinks.
+    pub primary: usize,
+    /// Secondary sinks.
+    pub secondary: usize,
+    /// Tokens aligned too briefly to count.
+    pub noise: usize,
+    /// Traces without a primary sink.
+    pub no_primary_sink: usize,
+    /// Traces too short to tell.
+    pub too_short: usize,
+}
+
+impl Manifest {
+    /// The manifest of a run that is about to start.
+    pub fn new(
+        model: ModelNote,
+        traces: TracesNote,
+        engine: String,
+        options: ScanOptions,
+    ) -> Manifest {
+        Manifest {
+            format: FORMAT,
+            fathom: env!("CARGO_PKG_VERSION").to_owned(),
+            status: Status::Running,
+            model,
+            traces,
+            engine,
+            options,
+            counts: None,
+        }
+    }
+
+    /// Reads a manifest; `None` where there is none.
+    pub(super) fn read(path: &Path) -> Result<Option<Manifest>> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(path, "cannot be read")(error)),
+        };
+        let value: Value = serde_json::from_str(&text).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            Error::file(path, format!("is not valid JSON (line {line}, column {column})"))
+        })?;
+        match value.get("format").and_then(Value::as_u64) {
+            None => {
+                return Err(Error::field(path, "format", "is missing: not the manifest of a run"));
+            }
+            Some(format) if format != u64::from(FORMAT) => {
+                let problem = format!("is {format}, but this version of Fathom reads {FORMAT}");
+                return Err(Error::field(path, "format", problem));
+            }
+            Some(_) => {}
+        }
+        serde_json::from_value(value)
+            .map(Some)
+            .map_err(|error| Error::file(path, format!("is not the manifest of a run: {error}")))
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::file(path, format!("cannot be written: {error}")))?;
+        durable::replace_bytes(path, format!("{text}\n").as_bytes())
+    }
+
+    /// Refuses to go on with a run that was started with something else. What the model and the traces
+    /// are called may change.
+    pub(super) fn check_same_run(&self, path: &Path, asked: &Manifest) -> Result<()> {
+        let identity = |manifest: &Manifest| {
+            let mut manifest = manifest.clone();
+            manifest.status = Status::Running;
+            manifest.counts = None;
+            manifest.model.id.clear();
+            manifest.traces.file.clear();
+            serde_json::to_value(manifest).unwrap_or_default()
+        };
+        match difference(&identity(self), &identity(asked)) {
+            None => Ok(()),
+            Some((field, there, here)) => {
+                let problem =
+                    format!("is {there} in this run, but {here} now: it cannot be resumed");
+                Err(Error::field(path, field, problem))
+            }
+        }
+    }
+}
+
+/// The first field in which two objects differ, dotted, with both values.
+fn difference(there: &Value, here: &Value) -> Option<(String, Value, Value)> {
+    let (Value::Object(a), Value::Object(b)) = (there, here) else {
+        return (there != here).then(|| (String::new(), there.clone(), here.clone()));
+    };
+    let fields = a.keys().chain(b.keys());
+    fields.into_iter().find_map(|field| {
+        let value = |object: &serde_json::Map<String, Value>| {
+            object.get(field).cloned().unwrap_or(Value::Null)
+        };
+        let (inner, there, here) = difference(&value(a), &value(b))?;
+        let dot = if inner.is_empty() { "" } else { "." };
+        Some((format!("{field}{dot}{inner}"), there, here))
+    })
+}
+
+impl ModelNote {
+    /// Describes the checkpoint in `dir`, which has been loaded before.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn new(id: &str, dir: &Path, config: &ModelConfig) -> Result<ModelNote> {
+        Ok(ModelNote {
+            id: id.to_owned(),
+            architecture: config.architecture.to_string(),
+            layers: config.layers,
+            heads: config.heads,
+            hidden: config.hidden,
+            rope_base: config.rope.theta,
+            fingerprints: Fingerprints::of(dir)?,
+        })
+    }
+}
+
+impl Fingerprints {
+    /// Reads every file the checkpoint in `dir` consists of.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn of(dir: &Path) -> Result<Fingerprints> {
+        const TOKENIZER: [&str; 4] = [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "chat_template.jinja",
+            "chat_template.json",
+        ];
+        let single = dir.join("model.safetensors");
+        let weights = match single.exists() {
+            true => file_sha256(&single)?,
+            false => files_sha256(dir, shards(dir)?.iter().map(String::as_str))?,
+        };
+        let there = TOKENIZER.into_iter().filter(|name| dir.join(name).exists());
+        Ok(Fingerprints {
+            config_sha256: file_sha256(&dir.join("config.json"))?,
+            weights_sha256: weights,
+            tokenizer_sha256: files_sha256(dir, there)?,
+        })
+    }
+}
+
+impl TracesNote {
+    /// Reads the traces file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn new(path: &Path) -> Result<TracesNote> {
+        Ok(TracesNote { file: path.display().to_string(), sha256: file_sha256(path)? })
+    }
+}
+
+impl Counts {
+    /// Counts over the traces of a run.
+    pub fn new(traces: &[TraceDetection]) -> Counts {
+        let of_class = |class| traces.iter().map(|trace| trace.of_class(class).count()).sum();
+        let with_finding = |finding| {
+            let found =
+                |trace: &&TraceDetection| trace.scan.is_some_and(|note| note.finding == finding);
+            traces.iter().filter(found).count()
+        };
+        Counts {
+            traces: traces.len(),
+            tokens: traces.iter().filter_map(|trace| trace.scan).map(|note| note.tokens).sum(),
+            primary: of_class(Class::Primary),
+            secondary: of_class(Class::Secondary),
+            noise: of_class(Class::Noise),
+            no_primary_sink: with_finding(Finding::NoPrimarySink),
+            too_short: with_finding(Finding::TooShort),
+        }
+    }
+}
+
+/// The shards an index names, sorted.
+fn shards(dir: &Path) -> Result<BTreeSet<String>> {
+    let path = dir.join("model.safetensors.index.json");
+    let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot be read"))?;
+    let index: Value =
+        serde_json::from_str(&text).map_err(|_| Error::file(&path, "is not valid JSON"))?;
+    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(Error::field(&path, "weight_map", "must be an object"));
+    };
+    Ok(map.values().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// SHA-256 over names and digests of several files.
+fn files_sha256<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for name in names {
+        hasher.update(format!("{name} {}\n", file_sha256(&dir.join(name))?));
+    }
+    Ok(hex(hasher))
+}
+
+fn file_sha256(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path, "cannot be read"))? {
+            0 => return Ok(hex(hasher)),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}
+
+fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

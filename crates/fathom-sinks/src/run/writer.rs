@@ -1,0 +1,227 @@
+//! Writing a run, and going on with one that was interrupted.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use fathom_model::{Error, Result};
+
+use super::merge::{merge, part};
+use super::rows::{TableWriter, TraceId};
+use super::{
+    Counts, DETECTIONS, MANIFEST, Manifest, PARTS, Run, RunTable, Status, TraceScores, durable,
+};
+use crate::{NormCurves, TraceDetection, read_detections};
+
+/// What a scan found in one trace.
+#[derive(Clone, Copy, Debug)]
+pub struct TraceResult<'a> {
+    /// Its sinks.
+    pub detection: &'a TraceDetection,
+    /// Norms of its sinks and of its average token.
+    pub curves: &'a NormCurves,
+    /// Its sink scores, where attention is measured.
+    pub scores: Option<&'a TraceScores>,
+}
+
+/// A run being written. Dropping it at any time leaves a run that can be resumed.
+#[derive(Debug)]
+pub struct RunWriter {
+    dir: PathBuf,
+    manifest: Manifest,
+    /// Held open and locked: two processes must not write one run.
+    detections: File,
+    traces: usize,
+}
+
+impl RunWriter {
+    /// Starts a run in `dir`, which must be empty or not exist.
+    ///
+    /// # Errors
+    /// A directory that holds anything, or cannot be written.
+    pub fn create(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
+        let mut entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return RunWriter::start(dir, manifest);
+            }
+            Err(error) => return Err(Error::io(dir, "cannot be used as a run directory")(error)),
+        };
+        if entries.next().is_none() {
+            return RunWriter::start(dir, manifest);
+        }
+        let problem = match dir.join(MANIFEST).exists() || only_debris(dir)? {
+            true => "holds a run already: give another directory, or `--resume` to go on with it",
+            false => "is not empty, and what it holds is not a run: give another directory",
+        };
+        Err(Error::file(dir, problem))
+    }
+
+    /// Goes on with the run in `dir`, or starts it if it never got as far as a manifest.
+    ///
+    /// # Errors
+    /// A directory that holds something else; a run of another model, traces, version or options; one
+    /// that another process is writing; damage that an interruption cannot explain.
+    pub fn resume(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
+        let path = dir.join(MANIFEST);
+        let Some(existing) = Manifest::read(&path)? else {
+            if dir.exists() && !only_debris(dir)? {
+                let problem = format!("is not empty, and holds no {MANIFEST} of a run to resume");
+                return Err(Error::file(dir, problem));
+            }
+            return RunWriter::start(dir, manifest);
+        };
+        existing.check_same_run(&path, &manifest)?;
+        let detections = lock(&dir.join(DETECTIONS))?;
+        let mut writer =
+            RunWriter { dir: dir.to_owned(), manifest: existing, detections, traces: 0 };
+        if writer.is_complete() {
+            writer.traces = writer.manifest.counts.map_or(0, |counts| counts.traces);
+            writer.remove_parts()?;
+        } else {
+            writer.recover()?;
+        }
+        Ok(writer)
+    }
+
+    fn start(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
+        fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
+        durable::sync_parent(dir)?;
+        manifest.write(&dir.join(MANIFEST))?;
+        let mut writer = RunWriter {
+            dir: dir.to_owned(),
+            manifest,
+            detections: lock(&dir.join(DETECTIONS))?,
+            traces: 0,
+        };
+        writer.recover()?;
+        Ok(writer)
+    }
+
+    /// Keeps the traces whose line and parts are whole, and forgets what comes after them.
+    fn recover(&mut self) -> Result<()> {
+        let parts = self.dir.join(PARTS);
+        fs::create_dir_all(&parts).map_err(Error::io(&parts, "cannot be created"))?;
+
+        let path = self.dir.join(DETECTIONS);
+        let bytes = fs::read(&path).map_err(Error::io(&path, "cannot be read"))?;
+        let mut kept = 0;
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let tables = RunTable::all(self.manifest.options.attention);
+            let whole = line.ends_with(b"\n")
+                && tables.iter().all(|table| part(&self.dir, *table, self.traces).exists());
+            if !whole {
+                break;
+            }
+            let text = std::str::from_utf8(line)
+                .map_err(|_| Error::line(&path, self.traces + 1, "is not UTF-8 text"))?;
+            TraceDetection::parse(&path, self.traces + 1, text)?;
+            kept += line.len();
+            self.traces += 1;
+        }
+        let file = &mut self.detections;
+        file.set_len(kept as u64)
+            .and_then(|()| file.seek(io::SeekFrom::End(0)))
+            .and_then(|_| file.sync_all())
+            .map_err(Error::io(&path, "cannot be written"))?;
+        durable::sync_dir(&self.dir)
+    }
+
+    /// Traces that are already recorded: the first so many of the run.
+    pub fn recorded(&self) -> usize {
+        self.traces
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_complete(&self) -> bool {
+        self.manifest.status == Status::Complete
+    }
+
+    /// What is being scanned, and how.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Records the next trace. When this returns it survives anything.
+    ///
+    /// # Errors
+    /// The disk is full or gone; the trace is then not recorded, and the run can be resumed.
+    pub fn record(&mut self, result: &TraceResult<'_>) -> Result<()> {
+        let TraceResult { detection, curves, scores } = *result;
+        let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
+        let id = TraceId { trace, sample_index: detection.sample_index };
+        for table in RunTable::all(self.manifest.options.attention) {
+            let path = part(&self.dir, *table, self.traces);
+            durable::replace(&path, |file| {
+                let mut writer = TableWriter::new(*table, file, &path)?;
+                match table {
+                    RunTable::Sinks => writer.sinks(id, detection)?,
+                    RunTable::Norms => writer.norms(id, curves)?,
+                    RunTable::Scores => {
+                        writer.scores(id, scores.unwrap_or(&TraceScores::default()))?
+                    }
+                }
+                writer.finish()
+            })?;
+        }
+        let line = detection.to_json() + "\n";
+        let written = self.detections.write_all(line.as_bytes());
+        written
+            .and_then(|()| self.detections.sync_data())
+            .map_err(Error::io(&self.dir.join(DETECTIONS), "cannot be written"))?;
+        self.traces += 1;
+        Ok(())
+    }
+
+    /// Puts the tables together and marks the run complete.
+    ///
+    /// # Errors
+    /// The disk is full or gone; the run can be resumed. No trace was recorded.
+    pub fn finish(mut self) -> Result<Run> {
+        if !self.is_complete() {
+            for table in RunTable::all(self.manifest.options.attention) {
+                merge(&self.dir, *table, self.traces)?;
+            }
+            let detections = read_detections(&self.dir.join(DETECTIONS))?;
+            self.manifest.counts = Some(Counts::new(&detections));
+            self.manifest.status = Status::Complete;
+            self.manifest.write(&self.dir.join(MANIFEST))?;
+            self.remove_parts()?;
+        }
+        Run::open(&self.dir)
+    }
+
+    fn remove_parts(&self) -> Result<()> {
+        let parts = self.dir.join(PARTS);
+        match fs::remove_dir_all(&parts) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io(&parts, "cannot be removed")(error))
+            }
+            _ => durable::sync_dir(&self.dir),
+        }
+    }
+}
+
+/// Whether a directory is empty but for a manifest that had not taken its name yet.
+fn only_debris(dir: &Path) -> Result<bool> {
+    let debris = durable::temporary(&dir.join(MANIFEST));
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "cannot be read"))? {
+        if entry.map_err(Error::io(dir, "cannot be read"))?.path() != debris {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Opens the detections for writing, for this process alone.
+fn lock(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = file.map_err(Error::io(path, "cannot be opened for writing"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(path, "is being written by another process"))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io(path, "cannot be locked")(error)),
+    }
+}

@@ -1,0 +1,201 @@
+//! The main job: traces through a model, into a run.
+
+use fathom_kernels::Backend;
+use fathom_model::{Error, Model, PREFILL_CHUNK, Result, SequenceOptions, TokenizedTrace};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    DetectOptions, Detection, LayerScores, NormCurves, Preset, Run, RunWriter, ScalarOptions,
+    ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
+};
+
+/// How traces are scanned. Everything a result depends on beside model and traces.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScanOptions {
+    /// Rules of alignment and grading.
+    pub preset: Preset,
+    /// τ, see [`DetectOptions::threshold`].
+    pub threshold: f32,
+    /// See [`DetectOptions::rise_factor`].
+    pub rise_factor: f32,
+    /// Leading positions that may be the reference sink.
+    pub reference: Vec<usize>,
+    /// Measure sink scores too.
+    pub attention: bool,
+    /// Keep every head's score of every token, not only of sinks.
+    pub all_heads: bool,
+    /// Look at the first so many tokens of each trace.
+    pub max_tokens: Option<usize>,
+    /// Look at the first so many traces.
+    pub limit: Option<usize>,
+    /// Whether prompts went through the model's chat template.
+    pub chat_template: bool,
+    /// Operand precision: `f32` or `bf16`.
+    pub precision: String,
+}
+
+impl ScanOptions {
+    /// The preset's rules, position 0 as reference, whole traces, no attention.
+    pub fn new(preset: Preset) -> ScanOptions {
+        let DetectOptions { threshold, rise_factor, .. } = DetectOptions::new(preset);
+        ScanOptions {
+            preset,
+            threshold,
+            rise_factor,
+            reference: vec![0],
+            attention: false,
+            all_heads: false,
+            max_tokens: None,
+            limit: None,
+            chat_template: true,
+            precision: "f32".to_owned(),
+        }
+    }
+
+    fn detect(&self) -> DetectOptions {
+        let ScanOptions { preset, threshold, rise_factor, .. } = *self;
+        DetectOptions { preset, threshold, rise_factor }
+    }
+
+    /// How many of a trace's tokens are looked at.
+    fn tokens(&self, trace: &TokenizedTrace) -> usize {
+        self.max_tokens.map_or(trace.ids.len(), |max| max.min(trace.ids.len()))
+    }
+}
+
+/// Watches a scan.
+pub trait Progress {
+    /// The scan begins; so many tokens are to be done, in traces not yet recorded.
+    fn start(&mut self, tokens: usize);
+    /// So many more tokens are done.
+    fn advance(&mut self, tokens: usize);
+    /// A trace is recorded.
+    fn trace(&mut self, detection: &TraceDetection);
+}
+
+/// Nobody watches.
+impl Progress for () {
+    fn start(&mut self, _: usize) {}
+    fn advance(&mut self, _: usize) {}
+    fn trace(&mut self, _: &TraceDetection) {}
+}
+
+/// What one trace turned out to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceScan {
+    /// Its sinks.
+    pub detection: TraceDetection,
+    /// Norms of its sinks and of its average token.
+    pub curves: NormCurves,
+    /// Its sink scores, where attention is measured.
+    pub scores: Option<TraceScores>,
+}
+
+/// Scans `traces` into `writer`, from where it stands, and finishes the run.
+///
+/// `token_text` says what a token id stands for, where that is known.
+///
+/// # Errors
+/// No traces; a trace the model cannot be given; activations that are not finite; a disk that is full.
+/// What was recorded before stays, and the run can be resumed.
+pub fn scan<B: Backend>(
+    model: &Model<B>,
+    traces: &[TokenizedTrace],
+    token_text: &dyn Fn(u32) -> Option<String>,
+    mut writer: RunWriter,
+    progress: &mut dyn Progress,
+) -> Result<Run> {
+    let options = writer.manifest().options.clone();
+    let traces = &traces[..options.limit.unwrap_or(usize::MAX).min(traces.len())];
+    if traces.is_empty() {
+        return Err(Error::Request("there are no traces to scan".to_owned()));
+    }
+    if !writer.is_complete() {
+        let left = &traces[writer.recorded().min(traces.len())..];
+        progress.start(left.iter().map(|trace| options.tokens(trace)).sum());
+        for trace in left {
+            let TraceScan { detection, curves, scores } =
+                scan_trace(model, trace, token_text, &options, &mut |tokens| {
+                    progress.advance(tokens);
+                })?;
+            let result =
+                TraceResult { detection: &detection, curves: &curves, scores: scores.as_ref() };
+            writer.record(&result)?;
+            progress.trace(&detection);
+        }
+    }
+    writer.finish()
+}
+
+/// Scans one trace. `advance` is called with the number of tokens done since the last call.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_trace<B: Backend>(
+    model: &Model<B>,
+    trace: &TokenizedTrace,
+    token_text: &dyn Fn(u32) -> Option<String>,
+    options: &ScanOptions,
+    advance: &mut dyn FnMut(usize),
+) -> Result<TraceScan> {
+    let config = model.config();
+    let ids = &trace.ids[..options.tokens(trace)];
+    let measured = ScalarOptions {
+        candidates: options.reference.clone(),
+        final_state: options.preset == Preset::Upstream,
+    };
+    let mut probe = ScalarProbe::new(config.layers, ids, &measured);
+    let mut sequence = model.new_sequence(SequenceOptions {
+        planned_len: Some(ids.len()),
+        sink_scores: options.attention,
+    });
+    let mut done = 0;
+    model.prefill(&mut sequence, ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {
+        advance(total - done);
+        done = total;
+    })?;
+
+    let scalars = probe.finish()?;
+    let mut detection = detect(&scalars, &options.detect());
+    for sink in &mut detection.sinks {
+        sink.token_text = token_text(sink.token_id);
+    }
+    let scores = options.attention.then(|| {
+        let layer = |l| model.sink_score(&sequence, l).unwrap_or_default();
+        trace_scores((0..config.layers).map(layer), config.heads, &detection, options.all_heads)
+    });
+    if let Some(scores) = &scores {
+        for sink in &mut detection.sinks {
+            let means = scores.layers.iter().map(|layer| layer.mean[sink.position]);
+            sink.sink_score = Some(means.collect());
+        }
+    }
+    let curves = norm_curves(&scalars, &detection);
+    let note = ScanNote::new(&detection, config.layers, ids.len(), options.preset);
+    let detection = TraceDetection {
+        sample_index: trace.index,
+        prompt_len: trace.prompt_len,
+        response_len: trace.ids.len() - trace.prompt_len,
+        full_text_len: trace.ids.len(),
+        sinks: detection.sinks,
+        scan: Some(note),
+    };
+    Ok(TraceScan { detection, curves, scores })
+}
+
+/// Reduces the scores `[heads, T]` of every layer.
+fn trace_scores(
+    layers: impl Iterator<Item = Vec<f32>>,
+    heads: usize,
+    detection: &Detection,
+    all_heads: bool,
+) -> TraceScores {
+    let layer = |scores: Vec<f32>| {
+        if all_heads {
+            LayerScores::new(&scores, heads, 0..scores.len() / heads)
+        } else {
+            LayerScores::new(&scores, heads, detection.sinks.iter().map(|sink| sink.position))
+        }
+    };
+    TraceScores { layers: layers.map(layer).collect() }
+}

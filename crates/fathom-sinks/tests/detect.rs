@@ -1,0 +1,193 @@
+//! Detection on made-up measurements: every kind of answer there is.
+#![allow(clippy::unwrap_used)]
+
+use fathom_sinks::{
+    CandidateCosines, Class, Clip, DetectOptions, Detection, FinalState, Finding, Grid, Preset,
+    TraceScalars, detect, norm_curves,
+};
+
+/// Norms and cosines `[layers][tokens]`, the reference at position 0.
+fn scalars<const T: usize>(norms: &[[f32; T]], cosines: &[[f32; T]]) -> TraceScalars {
+    let fill = |rows: &[[f32; T]]| {
+        let mut grid = Grid::zeros(rows.len(), T);
+        for (l, row) in rows.iter().enumerate() {
+            grid.row_mut(l).copy_from_slice(row);
+        }
+        grid
+    };
+    TraceScalars {
+        token_ids: (100..100 + T as u32).collect(),
+        hidden_norm: fill(norms),
+        mlp_out_norm: fill(norms),
+        key_norm: fill(norms),
+        value_norm: fill(norms),
+        candidates: vec![CandidateCosines { position: 0, cosine: fill(cosines) }],
+        final_state: None,
+    }
+}
+
+fn paper(scalars: &TraceScalars) -> Detection {
+    detect(scalars, &DetectOptions::new(Preset::Paper))
+}
+
+fn found(detection: &Detection) -> Vec<(usize, Class, Vec<usize>)> {
+    detection.sinks.iter().map(|sink| (sink.position, sink.class, sink.layers.clone())).collect()
+}
+
+/// Reference rises at 1 and falls at 5. Position 1 a second primary, 2 a primary that ends a layer
+/// early, 3 secondary from 2 with a gap, 4 ends early (secondary), 5 noise, 6 ordinary, 7 anti-aligned,
+/// 8 aligned outside the clip only.
+fn six_layers() -> TraceScalars {
+    let norms = [
+        [2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [50.0, 9.0, 9.0, 1.0, 9.0, 1.0, 1.0, 9.0, 1.0],
+        [51.0, 9.0, 9.0, 9.0, 9.0, 1.0, 1.0, 9.0, 1.0],
+        [52.0, 9.0, 9.0, 9.0, 1.0, 9.0, 1.0, 9.0, 1.0],
+        [53.0, 9.0, 1.0, 9.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [3.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    ];
+    let cosines = [
+        [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.99],
+        [1.0, 0.99, 0.98, 0.0, 0.96, 0.0, 0.95, -0.99, 0.0],
+        [1.0, 0.99, 0.98, 0.97, 0.96, 0.0, 0.1, -0.99, 0.0],
+        [1.0, 0.97, 0.98, 0.94, 0.0, 0.96, 0.1, -0.99, 0.0],
+        [1.0, 0.99, 0.0, 0.99, 0.0, 0.0, 0.1, 0.0, 0.0],
+        [1.0, 0.99, 0.98, 0.99, 0.0, 0.0, 0.1, 0.0, 0.99],
+    ];
+    scalars(&norms, &cosines)
+}
+
+#[test]
+fn every_class() {
+    let detection = paper(&six_layers());
+    assert_eq!(detection.finding, Finding::SecondarySinks);
+    assert_eq!(detection.clip, Some(Clip { start: 1, end: 5 }));
+    assert_eq!(
+        found(&detection),
+        [
+            (0, Class::Primary, vec![1, 2, 3, 4]),
+            (1, Class::Primary, vec![1, 2, 3, 4]),
+            (2, Class::Primary, vec![1, 2, 3]),
+            (3, Class::Secondary, vec![2, 4]),
+            (4, Class::Secondary, vec![1, 2]),
+            (5, Class::Noise, vec![3]),
+        ]
+    );
+    let gapped = &detection.sinks[3];
+    assert_eq!((gapped.l_start(), gapped.lifetime(), gapped.gaps()), (2, 2, vec![3]));
+    let measures = gapped.measures.unwrap();
+    assert_eq!((measures.min_cosine, measures.mean_cosine), (0.97, 0.98));
+    assert_eq!((measures.hidden_norm, measures.mlp_out_norm), (9.0, 9.0));
+    // The mean unaligned token at layer 1: (1 + 1 + 1 + 9 + 1) / 5.
+    assert!((detection.rise - 50.0 / 2.6).abs() < 1e-4);
+}
+
+#[test]
+fn upstream_counts_both_signs_and_grades_by_layers() {
+    let detection = detect(&six_layers(), &DetectOptions::new(Preset::Upstream));
+    // With six layers every lifetime is at least L - 15.
+    let positions: Vec<usize> = detection.sinks.iter().map(|sink| sink.position).collect();
+    assert_eq!(positions, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert!(detection.sinks.iter().all(|sink| sink.class == Class::Primary));
+    assert_eq!(detection.sinks[3].layers, [2, 3, 4]);
+    assert_eq!(detection.finding, Finding::PrimaryOnly);
+}
+
+#[test]
+fn upstream_takes_the_last_layer_after_the_final_norm() {
+    let mut scalars = six_layers();
+    scalars.final_state = Some(FinalState { norm: vec![60.0; 9], cosine: vec![vec![0.0; 9]] });
+    let upstream = detect(&scalars, &DetectOptions::new(Preset::Upstream));
+    // 2, 50, 51, 52, 53, 60: no fall any more, and the least rise comes first.
+    assert_eq!(upstream.clip, Some(Clip { start: 1, end: 2 }));
+    assert_eq!(paper(&scalars).clip, Some(Clip { start: 1, end: 5 }));
+}
+
+#[test]
+fn a_reference_that_never_rises_is_no_sink() {
+    // It rises, but not over the others.
+    let flat = scalars(&[[1.0, 1.0, 1.2], [4.0, 1.0, 1.0]], &[[1.0, 0.1, 0.1], [1.0, 0.1, 0.1]]);
+    let detection = paper(&flat);
+    assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, 4.0));
+    assert!(detection.sinks.is_empty());
+    // Its norms are still worth a look.
+    assert_eq!(norm_curves(&flat, &detection).tokens[0].1.hidden, [1.0, 4.0]);
+
+    // It is large from the start, and only falls.
+    let falling = scalars(&[[90.0, 1.0], [80.0, 1.0]], &[[1.0, 0.0], [1.0, 0.0]]);
+    assert_eq!(paper(&falling).finding, Finding::NoPrimarySink);
+}
+
+#[test]
+fn where_all_tokens_are_alike_the_reference_is_held_against_itself() {
+    let ones = [[1.0; 4]; 3];
+    let risen = scalars(&[[1.0; 4], [8.0; 4], [2.0; 4]], &ones);
+    let detection = paper(&risen);
+    assert_eq!((detection.finding, detection.rise), (Finding::PrimaryOnly, 8.0));
+    assert_eq!(detection.sinks.len(), 4);
+    assert_eq!(norm_curves(&risen, &detection).average, None);
+
+    let flat = paper(&scalars(&[[1.0; 4]; 3], &ones));
+    assert_eq!((flat.finding, flat.rise), (Finding::NoPrimarySink, 1.0));
+}
+
+#[test]
+fn too_short_to_tell() {
+    let one_token = scalars(&[[1.0], [90.0], [1.0]], &[[1.0]; 3]);
+    let one_layer = scalars(&[[90.0, 1.0, 1.0]], &[[1.0, 0.0, 0.0]]);
+    for short in [one_token, one_layer] {
+        let detection = paper(&short);
+        assert_eq!(detection.finding, Finding::TooShort);
+        assert_eq!((detection.clip, detection.sinks.len()), (None, 0));
+    }
+    let empty = TraceScalars {
+        token_ids: Vec::new(),
+        hidden_norm: Grid::zeros(3, 0),
+        mlp_out_norm: Grid::zeros(3, 0),
+        key_norm: Grid::zeros(3, 0),
+        value_norm: Grid::zeros(3, 0),
+        candidates: vec![CandidateCosines { position: 0, cosine: Grid::zeros(3, 0) }],
+        final_state: None,
+    };
+    let detection = paper(&empty);
+    assert_eq!(detection.finding, Finding::TooShort);
+    assert!(norm_curves(&empty, &detection).tokens.is_empty());
+}
+
+#[test]
+fn two_layers_and_two_tokens_are_enough() {
+    let detection = paper(&scalars(&[[1.0, 1.0], [9.0, 1.0]], &[[1.0, 0.0]; 2]));
+    assert_eq!(detection.clip, Some(Clip { start: 1, end: 2 }));
+    assert_eq!(found(&detection), [(0, Class::Primary, vec![1])]);
+    assert_eq!(detection.finding, Finding::PrimaryOnly);
+}
+
+#[test]
+fn zero_vectors_are_nobody_s_sink() {
+    // Every other token is zero: the reference stands out without bound.
+    let detection = paper(&scalars(&[[1.0, 0.0], [9.0, 0.0]], &[[1.0, 0.0]; 2]));
+    assert_eq!((detection.finding, detection.rise), (Finding::PrimaryOnly, f32::MAX));
+    // All are zero, the reference too.
+    let detection = paper(&scalars(&[[0.0, 0.0]; 2], &[[0.0, 0.0]; 2]));
+    assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, 0.0));
+}
+
+#[test]
+fn the_reference_is_the_candidate_with_the_highest_mean_norm() {
+    let norms = [[1.0, 1.0, 1.0, 1.0], [8.0, 90.0, 1.0, 1.0], [8.0, 90.0, 1.0, 1.0]];
+    let mut scalars = scalars(&norms, &[[1.0, 0.99, 0.0, 0.0]; 3]);
+    let mut cosine = Grid::zeros(3, 4);
+    for l in 0..3 {
+        cosine.row_mut(l).copy_from_slice(&[0.99, 1.0, 0.0, 0.0]);
+    }
+    scalars.candidates.push(CandidateCosines { position: 1, cosine });
+    // A candidate beyond the trace's end is none.
+    scalars.candidates.push(CandidateCosines { position: 9, cosine: Grid::zeros(3, 4) });
+
+    let detection = paper(&scalars);
+    assert_eq!(detection.reference, 1);
+    assert_eq!(detection.sinks.len(), 2);
+    // The scripts look behind the reference only.
+    let upstream = detect(&scalars, &DetectOptions::new(Preset::Upstream));
+    assert_eq!((upstream.reference, upstream.sinks.len()), (1, 1));
+}

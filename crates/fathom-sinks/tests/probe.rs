@@ -1,0 +1,108 @@
+//! The streaming pass against the definition, for any chunking.
+#![allow(clippy::unwrap_used)]
+
+use fathom_model::{At, Probe, Site};
+use fathom_sinks::{ScalarOptions, ScalarProbe, TraceScalars};
+use proptest::prelude::*;
+
+const LAYERS: usize = 2;
+const WIDTH: usize = 37; // neither a multiple of a vector register nor shorter than one
+const SITES: [Site; 4] = [Site::K, Site::V, Site::MlpOut, Site::ResidPost];
+
+/// A made-up activation; some are zero.
+fn value(site: Site, layer: usize, t: usize, i: usize) -> f32 {
+    let x = (site as usize * 7919 + layer * 104_729 + t * 1299 + i * 31) as f32;
+    if (t + layer) % 5 == 3 { 0.0 } else { (x.sin() + 0.3) * 10.0 }
+}
+
+fn row(site: Site, layer: usize, t: usize) -> Vec<f32> {
+    (0..WIDTH).map(|i| value(site, layer, t, i)).collect()
+}
+
+fn run(tokens: usize, chunks: &[usize], candidates: &[usize]) -> TraceScalars {
+    let options = ScalarOptions { candidates: candidates.to_vec(), final_state: true };
+    let ids: Vec<u32> = (0..tokens as u32).collect();
+    let mut probe = ScalarProbe::new(LAYERS, &ids, &options);
+    let mut start = 0;
+    for chunk in chunks.iter().copied().cycle() {
+        let positions = start..(start + chunk).min(tokens);
+        for layer in 0..LAYERS {
+            for site in SITES {
+                feed(&mut probe, site, layer, positions.clone());
+            }
+        }
+        feed(&mut probe, Site::FinalNorm, 0, positions.clone());
+        start = positions.end;
+        if start == tokens {
+            break;
+        }
+    }
+    probe.finish().unwrap()
+}
+
+fn feed(probe: &mut ScalarProbe, site: Site, layer: usize, positions: std::ops::Range<usize>) {
+    let values: Vec<f32> = positions.clone().flat_map(|t| row(site, layer, t)).collect();
+    probe.read(&At { site, layer, sequence: 0, positions }, &values).unwrap();
+}
+
+fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot: f64 = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let norms = norm(a) * norm(b);
+    if norms > 0.0 { dot / norms } else { 0.0 }
+}
+
+#[test]
+fn norms_and_cosines_are_those_of_the_definition() {
+    let tokens = 11;
+    let scalars = run(tokens, &[4], &[0, 2, 7]);
+    let close = |got: f32, want: f64| assert!((f64::from(got) - want).abs() < 1e-5 * want.max(1.0));
+    for t in 0..tokens {
+        for l in 0..LAYERS {
+            close(scalars.hidden_norm.at(l, t), norm(&row(Site::ResidPost, l, t)));
+            close(scalars.mlp_out_norm.at(l, t), norm(&row(Site::MlpOut, l, t)));
+            close(scalars.key_norm.at(l, t), norm(&row(Site::K, l, t)));
+            close(scalars.value_norm.at(l, t), norm(&row(Site::V, l, t)));
+            for candidate in &scalars.candidates {
+                let reference = row(Site::ResidPost, l, candidate.position);
+                close(candidate.cosine.at(l, t), cosine(&row(Site::ResidPost, l, t), &reference));
+            }
+        }
+        let state = scalars.final_state.as_ref().unwrap();
+        close(state.norm[t], norm(&row(Site::FinalNorm, 0, t)));
+        for (candidate, cosines) in scalars.candidates.iter().zip(&state.cosine) {
+            let reference = row(Site::FinalNorm, 0, candidate.position);
+            close(cosines[t], cosine(&row(Site::FinalNorm, 0, t), &reference));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn chunking_changes_no_bit(
+        tokens in 1usize..30,
+        chunks in prop::collection::vec(1usize..9, 1..6),
+        candidates in prop::collection::vec(0usize..12, 1..4),
+    ) {
+        prop_assert_eq!(run(tokens, &chunks, &candidates), run(tokens, &[tokens], &candidates));
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_refused() {
+    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let mut probe = ScalarProbe::new(1, &[5, 6], &options);
+    let at = At { site: Site::ResidPost, layer: 0, sequence: 0, positions: 0..2 };
+    let error = probe.read(&at, &[1.0, 2.0, f32::NAN, 4.0]).unwrap_err();
+    assert_eq!(error.to_string(), "`resid_post` of layer 0 is not finite at position 1");
+}
+
+#[test]
+fn a_trace_that_did_not_end_is_refused() {
+    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let error = ScalarProbe::new(1, &[5, 6], &options).finish().unwrap_err();
+    assert_eq!(error.to_string(), "0 of 2 tokens were measured");
+}
