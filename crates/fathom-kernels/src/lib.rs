@@ -2,8 +2,33 @@
 //!
 //! [`Backend`] is what a forward pass asks of a machine; [`Cpu`] answers it here.
 
+mod activation;
+mod aligned;
+mod attention;
 mod backend;
+mod column_sums;
+mod cpu;
+mod exp;
+mod isa;
+mod kv;
+mod linear;
+mod microkernel;
+mod norm;
+mod pack;
+mod pool;
+pub mod reference;
+mod rope;
+mod rows;
+mod simd;
+pub mod vector;
 mod weight;
 
 pub use backend::{Attention, Backend, KvShape, Precision, Span};
+pub use column_sums::ColumnSums;
+pub use cpu::{Cpu, CpuError, CpuOptions};
+pub use isa::{Feature, Isa, cpu_features};
+pub use kv::Kv;
+pub use linear::Linear;
+pub use rope::Table as RopeTable;
+pub use rows::{Rows, Vector};
 pub use weight::{DType, WeightView};

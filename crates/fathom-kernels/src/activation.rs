@@ -1,0 +1,116 @@
+//! What happens element by element, and the argmax.
+
+use crate::cpu::Cpu;
+use crate::exp::exp;
+use crate::rows::Rows;
+use crate::simd::{Kernel, Simd};
+
+pub(crate) fn silu(cpu: &Cpu, x: &Rows, out: &mut Rows) {
+    elementwise(cpu, x, x, out, Op::Silu);
+}
+
+pub(crate) fn mul(cpu: &Cpu, x: &Rows, y: &Rows, out: &mut Rows) {
+    elementwise(cpu, x, y, out, Op::Mul);
+}
+
+pub(crate) fn silu_mul(cpu: &Cpu, gate: &Rows, up: &Rows, out: &mut Rows) {
+    elementwise(cpu, gate, up, out, Op::SiluMul);
+}
+
+pub(crate) fn add_assign(cpu: &Cpu, x: &mut Rows, y: &Rows) {
+    let (rows, columns) = (x.rows(), x.columns());
+    assert_eq!((y.rows(), y.columns()), (rows, columns), "shapes of a sum");
+    let x = x.shared();
+    cpu.split_rows(rows, rows * columns, |rows| {
+        // SAFETY: threads have disjoint rows.
+        let x = unsafe { x.slice(rows.start * columns..rows.end * columns) };
+        for (x, y) in x.iter_mut().zip(y.slice(rows)) {
+            *x += y;
+        }
+    });
+}
+
+pub(crate) fn argmax(cpu: &Cpu, x: &Rows, limit: usize) -> Vec<u32> {
+    let limit = limit.min(x.columns());
+    let mut best = vec![0; x.rows()];
+    let shared = crate::rows::SharedMut::new(&mut best);
+    cpu.split_rows(x.rows(), x.rows() * limit, |rows| {
+        for row in rows {
+            let index = cpu.isa.run(Argmax { x: &x.row(row)[..limit] });
+            // SAFETY: threads have disjoint rows.
+            unsafe { *shared.as_ptr().add(row) = index as u32 };
+        }
+    });
+    best
+}
+
+#[derive(Clone, Copy)]
+enum Op {
+    Silu,
+    Mul,
+    SiluMul,
+}
+
+fn elementwise(cpu: &Cpu, x: &Rows, y: &Rows, out: &mut Rows, op: Op) {
+    let (rows, columns) = (x.rows(), x.columns());
+    assert_eq!((y.rows(), y.columns()), (rows, columns), "shapes of operands");
+    assert_eq!((out.rows(), out.columns()), (rows, columns), "shape of the output");
+    let out = out.shared();
+    cpu.split_rows(rows, rows * columns, |rows| {
+        // SAFETY: threads have disjoint rows.
+        let out = unsafe { out.slice(rows.start * columns..rows.end * columns) };
+        cpu.isa.run(Elementwise { x: x.slice(rows.clone()), y: y.slice(rows), out, op });
+    });
+}
+
+struct Elementwise<'a> {
+    x: &'a [f32],
+    y: &'a [f32],
+    out: &'a mut [f32],
+    op: Op,
+}
+
+impl Kernel for Elementwise<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let operands = self.x.chunks(S::LANES).zip(self.y.chunks(S::LANES));
+        for ((x, y), out) in operands.zip(self.out.chunks_mut(S::LANES)) {
+            let x = s.load_some(x);
+            let result = match self.op {
+                Op::Silu => silu_of(s, x),
+                Op::Mul => s.mul(x, s.load_some(y)),
+                Op::SiluMul => s.mul(silu_of(s, x), s.load_some(y)),
+            };
+            s.store_some(out, result);
+        }
+    }
+}
+
+/// `x / (1 + e^-x)`
+#[inline(always)]
+fn silu_of<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+/// Index of the first largest element; 0 if there is none that compares (all NaN).
+struct Argmax<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Argmax<'_> {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        let mut best = s.splat(f32::NEG_INFINITY);
+        let vectors = self.x.chunks_exact(S::LANES);
+        let rest = vectors.remainder();
+        for x in vectors {
+            // A NaN compares as neither larger nor smaller: `best` stays.
+            best = s.max(s.load_some(x), best);
+        }
+        let best = rest.iter().fold(s.max_lane(best), |best, &x| if x > best { x } else { best });
+        self.x.iter().position(|&x| x == best).unwrap_or(0)
+    }
+}

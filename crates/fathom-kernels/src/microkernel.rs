@@ -1,0 +1,325 @@
+//! The register tile: the one inner loop behind every matrix product, attention included.
+//!
+//! `C[r][j] += Σ_k A[r][k] · W[k][j]` for a few rows `r` and a few vectors of columns `j`, all of `C` in
+//! registers. Each element is **one chain over k in order** — never split into partial sums — so its
+//! bits cannot depend on the tile it was computed in: on how many rows or columns were computed beside
+//! it, on where the k loop was interrupted (storing and reloading an f32 accumulator is exact), or on
+//! which thread ran it. Row invariance is this paragraph.
+//!
+//! `W` lies in *panels* of [`PANEL`] columns, k-major: a step of the k loop reads `PANEL` words in a row,
+//! each word one f32 weight or a pair of bfloat16 weights (k, k+1). `A` lies in rows [`ROW_STRIDE`] words
+//! apart. That stride is a constant so that a tile addresses all its rows from one pointer; it is 17
+//! cache lines so that the rows of a tile fall into different cache sets.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::Precision;
+use crate::pack::Storage;
+use crate::simd::{Kernel, Simd};
+
+/// Columns of a panel of packed weights.
+pub(crate) const PANEL: usize = 32;
+/// Words of a packed row that hold data: the longest k a tile runs without storing its accumulators.
+pub(crate) const ROW_WORDS: usize = 256;
+/// Words between packed rows.
+pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;
+
+/// One call of the register tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// First row of A at the first k.
+    pub(crate) a: *const u32,
+    /// First column of W at the first k.
+    pub(crate) w: *const u32,
+    /// Words from a panel to the next.
+    pub(crate) panel_stride: usize,
+    /// Steps of k.
+    pub(crate) steps: usize,
+    /// First element of C.
+    pub(crate) c: *mut f32,
+    /// Elements from a row of C to the next.
+    pub(crate) c_stride: usize,
+    /// Whether C holds the chain so far; otherwise it starts at zero.
+    pub(crate) resume: bool,
+    /// Added at the end, one per column; null for none.
+    pub(crate) bias: *const f32,
+}
+
+impl Tile {
+    /// Runs as a tile of `ROWS` rows and `VECTORS` vectors.
+    ///
+    /// # Safety
+    /// As [`tile`].
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd, P: Product, const ROWS: usize, const VECTORS: usize>(
+        self,
+        s: S,
+    ) {
+        s.vectorize(TileKernel::<P, ROWS, VECTORS>(self, PhantomData));
+    }
+}
+
+struct TileKernel<P, const ROWS: usize, const VECTORS: usize>(Tile, PhantomData<P>);
+
+impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for TileKernel<P, ROWS, VECTORS> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: `Tile::run`, the only place that makes one, has the same contract.
+        unsafe { tile::<S, P, ROWS, VECTORS>(s, &self.0) }
+    }
+}
+
+/// The register tile.
+///
+/// # Safety
+/// `a` reaches `ROWS` rows of `steps · P::A_WORDS` words; `w` (a multiple of `VECTORS` vectors into its
+/// panel, or at its start) reaches `VECTORS` vectors of `steps` steps; `c` is valid for `ROWS` rows of
+/// `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS` vectors.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
+pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    t: &Tile,
+) {
+    // SAFETY: every address is within what the caller promised.
+    unsafe {
+        let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+        if t.resume {
+            for r in 0..ROWS {
+                for v in 0..VECTORS {
+                    acc[r][v] = s.load(t.c.add(r * t.c_stride + v * S::LANES));
+                }
+            }
+        }
+        let per_panel = PANEL / S::LANES;
+        let mut w = [t.w; VECTORS];
+        for v in 0..VECTORS {
+            w[v] = t.w.add(v / per_panel * t.panel_stride + v % per_panel * S::LANES);
+        }
+        let mut a = t.a;
+        for _ in 0..t.steps {
+            P::step(s, &mut acc, a, &w);
+            a = a.add(P::A_WORDS);
+            for v in 0..VECTORS {
+                w[v] = w[v].add(PANEL);
+            }
+        }
+        for r in 0..ROWS {
+            for v in 0..VECTORS {
+                if !t.bias.is_null() {
+                    acc[r][v] = s.add(acc[r][v], s.load(t.bias.add(v * S::LANES)));
+                }
+                s.store(t.c.add(r * t.c_stride + v * S::LANES), acc[r][v]);
+            }
+        }
+    }
+}
+
+/// How a word of A meets a word of W.
+pub(crate) trait Product: Send + Sync + 'static {
+    /// Words of A consumed by a step.
+    const A_WORDS: usize;
+    /// k consumed by a step.
+    const K: usize;
+    /// Whether A is rounded to bfloat16 pairs.
+    const A_PAIRS: bool;
+
+    /// One step of k: `acc[r][v] += A[r] · W[v]`.
+    ///
+    /// # Safety
+    /// `a` reaches `ROWS` rows of `A_WORDS` words, each of `w` a vector of words.
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    );
+}
+
+/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers across the
+/// inner loop is the shorter one.
+macro_rules! outer_product {
+    ($rows:ident $vectors:ident, $acc:ident[$r:ident][$v:ident], $a:expr, $w:expr, $s:ident.$fma:ident) => {
+        if $rows >= $vectors {
+            let $v = 0;
+            let mut w = [$w; $vectors];
+            for $v in 0..$vectors {
+                w[$v] = $w;
+            }
+            for $r in 0..$rows {
+                let a = $a;
+                for $v in 0..$vectors {
+                    $acc[$r][$v] = $s.$fma(a, w[$v], $acc[$r][$v]);
+                }
+            }
+        } else {
+            let $r = 0;
+            let mut a = [$a; $rows];
+            for $r in 0..$rows {
+                a[$r] = $a;
+            }
+            for $v in 0..$vectors {
+                let w = $w;
+                for $r in 0..$rows {
+                    $acc[$r][$v] = $s.$fma(a[$r], w, $acc[$r][$v]);
+                }
+            }
+        }
+    };
+}
+
+/// f32 by f32.
+pub(crate) struct F32;
+
+impl Product for F32 {
+    const A_WORDS: usize = 1;
+    const K: usize = 1;
+    const A_PAIRS: bool = false;
+
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = a.cast::<f32>();
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE)),
+                s.load(w[v].cast()),
+                s.fma
+            );
+        }
+    }
+}
+
+/// f32 by bfloat16 pairs, widened in registers: exact products of what is stored.
+pub(crate) struct Widened;
+
+impl Product for Widened {
+    const A_WORDS: usize = 2;
+    const K: usize = 2;
+    const A_PAIRS: bool = false;
+
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = a.cast::<f32>();
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE)),
+                s.widen_low(s.load_pairs(w[v])),
+                s.fma
+            );
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE + 1)),
+                s.widen_high(s.load_pairs(w[v])),
+                s.fma
+            );
+        }
+    }
+}
+
+/// bfloat16 pairs by bfloat16 pairs.
+pub(crate) struct Pairs;
+
+impl Product for Pairs {
+    const A_WORDS: usize = 1;
+    const K: usize = 2;
+    const A_PAIRS: bool = true;
+
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat_pair(*a.add(r * ROW_STRIDE)),
+                s.load_pairs(w[v]),
+                s.dot_bf16
+            );
+        }
+    }
+}
+
+/// Runs `rows ≤ S::TILE_ROWS` rows over `vectors` vectors of columns (an even number), `tile` naming the
+/// first: wide tiles while they fit, then narrow ones.
+///
+/// # Safety
+/// As [`tile`], for all `vectors`.
+#[inline(always)]
+pub(crate) unsafe fn tiles<S: Simd, P: Product>(s: S, rows: usize, vectors: usize, tile: Tile) {
+    let per_panel = PANEL / S::LANES;
+    let wide = S::tile_vectors(rows);
+    let mut v = 0;
+    while v < vectors {
+        let n = if vectors - v >= wide { wide } else { 2 };
+        // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and
+        // narrow ones follow wide ones, so `v` is a multiple of `n` within its panel.
+        unsafe {
+            let w = tile.w.add(v / per_panel * tile.panel_stride + v % per_panel * S::LANES);
+            let c = tile.c.add(v * S::LANES);
+            let bias = if tile.bias.is_null() { tile.bias } else { tile.bias.add(v * S::LANES) };
+            s.tile::<P>(rows, n, Tile { w, c, bias, ..tile });
+        }
+        v += n;
+    }
+}
+
+/// A computation written for any way A meets W.
+pub(crate) trait ProductKernel {
+    /// Must be `#[inline(always)]`. `round`: operands are rounded to bfloat16 although `P` takes f32.
+    fn run<S: Simd, P: Product>(self, s: S, round: bool);
+}
+
+/// Runs a [`ProductKernel`] with the product that a storage and a precision call for.
+pub(crate) struct ForProduct<K> {
+    pub(crate) storage: Storage,
+    pub(crate) precision: Precision,
+    pub(crate) kernel: K,
+}
+
+impl<K: ProductKernel> Kernel for ForProduct<K> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.storage, self.precision) {
+            (Storage::F32, _) => self.kernel.run::<S, F32>(s, false),
+            (Storage::Bf16, Precision::F32) => self.kernel.run::<S, Widened>(s, false),
+            (Storage::Bf16, Precision::Bf16) if S::BF16_DOT => {
+                self.kernel.run::<S, Pairs>(s, false)
+            }
+            (Storage::Bf16, Precision::Bf16) => self.kernel.run::<S, Widened>(s, true),
+        }
+    }
+}
+
+/// Cuts a range into the fewest parts of at most `longest`, as even as can be.
+pub(crate) fn even_parts(
+    range: Range<usize>,
+    longest: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let (start, len) = (range.start, range.len());
+    let parts = len.div_ceil(longest);
+    (0..parts).map(move |i| start + len * i / parts..start + len * (i + 1) / parts)
+}

@@ -1,0 +1,202 @@
+//! Weights and activations in the layouts the register tile reads.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+
+use crate::aligned::Aligned;
+use crate::microkernel::{PANEL, Product, ROW_STRIDE, ROW_WORDS};
+use crate::simd::Simd;
+use crate::{DType, Precision, WeightView};
+
+/// What a word of a packed matrix holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// One f32.
+    F32,
+    /// Two consecutive k in bfloat16.
+    Bf16,
+}
+
+impl Storage {
+    /// How weights of `dtype` are kept: exactly, unless the precision is bfloat16.
+    pub(crate) fn of_weights(dtype: DType, precision: Precision) -> Storage {
+        match (precision, dtype) {
+            (Precision::F32, DType::F16 | DType::F32) => Storage::F32,
+            (Precision::F32, DType::Bf16) | (Precision::Bf16, _) => Storage::Bf16,
+        }
+    }
+
+    /// How keys and values are kept.
+    pub(crate) fn of_cache(precision: Precision) -> Storage {
+        match precision {
+            Precision::F32 => Storage::F32,
+            Precision::Bf16 => Storage::Bf16,
+        }
+    }
+
+    /// k held by a word.
+    pub(crate) fn k_per_word(self) -> usize {
+        match self {
+            Storage::F32 => 1,
+            Storage::Bf16 => 2,
+        }
+    }
+
+    /// Steps of the k loop: words of one column.
+    pub(crate) fn steps(self, k: usize) -> usize {
+        k.div_ceil(self.k_per_word())
+    }
+}
+
+/// A matrix `[columns, k]` in panels: `[columns / 32][k][32]`, or `[columns / 32][k / 2][32][2]`. What
+/// lies beyond the last column or k is zero.
+pub(crate) struct Panels {
+    pub(crate) storage: Storage,
+    pub(crate) columns: usize,
+    pub(crate) k: usize,
+    pub(crate) words: Aligned<u32>,
+}
+
+impl Panels {
+    pub(crate) fn zeroed(columns: usize, k: usize, storage: Storage) -> Panels {
+        let words = columns.div_ceil(PANEL) * storage.steps(k) * PANEL;
+        Panels { storage, columns, k, words: Aligned::zeroed(words) }
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.columns.div_ceil(PANEL)
+    }
+
+    /// Words of one panel.
+    pub(crate) fn stride(&self) -> usize {
+        self.storage.steps(self.k) * PANEL
+    }
+
+    /// Column `column` as f32.
+    pub(crate) fn read_column(&self, column: usize, out: &mut [f32]) {
+        let panel = &self.words[column / PANEL * self.stride()..][..self.stride()];
+        let lane = column % PANEL;
+        match self.storage {
+            Storage::F32 => {
+                for (out, step) in out.iter_mut().zip(panel.chunks_exact(PANEL)) {
+                    *out = f32::from_bits(step[lane]);
+                }
+            }
+            Storage::Bf16 => {
+                for (out, step) in out.chunks_mut(2).zip(panel.chunks_exact(PANEL)) {
+                    out[0] = f32::from_bits(step[lane] << 16);
+                    if let Some(out) = out.get_mut(1) {
+                        *out = f32::from_bits(step[lane] & 0xffff_0000);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs panels `panels` of `weight` into `words`, their place in [`Panels::words`].
+pub(crate) fn pack_weights(
+    weight: &WeightView<'_>,
+    storage: Storage,
+    panels: Range<usize>,
+    words: &mut [u32],
+) {
+    let stride = storage.steps(weight.columns) * PANEL;
+    if stride == 0 {
+        return;
+    }
+    let row_bytes = weight.columns * weight.dtype.size();
+    for (panel, words) in panels.zip(words.chunks_exact_mut(stride)) {
+        let rows = panel * PANEL..weight.rows.min((panel + 1) * PANEL);
+        // Few k at a time over all columns: the panel is written nearly in order.
+        const STEPS: usize = 32;
+        for (chunk, words) in words.chunks_mut(STEPS * PANEL).enumerate() {
+            let first = chunk * STEPS * storage.k_per_word();
+            let k = first..weight.columns.min(first + STEPS * storage.k_per_word());
+            for (lane, row) in rows.clone().enumerate() {
+                let size = weight.dtype.size();
+                let bytes = &weight.bytes[row * row_bytes..][k.start * size..k.end * size];
+                pack_column(bytes, weight.dtype, storage, &mut words[lane..]);
+            }
+        }
+    }
+}
+
+/// Writes consecutive k of one column to every `PANEL`-th word.
+fn pack_column(bytes: &[u8], dtype: DType, storage: Storage, words: &mut [u32]) {
+    let words = words.iter_mut().step_by(PANEL);
+    match (storage, dtype) {
+        (Storage::Bf16, DType::Bf16) => {
+            for (word, pair) in words.zip(bytes.chunks(4)) {
+                *word = match *pair {
+                    [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+                    [a, b] => u32::from_le_bytes([a, b, 0, 0]),
+                    _ => 0,
+                };
+            }
+        }
+        (Storage::Bf16, _) => {
+            let size = dtype.size();
+            for (word, pair) in words.zip(bytes.chunks(2 * size)) {
+                let mut halves = pair.chunks_exact(size).map(|x| bf16_bits(element(x, dtype)));
+                let low = halves.next().unwrap_or(0);
+                *word = low | halves.next().unwrap_or(0) << 16;
+            }
+        }
+        (Storage::F32, _) => {
+            for (word, x) in words.zip(bytes.chunks_exact(dtype.size())) {
+                *word = element(x, dtype).to_bits();
+            }
+        }
+    }
+}
+
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    u32::from(bf16::from_f32(x).to_bits())
+}
+
+/// The number stored in `bytes`.
+pub(crate) fn element(bytes: &[u8], dtype: DType) -> f32 {
+    match (dtype, bytes) {
+        (DType::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+        (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+        (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => unreachable!("{} bytes are no {dtype:?}", bytes.len()),
+    }
+}
+
+/// k that fit into one packed row.
+pub(crate) const fn k_block<P: Product>() -> usize {
+    ROW_WORDS / P::A_WORDS * P::K
+}
+
+/// Packs `x`, at most [`k_block`] consecutive k of one row, for the tile: f32, f32 rounded to bfloat16
+/// (`round`), or bfloat16 pairs. An odd k is followed by a zero.
+#[inline(always)]
+pub(crate) fn pack_row<S: Simd, P: Product>(
+    s: S,
+    round: bool,
+    x: &[f32],
+    out: &mut [u32; ROW_STRIDE],
+) {
+    let lanes = S::LANES;
+    debug_assert!(x.len() <= k_block::<P>());
+    let out = out.as_mut_ptr();
+    let mut at = 0;
+    while at < x.len() {
+        let values = s.load_some(&x[at..]);
+        // SAFETY: at most `k_block` elements rounded up to a vector: within ROW_STRIDE words, of which
+        // bfloat16 take half.
+        unsafe {
+            if P::A_PAIRS {
+                s.store_bf16(out.cast::<u16>().add(at), values);
+            } else if round {
+                s.store(out.cast::<f32>().add(at), s.round_bf16(values));
+            } else {
+                s.store(out.cast::<f32>().add(at), values);
+            }
+        }
+        at += lanes;
+    }
+}

@@ -1,0 +1,170 @@
+//! Plain Rust: four lanes the compiler maps to whatever the target has.
+
+use super::{Kernel, Simd, tile_table};
+use crate::microkernel::{Product, Tile};
+
+/// No vector instructions beyond what the compiler emits by itself.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+const LANES: usize = 4;
+
+#[inline(always)]
+fn map(a: [f32; LANES], f: impl Fn(f32) -> f32) -> [f32; LANES] {
+    [f(a[0]), f(a[1]), f(a[2]), f(a[3])]
+}
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    [f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])]
+}
+
+#[inline(always)]
+fn round_bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    const BF16_DOT: bool = false;
+    const TILE_ROWS: usize = 4;
+
+    type F32 = [f32; LANES];
+    type Pairs = [u32; LANES];
+    type F64 = [f64; LANES];
+    type Mask = [bool; LANES];
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        fn compiled<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run(Portable)
+        }
+        compiled(kernel)
+    }
+
+    #[inline(always)]
+    fn tile_vectors(_rows: usize) -> usize {
+        2
+    }
+
+    tile_table! {
+        2 vectors: 1 2 3 4;
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[f32; LANES]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, x: Self::F32) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[f32; LANES]>().write(x) }
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F32 {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        // Not `mul_add`: without the instruction that is a slow library call.
+        self.add(self.mul(a, b), c)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask {
+        [a[0] < b[0], a[1] < b[1], a[2] < b[2], a[3] < b[3]]
+    }
+    #[inline(always)]
+    fn select(self, mask: Self::Mask, a: Self::F32, b: Self::F32) -> Self::F32 {
+        let pick = |i: usize| if mask[i] { a[i] } else { b[i] };
+        [pick(0), pick(1), pick(2), pick(3)]
+    }
+    #[inline(always)]
+    fn sum(self, x: Self::F32) -> f32 {
+        (x[0] + x[2]) + (x[1] + x[3])
+    }
+    #[inline(always)]
+    fn max_lane(self, x: Self::F32) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn pow2(self, n: Self::F32) -> Self::F32 {
+        map(n, |n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const u32) -> Self::Pairs {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u32; LANES]>().read() }
+    }
+    #[inline(always)]
+    fn splat_pair(self, x: u32) -> Self::Pairs {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn widen_low(self, x: Self::Pairs) -> Self::F32 {
+        x.map(|x| f32::from_bits(x << 16))
+    }
+    #[inline(always)]
+    fn widen_high(self, x: Self::Pairs) -> Self::F32 {
+        x.map(|x| f32::from_bits(x & 0xffff_0000))
+    }
+    #[inline(always)]
+    fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32 {
+        let acc = self.fma(self.widen_low(a), self.widen_low(b), acc);
+        self.fma(self.widen_high(a), self.widen_high(b), acc)
+    }
+    #[inline(always)]
+    fn round_bf16(self, x: Self::F32) -> Self::F32 {
+        map(x, round_bf16)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, x: Self::F32) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[u16; LANES]>().write(x.map(|x| half::bf16::from_f32(x).to_bits())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f64(self, p: *const f64) -> Self::F64 {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[f64; LANES]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, p: *mut f64, x: Self::F64) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<[f64; LANES]>().write(x) }
+    }
+    #[inline(always)]
+    fn add_f64(self, acc: Self::F64, x: Self::F32) -> Self::F64 {
+        let mut sum = acc;
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += f64::from(x);
+        }
+        sum
+    }
+}

@@ -1,0 +1,188 @@
+//! Every operation of every instruction set this machine has, against the naive reference, on ragged
+//! shapes.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use fathom_kernels::{Attention, Backend, DType, Precision, Span, reference};
+use proptest::prelude::*;
+
+fn shapes() -> impl Strategy<Value = Attention> {
+    let head_dims = prop::sample::select(vec![10, 16, 24, 64, 128, 300]);
+    let groups = prop::sample::select(vec![(1, 1), (2, 1), (4, 2), (7, 1), (3, 3), (20, 1)]);
+    let windows = prop::option::of(1_usize..200);
+    (head_dims, groups, windows, 0_usize..2).prop_map(
+        |(head_dim, (heads, kv_heads), window, layer)| Attention {
+            layer,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window,
+        },
+    )
+}
+
+/// Values a bf16 cache holds exactly, so that only arithmetic differs from the reference.
+fn rounded(precision: Precision, values: &mut [f32]) {
+    if precision == Precision::Bf16 {
+        for x in values {
+            *x = half::bf16::from_f32(*x).to_f32();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn linear(
+        rows in 1_usize..=70, k in 1_usize..=700, n in 1_usize..=150, bias: bool, seed: u64,
+        dtype in prop::sample::select(vec![DType::Bf16, DType::F16, DType::F32]),
+    ) {
+        let bytes = bytes_of(&numbers(seed, n * k), dtype);
+        let weight = view(&bytes, dtype, n, k);
+        let bias = bias.then(|| numbers(seed ^ 1, n));
+        let x = numbers(seed ^ 2, rows * k);
+        let want = reference::linear(weight, bias.as_deref(), &x);
+        for isa in isas() {
+            for precision in PRECISIONS {
+                let cpu = cpu(isa, precision, 2);
+                let w = cpu.linear_from(weight, bias.as_deref());
+                let mut out = cpu.alloc(rows, n);
+                cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
+                let error = relative_error(&values_of(&cpu, &out), &want);
+                prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn attention(attention in shapes(), before in 0_usize..300, rows in 1_usize..70, seed: u64) {
+        let tokens = before + rows;
+        let mut sequence = Sequence::random(&attention, tokens, seed >> 1);
+        let width = attention.heads * attention.head_dim;
+        for precision in PRECISIONS {
+            rounded(precision, &mut sequence.q);
+            rounded(precision, &mut sequence.k);
+            rounded(precision, &mut sequence.v);
+            let q = &sequence.q[before * width..];
+            let want = reference::attend(&attention, q, &sequence.k, &sequence.v);
+            let want_weights = reference::attention_weights(&attention, q, &sequence.k);
+            let want_sums = reference::column_sums(&attention, q, &sequence.k);
+            for isa in isas() {
+                let cpu = cpu(isa, precision, 2);
+                let mut kv = new_kv(&cpu, &attention);
+                if before > 0 {
+                    attend_chunk(&cpu, &attention, &sequence, 0, before, &mut kv);
+                }
+                let (got, lse) =
+                    attend_chunk(&cpu, &attention, &sequence, before, tokens, &mut kv);
+                let error = relative_error(&got, &want);
+                prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
+
+                // The second pass runs before the cache advances; go back to there.
+                let mut sums = cpu.new_column_sums(attention.layer + 1, attention.heads);
+                cpu.truncate_kv(&mut kv, before);
+                let kv_width = attention.kv_heads * attention.head_dim;
+                let rows_k = rows_of(&cpu, &sequence.k[before * kv_width..], kv_width);
+                let rows_v = rows_of(&cpu, &sequence.v[before * kv_width..], kv_width);
+                let mut spans = [Span { rows: 0..rows, kv: &mut kv }];
+                cpu.append_kv(attention.layer, &rows_k, &rows_v, &mut spans);
+                let (q, lse) = (rows_of(&cpu, q, width), rows_of(&cpu, &lse, attention.heads));
+                let weights = cpu.attention_weights(&attention, &q, &lse, &spans[0]);
+                let error = relative_error(&weights, &want_weights);
+                prop_assert!(error < 1e-5, "{isa} {precision:?}: weights off by {error}");
+                cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);
+                let sums = cpu.column_sums(&sums, attention.layer, tokens);
+                let as_f32 = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
+                let error = relative_error(&as_f32(&sums), &as_f32(&want_sums));
+                prop_assert!(error < 1e-5, "{isa} {precision:?}: column sums off by {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn row_operations(
+        rows in 1_usize..=40, heads in 1_usize..=4, half in 1_usize..=20, rest in 0_usize..=9,
+        seed: u64,
+    ) {
+        let head_dim = 2 * half + rest;
+        let columns = heads * head_dim;
+        let x = numbers(seed, rows * columns);
+        let y = numbers(seed ^ 1, rows * columns);
+        let weight = numbers(seed ^ 2, columns);
+        let (cos, sin) = (numbers(seed ^ 3, rows * half), numbers(seed ^ 4, rows * half));
+        for isa in isas() {
+            let cpu = cpu(isa, Precision::F32, 2);
+            let close = |got: &[f32], want: &[f32], what: &str| {
+                let error = relative_error(got, want);
+                assert!(error < 1e-6, "{isa}: {what} off by {error}");
+            };
+            let (rows_x, rows_y) = (rows_of(&cpu, &x, columns), rows_of(&cpu, &y, columns));
+            let mut out = cpu.alloc(rows, columns);
+
+            cpu.rms_norm(&rows_x, &cpu.vector_from(&weight), 1e-5, &mut out);
+            close(&values_of(&cpu, &out), &reference::rms_norm(&x, &weight, 1e-5), "rms_norm");
+
+            let mut heads_x = rows_of(&cpu, &x, columns);
+            cpu.head_norm(&mut heads_x, &cpu.vector_from(&weight[..head_dim]), 1e-5);
+            let want = reference::rms_norm(&x, &weight[..head_dim], 1e-5);
+            close(&values_of(&cpu, &heads_x), &want, "head_norm");
+
+            let mut rotated = rows_of(&cpu, &x, columns);
+            cpu.rope(&mut rotated, &cpu.rope_from(&cos, &sin, half), head_dim);
+            let want = reference::rope(&x, columns, head_dim, &cos, &sin);
+            close(&values_of(&cpu, &rotated), &want, "rope");
+
+            cpu.silu(&rows_x, &mut out);
+            let silu = values_of(&cpu, &out);
+            close(&silu, &reference::silu(&x), "silu");
+
+            cpu.silu_mul(&rows_x, &rows_y, &mut out);
+            let fused = values_of(&cpu, &out);
+            let product: Vec<f32> = silu.iter().zip(&y).map(|(a, b)| a * b).collect();
+            assert_eq!(bits(&fused), bits(&product), "{isa}: silu_mul");
+
+            cpu.mul(&rows_x, &rows_y, &mut out);
+            let product: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a * b).collect();
+            assert_eq!(bits(&values_of(&cpu, &out)), bits(&product), "{isa}: mul");
+
+            let mut sum = rows_of(&cpu, &x, columns);
+            cpu.add_assign(&mut sum, &rows_y);
+            let want: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a + b).collect();
+            assert_eq!(bits(&values_of(&cpu, &sum)), bits(&want), "{isa}: add_assign");
+
+            let limit = columns - rest.min(columns - 1);
+            let want: Vec<u32> = x
+                .chunks_exact(columns)
+                .map(|x| (0..limit).rev().max_by(|&a, &b| x[a].total_cmp(&x[b])).unwrap() as u32)
+                .collect();
+            assert_eq!(cpu.argmax(&rows_x, limit), want, "{isa}: argmax");
+
+            let chosen = [rows - 1, 0, rows / 2];
+            let mut picked = cpu.alloc(chosen.len(), columns);
+            cpu.gather(&rows_x, &chosen, &mut picked);
+            let want: Vec<f32> =
+                chosen.iter().flat_map(|r| &x[r * columns..(r + 1) * columns]).copied().collect();
+            assert_eq!(values_of(&cpu, &picked), want, "{isa}: gather");
+        }
+    }
+
+    #[test]
+    fn embed(vocab in 1_usize..=100, hidden in 1_usize..=50, seed: u64) {
+        for dtype in [DType::Bf16, DType::F16, DType::F32] {
+            let bytes = bytes_of(&numbers(seed, vocab * hidden), dtype);
+            let table = view(&bytes, dtype, vocab, hidden);
+            let cpu = cpu(isas().last().unwrap(), Precision::F32, 2);
+            let ids: Vec<u32> = (0..vocab as u32).rev().collect();
+            let mut out = cpu.alloc(vocab, hidden);
+            cpu.embed(&cpu.linear_from(table, None), &ids, &mut out);
+            let rows = reference::widen(table);
+            let want: Vec<f32> =
+                ids.iter().flat_map(|&id| &rows[id as usize * hidden..][..hidden]).copied().collect();
+            prop_assert_eq!(values_of(&cpu, &out), want);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What the kernel tests share: deterministic numbers, every backend this machine can run, comparisons.
+#![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::unwrap_used)]
+
+use fathom_kernels::{
+    Attention, Backend, Cpu, CpuOptions, DType, Isa, Kv, KvShape, Precision, Rows, Span, WeightView,
+};
+use half::{bf16, f16};
+
+pub const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+pub fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+}
+
+pub fn cpu(isa: Isa, precision: Precision, threads: usize) -> Cpu {
+    Cpu::new(CpuOptions { threads: Some(threads), precision, isa: Some(isa) }).unwrap()
+}
+
+/// Numbers in [-1, 1), the same for the same seed.
+pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Numbers as a checkpoint stores them.
+pub fn bytes_of(values: &[f32], dtype: DType) -> Vec<u8> {
+    match dtype {
+        DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        DType::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        DType::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+    }
+}
+
+pub fn view(bytes: &[u8], dtype: DType, rows: usize, columns: usize) -> WeightView<'_> {
+    WeightView { bytes, dtype, rows, columns }
+}
+
+pub fn rows_of(cpu: &Cpu, values: &[f32], columns: usize) -> Rows {
+    let mut rows = cpu.alloc(values.len() / columns, columns);
+    cpu.write_rows(&mut rows, 0, values);
+    rows
+}
+
+pub fn values_of(cpu: &Cpu, rows: &Rows) -> Vec<f32> {
+    cpu.host_rows(rows, 0..cpu.shape(rows).0, &mut Vec::new()).to_vec()
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Norm of the difference over the norm.
+pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let difference: f64 =
+        got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+    let norm: f64 = want.iter().map(|w| square(f64::from(*w))).sum();
+    difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
+}
+
+/// What a precision may be off by, relative, in a product or an attention.
+pub fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 2e-6,
+        Precision::Bf16 => 1e-2,
+    }
+}
+
+/// One sequence's queries, keys and values `[tokens, heads or kv_heads · head_dim]`.
+pub struct Sequence {
+    pub q: Vec<f32>,
+    pub k: Vec<f32>,
+    pub v: Vec<f32>,
+}
+
+impl Sequence {
+    pub fn random(attention: &Attention, tokens: usize, seed: u64) -> Sequence {
+        let width = attention.head_dim * attention.kv_heads;
+        let scaled = |x: Vec<f32>| x.into_iter().map(|x| x * 3.0).collect();
+        Sequence {
+            q: scaled(numbers(seed, tokens * attention.head_dim * attention.heads)),
+            k: numbers(seed + 1, tokens * width),
+            v: numbers(seed + 2, tokens * width),
+        }
+    }
+}
+
+/// A cache of one layer more than `attention` names.
+pub fn new_kv(cpu: &Cpu, attention: &Attention) -> Kv {
+    let Attention { layer, kv_heads, head_dim, .. } = *attention;
+    cpu.new_kv(KvShape { layers: layer + 1, kv_heads, head_dim })
+}
+
+/// Attention of the tokens `from..to` of a sequence, the earlier ones being in `kv`: the result and the
+/// log-sum-exps.
+pub fn attend_chunk(
+    cpu: &Cpu,
+    attention: &Attention,
+    sequence: &Sequence,
+    from: usize,
+    to: usize,
+    kv: &mut Kv,
+) -> (Vec<f32>, Vec<f32>) {
+    let width = attention.head_dim * attention.heads;
+    let kv_width = attention.head_dim * attention.kv_heads;
+    let q = rows_of(cpu, &sequence.q[from * width..to * width], width);
+    let k = rows_of(cpu, &sequence.k[from * kv_width..to * kv_width], kv_width);
+    let v = rows_of(cpu, &sequence.v[from * kv_width..to * kv_width], kv_width);
+    let mut out = cpu.alloc(to - from, width);
+    let mut lse = cpu.alloc(to - from, attention.heads);
+    let mut spans = [Span { rows: 0..to - from, kv }];
+    cpu.append_kv(attention.layer, &k, &v, &mut spans);
+    cpu.attend(attention, &q, &spans, &mut out, Some(&mut lse));
+    let [span] = spans;
+    cpu.advance_kv(span.kv, to - from);
+    (values_of(cpu, &out), values_of(cpu, &lse))
+}
