@@ -1,0 +1,216 @@
+//! The published PEARL benchmark, and how well the state machine explains it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fathom_model::{Error, Result};
+
+use crate::Mode;
+use crate::simulate::{self, Protocol};
+
+/// Tokens the published autoregressive baseline generates for each sample.
+const AR_TOKENS: usize = 200;
+/// Steps the published PEARL runs make for each sample.
+const PEARL_STEPS: usize = 100;
+/// γ tried for a model pair.
+const GAMMAS: std::ops::RangeInclusive<usize> = 1..=20;
+
+/// What one PEARL row of the table says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PublishedRow {
+    /// Draft model.
+    pub draft: String,
+    /// Target model.
+    pub target: String,
+    /// Batch size.
+    pub batch_size: usize,
+    /// Benchmark.
+    pub benchmark: String,
+    /// Samples: the autoregressive row's tokens ÷ 200.
+    pub samples: usize,
+    /// Mean accepted tokens.
+    pub mat: f64,
+    /// Tokens ÷ (samples × 100 steps).
+    pub tokens_per_step: f64,
+}
+
+/// A PEARL row beside what the state machine predicts for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// The row.
+    pub row: PublishedRow,
+    /// γ of the row's model pair, the same for all its rows.
+    pub gamma: usize,
+    /// Acceptance probability at which the simulated MAT is the row's.
+    pub acceptance: f64,
+    /// Tokens per step the state machine makes with them.
+    pub predicted: f64,
+    /// Samples that the benchmark's prompts (counted at batch size 1) fill complete batches with, where
+    /// that is not the number the autoregressive row was counted with.
+    pub batch_samples: Option<usize>,
+}
+
+impl Prediction {
+    /// (predicted - published) / published.
+    pub fn error(&self) -> f64 {
+        self.predicted / self.row.tokens_per_step - 1.0
+    }
+
+    /// The error if PEARL ran on [`Prediction::batch_samples`]; otherwise [`Prediction::error`].
+    pub fn error_on_complete_batches(&self) -> f64 {
+        let samples = self.batch_samples.unwrap_or(self.row.samples);
+        let published = self.row.tokens_per_step * self.row.samples as f64 / samples as f64;
+        self.predicted / published - 1.0
+    }
+}
+
+/// Reads the PEARL rows of a markdown table with the published columns, in its order.
+///
+/// # Errors
+/// A table with other columns, a value of the wrong kind, or a PEARL row without its AR row; the message
+/// names the line.
+pub fn parse(path: &Path, table: &str) -> Result<Vec<PublishedRow>> {
+    const COLUMNS: [&str; 10] = [
+        "Draft Model",
+        "Target Model",
+        "Batch Size",
+        "Benchmark",
+        "Mode",
+        "Num Tokens",
+        "Time (s)",
+        "Throughput (tok/s)",
+        "MAT",
+        "Speedup",
+    ];
+    let mut lines = (1..).zip(table.lines()).filter(|(_, line)| line.trim().starts_with('|'));
+    let header = lines.next();
+    if header.is_none_or(|(_, line)| cells(line) != COLUMNS) {
+        let problem = format!("has no table with the columns {}", COLUMNS.join(" | "));
+        return Err(Error::file(path, problem));
+    }
+    let mut ar_tokens = BTreeMap::new();
+    let mut pearl_rows = Vec::new();
+    for (number, line) in lines.filter(|(_, line)| !line.contains(":---")) {
+        let cells = cells(line);
+        let [draft, target, batch_size, benchmark, mode, tokens, _, _, mat, _] = cells[..] else {
+            let problem = format!("has {} columns; expected {}", cells.len(), COLUMNS.len());
+            return Err(Error::line(path, number, problem));
+        };
+        let count = |column: &str, cell: &str| {
+            cell.parse::<usize>().ok().filter(|&n| n > 0).ok_or_else(|| {
+                let problem = format!("`{column}` is `{cell}`; expected a positive whole number");
+                Error::line(path, number, problem)
+            })
+        };
+        let batch_size = count("Batch Size", batch_size)?;
+        let tokens = count("Num Tokens", tokens)?;
+        let mat =
+            mat.parse::<f64>().ok().filter(|mat| (1.0..1e6).contains(mat)).ok_or_else(|| {
+                Error::line(path, number, format!("`MAT` is `{mat}`; expected a number ≥ 1"))
+            })?;
+        let key = [draft, target, benchmark].map(str::to_owned);
+        match mode {
+            "AR" => drop(ar_tokens.insert((key, batch_size), tokens)),
+            "PEARL" => pearl_rows.push((number, key, batch_size, tokens, mat)),
+            other => {
+                let problem = format!("`Mode` is `{other}`; expected AR or PEARL");
+                return Err(Error::line(path, number, problem));
+            }
+        }
+    }
+    let row = |(number, key, batch_size, tokens, mat)| {
+        let key = (key, batch_size);
+        let samples = ar_tokens.get(&key).map_or(0, |tokens| tokens / AR_TOKENS);
+        let ([draft, target, benchmark], batch_size) = key;
+        if samples == 0 {
+            let problem = format!("has no AR row with at least {AR_TOKENS} tokens beside it");
+            return Err(Error::line(path, number, problem));
+        }
+        let tokens_per_step = tokens as f64 / (samples * PEARL_STEPS) as f64;
+        Ok(PublishedRow { draft, target, batch_size, benchmark, samples, mat, tokens_per_step })
+    };
+    pearl_rows.into_iter().map(row).collect()
+}
+
+fn cells(line: &str) -> Vec<&str> {
+    line.trim().trim_matches('|').split('|').map(str::trim).collect()
+}
+
+/// Predicts every row from its MAT and one γ per model pair: the γ with the least mean absolute error
+/// over the pair's rows.
+///
+/// The acceptance process is the simplest there is: each draft of a row is accepted with one probability,
+/// the one at which the simulated protocol (100 steps a sample, then cut) shows the row's MAT.
+///
+/// # Errors
+/// None of its own; it passes on what the state machines return.
+pub fn predict(rows: &[PublishedRow]) -> Result<Vec<Prediction>> {
+    let curves: Vec<Curve> = GAMMAS.map(Curve::simulate).collect::<Result<_>>()?;
+    let mut fitted = BTreeMap::new();
+    let predictions = rows.iter().map(|row| {
+        let curve = *fitted.entry((&row.draft, &row.target)).or_insert_with(|| {
+            let same_pair =
+                |other: &&PublishedRow| (&other.draft, &other.target) == (&row.draft, &row.target);
+            let error = |curve: &Curve| -> f64 {
+                let pair = rows.iter().filter(same_pair);
+                pair.map(|row| (curve.at(row.mat).1 / row.tokens_per_step - 1.0).abs()).sum()
+            };
+            // `GAMMAS` is not empty.
+            (0..curves.len())
+                .min_by(|&a, &b| error(&curves[a]).total_cmp(&error(&curves[b])))
+                .unwrap_or(0)
+        });
+        let (acceptance, predicted) = curves[curve].at(row.mat);
+        Prediction {
+            gamma: curves[curve].gamma,
+            acceptance,
+            predicted,
+            batch_samples: batch_samples(rows, row),
+            row: row.clone(),
+        }
+    });
+    Ok(predictions.collect())
+}
+
+/// See [`Prediction::batch_samples`].
+fn batch_samples(rows: &[PublishedRow], row: &PublishedRow) -> Option<usize> {
+    let alone = rows.iter().find(|other| {
+        other.batch_size == 1
+            && (&other.draft, &other.target, &other.benchmark)
+                == (&row.draft, &row.target, &row.benchmark)
+    })?;
+    let complete = alone.samples / row.batch_size * row.batch_size;
+    (complete != row.samples).then_some(complete)
+}
+
+/// Tokens per step against MAT, at one γ.
+struct Curve {
+    gamma: usize,
+    /// (MAT, acceptance, tokens per step), ascending in MAT.
+    points: Vec<(f64, f64, f64)>,
+}
+
+impl Curve {
+    fn simulate(gamma: usize) -> Result<Curve> {
+        let protocol = Protocol { sequences: 300, steps: PEARL_STEPS, seed: 0 };
+        // Mean run lengths 1, 1.15, 1.15², … 76: evenly spaced where tokens per step bend.
+        let runs = (0..32).map(|i| 1.15_f64.powi(i));
+        let point = |run: f64| {
+            let acceptance = 1.0 - 1.0 / run;
+            let simulated = simulate::run(Mode::Pearl, gamma, acceptance, protocol)?;
+            Ok((simulated.mat, acceptance, simulated.published_tokens_per_step))
+        };
+        let mut points: Vec<_> = runs.map(point).collect::<Result<_>>()?;
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Ok(Curve { gamma, points })
+    }
+
+    /// Acceptance and tokens per step at `mat`, linear between the simulated points.
+    fn at(&self, mat: f64) -> (f64, f64) {
+        let after = self.points.partition_point(|point| point.0 < mat);
+        let after = after.clamp(1, self.points.len() - 1);
+        let (a, b) = (self.points[after - 1], self.points[after]);
+        let t = ((mat - a.0) / (b.0 - a.0)).clamp(0.0, 1.0);
+        (a.1 + t * (b.1 - a.1), a.2 + t * (b.2 - a.2))
+    }
+}

@@ -1,0 +1,85 @@
+//! The one formula of speculative decoding.
+
+use fathom_model::Result;
+
+use crate::{Completion, Drafted};
+
+/// What the target says about a drafted token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays.
+    Accept,
+    /// This one stands there instead.
+    Reject(u32),
+}
+
+/// The target, having scored a text and the drafts that follow it.
+///
+/// Row `i` is what it says about the token after the text and the first `i` drafts.
+pub trait Judge {
+    /// Judges the draft for row `row`.
+    ///
+    /// # Errors
+    /// Scores that cannot be used.
+    fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict>;
+
+    /// The target's own token for row `row`.
+    ///
+    /// # Errors
+    /// Scores that cannot be used.
+    fn sample(&mut self, row: usize) -> Result<u32>;
+}
+
+/// What one step did to a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Drafts judged.
+    pub judged: usize,
+    /// Drafts accepted: all judged, or all but the last.
+    pub accepted: usize,
+    /// Tokens committed: the accepted ones, and the target's own where there is one.
+    pub committed: usize,
+    /// Drafts that never became text.
+    pub wasted: usize,
+    /// Whether this step ends a run: a draft was rejected, or there was none to accept.
+    pub ends_run: bool,
+}
+
+/// Judges `pending`, which the target has scored, and then `next`, which follows them, until one is
+/// rejected; commits what holds. Where nothing is rejected and there is no `next`, the target's own token
+/// is committed. Stops where the text ends.
+///
+/// # Errors
+/// Scores that cannot be used.
+pub fn verify(
+    text: &mut Completion,
+    pending: &[Drafted],
+    next: Option<&Drafted>,
+    judge: &mut dyn Judge,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for (row, draft) in pending.iter().chain(next).enumerate() {
+        if text.is_finished() {
+            return Ok(outcome);
+        }
+        outcome.judged += 1;
+        outcome.committed += 1;
+        match judge.judge(row, draft)? {
+            Verdict::Accept => {
+                outcome.accepted += 1;
+                text.commit(draft.token);
+            }
+            Verdict::Reject(correction) => {
+                outcome.ends_run = true;
+                text.commit(correction);
+                return Ok(outcome);
+            }
+        }
+    }
+    if next.is_none() && !text.is_finished() {
+        outcome.committed += 1;
+        outcome.ends_run = pending.is_empty();
+        text.commit(judge.sample(pending.len())?);
+    }
+    Ok(outcome)
+}

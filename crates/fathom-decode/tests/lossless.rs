@@ -1,0 +1,114 @@
+//! At temperature 0 every way of decoding gives the tokens of plain autoregressive decoding.
+#![allow(clippy::unwrap_used)]
+
+mod toy;
+
+use fathom_decode::{Completion, EndRules, Finish, Mode, Sampler, SamplingParams, philox4x32};
+use proptest::prelude::*;
+use toy::{Toy, decode};
+
+const VOCAB: usize = 16;
+
+#[derive(Clone, Debug)]
+struct Case {
+    seed: u32,
+    agreement: f64,
+    prompt: Vec<u32>,
+    eos: Vec<u32>,
+    /// Two tokens in a row that end the text.
+    stop: Option<[u32; 2]>,
+    max_tokens: usize,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (
+        any::<u32>(),
+        prop_oneof![Just(0.0), Just(1.0), 0.0..1.0_f64, 0.9..1.0_f64],
+        prop::collection::vec(0..VOCAB as u32, 1..4),
+        prop::collection::vec(0..VOCAB as u32, 0..2),
+        prop::option::of([0..VOCAB as u32, 0..VOCAB as u32]),
+        1..80_usize,
+    )
+        .prop_map(|(seed, agreement, prompt, eos, stop, max_tokens)| Case {
+            seed,
+            agreement,
+            prompt,
+            eos,
+            stop,
+            max_tokens,
+        })
+}
+
+fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<u32>, Finish) {
+    let mut last = None;
+    let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck {
+        Box::new(move |token| last.replace(token) == Some(first) && token == second)
+    });
+    let end = EndRules { eos: case.eos.clone().into(), max_tokens: case.max_tokens, stop };
+    let mut text = Completion::new(case.prompt.clone(), end);
+    let target = Toy::target(VOCAB, case.seed);
+    let sampler = Sampler::new(SamplingParams::default(), 0, VOCAB).unwrap();
+    decode(mode, &mut text, &sampler, target, target.draft(case.agreement), gamma);
+    (text.generated().to_vec(), text.finish().unwrap())
+}
+
+/// Greedy decoding written down once more, without anything of this crate but the toy model.
+fn greedy(case: &Case) -> Vec<u32> {
+    let target = Toy::target(VOCAB, case.seed);
+    let mut tokens = case.prompt.clone();
+    let mut text = Vec::new();
+    while text.len() < case.max_tokens {
+        let logits = target.logits(&tokens);
+        let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+        let token = logits.iter().position(|&logit| logit == largest).unwrap() as u32;
+        tokens.push(token);
+        text.push(token);
+        if case.eos.contains(&token) || case.stop.is_some_and(|stop| text.ends_with(&stop)) {
+            break;
+        }
+    }
+    text
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn every_way_gives_the_greedy_tokens(case in case(), schedule in any::<u32>()) {
+        let expected = greedy(&case);
+        let (ar, finish) = generate(&case, Mode::Ar, |_| 1);
+        prop_assert_eq!(&ar, &expected);
+        for mode in [Mode::Sd, Mode::Pearl] {
+            for gamma in 1..=12 {
+                prop_assert_eq!(&generate(&case, mode, |_| gamma), &(ar.clone(), finish));
+            }
+            // γ may change at every step, as it does when it adapts; an empty chunk is one that had
+            // no room to be drafted.
+            let changing = |step| (philox4x32([step as u32, 0, 0, 0], [schedule, 0])[0] % 7) as usize;
+            prop_assert_eq!(generate(&case, mode, changing), (ar.clone(), finish));
+        }
+    }
+}
+
+/// Each of the ends is met, in PEARL, within a chunk: the text stops exactly there.
+#[test]
+fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
+    let base =
+        Case { seed: 5, agreement: 1.0, prompt: vec![1], eos: vec![], stop: None, max_tokens: 20 };
+    let full = greedy(&base);
+    for at in 1..full.len() {
+        let first_time = !full[..at].contains(&full[at]);
+        if first_time {
+            let case = Case { eos: vec![full[at]], ..base.clone() };
+            let expected = (full[..=at].to_vec(), Finish::Eos);
+            assert_eq!(generate(&case, Mode::Pearl, |_| 6), expected);
+        }
+        let stop = [full[at - 1], full[at]];
+        let case = Case { stop: Some(stop), ..base.clone() };
+        let (text, finish) = generate(&case, Mode::Pearl, |_| 6);
+        assert!(text.ends_with(&stop) && full.starts_with(&text));
+        assert_eq!(finish, Finish::Stop);
+        let case = Case { max_tokens: at, ..base.clone() };
+        assert_eq!(generate(&case, Mode::Pearl, |_| 6), (full[..at].to_vec(), Finish::Length));
+    }
+}

@@ -1,0 +1,219 @@
+//! Above temperature 0 every way of decoding gives the target's own distribution of texts.
+//!
+//! The truth is computed by enumerating all texts of a toy model over three tokens, four long: 81 cells.
+//! Pearson's χ² then has 80 degrees of freedom and exceeds 124.8 with probability 0.001 if the texts are
+//! right. If they are off by a total variation distance δ, χ² is non-central with λ ≥ 4Nδ²; at λ = 105 it
+//! exceeds 124.8 with probability 0.99. N = 65 625 samples therefore find δ = 0.02 with power 0.99.
+#![allow(clippy::unwrap_used)]
+
+mod toy;
+
+use fathom_decode::{
+    Completion, Distribution, Drafted, EndRules, Judge, LogitsJudge, Mode, Sampler, SamplingParams,
+    Verdict,
+};
+use toy::{Toy, decode};
+
+const SAMPLES: u64 = 65_625;
+const CRITICAL: f64 = 124.8;
+const LENGTH: usize = 4;
+/// Tokens of the vocabulary; the toy models have one more column, which is padding and names none.
+const TOKENS: usize = 3;
+
+fn target() -> Toy {
+    Toy::target(TOKENS + 1, 17)
+}
+
+/// A draft that often says something else, but never leaves the target's tokens out.
+fn draft() -> Toy {
+    target().draft(0.4)
+}
+
+fn sampled(temperature: f32) -> SamplingParams {
+    SamplingParams { temperature, seed: 42, max_tokens: LENGTH, ..SamplingParams::default() }
+}
+
+/// p after `prefix`, in f64: softmax(logits / T), then top-k, then top-p, by their definitions.
+fn naive(params: &SamplingParams, prefix: &[u32]) -> Vec<f64> {
+    let logits = target().logits(prefix);
+    let mut p: Vec<f64> = logits[..TOKENS]
+        .iter()
+        .map(|&l| (f64::from(l) / f64::from(params.temperature)).exp())
+        .collect();
+    let normalise = |p: &mut Vec<f64>| {
+        let total: f64 = p.iter().sum();
+        p.iter_mut().for_each(|p| *p /= total);
+    };
+    let mut order: Vec<usize> = (0..TOKENS).collect();
+    order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+    if params.top_k > 0 {
+        order.iter().skip(params.top_k).for_each(|&id| p[id] = 0.0);
+    }
+    normalise(&mut p);
+    let mut before = 0.0;
+    for id in order {
+        let own = p[id];
+        if before >= f64::from(params.top_p) {
+            p[id] = 0.0;
+        }
+        before += own;
+    }
+    normalise(&mut p);
+    p
+}
+
+/// Probability of every text, as a number in base 3.
+fn truth(params: &SamplingParams) -> Vec<f64> {
+    let cells = TOKENS.pow(LENGTH as u32);
+    let probability = |cell: usize| {
+        let mut prefix = vec![0];
+        let mut product = 1.0;
+        for i in (0..LENGTH as u32).rev() {
+            let token = cell / TOKENS.pow(i) % TOKENS;
+            product *= naive(params, &prefix)[token];
+            prefix.push(token as u32);
+        }
+        product
+    };
+    (0..cells).map(probability).collect()
+}
+
+/// χ² of counted texts against the truth; infinite where an impossible text was seen.
+fn chi2(counts: &[u64], truth: &[f64]) -> f64 {
+    let cell = |(&n, &p): (&u64, &f64)| {
+        let expected = p * SAMPLES as f64;
+        match (n, expected > 0.0) {
+            (0, false) => 0.0,
+            (_, false) => f64::INFINITY,
+            (n, true) => (n as f64 - expected).powi(2) / expected,
+        }
+    };
+    counts.iter().zip(truth).map(cell).sum()
+}
+
+fn count(params: &SamplingParams, mode: Mode, gamma: usize) -> Vec<u64> {
+    let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+    for request in 0..SAMPLES {
+        counts[index(&text(params, request, mode, gamma))] += 1;
+    }
+    counts
+}
+
+fn text(params: &SamplingParams, request: u64, mode: Mode, gamma: usize) -> Vec<u32> {
+    let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+    let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+    let mut text = Completion::new(vec![0], end);
+    decode(mode, &mut text, &sampler, target(), draft(), |_| gamma);
+    text.generated().to_vec()
+}
+
+fn index(text: &[u32]) -> usize {
+    text.iter().fold(0, |cell, &token| cell * TOKENS + token as usize)
+}
+
+#[test]
+fn texts_are_distributed_as_the_targets() {
+    let plain = sampled(0.8);
+    let truth_plain = truth(&plain);
+    for (mode, gamma) in [
+        (Mode::Ar, 1),
+        (Mode::Sd, 1),
+        (Mode::Sd, 3),
+        (Mode::Pearl, 1),
+        (Mode::Pearl, 2),
+        (Mode::Pearl, 5),
+    ] {
+        let chi2 = chi2(&count(&plain, mode, gamma), &truth_plain);
+        assert!(chi2 < CRITICAL, "{mode} γ={gamma}: χ² = {chi2}");
+    }
+}
+
+#[test]
+fn top_k_and_top_p_are_applied_to_both_models() {
+    for params in [
+        SamplingParams { top_k: 2, ..sampled(1.3) },
+        SamplingParams { top_p: 0.7, ..sampled(1.0) },
+        SamplingParams { top_k: 2, top_p: 0.8, ..sampled(2.0) },
+    ] {
+        let truth = truth(&params);
+        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 2), (Mode::Pearl, 3)] {
+            let chi2 = chi2(&count(&params, mode, gamma), &truth);
+            assert!(chi2 < CRITICAL, "{params:?} {mode}: χ² = {chi2}");
+        }
+    }
+}
+
+/// Randomness belongs to positions and drafts never add a token of their own accord, so PEARL's sampled
+/// text does not depend on γ, and therefore not on when γ adapts.
+#[test]
+fn a_request_has_one_text_whatever_gamma() {
+    for request in 0..500 {
+        let one = text(&sampled(0.8), request, Mode::Pearl, 1);
+        for gamma in [2, 3, 7] {
+            assert_eq!(text(&sampled(0.8), request, Mode::Pearl, gamma), one);
+        }
+    }
+}
+
+/// The test has teeth: a judge that makes the classic mistake, drawing the correction from p instead of
+/// (p - q)₊, is found out.
+#[test]
+fn a_judge_without_the_residual_is_found_out() {
+    struct Careless<'a> {
+        inner: LogitsJudge<'a>,
+    }
+    impl Judge for Careless<'_> {
+        fn judge(&mut self, row: usize, draft: &Drafted) -> fathom_model::Result<Verdict> {
+            Ok(match self.inner.judge(row, draft)? {
+                Verdict::Reject(_) => Verdict::Reject(self.inner.sample(row)?),
+                accept => accept,
+            })
+        }
+        fn sample(&mut self, row: usize) -> fathom_model::Result<u32> {
+            self.inner.sample(row)
+        }
+    }
+    let params = sampled(0.8);
+    let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+    for request in 0..SAMPLES {
+        let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+        let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+        let mut text = Completion::new(vec![0], end);
+        while !text.is_finished() {
+            let position = text.tokens().len();
+            let drafted = sampler.draft(&draft().logits(text.tokens()), position).unwrap();
+            let logits = target().logits(text.tokens());
+            let inner =
+                LogitsJudge { sampler: &sampler, logits: &logits, vocab: TOKENS + 1, position };
+            fathom_decode::Pearl::new()
+                .step(&mut text, vec![drafted], &mut Careless { inner })
+                .unwrap();
+        }
+        counts[index(text.generated())] += 1;
+    }
+    let chi2 = chi2(&counts, &truth(&params));
+    assert!(chi2 > 10.0 * CRITICAL, "χ² = {chi2}");
+}
+
+/// The residual by its definition: accepted mass min(p, q) and corrected mass (p - q)₊ make up p.
+#[test]
+fn acceptance_and_residual_make_up_p() {
+    for seed in 0..50 {
+        let logits = |model: u32| Toy::target(9, 2 * seed + model).logits(&[]);
+        let params = SamplingParams { top_k: 5, ..sampled(0.7) };
+        let p = Distribution::from_logits(&logits(0), &params, 8).unwrap();
+        let q = Distribution::from_logits(&logits(1), &params, 8).unwrap();
+        let residual = p.residual(&q);
+        let accepted: f32 = (0..9).map(|id| p.prob(id).min(q.prob(id))).sum();
+        for id in 0..9 {
+            let mass = p.prob(id).min(q.prob(id)) + (1.0 - accepted) * residual.prob(id);
+            assert!((mass - p.prob(id)).abs() < 1e-6, "{seed} {id}");
+            if q.prob(id) > 0.0 {
+                let ratio = f64::from(p.prob(id)) / f64::from(q.prob(id));
+                assert!(!p.accepts(id, &q, (ratio * 1.001 + 1e-12).min(2.0)) || ratio >= 2.0);
+                assert_eq!(p.accepts(id, &q, ratio * 0.999), ratio > 0.0);
+            }
+        }
+        assert_eq!(p.prob(8), 0.0); // padding
+    }
+}

@@ -1,0 +1,119 @@
+//! Toy language models and the smallest engine that decodes with them.
+//!
+//! A toy model's next-token logits are a hash of the whole prefix, so one wrong token, or one stale token
+//! in a cache, changes everything after it.
+
+use fathom_decode::{
+    Completion, Drafted, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,
+};
+
+/// Logits as a hash of the prefix.
+#[derive(Clone, Copy, Debug)]
+pub struct Toy {
+    pub vocab: usize,
+    pub seed: u32,
+    /// Draft: the share of prefixes after which it says what the target says.
+    pub agreement: f64,
+}
+
+impl Toy {
+    pub fn target(vocab: usize, seed: u32) -> Toy {
+        Toy { vocab, seed, agreement: 1.0 }
+    }
+
+    pub fn draft(self, agreement: f64) -> Toy {
+        Toy { agreement, ..self }
+    }
+
+    /// Logits `[vocab]` after `prefix`, in -2..2.
+    pub fn logits(&self, prefix: &[u32]) -> Vec<f32> {
+        let hash = |state: [u32; 4], token: &u32| philox4x32(state, [self.seed, *token]);
+        let state = prefix.iter().fold([prefix.len() as u32, 0, 0, 0], hash);
+        let unit = |x: u32| f64::from(x) / f64::from(u32::MAX);
+        let agrees = unit(philox4x32(state, [1, 0])[0]) <= self.agreement;
+        let speaker = if agrees { 2 } else { 3 };
+        let logit = |id| (4.0 * unit(philox4x32(state, [speaker, id])[0]) - 2.0) as f32;
+        (0..self.vocab as u32).map(logit).collect()
+    }
+}
+
+/// A model with its cache: scores tokens by what is in the cache, as a real one does.
+pub struct Cached {
+    model: Toy,
+    cache: Vec<u32>,
+}
+
+impl Cached {
+    pub fn new(model: Toy) -> Cached {
+        Cached { model, cache: Vec::new() }
+    }
+
+    /// Feeds what `prefix` has beyond the cache; logits `[tokens fed, vocab]`.
+    fn feed(&mut self, prefix: &[u32]) -> Vec<f32> {
+        assert!(prefix.len() > self.cache.len(), "nothing to feed");
+        let mut logits = Vec::new();
+        for &token in &prefix[self.cache.len()..] {
+            self.cache.push(token);
+            logits.extend(self.model.logits(&self.cache));
+        }
+        logits
+    }
+
+    fn draft(&mut self, prefix: &[u32], gamma: usize, sampler: &Sampler) -> Proposal {
+        let mut prefix = prefix.to_vec();
+        let draft = |_| {
+            let logits = self.feed(&prefix);
+            let last = &logits[logits.len() - self.model.vocab..];
+            let drafted: Drafted = sampler.draft(last, prefix.len()).unwrap();
+            prefix.push(drafted.token);
+            drafted
+        };
+        (0..gamma).map(draft).collect()
+    }
+}
+
+/// Decodes `text` to its end in `mode`; `gamma` gives γ of each step.
+pub fn decode(
+    mode: Mode,
+    text: &mut Completion,
+    sampler: &Sampler,
+    target: Toy,
+    draft: Toy,
+    mut gamma: impl FnMut(usize) -> usize,
+) {
+    let vocab = target.vocab;
+    let (mut target, mut draft) = (Cached::new(target), Cached::new(draft));
+    let mut pearl = Pearl::new();
+    let mut step = 0;
+    while !text.is_finished() {
+        let before = text.tokens().len();
+        let outcome = if step == 0 || mode == Mode::Ar {
+            // The first token is the target's own: after the prompt, and after every token in AR.
+            let logits = target.feed(text.tokens());
+            let logits = &logits[logits.len() - vocab..];
+            ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before })
+        } else if mode == Mode::Sd {
+            let chunk = draft.draft(text.tokens(), gamma(step), sampler);
+            let drafted = chunk.iter().map(|draft| draft.token);
+            let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
+            let logits = &target.feed(&prefix);
+            assert_eq!(logits.len(), (1 + chunk.len()) * vocab);
+            sd::step(text, &chunk, &mut LogitsJudge { sampler, logits, vocab, position: before })
+        } else {
+            let prefix = pearl.prefix(text);
+            let logits = &target.feed(&prefix);
+            assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
+            let chunk = draft.draft(&prefix, gamma(step), sampler);
+            let mut judge = LogitsJudge { sampler, logits, vocab, position: before };
+            pearl.step(text, chunk, &mut judge)
+        }
+        .unwrap();
+        assert_eq!(text.tokens().len(), before + outcome.committed);
+        assert!(outcome.committed > 0, "a step commits at least one token");
+        assert!(outcome.accepted <= outcome.judged && outcome.judged <= outcome.accepted + 1);
+        target.cache.truncate(text.tokens().len() - 1);
+        draft.cache.truncate(pearl.prefix(text).len() - 1);
+        step += 1;
+    }
+    assert!(pearl.pending().is_empty(), "a finished text has nothing pending");
+}
