@@ -13,6 +13,7 @@
 
 use std::ops::Range;
 
+use crate::WeightView;
 use crate::aligned::Aligned;
 use crate::cpu::Cpu;
 use crate::microkernel::{
@@ -22,7 +23,6 @@ use crate::pack::{self, Panels, Storage, k_block, pack_row};
 use crate::pool::lock;
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
-use crate::{Precision, WeightView};
 
 /// A packed weight matrix `[out, in]` with an optional bias `[out]`.
 pub struct Linear {

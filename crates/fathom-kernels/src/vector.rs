@@ -95,7 +95,7 @@ mod tests {
             (DType::F32, vec![0, 0, 0x80, 0xff], vec![0, 0, 0x80, 0x3f]),
         ] {
             let clean = one.repeat(rows * columns);
-            let view = |bytes| first_non_finite(WeightView { bytes, dtype, rows, columns });
+            let view = |bytes: &[u8]| first_non_finite(WeightView { bytes, dtype, rows, columns });
             assert_eq!(view(&clean), None);
             for (row, column) in [(0, 0), (0, 100), (21, 3), (49, 100)] {
                 let mut bytes = clean.clone();
