@@ -1,0 +1,154 @@
+//! Attention of the planted model: sink heads, and heads that look back or at similar content.
+//!
+//! Queries and keys are normed per head (as in Qwen3), so only their directions count. Of the rotary pairs
+//! (i, i + HEAD_DIM/2) the slowest stand still over thousands of positions and serve the sink heads, the
+//! fastest tell neighbours apart, those between look at content.
+
+use super::linalg::{Basis, Matrix, scaled};
+use super::plan::{
+    BOS_KIND, CONSTANT, Direction, EMBED_NORM, GROWTH, HEAD_DIM, HEADS, HIDDEN, KV_HEADS,
+    LOOK_BACK_LAYER, ROPE_THETA,
+};
+use super::rng::Rng;
+
+/// Rotary pairs.
+const PAIRS: usize = HEAD_DIM / 2;
+/// Pairs that look back.
+const FAST: [usize; 3] = [0, 1, 2];
+/// Pairs that look at content.
+const MIDDLE: [usize; 3] = [3, 4, 5];
+/// Pairs of the sink heads.
+const SLOW: [usize; 2] = [6, 7];
+
+/// Score of a key that is nothing but sink.
+const SINK_SCORE: f64 = 7.0;
+/// Score per pair of the key one position back.
+const LOOK_BACK_SCORE: f64 = 20.0;
+/// A sink of this norm has a score of `SINK_SCORE` / √2, so larger sinks draw more.
+const HALF_WAY_NORM: f64 = 400.0;
+/// How much more a key minds drift than it likes the direction of sinks.
+const DRIFT_WEIGHT: f64 = 2.0;
+/// Row norm that makes reads of content about standard normal.
+const CONTENT_READ: f64 = 1.2;
+/// Norm of what a head dimension writes.
+const CONTENT_WRITE: f64 = 0.1;
+
+/// The weights of one layer's attention, named as in the checkpoint.
+pub(super) struct Attention {
+    /// `[HEADS·HEAD_DIM, HIDDEN]`
+    pub(super) q: Matrix,
+    /// `[KV_HEADS·HEAD_DIM, HIDDEN]`
+    pub(super) k: Matrix,
+    /// `[KV_HEADS·HEAD_DIM, HIDDEN]`
+    pub(super) v: Matrix,
+    /// `[HIDDEN, HEADS·HEAD_DIM]`
+    pub(super) o: Matrix,
+    /// `[HEAD_DIM]`
+    pub(super) q_norm: Vec<f64>,
+    /// `[HEAD_DIM]`
+    pub(super) k_norm: Vec<f64>,
+}
+
+impl Attention {
+    pub(super) fn plant(layer: usize, basis: &Basis, rng: &mut Rng) -> Attention {
+        let mut weights = Attention {
+            q: Matrix::zeros(HEADS * HEAD_DIM, HIDDEN),
+            k: Matrix::zeros(KV_HEADS * HEAD_DIM, HIDDEN),
+            v: Matrix::zeros(KV_HEADS * HEAD_DIM, HIDDEN),
+            o: Matrix::zeros(HIDDEN, HEADS * HEAD_DIM),
+            q_norm: pair_weights(),
+            k_norm: pair_weights(),
+        };
+        weights.sink_heads(basis);
+        if layer == LOOK_BACK_LAYER {
+            weights.content_values(0..1, basis, rng);
+            weights.look_back_heads(basis);
+        } else {
+            weights.content_values(0..2, basis, rng);
+            weights.content_heads(basis, rng);
+        }
+        weights
+    }
+
+    /// Heads 0 and 1 ask for sinks everywhere; head 1 less insistently.
+    fn sink_heads(&mut self, basis: &Basis) {
+        let [quiet, slow] = SLOW;
+        let constant = basis.vector(&[(Direction::Constant, 1.0)]);
+        self.q.set_row(slow, &constant);
+        self.q.set_row(HEAD_DIM + slow, &constant);
+        self.q.set_row(HEAD_DIM + slow + PAIRS, &scaled(&constant, 0.75)); // a key has nothing there
+
+        // cos(query, key) = sink / √(sink² + (drift weight · drift)² + half-way norm²)
+        let read = |direction, weight| basis.vector(&[(direction, weight)]);
+        self.k.set_row(slow, &read(Direction::Sink, 1.0));
+        self.k.set_row(quiet, &read(Direction::Drift, DRIFT_WEIGHT));
+        self.k.set_row(quiet + PAIRS, &read(Direction::Constant, HALF_WAY_NORM / CONSTANT));
+    }
+
+    /// Key/value heads `kv_heads` pass content on; that of a sink is tiny after RMSNorm.
+    fn content_values(&mut self, kv_heads: std::ops::Range<usize>, basis: &Basis, rng: &mut Rng) {
+        for kv_head in kv_heads {
+            for d in 0..HEAD_DIM {
+                self.v.set_row(kv_head * HEAD_DIM + d, &basis.content(rng, CONTENT_READ));
+            }
+            let group = HEADS / KV_HEADS;
+            for column in kv_head * group * HEAD_DIM..(kv_head + 1) * group * HEAD_DIM {
+                self.o.set_column(column, &basis.content(rng, CONTENT_WRITE));
+            }
+        }
+    }
+
+    /// Heads 2 and 3 look for similar content.
+    fn content_heads(&mut self, basis: &Basis, rng: &mut Rng) {
+        for d in MIDDLE.into_iter().flat_map(|pair| [pair, pair + PAIRS]) {
+            for head in 2..HEADS {
+                self.q.set_row(head * HEAD_DIM + d, &basis.content(rng, CONTENT_READ));
+            }
+            self.k.set_row(HEAD_DIM + d, &basis.content(rng, CONTENT_READ));
+        }
+    }
+
+    /// Heads 2 and 3 look one position back: with key (1, 0) and query (cos f, -sin f) in a pair of
+    /// frequency f the score at distance Δ is cos(f · (Δ - 1)). Head 2 tells the token after BOS, head 3
+    /// the token after a trigger.
+    fn look_back_heads(&mut self, basis: &Basis) {
+        for pair in FAST {
+            let frequency = ROPE_THETA.powf(-(pair as f64) / PAIRS as f64);
+            for head in 2..HEADS {
+                let row = |amount| basis.vector(&[(Direction::Constant, amount)]);
+                self.q.set_row(head * HEAD_DIM + pair, &row(frequency.cos()));
+                self.q.set_row(head * HEAD_DIM + pair + PAIRS, &row(-frequency.sin()));
+            }
+            self.k.set_row(HEAD_DIM + pair, &basis.vector(&[(Direction::Constant, 1.0)]));
+        }
+
+        // Undoes RMSNorm, so that a feature is copied in its size.
+        let rms = ((EMBED_NORM.powi(2) + GROWTH) / HIDDEN as f64).sqrt();
+        let copies = [
+            (2, Direction::Kind(BOS_KIND), Direction::AfterBos),
+            (3, Direction::Trigger, Direction::AfterTrigger),
+        ];
+        for (d, (head, from, to)) in copies.into_iter().enumerate() {
+            self.v.set_row(HEAD_DIM + d, &basis.vector(&[(from, 1.0)]));
+            self.o.set_column(head * HEAD_DIM + d, &basis.vector(&[(to, rms)]));
+        }
+    }
+}
+
+/// Weights of the query and key norms, which set how sharp the three uses of attention are.
+///
+/// A normed head has norm √HEAD_DIM and scores are divided by √HEAD_DIM, so a weight of √w gives scores up to
+/// w·√HEAD_DIM, shared among the pairs it is spread over.
+fn pair_weights() -> Vec<f64> {
+    let root = (HEAD_DIM as f64).sqrt();
+    let mut weights = vec![1.0; HEAD_DIM];
+    for pair in SLOW {
+        weights[pair] = (SINK_SCORE / root).sqrt();
+        weights[pair + PAIRS] = (SINK_SCORE / root).sqrt();
+    }
+    for pair in FAST {
+        weights[pair] = (LOOK_BACK_SCORE * FAST.len() as f64 / root).sqrt();
+        weights[pair + PAIRS] = (LOOK_BACK_SCORE * FAST.len() as f64 / root).sqrt();
+    }
+    weights
+}

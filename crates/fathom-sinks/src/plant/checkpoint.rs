@@ -1,0 +1,171 @@
+//! The planted model as a HuggingFace checkpoint.
+
+use fathom_model::{Error, Result};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+use std::path::Path;
+
+use super::attention::Attention;
+use super::linalg::{Basis, Matrix, add_scaled, bytes, scaled};
+use super::mlp::Mlp;
+use super::plan::{
+    CONSTANT, Direction, EMBED_NORM, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KINDS, KV_HEADS,
+    LAYERS, MARKER, ROPE_THETA, TRIGGERS,
+};
+use super::rng::Rng;
+use super::vocabulary::{BOS, IM_END, Vocabulary};
+
+/// Weights of [`successors`]: the larger, the surer the model is of the next word.
+const HEAD_GAIN: f64 = 2.0;
+
+/// Name, shape and bfloat16 values of a tensor.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    fn matrix(name: impl Into<String>, matrix: &Matrix) -> Tensor {
+        let shape = vec![matrix.rows, matrix.columns];
+        Tensor { name: name.into(), shape, bytes: matrix.to_bytes() }
+    }
+
+    fn vector(name: impl Into<String>, values: &[f64]) -> Tensor {
+        Tensor { name: name.into(), shape: vec![values.len()], bytes: bytes(values) }
+    }
+}
+
+/// `model.safetensors`. `path` is for messages.
+pub(super) fn weights(
+    path: &Path,
+    rng: &mut Rng,
+    vocabulary: &Vocabulary,
+    texts: &[&[u32]],
+) -> Result<Vec<u8>> {
+    let basis = Basis::random(rng);
+    let contents = contents(&basis, rng, vocabulary);
+    let ones = [1.0; HIDDEN];
+    let mut tensors = vec![
+        Tensor::matrix("model.embed_tokens.weight", &embedding(&basis, vocabulary, &contents)),
+        Tensor::vector("model.norm.weight", &ones),
+        Tensor::matrix("lm_head.weight", &successors(&contents, texts)),
+    ];
+    for layer in 0..LAYERS {
+        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
+        let attention = Attention::plant(layer, &basis, rng);
+        let mlp = Mlp::plant(layer, &basis, rng);
+        tensors.extend([
+            Tensor::vector(name("input_layernorm"), &ones),
+            Tensor::matrix(name("self_attn.q_proj"), &attention.q),
+            Tensor::matrix(name("self_attn.k_proj"), &attention.k),
+            Tensor::matrix(name("self_attn.v_proj"), &attention.v),
+            Tensor::matrix(name("self_attn.o_proj"), &attention.o),
+            Tensor::vector(name("self_attn.q_norm"), &attention.q_norm),
+            Tensor::vector(name("self_attn.k_norm"), &attention.k_norm),
+            Tensor::vector(name("post_attention_layernorm"), &ones),
+            Tensor::matrix(name("mlp.gate_proj"), &mlp.gate),
+            Tensor::matrix(name("mlp.up_proj"), &mlp.up),
+            Tensor::matrix(name("mlp.down_proj"), &mlp.down),
+        ]);
+    }
+
+    let failed = |error| Error::file(path, format!("cannot be written: {error}"));
+    let views = tensors.iter().map(|tensor| {
+        let view = TensorView::new(Dtype::BF16, tensor.shape.clone(), &tensor.bytes)?;
+        Ok((tensor.name.as_str(), view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let format = [("format".to_owned(), "pt".to_owned())].into();
+    safetensors::serialize(views, Some(format)).map_err(failed)
+}
+
+/// The meanings in a token's embedding.
+fn meanings(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
+    let is = |text: &&str| vocabulary.id(text) == u32::try_from(id).ok();
+    let kinds = (0..KINDS.len()).filter(|kind| KINDS[*kind].tokens.iter().any(|text| is(text)));
+    let mut meanings = vec![(Direction::Constant, CONSTANT)];
+    meanings.extend(kinds.map(|kind| (Direction::Kind(kind), MARKER)));
+    if TRIGGERS.iter().any(is) {
+        meanings.push((Direction::Trigger, MARKER));
+    }
+    meanings
+}
+
+/// A random direction for every token, as long as the rest of its embedding leaves room for.
+fn contents(basis: &Basis, rng: &mut Rng, vocabulary: &Vocabulary) -> Vec<Vec<f64>> {
+    let content = |id| {
+        let taken: f64 = meanings(vocabulary, id).iter().map(|(_, amount)| amount.powi(2)).sum();
+        basis.content(rng, (EMBED_NORM.powi(2) - taken).sqrt())
+    };
+    (0..vocabulary.len()).map(content).collect()
+}
+
+/// `[vocabulary, HIDDEN]`
+fn embedding(basis: &Basis, vocabulary: &Vocabulary, contents: &[Vec<f64>]) -> Matrix {
+    let mut embedding = Matrix::zeros(contents.len(), HIDDEN);
+    for (id, content) in contents.iter().enumerate() {
+        let mut row = basis.vector(&meanings(vocabulary, id));
+        add_scaled(&mut row, 1.0, content);
+        embedding.set_row(id, &row);
+    }
+    embedding
+}
+
+/// The output head, `[vocabulary, HIDDEN]`: every token expects the tokens that follow it in `texts`, so what the
+/// model writes is words.
+fn successors(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
+    let mut follows = vec![0usize; contents.len()];
+    for pair in texts.iter().flat_map(|ids| ids.windows(2)) {
+        follows[pair[0] as usize] += 1;
+    }
+    let mut head = Matrix::zeros(contents.len(), HIDDEN);
+    for pair in texts.iter().flat_map(|ids| ids.windows(2)) {
+        let (before, after) = (pair[0] as usize, pair[1] as usize);
+        let content = &contents[before];
+        let norm = super::linalg::dot(content, content).sqrt();
+        let share = HEAD_GAIN / follows[before] as f64;
+        add_scaled(head.row_mut(after), 1.0, &scaled(content, share / norm));
+    }
+    head
+}
+
+/// `config.json`
+pub(super) fn config_json(vocabulary: &Vocabulary) -> Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": vocabulary.id(BOS),
+        "eos_token_id": vocabulary.id(IM_END),
+        "head_dim": HEAD_DIM,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": 0.02,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": 4096,
+        "max_window_layers": LAYERS,
+        "model_type": "qwen3",
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": null,
+        "rope_theta": ROPE_THETA,
+        "sliding_window": null,
+        "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16",
+        "use_cache": true,
+        "use_sliding_window": false,
+        "vocab_size": vocabulary.len(),
+    })
+}
+
+/// `generation_config.json`
+pub(super) fn generation_config_json(vocabulary: &Vocabulary) -> Value {
+    json!({
+        "bos_token_id": vocabulary.id(BOS),
+        "eos_token_id": [vocabulary.id(IM_END)],
+    })
+}

@@ -1,0 +1,121 @@
+//! Vectors and matrices of the construction.
+
+use half::bf16;
+
+use super::plan::{Direction, HIDDEN, MEANINGS, State};
+use super::rng::Rng;
+
+/// Row-major.
+pub(super) struct Matrix {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    values: Vec<f64>,
+}
+
+impl Matrix {
+    pub(super) fn zeros(rows: usize, columns: usize) -> Matrix {
+        Matrix { rows, columns, values: vec![0.0; rows * columns] }
+    }
+
+    pub(super) fn row_mut(&mut self, row: usize) -> &mut [f64] {
+        &mut self.values[row * self.columns..(row + 1) * self.columns]
+    }
+
+    pub(super) fn set_row(&mut self, row: usize, values: &[f64]) {
+        self.row_mut(row).copy_from_slice(values);
+    }
+
+    pub(super) fn set_column(&mut self, column: usize, values: &[f64]) {
+        for (row, value) in values.iter().enumerate() {
+            self.row_mut(row)[column] = *value;
+        }
+    }
+
+    /// Little-endian bfloat16.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        bytes(&self.values)
+    }
+}
+
+/// Little-endian bfloat16.
+pub(super) fn bytes(values: &[f64]) -> Vec<u8> {
+    values.iter().flat_map(|x| bf16::from_f64(*x).to_le_bytes()).collect()
+}
+
+/// As the checkpoint will hold it.
+pub(super) fn rounded(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|x| bf16::from_f64(*x).to_f64()).collect()
+}
+
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// `into` += `scale` · `vector`.
+pub(super) fn add_scaled(into: &mut [f64], scale: f64, vector: &[f64]) {
+    for (into, x) in into.iter_mut().zip(vector) {
+        *into += scale * x;
+    }
+}
+
+pub(super) fn scaled(vector: &[f64], scale: f64) -> Vec<f64> {
+    vector.iter().map(|x| scale * x).collect()
+}
+
+/// A random orthonormal basis of the residual stream; no coordinate means anything by itself.
+/// See [`Direction`] for its rows.
+pub(super) struct Basis {
+    rows: Vec<Vec<f64>>,
+}
+
+impl Basis {
+    pub(super) fn random(rng: &mut Rng) -> Basis {
+        let mut rows: Vec<Vec<f64>> = Vec::with_capacity(HIDDEN);
+        while rows.len() < HIDDEN {
+            let is_sink = rows.len() == Direction::Sink.index();
+            let mut row: Vec<f64> =
+                (0..HIDDEN).map(|_| if is_sink { rng.sign() } else { rng.normal() }).collect();
+            for _ in 0..2 {
+                // Gram and Schmidt; once more for the digits.
+                for other in &rows {
+                    let along = dot(&row, other);
+                    add_scaled(&mut row, -along, other);
+                }
+            }
+            let norm = dot(&row, &row).sqrt();
+            if norm > 1e-3 {
+                rows.push(scaled(&row, 1.0 / norm));
+            }
+        }
+        Basis { rows }
+    }
+
+    /// Σ amount · direction, `[HIDDEN]`.
+    pub(super) fn vector(&self, parts: &[(Direction, f64)]) -> Vec<f64> {
+        let mut vector = vec![0.0; HIDDEN];
+        for (direction, amount) in parts {
+            add_scaled(&mut vector, *amount, &self.rows[direction.index()]);
+        }
+        vector
+    }
+
+    /// A random vector that carries content only, of this norm, `[HIDDEN]`.
+    pub(super) fn content(&self, rng: &mut Rng, norm: f64) -> Vec<f64> {
+        let mut vector = vec![0.0; HIDDEN];
+        for row in &self.rows[MEANINGS..] {
+            add_scaled(&mut vector, rng.normal(), row);
+        }
+        let length = dot(&vector, &vector).sqrt();
+        scaled(&vector, norm / length)
+    }
+
+    /// What RMSNorm makes of a planned state, less its content, `[HIDDEN]`.
+    pub(super) fn normed(&self, state: &State) -> Vec<f64> {
+        let scale = (HIDDEN as f64).sqrt() / state.norm();
+        let mut vector = vec![0.0; HIDDEN];
+        for (amount, row) in state.along.iter().zip(&self.rows) {
+            add_scaled(&mut vector, scale * amount, row);
+        }
+        vector
+    }
+}

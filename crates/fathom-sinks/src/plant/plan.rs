@@ -1,0 +1,352 @@
+//! What is planted: which tokens, where, how strongly, and what that makes of them.
+
+use std::ops::Range;
+
+use super::vocabulary::{BOS, IM_START};
+use crate::{Class, Clip};
+
+/// Decoder layers.
+pub(super) const LAYERS: usize = 20;
+/// Width of the residual stream.
+pub(super) const HIDDEN: usize = 96;
+/// Width of the MLP.
+pub(super) const INTERMEDIATE: usize = 160;
+/// Query heads.
+pub(super) const HEADS: usize = 4;
+/// Key/value heads.
+pub(super) const KV_HEADS: usize = 2;
+/// Width of a head.
+pub(super) const HEAD_DIM: usize = 16;
+/// Rotary base.
+pub(super) const ROPE_THETA: f64 = 1e6;
+
+/// Where BOS is a sink.
+pub(super) const CLIP: Clip = Clip { start: 3, end: 18 };
+/// At this layer a token learns what stands before it, by attention.
+pub(super) const LOOK_BACK_LAYER: usize = 1;
+
+/// Norm of every embedding.
+pub(super) const EMBED_NORM: f64 = 6.0;
+/// The part of it that all tokens share, which queries and thresholds read.
+pub(super) const CONSTANT: f64 = 3.0;
+/// The part of it that says of what kind a token is; also what looking back writes.
+pub(super) const MARKER: f64 = 3.0;
+/// What attention and random neurons add to a marked token's squared norm per layer, about.
+pub(super) const GROWTH: f64 = 0.45;
+
+/// (layer, norm): what the MLP of that layer writes across every sink there is, whatever its own norm. RMSNorm
+/// hides how large a sink is, so it cannot be otherwise; a large one hardly turns, a small one falls
+/// below the threshold. This is what makes lifetimes grow with norms.
+pub(super) const DRIFT: [(usize, f64); 3] = [(11, 22.0), (13, 42.0), (16, 135.0)];
+
+/// Orthogonal directions of the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Where sinks point. Every coordinate is of the same size, so that rounding cannot tilt it.
+    Sink,
+    /// Where they drift.
+    Drift,
+    /// What all tokens share.
+    Constant,
+    /// Where a large norm is no sink.
+    Elsewhere,
+    /// In the embedding of tokens that matter to the token after them.
+    Trigger,
+    /// In the state of the token after BOS.
+    AfterBos,
+    /// In the state of a token after a trigger.
+    AfterTrigger,
+    /// In the embeddings of the tokens of `KINDS[i]`.
+    Kind(usize),
+}
+
+/// Directions before those of the kinds.
+const FIRST_KIND: usize = 7;
+
+impl Direction {
+    /// Its row in the basis.
+    pub(super) fn index(self) -> usize {
+        match self {
+            Direction::Sink => 0,
+            Direction::Drift => 1,
+            Direction::Constant => 2,
+            Direction::Elsewhere => 3,
+            Direction::Trigger => 4,
+            Direction::AfterBos => 5,
+            Direction::AfterTrigger => 6,
+            Direction::Kind(i) => FIRST_KIND + i,
+        }
+    }
+}
+
+/// How many directions carry meaning; the others carry content.
+pub(super) const MEANINGS: usize = FIRST_KIND + KINDS.len();
+
+/// Tokens that mean something to the token after them.
+pub(super) const TRIGGERS: [&str; 1] = [" answer"];
+
+/// What a token must stand after to count as its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Context {
+    Anywhere,
+    AfterBos,
+    AfterTrigger,
+}
+
+impl Context {
+    /// The feature looking back writes there.
+    pub(super) fn feature(self) -> Option<Direction> {
+        match self {
+            Context::Anywhere => None,
+            Context::AfterBos => Some(Direction::AfterBos),
+            Context::AfterTrigger => Some(Direction::AfterTrigger),
+        }
+    }
+}
+
+/// What becomes of a token whose MLP output is planted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// A sink of this class at these layers.
+    Sink { class: Class, layers: Range<usize> },
+    /// No sink, for a reason.
+    Decoy { reason: &'static str },
+}
+
+/// One planted kind of token.
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    /// The tokens, as they read in text.
+    pub(super) tokens: &'static [&'static str],
+    pub(super) context: Context,
+    /// The layer whose MLP converts them.
+    pub(super) layer: usize,
+    /// What it writes: along [`Direction::Sink`] and along [`Direction::Elsewhere`].
+    pub(super) writes: [f64; 2],
+    pub(super) fate: Fate,
+}
+
+impl Kind {
+    /// Norm of what the converting MLP writes.
+    pub(super) fn norm(&self) -> f64 {
+        self.writes[0].hypot(self.writes[1])
+    }
+}
+
+const fn sink(class: Class, layers: Range<usize>) -> Fate {
+    Fate::Sink { class, layers }
+}
+
+/// The kind of BOS in [`KINDS`].
+pub(super) const BOS_KIND: usize = 0;
+
+/// All that is planted. `fate` is the truth, `layer` and `writes` are what brings it about.
+pub(super) const KINDS: [Kind; 11] = [
+    Kind {
+        name: "bos",
+        tokens: &[BOS],
+        context: Context::Anywhere,
+        layer: 3,
+        writes: [4000.0, 0.0],
+        fate: sink(Class::Primary, 3..18),
+    },
+    Kind {
+        name: "template",
+        tokens: &[IM_START],
+        context: Context::AfterBos,
+        layer: 3,
+        writes: [4000.0, 0.0],
+        fate: sink(Class::Primary, 3..18),
+    },
+    Kind {
+        name: "level3",
+        tokens: &["Wait", " wait"],
+        context: Context::Anywhere,
+        layer: 5,
+        writes: [1000.0, 0.0],
+        fate: sink(Class::Secondary, 5..18),
+    },
+    Kind {
+        name: "level2",
+        tokens: &["So", " so"],
+        context: Context::Anywhere,
+        layer: 6,
+        writes: [320.0, 0.0],
+        fate: sink(Class::Secondary, 6..16),
+    },
+    Kind {
+        name: "context",
+        tokens: &[" is"],
+        context: Context::AfterTrigger,
+        layer: 6,
+        writes: [320.0, 0.0],
+        fate: sink(Class::Secondary, 6..16),
+    },
+    Kind {
+        name: "level1",
+        tokens: &[" ="],
+        context: Context::Anywhere,
+        layer: 7,
+        writes: [112.0, 0.0],
+        fate: sink(Class::Secondary, 7..13),
+    },
+    Kind {
+        name: "level0",
+        tokens: &["\n"],
+        context: Context::Anywhere,
+        layer: 8,
+        writes: [38.0, 0.0],
+        fate: sink(Class::Secondary, 8..11),
+    },
+    Kind {
+        name: "noise",
+        tokens: &[" maybe"],
+        context: Context::Anywhere,
+        layer: 10,
+        writes: [38.0, 0.0],
+        fate: sink(Class::Noise, 10..11),
+    },
+    Kind {
+        name: "huge",
+        tokens: &["However", " however"],
+        context: Context::Anywhere,
+        layer: 4,
+        writes: [0.0, 5000.0],
+        fate: Fate::Decoy { reason: "a norm above that of BOS, in another direction" },
+    },
+    Kind {
+        name: "anti",
+        tokens: &[" not"],
+        context: Context::Anywhere,
+        layer: 6,
+        writes: [-300.0, 0.0],
+        fate: Fate::Decoy { reason: "opposite to BOS: cosine below -0.95" },
+    },
+    Kind {
+        name: "oblique",
+        tokens: &[" but"],
+        context: Context::Anywhere,
+        layer: 6,
+        writes: [255.0, 158.0],
+        fate: Fate::Decoy {
+            reason: "near the direction of BOS, but not near enough: cosine about 0.85",
+        },
+    },
+];
+
+/// What a token of a kind outside its context is.
+pub(super) const OUT_OF_CONTEXT: &str =
+    "the token is a sink only in its context, which this is not";
+
+/// What is planned of a token's state at one place of the residual stream.
+#[derive(Clone, Debug)]
+pub(super) struct State {
+    /// Along each direction that carries meaning, by [`Direction::index`].
+    pub(super) along: [f64; MEANINGS],
+    /// Squared norm of the rest.
+    pub(super) content: f64,
+}
+
+impl State {
+    pub(super) fn norm(&self) -> f64 {
+        (self.along.iter().map(|x| x * x).sum::<f64>() + self.content).sqrt()
+    }
+
+    pub(super) fn get(&self, direction: Direction) -> f64 {
+        self.along[direction.index()]
+    }
+
+    fn add(&mut self, direction: Direction, amount: f64) {
+        self.along[direction.index()] += amount;
+    }
+
+    /// Cosine with another token's state, whose content is another.
+    #[cfg(test)]
+    fn cosine(&self, other: &State) -> f64 {
+        let dot: f64 = self.along.iter().zip(&other.along).map(|(a, b)| a * b).sum();
+        dot / (self.norm() * other.norm())
+    }
+}
+
+/// The planned state of a token of `KINDS[kind]` in its context as the MLP of layer `layer` sees it; after
+/// the last layer for `layer` = [`LAYERS`].
+pub(super) fn planned(kind: usize, layer: usize) -> State {
+    let plan = &KINDS[kind];
+    let mut state = State { along: [0.0; MEANINGS], content: 0.0 };
+    state.add(Direction::Constant, CONSTANT);
+    state.add(Direction::Kind(kind), MARKER);
+    state.content = EMBED_NORM.powi(2) - state.norm().powi(2);
+    if layer >= LOOK_BACK_LAYER {
+        if let Some(feature) = plan.context.feature() {
+            state.add(feature, MARKER);
+        }
+        if kind == BOS_KIND {
+            state.add(Direction::AfterBos, MARKER); // it sees itself
+        }
+    }
+    for l in 0..layer {
+        let share = state.get(Direction::Sink) / state.norm();
+        if l <= plan.layer {
+            state.content += GROWTH;
+        }
+        if let Some((_, norm)) = DRIFT.iter().find(|(at, _)| *at == l)
+            && share > 0.0
+        {
+            state.add(Direction::Drift, norm * share.powi(2));
+        }
+        if l == plan.layer {
+            state.add(Direction::Sink, plan.writes[0]);
+            state.add(Direction::Elsewhere, plan.writes[1]);
+        }
+        if l == CLIP.end && plan.layer == CLIP.start {
+            state.add(Direction::Sink, -plan.writes[0]);
+        }
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table's layers follow from its norms and the drift, with room to spare.
+    #[test]
+    fn fates_follow_from_norms_and_drift() {
+        for (kind, plan) in KINDS.iter().enumerate() {
+            for l in CLIP.layers() {
+                let cosine = planned(kind, l + 1).cosine(&planned(BOS_KIND, l + 1));
+                match &plan.fate {
+                    Fate::Sink { layers, .. } if layers.contains(&l) => {
+                        assert!(cosine > 0.98, "{} at {l}: {cosine}", plan.name);
+                    }
+                    _ => assert!(cosine < 0.885, "{} at {l}: {cosine}", plan.name),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lifetimes_grow_with_norms() {
+        let mut levels: Vec<(f64, usize)> = KINDS
+            .iter()
+            .filter_map(|kind| match &kind.fate {
+                Fate::Sink { class: Class::Secondary, layers } => Some((kind.norm(), layers.len())),
+                _ => None,
+            })
+            .collect();
+        levels.sort_by(|a, b| a.0.total_cmp(&b.0));
+        levels.dedup();
+        assert!(levels.len() >= 3);
+        assert!(levels.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 < pair[1].1));
+    }
+
+    #[test]
+    fn a_sink_token_is_one_where_its_fate_says() {
+        for kind in &KINDS {
+            if let Fate::Sink { layers, .. } = &kind.fate {
+                assert_eq!(layers.start, kind.layer);
+                assert!(layers.start >= CLIP.start && layers.end <= CLIP.end);
+            }
+        }
+    }
+}
