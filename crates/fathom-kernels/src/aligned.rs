@@ -40,6 +40,12 @@ impl<T: Pod> Aligned<T> {
         Aligned { data, len }
     }
 
+    pub(crate) fn filled(len: usize, value: T) -> Aligned<T> {
+        let mut filled = Aligned::zeroed(len);
+        filled.fill(value);
+        filled
+    }
+
     pub(crate) fn copied_from(values: &[T], len: usize) -> Aligned<T> {
         let mut copy = Aligned::zeroed(len);
         copy[..values.len()].copy_from_slice(values);

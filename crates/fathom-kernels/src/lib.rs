@@ -11,6 +11,7 @@ mod cpu;
 mod exp;
 mod isa;
 mod kv;
+pub mod limits;
 mod linear;
 mod microkernel;
 mod norm;

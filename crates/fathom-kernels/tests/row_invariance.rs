@@ -1,0 +1,259 @@
+//! The contract: a row's bits depend on that row and the weights only.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use fathom_kernels::{Attention, Backend, Cpu, DType, Isa, Kv, Precision, Span};
+use proptest::prelude::*;
+
+/// Every instruction set in every precision.
+fn variants() -> impl Iterator<Item = (Isa, Precision)> {
+    isas().flat_map(|isa| PRECISIONS.map(|precision| (isa, precision)))
+}
+
+fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
+    Attention { layer: 0, heads, kv_heads, head_dim, scale: 0.2, window }
+}
+
+fn geometries() -> [Attention; 5] {
+    [
+        geometry(2, 2, 16, None),
+        geometry(14, 2, 64, None),
+        geometry(4, 1, 10, Some(37)),
+        geometry(3, 3, 24, Some(150)),
+        geometry(20, 1, 128, None),
+    ]
+}
+
+/// Results and log-sum-exps of a sequence that arrives in chunks.
+fn in_chunks(
+    cpu: &Cpu,
+    attention: &Attention,
+    sequence: &Sequence,
+    tokens: usize,
+    chunk: usize,
+    kv: &mut Kv,
+) -> (Vec<u32>, Vec<u32>) {
+    let (mut out, mut lse) = (Vec::new(), Vec::new());
+    let mut from = cpu.kv_len(kv);
+    while from < tokens {
+        let to = tokens.min(from + chunk);
+        let (o, l) = attend_chunk(cpu, attention, sequence, from, to, kv);
+        out.extend(bits(&o));
+        lse.extend(bits(&l));
+        from = to;
+    }
+    (out, lse)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn a_linear_row_is_the_same_alone_and_among_others(
+        rows in 2_usize..=64, k in 1_usize..=1200, n in 1_usize..=200, seed: u64,
+    ) {
+        let bytes = bytes_of(&numbers(seed, n * k), DType::Bf16);
+        let weight = view(&bytes, DType::Bf16, n, k);
+        let x = numbers(seed ^ 1, rows * k);
+        for (isa, precision) in variants() {
+            let run = |threads: usize, x: &[f32]| {
+                let cpu = cpu(isa, precision, threads);
+                let w = cpu.linear_from(weight, None);
+                let mut out = cpu.alloc(x.len() / k, n);
+                cpu.linear(&w, &rows_of(&cpu, x, k), &mut out);
+                bits(&values_of(&cpu, &out))
+            };
+            let together = run(1, &x);
+            prop_assert_eq!(&together, &run(2, &x), "{} {:?}: 2 threads", isa, precision);
+            prop_assert_eq!(&together, &run(3, &x), "{} {:?}: 3 threads", isa, precision);
+            let alone: Vec<u32> = x.chunks(k).flat_map(|row| run(1, row)).collect();
+            prop_assert_eq!(&together, &alone, "{} {:?}: alone", isa, precision);
+        }
+    }
+}
+
+#[test]
+fn many_rows_are_the_rows_alone() {
+    // More rows than one pass over the weights takes.
+    let (rows, k, n) = (500, 300, 70);
+    let bytes = bytes_of(&numbers(1, n * k), DType::F32);
+    let x = numbers(2, rows * k);
+    for (isa, precision) in variants() {
+        let cpu = cpu(isa, precision, 2);
+        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None);
+        let run = |x: &[f32]| {
+            let mut out = cpu.alloc(x.len() / k, n);
+            cpu.linear(&w, &rows_of(&cpu, x, k), &mut out);
+            bits(&values_of(&cpu, &out))
+        };
+        let together = run(&x);
+        for row in [0, 13, 14, 223, 224, 499] {
+            let alone = run(&x[row * k..(row + 1) * k]);
+            assert_eq!(together[row * n..(row + 1) * n], alone, "{isa} {precision:?}: row {row}");
+        }
+    }
+}
+
+#[test]
+fn attention_is_the_same_in_any_chunks_and_threads() {
+    let tokens = 300;
+    for attention in geometries() {
+        let sequence = Sequence::random(&attention, tokens, 5);
+        for (isa, precision) in variants() {
+            let run = |threads: usize, chunk: usize| {
+                let cpu = cpu(isa, precision, threads);
+                let mut kv = new_kv(&cpu, &attention);
+                in_chunks(&cpu, &attention, &sequence, tokens, chunk, &mut kv)
+            };
+            let whole = run(1, tokens);
+            for (threads, chunk) in [(2, tokens), (3, tokens), (1, 64), (2, 7), (1, 1)] {
+                assert!(
+                    run(threads, chunk) == whole,
+                    "{isa} {precision:?} {attention:?}: {threads} threads, chunks of {chunk}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths_in_one_batch_are_the_sequences_alone() {
+    let lengths = [(0, 5), (130, 1), (40, 33), (256, 12)];
+    for attention in geometries() {
+        let (width, kv_width) =
+            (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        for (isa, precision) in variants() {
+            let cpu = cpu(isa, precision, 2);
+            let mut caches = Vec::new();
+            let mut alone = Vec::new();
+            let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+            for (seed, (before, rows)) in lengths.into_iter().enumerate() {
+                let tokens = before + rows;
+                let sequence = Sequence::random(&attention, tokens, seed as u64);
+                let mut kv = new_kv(&cpu, &attention);
+                in_chunks(&cpu, &attention, &sequence, before, 50, &mut kv);
+                alone.extend(in_chunks(&cpu, &attention, &sequence, tokens, rows, &mut kv).0);
+                cpu.truncate_kv(&mut kv, before);
+                caches.push(kv);
+                q.extend_from_slice(&sequence.q[before * width..]);
+                k.extend_from_slice(&sequence.k[before * kv_width..]);
+                v.extend_from_slice(&sequence.v[before * kv_width..]);
+            }
+            let mut spans = Vec::new();
+            let mut first = 0;
+            for (kv, (_, rows)) in caches.iter_mut().zip(lengths) {
+                spans.push(Span { rows: first..first + rows, kv });
+                first += rows;
+            }
+            let [q, k, v] =
+                [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(&cpu, x, w));
+            let mut out = cpu.alloc(first, width);
+            cpu.append_kv(0, &k, &v, &mut spans);
+            cpu.attend(&attention, &q, &spans, &mut out, None);
+            assert!(bits(&values_of(&cpu, &out)) == alone, "{isa} {precision:?} {attention:?}");
+        }
+    }
+}
+
+#[test]
+fn column_sums_are_the_same_in_any_chunks_and_threads() {
+    let tokens = 290;
+    for attention in geometries() {
+        let sequence = Sequence::random(&attention, tokens, 9);
+        let (width, kv_width) =
+            (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+        for (isa, precision) in variants() {
+            let run = |threads: usize, chunk: usize| {
+                let cpu = cpu(isa, precision, threads);
+                let mut kv = new_kv(&cpu, &attention);
+                let mut sums = cpu.new_column_sums(1, attention.heads);
+                for from in (0..tokens).step_by(chunk) {
+                    let n = chunk.min(tokens - from);
+                    let part = |x: &[f32], w: usize| rows_of(&cpu, &x[from * w..(from + n) * w], w);
+                    let q = part(&sequence.q, width);
+                    let (k, v) = (part(&sequence.k, kv_width), part(&sequence.v, kv_width));
+                    let mut out = cpu.alloc(n, width);
+                    let mut lse = cpu.alloc(n, attention.heads);
+                    let mut spans = [Span { rows: 0..n, kv: &mut kv }];
+                    cpu.append_kv(0, &k, &v, &mut spans);
+                    cpu.attend(&attention, &q, &spans, &mut out, Some(&mut lse));
+                    cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);
+                    cpu.advance_kv(&mut kv, n);
+                }
+                let sums = cpu.column_sums(&sums, 0, tokens);
+                sums.into_iter().map(f64::to_bits).collect::<Vec<_>>()
+            };
+            let whole = run(1, tokens);
+            for (threads, chunk) in [(3, tokens), (2, 64), (1, 7), (2, 1)] {
+                assert!(
+                    run(threads, chunk) == whole,
+                    "{isa} {precision:?} {attention:?}: {threads} threads, chunks of {chunk}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_truncated_cache_continues_as_if_the_rest_had_never_been() {
+    for attention in geometries() {
+        let good = Sequence::random(&attention, 200, 3);
+        let mut bad = Sequence::random(&attention, 200, 4);
+        // What is forgotten must not even enter as 0 · NaN.
+        bad.k.fill(f32::NAN);
+        bad.v.fill(f32::NAN);
+        for (isa, precision) in variants() {
+            let cpu = cpu(isa, precision, 2);
+            for keep in [0, 1, 95, 128, 131] {
+                let mut kv = new_kv(&cpu, &attention);
+                let untouched = in_chunks(&cpu, &attention, &good, 200, 13, &mut kv);
+                let mut kv = new_kv(&cpu, &attention);
+                in_chunks(&cpu, &attention, &good, keep, 64, &mut kv);
+                in_chunks(&cpu, &attention, &bad, 200, 11, &mut kv);
+                cpu.truncate_kv(&mut kv, keep);
+                assert_eq!(cpu.kv_len(&kv), keep);
+                let (out, lse) = in_chunks(&cpu, &attention, &good, 200, 13, &mut kv);
+                let (width, heads) = (attention.heads * attention.head_dim, attention.heads);
+                assert!(out == untouched.0[keep * width..], "{isa} {precision:?} keep {keep}");
+                assert!(lse == untouched.1[keep * heads..], "{isa} {precision:?} keep {keep}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_in_one_position_stays_out_of_the_rows_that_do_not_see_it() {
+    let tokens = 180;
+    for attention in geometries() {
+        let clean = Sequence::random(&attention, tokens, 6);
+        let width = attention.heads * attention.head_dim;
+        let kv_width = attention.kv_heads * attention.head_dim;
+        for (isa, precision) in variants() {
+            let cpu = cpu(isa, precision, 2);
+            let whole = |sequence: &Sequence| {
+                let mut kv = new_kv(&cpu, &attention);
+                in_chunks(&cpu, &attention, sequence, tokens, tokens, &mut kv).0
+            };
+            let want = whole(&clean);
+            for poisoned in [1, 50, 129] {
+                let mut sequence = Sequence::random(&attention, tokens, 6);
+                let at = poisoned * kv_width..(poisoned + 1) * kv_width;
+                sequence.k[at.clone()].fill(f32::NAN);
+                sequence.v[at].fill(f32::INFINITY);
+                let got = whole(&sequence);
+                for row in 0..tokens {
+                    let start = attention.window.map_or(0, |w| (row + 1).saturating_sub(w));
+                    let sees = (start..=row).contains(&poisoned);
+                    let columns = row * width..(row + 1) * width;
+                    if sees {
+                        assert!(got[columns].iter().all(|x| f32::from_bits(*x).is_nan()));
+                    } else {
+                        assert!(got[columns.clone()] == want[columns], "{isa} {precision:?} {row}");
+                    }
+                }
+            }
+        }
+    }
+}
