@@ -105,7 +105,7 @@ fn greedy_continuations_are_token_exact() {
         for prompt in prompts(&dir) {
             let mut sequence = model.new_sequence(SequenceOptions::default());
             let mut next = prompt.input_ids.clone();
-            let mut continuation = Vec::new();
+            let mut continuation: Vec<u32> = Vec::new();
             for _ in 0..prompt.greedy_ids.len() {
                 let logits = LogitRows::Last;
                 let step = Step { sequence: &mut sequence, tokens: &next, logits };
