@@ -3,6 +3,7 @@
 mod architecture;
 mod fields;
 mod rope;
+mod rope_kind;
 mod windows;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use serde_json::Value;
 pub use architecture::Architecture;
 use fields::Fields;
 
+use crate::brief::brief;
 use crate::text_file::read_text;
 use crate::{Error, Result, RopeConfig};
 
@@ -185,7 +187,7 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
 fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
     let act = fields.text("hidden_act")?.unwrap_or("silu");
     if act != "silu" && act != "swish" {
-        return Err(fields.error("hidden_act", format!("is `{act}`, expected `silu`")));
+        return Err(fields.error("hidden_act", format!("is `{}`, expected `silu`", brief(act))));
     }
     if fields.get("quantization_config").is_some() {
         let problem = "is present; quantised checkpoints are not supported, expected BF16, F16 or F32 weights";

@@ -1,5 +1,6 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
+mod brief;
 mod capture;
 mod chat_template;
 mod config;

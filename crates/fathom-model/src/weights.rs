@@ -13,6 +13,7 @@ use fathom_kernels::{DType, WeightView};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use crate::brief::brief;
 use crate::text_file::read_text;
 use crate::{Error, ModelConfig, Result};
 
@@ -117,7 +118,7 @@ impl Checkpoint {
             let place = found.and_then(|shard| Some((shard, *places[shard].get(tensor)?)));
             let Some(place) = place else {
                 let problem = format!("is missing, although {INDEX} places it there");
-                return Err(Error::tensor(&dir.join(name), tensor.as_str(), problem));
+                return Err(Error::tensor(&dir.join(name), brief(tensor), problem));
             };
             tensors.insert(tensor.clone(), place);
         }

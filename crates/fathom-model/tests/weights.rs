@@ -291,6 +291,30 @@ fn broken_files_are_refused() {
     }
 }
 
+/// Names from a stranger neither flood nor steer the terminal.
+#[test]
+fn hostile_names_make_short_messages_of_one_line() {
+    let name = "\u{1b}[2J\n".to_owned() + &"x".repeat(1_000_000);
+    let entry =
+        |dtype: &str, shape: Value| json!({"dtype": dtype, "shape": shape, "data_offsets": [0, 4]});
+    let index =
+        |tensor: &str, shard: &str| json!({"weight_map": {tensor: shard}}).to_string().into_bytes();
+    let single = |header: Value| (SINGLE, file(&header.to_string(), 4));
+    for files in [
+        single(json!({&name: entry("F32", json!([2]))})),
+        single(json!({"a": entry(&name, json!([1]))})),
+        single(json!({"a": entry("F32", json!(&name))})),
+        single(json!({&name: entry("F32", json!([1])), "b": entry("F32", json!([1]))})),
+        (INDEX, index(&name, "../s0")),
+        (INDEX, index("a", &format!("../{name}"))),
+        (INDEX, json!({"weight_map": &name}).to_string().into_bytes()),
+    ] {
+        let message = refusal(dir_of(&[files]).path());
+        assert!(message.len() < 500, "{} bytes", message.len());
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+}
+
 #[test]
 fn broken_indices_are_refused() {
     let shard = || f32_file(&[("a", &[1], &[1.0])]);
@@ -298,7 +322,7 @@ fn broken_indices_are_refused() {
         |map: &str| format!(r#"{{"metadata":{{"total_size":4}},"weight_map":{map}}}"#).into_bytes();
     let outside = |name: &str| {
         format!(
-            "{INDEX}: `weight_map.a` is {name:?}, expected the name of a file inside the directory"
+            "{INDEX}: `weight_map.a` is `{name}`, expected the name of a file inside the directory"
         )
     };
     let cases = [
@@ -317,7 +341,7 @@ fn broken_indices_are_refused() {
         (index(r#"{"a":"C:\\s0"}"#), outside("C:\\s0")),
         (index(r#"{"a":".."}"#), outside("..")),
         (index(r#"{"a":""}"#), outside("")),
-        (index(r#"{"a":"s0\u0000"}"#), outside("s0\0")),
+        (index(r#"{"a":"s0\u0000"}"#), outside("s0\\u{0}")),
         (
             index(r#"{"a":"s0","a":"s0"}"#),
             format!(

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::fields::Fields;
 use crate::Result;
+use crate::brief::brief;
 
 /// The model classes Fathom runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,41 +56,41 @@ impl Architecture {
     /// The architecture a config names: the first of `architectures`, or `model_type` without them.
     /// `LlamaModel`, as exports without the output head call themselves, counts as Llama.
     pub(super) fn of(fields: &Fields<'_>) -> Result<Architecture> {
-        let names = fields.texts("architectures")?.unwrap_or_default();
+        let classes = fields.texts("architectures")?.unwrap_or_default();
         let model_type = fields.text("model_type")?;
-        let found = |name: &str, field: &str, is_it: &dyn Fn(Architecture) -> bool| {
-            let known = Architecture::ALL.into_iter().find(|&a| is_it(a));
-            known.ok_or_else(|| {
-                let supported = Architecture::ALL.map(|a| a.to_string()).join(", ");
-                fields.error(
-                    field,
-                    format!("is `{name}`, which is not supported; supported are {supported}"),
-                )
-            })
+        let find = |is_it: &dyn Fn(Architecture) -> bool| {
+            Architecture::ALL.into_iter().find(|&architecture| is_it(architecture))
         };
-        let by_type = |name: &str| found(name, "model_type", &|a| a.model_type() == name);
-        let Some(&name) = names.first() else {
-            return match model_type {
-                Some(name) => by_type(name),
-                None => {
-                    Err(fields
-                        .error("architectures", "is missing, expected the name of a model class"))
+        let unsupported = |field: &str, name: &str| {
+            let (name, supported) =
+                (brief(name), Architecture::ALL.map(|a| a.to_string()).join(", "));
+            let problem = format!("is `{name}`, which is not supported; supported are {supported}");
+            fields.error(field, problem)
+        };
+        match (classes.first(), model_type) {
+            (None, None) => {
+                let problem = "is missing, expected the name of a model class";
+                Err(fields.error("architectures", problem))
+            }
+            (None, Some(name)) => {
+                find(&|a| a.model_type() == name).ok_or_else(|| unsupported("model_type", name))
+            }
+            (Some(class), model_type) => {
+                let stem = class.strip_suffix("ForCausalLM").or(class.strip_suffix("Model"));
+                let found = find(&|a| Some(a.stem()) == stem)
+                    .ok_or_else(|| unsupported("architectures", class))?;
+                // HuggingFace loads by model_type: a config that says two things is another model there.
+                match model_type.filter(|&name| name != found.model_type()) {
+                    None => Ok(found),
+                    Some(other) => {
+                        let (other, expected) = (brief(other), found.model_type());
+                        let problem = format!(
+                            "is `{other}`, expected `{expected}` as `architectures` names {class}"
+                        );
+                        Err(fields.error("model_type", problem))
+                    }
                 }
-            };
-        };
-        let architecture = found(name, "architectures", &|a| {
-            name.strip_prefix(a.stem()).is_some_and(|rest| rest == "ForCausalLM" || rest == "Model")
-        })?;
-        // HuggingFace loads by model_type; a config that says two things would run as another model there.
-        match model_type {
-            Some(other) if other != architecture.model_type() => Err(fields.error(
-                "model_type",
-                format!(
-                    "is `{other}`, expected `{}` as `architectures` names {name}",
-                    architecture.model_type()
-                ),
-            )),
-            _ => Ok(architecture),
+            }
         }
     }
 

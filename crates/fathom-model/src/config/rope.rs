@@ -5,7 +5,7 @@
 
 use super::Architecture;
 use super::fields::Fields;
-use crate::rope::{longrope_attention_factor, yarn_attention_factor};
+use super::rope_kind::KindFields;
 use crate::{Result, RopeConfig, RopeKind};
 
 /// Largest length in positions: f32 holds every whole number up to it.
@@ -59,7 +59,7 @@ pub(super) fn rope(root: &Fields<'_>, context: &Context) -> Result<RopeConfig> {
 fn one(root: &Fields<'_>, scaling: Option<&Fields<'_>>, context: &Context) -> Result<RopeConfig> {
     let rotary_dim = rotary_dim(root, scaling, context)?;
     let kind = match scaling {
-        Some(scaling) => kind(root, scaling, rotary_dim, context)?,
+        Some(scaling) => KindFields { root, scaling, rotary_dim, context }.read()?,
         None => RopeKind::Default,
     };
     Ok(RopeConfig { theta: theta(root, scaling, &kind, context)?, rotary_dim, kind })
@@ -121,139 +121,12 @@ fn rotary_dim(root: &Fields<'_>, scaling: Option<&Fields<'_>>, context: &Context
         return Err(holder.error(name, problem));
     }
     let rotary_dim = (context.head_dim as f64 * factor) as usize;
-    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
-        let field = if factor == 1.0 { "head_dim" } else { name };
-        let problem =
-            format!("makes the rotary width {rotary_dim}, expected an even number above 0");
-        return Err(holder.error(field, problem));
+    if rotary_dim > 0 && rotary_dim.is_multiple_of(2) {
+        return Ok(rotary_dim);
     }
-    Ok(rotary_dim)
-}
-
-/// The rope type with its parameters, HuggingFace's defaults filled in.
-fn kind(
-    root: &Fields<'_>,
-    scaling: &Fields<'_>,
-    rotary_dim: usize,
-    context: &Context,
-) -> Result<RopeKind> {
-    let field = if scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let name = match scaling.text(field)? {
-        Some(name) => name,
-        None if scaling.names("factor") || scaling.names("long_factor") => {
-            return Err(scaling.error("rope_type", "is missing, expected the name of a rope type"));
-        }
-        None => "default",
-    };
-    let name = match (context.architecture, name) {
-        // Early Phi-3 configs call longrope `su` or even `yarn`.
-        (_, "su") => "longrope",
-        (Architecture::Phi3, "yarn") => "longrope",
-        (Architecture::Phi3, name) if name != "default" && name != "longrope" => {
-            let problem =
-                format!("is `{name}`, expected default or longrope for {}", context.architecture);
-            return Err(scaling.error(field, problem));
-        }
-        (_, name) => name,
-    };
-    let missing = |name| scaling.error(name, "is missing, expected a number above 0");
-    let factor = || scaling.number_above("factor", 0.0);
-    let required = |name| scaling.number_above(name, 0.0)?.ok_or_else(|| missing(name));
-    let extended = |original| context.max_position_embeddings as f64 / original as f64;
-    match name {
-        "default" => Ok(RopeKind::Default),
-        "linear" => Ok(RopeKind::Linear { factor: required("factor")? }),
-        "dynamic" if rotary_dim <= 2 => {
-            Err(scaling.error(field, "is `dynamic`, which needs a rotary width above 2"))
-        }
-        "dynamic" => Ok(RopeKind::Dynamic {
-            factor: required("factor")?,
-            max_position_embeddings: context.max_position_embeddings,
-        }),
-        "llama3" => {
-            let low_freq_factor = required("low_freq_factor")?;
-            let high_freq_factor = required("high_freq_factor")?;
-            if high_freq_factor <= low_freq_factor {
-                let problem = format!(
-                    "is {high_freq_factor}, expected more than low_freq_factor, {low_freq_factor}"
-                );
-                return Err(scaling.error("high_freq_factor", problem));
-            }
-            Ok(RopeKind::Llama3 {
-                factor: required("factor")?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: original(root, scaling, context)?,
-            })
-        }
-        "yarn" => {
-            let original = original(root, scaling, context)?;
-            // Absent is an error, null is not: null asks for the ratio of the two lengths.
-            let factor = match scaling.names("factor") {
-                true => factor()?.unwrap_or(extended(original)),
-                false => return Err(missing("factor")),
-            };
-            // HuggingFace takes a zero for "not given".
-            let given = |name| {
-                let number =
-                    scaling.number(name, "a number of at least 0", |number| number >= 0.0)?;
-                Ok(number.filter(|&number| number != 0.0))
-            };
-            let (mscale, mscale_all_dim) = (given("mscale")?, given("mscale_all_dim")?);
-            let attention_factor = attention_factor(scaling)?
-                .unwrap_or_else(|| yarn_attention_factor(factor, mscale, mscale_all_dim));
-            Ok(RopeKind::Yarn {
-                factor,
-                attention_factor,
-                beta_fast: given("beta_fast")?.unwrap_or(32.0),
-                beta_slow: given("beta_slow")?.unwrap_or(1.0),
-                original_max_position_embeddings: original,
-                truncate: scaling.flag("truncate")?.unwrap_or(true),
-            })
-        }
-        "longrope" => {
-            let original = original(root, scaling, context)?;
-            let factors = |name| {
-                let factors = scaling.positive_numbers(name, rotary_dim / 2)?;
-                let problem =
-                    || format!("is missing, expected a list of {} numbers", rotary_dim / 2);
-                factors.ok_or_else(|| scaling.error(name, problem()))
-            };
-            let factor = factor()?.unwrap_or(extended(original));
-            Ok(RopeKind::LongRope {
-                short_factor: factors("short_factor")?,
-                long_factor: factors("long_factor")?,
-                original_max_position_embeddings: original,
-                attention_factor: attention_factor(scaling)?
-                    .unwrap_or_else(|| longrope_attention_factor(factor, original)),
-            })
-        }
-        other => {
-            let known = "default, linear, dynamic, llama3, yarn and longrope (su)";
-            Err(scaling.error(
-                field,
-                format!("is `{other}`, which is not supported; supported are {known}"),
-            ))
-        }
+    let problem = format!("makes the rotary width {rotary_dim}, expected an even number above 0");
+    match factor == 1.0 {
+        true => Err(root.error("head_dim", problem)),
+        false => Err(holder.error(name, problem)),
     }
-}
-
-/// The factor on cosines and sines, where the config names it.
-fn attention_factor(scaling: &Fields<'_>) -> Result<Option<f64>> {
-    scaling.number("attention_factor", "a number of at least 0", |factor| factor >= 0.0)
-}
-
-/// `original_max_position_embeddings` as HuggingFace looks for it: the top level first (where Phi3's
-/// class has a default, so that the nested one never counts), then the nested object, then
-/// `max_position_embeddings`. At least 2, because its logarithm divides.
-fn original(root: &Fields<'_>, scaling: &Fields<'_>, context: &Context) -> Result<usize> {
-    let name = "original_max_position_embeddings";
-    let range = 2..=MAX_POSITIONS;
-    if let Some(top) = root.size(name, range.clone())? {
-        return Ok(top);
-    }
-    if let Some(default) = context.architecture.defaults().original_max_position_embeddings {
-        return Ok(default);
-    }
-    Ok(scaling.size(name, range)?.unwrap_or(context.max_position_embeddings.max(2)))
 }

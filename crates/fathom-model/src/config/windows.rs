@@ -3,6 +3,7 @@
 use super::Architecture;
 use super::fields::Fields;
 use crate::Result;
+use crate::brief::brief;
 
 /// Largest window; beyond any sequence that can be run.
 const MAX_WINDOW: usize = 1 << 31;
@@ -80,6 +81,7 @@ fn layer_types(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<bool>>> 
         "full_attention" => Ok(false),
         "sliding_attention" => Ok(true),
         other => {
+            let other = brief(other);
             let problem = format!("holds `{other}`, expected full_attention or sliding_attention");
             Err(fields.error("layer_types", problem))
         }

@@ -12,6 +12,7 @@ use fathom_kernels::DType;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use crate::brief::brief;
 use crate::{Error, Result};
 
 /// Longest header, the same as that of the `safetensors` crate.
@@ -74,8 +75,10 @@ impl TensorInfo {
 /// The file is too short for its header or its tensors, or the header is not what the format asks for.
 pub fn parse_header(path: &Path, file: &[u8]) -> Result<Vec<TensorInfo>> {
     let json = header_text(path, file)?;
-    let Entries(entries) = serde_json::from_str(json)
-        .map_err(|error| Error::file(path, format!("has a header that cannot be read: {error}")))?;
+    let Entries(entries) = serde_json::from_str(json).map_err(|error| {
+        let problem = format!("has a header that cannot be read: {error}");
+        Error::file(path, brief(&problem))
+    })?;
     let data = 8 + json.len();
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
@@ -126,7 +129,7 @@ impl Entry {
     /// Checks dtype, shape and offsets against each other and against the file, whose tensors start at
     /// byte `data` and which is `file` bytes long.
     fn check(self, path: &Path, name: String, data: usize, file: usize) -> Result<TensorInfo> {
-        let wrong = |problem: String| Err(Error::tensor(path, name.as_str(), problem));
+        let wrong = |problem: String| Err(Error::tensor(path, brief(&name), brief(&problem)));
         let Some(&(dtype, bits)) = DTYPES.iter().find(|(dtype, _)| *dtype == self.dtype) else {
             return wrong(format!("has the unknown dtype `{}`", self.dtype));
         };
@@ -163,13 +166,13 @@ fn check_coverage(path: &Path, tensors: &mut [TensorInfo], data: usize, file: us
     for TensorInfo { name, range, .. } in tensors.iter() {
         if range.start < covered {
             let problem =
-                format!("overlaps tensor `{previous}` by {} bytes", covered - range.start);
-            return Err(Error::tensor(path, name.as_str(), problem));
+                format!("overlaps tensor `{}` by {} bytes", brief(previous), covered - range.start);
+            return Err(Error::tensor(path, brief(name), problem));
         }
         if range.start > covered {
             let problem =
                 format!("starts {} bytes after what precedes it ends", range.start - covered);
-            return Err(Error::tensor(path, name.as_str(), problem));
+            return Err(Error::tensor(path, brief(name), problem));
         }
         covered = range.end;
         previous = name;
@@ -185,7 +188,7 @@ fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         None => Ok(()),
-        Some(pair) => Err(Error::tensor(path, pair[0], "is in the header twice")),
+        Some(pair) => Err(Error::tensor(path, brief(pair[0]), "is in the header twice")),
     }
 }
 

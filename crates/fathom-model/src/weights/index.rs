@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::brief::brief;
 use crate::{Error, Result};
 
 /// Reads an index: shard by tensor name. `path` is only for messages.
@@ -14,8 +15,10 @@ use crate::{Error, Result};
 /// # Errors
 /// The text is not an index, names a tensor twice, or names a shard outside the directory.
 pub fn parse_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
-    let Index { weight_map: WeightMap(map) } = serde_json::from_str(text)
-        .map_err(|error| Error::file(path, format!("is not an index: {error}")))?;
+    let Index { weight_map: WeightMap(map) } = serde_json::from_str(text).map_err(|error| {
+        let problem = format!("is not an index: {error}");
+        Error::file(path, brief(&problem))
+    })?;
     if map.is_empty() {
         return Err(Error::field(
             path,
@@ -25,8 +28,10 @@ pub fn parse_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> 
     }
     for (tensor, shard) in &map {
         if !stays_inside(shard) {
-            let problem = format!("is {shard:?}, expected the name of a file inside the directory");
-            return Err(Error::field(path, format!("weight_map.{tensor}"), problem));
+            let shard = brief(shard);
+            let problem = format!("is `{shard}`, expected the name of a file inside the directory");
+            let field = format!("weight_map.{}", brief(tensor));
+            return Err(Error::field(path, field, problem));
         }
     }
     Ok(map)
