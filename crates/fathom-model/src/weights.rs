@@ -221,7 +221,8 @@ impl Checkpoint {
         let tensor = self.tensor(name)?;
         let wrong = |problem| Err(Error::tensor(tensor.file, name, problem));
         if tensor.shape != shape {
-            return wrong(format!("has shape {:?}, expected {shape:?}", tensor.shape));
+            let found = brief(&format!("{:?}", tensor.shape));
+            return wrong(format!("has shape {found}, expected {shape:?}"));
         }
         match finite::first_non_finite(tensor.bytes, tensor.dtype) {
             None => Ok(tensor),
