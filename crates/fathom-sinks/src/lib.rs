@@ -12,6 +12,7 @@ mod distributions;
 mod grid;
 mod levels;
 mod norms;
+mod overhead;
 pub mod plant;
 mod preset;
 mod probe;
@@ -28,6 +29,7 @@ pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
 pub use grid::Grid;
 pub use levels::{Level, levels};
 pub use norms::{NormCurve, NormCurves, norm_curves};
+pub use overhead::{Overhead, overhead};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{
