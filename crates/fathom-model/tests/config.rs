@@ -262,6 +262,8 @@ fn every_refusal_names_file_field_and_expectation() {
         (llama(json!({"head_dim": 0})), "head_dim", "is 0, expected a whole number from 1 to 16384".into()),
         (llama(json!({"head_dim": 15})), "head_dim",
          "makes the rotary width 15, expected an even number above 0".into()),
+        (with("phi3", json!({"head_dim": 15, "rope_parameters": {"partial_rotary_factor": 1.0}})), "head_dim",
+         "makes the rotary width 15, expected an even number above 0".into()),
         (llama(json!({"head_dim": null, "hidden_size": 66})), "hidden_size",
          "is 66, expected a multiple of num_attention_heads, 4, as there is no head_dim".into()),
         (llama(json!({"vocab_size": 18446744073709551615u64})), "vocab_size",
