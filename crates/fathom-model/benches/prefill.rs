@@ -1,0 +1,47 @@
+//! Prefill and decoding of a small synthetic checkpoint, in both precisions.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::{
+    LogitRows, Model, PREFILL_CHUNK, SequenceOptions, Step, SyntheticShape, write_synthetic,
+};
+
+fn prefill(c: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = SyntheticShape { layers: 4, vocab: 8192, ..SyntheticShape::QWEN2_5_0_5B };
+    write_synthetic(dir.path(), &shape, 1).unwrap();
+    let mut group = c.benchmark_group("model");
+    group.sample_size(10);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let cpu = Cpu::new(CpuOptions { threads: None, precision, isa: None }).unwrap();
+        let model = Model::load(dir.path(), cpu).unwrap();
+
+        for tokens in [128usize, 1024] {
+            let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 31 % 8192).collect();
+            group.throughput(Throughput::Elements(tokens as u64));
+            group.bench_function(format!("prefill {tokens} {precision:?}"), |b| {
+                b.iter(|| {
+                    let mut sequence = model.new_sequence(SequenceOptions::default());
+                    model.prefill(&mut sequence, &ids, PREFILL_CHUNK, None, &mut |_| {}).unwrap();
+                });
+            });
+        }
+
+        let mut sequence = model.new_sequence(SequenceOptions::default());
+        let ids: Vec<u32> = (0..512).collect();
+        model.prefill(&mut sequence, &ids, PREFILL_CHUNK, None, &mut |_| {}).unwrap();
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(format!("decode at 512 {precision:?}"), |b| {
+            b.iter(|| {
+                let step = Step { sequence: &mut sequence, tokens: &[7], logits: LogitRows::Last };
+                model.forward(&mut [step], None).unwrap();
+                model.truncate(&mut sequence, 512).unwrap();
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, prefill);
+criterion_main!(benches);
