@@ -1,0 +1,58 @@
+//! Numbers as people write them.
+
+/// A share in percent with up to two decimals: `82.55%`, `74%`, `100%`.
+pub fn percent(share: f64) -> String {
+    format!("{}%", trim(format!("{share:.2}")))
+}
+
+/// `1 trace`, `30 traces`.
+pub fn plural(count: usize, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{} {what}{s}", grouped(count))
+}
+
+/// `12 345 678`.
+pub(crate) fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A factor with two decimals at most, in scientific notation where it is out of all proportion.
+pub(crate) fn factor(x: f32) -> String {
+    if x < 1e6 { trim(format!("{x:.2}")) } else { format!("{x:.1e}") }
+}
+
+fn trim(decimal: String) -> String {
+    decimal.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The paper prints the same shares now with, now without trailing zeros; here it is without.
+    #[test]
+    fn shares_have_up_to_two_decimals() {
+        let shares = [100.0, 0.0, 74.0, 99.53, 100.0 * 5.0 / 39.0, 100.0 / 3.0, 0.001];
+        let expected = ["100%", "0%", "74%", "99.53%", "12.82%", "33.33%", "0%"];
+        assert_eq!(shares.map(percent), expected);
+    }
+
+    #[test]
+    fn counts_are_grouped_by_thousands() {
+        assert_eq!([0, 999, 1000, 12_345_678].map(grouped), ["0", "999", "1 000", "12 345 678"]);
+        assert_eq!((plural(1, "trace"), plural(0, "trace")), ("1 trace".into(), "0 traces".into()));
+    }
+
+    #[test]
+    fn factors_are_short() {
+        assert_eq!([1.0, 1.504, f32::MAX].map(factor), ["1", "1.5", "3.4e38"]);
+    }
+}

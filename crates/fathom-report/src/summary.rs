@@ -1,0 +1,155 @@
+//! What a scan found, in words.
+
+use fathom_sinks::{
+    Class, Finding, Manifest, Preset, Sink, SinkRow, TraceDetection, levels, token_counts,
+};
+use serde_json::json;
+
+use crate::number::{factor, grouped};
+use crate::{percent, plural};
+
+/// Tokens named as the most frequent ones.
+const TOP_TOKENS: usize = 5;
+
+/// What the traces of a run turned out to hold, a few sentences a line each, worth reading whether there
+/// are sinks or not.
+pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
+    let row = SinkRow::new(&manifest.model.id, Some(manifest.model.rope_base), traces);
+    let found = |finding| row.findings.get(&finding).copied().unwrap_or(0);
+    let mut lines = vec![scanned(manifest, traces)];
+
+    let (none, short) = (found(Finding::NoPrimarySink), found(Finding::TooShort));
+    if none > 0 {
+        lines.push(no_primary(manifest, traces, none));
+    }
+    if short > 0 {
+        let are = if short == 1 { "is" } else { "are" };
+        lines.push(format!(
+            "{} {are} too short to tell: a sink shows against other tokens and over several layers.",
+            plural(short, "trace")
+        ));
+    }
+    let with_primary = traces.len() - none - short;
+    if with_primary > 0 {
+        lines.push(primary(traces, row.primary_count, with_primary));
+        lines.push(secondary(traces, &row, found(Finding::SecondarySinks)));
+    }
+    if row.noise_count > 0 {
+        lines.push(format!(
+            "{} aligned with the primary sink too briefly to count.",
+            plural(row.noise_count, "token")
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn scanned(manifest: &Manifest, traces: &[TraceDetection]) -> String {
+    let options = &manifest.options;
+    let tokens: usize = traces.iter().filter_map(|trace| trace.scan).map(|note| note.tokens).sum();
+    let cosine = match options.preset {
+        Preset::Paper => "cosine",
+        Preset::Upstream => "|cosine|",
+    };
+    format!(
+        "{}: {}, {}, {}; a sink is a token whose {cosine} with the reference is above {} \
+         (preset `{}`).",
+        manifest.model.id,
+        plural(traces.len(), "trace"),
+        plural(tokens, "token"),
+        plural(manifest.model.layers, "layer"),
+        options.threshold,
+        options.preset.name(),
+    )
+}
+
+fn no_primary(manifest: &Manifest, traces: &[TraceDetection], count: usize) -> String {
+    let nearest = traces
+        .iter()
+        .filter_map(|trace| Some((trace, trace.scan?)))
+        .filter(|(_, note)| note.finding == Finding::NoPrimarySink)
+        .max_by(|(_, a), (_, b)| a.rise.total_cmp(&b.rise));
+    let nearest = nearest.map_or(String::new(), |(trace, note)| {
+        let layer = note.clip.map_or(String::new(), |clip| format!(" at layer {}", clip.start));
+        format!(
+            " The largest it gets after rising is {} times{layer}, in sample {}.",
+            factor(note.rise),
+            trace.sample_index
+        )
+    });
+    let which = match (count, traces.len()) {
+        (1, 1) => "The trace has".to_owned(),
+        (count, all) if count == all => format!("None of {} has", plural(all, "trace")),
+        (count, _) => format!("{} of {} have", grouped(count), plural(traces.len(), "trace")),
+    };
+    let reference = match manifest.options.reference[..] {
+        [position] => format!("the token at position {position}"),
+        _ => "the strongest candidate".to_owned(),
+    };
+    let no = if which.starts_with("None") { "a" } else { "no" };
+    format!(
+        "{which} {no} primary sink: the norm of {reference} never rises to {} times that of the \
+         mean token.{nearest} Without one there is nothing for secondary sinks to be aligned with.",
+        factor(manifest.options.rise_factor),
+    )
+}
+
+fn primary(traces: &[TraceDetection], count: usize, with_primary: usize) -> String {
+    let sinks = || traces.iter().flat_map(|trace| trace.of_class(Class::Primary));
+    let positions = counted(sinks().map(|sink| sink.position), "position");
+    format!(
+        "{} in {}, {} to {}, at {positions}.",
+        plural(count, "primary sink"),
+        plural(with_primary, "trace"),
+        span(sinks().map(Sink::l_start), "layer"),
+        span(sinks().filter_map(|sink| sink.layers.last().copied()), ""),
+    )
+}
+
+fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) -> String {
+    let sinks = || traces.iter().flat_map(|trace| trace.of_class(Class::Secondary));
+    if row.secondary_count == 0 {
+        return "No secondary sinks.".to_owned();
+    }
+    let tokens = token_counts(sinks());
+    let named: Vec<String> = tokens
+        .iter()
+        .take(TOP_TOKENS)
+        .map(|token| {
+            let id = || format!("id {}", token.token_id);
+            let text = token.token_text.as_ref().map_or_else(id, |text| json!(text).to_string());
+            let share = 100.0 * token.count as f64 / row.secondary_count as f64;
+            format!("{text} {}", percent(share))
+        })
+        .collect();
+    let more = if tokens.len() > TOP_TOKENS { ", …" } else { "" };
+    format!(
+        "{} in {}: starting at {}, lasting {} layers, {}; positions {}; tokens {}{more}.",
+        plural(row.secondary_count, "secondary sink"),
+        plural(with_secondary, "trace"),
+        span(sinks().map(Sink::l_start), "layer"),
+        span(sinks().map(Sink::lifetime), ""),
+        plural(levels(sinks()).len(), "level"),
+        span(sinks().map(|sink| sink.position), ""),
+        named.join(", "),
+    )
+}
+
+/// `position 0`, `positions 0, 1, 2`, or how many there are when they are too many to name.
+fn counted(values: impl Iterator<Item = usize>, what: &str) -> String {
+    const NAMED: usize = 6;
+    let values: std::collections::BTreeSet<usize> = values.collect();
+    if values.len() > NAMED {
+        return plural(values.len(), &format!("different {what}"));
+    }
+    let s = if values.len() == 1 { "" } else { "s" };
+    let named: Vec<String> = values.iter().map(usize::to_string).collect();
+    format!("{what}{s} {}", named.join(", "))
+}
+
+/// `layer 4`, `layers 4 to 7`.
+fn span(values: impl Iterator<Item = usize>, what: &str) -> String {
+    let (min, max) = values.fold((usize::MAX, 0), |(min, max), x| (min.min(x), max.max(x)));
+    let s = if what.is_empty() || min == max { "" } else { "s" };
+    let range = if min >= max { max.to_string() } else { format!("{min} to {max}") };
+    format!("{what}{s} {range}").trim_start().to_owned()
+}
