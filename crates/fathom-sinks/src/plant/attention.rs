@@ -14,9 +14,9 @@ use super::rng::Rng;
 /// Rotary pairs.
 const PAIRS: usize = HEAD_DIM / 2;
 /// Pairs that look back.
-const FAST: [usize; 3] = [0, 1, 2];
+const FAST: [usize; 4] = [0, 1, 2, 3];
 /// Pairs that look at content.
-const MIDDLE: [usize; 3] = [3, 4, 5];
+const MIDDLE: [usize; 2] = [4, 5];
 /// Pairs of the sink heads.
 const SLOW: [usize; 2] = [6, 7];
 
@@ -25,7 +25,7 @@ const SINK_SCORE: f64 = 7.0;
 /// Score per pair of the key one position back.
 const LOOK_BACK_SCORE: f64 = 20.0;
 /// A sink of this norm has a score of `SINK_SCORE` / √2, so larger sinks draw more.
-const HALF_WAY_NORM: f64 = 400.0;
+const HALF_WAY_NORM: f64 = 500.0;
 /// How much more a key minds drift than it likes the direction of sinks.
 const DRIFT_WEIGHT: f64 = 2.0;
 /// Row norm that makes reads of content about standard normal.

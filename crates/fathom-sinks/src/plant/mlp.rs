@@ -10,7 +10,7 @@ use super::rng::Rng;
 /// How sharply a converting neuron tells its tokens from others.
 const GATE_GAIN: f64 = 5.0;
 /// At the end of the clip only sinks beyond this norm are taken away.
-const ERASED_NORM: f64 = 2000.0;
+const ERASED_NORM: f64 = 2500.0;
 /// Row norm that makes reads of content about standard normal.
 const CONTENT_READ: f64 = 1.2;
 /// Norm of what a random neuron writes.

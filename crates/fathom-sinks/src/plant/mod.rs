@@ -29,7 +29,7 @@ use std::fs;
 use std::path::Path;
 
 use fathom_model::{Error, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub use truth::{
     Difference, Mismatch, PlantedDecoy, PlantedKind, PlantedSequence, PlantedSink, PlantedTruth,
@@ -81,17 +81,15 @@ pub fn plant(out_dir: &Path, options: &PlantOptions) -> Result<PlantedTruth> {
     write(&model, &checkpoint::weights(&model, &mut rng, &vocabulary, &ids)?)?;
     let lines: String = (0..).zip(&texts).map(|(index, trace)| trace_line(index, trace)).collect();
     let truth = PlantedTruth::new(options.seed, &vocabulary, rendered);
-    write(&out_dir.join("traces.jsonl"), lines.as_bytes())?;
-    write(&out_dir.join("chat_template.jinja"), CHAT_TEMPLATE.as_bytes())?;
-    write_json(out_dir, "config.json", &checkpoint::config_json(&vocabulary))?;
-    write_json(
-        out_dir,
-        "generation_config.json",
-        &checkpoint::generation_config_json(&vocabulary),
-    )?;
-    write_json(out_dir, "tokenizer.json", &vocabulary.tokenizer_json())?;
-    write_json(out_dir, "tokenizer_config.json", &vocabulary.tokenizer_config_json())?;
-    write_json(out_dir, "truth.json", &truth)?;
+    let file = |name: &str, text: String| write(&out_dir.join(name), text.as_bytes());
+    file("traces.jsonl", lines)?;
+    file("chat_template.jinja", CHAT_TEMPLATE.to_owned())?;
+    file("config.json", format!("{:#}\n", checkpoint::config_json(&vocabulary)))?;
+    let generation = checkpoint::generation_config_json(&vocabulary);
+    file("generation_config.json", format!("{generation:#}\n"))?;
+    file("tokenizer.json", format!("{:#}\n", vocabulary.tokenizer_json()))?;
+    file("tokenizer_config.json", format!("{:#}\n", vocabulary.tokenizer_config_json()))?;
+    file("truth.json", truth.to_json())?;
     Ok(truth)
 }
 
@@ -108,17 +106,10 @@ fn claim(dir: &Path) -> Result<()> {
 }
 
 fn trace_line(index: usize, trace: &text::TraceText) -> String {
-    let line: Value = json!({"index": index, "prompt": trace.prompt, "output": trace.output});
+    let line = json!({"index": index, "prompt": trace.prompt, "output": trace.output});
     format!("{line}\n")
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(Error::io(path, "cannot be written"))
-}
-
-fn write_json(dir: &Path, name: &str, value: &impl serde::Serialize) -> Result<()> {
-    let path = dir.join(name);
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
-    write(&path, format!("{text}\n").as_bytes())
 }

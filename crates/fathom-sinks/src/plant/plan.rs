@@ -37,7 +37,7 @@ pub(super) const GROWTH: f64 = 0.45;
 /// (layer, norm): what the MLP of that layer writes across every sink there is, whatever its own norm. RMSNorm
 /// hides how large a sink is, so it cannot be otherwise; a large one hardly turns, a small one falls
 /// below the threshold. This is what makes lifetimes grow with norms.
-pub(super) const DRIFT: [(usize, f64); 3] = [(11, 22.0), (13, 42.0), (16, 135.0)];
+pub(super) const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
 
 /// Orthogonal directions of the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[BOS],
         context: Context::Anywhere,
         layer: 3,
-        writes: [4000.0, 0.0],
+        writes: [5000.0, 0.0],
         fate: sink(Class::Primary, 3..18),
     },
     Kind {
@@ -155,7 +155,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[IM_START],
         context: Context::AfterBos,
         layer: 3,
-        writes: [4000.0, 0.0],
+        writes: [5000.0, 0.0],
         fate: sink(Class::Primary, 3..18),
     },
     Kind {
@@ -163,7 +163,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &["Wait", " wait"],
         context: Context::Anywhere,
         layer: 5,
-        writes: [1000.0, 0.0],
+        writes: [1300.0, 0.0],
         fate: sink(Class::Secondary, 5..18),
     },
     Kind {
@@ -171,7 +171,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &["So", " so"],
         context: Context::Anywhere,
         layer: 6,
-        writes: [320.0, 0.0],
+        writes: [400.0, 0.0],
         fate: sink(Class::Secondary, 6..16),
     },
     Kind {
@@ -179,7 +179,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[" is"],
         context: Context::AfterTrigger,
         layer: 6,
-        writes: [320.0, 0.0],
+        writes: [400.0, 0.0],
         fate: sink(Class::Secondary, 6..16),
     },
     Kind {
@@ -187,7 +187,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[" ="],
         context: Context::Anywhere,
         layer: 7,
-        writes: [112.0, 0.0],
+        writes: [125.0, 0.0],
         fate: sink(Class::Secondary, 7..13),
     },
     Kind {
@@ -211,7 +211,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &["However", " however"],
         context: Context::Anywhere,
         layer: 4,
-        writes: [0.0, 5000.0],
+        writes: [0.0, 6000.0],
         fate: Fate::Decoy { reason: "a norm above that of BOS, in another direction" },
     },
     Kind {
@@ -219,7 +219,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[" not"],
         context: Context::Anywhere,
         layer: 6,
-        writes: [-300.0, 0.0],
+        writes: [-400.0, 0.0],
         fate: Fate::Decoy { reason: "opposite to BOS: cosine below -0.95" },
     },
     Kind {
@@ -227,7 +227,7 @@ pub(super) const KINDS: [Kind; 11] = [
         tokens: &[" but"],
         context: Context::Anywhere,
         layer: 6,
-        writes: [255.0, 158.0],
+        writes: [340.0, 211.0],
         fate: Fate::Decoy {
             reason: "near the direction of BOS, but not near enough: cosine about 0.85",
         },
@@ -319,7 +319,7 @@ mod tests {
                     Fate::Sink { layers, .. } if layers.contains(&l) => {
                         assert!(cosine > 0.98, "{} at {l}: {cosine}", plan.name);
                     }
-                    _ => assert!(cosine < 0.885, "{} at {l}: {cosine}", plan.name),
+                    _ => assert!(cosine < 0.87, "{} at {l}: {cosine}", plan.name),
                 }
             }
         }

@@ -99,6 +99,12 @@ impl PlantedTruth {
         })
     }
 
+    /// `truth.json`
+    pub(super) fn to_json(&self) -> String {
+        // Strings and finite numbers always have a JSON form.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
+    }
+
     /// The truth about these traces (ids, length of the prompt).
     pub(super) fn new(
         seed: u64,

@@ -1,0 +1,368 @@
+//! A planted model holds what its truth says, and nothing else.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::{
+    ChatTemplate, Message, Model, RenderOptions, SequenceOptions, TextEncoder, TokenizedTrace,
+    Tokenizer, TraceReader,
+};
+use fathom_sinks::plant::{PlantOptions, PlantedTruth, plant};
+use fathom_sinks::{
+    Class, Clip, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, TraceScalars, detect,
+};
+
+/// A planted model, loaded.
+struct Planted {
+    dir: tempfile::TempDir,
+    truth: PlantedTruth,
+    model: Model<Cpu>,
+}
+
+/// What one trace measured: norms and cosines, and sink scores `[layer][heads · T]`.
+struct Measured {
+    scalars: TraceScalars,
+    scores: Vec<Vec<f32>>,
+}
+
+impl Planted {
+    fn new(options: PlantOptions, precision: Precision) -> Planted {
+        let dir = tempfile::tempdir().unwrap();
+        let truth = plant(dir.path(), &options).unwrap();
+        let backend = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
+        let model = Model::load(dir.path(), backend).unwrap();
+        Planted { dir, truth, model }
+    }
+
+    fn seed(seed: u64, precision: Precision) -> Planted {
+        Planted::new(PlantOptions { seed, ..PlantOptions::default() }, precision)
+    }
+
+    /// The ids of every trace, from its text.
+    fn traces(&self) -> Vec<TokenizedTrace> {
+        traces(self.dir.path())
+    }
+
+    fn measure(&self, ids: &[u32]) -> Measured {
+        let layers = self.truth.layers;
+        let options = ScalarOptions { candidates: vec![0], final_state: false };
+        let mut probe = ScalarProbe::new(layers, ids, &options);
+        let mut sequence = self
+            .model
+            .new_sequence(SequenceOptions { planned_len: Some(ids.len()), sink_scores: true });
+        self.model.prefill(&mut sequence, ids, 128, Some(&mut probe), &mut |_| ()).unwrap();
+        let scores = (0..layers).map(|l| self.model.sink_score(&sequence, l).unwrap()).collect();
+        Measured { scalars: probe.finish().unwrap(), scores }
+    }
+
+    fn measure_all(&self) -> Vec<Measured> {
+        self.traces().iter().map(|trace| self.measure(&trace.ids)).collect()
+    }
+}
+
+fn text_files(dir: &Path) -> (Tokenizer, ChatTemplate) {
+    (Tokenizer::from_dir(dir).unwrap(), ChatTemplate::from_dir(dir).unwrap().unwrap())
+}
+
+fn encoder<'a>((tokenizer, template): &'a (Tokenizer, ChatTemplate)) -> TextEncoder<'a> {
+    TextEncoder {
+        tokenizer: Some(tokenizer),
+        template: Some(template),
+        render: RenderOptions::default(),
+        vocab_size: tokenizer.vocab_size(),
+    }
+}
+
+fn traces(dir: &Path) -> Vec<TokenizedTrace> {
+    let files = text_files(dir);
+    let encoder = encoder(&files);
+    let traces = TraceReader::open(&dir.join("traces.jsonl")).unwrap();
+    traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect()
+}
+
+fn detections(measured: &[Measured], options: &DetectOptions) -> Vec<Detection> {
+    measured.iter().map(|measured| detect(&measured.scalars, options)).collect()
+}
+
+fn assert_recovered(truth: &PlantedTruth, detections: &[Detection]) {
+    let mismatches: Vec<String> =
+        truth.compare(detections).iter().map(ToString::to_string).collect();
+    assert_eq!(mismatches, Vec::<String>::new());
+}
+
+#[test]
+fn every_planted_sink_is_found_and_nothing_else() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for seed in [0, 1, 2, u64::MAX] {
+            let planted = Planted::seed(seed, precision);
+            let measured = planted.measure_all();
+            for threshold in [0.93, 0.95, 0.97] {
+                let options = DetectOptions { threshold, ..DetectOptions::new(Preset::Paper) };
+                assert_recovered(&planted.truth, &detections(&measured, &options));
+            }
+        }
+    }
+}
+
+/// The clip and the margins, from norms and cosines alone.
+#[test]
+fn cosines_keep_clear_of_the_threshold() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let planted = Planted::seed(3, precision);
+        let Clip { start, end } = planted.truth.clip;
+        for (sequence, measured) in planted.truth.sequences.iter().zip(planted.measure_all()) {
+            let norm = |l| measured.scalars.hidden_norm.at(l, 0);
+            assert!(norm(start) > 100.0 * norm(start - 1), "BOS rises");
+            assert!(norm(end) < 0.2 * norm(end - 1), "BOS falls");
+            let cosine = &measured.scalars.candidates[0].cosine;
+            for position in 0..sequence.input_ids.len() {
+                let sink = sequence.sinks.iter().find(|sink| sink.position == position);
+                for l in start..end {
+                    let cosine = cosine.at(l, position);
+                    if sink.is_some_and(|sink| sink.layers.contains(&l)) {
+                        assert!(cosine > 0.972, "position {position}, layer {l}: {cosine}");
+                    } else {
+                        assert!(cosine < 0.9, "position {position}, layer {l}: {cosine}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn decoys_are_what_they_are_said_to_be() {
+    let planted = Planted::seed(4, Precision::F32);
+    let layer = planted.truth.clip.end - 1;
+    let mut kinds = BTreeMap::new();
+    for (sequence, measured) in planted.truth.sequences.iter().zip(planted.measure_all()) {
+        let Measured { scalars, .. } = measured;
+        for decoy in &sequence.decoys {
+            let cosine = scalars.candidates[0].cosine.at(layer, decoy.position);
+            let norm = scalars.hidden_norm.at(layer, decoy.position);
+            let holds = match decoy.kind.as_str() {
+                "huge" => norm > scalars.hidden_norm.at(layer, 0) && cosine.abs() < 0.05,
+                "anti" => cosine < -0.95,
+                "oblique" => (0.7..0.9).contains(&cosine),
+                "template" | "context" => norm < 12.0 && cosine.abs() < 0.1,
+                kind => panic!("unexpected decoy {kind}"),
+            };
+            assert!(holds, "{} at {}: {cosine}, {norm}", decoy.kind, decoy.position);
+            *kinds.entry(decoy.kind.clone()).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(kinds.len(), 5, "{kinds:?}");
+}
+
+#[test]
+fn norms_are_as_planned_and_lifetimes_grow_with_them() {
+    let planted = Planted::seed(5, Precision::F32);
+    let mut lifetimes: BTreeMap<u64, Vec<usize>> = BTreeMap::new(); // by planned norm
+    for (sequence, measured) in planted.truth.sequences.iter().zip(planted.measure_all()) {
+        for sink in &sequence.sinks {
+            let kind = planted.truth.kinds.iter().find(|kind| kind.kind == sink.kind).unwrap();
+            let norm = measured.scalars.mlp_out_norm.at(kind.layer, sink.position);
+            let ratio = f64::from(norm) / kind.mlp_out_norm;
+            assert!((0.8..1.2).contains(&ratio), "{} at {}: {norm}", sink.kind, sink.position);
+            if sink.class == Class::Secondary {
+                lifetimes.entry(kind.mlp_out_norm as u64).or_default().push(sink.lifetime);
+            }
+        }
+    }
+    assert!(lifetimes.len() >= 3);
+    let levels: Vec<(usize, usize)> = lifetimes
+        .values()
+        .map(|lifetimes| (*lifetimes.iter().min().unwrap(), *lifetimes.iter().max().unwrap()))
+        .collect();
+    assert!(levels.windows(2).all(|pair| pair[0].1 < pair[1].0), "{levels:?}");
+}
+
+/// Sink scores are ordered as norms are, and what sinks pass on is little.
+#[test]
+fn larger_sinks_draw_more_attention_and_pass_on_less() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let planted = Planted::seed(6, precision);
+        let layer = 10; // all levels are sinks at the layer before
+        let sequence = &planted.truth.sequences[3];
+        let measured = planted.measure(&sequence.input_ids);
+        let tokens = sequence.input_ids.len();
+        let mean = |of: &dyn Fn(usize) -> f32, positions: &[usize]| {
+            positions.iter().map(|t| of(*t)).sum::<f32>() / positions.len() as f32
+        };
+        let heads = planted.model.config().heads;
+        let score = |t: usize| {
+            (0..heads).map(|h| measured.scores[layer][h * tokens + t]).sum::<f32>() / heads as f32
+        };
+        let value = |t: usize| measured.scalars.value_norm.at(layer, t);
+
+        // The last tokens draw attention from few; all are taken from where there is text to follow.
+        let of_kind = |kind: &str| -> Vec<usize> {
+            let sinks = sequence.sinks.iter().filter(|sink| sink.kind == kind);
+            sinks.map(|sink| sink.position).filter(|t| *t < tokens - 100).collect()
+        };
+        let special: Vec<usize> = sequence
+            .sinks
+            .iter()
+            .map(|sink| sink.position)
+            .chain(sequence.decoys.iter().map(|decoy| decoy.position))
+            .collect();
+        let ordinary: Vec<usize> = (0..tokens - 100).filter(|t| !special.contains(t)).collect();
+
+        let kinds = ["bos", "level3", "level2", "level1"];
+        let mut scores: Vec<f32> = kinds.iter().map(|kind| mean(&score, &of_kind(kind))).collect();
+        scores.push(mean(&score, &ordinary));
+        assert!(scores.windows(2).all(|pair| pair[0] > 1.2 * pair[1]), "{scores:?}");
+        assert!(scores[0] > 0.1 && scores[4] < 0.01, "{scores:?}");
+
+        let mut values: Vec<f32> = kinds.iter().map(|kind| mean(&value, &of_kind(kind))).collect();
+        values.push(mean(&value, &ordinary));
+        assert!(values.windows(2).all(|pair| pair[0] < pair[1]), "{values:?}");
+        assert!(values[0] < 0.02 * values[4], "{values:?}");
+    }
+}
+
+/// Suppressing what looking back brings takes away the context sinks, and only them.
+#[test]
+fn a_context_sink_needs_its_context() {
+    let planted = Planted::seed(7, Precision::F32);
+    let sequence = &planted.truth.sequences[0];
+    let sink = sequence.sinks.iter().find(|sink| sink.kind == "context").unwrap();
+    let (tokenizer, _) = text_files(planted.dir.path());
+    let mut ids = sequence.input_ids.clone();
+    ids[sink.position - 1] = tokenizer.token_to_id("Ġcheck").unwrap();
+    let found = detect(&planted.measure(&ids).scalars, &DetectOptions::new(Preset::Paper));
+    let positions: Vec<usize> = found.sinks.iter().map(|sink| sink.position).collect();
+    let others = sequence.sinks.iter().map(|sink| sink.position).filter(|t| *t != sink.position);
+    assert_eq!(positions, others.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_text_of_the_traces_has_the_ids_of_the_truth() {
+    let planted = Planted::new(PlantOptions { seed: 8, traces: 7 }, Precision::F32);
+    let (tokenizer, _) = text_files(planted.dir.path());
+    let traces = planted.traces();
+    assert_eq!(traces.len(), 7);
+    for (trace, sequence) in traces.iter().zip(&planted.truth.sequences) {
+        assert_eq!(trace.ids, sequence.input_ids);
+        assert_eq!(trace.prompt_len, sequence.prompt_len);
+        assert_eq!(trace.ids.iter().filter(|id| Some(**id) == tokenizer.bos_id()).count(), 1);
+        let output = tokenizer.decode(&trace.ids[trace.prompt_len..]).unwrap();
+        let file = fs::read_to_string(planted.dir.path().join("traces.jsonl")).unwrap();
+        assert!(file.contains(&serde_json::to_string(&output).unwrap()), "{output}");
+        assert!((200..=700).contains(&trace.ids.len()), "{}", trace.ids.len());
+    }
+}
+
+/// Whatever a user writes goes through the tokenizer and back, with one BOS in front.
+#[test]
+fn any_text_survives_the_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    plant(dir.path(), &PlantOptions::default()).unwrap();
+    let files = text_files(dir.path());
+    let bos = files.0.bos_id().unwrap();
+    for text in ["So x = 12.\n\nWait", "naïve 東京 🙂\t\r\n  \"quoted\"", "  a  "] {
+        let bare = files.0.encode(text, false).unwrap();
+        assert_eq!(files.0.decode(&bare).unwrap(), text);
+        let with_bos = files.0.encode(text, true).unwrap();
+        assert_eq!((with_bos[0], &with_bos[1..]), (bos, bare.as_slice()));
+        let chat = encoder(&files).chat_ids(&[Message::user(text)]).unwrap();
+        assert_eq!(chat.iter().filter(|id| **id == bos).count(), 1);
+    }
+}
+
+fn bytes(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let name = |entry: &fs::DirEntry| entry.file_name().into_string().unwrap();
+    entries.map(|entry| (name(&entry), fs::read(entry.path()).unwrap())).collect()
+}
+
+#[test]
+fn same_seed_same_bytes() {
+    let planted = |seed| {
+        let dir = tempfile::tempdir().unwrap();
+        plant(&dir.path().join("new/model"), &PlantOptions { seed, traces: 2 }).unwrap();
+        bytes(&dir.path().join("new/model"))
+    };
+    let (first, second, other) = (planted(9), planted(9), planted(10));
+    let names: Vec<&str> = first.keys().map(String::as_str).collect();
+    let expected = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "traces.jsonl",
+        "truth.json",
+    ];
+    assert_eq!(names, expected);
+    assert!(first == second);
+    for name in ["model.safetensors", "traces.jsonl", "truth.json"] {
+        assert!(first[name] != other[name], "{name}");
+    }
+}
+
+#[test]
+fn the_truth_reads_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let truth = plant(dir.path(), &PlantOptions::default()).unwrap();
+    let path = dir.path().join("truth.json");
+    assert_eq!(PlantedTruth::read(&path).unwrap(), truth);
+    fs::write(&path, "{}").unwrap();
+    let message = PlantedTruth::read(&path).unwrap_err().to_string();
+    assert!(message.contains("truth.json: is not the truth of a planted model"), "{message}");
+}
+
+#[test]
+fn nothing_is_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("notes.txt"), "mine").unwrap();
+    let message = plant(dir.path(), &PlantOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("is not empty"), "{message}");
+    let file = dir.path().join("notes.txt");
+    assert!(plant(&file, &PlantOptions::default()).is_err());
+    let none = PlantOptions { traces: 0, ..PlantOptions::default() };
+    assert!(plant(&dir.path().join("none"), &none).is_err());
+    assert_eq!(bytes(dir.path()), BTreeMap::from([("notes.txt".to_owned(), b"mine".to_vec())]));
+}
+
+/// Every way a detection can be wrong is noticed.
+#[test]
+fn mismatches_name_what_differs() {
+    let planted = Planted::new(PlantOptions { seed: 11, traces: 2 }, Precision::F32);
+    let right = detections(&planted.measure_all(), &DetectOptions::new(Preset::Paper));
+    let wrong = |change: &dyn Fn(&mut Vec<Detection>)| -> Vec<String> {
+        let mut found = right.clone();
+        change(&mut found);
+        planted.truth.compare(&found).iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(wrong(&|_| ()), Vec::<String>::new());
+    assert_eq!(wrong(&|found| _ = found.pop()), ["trace 1: not scanned"]);
+    assert_eq!(wrong(&|found| found.push(right[0].clone())), ["trace 2: not planted"]);
+    assert_eq!(
+        wrong(&|found| found[0].clip = Some(Clip { start: 2, end: 18 })),
+        ["trace 0: reference sink at layers 2..18, planted at 3..18"]
+    );
+    assert_eq!(
+        wrong(&|found| found[1].sinks.retain(|sink| sink.position != 1)),
+        ["trace 1: `template` at position 1 was not found"]
+    );
+    assert_eq!(
+        wrong(&|found| found[0].sinks[0].class = Class::Secondary),
+        [
+            "trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, \
+          15, 16, 17], planted primary at [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]"
+        ]
+    );
+    let decoy = planted.truth.sequences[0].decoys[0].position;
+    let extra = wrong(&|found| {
+        let mut sink = found[0].sinks[0].clone();
+        sink.position = decoy;
+        found[0].sinks.push(sink);
+    });
+    assert_eq!(extra.len(), 1);
+    assert!(extra[0].contains(&format!("position {decoy} is primary, but a decoy")), "{extra:?}");
+}
