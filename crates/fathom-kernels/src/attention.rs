@@ -140,6 +140,7 @@ impl<'a> Queries<'a> {
                 c_stride: ROW_STRIDE,
                 resume: i > 0,
                 bias: std::ptr::null(),
+                ahead: 0,
             };
             // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
             unsafe { tiles::<S, P>(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
@@ -407,6 +408,7 @@ fn values_of_tile<S: Simd, P: Product>(
         c_stride: width,
         resume: true,
         bias: std::ptr::null(),
+        ahead: 0,
     };
     // SAFETY: probabilities and O hold `rows`, `values` all steps of the block and `width` columns.
     unsafe { tiles::<S, P>(s, rows.len(), width / S::LANES, tile) };
@@ -465,6 +467,7 @@ fn half_step<S: Simd, P: Product>(
         c_stride: width,
         resume: true,
         bias: std::ptr::null(),
+        ahead: 0,
     };
     // SAFETY: one row, and one step of `width` columns in `step`.
     unsafe { tiles::<S, P>(s, 1, width / S::LANES, tile) };

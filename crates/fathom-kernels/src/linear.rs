@@ -190,6 +190,17 @@ unsafe fn multiply<S: Simd, P: Product>(
                 let whole = (columns / PANEL).min(group.end).saturating_sub(panel).min(per_tile);
                 let is_partial = whole == 0;
                 let count = whole.max(1);
+                // Where the next slice of weights is: the group's next panels, or its next k block, or
+                // the next group.
+                let (next_panel, next_step) = if panel + count < group.end {
+                    (panel + count, first_step)
+                } else if !last_block {
+                    (group.start, k_end / P::K)
+                } else {
+                    (group.end.min(panels.end - 1), 0)
+                };
+                let place = |panel, step| (panel * stride + step * PANEL) as isize;
+                let ahead = place(next_panel, next_step) - place(panel, first_step);
                 for tile_rows in even_parts(rows.clone(), S::TILE_ROWS) {
                     let (c, c_stride) = if is_partial {
                         (partial[(tile_rows.start - rows.start) * PANEL..].as_mut_ptr(), PANEL)
@@ -216,6 +227,7 @@ unsafe fn multiply<S: Simd, P: Product>(
                             c_stride,
                             resume: block > 0,
                             bias,
+                            ahead: if tile_rows.start == rows.start { ahead } else { 0 },
                         };
                         tiles::<S, P>(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }

@@ -25,6 +25,9 @@ pub(crate) const ROW_WORDS: usize = 256;
 /// Words between packed rows.
 pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;
 
+/// Words of a cache line.
+const CACHE_LINE: usize = 16;
+
 /// One call of the register tile.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
@@ -44,6 +47,8 @@ pub(crate) struct Tile {
     pub(crate) resume: bool,
     /// Added at the end, one per column; null for none.
     pub(crate) bias: *const f32,
+    /// Words from `w` to what is wanted next, to be brought into L2 meanwhile.
+    pub(crate) ahead: isize,
 }
 
 impl Tile {
@@ -101,6 +106,9 @@ pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS:
         let mut a = t.a;
         for _ in 0..t.steps {
             P::step(s, &mut acc, a, &w);
+            for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
+                s.prefetch(w[v].wrapping_offset(t.ahead));
+            }
             a = a.add(P::A_WORDS);
             for v in 0..VECTORS {
                 w[v] = w[v].add(PANEL);

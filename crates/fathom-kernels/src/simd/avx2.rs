@@ -151,6 +151,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     fn splat_pair(self, x: u32) -> Self::Pairs {
         unsafe { _mm256_set1_epi32(x as i32) }
     }

@@ -159,6 +159,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    fn prefetch(self, p: *const u32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     fn splat_pair(self, x: u32) -> Self::Pairs {
         unsafe { _mm512_set1_epi32(x as i32) }
     }

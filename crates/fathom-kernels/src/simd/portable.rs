@@ -123,6 +123,8 @@ impl Simd for Portable {
         unsafe { p.cast::<[u32; LANES]>().read() }
     }
     #[inline(always)]
+    fn prefetch(self, _: *const u32) {}
+    #[inline(always)]
     fn splat_pair(self, x: u32) -> Self::Pairs {
         [x; LANES]
     }
