@@ -96,7 +96,7 @@ fn assert_recovered(truth: &PlantedTruth, detections: &[Detection]) {
 #[test]
 fn every_planted_sink_is_found_and_nothing_else() {
     for precision in [Precision::F32, Precision::Bf16] {
-        for seed in [0, 1, 2, u64::MAX] {
+        for seed in [0, 1, u64::MAX] {
             let planted = Planted::seed(seed, precision);
             let measured = planted.measure_all();
             for threshold in [0.93, 0.95, 0.97] {

@@ -1,8 +1,8 @@
 //! Attention of the planted model: sink heads, and heads that look back or at similar content.
 //!
-//! Queries and keys are normed per head (as in Qwen3), so only their directions count. Of the rotary pairs
-//! (i, i + HEAD_DIM/2) the slowest stand still over thousands of positions and serve the sink heads, the
-//! fastest tell neighbours apart, those between look at content.
+//! Queries and keys are normed per head (as in Qwen3), so only their directions count. Of the
+//! rotary pairs (i, i + HEAD_DIM/2) the slowest stand still over thousands of positions and serve
+//! the sink heads, the fastest tell neighbours apart, those between look at content.
 
 use super::linalg::{Basis, Matrix, scaled};
 use super::plan::{
@@ -109,8 +109,8 @@ impl Attention {
     }
 
     /// Heads 2 and 3 look one position back: with key (1, 0) and query (cos f, -sin f) in a pair of
-    /// frequency f the score at distance Δ is cos(f · (Δ - 1)). Head 2 tells the token after BOS, head 3
-    /// the token after a trigger.
+    /// frequency f the score at distance Δ is cos(f · (Δ - 1)). Head 2 tells the token after BOS,
+    /// head 3 the token after a trigger.
     fn look_back_heads(&mut self, basis: &Basis) {
         for pair in FAST {
             let frequency = ROPE_THETA.powf(-(pair as f64) / PAIRS as f64);
@@ -137,8 +137,8 @@ impl Attention {
 
 /// Weights of the query and key norms, which set how sharp the three uses of attention are.
 ///
-/// A normed head has norm √HEAD_DIM and scores are divided by √HEAD_DIM, so a weight of √w gives scores up to
-/// w·√HEAD_DIM, shared among the pairs it is spread over.
+/// A normed head has norm √HEAD_DIM and scores are divided by √HEAD_DIM, so a weight of √w gives
+/// scores up to w·√HEAD_DIM, shared among the pairs it is spread over.
 fn pair_weights() -> Vec<f64> {
     let root = (HEAD_DIM as f64).sqrt();
     let mut weights = vec![1.0; HEAD_DIM];

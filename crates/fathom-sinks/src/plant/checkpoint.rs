@@ -1,10 +1,11 @@
 //! The planted model as a HuggingFace checkpoint.
 
+use std::path::Path;
+
 use fathom_model::{Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use std::path::Path;
 
 use super::attention::Attention;
 use super::linalg::{Basis, Matrix, add_scaled, bytes, scaled};
@@ -84,7 +85,7 @@ pub(super) fn weights(
 /// The meanings in a token's embedding.
 fn meanings(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
     let is = |text: &&str| vocabulary.id(text) == u32::try_from(id).ok();
-    let kinds = (0..KINDS.len()).filter(|kind| KINDS[*kind].tokens.iter().any(|text| is(text)));
+    let kinds = (0..KINDS.len()).filter(|kind| KINDS[*kind].tokens.iter().any(&is));
     let mut meanings = vec![(Direction::Constant, CONSTANT)];
     meanings.extend(kinds.map(|kind| (Direction::Kind(kind), MARKER)));
     if TRIGGERS.iter().any(is) {
@@ -113,8 +114,8 @@ fn embedding(basis: &Basis, vocabulary: &Vocabulary, contents: &[Vec<f64>]) -> M
     embedding
 }
 
-/// The output head, `[vocabulary, HIDDEN]`: every token expects the tokens that follow it in `texts`, so what the
-/// model writes is words.
+/// The output head, `[vocabulary, HIDDEN]`: every token expects the tokens that follow it in
+/// `texts`, so what the model writes is words.
 fn successors(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
     let mut follows = vec![0usize; contents.len()];
     for pair in texts.iter().flat_map(|ids| ids.windows(2)) {

@@ -52,8 +52,9 @@ impl Mlp {
         mlp
     }
 
-    /// Turns tokens of a kind, where they are in their context, into what is planned of them: the gate opens
-    /// when the marker, and the feature of the context, outweigh the constant every token carries.
+    /// Turns tokens of a kind, where they are in their context, into what is planned of them: the
+    /// gate opens when the marker, and the feature of the context, outweigh the constant every
+    /// token carries.
     fn convert(&mut self, kind: usize, basis: &Basis) {
         let plan = &KINDS[kind];
         let marker = Direction::Kind(kind);

@@ -1,19 +1,22 @@
 //! A model whose attention sinks are known because they were put there.
 //!
-//! [`plant`] writes a small Qwen3-class checkpoint with tokenizer and chat template, traces for it to read, and
-//! the truth about their sinks. No weight is trained: the residual stream is given a random orthonormal
-//! basis in which one direction is where sinks point, a few mark kinds of tokens, and the rest carry content.
+//! [`plant`] writes a small Qwen3-class checkpoint with tokenizer and chat template, traces for it
+//! to read, and the truth about their sinks. No weight is trained: the residual stream is given a
+//! random orthonormal basis in which one direction is where sinks point, a few mark kinds of
+//! tokens, and the rest carry content.
 //!
-//! * *Formation.* A SwiGLU neuron of layer l_start reads a token's marker (and, for some kinds, a feature that
-//!   attention brought from the token before) and writes a large vector in the direction of sinks.
-//! * *Lifetime.* At a few layers the MLPs write the same drift across every sink, as RMSNorm hides how large
-//!   each is. Small ones turn away from the reference at once, larger ones later or never.
-//! * *Effect.* Queries are constant; keys are normed and tell a sink by how far it outweighs the constant
-//!   part of every token, so larger sinks draw more attention. Their values are tiny.
+//! * *Formation.* A SwiGLU neuron of layer l_start reads a token's marker (and, for some kinds, a
+//!   feature that attention brought from the token before) and writes a large vector in the
+//!   direction of sinks.
+//! * *Lifetime.* At a few layers the MLPs write the same drift across every sink, as RMSNorm hides
+//!   how large each is. Small ones turn away from the reference at once, larger ones later or
+//!   never.
+//! * *Effect.* Queries are constant; keys are normed and tell a sink by how far it outweighs the
+//!   constant part of every token, so larger sinks draw more attention. Their values are tiny.
 //! * *End.* A late neuron takes the sink direction out of BOS, and only out of what is as large.
 //!
-//! Decoys look like sinks in one respect each: a larger norm, the opposite direction, a direction not near
-//! enough, the right token in the wrong context.
+//! Decoys look like sinks in one respect each: a larger norm, the opposite direction, a direction
+//! not near enough, the right token in the wrong context.
 
 mod attention;
 mod checkpoint;
@@ -60,7 +63,8 @@ const LONGER: usize = 70;
 /// After so many traces lengths repeat.
 const LENGTHS: usize = 6;
 
-/// Writes a planted model, `traces.jsonl` and `truth.json` to a directory that is empty or does not exist.
+/// Writes a planted model, `traces.jsonl` and `truth.json` to a directory that is empty or does not
+/// exist.
 ///
 /// # Errors
 /// A directory that holds something or cannot be written to; no traces asked for.

@@ -34,9 +34,9 @@ pub(super) const MARKER: f64 = 3.0;
 /// What attention and random neurons add to a marked token's squared norm per layer, about.
 pub(super) const GROWTH: f64 = 0.45;
 
-/// (layer, norm): what the MLP of that layer writes across every sink there is, whatever its own norm. RMSNorm
-/// hides how large a sink is, so it cannot be otherwise; a large one hardly turns, a small one falls
-/// below the threshold. This is what makes lifetimes grow with norms.
+/// (layer, norm): what the MLP of that layer writes across every sink there is, whatever its own
+/// norm. RMSNorm hides how large a sink is, so it cannot be otherwise; a large one hardly turns, a
+/// small one falls below the threshold. This is what makes lifetimes grow with norms.
 pub(super) const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
 
 /// Orthogonal directions of the residual stream.
@@ -268,8 +268,8 @@ impl State {
     }
 }
 
-/// The planned state of a token of `KINDS[kind]` in its context as the MLP of layer `layer` sees it; after
-/// the last layer for `layer` = [`LAYERS`].
+/// The planned state of a token of `KINDS[kind]` in its context as the MLP of layer `layer` sees
+/// it; after the last layer for `layer` = [`LAYERS`].
 pub(super) fn planned(kind: usize, layer: usize) -> State {
     let plan = &KINDS[kind];
     let mut state = State { along: [0.0; MEANINGS], content: 0.0 };

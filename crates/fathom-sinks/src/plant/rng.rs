@@ -1,4 +1,4 @@
-//! Reproducible randomness: the same bytes for the same seed on every machine.
+//! Reproducible randomness: the same numbers for the same seed on every machine.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 pub(super) struct Rng {
@@ -28,8 +28,8 @@ impl Rng {
         if self.below(2) == 0 { 1.0 } else { -1.0 }
     }
 
-    /// Mean 0, variance 1, near enough to normal: a sum of twelve uniforms needs no logarithm, whose last
-    /// digit differs between machines.
+    /// Mean 0, variance 1, near enough to normal: a sum of twelve uniforms needs no logarithm,
+    /// whose last digit differs between machines.
     pub(super) fn normal(&mut self) -> f64 {
         let uniform = |bits: u64| (bits >> 11) as f64 / (1u64 << 53) as f64;
         (0..12).map(|_| uniform(self.next())).sum::<f64>() - 6.0

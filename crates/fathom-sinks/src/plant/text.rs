@@ -1,4 +1,5 @@
-//! Text for the planted model to read: small sums, checked and doubted the way a reasoning model does it.
+//! Text for the planted model to read: small sums, checked and doubted the way a reasoning model
+//! does it.
 
 use super::rng::Rng;
 use super::vocabulary::{BOS, IM_END, IM_START, Vocabulary};

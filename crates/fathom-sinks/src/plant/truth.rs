@@ -121,8 +121,8 @@ impl PlantedTruth {
         }
     }
 
-    /// Holds detections under the preset `paper`, one per sequence and in their order, against the truth.
-    /// Nothing is returned where they agree in clip, positions, tokens, classes and layers.
+    /// Holds detections under the preset `paper`, one per sequence and in their order, against the
+    /// truth. Nothing is returned where they agree in clip, positions, tokens, classes and layers.
     pub fn compare(&self, detections: &[Detection]) -> Vec<Mismatch> {
         let mut mismatches = Vec::new();
         for (trace, sequence) in self.sequences.iter().enumerate() {

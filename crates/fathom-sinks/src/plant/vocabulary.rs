@@ -79,8 +79,8 @@ impl Vocabulary {
         }
     }
 
-    /// `tokenizer.json`: byte-level BPE without merges, which takes whole pieces from the vocabulary
-    /// (`ignore_merges`) and spells out the others in bytes.
+    /// `tokenizer.json`: byte-level BPE without merges, which takes whole pieces from the
+    /// vocabulary (`ignore_merges`) and spells out the others in bytes.
     pub(super) fn tokenizer_json(&self) -> Value {
         let vocab: Map<String, Value> =
             self.tokens.iter().cloned().zip((0..self.len()).map(Value::from)).collect();
@@ -98,8 +98,10 @@ impl Vocabulary {
             "added_tokens": [added(BOS), added(IM_START), added(IM_END)],
             "normalizer": null,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": PIECE}, "behavior": "Isolated", "invert": false},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+                {"type": "Split", "pattern": {"Regex": PIECE}, "behavior": "Isolated",
+                 "invert": false},
+                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+                 "use_regex": false},
             ]},
             "post_processor": {
                 "type": "TemplateProcessing",
@@ -107,10 +109,12 @@ impl Vocabulary {
                 "pair": [bos, text, second],
                 "special_tokens": {BOS: {"id": BOS, "ids": [self.ids[BOS]], "tokens": [BOS]}},
             },
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                      "ignore_merges": true, "vocab": vocab, "merges": []},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+                        "use_regex": false},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null,
+                      "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                      "fuse_unk": false, "byte_fallback": false, "ignore_merges": true,
+                      "vocab": vocab, "merges": []},
         })
     }
 
