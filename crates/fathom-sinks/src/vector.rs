@@ -1,25 +1,10 @@
-//! Dot products of long rows.
+//! Norms and cosines of long rows.
 
-/// Independent partial sums, so that the compiler can use vector registers.
-const LANES: usize = 16;
-
-/// Σ aᵢ·bᵢ. The order of summation depends on the length only.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    lanes.iter().sum::<f32>() + rest
-}
+use fathom_kernels::vector::{dot, squared_norm};
 
 /// ‖a‖.
 pub(crate) fn norm(a: &[f32]) -> f32 {
-    dot(a, a).sqrt()
+    squared_norm(a).sqrt()
 }
 
 /// The cosine of two vectors whose norms are known; 0 where either is zero.
