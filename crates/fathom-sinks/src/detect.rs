@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Measures, Preset, Sink, TraceScalars};
+use crate::{CandidateCosines, Class, FinalState, Measures, Preset, Sink, TraceScalars};
 
 /// How sinks are found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -67,6 +67,16 @@ pub enum Finding {
     SecondarySinks,
 }
 
+impl Finding {
+    /// What a trace with these sinks holds, a reference among them.
+    pub(crate) fn of(sinks: &[Sink]) -> Finding {
+        match sinks.iter().any(|sink| sink.class == Class::Secondary) {
+            true => Finding::SecondarySinks,
+            false => Finding::PrimaryOnly,
+        }
+    }
+}
+
 /// The sinks of one trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
@@ -102,8 +112,7 @@ pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     }
 
     let sinks = states.sinks(clip, options);
-    let secondary = sinks.iter().any(|sink| sink.class == crate::Class::Secondary);
-    let finding = if secondary { Finding::SecondarySinks } else { Finding::PrimaryOnly };
+    let finding = Finding::of(&sinks);
     Detection { finding, reference, clip: Some(clip), rise, sinks }
 }
 
@@ -118,7 +127,7 @@ impl<'a> States<'a> {
     /// The reference is the candidate with the highest mean norm over layers, the first of equals.
     fn new(scalars: &'a TraceScalars, preset: Preset) -> States<'a> {
         let mut states = States { scalars, preset, candidate: 0 };
-        let mean_norm = |candidate: &crate::CandidateCosines| -> f64 {
+        let mean_norm = |candidate: &CandidateCosines| -> f64 {
             if candidate.position >= scalars.tokens() {
                 return f64::NEG_INFINITY; // the trace ends before it
             }
@@ -134,7 +143,7 @@ impl<'a> States<'a> {
         self.scalars.candidates.get(self.candidate).map_or(0, |candidate| candidate.position)
     }
 
-    fn after_final_norm(&self, l: usize) -> Option<&crate::FinalState> {
+    fn after_final_norm(&self, l: usize) -> Option<&FinalState> {
         let last = l + 1 == self.scalars.layers();
         self.scalars.final_state.as_ref().filter(|_| last && self.preset == Preset::Upstream)
     }

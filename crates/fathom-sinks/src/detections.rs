@@ -95,6 +95,10 @@ impl TraceDetection {
         for sink in &mut self.sinks {
             sink.class = preset.classify(&sink.layers, clip, layers);
         }
+        let finding = Finding::of(&self.sinks);
+        if let Some(note) = &mut self.scan {
+            (note.preset, note.finding) = (preset, finding);
+        }
     }
 
     /// Layers of the model, where the line says.
@@ -120,7 +124,7 @@ pub fn reclassify(
         let layers = match (layers, trace.layers()) {
             (Some(given), Some(recorded)) if given != recorded => {
                 let problem = format!(
-                    "sample {index} was scanned with {recorded} layers, but {given} were given"
+                    "trace {index} was scanned with {recorded} layers, but {given} were given"
                 );
                 return Err(Error::file(path, problem));
             }
@@ -133,7 +137,7 @@ pub fn reclassify(
         let named = trace.sinks.iter().filter_map(|sink| sink.layers.last()).max();
         if let Some(named) = named.filter(|named| **named >= layers) {
             let problem = format!(
-                "sample {index} has a sink at layer {named}, but the model has {layers} layers (0 to {})",
+                "trace {index} has a sink at layer {named}, but the model has {layers} layers (0 to {})",
                 layers.saturating_sub(1)
             );
             return Err(Error::file(path, problem));

@@ -115,9 +115,8 @@ pub fn scan<B: Backend>(
         progress.start(left.iter().map(|trace| options.tokens(trace)).sum());
         for trace in left {
             let TraceScan { detection, curves, scores } =
-                scan_trace(model, trace, token_text, &options, &mut |tokens| {
-                    progress.advance(tokens);
-                })?;
+                scan_trace(model, trace, token_text, &options, &mut |n| progress.advance(n))
+                    .map_err(|error| of_trace(trace, error))?;
             let result =
                 TraceResult { detection: &detection, curves: &curves, scores: scores.as_ref() };
             writer.record(&result)?;
@@ -125,6 +124,14 @@ pub fn scan<B: Backend>(
         }
     }
     writer.finish()
+}
+
+/// Says which trace a message is about that names no file.
+fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
+    match error {
+        Error::Request(problem) => Error::Request(format!("trace {}: {problem}", trace.index)),
+        other => other,
+    }
 }
 
 /// Scans one trace. `advance` is called with the number of tokens done since the last call.

@@ -222,7 +222,7 @@ fn a_scan_stops_where_it_is_told_and_resumes() {
     broken[2].ids[5] = 300;
     let writer = RunWriter::create(&out, manifest()).unwrap();
     let error = scan(model, &broken, &text, writer, &mut ()).unwrap_err().to_string();
-    assert_eq!(error, "token id 300 is outside the model's vocabulary of 300");
+    assert_eq!(error, "trace 2: token id 300 is outside the model's vocabulary of 300");
     let writer = RunWriter::resume(&out, manifest()).unwrap();
     assert_eq!(writer.recorded(), 2);
     scan(model, &traces(), &text, writer, &mut ()).unwrap();

@@ -101,7 +101,7 @@ fn what_does_not_fit_the_model_is_refused() {
     let mut error =
         |layers| reclassify(&path, &mut traces, Preset::Paper, layers).unwrap_err().to_string();
     assert!(error(Some(46)).ends_with(
-        "deepseek-14b.jsonl: sample 0 has a sink at layer 46, but the model has 46 layers (0 to 45)"
+        "deepseek-14b.jsonl: trace 0 has a sink at layer 46, but the model has 46 layers (0 to 45)"
     ));
     assert!(error(None).ends_with("does not say how many layers the model has: give `--layers`"));
 }
