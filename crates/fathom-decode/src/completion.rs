@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use fathom_model::Result;
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -15,30 +17,30 @@ pub enum Finish {
 }
 
 /// Told every committed token; answers whether it completes a stop string.
-pub type StopCheck = Box<dyn FnMut(u32) -> bool + Send>;
+pub type StopCheck<'a> = Box<dyn FnMut(u32) -> Result<bool> + Send + 'a>;
 
 /// Where a text ends.
 #[derive(Default)]
-pub struct EndRules {
+pub struct EndRules<'a> {
     /// Tokens that end the text; empty to ignore them.
     pub eos: Arc<[u32]>,
     /// Most tokens after the prompt.
     pub max_tokens: usize,
     /// Stop strings.
-    pub stop: Option<StopCheck>,
+    pub stop: Option<StopCheck<'a>>,
 }
 
 /// A prompt and the tokens the target has committed to after it. Drafts are never in here.
-pub struct Completion {
+pub struct Completion<'a> {
     tokens: Vec<u32>,
     prompt_len: usize,
-    end: EndRules,
+    end: EndRules<'a>,
     finish: Option<Finish>,
 }
 
-impl Completion {
+impl<'a> Completion<'a> {
     /// A prompt to be continued. `end.max_tokens` of 0 is an ended text.
-    pub fn new(prompt: Vec<u32>, end: EndRules) -> Completion {
+    pub fn new(prompt: Vec<u32>, end: EndRules<'a>) -> Completion<'a> {
         let finish = (end.max_tokens == 0).then_some(Finish::Length);
         Completion { prompt_len: prompt.len(), tokens: prompt, end, finish }
     }
@@ -72,12 +74,18 @@ impl Completion {
     }
 
     /// Appends a token the target has committed to. A finished text stays as it is.
-    pub fn commit(&mut self, token: u32) {
+    ///
+    /// # Errors
+    /// What the stop check fails on.
+    pub fn commit(&mut self, token: u32) -> Result<()> {
         if self.is_finished() {
-            return;
+            return Ok(());
         }
         self.tokens.push(token);
-        let stopped = self.end.stop.as_mut().is_some_and(|completes_stop| completes_stop(token));
+        let stopped = match &mut self.end.stop {
+            Some(completes_stop) => completes_stop(token)?,
+            None => false,
+        };
         self.finish = if self.end.eos.contains(&token) {
             Some(Finish::Eos)
         } else if stopped {
@@ -87,10 +95,11 @@ impl Completion {
         } else {
             None
         };
+        Ok(())
     }
 }
 
-impl fmt::Debug for Completion {
+impl fmt::Debug for Completion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
             .field("tokens", &self.tokens)

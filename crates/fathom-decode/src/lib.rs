@@ -15,6 +15,7 @@
 
 pub mod ar;
 mod completion;
+pub mod engine;
 mod gamma;
 mod metrics;
 mod mode;
@@ -25,6 +26,7 @@ pub mod sd;
 pub mod seed_table;
 pub mod simulate;
 mod stop_strings;
+mod text_stream;
 mod verify;
 mod vocabulary;
 
@@ -35,8 +37,10 @@ pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
 pub use proposal::{Drafted, Proposal};
 pub use sampling::{
-    Distribution, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams, philox4x32,
+    Distribution, GreedyJudge, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
+    philox4x32,
 };
 pub use stop_strings::StopStrings;
+pub use text_stream::TextStream;
 pub use verify::{Judge, Outcome, Verdict, verify};
 pub use vocabulary::shared_vocabulary;

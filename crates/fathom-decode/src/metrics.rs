@@ -34,7 +34,6 @@ impl Runs {
 pub struct Acceptance {
     judged: Vec<u64>,
     accepted: Vec<u64>,
-    wasted: u64,
 }
 
 impl Acceptance {
@@ -46,7 +45,6 @@ impl Acceptance {
         }
         self.judged.iter_mut().take(outcome.judged).for_each(|n| *n += 1);
         self.accepted.iter_mut().take(outcome.accepted).for_each(|n| *n += 1);
-        self.wasted += outcome.wasted as u64;
     }
 
     /// Share of judged drafts that were accepted; `None` before the first.
@@ -59,11 +57,6 @@ impl Acceptance {
     /// The same for the 1st, 2nd, … draft judged in a pass of the target.
     pub fn by_position(&self) -> Vec<f64> {
         self.accepted.iter().zip(&self.judged).map(|(&a, &n)| a as f64 / n as f64).collect()
-    }
-
-    /// Drafts that never became text.
-    pub fn wasted(&self) -> u64 {
-        self.wasted
     }
 }
 
@@ -94,6 +87,5 @@ mod tests {
         acceptance.record(&step(2, 1, 2, true));
         assert_eq!(acceptance.rate(), Some(4.0 / 5.0));
         assert_eq!(acceptance.by_position(), [1.0, 0.5, 1.0]);
-        assert_eq!(acceptance.wasted(), 1);
     }
 }

@@ -8,4 +8,4 @@ mod sampler;
 pub use distribution::Distribution;
 pub use params::SamplingParams;
 pub use rng::{Purpose, RequestRng, philox4x32};
-pub use sampler::{LogitsJudge, Sampler};
+pub use sampler::{GreedyJudge, LogitsJudge, Sampler};

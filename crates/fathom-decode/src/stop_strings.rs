@@ -39,7 +39,7 @@ impl StopStrings {
 
     /// The text has ended: what was held back is text after all.
     pub fn finish(self) -> String {
-        self.held
+        self.held // nothing, once a stop string has appeared
     }
 }
 

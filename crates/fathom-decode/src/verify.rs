@@ -52,7 +52,7 @@ pub struct Outcome {
 /// # Errors
 /// Scores that cannot be used.
 pub fn verify(
-    text: &mut Completion,
+    text: &mut Completion<'_>,
     pending: &[Drafted],
     next: Option<&Drafted>,
     judge: &mut dyn Judge,
@@ -67,11 +67,11 @@ pub fn verify(
         match judge.judge(row, draft)? {
             Verdict::Accept => {
                 outcome.accepted += 1;
-                text.commit(draft.token);
+                text.commit(draft.token)?;
             }
             Verdict::Reject(correction) => {
                 outcome.ends_run = true;
-                text.commit(correction);
+                text.commit(correction)?;
                 return Ok(outcome);
             }
         }
@@ -79,7 +79,7 @@ pub fn verify(
     if next.is_none() && !text.is_finished() {
         outcome.committed += 1;
         outcome.ends_run = pending.is_empty();
-        text.commit(judge.sample(pending.len())?);
+        text.commit(judge.sample(pending.len())?)?;
     }
     Ok(outcome)
 }

@@ -41,8 +41,8 @@ fn case() -> impl Strategy<Value = Case> {
 
 fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<u32>, Finish) {
     let mut last = None;
-    let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck {
-        Box::new(move |token| last.replace(token) == Some(first) && token == second)
+    let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck<'_> {
+        Box::new(move |token| Ok(last.replace(token) == Some(first) && token == second))
     });
     let end = EndRules { eos: case.eos.clone().into(), max_tokens: case.max_tokens, stop };
     let mut text = Completion::new(case.prompt.clone(), end);

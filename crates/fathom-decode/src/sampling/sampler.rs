@@ -100,10 +100,9 @@ pub struct LogitsJudge<'a> {
 
 impl LogitsJudge<'_> {
     fn row(&self, row: usize) -> Result<&[f32]> {
-        self.logits.get(row * self.vocab..(row + 1) * self.vocab).ok_or_else(|| {
-            let rows = self.logits.len() / self.vocab.max(1);
-            Error::Request(format!("the target scored {rows} rows where row {row} is judged"))
-        })
+        let columns = row * self.vocab..(row + 1) * self.vocab;
+        let rows = || self.logits.len() / self.vocab.max(1);
+        self.logits.get(columns).ok_or_else(|| missing_row(row, rows()))
     }
 }
 
@@ -115,6 +114,27 @@ impl Judge for LogitsJudge<'_> {
     fn sample(&mut self, row: usize) -> Result<u32> {
         self.sampler.sample(self.row(row)?, self.position + row)
     }
+}
+
+/// The target's most likely tokens as a [`Judge`], where the backend has found them: no logits are copied.
+pub struct GreedyJudge<'a> {
+    /// One token for each row.
+    pub best: &'a [u32],
+}
+
+impl Judge for GreedyJudge<'_> {
+    fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict> {
+        let best = self.sample(row)?;
+        Ok(if draft.token == best { Verdict::Accept } else { Verdict::Reject(best) })
+    }
+
+    fn sample(&mut self, row: usize) -> Result<u32> {
+        self.best.get(row).copied().ok_or_else(|| missing_row(row, self.best.len()))
+    }
+}
+
+fn missing_row(row: usize, rows: usize) -> Error {
+    Error::Request(format!("the target scored {rows} rows where row {row} is judged"))
 }
 
 /// Index of the largest of the first `limit` logits; the lowest index wins ties.

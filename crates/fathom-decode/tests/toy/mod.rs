@@ -75,7 +75,7 @@ impl Cached {
 /// Decodes `text` to its end in `mode`; `gamma` gives γ of each step.
 pub fn decode(
     mode: Mode,
-    text: &mut Completion,
+    text: &mut Completion<'_>,
     sampler: &Sampler,
     target: Toy,
     draft: Toy,

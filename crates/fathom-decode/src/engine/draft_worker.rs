@@ -1,0 +1,231 @@
+//! The draft model, on a thread of its own.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use fathom_kernels::Backend;
+use fathom_model::{
+    Error, LogitRows, Model, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
+};
+
+use crate::{Drafted, Proposal, Sampler};
+
+/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, and draft
+/// `gamma` tokens after it (none: just take in).
+pub(super) struct DraftItem {
+    pub slot: u64,
+    pub planned_len: usize,
+    pub keep: usize,
+    pub tail: Vec<u32>,
+    pub gamma: usize,
+    pub sampler: Arc<Sampler>,
+}
+
+/// One round of work.
+pub(super) struct DraftJob {
+    pub items: Vec<DraftItem>,
+    /// The longest chunk among the items.
+    pub gamma: usize,
+    /// Sequences that are no longer needed.
+    pub forget: Vec<u64>,
+}
+
+/// What came of it.
+pub(super) struct DraftReport {
+    /// Chunks by slot.
+    pub chunks: HashMap<u64, Proposal>,
+    pub seconds: f64,
+}
+
+/// A handle on the thread; dropping it ends the thread.
+pub(super) struct DraftWorker {
+    jobs: Option<Sender<DraftJob>>,
+    reports: Receiver<Result<DraftReport>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DraftWorker {
+    pub fn spawn<B: Backend>(model: Model<B>, vocab: usize) -> Result<DraftWorker> {
+        let (jobs, inbox) = channel();
+        let (outbox, reports) = channel();
+        let mut draft = Draft { model, vocab, sequences: HashMap::new() };
+        let run = move || {
+            for job in inbox {
+                let report = draft.work(job);
+                let failed = report.is_err();
+                if outbox.send(report).is_err() || failed {
+                    break;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("fathom-draft".to_owned()).spawn(run);
+        let thread = thread.map_err(|error| {
+            Error::Request(format!("the draft's thread cannot be started: {error}"))
+        })?;
+        Ok(DraftWorker { jobs: Some(jobs), reports, thread: Some(thread) })
+    }
+
+    /// Sets the draft to work. A draft that has stopped says so in [`DraftWorker::receive`].
+    pub fn send(&self, job: DraftJob) {
+        if let Some(jobs) = &self.jobs {
+            // Fails only where the thread has ended; its reason is in `receive`.
+            drop(jobs.send(job));
+        }
+    }
+
+    /// Waits for the report on the job sent last.
+    pub fn receive(&mut self) -> Result<DraftReport> {
+        match self.reports.recv() {
+            Ok(report) => report,
+            Err(_) => Err(Error::Request(format!("the draft stopped: {}", self.last_words()))),
+        }
+    }
+
+    fn last_words(&mut self) -> String {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(panic)) => panic_message(panic.as_ref()),
+            _ => "it failed before".to_owned(),
+        }
+    }
+}
+
+impl Drop for DraftWorker {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic was or would have been told by `receive`.
+            drop(thread.join());
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
+    message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or("a panic".to_owned())
+}
+
+struct Draft<B: Backend> {
+    model: Model<B>,
+    vocab: usize,
+    sequences: HashMap<u64, Sequence<B>>,
+}
+
+/// A request during one job.
+struct Drafting<B: Backend> {
+    item: DraftItem,
+    sequence: Sequence<B>,
+    chunk: Proposal,
+}
+
+impl<B: Backend> Draft<B> {
+    fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
+        let start = Instant::now();
+        for slot in job.forget {
+            self.sequences.remove(&slot);
+        }
+        let mut all =
+            job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
+        for round in 0..job.gamma {
+            let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
+            if drafting.is_empty() {
+                break;
+            }
+            self.draft_one(drafting)?;
+        }
+        let chunks = all.into_iter().map(|drafting| {
+            self.sequences.insert(drafting.item.slot, drafting.sequence);
+            (drafting.item.slot, drafting.chunk)
+        });
+        Ok(DraftReport { chunks: chunks.collect(), seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// Rolls a request's sequence back, and takes in all of the tail that needs no logits.
+    fn begin(&mut self, mut item: DraftItem) -> Result<Drafting<B>> {
+        let options = SequenceOptions { planned_len: Some(item.planned_len), ..Default::default() };
+        let known = self.sequences.remove(&item.slot);
+        let mut sequence = known.unwrap_or_else(|| self.model.new_sequence(options));
+        self.model.truncate(&mut sequence, item.keep)?;
+        // A short tail rides along with the first drafted token's pass.
+        let alone = match item.gamma {
+            0 => item.tail.len(),
+            _ if item.tail.len() > PREFILL_CHUNK => item.tail.len() - 1,
+            _ => 0,
+        };
+        let tokens: Vec<u32> = item.tail.drain(..alone).collect();
+        self.model.prefill(&mut sequence, &tokens, PREFILL_CHUNK, None, &mut |_| {})?;
+        Ok(Drafting { item, sequence, chunk: Proposal::new() })
+    }
+
+    /// Drafts one more token for each request.
+    fn draft_one(&self, mut drafting: Vec<&mut Drafting<B>>) -> Result<()> {
+        let feeds: Vec<Vec<u32>> = drafting
+            .iter_mut()
+            .map(|d| match d.chunk.last() {
+                Some(last) => vec![last.token],
+                None => std::mem::take(&mut d.item.tail),
+            })
+            .collect();
+        let mut steps: Vec<Step<'_, B>> = drafting
+            .iter_mut()
+            .zip(&feeds)
+            .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
+            .collect();
+        let logits = self.model.forward(&mut steps, None)?;
+        let best = logits.argmax(self.model.backend(), self.vocab);
+        for (i, d) in drafting.into_iter().enumerate() {
+            let sampler = &d.item.sampler;
+            let drafted = match best[i].first() {
+                Some(&token) if sampler.params().is_greedy() => Drafted { token, q: None },
+                _ => sampler.draft(&logits.step(self.model.backend(), i), d.sequence.len())?,
+            };
+            d.chunk.push(drafted);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use fathom_kernels::{Cpu, CpuOptions};
+
+    use super::*;
+    use crate::SamplingParams;
+
+    /// A draft that fails says why, and then that it is gone; nothing waits for ever.
+    #[test]
+    fn a_draft_that_fails_ends_with_its_error() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+        let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
+        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let vocab = model.config().vocab;
+        let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
+        let job = |token: u32| {
+            let sampler = Arc::clone(&sampler);
+            let item = DraftItem {
+                slot: 1,
+                planned_len: 1,
+                keep: 0,
+                tail: vec![token],
+                gamma: 2,
+                sampler,
+            };
+            DraftJob { items: vec![item], gamma: 2, forget: Vec::new() }
+        };
+        let mut worker = DraftWorker::spawn(model, vocab).unwrap();
+        worker.send(job(1));
+        assert_eq!(worker.receive().unwrap().chunks[&1].len(), 2);
+        worker.send(job(vocab as u32));
+        let error = worker.receive().err().unwrap().to_string();
+        assert!(error.contains("outside the model's vocabulary"), "{error}");
+        worker.send(job(1));
+        let error = worker.receive().err().unwrap().to_string();
+        assert!(error.contains("the draft stopped"), "{error}");
+    }
+}

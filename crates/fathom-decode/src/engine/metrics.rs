@@ -1,0 +1,32 @@
+//! Where an engine's time goes.
+
+use std::collections::BTreeMap;
+
+use crate::{Acceptance, Mode};
+
+/// What an engine has done so far.
+#[derive(Clone, Debug, Default)]
+pub struct EngineMetrics {
+    /// Steps made, by way of decoding.
+    pub steps: BTreeMap<Mode, usize>,
+    /// Tokens committed.
+    pub tokens: usize,
+    /// Drafts that never became text.
+    pub wasted: usize,
+    /// Judged and accepted drafts.
+    pub acceptance: Acceptance,
+    /// γ of the last step.
+    pub gamma: usize,
+    /// Requests sent back to wait because the caches were full.
+    pub preemptions: usize,
+    /// Both models' prefill, which overlap.
+    pub prefill_seconds: f64,
+    /// The draft's work on chunks; in PEARL it overlaps with the target's.
+    pub draft_seconds: f64,
+    /// The target's passes.
+    pub verify_seconds: f64,
+    /// The target waiting for the draft.
+    pub wait_seconds: f64,
+    /// Judging, sampling and rolling back.
+    pub judge_seconds: f64,
+}

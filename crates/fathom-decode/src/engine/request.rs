@@ -1,0 +1,42 @@
+//! What goes into an engine and what comes out.
+
+use std::sync::Arc;
+
+use crate::{Acceptance, Finish, SamplingParams, StopCheck};
+
+/// A prompt to be continued.
+pub struct Request<'a> {
+    /// The caller's number for it: part of the key of its randomness, so the same request has the same
+    /// text whatever is decoded beside it.
+    pub id: u64,
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen and when the text ends.
+    pub params: SamplingParams,
+    /// Tokens that end the text.
+    pub eos: Arc<[u32]>,
+    /// Watches for the stop strings of `params`, which are text; the engine knows tokens only.
+    pub stop: Option<StopCheck<'a>>,
+}
+
+/// What a step added to a request's text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Update {
+    /// The request.
+    pub request: u64,
+    /// The tokens it got.
+    pub tokens: Vec<u32>,
+    /// Set with the last of them.
+    pub done: Option<Done>,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done {
+    /// Why.
+    pub finish: Finish,
+    /// Mean accepted tokens.
+    pub mat: f64,
+    /// How its drafts fared.
+    pub acceptance: Acceptance,
+}

@@ -1,0 +1,248 @@
+//! Generated texts on disk: a line each, in the order of the tasks, each durable before the next.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use fathom_model::{Error, Result};
+use serde_json::{Map, Value};
+
+use super::{Generation, Task, TraceLine};
+
+/// An output file being written. Texts end in any order; lines are written in the order of the tasks, so
+/// a line is in the file when it and all before it are. Dropped at any time, it can be resumed.
+#[derive(Debug)]
+pub struct TraceFile {
+    path: PathBuf,
+    /// Held open and locked: two processes must not write one file.
+    file: File,
+    line: TraceLine,
+    written: u64,
+    /// Texts that wait for those before them.
+    early: BTreeMap<u64, String>,
+}
+
+impl TraceFile {
+    /// Refuses early what [`TraceFile::create`] would refuse after the models are loaded.
+    ///
+    /// # Errors
+    /// A file that is there already, or a directory that is not.
+    pub fn check_new(path: &Path) -> Result<()> {
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::file(
+                path,
+                "exists already: give another file, or `--resume` to go on with it",
+            ));
+        }
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+            Some(parent) => Err(Error::file(parent, "is not a directory to write to")),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a file, which must not exist.
+    ///
+    /// # Errors
+    /// A file that exists, or cannot be created.
+    pub fn create(path: &Path, line: TraceLine) -> Result<TraceFile> {
+        TraceFile::check_new(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let file = file.map_err(Error::io(path, "cannot be created"))?;
+        TraceFile::locked(path, file, line)
+    }
+
+    /// Goes on with the file at `path`, or starts it: keeps its whole lines, which must be the first of
+    /// `tasks`, and drops a line that was cut short.
+    ///
+    /// # Errors
+    /// A line of other tasks, another model or other parameters; a file that another process writes.
+    pub fn resume(path: &Path, line: TraceLine, tasks: &[Task]) -> Result<TraceFile> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(Error::io(path, "cannot be opened for writing"))?;
+        let mut resumed = TraceFile::locked(path, file, line)?;
+        let whole = resumed.check_lines(tasks)?;
+        let file = &mut resumed.file;
+        file.set_len(whole)
+            .and_then(|()| file.seek(io::SeekFrom::End(0)))
+            .and_then(|_| file.sync_all())
+            .map_err(Error::io(path, "cannot be written"))?;
+        Ok(resumed)
+    }
+
+    fn locked(path: &Path, file: File, line: TraceLine) -> Result<TraceFile> {
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(path, "is being written by another process"));
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(Error::io(path, "cannot be locked")(error));
+            }
+        }
+        Ok(TraceFile { path: path.to_owned(), file, line, written: 0, early: BTreeMap::new() })
+    }
+
+    /// Counts the whole lines into `written`; returns how many bytes they are.
+    fn check_lines(&mut self, tasks: &[Task]) -> Result<u64> {
+        let mut reader = BufReader::new(&self.file);
+        let mut whole = 0;
+        let mut bytes = Vec::new();
+        for number in 1.. {
+            bytes.clear();
+            let read = reader
+                .read_until(b'\n', &mut bytes)
+                .map_err(Error::io(&self.path, "cannot be read"))?;
+            if !bytes.ends_with(b"\n") {
+                break; // the end, or cut short
+            }
+            let refuse = |problem: String| Err(Error::line(&self.path, number, problem));
+            let Some(task) = tasks.get(number - 1) else {
+                return refuse(format!("is one more than the {} texts asked for", tasks.len()));
+            };
+            let Ok(line) = serde_json::from_slice::<Map<String, Value>>(&bytes) else {
+                return refuse("is not a line of a generation that can be resumed".to_owned());
+            };
+            if let Some(field) = self.other(&line, task) {
+                return refuse(format!(
+                    "was generated with another `{field}` than this run is to have: give another file, \
+                     or the options of the run that was interrupted"
+                ));
+            }
+            whole += read as u64;
+            self.written += 1;
+        }
+        Ok(whole)
+    }
+
+    /// The first field in which a line differs from what `task` would write.
+    fn other(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
+        let head = self.line.head(task);
+        let other = head.into_iter().find(|(name, value)| line.get(name) != Some(value));
+        let ids = line.get("input_ids").and_then(Value::as_array);
+        let prompt = || task.ids.iter().map(|id| Some(u64::from(*id)));
+        let same_ids = ids.is_some_and(|ids| {
+            ids.len() > task.ids.len() && prompt().eq(ids.iter().take(task.ids.len()).map(Value::as_u64))
+        });
+        other.map(|(name, _)| name).or((!same_ids).then(|| "input_ids".to_owned()))
+    }
+
+    /// Texts that are in the file.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Takes a text that has ended, and writes it when all before it are written. What is written
+    /// survives anything.
+    ///
+    /// # Errors
+    /// The disk is full or gone; the file can be resumed.
+    pub fn push(&mut self, generation: &Generation) -> Result<()> {
+        let line = Value::Object(self.line.object(generation)).to_string() + "\n";
+        self.early.insert(generation.task.index, line);
+        while let Some(line) = self.early.remove(&self.written) {
+            self.file
+                .write_all(line.as_bytes())
+                .and_then(|()| self.file.sync_data())
+                .map_err(Error::io(&self.path, "cannot be written"))?;
+            self.written += 1;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use fathom_model::PromptContent;
+
+    use super::*;
+    use crate::generation::Origin;
+    use crate::{Finish, SamplingParams};
+
+    fn line(seed: u64) -> TraceLine {
+        let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
+        TraceLine { origin, params: SamplingParams { seed, ..SamplingParams::default() } }
+    }
+
+    fn tasks() -> Vec<Task> {
+        let prompts = (0..3).map(|i| (PromptContent::Text(format!("p{i}")), vec![i]));
+        Task::list(prompts.collect(), 2)
+    }
+
+    fn generation(task: &Task) -> Generation {
+        let output = format!("text {}", task.index);
+        Generation { task: task.clone(), output, tokens: vec![9], finish: Finish::Eos, mat: 1.0 }
+    }
+
+    #[test]
+    fn lines_stand_in_order_whatever_ends_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        let mut file = TraceFile::create(&path, line(0)).unwrap();
+        let tasks = tasks();
+        let lines = || std::fs::read_to_string(&path).unwrap().lines().count();
+        for (ended, written) in [(2, 0), (1, 0), (0, 3), (5, 3), (3, 4), (4, 6)] {
+            file.push(&generation(&tasks[ended])).unwrap();
+            assert_eq!((file.written(), lines()), (written, written as usize));
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        for (index, line) in text.lines().enumerate() {
+            assert!(line.starts_with(&format!("{{\"index\":{index},")), "{line}");
+        }
+        let error = TraceFile::create(&path, self::line(0)).unwrap_err().to_string();
+        assert!(error.contains("exists already"), "{error}");
+    }
+
+    /// Cut anywhere, the file is resumed to the same bytes.
+    #[test]
+    fn cut_anywhere_it_ends_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        let tasks = tasks();
+        let finish = |mut file: TraceFile| {
+            let written = file.written() as usize;
+            tasks[written..].iter().for_each(|task| file.push(&generation(task)).unwrap());
+            std::fs::read(&path).unwrap()
+        };
+        let whole = finish(TraceFile::create(&path, line(0)).unwrap());
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let file = TraceFile::resume(&path, line(0), &tasks).unwrap();
+            let kept = whole[..cut].iter().filter(|byte| **byte == b'\n').count();
+            assert_eq!(file.written(), kept as u64);
+            assert_eq!(finish(file), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_this_run_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out.jsonl");
+        let tasks = tasks();
+        let mut file = TraceFile::create(&path, line(0)).unwrap();
+        tasks.iter().for_each(|task| file.push(&generation(task)).unwrap());
+        let busy = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
+        assert!(busy.contains("another process"), "{busy}");
+        drop(file);
+
+        let before = std::fs::read(&path).unwrap();
+        let refused = |line, tasks: &[Task]| {
+            let error = TraceFile::resume(&path, line, tasks).unwrap_err().to_string();
+            assert_eq!(std::fs::read(&path).unwrap(), before);
+            error
+        };
+        let error = refused(line(1), &tasks);
+        assert!(error.contains("line 1") && error.contains("another `seed`"), "{error}");
+        let error = refused(line(0), &tasks[..4]);
+        assert!(error.contains("line 5") && error.contains("4 texts"), "{error}");
+        let mut other = tasks.clone();
+        other[3].ids = vec![7].into();
+        let error = refused(line(0), &other);
+        assert!(error.contains("line 4") && error.contains("another `input_ids`"), "{error}");
+        std::fs::write(&path, "hello\n").unwrap();
+        let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
+        assert!(error.contains("cannot be resumed") || error.contains("can be resumed"), "{error}");
+    }
+}

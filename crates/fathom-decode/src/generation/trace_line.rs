@@ -1,0 +1,125 @@
+//! A generated text as a line of JSON that `fathom scan` reads.
+
+use fathom_model::PromptContent;
+use serde_json::{Map, Value, json};
+
+use super::{Generation, Task};
+use crate::{Finish, SamplingParams};
+
+/// Which model a text is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The target, as it was named.
+    pub model: String,
+    /// Fingerprint of its weights.
+    pub weights: String,
+    /// Operand precision.
+    pub precision: String,
+}
+
+/// Writes lines. A line is a function of target, prompt, sampling parameters and the text alone: it does
+/// not tell how the text was decoded, so plain and speculative decoding write the same bytes at
+/// temperature 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceLine {
+    /// Which model.
+    pub origin: Origin,
+    /// How tokens were chosen and where texts ended.
+    pub params: SamplingParams,
+}
+
+impl TraceLine {
+    /// What is known before the text is: all fields but `output`, `finish_reason` and `input_ids`.
+    pub fn head(&self, task: &Task) -> Map<String, Value> {
+        let SamplingParams { temperature, top_k, top_p, seed, max_tokens, stop, ignore_eos } =
+            &self.params;
+        let (field, prompt) = match task.prompt.as_ref() {
+            PromptContent::Text(text) => ("prompt", json!(text)),
+            PromptContent::Messages(messages) => ("messages", json!(messages)),
+        };
+        let fields = [
+            ("index", json!(task.index)),
+            ("prompt_index", json!(task.prompt_index)),
+            ("sample", json!(task.sample)),
+            (field, prompt),
+            ("model", json!(self.origin.model)),
+            ("weights", json!(self.origin.weights)),
+            ("precision", json!(self.origin.precision)),
+            ("seed", json!(seed)),
+            ("temperature", shortest(*temperature)),
+            ("top_p", shortest(*top_p)),
+            ("top_k", json!(top_k)),
+            ("max_tokens", json!(max_tokens)),
+            ("stop", json!(stop)),
+            ("ignore_eos", json!(ignore_eos)),
+            ("prompt_len", json!(task.ids.len())),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The whole line, as an object.
+    pub fn object(&self, generation: &Generation) -> Map<String, Value> {
+        let Generation { task, output, tokens, finish, .. } = generation;
+        let mut line = self.head(task);
+        let finish = match finish {
+            Finish::Eos => "eos",
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        };
+        let ids: Vec<u32> = task.ids.iter().chain(tokens).copied().collect();
+        line.insert("output".to_owned(), json!(output));
+        line.insert("finish_reason".to_owned(), json!(finish));
+        line.insert("input_ids".to_owned(), json!(ids));
+        line
+    }
+}
+
+/// 0.7 as `0.7`, not as the double nearest to the float.
+fn shortest(x: f32) -> Value {
+    json!(x.to_string().parse::<f64>().unwrap_or(f64::from(x)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use fathom_model::{Message, Trace, TraceContent};
+
+    use super::*;
+
+    fn line(prompt: PromptContent) -> String {
+        let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
+        let params = SamplingParams { temperature: 0.7, ..SamplingParams::default() };
+        let task = Task::list(vec![(prompt, vec![5, 6])], 2).pop().unwrap();
+        let generation = Generation {
+            task,
+            output: "b\u{2028}\n\"c\"".to_owned(),
+            tokens: vec![7, 8, 9],
+            finish: Finish::Length,
+            mat: 1.0,
+        };
+        Value::Object(TraceLine { origin, params }.object(&generation)).to_string()
+    }
+
+    #[test]
+    fn a_line_is_a_trace_with_its_exact_ids() {
+        for prompt in
+            [PromptContent::Text("a".into()), PromptContent::Messages(vec![Message::user("a")])]
+        {
+            let line = line(prompt);
+            assert!(!line.contains('\n'));
+            let trace = Trace::parse(Path::new("out.jsonl"), 2, &line).unwrap();
+            assert_eq!(trace.index, 1);
+            let ids = TraceContent::Ids { input_ids: vec![5, 6, 7, 8, 9], prompt_len: 2 };
+            assert_eq!(trace.content, ids);
+        }
+    }
+
+    #[test]
+    fn numbers_are_as_they_were_given() {
+        let line = line(PromptContent::Text("a".into()));
+        assert!(line.contains(r#""temperature":0.7,"top_p":1.0,"#), "{line}");
+        assert!(line.contains(r#""index":1,"prompt_index":0,"sample":1,"prompt":"a""#), "{line}");
+    }
+}
