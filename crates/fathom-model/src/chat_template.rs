@@ -108,9 +108,9 @@ impl ChatTemplate {
                 set(name, Value::from(flag));
             }
         }
-        let messages = messages.iter().map(|message| {
-            serde_json::json!({ "role": message.role, "content": message.content })
-        });
+        let messages = messages
+            .iter()
+            .map(|message| serde_json::json!({ "role": message.role, "content": message.content }));
         set("messages", messages.collect());
         engine::run(&self.source, &variables, options.date.unwrap_or(PINNED_DATE))
             .map_err(|problem| Error::file(&self.path, format!("the chat template {problem}")))

@@ -27,11 +27,12 @@ impl<'a> DecodeStream<'a> {
     /// # Errors
     /// What [`Tokenizer::decode`] fails on.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        // Ids outside the vocabulary have no text, and do not part what stands around them.
+        let Some(token) = self.tokenizer.id_to_token(id) else { return Ok(String::new()) };
         self.window.push(id);
         // A run of byte tokens is decoded as a whole: if a later byte breaks it, all of it turns
         // into replacement characters, so none of it may be given out before the run ends.
-        let token = self.tokenizer.id_to_token(id);
-        if token.is_some_and(|token| byte_fallback(&token).is_some()) {
+        if byte_fallback(&token).is_some() {
             return Ok(String::new());
         }
         let piece = self.pending()?;

@@ -14,10 +14,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache.
-pub fn resolve_model_dir(
-    spec: &str,
-    env: impl Fn(&str) -> Option<OsString>,
-) -> Result<PathBuf> {
+pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = Path::new(spec);
     if path.is_dir() {
         return Ok(path.to_owned());

@@ -95,7 +95,11 @@ impl<'a> Record<'a> {
     }
 
     /// A field as `T`; `None` when it is absent or null. `expected` completes "`field` must be …".
-    pub(crate) fn get<T: DeserializeOwned>(&self, field: &str, expected: &str) -> Result<Option<T>> {
+    pub(crate) fn get<T: DeserializeOwned>(
+        &self,
+        field: &str,
+        expected: &str,
+    ) -> Result<Option<T>> {
         if !self.has(field) {
             return Ok(None);
         }
@@ -141,9 +145,9 @@ impl<'de> Deserialize<'de> for TokenId {
                 f.write_str("a token id")
             }
             fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<TokenId, E> {
-                u32::try_from(id)
-                    .map(TokenId)
-                    .map_err(|_| E::custom(format!("{OWN}{id}, which no vocabulary is large enough for")))
+                u32::try_from(id).map(TokenId).map_err(|_| {
+                    E::custom(format!("{OWN}{id}, which no vocabulary is large enough for"))
+                })
             }
             fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<TokenId, E> {
                 Err(E::custom(format!("{OWN}{id}, which is negative")))

@@ -69,12 +69,16 @@ impl Tokenizer {
     /// A text this tokenizer has no ids for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encode = |special| {
-            self.inner.encode_fast(text, special).map(|encoding| encoding.get_ids().to_vec()).map_err(
-                |error| Error::file(&self.path, format!("cannot encode a text: {}", one_line(error))),
-            )
+            self.inner
+                .encode_fast(text, special)
+                .map(|encoding| encoding.get_ids().to_vec())
+                .map_err(|error| {
+                    Error::file(&self.path, format!("cannot encode a text: {}", one_line(error)))
+                })
         };
         let mut ids = encode(add_special_tokens)?;
-        if let (true, Some(add_bos), Some(bos)) = (add_special_tokens, self.add_bos, self.bos_id()) {
+        if let (true, Some(add_bos), Some(bos)) = (add_special_tokens, self.add_bos, self.bos_id())
+        {
             // `add_bos_token` decides about exactly one BOS in front, whatever the post-processor did;
             // a BOS written in the text itself stays.
             let written = encode(false)?;
@@ -109,7 +113,9 @@ impl Tokenizer {
     pub fn token_text(&self, id: u32) -> String {
         let Some(token) = self.inner.id_to_token(id) else { return format!("<unknown {id}>") };
         let text = self.text_after_anchor(id).unwrap_or_else(|| token.clone());
-        if !text.contains(char::REPLACEMENT_CHARACTER) || token.contains(char::REPLACEMENT_CHARACTER) {
+        if !text.contains(char::REPLACEMENT_CHARACTER)
+            || token.contains(char::REPLACEMENT_CHARACTER)
+        {
             return text;
         }
         match token_bytes(&token) {
@@ -181,11 +187,13 @@ impl Tokenizer {
 /// Two leading `bos_id`.
 pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
     match ids {
-        [first, second, ..] if *first == bos_id && *second == bos_id => Err(Error::Request(format!(
-            "the token ids begin with BOS ({bos_id}) twice: the text already holds one (a chat \
+        [first, second, ..] if *first == bos_id && *second == bos_id => {
+            Err(Error::Request(format!(
+                "the token ids begin with BOS ({bos_id}) twice: the text already holds one (a chat \
              template writes it) and the tokenizer added another, which would move the primary \
              sink; remove one of them"
-        ))),
+            )))
+        }
         _ => Ok(()),
     }
 }

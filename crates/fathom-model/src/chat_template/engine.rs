@@ -24,7 +24,7 @@ const MAX_NESTING_TOKENS: usize = 2000;
 const BASE_STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 10_000;
 /// Bytes a template may build or look through; real ones go through a conversation a few times.
-const BASE_BYTES: u64 = 16 << 20;
+const BASE_BYTES: u64 = 32 << 20;
 const BYTES_PER_INPUT_BYTE: u64 = 256;
 /// Macros calling macros, blocks in blocks: four levels for a macro, one for a block.
 const MAX_RECURSION: usize = 240;
@@ -74,7 +74,11 @@ fn render(
     env.set_fuel(Some(BASE_STEPS + messages.saturating_mul(STEPS_PER_MESSAGE)));
     env.set_recursion_limit(MAX_RECURSION);
 
-    let tree = parse(&source, "chat template", SyntaxConfig::default(), WHITESPACE)?;
+    let tree = parse(&source, "chat template", SyntaxConfig, WHITESPACE)?;
+    if instrument::has_loose_jump(std::slice::from_ref(&tree), false) {
+        let problem = "a `break` or `continue` has no loop directly around it";
+        return Err(Error::new(ErrorKind::SyntaxError, problem));
+    }
     let tree = instrument::statement(&tree);
     let mut generator = CodeGenerator::new("chat template", &source);
     generator.compile_stmt(&tree);
@@ -102,7 +106,7 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
 fn check_tokens(source: &str) -> Result<(), Error> {
     let (mut tokens, mut elifs) = (0, 0);
     let mut tag_begins = false;
-    for token in tokenize(source, false, SyntaxConfig::default(), WHITESPACE) {
+    for token in tokenize(source, false, SyntaxConfig, WHITESPACE) {
         let (token, span): (Token, Span) = token?;
         match token {
             Token::VariableStart | Token::BlockStart => tokens = 0,

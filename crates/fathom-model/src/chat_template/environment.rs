@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value, 
 use minijinja_contrib::pycompat;
 
 use super::budget::{Budget, ELEMENT, Stop};
-use super::instrument::{CHARGE, CONCAT, MULTIPLY};
+use super::instrument::{CHARGE, CONCAT, CYCLE, MULTIPLY};
 use super::python::{JsonStyle, json, str_of};
 
 /// Jinja's sandbox has the same limit.
@@ -122,8 +122,12 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
     });
     let b = budget.clone();
     env.add_function(MULTIPLY, move |left: &Value, right: &Value| multiply(left, right, &b));
-    let b = budget.clone();
-    env.add_function("range", move |args: Rest<i64>| range(&args, &b));
+    env.add_function(CYCLE, |looped: &Value, items: Rest<Value>| {
+        let turn = usize::try_from(looped.get_attr("index0")?)?;
+        let turn = turn.checked_rem(items.len()).and_then(|turn| items.get(turn).cloned());
+        turn.ok_or_else(|| invalid("cycle needs something to go through"))
+    });
+    env.add_function("range", |args: Rest<i64>| range(&args));
     let b = budget.clone();
     env.add_filter("string", move |value: &Value| str_of(value, &b));
     let b = budget.clone();
@@ -136,7 +140,8 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
         let attribute: Option<String> = kwargs.get("attribute")?;
         let given: Option<Value> = kwargs.get("d")?;
         kwargs.assert_all_used()?;
-        let separator = separator.or(given.as_ref()).map_or(Ok(String::new()), |s| str_of(s, &b))?;
+        let separator =
+            separator.or(given.as_ref()).map_or(Ok(String::new()), |s| str_of(s, &b))?;
         join(value, &separator, attribute.as_deref(), &b)
     });
     let b = budget.clone();
@@ -228,7 +233,8 @@ fn method(
         "find" | "rfind" => {
             let (what,): (&str,) = from_args(args)?;
             let byte = if name == "find" { text.find(what) } else { text.rfind(what) };
-            let position = byte.and_then(|byte| text.get(..byte)).map(|before| before.chars().count());
+            let position =
+                byte.and_then(|byte| text.get(..byte)).map(|before| before.chars().count());
             Ok(position.map_or(Value::from(-1), Value::from))
         }
         "split" | "splitlines" => {
@@ -243,14 +249,16 @@ fn method(
 
 /// `left * right`: numbers, or a string or list repeated.
 fn multiply(left: &Value, right: &Value, budget: &Budget) -> Result<Value, Error> {
-    let repeatable =
-        |value: &Value| matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable);
+    let repeatable = |value: &Value| {
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
+    };
     let (value, times) = match (repeatable(left), repeatable(right)) {
         (true, _) => (left, right),
         (_, true) => (right, left),
         _ => return multiply_numbers(left, right),
     };
-    let times = i64::try_from(times.clone()).map_err(|_| invalid("can only repeat a whole number of times"))?;
+    let times = i64::try_from(times.clone())
+        .map_err(|_| invalid("can only repeat a whole number of times"))?;
     let times = usize::try_from(times).unwrap_or(0);
     if let Some(text) = value.as_str() {
         budget.take((text.len() as u64).saturating_mul(times as u64))?;
@@ -277,7 +285,7 @@ fn multiply_numbers(left: &Value, right: &Value) -> Result<Value, Error> {
 }
 
 /// `range(stop)`, `range(start, stop)`, `range(start, stop, step)`.
-fn range(args: &[i64], budget: &Budget) -> Result<Value, Error> {
+fn range(args: &[i64]) -> Result<Value, Error> {
     let (start, stop, step) = match *args {
         [stop] => (0, stop, 1),
         [start, stop] => (start, stop, 1),
@@ -290,7 +298,6 @@ fn range(args: &[i64], budget: &Budget) -> Result<Value, Error> {
     if length > MAX_RANGE {
         return Err(invalid(&format!("range is longer than {MAX_RANGE}")));
     }
-    budget.take(length.unsigned_abs() as u64 * ELEMENT)?;
     Ok((0..length).map(|nth| Value::from((start + nth * step) as i64)).collect())
 }
 
@@ -349,7 +356,8 @@ fn spaces(width: &Value, budget: &Budget) -> Result<String, Error> {
     if let Some(text) = width.as_str() {
         return Ok(text.to_owned());
     }
-    let width = i64::try_from(width.clone()).map_err(|_| invalid("an indent must be a number or a string"))?;
+    let width = i64::try_from(width.clone())
+        .map_err(|_| invalid("an indent must be a number or a string"))?;
     let width = usize::try_from(width).unwrap_or(0);
     budget.take(width as u64)?;
     Ok(" ".repeat(width))

@@ -14,12 +14,26 @@ pub(super) const CHARGE: &str = "__charge";
 pub(super) const CONCAT: &str = "__concat";
 /// The function behind `*`.
 pub(super) const MULTIPLY: &str = "__multiply";
+/// The function behind `loop.cycle(…)`, which the engine cannot do without arguments.
+pub(super) const CYCLE: &str = "__cycle";
 
 /// What looks at its value without going through it, and is used on whole conversations in loops.
 const FREE_FILTERS: [&str; 6] = ["length", "count", "first", "last", "default", "d"];
 const FREE_TESTS: [&str; 14] = [
-    "defined", "undefined", "none", "string", "number", "integer", "float", "boolean", "mapping",
-    "iterable", "sequence", "true", "false", "odd",
+    "defined",
+    "undefined",
+    "none",
+    "string",
+    "number",
+    "integer",
+    "float",
+    "boolean",
+    "mapping",
+    "iterable",
+    "sequence",
+    "true",
+    "false",
+    "odd",
 ];
 const FREE_METHODS: [&str; 3] = ["get", "startswith", "endswith"];
 
@@ -96,6 +110,28 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
     }
 }
 
+/// Whether a `break` or `continue` would leave a block other than `if` on its way, or no loop at all;
+/// the engine does not undo what such a block has begun.
+pub(super) fn has_loose_jump(statements: &[Stmt], in_loop: bool) -> bool {
+    statements.iter().any(|stmt| match stmt {
+        Stmt::Continue(_) | Stmt::Break(_) => !in_loop,
+        Stmt::Template(node) => has_loose_jump(&node.children, in_loop),
+        Stmt::ForLoop(node) => {
+            has_loose_jump(&node.body, true) || has_loose_jump(&node.else_body, in_loop)
+        }
+        Stmt::IfCond(node) => {
+            has_loose_jump(&node.true_body, in_loop) || has_loose_jump(&node.false_body, in_loop)
+        }
+        Stmt::WithBlock(node) => has_loose_jump(&node.body, false),
+        Stmt::SetBlock(node) => has_loose_jump(&node.body, false),
+        Stmt::AutoEscape(node) => has_loose_jump(&node.body, false),
+        Stmt::FilterBlock(node) => has_loose_jump(&node.body, false),
+        Stmt::Macro(node) => has_loose_jump(&node.body, false),
+        Stmt::CallBlock(node) => has_loose_jump(&node.macro_decl.body, false),
+        _ => false,
+    })
+}
+
 fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
     match expr {
         Expr::Var(node) => Expr::Var(at(node, ast::Var { id: node.id })),
@@ -128,10 +164,9 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
                 op @ (BinOpKind::ScAnd | BinOpKind::ScOr) => {
                     Expr::BinOp(at(node, ast::BinOp { op, left, right }))
                 }
-                op => Expr::BinOp(at(
-                    node,
-                    ast::BinOp { op, left: paid(left), right: paid(right) },
-                )),
+                op => {
+                    Expr::BinOp(at(node, ast::BinOp { op, left: paid(left), right: paid(right) }))
+                }
             }
         }
         Expr::Compare(node) => {
@@ -167,10 +202,9 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             let test = ast::Test { name: node.name, expr, args: arguments(&node.args) };
             Expr::Test(at(node, test))
         }
-        Expr::GetAttr(node) => Expr::GetAttr(at(
-            node,
-            ast::GetAttr { expr: expression(&node.expr), name: node.name },
-        )),
+        Expr::GetAttr(node) => {
+            Expr::GetAttr(at(node, ast::GetAttr { expr: expression(&node.expr), name: node.name }))
+        }
         Expr::GetItem(node) => Expr::GetItem(at(
             node,
             ast::GetItem {
@@ -203,7 +237,12 @@ fn target<'a>(expr: &Expr<'a>) -> Expr<'a> {
 }
 
 fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
+    let mut args = arguments(&node.args);
     let expr = match &node.expr {
+        Expr::GetAttr(attr) if attr.name == "cycle" => {
+            args.insert(0, CallArg::Pos(expression(&attr.expr)));
+            Expr::Var(at(attr, ast::Var { id: CYCLE }))
+        }
         // The callee itself must stay visible: the engine knows variables and methods by their form.
         Expr::GetAttr(attr) => {
             let value = expression(&attr.expr);
@@ -212,7 +251,7 @@ fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
         }
         other => expression(other),
     };
-    at(node, ast::Call { expr, args: arguments(&node.args) })
+    at(node, ast::Call { expr, args })
 }
 
 fn arguments<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {

@@ -7,16 +7,16 @@ use super::budget::{Budget, Text};
 
 /// `str(value)`, with Jinja's empty text for undefined.
 pub(super) fn str_of(value: &Value, budget: &Budget) -> Result<String, Error> {
-    let mut out = Text::new(budget);
-    write_str(value, &mut out)?;
-    Ok(out.finish())
-}
-
-pub(super) fn write_str(value: &Value, out: &mut Text) -> Result<(), Error> {
+    // Also finds what is nested too deeply to be walked through below.
+    budget.charge(value)?;
     match value.kind() {
-        ValueKind::String => out.push(value.as_str().unwrap_or_default()),
-        ValueKind::Undefined => Ok(()),
-        _ => write_repr(value, out),
+        ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Undefined => Ok(String::new()),
+        _ => {
+            let mut out = Text::new(budget);
+            write_repr(value, &mut out)?;
+            Ok(out.finish())
+        }
     }
 }
 
@@ -108,17 +108,13 @@ pub(super) struct JsonStyle {
 
 /// `json.dumps(value)`.
 pub(super) fn json(value: &Value, style: &JsonStyle, budget: &Budget) -> Result<String, Error> {
+    budget.charge(value)?;
     let mut out = Text::new(budget);
     write_json(value, style, 0, &mut out)?;
     Ok(out.finish())
 }
 
-fn write_json(
-    value: &Value,
-    style: &JsonStyle,
-    level: usize,
-    out: &mut Text,
-) -> Result<(), Error> {
+fn write_json(value: &Value, style: &JsonStyle, level: usize, out: &mut Text) -> Result<(), Error> {
     match value.kind() {
         ValueKind::None => out.push("null"),
         ValueKind::Bool => out.push(if value.is_true() { "true" } else { "false" }),

@@ -1,0 +1,403 @@
+//! Chat templates against HuggingFace's rendering, and against templates that mean harm.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fathom_model::{ChatTemplate, Message, RenderOptions, SpecialTokens};
+use proptest::prelude::*;
+use serde_json::Value;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/chat_templates");
+
+fn special(tokens: &Value) -> SpecialTokens {
+    let token = |name: &str| tokens[name].as_str().map(str::to_owned);
+    SpecialTokens {
+        bos: token("bos_token"),
+        eos: token("eos_token"),
+        unk: token("unk_token"),
+        pad: token("pad_token"),
+    }
+}
+
+fn options(kwargs: &Value) -> RenderOptions {
+    let mut variables = kwargs.as_object().unwrap().clone();
+    let mut flag = |name: &str| variables.shift_remove(name).map(|flag| flag.as_bool().unwrap());
+    RenderOptions {
+        add_generation_prompt: flag("add_generation_prompt"),
+        enable_thinking: flag("enable_thinking"),
+        date: None,
+        variables,
+    }
+}
+
+#[test]
+fn every_family_renders_as_hugging_face_renders_it() {
+    let expected = fs::read_to_string(format!("{DATA}/expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let special = special(&expected["special_tokens"]);
+    let cases = expected["cases"].as_array().unwrap();
+    assert!(cases.len() > 600);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let name = |key: &str| case[key].as_str().unwrap();
+        let path = Path::new(DATA).join(name("template"));
+        let template =
+            ChatTemplate::new(&path, fs::read_to_string(&path).unwrap(), special.clone());
+        let messages = &expected["conversations"][name("conversation")];
+        let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+        let rendered = template.render(&messages, &options(&expected["options"][name("options")]));
+        let same = match (&rendered, case["text"].as_str()) {
+            (Ok(text), Some(expected)) => text == expected,
+            (Err(error), None) => error.to_string().ends_with(&format!(": {}", name("error"))),
+            _ => false,
+        };
+        if !same {
+            wrong.push(format!("{case:#}\nbut got {rendered:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong[0]);
+}
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(Path::new("chat_template.jinja"), source, SpecialTokens::default())
+}
+
+fn render(source: &str) -> Result<String, String> {
+    let messages = [Message::user("hello")];
+    template(source).render(&messages, &RenderOptions::default()).map_err(|error| error.to_string())
+}
+
+fn message(source: &str) -> String {
+    let begin = Instant::now();
+    let shown: String = source.chars().take(200).collect();
+    let message = render(source).expect_err(&shown);
+    assert!(begin.elapsed() < Duration::from_secs(20), "{shown} took {:?}", begin.elapsed());
+    assert!(message.starts_with("chat_template.jinja: the chat template "), "{message}");
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+#[test]
+fn the_templates_own_message_is_told() {
+    let message = message("{{ raise_exception('Only user roles here!') }}");
+    assert_eq!(
+        message,
+        "chat_template.jinja: the chat template refuses the conversation: Only user roles here!"
+    );
+}
+
+#[test]
+fn faults_name_the_line() {
+    assert!(message("\n{% for %}").contains("is not valid"), "syntax");
+    assert!(message("a\n{{ x.y.z }}").contains("(line 2)"));
+    assert!(message("{{ 'a' | nosuch }}").contains("filter nosuch is unknown"));
+    assert!(message("{{ nosuch() }}").contains("nosuch is unknown"));
+    assert!(message("{% include 'other' %}").contains("uses `include`"));
+    assert!(message("{{ missing | tojson }}").contains("cannot be written as JSON"));
+}
+
+#[test]
+fn templates_that_never_end() {
+    let loops = "{% for i in range(99) %}".repeat(5) + &"{% endfor %}".repeat(5);
+    assert!(message(&loops).contains("too many steps"));
+    for recursing in [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) }}{% endmacro %}{{ f(10000) }}",
+        "{% macro f() %}{{ g() }}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    ] {
+        assert!(message(recursing).contains("recursion"), "{recursing}: {}", message(recursing));
+    }
+}
+
+/// Everything that makes much out of little has to be stopped before it is made.
+#[test]
+fn templates_that_build_giants() {
+    for giant in [
+        "{{ 'x' * 1000000000 }}",
+        "{{ 1000000000000 * 'x' }}",
+        "{{ [1] * 1000000000000 }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
+        "{% macro f(s, n) %}{% if n %}{{ f(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ f('x', 50) }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l | tojson }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+        "{{ ('b' * 1000000).join(range(100000)) }}",
+        "{{ range(100000) | join('b' * 1000000) }}",
+        "{{ ('a\n' * 100000) | indent(1000000) }}",
+        "{{ 'a' | indent(1000000000000) }}",
+        "{{ {'a': [1, 2]} | tojson(indent=1000000000000) }}",
+        "{{ range(100000) | list | tojson(indent=1000000) }}",
+        "{% set s = 'x' * 1000000 %}{% for i in range(100000) %}{{ s }}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + [s[1:]] %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + [s | upper] %}{% endfor %}",
+    ] {
+        assert!(message(giant).contains("more text than"), "{giant}: {}", message(giant));
+    }
+    let raw = format!(
+        "{{% for i in range(100000) %}}{}{{% endfor %}}",
+        "some text that is written again and again ".repeat(1000)
+    );
+    assert!(message(&raw).contains("more text than"));
+}
+
+#[test]
+fn templates_that_nest_deeply() {
+    let nested = "{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = [ns.l] %}{% endfor %}";
+    assert!(message(nested).contains("nested more than"));
+    let cycle = "{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}";
+    assert!(message(cycle).contains("nested more than"));
+    let many = 100_000;
+    for deep in [
+        format!("{{{{ {}1 }}}}", "1 ~ ".repeat(many)),
+        format!("{{{{ {}1 }}}}", "not ".repeat(many)),
+        format!("{{{{ {}1 }}}}", "-".repeat(many)),
+        format!("{{{{ {}1{} }}}}", "(".repeat(many), ")".repeat(many)),
+        format!("{{{{ {}1{} }}}}", "[".repeat(many), "]".repeat(many)),
+        format!("{{{{ 'x'{} }}}}", " | upper".repeat(many)),
+        format!("{{{{ x{} }}}}", ".y".repeat(many)),
+        format!("{{{{ 1{} }}}}", " if 1 else 1".repeat(many / 2)),
+        format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(many / 2)),
+        "{% if 1 %}".repeat(many),
+        "{% for x in y %}".repeat(many / 2),
+    ] {
+        message(&deep);
+    }
+    message(&"x".repeat(2 << 20));
+}
+
+/// Found in the engine underneath: each of these made it panic or hang.
+#[test]
+fn faults_of_the_engine_stay_inside() {
+    assert_eq!(render("{{ 'aaa'.count('') }}").unwrap(), "4");
+    message("{{ range(-9223372036854775807, 9223372036854775807, -1) | length }}{{ x.y.z }}");
+    message("{{ range(9223372036854775807, -9223372036854775807, -1) }}");
+    message("{{ [1, 2] * 9223372036854775807 }}");
+    message("{{ loop.cycle() }}");
+    message("{% for x in [1] %}{{ loop.cycle() }}{% endfor %}");
+    assert_eq!(
+        render("{% for x in [1, 2, 3] %}{{ loop.cycle('a', 'b') }}{% endfor %}").unwrap(),
+        "aba"
+    );
+    for block in ["with", "set s", "filter upper", "macro f()"] {
+        let end = block.split(' ').next().unwrap();
+        let jump = format!("{{% {block} %}}{{% break %}}{{% end{end} %}}");
+        let looped = format!("{{% for x in [1] %}}{jump}{{% endfor %}}");
+        assert!(message(&looped).contains("no loop directly around it"), "{looped}");
+    }
+    assert!(message("{% continue %}").contains("no loop directly around it"));
+}
+
+#[test]
+fn white_space_around_generation_tags() {
+    assert_eq!(render("a {%- generation -%} b {%- endgeneration -%} c").unwrap(), "abc");
+    assert_eq!(render("a {% generation %} b {% endgeneration %} c").unwrap(), "a  b  c");
+    assert_eq!(render("a\n  {%generation%}\nb\n  {%endgeneration%}\nc").unwrap(), "a\nb\nc");
+}
+
+#[test]
+fn absent_variables_are_undefined() {
+    let source = "{{ tools is defined }} {{ documents is defined }} {{ add_generation_prompt is defined }} \
+                  {{ enable_thinking is defined }} {{ bos_token is defined }}";
+    assert_eq!(render(source).unwrap(), "False False False False False");
+}
+
+#[test]
+fn the_date_is_what_it_is_told() {
+    let source = template("{{ strftime_now('%d %b %Y') }}");
+    let mut options = RenderOptions::default();
+    assert_eq!(source.render(&[], &options).unwrap(), "26 Jul 2024");
+    options.date = Some(jiff::civil::date(2031, 1, 2));
+    assert_eq!(source.render(&[], &options).unwrap(), "02 Jan 2031");
+    assert!(message("{{ strftime_now('%') }}").contains("strftime_now"));
+}
+
+fn from_files(files: &[(&str, &str)]) -> Result<Option<ChatTemplate>, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    ChatTemplate::from_dir(dir.path()).map_err(|error| error.to_string())
+}
+
+fn text_from_files(files: &[(&str, &str)]) -> String {
+    from_files(files).unwrap().unwrap().render(&[], &RenderOptions::default()).unwrap()
+}
+
+#[test]
+fn where_the_template_is_found() {
+    let jinja = ("chat_template.jinja", "from jinja {{ bos_token }}");
+    let string = ("tokenizer_config.json", r#"{"bos_token": "<s>", "chat_template": "string"}"#);
+    let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
+    assert_eq!(text_from_files(&[jinja, string, json]), "from jinja <s>");
+    assert_eq!(text_from_files(&[string, json]), "string");
+    assert_eq!(text_from_files(&[json]), "json");
+    let list = r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]}"#;
+    assert_eq!(text_from_files(&[("tokenizer_config.json", list)]), "list");
+    let only = r#"{"chat_template": [{"name": "rag", "template": "only"}]}"#;
+    assert_eq!(text_from_files(&[("tokenizer_config.json", only)]), "only");
+    assert!(from_files(&[]).unwrap().is_none());
+    assert!(from_files(&[("tokenizer_config.json", "{}")]).unwrap().is_none());
+}
+
+#[test]
+fn templates_of_other_kinds_are_refused() {
+    for (text, expected) in [
+        (r#"{"chat_template": 3}"#, "`chat_template` must be a string or a list"),
+        (r#"{"chat_template": []}"#, "`chat_template` is a list in which"),
+        (
+            r#"{"chat_template": [{"name": "a", "template": ""}, {"name": "b", "template": ""}]}"#,
+            "`chat_template` is a list in which",
+        ),
+        ("[", "is not valid JSON"),
+    ] {
+        let message = from_files(&[("tokenizer_config.json", text)]).unwrap_err();
+        assert!(
+            message.contains(expected) && message.contains("tokenizer_config.json"),
+            "{message}"
+        );
+    }
+}
+
+/// Pieces of templates, put together at random.
+fn piece() -> impl Strategy<Value = String> {
+    let tokens = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{%-",
+        "-%}",
+        "{#",
+        "#}",
+        "for",
+        "endfor",
+        "in",
+        "if",
+        "elif",
+        "else",
+        "endif",
+        "set",
+        "endset",
+        "macro",
+        "endmacro",
+        "call",
+        "endcall",
+        "filter",
+        "endfilter",
+        "with",
+        "endwith",
+        "break",
+        "continue",
+        "recursive",
+        "loop",
+        "loop.last",
+        "messages",
+        "message",
+        "ns",
+        "namespace",
+        "range",
+        "raise_exception",
+        "strftime_now",
+        "caller",
+        "varargs",
+        "kwargs",
+        "f",
+        "x",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "|",
+        ".",
+        ",",
+        ":",
+        "~",
+        "+",
+        "-",
+        "*",
+        "**",
+        "/",
+        "//",
+        "%",
+        "==",
+        "<",
+        "=",
+        "not",
+        "and",
+        "or",
+        "is",
+        "defined",
+        "none",
+        "true",
+        "0",
+        "1",
+        "-1",
+        "9223372036854775807",
+        "1e308",
+        "'a'",
+        "'%d'",
+        "''",
+        "'\\'",
+        "tojson",
+        "indent",
+        "join",
+        "replace",
+        "split",
+        "list",
+        "sort",
+        "first",
+        "length",
+        "map",
+        "select",
+        "upper",
+        "items",
+        "generation",
+        "endgeneration",
+        "raw",
+        "endraw",
+        " ",
+        "\n",
+        "é",
+        "\u{0}",
+    ];
+    prop_oneof![8 => prop::sample::select(tokens.to_vec()).prop_map(str::to_owned), 1 => ".{0,4}"]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_template_panics(pieces in prop::collection::vec(piece(), 0..40), space in any::<bool>()) {
+        // A panic on the rendering thread would come back as this message.
+        let source = pieces.join(if space { " " } else { "" });
+        if let Err(message) = render(&source) {
+            prop_assert!(!message.ends_with("cannot be rendered"), "{source}");
+        }
+    }
+
+    #[test]
+    fn no_expression_panics(pieces in prop::collection::vec(piece(), 1..12)) {
+        let source = format!("{{% for x in messages %}}{{{{ {} }}}}{{% endfor %}}", pieces.join(" "));
+        if let Err(message) = render(&source) {
+            prop_assert!(!message.ends_with("cannot be rendered"), "{source}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_is_data(content in ".*") {
+        // Nothing a message holds is run or escaped.
+        let messages = [Message::user(content.clone())];
+        let text = template("{{ messages[0].content }}").render(&messages, &RenderOptions::default());
+        prop_assert_eq!(text.unwrap(), content);
+    }
+}

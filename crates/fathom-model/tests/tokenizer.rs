@@ -1,0 +1,231 @@
+//! Tokenizers against HuggingFace's, and tokenizer files that cannot be used.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use fathom_model::{Tokenizer, check_bos};
+use proptest::prelude::*;
+use serde_json::Value;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tokenizers");
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizer");
+
+fn from_files(files: &[(&str, &str)]) -> Result<Tokenizer, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    Tokenizer::from_dir(dir.path()).map_err(|error| error.to_string())
+}
+
+/// The Llama-like one, with this `tokenizer_config.json`.
+fn metaspace_with(config: &str) -> Tokenizer {
+    let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
+    from_files(&[("tokenizer.json", &json), ("tokenizer_config.json", config)]).unwrap()
+}
+
+fn metaspace() -> Tokenizer {
+    metaspace_with(r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}}"#)
+}
+
+fn byte_level() -> Tokenizer {
+    Tokenizer::from_dir(Path::new(FIXTURE)).unwrap()
+}
+
+fn expected() -> Vec<Value> {
+    let text = fs::read_to_string(format!("{DATA}/expected.json")).unwrap();
+    serde_json::from_str::<Value>(&text).unwrap()["cases"].as_array().unwrap().clone()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn encodes_and_decodes_as_hugging_face() {
+    let (metaspace, byte_level) = (metaspace(), byte_level());
+    let cases = expected();
+    assert_eq!(cases.len(), 18);
+    for case in cases {
+        let tokenizer = if case["tokenizer"] == "metaspace" { &metaspace } else { &byte_level };
+        let text = case["text"].as_str().unwrap();
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids(&case["ids"]), "{case}");
+        let full = tokenizer.encode(text, true).unwrap();
+        assert_eq!(full, ids(&case["ids_with_special"]), "{case}");
+        assert_eq!(tokenizer.decode(&full).unwrap(), case["decoded"].as_str().unwrap(), "{case}");
+    }
+}
+
+#[test]
+fn special_tokens_and_sizes() {
+    let tokenizer = metaspace();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
+    assert_eq!(tokenizer.special_tokens().pad, None);
+    let tokenizer = byte_level();
+    assert_eq!(tokenizer.vocab_size(), 4096);
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (None, Some(2)));
+    assert_eq!(tokenizer.id_to_token(1).as_deref(), Some("<|im_start|>"));
+    assert_eq!(tokenizer.token_to_id("<|im_end|>"), Some(2));
+    assert_eq!(tokenizer.id_to_token(4096), None);
+}
+
+#[test]
+fn add_bos_token_decides_about_the_bos() {
+    let off = metaspace_with(r#"{"bos_token": "<s>", "add_bos_token": false}"#);
+    assert_eq!(off.encode("the", true).unwrap(), off.encode("the", false).unwrap());
+    // A BOS written in the text is the text's own.
+    assert_eq!(off.encode("<s>the", true).unwrap(), off.encode("<s>the", false).unwrap());
+    let on = metaspace_with(r#"{"bos_token": "<s>", "add_bos_token": true}"#);
+    assert_eq!(on.encode("the", true).unwrap(), metaspace().encode("the", true).unwrap());
+
+    let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
+    let mut bare: Value = serde_json::from_str(&json).unwrap();
+    bare["post_processor"] = Value::Null;
+    let config = r#"{"bos_token": "<s>", "add_bos_token": true}"#;
+    let files = [("tokenizer.json", &*bare.to_string()), ("tokenizer_config.json", config)];
+    let added = from_files(&files).unwrap();
+    assert_eq!(added.encode("the", true).unwrap(), metaspace().encode("the", true).unwrap());
+}
+
+/// `truncation` and `padding` of a tokenizer.json apply only when asked for in HuggingFace.
+#[test]
+fn stored_truncation_and_padding_are_off() {
+    let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
+    let mut stored: Value = serde_json::from_str(&json).unwrap();
+    stored["truncation"] = serde_json::json!(
+        {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    stored["padding"] = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right",
+        "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
+    let tokenizer = from_files(&[("tokenizer.json", &stored.to_string())]).unwrap();
+    let text = "the quick brown fox";
+    assert_eq!(tokenizer.encode(text, true).unwrap(), metaspace().encode(text, true).unwrap());
+}
+
+#[test]
+fn token_text_is_what_a_person_reads() {
+    let tokenizer = metaspace();
+    let text = |token: &str| tokenizer.token_text(tokenizer.token_to_id(token).unwrap());
+    assert_eq!(text("▁the"), " the", "the leading space is kept");
+    assert_eq!(text("▁"), " ");
+    assert_eq!(text("<0x0A>"), "\n");
+    assert_eq!(text("<0xE4>"), "<0xE4>");
+    assert_eq!(text("<s>"), "<s>");
+    assert_eq!(tokenizer.token_text(99_999), "<unknown 99999>");
+
+    let tokenizer = byte_level();
+    assert_eq!(tokenizer.token_text(223), " ");
+    assert_eq!(tokenizer.token_text(1792), "the");
+    assert_eq!(tokenizer.token_text(1), "<|im_start|>");
+    let pieces = tokenizer.encode("😀", false).unwrap();
+    assert!(pieces.len() > 1);
+    let shown: String = pieces.iter().map(|id| tokenizer.token_text(*id)).collect();
+    assert_eq!(shown, "<0xF0><0x9F><0x98><0x80>");
+}
+
+/// The pieces of a streamed decoding, the last one from `finish`.
+fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.decode_stream();
+    let mut pieces: Vec<String> = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+    pieces.push(stream.finish().unwrap());
+    pieces
+}
+
+#[test]
+fn streamed_pieces_join_to_the_text() {
+    let (metaspace, byte_level) = (metaspace(), byte_level());
+    for case in expected() {
+        let tokenizer = if case["tokenizer"] == "metaspace" { &metaspace } else { &byte_level };
+        let pieces = stream(tokenizer, &ids(&case["ids_with_special"]));
+        assert_eq!(pieces.concat(), case["decoded"].as_str().unwrap(), "{case}");
+        assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+    }
+}
+
+#[test]
+fn a_character_is_given_out_when_it_is_whole() {
+    let tokenizer = byte_level();
+    let pieces = stream(&tokenizer, &tokenizer.encode("a😀b", false).unwrap());
+    let given: Vec<&str> = pieces.iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
+    assert_eq!(given, ["a", "😀", "b"]);
+    // Cut off in the middle, it shows only at the end.
+    let pieces = stream(&tokenizer, &tokenizer.encode("😀", false).unwrap()[..2]);
+    assert_eq!(pieces, ["", "", "\u{FFFD}"]);
+}
+
+/// A broken run of byte tokens turns all of itself into replacement characters, the whole
+/// characters before the break included.
+#[test]
+fn a_broken_run_of_byte_tokens() {
+    let tokenizer = metaspace();
+    let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>")).unwrap();
+    let the = tokenizer.token_to_id("▁the").unwrap();
+    let ids = [the, byte(0xE4), byte(0xBD), byte(0xA0), byte(0xE4), the];
+    let text = tokenizer.decode(&ids).unwrap();
+    assert!(text.contains('\u{FFFD}'));
+    assert_eq!(stream(&tokenizer, &ids).concat(), text);
+}
+
+/// An id outside the vocabulary has no text, and the run goes on behind it.
+#[test]
+fn a_run_of_byte_tokens_around_an_unknown_id() {
+    let tokenizer = metaspace();
+    let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>")).unwrap();
+    let ids = [byte(0), 99_999, byte(0x80)];
+    assert_eq!(stream(&tokenizer, &ids).concat(), tokenizer.decode(&ids).unwrap());
+}
+
+#[test]
+fn two_leading_bos_explain_themselves() {
+    let tokenizer = metaspace();
+    let ids = tokenizer.encode("<s>the", true).unwrap();
+    let message = check_bos(&ids, 1).unwrap_err().to_string();
+    assert!(message.contains("BOS (1) twice") && message.contains("primary sink"), "{message}");
+    check_bos(&tokenizer.encode("the", true).unwrap(), 1).unwrap();
+    check_bos(&[1], 1).unwrap();
+    check_bos(&[], 1).unwrap();
+    check_bos(&[5, 1, 1], 1).unwrap();
+}
+
+#[test]
+fn unusable_files_are_named() {
+    let message = from_files(&[]).err().unwrap();
+    assert!(message.contains("tokenizer.json: does not exist; copy it"), "{message}");
+    for text in ["", "{", "{}", "[]", "null", r#"{"version": "1.0", "model": {"type": "Nope"}}"#] {
+        let message = from_files(&[("tokenizer.json", text)]).err().unwrap();
+        assert!(message.contains("tokenizer.json: is not a usable tokenizer"), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), b"\xff\xfe").unwrap();
+    let message = Tokenizer::from_dir(dir.path()).err().unwrap().to_string();
+    assert!(message.contains("is not UTF-8 text (byte 0)"), "{message}");
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("tokenizer.json")).unwrap();
+    let message = Tokenizer::from_dir(dir.path()).err().unwrap().to_string();
+    assert!(message.contains("is not a regular file"), "{message}");
+    assert!(Tokenizer::find(tempfile::tempdir().unwrap().path()).unwrap().is_none());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_ids_stream_to_their_text(
+        byte_ids in prop::collection::vec(0u32..4200, 0..40),
+        meta_ids in prop::collection::vec(prop_oneof![0u32..370, 240u32..264], 0..40),
+    ) {
+        for (tokenizer, ids) in [(byte_level(), byte_ids), (metaspace(), meta_ids)] {
+            let text = tokenizer.decode(&ids).unwrap();
+            prop_assert_eq!(stream(&tokenizer, &ids).concat(), text, "{:?}", ids);
+        }
+    }
+
+    #[test]
+    fn any_text_comes_back(text in ".*") {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+}
