@@ -9,6 +9,7 @@
 mod detect;
 mod detections;
 mod distributions;
+pub mod explain;
 mod grid;
 mod levels;
 mod norms;
