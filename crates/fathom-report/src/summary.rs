@@ -71,23 +71,23 @@ fn no_primary(manifest: &Manifest, traces: &[TraceDetection], count: usize) -> S
     let nearest = nearest.map_or(String::new(), |(trace, note)| {
         let layer = note.clip.map_or(String::new(), |clip| format!(" at layer {}", clip.start));
         format!(
-            " The largest it gets after rising is {} times{layer}, in sample {}.",
+            " The largest it gets after rising is {} times{layer}, in trace {}.",
             factor(note.rise),
             trace.sample_index
         )
     });
     let which = match (count, traces.len()) {
-        (1, 1) => "The trace has".to_owned(),
-        (count, all) if count == all => format!("None of {} has", plural(all, "trace")),
-        (count, _) => format!("{} of {} have", grouped(count), plural(traces.len(), "trace")),
+        (1, 1) => "The trace has no".to_owned(),
+        (count, all) if count == all => format!("None of {} has a", plural(all, "trace")),
+        (1, all) => format!("1 of {} has no", plural(all, "trace")),
+        (count, all) => format!("{} of {} have no", grouped(count), plural(all, "trace")),
     };
     let reference = match manifest.options.reference[..] {
         [position] => format!("the token at position {position}"),
         _ => "the strongest candidate".to_owned(),
     };
-    let no = if which.starts_with("None") { "a" } else { "no" };
     format!(
-        "{which} {no} primary sink: the norm of {reference} never rises to {} times that of the \
+        "{which} primary sink: the norm of {reference} never rises to {} times that of the \
          mean token.{nearest} Without one there is nothing for secondary sinks to be aligned with.",
         factor(manifest.options.rise_factor),
     )
@@ -97,11 +97,10 @@ fn primary(traces: &[TraceDetection], count: usize, with_primary: usize) -> Stri
     let sinks = || traces.iter().flat_map(|trace| trace.of_class(Class::Primary));
     let positions = counted(sinks().map(|sink| sink.position), "position");
     format!(
-        "{} in {}, {} to {}, at {positions}.",
+        "{} in {}, {}, at {positions}.",
         plural(count, "primary sink"),
         plural(with_primary, "trace"),
-        span(sinks().map(Sink::l_start), "layer"),
-        span(sinks().filter_map(|sink| sink.layers.last().copied()), ""),
+        span(sinks().flat_map(|sink| sink.layers.iter().copied()), "layer"),
     )
 }
 
@@ -123,13 +122,13 @@ fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) ->
         .collect();
     let more = if tokens.len() > TOP_TOKENS { ", …" } else { "" };
     format!(
-        "{} in {}: starting at {}, lasting {} layers, {}; positions {}; tokens {}{more}.",
+        "{} in {}: starting at {}, lasting {} layers, {}; {}; tokens {}{more}.",
         plural(row.secondary_count, "secondary sink"),
         plural(with_secondary, "trace"),
         span(sinks().map(Sink::l_start), "layer"),
         span(sinks().map(Sink::lifetime), ""),
         plural(levels(sinks()).len(), "level"),
-        span(sinks().map(|sink| sink.position), ""),
+        span(sinks().map(|sink| sink.position), "position"),
         named.join(", "),
     )
 }
