@@ -1,0 +1,184 @@
+//! `fathom demo`: everything on a model that is made on the spot.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use fathom_model::{Error, ModelConfig, Result};
+use fathom_report::{Format, level_table, sink_table, summary, token_table};
+use fathom_sinks::plant::{Mismatch, PlantOptions, PlantedTruth, plant};
+use fathom_sinks::{
+    Class, Detection, ModelNote, Preset, Run, ScanOptions, SinkRow, TokenRow, TracesNote, levels,
+};
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::commands::scan::{Job, read_traces};
+use crate::failure::Failure;
+use crate::model_args::{self, ComputeArgs, TextFiles};
+
+/// Plant a model, find its sinks, and check them against what was planted
+///
+/// Needs nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything.
+/// Exit code 1 if a sink is missed, wrong or invented.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  fathom demo --out demo --precision bf16")]
+pub struct Args {
+    /// Keep model, traces and run in this directory; new or empty
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Seed of the planted model
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    match &args.out {
+        Some(dir) => demo(args, dir, output, out),
+        None => {
+            let temporary = tempfile::Builder::new().prefix("fathom-demo-").tempdir();
+            let parent = std::env::temp_dir();
+            let dir = temporary.map_err(Error::io(&parent, "cannot be written"))?;
+            demo(args, dir.path(), output, out)
+        }
+    }
+}
+
+fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let start = Instant::now();
+    let (model_dir, run_dir) = (dir.join("model"), dir.join("run"));
+    let truth = plant(&model_dir, &PlantOptions { seed: args.seed, ..PlantOptions::default() })?;
+    let run = scan(args.compute, &model_dir, &run_dir, output)?;
+    let mismatches = truth.compare(&detections(&run)?);
+    let seconds = start.elapsed().as_secs_f64();
+
+    let (sinks, decoys) = planted(&truth);
+    if output.json {
+        let mismatches: Vec<String> = mismatches.iter().map(Mismatch::to_string).collect();
+        let report = json!({
+            "planted": { "sinks": sinks, "decoys": decoys },
+            "counts": run.manifest().counts,
+            "mismatches": mismatches,
+            "seconds": seconds,
+        });
+        writeln!(out, "{report}")?;
+    } else {
+        tell(args, &truth, &run, &mismatches, seconds, out)?;
+    }
+    match mismatches.len() {
+        0 => Ok(()),
+        n => Err(Failure::Answer(format!(
+            "what was found differs from what was planted in {n} places"
+        ))),
+    }
+}
+
+fn scan(compute: ComputeArgs, model_dir: &Path, run_dir: &Path, output: Output) -> Result<Run> {
+    let traces_file = model_dir.join("traces.jsonl");
+    let config = ModelConfig::from_dir(model_dir)?;
+    let text = TextFiles::from_dir(model_dir, false)?;
+    let traces = read_traces(&traces_file, &text, &config, None)?;
+    let model = model_args::load(model_dir, compute, output)?;
+    let job = Job {
+        model: &model,
+        note: ModelNote::new("planted", model_dir, &config)?,
+        traces: &traces,
+        traces_note: TracesNote::new(&traces_file)?,
+        text: &text,
+        options: ScanOptions {
+            attention: true,
+            precision: compute.precision.name().to_owned(),
+            ..ScanOptions::new(Preset::Paper)
+        },
+    };
+    job.run(run_dir, false, output)
+}
+
+/// What the run says of each trace, in the form the truth compares with.
+fn detections(run: &Run) -> Result<Vec<Detection>> {
+    let detection = |trace: fathom_sinks::TraceDetection| {
+        let note = trace.scan?;
+        Some(Detection {
+            finding: note.finding,
+            reference: note.reference,
+            clip: note.clip,
+            rise: note.rise,
+            sinks: trace.sinks,
+        })
+    };
+    Ok(run.detections()?.into_iter().filter_map(detection).collect())
+}
+
+/// (sinks, decoys) planted in all traces.
+fn planted(truth: &PlantedTruth) -> (usize, usize) {
+    let count = |(sinks, decoys), sequence: &fathom_sinks::plant::PlantedSequence| {
+        (sinks + sequence.sinks.len(), decoys + sequence.decoys.len())
+    };
+    truth.sequences.iter().fold((0, 0), count)
+}
+
+fn tell(
+    args: &Args,
+    truth: &PlantedTruth,
+    run: &Run,
+    mismatches: &[Mismatch],
+    seconds: f64,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let traces = run.detections()?;
+    let model = &run.manifest().model;
+    let rows = SinkRow::new(&model.id, Some(model.rope_base), &traces);
+    let secondary =
+        traces.iter().flat_map(|trace| trace.of_class(Class::Secondary)).collect::<Vec<_>>();
+    let (sinks, decoys) = planted(truth);
+
+    writeln!(
+        out,
+        "A model with {sinks} attention sinks and {decoys} decoys at known places was planted, and its {} \
+         traces were scanned.\n",
+        traces.len()
+    )?;
+    writeln!(out, "{}", summary(run.manifest(), &traces))?;
+    writeln!(out, "{}", sink_table(&[rows]).render(Format::Markdown))?;
+    writeln!(out, "{}", level_table(&[(&model.id, levels(secondary))]).render(Format::Markdown))?;
+    writeln!(
+        out,
+        "{}",
+        token_table(&[TokenRow::new(&model.id, &traces)], 5).render(Format::Markdown)
+    )?;
+
+    for mismatch in mismatches {
+        writeln!(out, "DIFFERS  {mismatch}")?;
+    }
+    if mismatches.is_empty() {
+        writeln!(
+            out,
+            "Checked against the truth: all {sinks} sinks found, each at its position, with its class and \
+             its layers; none of the {decoys} decoys taken for one. {seconds:.1} s."
+        )?;
+    }
+    next(args, out)
+}
+
+/// What to type next, with the program as it was called.
+fn next(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let program = std::env::args().next().unwrap_or_else(|| "fathom".to_owned());
+    let dir = args.out.as_deref().unwrap_or(Path::new("demo"));
+    let [model, traces, run] = ["model", "model/traces.jsonl", "again"].map(|name| dir.join(name));
+    writeln!(out, "\nNext:")?;
+    if args.out.is_none() {
+        writeln!(out, "  {program} demo --out {}", dir.display())?;
+    }
+    writeln!(
+        out,
+        "  {program} scan --model {} --traces {} --out {} --attention\n  \
+         {program} table {} --show levels,positions",
+        model.display(),
+        traces.display(),
+        run.display(),
+        run.display(),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! One file per command.
+
+pub mod bench_engine;
+pub mod capture;
+pub mod demo;
+pub mod doctor;
+pub mod generate;
+pub mod plant;
+pub mod scan;
+pub mod simulate;
+pub mod table;

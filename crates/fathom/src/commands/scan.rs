@@ -1,0 +1,190 @@
+//! `fathom scan`: traces through a model, into a run directory.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use fathom_kernels::Cpu;
+use fathom_model::{Error, Model, ModelConfig, Result, TokenizedTrace, TraceReader};
+use fathom_report::{Format, sink_table, summary};
+use fathom_sinks::{
+    Manifest, ModelNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
+};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::commands::table::PresetName;
+use crate::failure::Failure;
+use crate::indices::Indices;
+use crate::model_args::{ModelArgs, TextFiles};
+use crate::progress;
+
+/// Find the attention sinks in traces of a model
+///
+/// Runs every trace of a JSONL file through the model once and writes a run directory: run.json,
+/// detections.jsonl, sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace is on disk
+/// before the next begins; a scan that was killed goes on with --resume and ends with the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \
+    fathom table run\n\n\
+    A trace is a line {\"prompt\": \"…\", \"output\": \"…\"} or {\"input_ids\": […]}.")]
+pub struct Args {
+    /// JSONL file of traces
+    #[arg(long, value_name = "FILE")]
+    traces: PathBuf,
+    /// Run directory to write; new or empty, unless --resume
+    #[arg(long, value_name = "RUN")]
+    out: PathBuf,
+    /// Rules of the paper, or of its published scripts
+    #[arg(long, value_enum, default_value_t = PresetName::Paper, value_name = "NAME")]
+    preset: PresetName,
+    /// A token is a sink where its cosine with the reference is above this [default: the preset's,
+    /// 0.95 or 0.9]
+    #[arg(long, value_name = "τ", value_parser = parse_threshold)]
+    threshold: Option<f32>,
+    /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the largest norm
+    #[arg(long, value_name = "POSITIONS", default_value = "0")]
+    reference: Indices,
+    /// Measure sink scores as well: the attention every token receives, per layer and head
+    #[arg(long)]
+    attention: bool,
+    /// With --attention: keep each head's score for every token, not for sinks only
+    #[arg(long, requires = "attention")]
+    all_heads: bool,
+    /// Look at the first N tokens of each trace
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: Option<u32>,
+    /// Look at the first N traces
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Encode prompts as bare text even where the model has a chat template
+    #[arg(long)]
+    no_chat_template: bool,
+    /// Go on with the run in --out
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+fn parse_threshold(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(threshold) if threshold > 0.0 && threshold < 1.0 => Ok(threshold),
+        _ => Err("must be a number between 0 and 1".to_owned()),
+    }
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let dir = args.model.dir()?;
+    let config = ModelConfig::from_dir(&dir)?;
+    let text = TextFiles::from_dir(&dir, args.no_chat_template)?;
+    let options = args.options(&text)?;
+    let traces = read_traces(&args.traces, &text, &config, options.limit)?;
+    let model = args.model.load(&dir, output)?;
+    let job = Job {
+        model: &model,
+        note: ModelNote::new(&args.model.model, &dir, &config)?,
+        traces: &traces,
+        traces_note: TracesNote::new(&args.traces)?,
+        text: &text,
+        options,
+    };
+    let run = job.run(&args.out, args.resume, output)?;
+    report(&run, output, out)
+}
+
+impl Args {
+    fn options(&self, text: &TextFiles) -> Result<ScanOptions> {
+        let defaults = ScanOptions::new(self.preset.into());
+        let number = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
+        Ok(ScanOptions {
+            threshold: self.threshold.unwrap_or(defaults.threshold),
+            // Hidden states are kept up to the last candidate, so it has to be a leading one.
+            reference: self.reference.resolve("reference position", 256)?,
+            attention: self.attention,
+            all_heads: self.all_heads,
+            max_tokens: number(self.max_tokens),
+            limit: number(self.limit),
+            chat_template: text.template.is_some(),
+            precision: self.model.compute.precision.name().to_owned(),
+            ..defaults
+        })
+    }
+}
+
+/// The first `limit` traces of a file, as token ids.
+pub fn read_traces(
+    path: &Path,
+    text: &TextFiles,
+    config: &ModelConfig,
+    limit: Option<usize>,
+) -> Result<Vec<TokenizedTrace>> {
+    let encoder = text.encoder(config.vocab);
+    let traces: Vec<TokenizedTrace> = TraceReader::open(path)?
+        .take(limit.unwrap_or(usize::MAX))
+        .map(|trace| trace?.token_ids(&encoder))
+        .collect::<Result<_>>()?;
+    match traces.is_empty() {
+        true => Err(Error::file(path, "holds no traces")),
+        false => Ok(traces),
+    }
+}
+
+/// Everything a scan is made of.
+pub struct Job<'a> {
+    pub model: &'a Model<Cpu>,
+    pub note: ModelNote,
+    pub traces: &'a [TokenizedTrace],
+    pub traces_note: TracesNote,
+    pub text: &'a TextFiles,
+    pub options: ScanOptions,
+}
+
+impl Job<'_> {
+    /// Scans into `dir` with a progress bar.
+    pub fn run(self, dir: &Path, resume: bool, output: Output) -> Result<Run> {
+        let engine = format!("cpu {}", self.model.backend().isa());
+        let manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
+        let writer = match resume {
+            true => RunWriter::resume(dir, manifest)?,
+            false => RunWriter::create(dir, manifest)?,
+        };
+        let token_text =
+            |id| self.text.tokenizer.as_ref().map(|tokenizer| tokenizer.token_text(id));
+        let mut bar = Bar(progress::bar(output, "scanning", "tokens", 0));
+        let run = fathom_sinks::scan(self.model, self.traces, &token_text, writer, &mut bar);
+        bar.0.finish_and_clear();
+        run
+    }
+}
+
+/// A progress bar that watches a scan.
+struct Bar(ProgressBar);
+
+impl fathom_sinks::Progress for Bar {
+    fn start(&mut self, tokens: usize) {
+        self.0.set_length(tokens as u64);
+        self.0.reset(); // the clock starts now
+    }
+
+    fn advance(&mut self, tokens: usize) {
+        self.0.inc(tokens as u64);
+    }
+
+    fn trace(&mut self, _: &TraceDetection) {}
+}
+
+/// Says what a run holds.
+fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let manifest = run.manifest();
+    let traces = run.detections()?;
+    let row = SinkRow::new(&manifest.model.id, Some(manifest.model.rope_base), &traces);
+    if output.json {
+        writeln!(out, "{}", json!({ "run": run.dir(), "counts": manifest.counts, "sinks": row }))?;
+    } else {
+        let table = sink_table(&[row]).render(Format::Markdown);
+        write!(out, "{}\n{table}", summary(manifest, &traces))?;
+    }
+    Ok(())
+}

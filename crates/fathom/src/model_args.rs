@@ -1,0 +1,114 @@
+//! `--model` and how to run it: the arguments of every command that runs one.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use fathom_kernels::{Cpu, CpuOptions};
+use fathom_model::{ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer};
+
+use crate::cli::Output;
+use crate::progress;
+
+/// Which model to run, and how.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A HuggingFace checkpoint directory, or the hub id (`org/name`, `org/name@revision`) of one in the
+    /// HuggingFace cache
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// How to run a model.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ComputeArgs {
+    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32 in both
+    #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
+    pub precision: Precision,
+    /// Threads to compute with [default: one per CPU this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Precision {
+    /// Everything in f32: the reference
+    F32,
+    /// Rounded to bfloat16: faster, half the cache
+    Bf16,
+}
+
+impl Precision {
+    /// Its name in options and manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
+impl ComputeArgs {
+    /// The CPU, set up as asked.
+    pub fn backend(&self) -> Result<Cpu> {
+        let precision = match self.precision {
+            Precision::F32 => fathom_kernels::Precision::F32,
+            Precision::Bf16 => fathom_kernels::Precision::Bf16,
+        };
+        let threads = self.threads.map(usize::from);
+        Cpu::new(CpuOptions { threads, precision, isa: None })
+            .map_err(|error| Error::Request(error.to_string()))
+    }
+}
+
+impl ModelArgs {
+    /// The model's directory.
+    pub fn dir(&self) -> Result<PathBuf> {
+        fathom_model::resolve_model_dir(&self.model, |name| std::env::var_os(name))
+    }
+
+    /// Loads the model of `dir`, with a progress bar.
+    pub fn load(&self, dir: &Path, output: Output) -> Result<Model<Cpu>> {
+        load(dir, self.compute, output)
+    }
+}
+
+/// Loads the model of `dir`, with a progress bar.
+pub fn load(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Model<Cpu>> {
+    let bar = progress::bar(output, "loading", "layers", 0);
+    let model = Model::load_with_progress(dir, compute.backend()?, &mut |done, layers| {
+        bar.set_length(layers as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    model
+}
+
+/// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit ids
+/// need none.
+pub struct TextFiles {
+    pub tokenizer: Option<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+}
+
+impl TextFiles {
+    /// Reads the tokenizer of `dir` and, unless `bare_text`, its chat template.
+    pub fn from_dir(dir: &Path, bare_text: bool) -> Result<TextFiles> {
+        let template = if bare_text { None } else { ChatTemplate::from_dir(dir)? };
+        Ok(TextFiles { tokenizer: Tokenizer::find(dir)?, template })
+    }
+
+    /// The encoder for a model with `vocab_size` embeddings.
+    pub fn encoder(&self, vocab_size: usize) -> TextEncoder<'_> {
+        TextEncoder {
+            tokenizer: self.tokenizer.as_ref(),
+            template: self.template.as_ref(),
+            render: RenderOptions::default(),
+            vocab_size,
+        }
+    }
+}

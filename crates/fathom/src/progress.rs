@@ -1,0 +1,30 @@
+//! Progress for people who wait: on stderr, only on a terminal, gone when done.
+
+use std::io::Write;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::cli::Output;
+
+/// A bar counting `unit`s ("tokens", "layers") with their rate and the time left. Nothing is drawn with
+/// `--quiet`, or where stderr is not a terminal.
+pub fn bar(output: Output, what: &'static str, unit: &str, total: u64) -> ProgressBar {
+    if output.quiet {
+        return ProgressBar::hidden();
+    }
+    let template = format!(
+        "{{msg}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{eta}} left"
+    );
+    let style = ProgressStyle::with_template(&template);
+    ProgressBar::new(total)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        .with_message(what)
+}
+
+/// Says something on stderr that is not a result; nothing with `--quiet`.
+pub fn note(output: Output, text: &str) {
+    if !output.quiet {
+        // A closed stderr is no reason to lose the results.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}

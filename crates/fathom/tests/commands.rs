@@ -1,0 +1,202 @@
+//! What each command does when all is well, against truths and references we did not compute.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use common::{Checkpoint, fathom, fixture, succeed};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn json_lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+#[test]
+fn scan_finds_exactly_what_was_planted_in_both_precisions() {
+    let truth = json(&fixture("planted/basic/truth.json"));
+    for precision in ["f32", "bf16"] {
+        let checkpoint = Checkpoint::planted();
+        let output = checkpoint.scan().args(["--precision", precision]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let detections = json_lines(&checkpoint.run_dir().join("detections.jsonl"));
+        let sequences = truth["sequences"].as_array().unwrap();
+        assert_eq!(detections.len(), sequences.len());
+        for (found, planted) in detections.iter().zip(sequences) {
+            let found: BTreeMap<u64, (Value, Value)> = found["candidate_sinks"]
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(position, sink)| {
+                    (position.parse().unwrap(), (sink["class"].clone(), sink["layer"].clone()))
+                })
+                .collect();
+            let planted: BTreeMap<u64, (Value, Value)> = planted["sinks"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|sink| {
+                    let fields = (sink["class"].clone(), sink["layers"].clone());
+                    (sink["position"].as_u64().unwrap(), fields)
+                })
+                .collect();
+            assert_eq!(found, planted, "{precision}");
+        }
+    }
+}
+
+#[test]
+fn scan_says_plainly_that_there_is_no_primary_sink() {
+    let checkpoint = Checkpoint::copy_of("golden/qwen3");
+    checkpoint.write("traces.jsonl", r#"{"input_ids": [1, 5, 9, 13, 17, 21, 25, 29]}"#);
+    let output = checkpoint.scan().output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert!(stdout.contains("no primary sink"), "{stdout}");
+}
+
+#[test]
+fn capture_holds_what_transformers_computed() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("captured.safetensors");
+    let mut capture = fathom();
+    capture.arg("capture").arg("--model").arg(fixture("planted/basic"));
+    capture.arg("--traces").arg(fixture("planted/basic/traces.jsonl")).args(["--index", "1"]);
+    capture.args(["--sites", "resid_post,blocks.5.hook_mlp_out", "--layers", "3,9..11"]);
+    capture.args(["--positions", "0,7..=20"]).arg("--out").arg(&out);
+    let output = capture.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let captured = fs::read(&out).unwrap();
+    let captured = SafeTensors::deserialize(&captured).unwrap();
+    let mut names = captured.names();
+    names.sort();
+    assert_eq!(names, ["mlp_out.5", "resid_post.10", "resid_post.3", "resid_post.9"]);
+
+    let reference = fs::read(fixture("planted/basic/reference.safetensors")).unwrap();
+    let reference = SafeTensors::deserialize(&reference).unwrap();
+    let norms = |name: &str| floats(reference.tensor(name).unwrap().data());
+    let (resid, mlp) = (norms("resid_norm.1"), norms("mlp_out_norm.1")); // [layers, T]
+    let tokens = reference.tensor("resid_norm.1").unwrap().shape()[1];
+    let positions: Vec<usize> = std::iter::once(0).chain(7..=20).collect();
+    for name in names {
+        let tensor = captured.tensor(name).unwrap();
+        assert_eq!(tensor.shape(), [positions.len(), 96]);
+        let (site, layer) = name.split_once('.').unwrap();
+        let layer: usize = layer.parse().unwrap();
+        let expected = if site == "resid_post" { &resid } else { &mlp };
+        for (row, position) in floats(tensor.data()).chunks(96).zip(&positions) {
+            let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let expected = expected[layer * tokens + position];
+            assert!(
+                (norm - expected).abs() <= 1e-4 * expected.max(1.0),
+                "{name}: {norm} {expected}"
+            );
+        }
+    }
+
+    // What is there stays there.
+    let before = fs::read(&out).unwrap();
+    common::assert_refused(&capture.output().unwrap(), &["captured.safetensors", "exists"]);
+    assert_eq!(fs::read(&out).unwrap(), before);
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+#[test]
+fn captures_too_large_are_refused_with_the_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids.txt");
+    fs::write(&ids, "5 ".repeat(60_000)).unwrap();
+    let out = dir.path().join("out.safetensors");
+    let mut capture = fathom();
+    capture.arg("capture").arg("--model").arg(fixture("planted/basic")).arg("--ids").arg(&ids);
+    let output = capture.args(["--sites", "attn_weights", "--out"]).arg(&out).output().unwrap();
+    common::assert_refused(&output, &["GiB", "--max-gib"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn demo_agrees_with_the_truth_and_says_what_to_type_next() {
+    for precision in ["f32", "bf16"] {
+        let stdout = succeed(&["demo", "--seed", "3", "--precision", precision]);
+        assert!(stdout.contains("sinks found"), "{stdout}");
+        assert!(stdout.contains("scan --model"), "{stdout}");
+    }
+    let report: Value = serde_json::from_str(&succeed(&["demo", "--json"])).unwrap();
+    assert_eq!(report["mismatches"], json!([]));
+    assert!(report["planted"]["sinks"].as_u64().unwrap() > 20, "{report}");
+}
+
+#[test]
+fn table_prints_four_ways() {
+    let checkpoint = Checkpoint::planted();
+    assert!(checkpoint.scan().output().unwrap().status.success());
+    let run = checkpoint.run_dir();
+    let table = |format: &[&str]| {
+        let mut args = vec!["table", run.to_str().unwrap()];
+        args.extend(format);
+        succeed(&args)
+    };
+    // 9 primary and 25 secondary sinks in truth.json.
+    let sinks: Value = serde_json::from_str(&table(&["--json"])).unwrap();
+    assert_eq!(sinks["sinks"][0]["primary_sink_count"], 9);
+    assert_eq!(sinks["sinks"][0]["secondary_sink_count"], 25);
+    assert!(table(&[]).starts_with("| Model"));
+    assert!(table(&["--csv"]).lines().next().unwrap().contains(','));
+    assert!(table(&["--latex"]).contains("\\begin{tabular}"));
+}
+
+#[test]
+fn plant_writes_the_same_bytes_for_the_same_seed_and_only_where_nothing_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let plant = |name: &str, seed: &str| {
+        let out = dir.path().join(name);
+        succeed(&["plant", "--out", out.to_str().unwrap(), "--seed", seed]);
+        common::contents(&out)
+    };
+    let first = plant("a", "7");
+    assert_eq!(first, plant("b", "7"));
+    assert_ne!(first, plant("c", "8"));
+
+    let output = fathom().args(["plant", "--out"]).arg(dir.path().join("a")).output().unwrap();
+    common::assert_refused(&output, &["not empty"]);
+    assert_eq!(common::contents(&dir.path().join("a")), first);
+}
+
+#[test]
+fn doctor_names_kernels_this_cpu_runs() {
+    let report: Value =
+        serde_json::from_str(&succeed(&["doctor", "--json", "--threads", "2"])).unwrap();
+    let runs = report["kernels_this_cpu_runs"].as_array().unwrap();
+    assert!(runs.contains(&report["kernels"]) && runs.contains(&json!("portable")), "{report}");
+    assert_eq!(report["threads"], 2);
+}
+
+/// Nothing on standard error but errors with `--quiet`, and no bars where it is not a terminal.
+#[test]
+fn standard_error_is_quiet() {
+    let checkpoint = Checkpoint::planted();
+    let output = checkpoint.scan().arg("--quiet").output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Every command explains itself, with an example.
+#[test]
+fn help_teaches() {
+    for command in ["demo", "scan", "table", "capture", "plant", "doctor"] {
+        let help = succeed(&[command, "--help"]);
+        assert!(help.contains("Example") && help.contains(&format!("fathom {command} ")), "{help}");
+    }
+}

@@ -1,0 +1,14 @@
+//! `config.json`, as a stranger wrote it: a config or an error, and a config that is in proportion.
+#![no_main]
+
+use std::path::Path;
+
+use fathom_model::ModelConfig;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    if let Ok(config) = ModelConfig::parse(Path::new("config.json"), text) {
+        assert!(config.kv_heads > 0 && config.heads % config.kv_heads == 0, "{config:?}");
+        assert_eq!(config.windows.len(), config.layers, "{config:?}");
+    }
+});
