@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::brief::brief;
 use crate::{Error, Result};
 
 /// The directory of a model: an existing directory as it is, or `org/name` or `org/name@revision`
@@ -24,8 +25,9 @@ pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> 
     }
     let Some(id) = HubId::parse(spec) else {
         return Err(Error::Request(format!(
-            "model `{spec}` is neither an existing directory nor a hub id (`org/name` or \
-             `org/name@revision`)"
+            "model `{}` is neither an existing directory nor a hub id (`org/name` or \
+             `org/name@revision`)",
+            brief(spec)
         )));
     };
     let Some(cache) = cache_dir(env) else {

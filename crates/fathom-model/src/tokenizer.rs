@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::brief::brief;
 use crate::decode_stream::DecodeStream;
 use crate::special_tokens::{SpecialTokens, read_json_object};
 use crate::text_file::read_text;
@@ -45,12 +46,16 @@ impl Tokenizer {
     pub fn find(dir: &Path) -> Result<Option<Tokenizer>> {
         let path = dir.join("tokenizer.json");
         let Some(text) = read_text(&path)? else { return Ok(None) };
-        let mut inner: tokenizers::Tokenizer = text.parse().map_err(|error| {
-            Error::file(&path, format!("is not a usable tokenizer: {}", one_line(error)))
-        })?;
+        let mut inner: tokenizers::Tokenizer =
+            text.parse().map_err(|error: tokenizers::Error| {
+                Error::file(
+                    &path,
+                    format!("is not a usable tokenizer: {}", brief(&error.to_string())),
+                )
+            })?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| {
-            Error::file(&path, format!("is not a usable tokenizer: {}", one_line(error)))
+            Error::file(&path, format!("is not a usable tokenizer: {}", brief(&error.to_string())))
         })?;
         let config_path = dir.join("tokenizer_config.json");
         let config = read_json_object(&config_path)?.unwrap_or_default();
@@ -73,7 +78,10 @@ impl Tokenizer {
                 .encode_fast(text, special)
                 .map(|encoding| encoding.get_ids().to_vec())
                 .map_err(|error| {
-                    Error::file(&self.path, format!("cannot encode a text: {}", one_line(error)))
+                    Error::file(
+                        &self.path,
+                        format!("cannot encode a text: {}", brief(&error.to_string())),
+                    )
                 })
         };
         let mut ids = encode(add_special_tokens)?;
@@ -99,7 +107,10 @@ impl Tokenizer {
     /// A decoder of `tokenizer.json` that cannot decode these tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|error| {
-            Error::file(&self.path, format!("cannot decode token ids: {}", one_line(error)))
+            Error::file(
+                &self.path,
+                format!("cannot decode token ids: {}", brief(&error.to_string())),
+            )
         })
     }
 
@@ -196,9 +207,4 @@ pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Library messages may run over several lines; ours are one sentence.
-fn one_line(error: impl std::fmt::Display) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

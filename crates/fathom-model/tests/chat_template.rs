@@ -90,6 +90,15 @@ fn the_templates_own_message_is_told() {
 }
 
 #[test]
+fn messages_of_templates_stay_one_short_line() {
+    let message = message("{{ raise_exception('a\n' * 100000) }}");
+    assert!(
+        message.contains("conversation: a\\na\\n") && message.chars().count() < 400,
+        "{message}"
+    );
+}
+
+#[test]
 fn faults_name_the_line() {
     assert!(message("\n{% for %}").contains("is not valid"), "syntax");
     assert!(message("a\n{{ x.y.z }}").contains("(line 2)"));
@@ -97,6 +106,7 @@ fn faults_name_the_line() {
     assert!(message("{{ nosuch() }}").contains("nosuch is unknown"));
     assert!(message("{% include 'other' %}").contains("uses `include`"));
     assert!(message("{{ missing | tojson }}").contains("cannot be written as JSON"));
+    assert_eq!(render("{{ 'é' | tojson(true) }}").unwrap(), r#""\u00e9""#);
 }
 
 #[test]

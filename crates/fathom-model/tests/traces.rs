@@ -310,10 +310,9 @@ proptest! {
         "\\{\"(input_ids|prompt|output|index|prompt_len|messages|turns)\": ?[\\[\\]{}\":,0-9 .\\-e]{0,30}\\}?",
     ]) {
         let path = Path::new("t.jsonl");
-        for error in [Trace::parse(path, 1, &line).err(), Prompt::parse(path, 1, &line).err()] {
-            if let Some(error) = error {
-                prop_assert!(error.to_string().starts_with("t.jsonl: line 1: "), "{error}");
-            }
+        let errors = [Trace::parse(path, 1, &line).err(), Prompt::parse(path, 1, &line).err()];
+        for error in errors.into_iter().flatten() {
+            prop_assert!(error.to_string().starts_with("t.jsonl: line 1: "), "{error}");
         }
     }
 

@@ -164,20 +164,14 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
 /// What HuggingFace puts into the environment of a chat template.
 fn add_hugging_face(env: &mut Environment, budget: &Budget, date: jiff::civil::Date) {
     let b = budget.clone();
-    env.add_filter("tojson", move |value: &Value, args: Rest<Value>| {
-        let (ascii, indent, separators, sort, kwargs): (
-            Option<bool>,
-            Option<Value>,
-            Option<Vec<String>>,
-            Option<bool>,
-            Kwargs,
-        ) = from_args(&args)?;
-        let ascii = ascii.map_or_else(|| kwargs.get("ensure_ascii"), |ascii| Ok(Some(ascii)))?;
-        let indent = indent.map_or_else(|| kwargs.get("indent"), |indent| Ok(Some(indent)))?;
-        let separators = separators.map_or_else(|| kwargs.get("separators"), |s| Ok(Some(s)))?;
-        let sort = sort.map_or_else(|| kwargs.get("sort_keys"), |sort| Ok(Some(sort)))?;
+    env.add_filter("tojson", move |value: &Value, ensure_ascii: Option<Value>, kwargs: Kwargs| {
+        let ensure_ascii =
+            ensure_ascii.map_or_else(|| kwargs.get("ensure_ascii"), |a| Ok(Some(a)))?;
+        let indent: Option<Value> = kwargs.get("indent")?;
+        let separators: Option<Vec<String>> = kwargs.get("separators")?;
+        let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
         kwargs.assert_all_used()?;
-        let indent = indent.filter(|indent: &Value| !indent.is_none());
+        let indent = indent.filter(|indent| !indent.is_none());
         let indent = indent.map(|indent| spaces(&indent, &b)).transpose()?;
         // Python leaves no space at the end of a line.
         let default = if indent.is_some() { [",", ": "] } else { [", ", ": "] };
@@ -187,11 +181,11 @@ fn add_hugging_face(env: &mut Environment, budget: &Budget, date: jiff::civil::D
             Some(_) => return Err(invalid("`separators` of tojson must be two strings")),
         };
         let style = JsonStyle {
-            ensure_ascii: ascii.unwrap_or(false),
+            ensure_ascii: ensure_ascii.is_some_and(|ascii: Value| ascii.is_true()),
             indent,
             item_separator,
             key_separator,
-            sort_keys: sort.unwrap_or(false),
+            sort_keys: sort_keys.unwrap_or(false),
         };
         json(value, &style, &b)
     });
