@@ -38,7 +38,7 @@ pub(crate) fn argmax(cpu: &Cpu, x: &Rows, limit: usize) -> Vec<u32> {
         for row in rows {
             let index = cpu.isa.run(Argmax { x: &x.row(row)[..limit] });
             // SAFETY: threads have disjoint rows.
-            unsafe { *shared.as_ptr().add(row) = index as u32 };
+            unsafe { *shared.pointer().add(row) = index as u32 };
         }
     });
     best

@@ -60,7 +60,7 @@ impl<T: Pod> Aligned<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX);
+        let bytes = len.saturating_mul(size_of::<T>());
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
         Layout::from_size_align(bytes, align).unwrap_or_else(|_| panic!("{len} elements: too many"))
     }

@@ -44,8 +44,12 @@ pub(crate) struct AttentionScratch {
     out: Aligned<f32>,
     /// One step of the values with one half of each pair masked.
     step: Aligned<u32>,
+    /// For each row: the keys it sees, the largest score and the sum so far.
+    pub(crate) visible: Vec<Range<usize>>,
     max: Vec<f32>,
     sum: Vec<f32>,
+    /// For each row: its log-sum-exp, where that is an input.
+    pub(crate) lse: Vec<f32>,
 }
 
 /// Some query positions of one key/value head.
@@ -79,9 +83,10 @@ impl<'a> Queries<'a> {
         self.attention.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
-    /// Keys any of the rows sees.
-    pub(crate) fn visible_to_any(&self, rows: Range<usize>) -> Range<usize> {
-        self.visible(rows.start).start..self.visible(rows.end - 1).end
+    /// Keys each row sees, row by row.
+    pub(crate) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
+        visible.clear();
+        visible.extend((0..self.rows()).map(|row| self.visible(row)));
     }
 
     /// Batch row and query head of row `row`.
@@ -148,6 +153,11 @@ impl<'a> Queries<'a> {
     }
 }
 
+/// Keys any of `rows` sees, given those each row sees.
+pub(crate) fn union(visible: &[Range<usize>], rows: Range<usize>) -> Range<usize> {
+    visible[rows.start].start..visible[rows.end - 1].end
+}
+
 /// The part of `keys` that lies in block `block`, counted from the block's start.
 pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     let start = block * BLOCK;
@@ -173,9 +183,6 @@ pub(crate) fn mask<S: Simd>(
     x: S::F32,
     otherwise: f32,
 ) -> S::F32 {
-    if keys.start <= key && key + S::LANES <= keys.end {
-        return x;
-    }
     // SAFETY: IOTA holds MAX_LANES ≥ LANES elements.
     let lane = s.add(unsafe { s.load(IOTA.as_ptr()) }, s.splat(key as f32));
     let otherwise = s.splat(otherwise);
@@ -184,8 +191,9 @@ pub(crate) fn mask<S: Simd>(
 }
 
 pub(crate) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_, Kv>]) {
-    let Attention { heads, kv_heads, head_dim, window, .. } = *attention;
+    let Attention { heads, kv_heads, head_dim, scale, window, .. } = *attention;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads over {kv_heads} key/value heads");
+    assert!(scale > 0.0, "the scale of scores is positive");
     assert!(window != Some(0), "a window sees at least one key");
     assert_eq!(q.columns(), heads * head_dim, "query columns");
     assert!(spans.iter().all(|span| span.rows.end <= q.rows()), "span rows");
@@ -232,7 +240,7 @@ fn tasks<'a>(attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'_, Kv>]) -
             }));
         }
     }
-    tasks.sort_by_key(|task| Reverse(task.visible_to_any(0..task.rows()).len() * task.rows()));
+    tasks.sort_by_key(|task| Reverse(task.visible(task.rows() - 1).len() * task.rows()));
     tasks
 }
 
@@ -260,18 +268,19 @@ impl ProductKernel for Attend<'_> {
         scratch.sum.clear();
         scratch.sum.resize(rows, 0.0);
 
+        queries.list_visible(&mut scratch.visible);
+
         queries.pack::<S, P>(s, round, &mut scratch.q);
-        for block in blocks(&queries.visible_to_any(0..rows)) {
+        for block in blocks(&union(&scratch.visible, 0..rows)) {
             for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
-                let seen = queries.visible_to_any(tile_rows.clone());
-                let keys = within_block(&seen, block);
+                let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
+                let keys = within_block(&union(visible, tile_rows.clone()), block);
                 if keys.is_empty() {
                     continue;
                 }
-                let AttentionScratch { q, scores, .. } = &mut *scratch;
                 queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
                 for row in tile_rows.clone() {
-                    let keys = within_block(&queries.visible(row), block);
+                    let keys = within_block(&scratch.visible[row], block);
                     if !keys.is_empty() {
                         softmax::<S, P>(s, round, scratch, row, keys, scale, width);
                     }
@@ -292,7 +301,7 @@ impl ProductKernel for Attend<'_> {
             }
             if let Some(lse) = lse {
                 // SAFETY: as above.
-                unsafe { *lse.as_ptr().add(at) = scratch.max[row] + scratch.sum[row].ln() };
+                unsafe { *lse.pointer().add(at) = scratch.max[row] + scratch.sum[row].ln() };
             }
         }
     }
@@ -313,23 +322,28 @@ fn softmax<S: Simd, P: Product>(
     let vectors = || (keys.start / S::LANES * S::LANES..keys.end).step_by(S::LANES);
     let scores = scratch.scores[row * ROW_STRIDE..][..BLOCK].as_mut_ptr();
     let pairs = scratch.probabilities[row * ROW_STRIDE..][..BLOCK].as_mut_ptr().cast::<u16>();
-    // SAFETY, here and below: vectors start within the block, whose length is a multiple of LANES.
     let mut largest = s.splat(f32::NEG_INFINITY);
     for key in vectors() {
+        // SAFETY: vectors start within the block, whose length is a multiple of LANES.
         unsafe {
-            let x = s.mul(s.load(scores.add(key)), s.splat(scale));
-            let x = mask(s, &keys, key, x, f32::NEG_INFINITY);
-            s.store(scores.add(key), x);
+            let mut x = s.load(scores.add(key));
+            if key < keys.start || keys.end < key + S::LANES {
+                x = mask(s, &keys, key, x, f32::NEG_INFINITY);
+                s.store(scores.add(key), x);
+            }
             largest = s.max(largest, x);
         }
     }
     let old = scratch.max[row];
-    let block_max = s.max_lane(largest);
+    // The scale is positive: the largest score is the largest scaled.
+    let block_max = s.max_lane(largest) * scale;
     let max = if block_max > old { block_max } else { old };
     let mut sum = s.splat(0.0);
     for key in vectors() {
+        // SAFETY: as above.
         unsafe {
-            let p = exp(s, s.sub(s.load(scores.add(key)), s.splat(max)));
+            let x = s.load(scores.add(key));
+            let p = exp(s, s.fma(x, s.splat(scale), s.splat(-max)));
             sum = s.add(sum, p);
             if P::A_PAIRS {
                 s.store_bf16(pairs.add(key), p);
@@ -364,25 +378,27 @@ fn values<S: Simd, P: Product>(
     block: usize,
     width: usize,
 ) {
-    let keys_of = |row: usize| within_block(&queries.visible(row), block);
+    let visible = std::mem::take(&mut scratch.visible);
+    let keys_of = |row: usize| within_block(&visible[row], block);
     // In whole steps of k: a pair that only some rows see entirely is an edge.
     let start = keys_of(rows.end - 1).start.next_multiple_of(P::K);
     let end = keys_of(rows.start).end / P::K * P::K;
-    if start >= end {
+    if start < end {
+        for row in rows.clone() {
+            let keys = keys_of(row).start..start;
+            values_of_row::<S, P>(s, queries, scratch, row, block, keys, width);
+        }
+        values_of_tile::<S, P>(s, queries, scratch, rows.clone(), block, start..end, width);
+        for row in rows {
+            let keys = end..keys_of(row).end;
+            values_of_row::<S, P>(s, queries, scratch, row, block, keys, width);
+        }
+    } else {
         for row in rows {
             values_of_row::<S, P>(s, queries, scratch, row, block, keys_of(row), width);
         }
-        return;
     }
-    for row in rows.clone() {
-        let keys = keys_of(row).start..start;
-        values_of_row::<S, P>(s, queries, scratch, row, block, keys, width);
-    }
-    values_of_tile::<S, P>(s, queries, scratch, rows.clone(), block, start..end, width);
-    for row in rows {
-        let keys = end..keys_of(row).end;
-        values_of_row::<S, P>(s, queries, scratch, row, block, keys, width);
-    }
+    scratch.visible = visible;
 }
 
 /// `O += P · V` of rows that all see `keys`, whole steps of k.
@@ -451,7 +467,7 @@ fn half_step<S: Simd, P: Product>(
 ) {
     let kv = queries.kv;
     let values = kv.values(queries.attention.layer, queries.kv_head, block);
-    let half = if key % 2 == 0 { 0x0000_ffff } else { 0xffff_0000 };
+    let half = if key.is_multiple_of(2) { 0x0000_ffff } else { 0xffff_0000 };
     let panels = values.chunks_exact(kv.values_stride());
     for (step, panel) in scratch.step.chunks_exact_mut(PANEL).zip(panels) {
         for (word, value) in step.iter_mut().zip(&panel[key / 2 * PANEL..]) {
@@ -519,29 +535,30 @@ impl ProductKernel for Weights<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
         let Weights { queries, lse, out, span, keys: all_keys, scratch } = self;
-        let AttentionScratch { q, scores, .. } = scratch;
+        let AttentionScratch { q, scores, visible, .. } = scratch;
         let rows = queries.rows();
         scores.reserve(rows * ROW_STRIDE);
+        queries.list_visible(visible);
         queries.pack::<S, P>(s, round, q);
-        for block in blocks(&queries.visible_to_any(0..rows)) {
+        for block in blocks(&union(visible, 0..rows)) {
             for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
-                let keys = within_block(&queries.visible_to_any(tile_rows.clone()), block);
+                let keys = within_block(&union(visible, tile_rows.clone()), block);
                 if keys.is_empty() {
                     continue;
                 }
                 queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
                 for row in tile_rows {
                     let (batch_row, head) = queries.source(row);
-                    let keys = within_block(&queries.visible(row), block);
+                    let keys = within_block(&visible[row], block);
                     let line = head * span.rows.len() + batch_row - span.rows.start;
                     let at = line * all_keys + block * BLOCK;
                     // SAFETY: tasks have disjoint (row, head), and `keys` are keys of the span.
                     let out = unsafe { out.slice(at + keys.start..at + keys.end) };
                     let scores = &scores[row * ROW_STRIDE..][keys];
-                    let lse = s.splat(lse.row(batch_row)[head]);
+                    let scale = s.splat(queries.attention.scale);
+                    let minus_lse = s.splat(-lse.row(batch_row)[head]);
                     for (out, x) in out.chunks_mut(S::LANES).zip(scores.chunks(S::LANES)) {
-                        let x = s.mul(s.load_some(x), s.splat(queries.attention.scale));
-                        s.store_some(out, exp(s, s.sub(x, lse)));
+                        s.store_some(out, exp(s, s.fma(s.load_some(x), scale, minus_lse)));
                     }
                 }
             }

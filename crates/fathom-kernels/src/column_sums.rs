@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::attention::{AttentionScratch, Queries, check, mask, within_block};
+use crate::attention::{AttentionScratch, Queries, check, mask, union, within_block};
 use crate::cpu::Cpu;
 use crate::exp::exp;
 use crate::kv::{BLOCK, Kv};
@@ -99,11 +99,20 @@ impl ProductKernel for AddBlock<'_> {
                 positions: batch_rows.len(),
             };
             let rows = queries.rows();
-            let keys = within_block(&queries.visible_to_any(0..rows), block);
+            let AttentionScratch { q, scores, visible, lse: lses, .. } = &mut *scratch;
+            queries.list_visible(visible);
+            let keys = within_block(&union(visible, 0..rows), block);
             if keys.is_empty() {
                 continue;
             }
-            let AttentionScratch { q, scores, .. } = &mut *scratch;
+            for visible in visible.iter_mut() {
+                *visible = within_block(visible, block);
+            }
+            lses.clear();
+            lses.extend((0..rows).map(|row| {
+                let (batch_row, head) = queries.source(row);
+                lse.row(batch_row)[head]
+            }));
             scores.reserve(rows * ROW_STRIDE);
             queries.pack::<S, P>(s, round, q);
             for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
@@ -113,43 +122,53 @@ impl ProductKernel for AddBlock<'_> {
                 let sums = heads[kv_head * group + head];
                 // SAFETY: this task alone has this head and block.
                 let sums = unsafe { sums.slice(block * BLOCK..(block + 1) * BLOCK) };
-                add_head(s, &queries, head, block, keys.clone(), lse, scores, sums);
+                let rows = (head..rows).step_by(group).map(|row| Row {
+                    scores: &scores[row * ROW_STRIDE..][..BLOCK],
+                    minus_lse: -lses[row],
+                    visible: visible[row].clone(),
+                });
+                add_head(s, attention.scale, rows, keys.clone(), sums);
             }
         }
     }
 }
 
+/// One query of one head against one block of keys.
+struct Row<'a> {
+    /// Unscaled.
+    scores: &'a [f32],
+    minus_lse: f32,
+    /// Keys of the block it sees.
+    visible: Range<usize>,
+}
+
 /// Adds the probabilities of one head's rows to its sums of one block: a vector of keys at a time, its
 /// sums staying in registers while the rows pass.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn add_head<S: Simd>(
+fn add_head<'a, S: Simd>(
     s: S,
-    queries: &Queries<'_>,
-    head: usize,
-    block: usize,
+    scale: f32,
+    rows: impl Iterator<Item = Row<'a>> + Clone,
     keys: Range<usize>,
-    lse: &Rows,
-    scores: &[f32],
     sums: &mut [f64],
 ) {
-    let scale = s.splat(queries.attention.scale);
+    let scale = s.splat(scale);
     for key in (keys.start / S::LANES * S::LANES..keys.end).step_by(S::LANES) {
-        // SAFETY: `key` is a multiple of LANES within the block, which is `sums` long.
-        let mut sum = unsafe { s.load_f64(sums[key..].as_ptr()) };
-        for row in (head..queries.rows()).step_by(queries.group()) {
-            let visible = within_block(&queries.visible(row), block);
+        let sums = &mut sums[key..key + S::LANES];
+        // SAFETY: `sums` holds LANES elements.
+        let mut sum = unsafe { s.load_f64(sums.as_ptr()) };
+        for Row { scores, minus_lse, visible } in rows.clone() {
             if visible.end <= key || key + S::LANES <= visible.start {
                 continue;
             }
-            let (batch_row, query_head) = queries.source(row);
-            let lse = s.splat(lse.row(batch_row)[query_head]);
-            // SAFETY: rows of scores are ROW_STRIDE ≥ BLOCK long.
-            let score = unsafe { s.load(scores[row * ROW_STRIDE + key..].as_ptr()) };
-            let p = exp(s, s.sub(s.mul(score, scale), lse));
-            sum = s.add_f64(sum, mask(s, &visible, key, p, 0.0));
+            let score = s.load_some(&scores[key..]);
+            let mut p = exp(s, s.fma(score, scale, s.splat(minus_lse)));
+            if key < visible.start || visible.end < key + S::LANES {
+                p = mask(s, &visible, key, p, 0.0);
+            }
+            sum = s.add_f64(sum, p);
         }
         // SAFETY: as above.
-        unsafe { s.store_f64(sums[key..].as_mut_ptr(), sum) };
+        unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
     }
 }

@@ -112,7 +112,7 @@ pub(crate) fn linear(cpu: &Cpu, w: &Linear, x: &Rows, out: &mut Rows) {
 
     let out = out.shared();
     let multiply = |panels: Range<usize>| {
-        run(Job::Multiply { w, rows, panels, packed: packed.as_ptr(), out });
+        run(Job::Multiply { w, rows, panels, packed: packed.pointer(), out });
     };
     if rows * k * columns < WORTH_A_HAND_OFF {
         multiply(0..w.weights.panels());
@@ -144,7 +144,7 @@ impl ProductKernel for Job<'_> {
                     for (block, values) in x.row(row).chunks(k_block::<P>()).enumerate() {
                         let at = (block * x.rows() + row) * ROW_STRIDE;
                         // SAFETY: threads have disjoint rows; `linear` reserved all blocks.
-                        let out = unsafe { &mut *packed.as_ptr().add(at).cast() };
+                        let out = unsafe { &mut *packed.pointer().add(at).cast() };
                         pack_row::<S, P>(s, round, values, out);
                     }
                 }
@@ -207,7 +207,7 @@ unsafe fn multiply<S: Simd, P: Product>(
                     } else {
                         let at = tile_rows.start * columns + panel * PANEL;
                         // SAFETY: within `out`.
-                        (unsafe { out.as_ptr().add(at) }, columns)
+                        (unsafe { out.pointer().add(at) }, columns)
                     };
                     let bias = match &w.bias {
                         Some(bias) if last_block => bias[panel * PANEL..].as_ptr(),

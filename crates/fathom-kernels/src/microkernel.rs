@@ -275,7 +275,7 @@ impl Product for Pairs {
 ///
 /// # Safety
 /// As [`tile`], for all `vectors`.
-#[inline(always)]
+#[inline(never)] // one table of tiles per product, not one per place that multiplies
 pub(crate) unsafe fn tiles<S: Simd, P: Product>(s: S, rows: usize, vectors: usize, tile: Tile) {
     let per_panel = PANEL / S::LANES;
     let wide = S::tile_vectors(rows);
@@ -319,6 +319,16 @@ impl<K: ProductKernel> Kernel for ForProduct<K> {
             }
             (Storage::Bf16, Precision::Bf16) => self.kernel.run::<S, Widened>(s, true),
         }
+    }
+}
+
+/// The product [`ForProduct`] chooses, in words.
+pub(crate) fn product_name(storage: Storage, precision: Precision, bf16_dot: bool) -> &'static str {
+    match (storage, precision) {
+        (Storage::F32, _) => "f32 fma",
+        (Storage::Bf16, Precision::F32) => "bf16 widened in registers, f32 fma",
+        (Storage::Bf16, Precision::Bf16) if bf16_dot => "bf16 pairs, vdpbf16ps",
+        (Storage::Bf16, Precision::Bf16) => "operands rounded to bf16, f32 fma",
     }
 }
 

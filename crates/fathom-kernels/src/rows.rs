@@ -87,7 +87,7 @@ impl<T> SharedMut<T> {
         SharedMut(data.as_mut_ptr())
     }
 
-    pub(crate) fn as_ptr(self) -> *mut T {
+    pub(crate) fn pointer(self) -> *mut T {
         self.0
     }
 

@@ -147,11 +147,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    fn pow2(self, n: Self::F32) -> Self::F32 {
-        unsafe {
-            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-        }
+    fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        unsafe { _mm512_scalef_ps(x, n) }
     }
 
     #[inline(always)]
@@ -180,7 +177,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32 {
         if BF16 {
-            unsafe { _mm512_dpbf16_ps(acc, std::mem::transmute(a), std::mem::transmute(b)) }
+            unsafe {
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
+                let b = std::mem::transmute::<__m512i, __m512bh>(b);
+                _mm512_dpbf16_ps(acc, a, b)
+            }
         } else {
             let acc = self.fma(self.widen_low(a), self.widen_low(b), acc);
             self.fma(self.widen_high(a), self.widen_high(b), acc)
@@ -193,8 +194,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, x: Self::F32) {
         unsafe {
-            let halves = _mm512_srli_epi32::<16>(self.round_bits(x));
-            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(halves));
+            if BF16 {
+                // Unlike the other branch it takes subnormals for 0.
+                let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+                _mm256_storeu_si256(p.cast(), halves);
+            } else {
+                let halves = _mm512_srli_epi32::<16>(self.round_bits(x));
+                _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(halves));
+            }
         }
     }
 

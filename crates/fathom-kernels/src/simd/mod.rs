@@ -81,8 +81,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F32) -> f32;
     /// Largest lane (as [`Simd::max`] treats NaN).
     fn max_lane(self, x: Self::F32) -> f32;
-    /// `2^n` for lanes holding integers `-127 ≤ n ≤ 127`; `2^-127` comes out as 0.
-    fn pow2(self, n: Self::F32) -> Self::F32;
+    /// `x · 2^n` for lanes of n holding integers `-200 ≤ n ≤ 128` and x about 1. Results below the
+    /// smallest normal number may come out as 0, and do from 2^-150 down.
+    fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32;
 
     /// # Safety
     /// `p` is valid for reading `LANES` words.

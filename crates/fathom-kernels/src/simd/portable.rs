@@ -113,8 +113,10 @@ impl Simd for Portable {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
-    fn pow2(self, n: Self::F32) -> Self::F32 {
-        map(n, |n| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        // In two factors, as 2^128 is no f32; n - 1 = -127 has the bits of 0.
+        let pow2 = |n: f32| f32::from_bits(((n as i32 - 1 + 127).max(0) as u32) << 23);
+        zip(x, n, |x, n| x * pow2(n) * 2.0)
     }
 
     #[inline(always)]
