@@ -69,12 +69,9 @@ fn no_primary(manifest: &Manifest, traces: &[TraceDetection], count: usize) -> S
         .filter(|(_, note)| note.finding == Finding::NoPrimarySink)
         .max_by(|(_, a), (_, b)| a.rise.total_cmp(&b.rise));
     let nearest = nearest.map_or(String::new(), |(trace, note)| {
-        let layer = note.clip.map_or(String::new(), |clip| format!(" at layer {}", clip.start));
-        format!(
-            " The largest it gets after rising is {} times{layer}, in trace {}.",
-            factor(note.rise),
-            trace.sample_index
-        )
+        let layer = note.clip.map_or(String::new(), |clip| format!(", at layer {}", clip.start));
+        let (rise, index) = (factor(note.rise.max(0.0)), trace.sample_index);
+        format!(" The largest rise is by {rise} times{layer}, in trace {index}.")
     });
     let which = match (count, traces.len()) {
         (1, 1) => "The trace has no".to_owned(),
@@ -87,7 +84,7 @@ fn no_primary(manifest: &Manifest, traces: &[TraceDetection], count: usize) -> S
         _ => "the strongest candidate".to_owned(),
     };
     format!(
-        "{which} primary sink: the norm of {reference} never rises to {} times that of the \
+        "{which} primary sink: the norm of {reference} never rises by {} times that of the \
          mean token.{nearest} Without one there is nothing for secondary sinks to be aligned with.",
         factor(manifest.options.rise_factor),
     )

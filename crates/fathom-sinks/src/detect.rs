@@ -14,8 +14,8 @@ pub struct DetectOptions {
     pub preset: Preset,
     /// τ: a token is a sink where its cosine with the reference is above.
     pub threshold: f32,
-    /// The reference counts as a primary sink when its norm at its first layer is at least this many
-    /// times that of the mean token.
+    /// The reference is a primary sink when its norm rises by at least this many times that of the mean
+    /// token; see [`Detection::rise`].
     pub rise_factor: f32,
 }
 
@@ -86,8 +86,9 @@ pub struct Detection {
     pub reference: usize,
     /// Where the reference's norm rises and falls; `None` when [`Finding::TooShort`].
     pub clip: Option<Clip>,
-    /// Norm of the reference over that of the mean token not aligned with it, at the clip's first layer
-    /// (over its own a layer earlier where every token is aligned); 0 when [`Finding::TooShort`].
+    /// By how much the norm of the reference rises into the clip's first layer, in mean norms of the tokens
+    /// not aligned with it there (in its own norm before, where every token is aligned); 0 when
+    /// [`Finding::TooShort`].
     pub rise: f32,
     /// The sinks by position, the reference among them; empty without a primary sink.
     pub sinks: Vec<Sink>,
@@ -105,8 +106,7 @@ pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     };
 
     let rise = states.rise(clip.start, &norms, options);
-    let rises = norms[clip.start] > norms[clip.start - 1] && rise >= options.rise_factor;
-    if !rises {
+    if rise < options.rise_factor {
         let finding = Finding::NoPrimarySink;
         return Detection { finding, reference, clip: Some(clip), rise, sinks: Vec::new() };
     }
@@ -162,7 +162,7 @@ impl<'a> States<'a> {
         }
     }
 
-    /// How far the reference stands out at layer `start`; see [`Detection::rise`].
+    /// See [`Detection::rise`].
     fn rise(&self, start: usize, reference_norm: &[f32], options: &DetectOptions) -> f32 {
         let reference = self.position();
         let aligned = |t| self.preset.aligned(self.cosine(start, t), options.threshold);
@@ -174,9 +174,10 @@ impl<'a> States<'a> {
             0 => f64::from(reference_norm[start - 1]),
             count => sum / f64::from(count),
         };
-        let norm = f64::from(reference_norm[start]);
-        match norm > 0.0 {
-            true => (norm / base).min(f64::from(f32::MAX)) as f32, // of zero vectors: the largest
+        let rise = f64::from(reference_norm[start]) - f64::from(reference_norm[start - 1]);
+        match base > 0.0 {
+            true => (rise / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
+            false if rise > 0.0 => f32::MAX, // over zero vectors
             false => 0.0,
         }
     }

@@ -38,7 +38,7 @@ pub struct ScanNote {
     /// Where the reference is a sink; absent when the trace was too short to tell.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub clip: Option<Clip>,
-    /// How far the reference stands out: [`Detection::rise`].
+    /// By how much the reference rises: [`Detection::rise`].
     pub rise: f32,
     /// Layers of the model.
     pub layers: usize,
