@@ -9,6 +9,9 @@ use bytemuck::Pod;
 /// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a packed
 /// panel straddles two cache lines.
 pub(crate) struct Aligned<T: Pod> {
+    /// What the allocator gave: some bytes more than `len` elements take.
+    allocation: NonNull<u8>,
+    /// The first boundary within.
     data: NonNull<T>,
     len: usize,
 }
@@ -25,19 +28,26 @@ const HUGE_PAGE: usize = 2 << 20;
 impl<T: Pod> Aligned<T> {
     pub(crate) fn zeroed(len: usize) -> Aligned<T> {
         if len == 0 {
-            return Aligned { data: NonNull::dangling(), len };
+            return Aligned { allocation: NonNull::dangling(), data: NonNull::dangling(), len };
         }
-        let layout = Self::layout(len);
-        // SAFETY: the layout is not empty: `len > 0` and `Pod` types here are f32, u32 and f64.
+        let (layout, boundary) = Self::layout(len);
+        // Aligned by hand: an allocator asked for zeros *and* a large alignment clears the memory
+        // itself, where it could have taken untouched pages from the system.
+        // SAFETY: the layout is not empty, as `len > 0`.
         let pointer = unsafe { alloc_zeroed(layout) };
-        let Some(data) = NonNull::new(pointer.cast::<T>()) else { handle_alloc_error(layout) };
+        let Some(allocation) = NonNull::new(pointer) else { handle_alloc_error(layout) };
+        let offset = pointer.addr().next_multiple_of(boundary) - pointer.addr();
+        // SAFETY: the layout has room for less than `boundary` bytes before `len` elements.
+        let data = unsafe { allocation.add(offset).cast::<T>() };
         #[cfg(target_os = "linux")]
-        if layout.size() >= HUGE_PAGE {
-            // SAFETY: the range was just allocated and starts on a page. The call is advice: failure
-            // changes nothing but speed.
-            unsafe { libc::madvise(pointer.cast(), layout.size(), libc::MADV_HUGEPAGE) };
+        if boundary == HUGE_PAGE {
+            // SAFETY: the range lies in the allocation and starts on a page. The call is advice:
+            // failure changes nothing but speed.
+            unsafe {
+                libc::madvise(data.as_ptr().cast(), len * size_of::<T>(), libc::MADV_HUGEPAGE)
+            };
         }
-        Aligned { data, len }
+        Aligned { allocation, data, len }
     }
 
     pub(crate) fn filled(len: usize, value: T) -> Aligned<T> {
@@ -59,10 +69,12 @@ impl<T: Pod> Aligned<T> {
         }
     }
 
-    fn layout(len: usize) -> Layout {
+    /// Layout of the allocation, and the boundary the elements start on.
+    fn layout(len: usize) -> (Layout, usize) {
         let bytes = len.saturating_mul(size_of::<T>());
-        let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
-        Layout::from_size_align(bytes, align).unwrap_or_else(|_| panic!("{len} elements: too many"))
+        let boundary = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
+        let layout = Layout::from_size_align(bytes.saturating_add(boundary), align_of::<T>());
+        (layout.unwrap_or_else(|_| panic!("{len} elements: too many")), boundary)
     }
 }
 
@@ -76,7 +88,7 @@ impl<T: Pod> Drop for Aligned<T> {
     fn drop(&mut self) {
         if self.len > 0 {
             // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+            unsafe { dealloc(self.allocation.as_ptr(), Self::layout(self.len).0) }
         }
     }
 }

@@ -77,6 +77,12 @@ impl<'a> Queries<'a> {
         self.positions * self.group()
     }
 
+    /// About how many multiplications a product with all visible keys takes.
+    fn work(&self) -> usize {
+        let keys = self.visible(self.rows() - 1).len();
+        keys * self.rows() * self.attention.head_dim
+    }
+
     /// Keys row `row` sees.
     pub(crate) fn visible(&self, row: usize) -> Range<usize> {
         let end = self.position + row / self.group() + 1;
@@ -216,7 +222,7 @@ pub(crate) fn attend(
     let out = out.shared();
     let lse = lse.map(Rows::shared);
     let tasks = tasks(attention, q, spans);
-    cpu.tasks(tasks.len(), |task, scratch| {
+    cpu.tasks(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
         let kernel = Attend { queries: tasks[task], out, lse, scratch };
         cpu.isa.run(ForProduct { storage, precision: cpu.precision, kernel });
     });
@@ -240,7 +246,7 @@ fn tasks<'a>(attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'_, Kv>]) -
             }));
         }
     }
-    tasks.sort_by_key(|task| Reverse(task.visible(task.rows() - 1).len() * task.rows()));
+    tasks.sort_by_key(|task| Reverse(task.work()));
     tasks
 }
 
@@ -514,7 +520,7 @@ pub(crate) fn weights(
     let mut weights = vec![0.0; attention.heads * span.rows.len() * keys];
     let out = SharedMut::new(&mut weights);
     let tasks = tasks(attention, q, std::slice::from_ref(span));
-    cpu.tasks(tasks.len(), |task, scratch| {
+    cpu.tasks(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
         let kernel = Weights { queries: tasks[task], lse, out, span, keys, scratch };
         let storage = span.kv.storage;
         cpu.isa.run(ForProduct { storage, precision: cpu.precision, kernel });

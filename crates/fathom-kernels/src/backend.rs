@@ -3,11 +3,6 @@
 //! [`Backend`] is everything `fathom-model` knows about a machine. Activations are opaque `Rows`; host
 //! memory is touched only through [`Backend::host_rows`] and [`Backend::write_rows`]. [`crate::Cpu`] is
 //! the implementation in this crate.
-//!
-//! # The contract every implementation keeps
-//! **Row invariance**: the bits of a result row depend on that row's inputs and the weights only, never
-//! on how many other rows, sequences or threads are computed beside it, nor on how a sequence was cut
-//! into chunks. Speculative decoding is exactly lossless, and runs are reproducible, because of it.
 
 use std::ops::Range;
 
@@ -64,7 +59,12 @@ pub struct Span<'a, Kv> {
     pub kv: &'a mut Kv,
 }
 
-/// A machine that can run the forward pass. See the [module](self) documentation for the contract.
+/// A machine that can run the forward pass.
+///
+/// Every implementation is **row-invariant**: the bits of a result row depend on that row's inputs and
+/// the weights only, never on how many other rows, sequences or threads are computed beside it, nor on
+/// how a sequence was cut into chunks. Speculative decoding is exactly lossless, and runs are
+/// reproducible, because of it.
 ///
 /// Shapes are written `[rows, columns]`, row-major. Arguments whose shapes do not fit each other are a
 /// bug in the caller and panic; everything that comes from a file is checked before it gets here.

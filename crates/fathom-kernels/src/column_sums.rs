@@ -65,7 +65,8 @@ pub(crate) fn add(
         })
         .collect();
     let tasks = attention.kv_heads * (blocks - first_block);
-    cpu.tasks(tasks, |task, scratch| {
+    let work = attention.heads * attention.head_dim * span.rows.len() * blocks * BLOCK;
+    cpu.tasks(tasks, work, |task, scratch| {
         let (kv_head, block) = (task % attention.kv_heads, first_block + task / attention.kv_heads);
         let kernel = AddBlock { attention, q, lse, span, kv_head, block, heads: &heads, scratch };
         cpu.isa.run(ForProduct { storage: span.kv.storage, precision: cpu.precision, kernel });

@@ -65,6 +65,9 @@ pub struct Cpu {
     pub(crate) packed: Mutex<Aligned<u32>>,
 }
 
+/// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
+pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
+
 impl Cpu {
     /// Starts the threads.
     pub fn new(options: CpuOptions) -> Result<Cpu, CpuError> {
@@ -108,7 +111,6 @@ impl Cpu {
 
     /// Cuts `0..rows` among threads, unless the `work` in all (elements touched) is not worth a hand-off.
     pub(crate) fn split_rows(&self, rows: usize, work: usize, part: impl Fn(Range<usize>) + Sync) {
-        const WORTH_A_HAND_OFF: usize = 1 << 15;
         if work < WORTH_A_HAND_OFF || rows < 2 {
             part(0..rows);
         } else {
@@ -116,10 +118,16 @@ impl Cpu {
         }
     }
 
-    /// Runs every task once, on whichever thread is free, with that thread's scratch memory.
-    pub(crate) fn tasks(&self, n: usize, run: impl Fn(usize, &mut AttentionScratch) + Sync) {
+    /// Runs every task once, on whichever thread is free, with that thread's scratch memory; on the
+    /// calling thread alone if the `work` in all (multiplications) is not worth a hand-off.
+    pub(crate) fn tasks(
+        &self,
+        n: usize,
+        work: usize,
+        run: impl Fn(usize, &mut AttentionScratch) + Sync,
+    ) {
         let next = AtomicUsize::new(0);
-        let work = |thread: usize| {
+        let on_thread = |thread: usize| {
             let mut scratch = lock(&self.scratch[thread]);
             loop {
                 let task = next.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +137,7 @@ impl Cpu {
                 run(task, &mut scratch);
             }
         };
-        if n == 1 { work(0) } else { self.pool.run(&work) }
+        if n == 1 || work < WORTH_A_HAND_OFF { on_thread(0) } else { self.pool.run(&on_thread) }
     }
 }
 

@@ -3,7 +3,7 @@
 //! `x = n·ln 2 + r` with integer n and |r| ≤ ln 2 / 2, so `e^x = 2^n · e^r`, and
 //! `e^r ≈ 1 + r + r²·q(r)` with q of degree 4, interpolating `(e^r - 1 - r) / r²` at Chebyshev nodes:
 //! the polynomial is off by a fifth of f32's rounding unit, the rest is rounding. Measured over all of
-//! f32's range the result is within 1.5 ulp of the true value.
+//! f32's range the result is within 1 ulp of the true value, 1.25 where there is no fused multiply-add.
 
 use crate::simd::Simd;
 
@@ -42,7 +42,9 @@ mod tests {
     use crate::simd::Kernel;
 
     /// Largest error in units in the last place, where results are normal numbers.
-    const MAX_ULP: f64 = 1.5;
+    fn max_ulp(isa: Isa) -> f64 {
+        if isa == Isa::Portable { 1.25 } else { 1.0 }
+    }
     const NORMAL: f32 = -86.98;
 
     struct ExpAll<'a>(&'a mut [f32]);
@@ -78,7 +80,7 @@ mod tests {
                 let as_f32 = truth as f32;
                 let ulp = f64::from(f32::from_bits(as_f32.to_bits() + 1)) - f64::from(as_f32);
                 let error = (f64::from(y) - truth).abs() / ulp;
-                assert!(error <= MAX_ULP, "{isa}: exp({x}) = {y}, {error} ulp off");
+                assert!(error <= max_ulp(isa), "{isa}: exp({x}) = {y}, {error} ulp off");
             }
         });
     }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::WeightView;
 use crate::aligned::Aligned;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, WORTH_A_HAND_OFF};
 use crate::microkernel::{
     ForProduct, PANEL, Product, ProductKernel, ROW_STRIDE, ROW_WORDS, Tile, even_parts, tiles,
 };
@@ -55,8 +55,6 @@ const ROW_BLOCKS: usize = 16;
 const GROUP: usize = 8;
 /// The most rows of any instruction set's register tile.
 const MAX_TILE_ROWS: usize = 14;
-/// Multiplications below which a second thread is not worth its hand-off.
-const WORTH_A_HAND_OFF: usize = 1 << 16;
 
 pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Linear {
     let bytes = weight.rows * weight.columns * weight.dtype.size();

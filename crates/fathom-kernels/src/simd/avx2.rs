@@ -140,12 +140,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
-        // In two factors, as 2^128 is no f32; n - 1 = -127 has the bits of 0.
+        // 2x · 2^(n-1), as 2^128 is no f32; n - 1 = -127 has the bits of 0.
         unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126));
             let biased = _mm256_max_epi32(biased, _mm256_setzero_si256());
             let pow2 = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased));
-            _mm256_mul_ps(_mm256_mul_ps(x, pow2), _mm256_set1_ps(2.0))
+            _mm256_mul_ps(_mm256_add_ps(x, x), pow2)
         }
     }
 
