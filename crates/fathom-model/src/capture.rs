@@ -10,16 +10,19 @@ use serde_json::{Map, Value, json};
 
 use crate::site::Layout;
 use crate::{
-    Access, At, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site,
+    Access, At, EditProbe, Edits, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result,
+    SequenceOptions, Site,
 };
 
 /// What to capture from one pass.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CaptureRequest {
     /// Sites and layers, each once, in the order of the file; layer 0 for sites without layers.
     places: Vec<(Site, usize)>,
     /// Positions to keep, ascending; `None`: all.
     positions: Option<Vec<usize>>,
+    /// What is changed in the pass.
+    edits: Edits,
 }
 
 impl CaptureRequest {
@@ -61,7 +64,12 @@ impl CaptureRequest {
             positions.dedup();
             positions
         });
-        Ok(CaptureRequest { places, positions })
+        Ok(CaptureRequest { places, positions, edits: Edits::default() })
+    }
+
+    /// Captures a pass in which `edits` are made; what is captured is what the pass goes on with.
+    pub fn with_edits(self, edits: Edits) -> CaptureRequest {
+        CaptureRequest { edits, ..self }
     }
 
     /// Bytes of values the capture of a text of `tokens` tokens holds.
@@ -105,7 +113,8 @@ pub fn capture<B: Backend>(
     });
     // Logits are as wide as the vocabulary: fewer rows at a time keep them small.
     let chunk = if wants(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
-    model.prefill(&mut sequence, ids, chunk, Some(&mut writer), progress)?;
+    let mut probe = EditProbe::new(&request.edits).watched_by(&mut writer);
+    model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
     for (site, layer) in &request.places {
         if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)) {
             let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..ids.len() };
@@ -154,13 +163,17 @@ impl<'a> Writer<'a> {
             Precision::Bf16 => "bf16",
         };
         let mut header = Map::new();
-        let metadata = json!({
+        let mut metadata = json!({
             "format": "pt",
             "fathom_version": env!("CARGO_PKG_VERSION"),
             "precision": precision,
             "input_ids": Value::from(ids).to_string(),
             "positions": request.positions.as_ref().map_or("all".to_owned(), |p| json!(p).to_string()),
         });
+        if !request.edits.is_empty() {
+            let edits: Vec<String> = request.edits.iter().map(ToString::to_string).collect();
+            metadata["edits"] = json!(edits.join("; "));
+        }
         header.insert("__metadata__".to_owned(), metadata);
         let mut tensors = Vec::with_capacity(request.places.len());
         let mut end = 0u64;

@@ -242,7 +242,7 @@ impl Checkpoint {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<Shard> {
+    pub(crate) fn open(path: PathBuf) -> Result<Shard> {
         let metadata = std::fs::metadata(&path).map_err(Error::io(&path, "cannot be read"))?;
         // Before opening: a pipe would wait for a writer.
         if !metadata.is_file() {

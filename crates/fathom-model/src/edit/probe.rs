@@ -1,0 +1,162 @@
+//! Carrying out edits.
+
+use std::ops::Range;
+
+use fathom_kernels::vector::{dot, squared_norm};
+
+use super::{Change, Edit, Edits, Positions};
+use crate::{Access, At, Error, Probe, Result, Site};
+
+/// Changes what [`Edits`] name in a pass over a single sequence. A second probe may watch: it sees the
+/// values the pass goes on with.
+pub struct EditProbe<'a> {
+    edits: Vec<(&'a Edit, Source)>,
+    watcher: Option<&'a mut dyn Probe>,
+    /// Positions changed because they are aligned, ascending, by place.
+    aligned: Vec<(Site, usize, usize)>,
+}
+
+/// What a copy or a mean has seen of the positions it comes from.
+#[derive(Default)]
+struct Source {
+    sum: Vec<f64>, // [columns]
+    rows: usize,
+}
+
+impl<'a> EditProbe<'a> {
+    /// A probe that edits.
+    pub fn new(edits: &'a Edits) -> EditProbe<'a> {
+        let edits = edits.edits.iter().map(|edit| (edit, Source::default())).collect();
+        EditProbe { edits, watcher: None, aligned: Vec::new() }
+    }
+
+    /// Also shows `watcher` what it asks for, as it is after the edits. The watcher cannot edit.
+    pub fn watched_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
+        self.watcher = Some(watcher);
+        self
+    }
+
+    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position), each place's
+    /// ascending.
+    pub fn aligned(&self) -> &[(Site, usize, usize)] {
+        &self.aligned
+    }
+}
+
+impl Probe for EditProbe<'_> {
+    fn access(&self, site: Site, layer: usize) -> Access {
+        if self.edits.iter().any(|(edit, _)| (edit.site, edit.layer) == (site, layer)) {
+            return Access::Edit;
+        }
+        match self.watcher.as_ref().map(|watcher| watcher.access(site, layer)) {
+            None | Some(Access::Skip) => Access::Skip,
+            Some(Access::Read | Access::Edit) => Access::Read,
+        }
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.read(at, values),
+            None => Ok(()),
+        }
+    }
+
+    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
+        let width = values.len() / at.positions.len().max(1);
+        let computed = values.to_vec();
+        for (edit, source) in &mut self.edits {
+            if (edit.site, edit.layer) != (at.site, at.layer) {
+                continue;
+            }
+            source.see(edit, at, &computed, width);
+            let source = source.mean();
+            for (i, position) in at.positions.clone().enumerate() {
+                let row = i * width..(i + 1) * width;
+                if !changes(&edit.positions, position, &computed[row.clone()]) {
+                    continue;
+                }
+                if matches!(edit.positions, Positions::Aligned { .. }) {
+                    self.aligned.push((at.site, at.layer, position));
+                }
+                match &edit.columns {
+                    None => change(&edit.change, &source, &mut values[row])?,
+                    Some(columns) => {
+                        let row = &mut values[row];
+                        let mut chosen: Vec<f32> = columns.iter().map(|c| row[*c]).collect();
+                        change(&edit.change, &source, &mut chosen)?;
+                        columns.iter().zip(chosen).for_each(|(c, value)| row[*c] = value);
+                    }
+                }
+            }
+        }
+        let watcher = self.watcher.as_mut();
+        match watcher.filter(|watcher| watcher.access(at.site, at.layer) != Access::Skip) {
+            Some(watcher) => watcher.read(at, values),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether a position, with the row computed there, is one of those that are changed.
+fn changes(positions: &Positions, position: usize, row: &[f32]) -> bool {
+    match positions {
+        Positions::These(ranges) => ranges.iter().any(|range| range.contains(&position)),
+        Positions::Aligned { direction, cosine, from } => {
+            let norms = (squared_norm(direction) * squared_norm(row)).sqrt();
+            position >= *from && norms > 0.0 && dot(direction, row) > cosine * norms
+        }
+    }
+}
+
+/// Changes the chosen columns of a row.
+fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
+    match change {
+        Change::Zero => values.fill(0.0),
+        Change::Scale(factor) => values.iter_mut().for_each(|value| *value *= factor),
+        Change::Clamp(norm) => {
+            let before = squared_norm(values).sqrt();
+            if before > *norm {
+                values.iter_mut().for_each(|value| *value *= norm / before);
+            }
+        }
+        Change::Add(terms) => values.iter_mut().zip(terms).for_each(|(value, term)| *value += term),
+        Change::Replace(new) => values.copy_from_slice(new),
+        Change::Copy(_) | Change::Mean(_) if source.is_empty() => {
+            // Positions before the text's own: a sequence that did not start at 0 under this probe.
+            let problem = "an edit copies from positions this pass did not compute";
+            return Err(Error::Request(problem.to_owned()));
+        }
+        Change::Copy(_) | Change::Mean(_) => values.copy_from_slice(source),
+    }
+    Ok(())
+}
+
+impl Source {
+    /// Takes in the rows of a chunk that the edit copies from.
+    fn see(&mut self, edit: &Edit, at: &At, computed: &[f32], width: usize) {
+        let ranges: &[Range<usize>] = match &edit.change {
+            Change::Copy(position) => &[*position..*position + 1],
+            Change::Mean(ranges) => ranges,
+            _ => return,
+        };
+        for (position, row) in at.positions.clone().zip(computed.chunks_exact(width)) {
+            if ranges.iter().any(|range| range.contains(&position)) {
+                let columns = edit.columns.as_ref().map_or(width, Vec::len);
+                self.sum.resize(columns, 0.0);
+                match &edit.columns {
+                    None => self.sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x)),
+                    Some(columns) => {
+                        let chosen = columns.iter().map(|c| f64::from(row[*c]));
+                        self.sum.iter_mut().zip(chosen).for_each(|(s, x)| *s += x);
+                    }
+                }
+                self.rows += 1;
+            }
+        }
+    }
+
+    /// Their mean; empty where none has come.
+    fn mean(&self) -> Vec<f32> {
+        self.sum.iter().map(|sum| (sum / self.rows as f64) as f32).collect()
+    }
+}
