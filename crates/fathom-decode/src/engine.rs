@@ -156,6 +156,16 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.waiting.len() + self.running.len()
     }
 
+    /// How it is set up.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    /// Mean accepted tokens, so far, of a request in the batch.
+    pub fn mat(&self, request: u64) -> Option<f64> {
+        self.running.iter().find(|slot| slot.request == request)?.runs.mean()
+    }
+
     /// Where the time went, and what speculation was worth.
     pub fn metrics(&self) -> &EngineMetrics {
         &self.metrics

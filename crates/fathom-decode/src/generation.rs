@@ -1,5 +1,6 @@
 //! From prompts to texts: what `fathom generate` does beside reading arguments.
 
+mod in_order;
 mod trace_file;
 mod trace_line;
 
@@ -11,6 +12,7 @@ use fathom_model::{PromptContent, Result, Tokenizer};
 
 use crate::engine::{Engine, Request, Update};
 use crate::{Finish, SamplingParams, TextStream};
+pub use in_order::InOrder;
 pub use trace_file::TraceFile;
 pub use trace_line::{Origin, TraceLine};
 

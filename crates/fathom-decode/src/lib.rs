@@ -17,6 +17,7 @@ pub mod ar;
 mod completion;
 pub mod engine;
 mod gamma;
+pub mod generation;
 mod metrics;
 mod mode;
 mod pearl;
@@ -27,6 +28,7 @@ pub mod seed_table;
 pub mod simulate;
 mod stop_strings;
 mod text_stream;
+mod threads;
 mod verify;
 mod vocabulary;
 
@@ -42,5 +44,6 @@ pub use sampling::{
 };
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
+pub use threads::ThreadSplit;
 pub use verify::{Judge, Outcome, Verdict, verify};
 pub use vocabulary::shared_vocabulary;

@@ -4,7 +4,9 @@ use std::io::Write;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{bench_engine, capture, demo, doctor, generate, plant, scan, simulate, table};
+use crate::commands::{
+    bench_engine, capture, demo, doctor, generate, plant, scan, simulate, table,
+};
 use crate::failure::Failure;
 
 /// Fathom: a language-model engine you can see into while it runs fast.

@@ -1,6 +1,5 @@
 //! Generated texts on disk: a line each, in the order of the tasks, each durable before the next.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -8,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fathom_model::{Error, Result};
 use serde_json::{Map, Value};
 
-use super::{Generation, Task, TraceLine};
+use super::{Generation, InOrder, Task, TraceLine};
 
 /// An output file being written. Texts end in any order; lines are written in the order of the tasks, so
 /// a line is in the file when it and all before it are. Dropped at any time, it can be resumed.
@@ -18,9 +17,7 @@ pub struct TraceFile {
     /// Held open and locked: two processes must not write one file.
     file: File,
     line: TraceLine,
-    written: u64,
-    /// Texts that wait for those before them.
-    early: BTreeMap<u64, String>,
+    lines: InOrder<String>,
 }
 
 impl TraceFile {
@@ -62,9 +59,10 @@ impl TraceFile {
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(Error::io(path, "cannot be opened for writing"))?;
         let mut resumed = TraceFile::locked(path, file, line)?;
-        let whole = resumed.check_lines(tasks)?;
+        let (lines, bytes) = resumed.check_lines(tasks)?;
+        resumed.lines = InOrder::starting_at(lines);
         let file = &mut resumed.file;
-        file.set_len(whole)
+        file.set_len(bytes)
             .and_then(|()| file.seek(io::SeekFrom::End(0)))
             .and_then(|_| file.sync_all())
             .map_err(Error::io(path, "cannot be written"))?;
@@ -81,13 +79,13 @@ impl TraceFile {
                 return Err(Error::io(path, "cannot be locked")(error));
             }
         }
-        Ok(TraceFile { path: path.to_owned(), file, line, written: 0, early: BTreeMap::new() })
+        Ok(TraceFile { path: path.to_owned(), file, line, lines: InOrder::starting_at(0) })
     }
 
-    /// Counts the whole lines into `written`; returns how many bytes they are.
-    fn check_lines(&mut self, tasks: &[Task]) -> Result<u64> {
+    /// The whole lines of the file: how many they are, and how many bytes.
+    fn check_lines(&self, tasks: &[Task]) -> Result<(u64, u64)> {
         let mut reader = BufReader::new(&self.file);
-        let mut whole = 0;
+        let (mut lines, mut whole) = (0, 0);
         let mut bytes = Vec::new();
         for number in 1.. {
             bytes.clear();
@@ -111,9 +109,9 @@ impl TraceFile {
                 ));
             }
             whole += read as u64;
-            self.written += 1;
+            lines += 1;
         }
-        Ok(whole)
+        Ok((lines, whole))
     }
 
     /// The first field in which a line differs from what `task` would write.
@@ -123,14 +121,15 @@ impl TraceFile {
         let ids = line.get("input_ids").and_then(Value::as_array);
         let prompt = || task.ids.iter().map(|id| Some(u64::from(*id)));
         let same_ids = ids.is_some_and(|ids| {
-            ids.len() > task.ids.len() && prompt().eq(ids.iter().take(task.ids.len()).map(Value::as_u64))
+            ids.len() > task.ids.len()
+                && prompt().eq(ids.iter().take(task.ids.len()).map(Value::as_u64))
         });
         other.map(|(name, _)| name).or((!same_ids).then(|| "input_ids".to_owned()))
     }
 
     /// Texts that are in the file.
     pub fn written(&self) -> u64 {
-        self.written
+        self.lines.next_number()
     }
 
     /// Takes a text that has ended, and writes it when all before it are written. What is written
@@ -140,13 +139,12 @@ impl TraceFile {
     /// The disk is full or gone; the file can be resumed.
     pub fn push(&mut self, generation: &Generation) -> Result<()> {
         let line = Value::Object(self.line.object(generation)).to_string() + "\n";
-        self.early.insert(generation.task.index, line);
-        while let Some(line) = self.early.remove(&self.written) {
+        self.lines.insert(generation.task.index, line);
+        while let Some(line) = self.lines.take_next() {
             self.file
                 .write_all(line.as_bytes())
                 .and_then(|()| self.file.sync_data())
                 .map_err(Error::io(&self.path, "cannot be written"))?;
-            self.written += 1;
         }
         Ok(())
     }
@@ -195,7 +193,7 @@ mod tests {
         assert!(error.contains("exists already"), "{error}");
     }
 
-    /// Cut anywhere, the file is resumed to the same bytes.
+    /// Cut before, at, after and between two line ends, the file is resumed to the same bytes.
     #[test]
     fn cut_anywhere_it_ends_the_same() {
         let dir = tempfile::tempdir().unwrap();
@@ -207,7 +205,8 @@ mod tests {
             std::fs::read(&path).unwrap()
         };
         let whole = finish(TraceFile::create(&path, line(0)).unwrap());
-        for cut in 0..=whole.len() {
+        let ends = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
+        for cut in ends.flat_map(|end| [end - 20, end, end + 1]).chain([0, 1]) {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let file = TraceFile::resume(&path, line(0), &tasks).unwrap();
             let kept = whole[..cut].iter().filter(|byte| **byte == b'\n').count();
@@ -243,6 +242,6 @@ mod tests {
         assert!(error.contains("line 4") && error.contains("another `input_ids`"), "{error}");
         std::fs::write(&path, "hello\n").unwrap();
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
-        assert!(error.contains("cannot be resumed") || error.contains("can be resumed"), "{error}");
+        assert!(error.contains("line 1: is not a line of a generation"), "{error}");
     }
 }

@@ -1,0 +1,397 @@
+//! `fathom generate`: text from prompts, plainly or speculatively.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
+use fathom_decode::generation::{
+    Generation, Generator, InOrder, Origin, Piece, Task, TraceFile, TraceLine,
+};
+use fathom_decode::{GammaLimits, Mode, SamplingParams, ThreadSplit};
+use fathom_model::{Error, Prompt, PromptContent, Result, read_prompts};
+use fathom_report::Decoding;
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use crate::cli::Output;
+use crate::failure::Failure;
+use crate::gamma_arg::GammaArg;
+use crate::pair_args::{Pair, PairArgs, cores};
+use crate::progress;
+
+/// Generate text, with a draft model to make it faster
+///
+/// At temperature 0 the text is the target's own, token for token, whatever the mode, the draft, the batch and the
+/// threads; above 0 it has the target's distribution. One text is printed as it comes; several are JSON
+/// lines, with the exact token ids, which `fathom scan` reads. With --out each line is on disk before the
+/// next; a run that was killed goes on with --resume and ends with the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
+    fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom scan --model ./target --traces traces.jsonl --out run\n\n\
+    A prompt is a line with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named *.txt, \
+    a line of text.\n\
+    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed --gamma; \
+    otherwise it depends on how many tokens are drafted at a time, which is measured.")]
+pub struct Args {
+    #[command(flatten)]
+    pair: PairArgs,
+    /// A smaller model with the target's vocabulary, which drafts
+    #[arg(long, value_name = "D")]
+    draft: Option<String>,
+    /// How to decode [default: pearl with a draft, ar without]
+    #[arg(long, value_enum, value_name = "MODE")]
+    mode: Option<ModeName>,
+    #[command(flatten)]
+    source: Source,
+    /// Take the first N prompts
+    #[arg(long, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Texts for each prompt
+    #[arg(short = 'n', long = "samples", value_name = "K", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    samples: u32,
+    /// Write the texts to this file, a JSON line each; new, unless --resume
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Go on with the file in --out
+    #[arg(long, requires = "out")]
+    resume: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Give prompts to the model as bare text even where it has a chat template
+    #[arg(long)]
+    no_chat_template: bool,
+    /// Most texts at a time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch_size: usize,
+    /// Tokens to draft at a time; `auto` measures which length is fastest
+    #[arg(long, value_name = "N", default_value = "auto")]
+    gamma: GammaArg,
+    /// Most tokens that the key/value caches of all running texts may hold [default: no limit but the
+    /// models' context]
+    #[arg(long, value_name = "N")]
+    kv_tokens: Option<usize>,
+}
+
+/// Where the prompts come from.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// A file of prompts
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// One prompt
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+}
+
+/// How tokens are chosen and where a text ends.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct Sampling {
+    /// Randomness: 0 takes the most likely token, always
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f32,
+    /// Choose among the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Choose among the K most likely tokens; 0: among all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Key of the randomness, together with a text's number and a token's position
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Most tokens of a text
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// End the text before this string where it appears; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on after an end-of-text token
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    /// A pass of the target for every token
+    Ar,
+    /// Draft, then verify
+    Sd,
+    /// Draft and verify at the same time
+    Pearl,
+    /// Measure, and do what is fastest
+    Auto,
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let params = args.params();
+    params.validate()?;
+    let pair = args.pair.open(args.draft.as_deref(), args.no_chat_template)?;
+    let options = args.engine_options(&pair);
+    options.validate()?;
+    let tasks = args.tasks(&pair, options.kv_tokens)?;
+    if let (Some(path), false) = (&args.out, args.resume) {
+        TraceFile::check_new(path)?;
+    }
+
+    let threads = args.threads();
+    let target = pair.load_target(threads.target, output)?;
+    let draft = pair.load_draft(threads.draft, output)?;
+    let line = TraceLine {
+        origin: Origin {
+            model: args.pair.target.clone(),
+            weights: target.weights_fingerprint().to_owned(),
+            precision: args.pair.precision.name().to_owned(),
+        },
+        params: params.clone(),
+    };
+    let engine = Engine::new(target, draft, options)?;
+    let mut destination = args.destination(line, &tasks, output)?;
+    let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
+    let bar = args.bar(&tasks, &destination, output);
+    let mut generator = Generator::new(engine, pair.tokenizer(), params, pair.eos(), tasks);
+
+    let start = Instant::now();
+    let mut ended = Ended::default();
+    while generator.pending() > 0 {
+        for piece in generator.step()? {
+            bar.inc(piece.tokens as u64);
+            if let Some(generation) = &piece.done {
+                ended.record(generation);
+                let unused = args.sampling.max_tokens.saturating_sub(generation.tokens.len());
+                bar.set_length(bar.length().unwrap_or(0).saturating_sub(unused as u64));
+            }
+            destination.take(piece, out)?;
+        }
+    }
+    bar.finish_and_clear();
+    let decoding = Decoding {
+        metrics: generator.engine().metrics(),
+        texts: ended.texts,
+        mat: ended.mat(),
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    destination.finish(&decoding, output, out)
+}
+
+impl Args {
+    fn params(&self) -> SamplingParams {
+        let Sampling { temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos } =
+            &self.sampling;
+        SamplingParams {
+            temperature: *temperature,
+            top_k: *top_k,
+            top_p: *top_p,
+            seed: *seed,
+            max_tokens: *max_tokens,
+            stop: stop.clone(),
+            ignore_eos: *ignore_eos,
+        }
+    }
+
+    fn mode(&self) -> ModeName {
+        let usual = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
+        self.mode.unwrap_or(usual)
+    }
+
+    fn engine_options(&self, pair: &Pair) -> EngineOptions {
+        let all = pair.context().saturating_mul(self.batch_size);
+        EngineOptions {
+            mode: match self.mode() {
+                ModeName::Ar => ModeChoice::Always(Mode::Ar),
+                ModeName::Sd => ModeChoice::Always(Mode::Sd),
+                ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+                ModeName::Auto => ModeChoice::Auto,
+            },
+            gamma: match self.gamma {
+                GammaArg::Auto => Gamma::Adaptive(GammaLimits::default()),
+                GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
+            },
+            batch_size: self.batch_size,
+            kv_tokens: self.kv_tokens.unwrap_or(all),
+            vocab: pair.vocab,
+        }
+    }
+
+    fn threads(&self) -> ThreadSplit {
+        match self.mode() {
+            ModeName::Ar => ThreadSplit { draft: 1, ..self.pair.threads_in_turns(cores()) },
+            ModeName::Sd => self.pair.threads_in_turns(cores()),
+            ModeName::Pearl | ModeName::Auto => self.pair.threads(),
+        }
+    }
+
+    /// The prompts as token ids, each known to fit.
+    fn tasks(&self, pair: &Pair, kv_tokens: usize) -> Result<Vec<Task>> {
+        let (encoder, longest) = (pair.encoder(), pair.context().min(kv_tokens));
+        let too_long = |ids: &[u32]| {
+            (ids.len() >= longest).then(|| {
+                let limit = match longest < pair.context() {
+                    true => "what --kv-tokens allows",
+                    false => "the models' context",
+                };
+                format!("has {} tokens; expected fewer than {longest}, {limit}", ids.len())
+            })
+        };
+        let mut tokenized = Vec::new();
+        match (&self.source.prompts, &self.source.prompt) {
+            (Some(path), _) => {
+                let limit = self.limit.map_or(usize::MAX, |n| n as usize);
+                for prompt in read_prompts(path)?.into_iter().take(limit) {
+                    let ids = prompt.token_ids(&encoder)?;
+                    if let Some(problem) = too_long(&ids) {
+                        return Err(Error::line(
+                            path,
+                            prompt.line,
+                            format!("the prompt {problem}"),
+                        ));
+                    }
+                    let Prompt { content, .. } = prompt;
+                    tokenized.push((content, ids));
+                }
+            }
+            (None, text) => {
+                let text = text.as_deref().unwrap_or_default();
+                if text.is_empty() {
+                    return Err(Error::Request("--prompt is empty; expected a text".to_owned()));
+                }
+                let ids = encoder.prompt_ids(text)?;
+                encoder.check_ids(&ids)?;
+                if let Some(problem) = too_long(&ids) {
+                    return Err(Error::Request(format!("--prompt {problem}")));
+                }
+                tokenized.push((PromptContent::Text(text.to_owned()), ids));
+            }
+        }
+        Ok(Task::list(tokenized, self.samples as usize))
+    }
+
+    fn destination(&self, line: TraceLine, tasks: &[Task], output: Output) -> Result<Destination> {
+        Ok(match &self.out {
+            Some(path) if self.resume => {
+                Destination::File(path.clone(), TraceFile::resume(path, line, tasks)?)
+            }
+            Some(path) => Destination::File(path.clone(), TraceFile::create(path, line)?),
+            None if output.json => Destination::Object(line, InOrder::default(), Vec::new()),
+            None if tasks.len() == 1 => Destination::Text,
+            None => Destination::Lines(line, InOrder::default()),
+        })
+    }
+
+    /// Counts tokens against the most there may be, which shrinks as texts end before.
+    fn bar(&self, tasks: &[Task], destination: &Destination, output: Output) -> ProgressBar {
+        match destination {
+            Destination::Text => ProgressBar::hidden(), // the text itself is the progress
+            _ => {
+                let most = self.sampling.max_tokens.saturating_mul(tasks.len());
+                progress::bar(output, "generating", "tokens", most as u64)
+            }
+        }
+    }
+}
+
+/// Texts that have ended.
+#[derive(Default)]
+struct Ended {
+    texts: usize,
+    mats: f64,
+}
+
+impl Ended {
+    fn record(&mut self, generation: &Generation) {
+        self.texts += 1;
+        self.mats += generation.mat;
+    }
+
+    fn mat(&self) -> Option<f64> {
+        (self.texts > 0).then(|| self.mats / self.texts as f64)
+    }
+}
+
+/// Where texts go.
+enum Destination {
+    /// Standard output, as it comes.
+    Text,
+    /// Standard output, a JSON line each.
+    Lines(TraceLine, InOrder<String>),
+    /// Standard output, with the metrics in one JSON object.
+    Object(TraceLine, InOrder<Value>, Vec<Value>),
+    /// A file.
+    File(PathBuf, TraceFile),
+}
+
+impl Destination {
+    /// Texts that are there already.
+    fn written(&self) -> usize {
+        match self {
+            Destination::File(_, file) => usize::try_from(file.written()).unwrap_or(usize::MAX),
+            _ => 0,
+        }
+    }
+
+    fn take(&mut self, piece: Piece, out: &mut dyn Write) -> Result<(), Failure> {
+        match (self, &piece.done) {
+            (Destination::Text, _) => {
+                write!(out, "{}", on_terminal(&piece.text))?;
+                out.flush()?;
+            }
+            (Destination::File(_, file), Some(generation)) => file.push(generation)?,
+            (Destination::Lines(line, order), Some(generation)) => {
+                order.insert(piece.index, Value::Object(line.object(generation)).to_string());
+                while let Some(line) = order.take_next() {
+                    writeln!(out, "{line}")?;
+                }
+            }
+            (Destination::Object(line, order, ready), Some(generation)) => {
+                order.insert(piece.index, Value::Object(line.object(generation)));
+                ready.extend(std::iter::from_fn(|| order.take_next()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Says what was done.
+    fn finish(
+        self,
+        decoding: &Decoding<'_>,
+        output: Output,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let tell = || progress::note(output, &decoding.summary());
+        let metrics = || decoding.to_json();
+        match self {
+            Destination::Text => {
+                writeln!(out)?;
+                tell();
+            }
+            Destination::Lines(..) => tell(),
+            Destination::Object(_, _, texts) => {
+                writeln!(out, "{}", json!({ "texts": texts, "metrics": metrics() }))?;
+            }
+            Destination::File(path, _) if output.json => {
+                writeln!(out, "{}", json!({ "file": path, "metrics": metrics() }))?;
+            }
+            Destination::File(path, _) => {
+                writeln!(out, "{}", path.display())?;
+                tell();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text as it may be shown: on a terminal, what a model writes must not move the cursor.
+fn on_terminal(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(|&c| harmless(c)).collect()
+}

@@ -1,0 +1,142 @@
+//! `--target`, `--draft` and how to run them: the arguments of every command that generates.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use fathom_decode::{ThreadSplit, shared_vocabulary};
+use fathom_kernels::Cpu;
+use fathom_model::{
+    ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
+};
+
+use crate::cli::Output;
+use crate::model_args::{self, ComputeArgs, Precision};
+
+/// Which model's text, and how to run it and its draft.
+#[derive(Debug, Args)]
+pub struct PairArgs {
+    /// The model whose text it is: a HuggingFace checkpoint directory, or the hub id (`org/name`,
+    /// `org/name@revision`) of one in the HuggingFace cache
+    #[arg(long, value_name = "M")]
+    pub target: String,
+    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32 in both
+    #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
+    pub precision: Precision,
+    /// Threads of the target [default: what the draft leaves of the CPUs this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    target_threads: Option<u16>,
+    /// Threads of the draft [default: one CPU in four]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    draft_threads: Option<u16>,
+}
+
+impl PairArgs {
+    /// Threads for both, `--target-threads` and `--draft-threads` first.
+    pub fn threads(&self) -> ThreadSplit {
+        let number = |n: Option<u16>| n.map(usize::from);
+        ThreadSplit::new(cores(), number(self.target_threads), number(self.draft_threads))
+    }
+
+    /// Threads for two that take turns: all `cores` for each, except where a number is given.
+    pub fn threads_in_turns(&self, cores: usize) -> ThreadSplit {
+        let given = |n: Option<u16>| n.map_or(cores, usize::from);
+        ThreadSplit { target: given(self.target_threads), draft: given(self.draft_threads) }
+    }
+
+    /// Reads everything but the weights, and checks that the two speak one language.
+    pub fn open(&self, draft: Option<&str>, bare_text: bool) -> Result<Pair> {
+        let resolve = |model: &str| fathom_model::resolve_model_dir(model, |n| std::env::var_os(n));
+        let target = Checkpoint::open(resolve(&self.target)?)?;
+        let draft = draft.map(|draft| Checkpoint::open(resolve(draft)?)).transpose()?;
+        let template = if bare_text { None } else { ChatTemplate::from_dir(&target.dir)? };
+        let vocab = vocabulary(&target, draft.as_ref())?;
+        Ok(Pair { target, draft, template, vocab, precision: self.precision })
+    }
+}
+
+/// CPUs this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A checkpoint but for its weights.
+struct Checkpoint {
+    dir: PathBuf,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+}
+
+impl Checkpoint {
+    fn open(dir: PathBuf) -> Result<Checkpoint> {
+        let config = ModelConfig::from_dir(&dir)?;
+        let tokenizer = Tokenizer::from_dir(&dir)?;
+        Ok(Checkpoint { dir, config, tokenizer })
+    }
+}
+
+/// Token ids that both models know, and that name the same token in both.
+fn vocabulary(target: &Checkpoint, draft: Option<&Checkpoint>) -> Result<usize> {
+    let other = draft.unwrap_or(target);
+    let ids = target.config.vocab.max(other.config.vocab);
+    let shared = shared_vocabulary(
+        |id| target.tokenizer.id_to_token(id),
+        |id| other.tokenizer.id_to_token(id),
+        u32::try_from(ids).unwrap_or(u32::MAX),
+    )?;
+    Ok(shared.min(target.config.vocab).min(other.config.vocab))
+}
+
+/// A target and perhaps a draft, ready to be loaded.
+pub struct Pair {
+    target: Checkpoint,
+    draft: Option<Checkpoint>,
+    template: Option<ChatTemplate>,
+    /// Ids from here on are padding.
+    pub vocab: usize,
+    precision: Precision,
+}
+
+impl Pair {
+    /// Most tokens of a sequence in both models.
+    pub fn context(&self) -> usize {
+        let context = |checkpoint: &Checkpoint| checkpoint.config.max_position_embeddings;
+        self.draft.as_ref().map_or(usize::MAX, context).min(context(&self.target))
+    }
+
+    /// Tokens that end a text of the target.
+    pub fn eos(&self) -> &[u32] {
+        &self.target.config.eos_token_ids
+    }
+
+    /// The target's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.target.tokenizer
+    }
+
+    /// Makes token ids of prompts.
+    pub fn encoder(&self) -> TextEncoder<'_> {
+        TextEncoder {
+            tokenizer: Some(&self.target.tokenizer),
+            template: self.template.as_ref(),
+            render: RenderOptions::default(),
+            vocab_size: self.vocab,
+        }
+    }
+
+    /// Loads the target on `threads`.
+    pub fn load_target(&self, threads: usize, output: Output) -> Result<Model<Cpu>> {
+        self.load(&self.target, threads, output)
+    }
+
+    /// Loads the draft, where there is one, on `threads`.
+    pub fn load_draft(&self, threads: usize, output: Output) -> Result<Option<Model<Cpu>>> {
+        self.draft.as_ref().map(|draft| self.load(draft, threads, output)).transpose()
+    }
+
+    fn load(&self, from: &Checkpoint, threads: usize, output: Output) -> Result<Model<Cpu>> {
+        let threads = u16::try_from(threads)
+            .map_err(|_| Error::Request(format!("{threads} threads are too many")))?;
+        let compute = ComputeArgs { precision: self.precision, threads: Some(threads) };
+        model_args::load(&from.dir, compute, output)
+    }
+}
