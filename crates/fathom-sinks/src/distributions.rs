@@ -65,3 +65,43 @@ pub fn position_histogram<'a>(
     }
     histogram
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::Class;
+
+    fn sink(position: usize, token_id: u32, text: Option<&str>) -> Sink {
+        Sink {
+            position,
+            token_id,
+            token_text: text.map(str::to_owned),
+            layers: vec![3],
+            class: Class::Secondary,
+            measures: None,
+            sink_score: None,
+        }
+    }
+
+    #[test]
+    fn tokens_come_by_frequency_then_id() {
+        let sinks = [sink(1, 9, None), sink(2, 4, None), sink(3, 9, Some("a")), sink(4, 2, None)];
+        let counts = token_counts(&sinks);
+        let short: Vec<(u32, usize)> = counts.iter().map(|c| (c.token_id, c.count)).collect();
+        assert_eq!(short, [(9, 2), (2, 1), (4, 1)]);
+        assert_eq!(counts[0].token_text.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn bins_cover_every_position_once() {
+        let sinks = [sink(0, 1, None), sink(3, 1, None), sink(4, 1, None), sink(99, 1, None)];
+        let bins = position_histogram(&sinks, 10, 3);
+        let bin = |start, end, count| Bin { start, end, count };
+        assert_eq!(bins, [bin(0, 4, 2), bin(4, 8, 1), bin(8, 10, 1)]);
+        // More bins than positions: one each.
+        assert_eq!(position_histogram(&sinks, 2, 5), [bin(0, 1, 1), bin(1, 2, 3)]);
+        assert!(position_histogram(&sinks, 0, 5).is_empty());
+        assert!(position_histogram(&sinks, 5, 0).is_empty());
+    }
+}

@@ -13,7 +13,8 @@
 //! parts become the parquet files above. Whenever the process dies, [`RunWriter::resume`] goes on from
 //! there and ends with the same bytes.
 
-mod durable;
+pub(crate) mod durable;
+mod fingerprint;
 mod manifest;
 mod merge;
 mod rows;
@@ -23,7 +24,8 @@ use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
 
-pub use manifest::{Counts, Fingerprints, Manifest, ModelNote, Status, TracesNote};
+pub use fingerprint::Fingerprints;
+pub use manifest::{Counts, Manifest, ModelNote, Status, TracesNote};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};
 

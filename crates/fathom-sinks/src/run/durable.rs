@@ -29,7 +29,7 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> R
 }
 
 /// Replaces `path` by `bytes`.
-pub(super) fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |mut file| file.write_all(bytes).map_err(Error::io(path, "cannot be written")))
 }
 

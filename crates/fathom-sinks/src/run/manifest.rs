@@ -1,16 +1,14 @@
 //! `run.json`: enough to repeat the run, and to refuse to mix it with another.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
 use std::path::Path;
+use std::{fs, io};
 
 use fathom_model::{Error, ModelConfig, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::durable;
+use super::fingerprint::{Fingerprints, file_sha256};
 use crate::{Class, Finding, ScanOptions, TraceDetection};
 
 /// Version of the run directory's layout.
@@ -66,17 +64,6 @@ pub struct ModelNote {
     /// What the checkpoint consists of.
     #[serde(flatten)]
     pub fingerprints: Fingerprints,
-}
-
-/// SHA-256 of a checkpoint's files, as lower-case hex.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprints {
-    /// `config.json`.
-    pub config_sha256: String,
-    /// The weights: the file, or all shards in the order of their names.
-    pub weights_sha256: String,
-    /// Tokenizer and chat template, those of their files that are there.
-    pub tokenizer_sha256: String,
 }
 
 /// The traces of a run.
@@ -215,32 +202,6 @@ impl ModelNote {
     }
 }
 
-impl Fingerprints {
-    /// Reads every file the checkpoint in `dir` consists of.
-    ///
-    /// # Errors
-    /// A file that cannot be read.
-    pub fn of(dir: &Path) -> Result<Fingerprints> {
-        const TOKENIZER: [&str; 4] = [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "chat_template.json",
-        ];
-        let single = dir.join("model.safetensors");
-        let weights = match single.exists() {
-            true => file_sha256(&single)?,
-            false => files_sha256(dir, shards(dir)?.iter().map(String::as_str))?,
-        };
-        let there = TOKENIZER.into_iter().filter(|name| dir.join(name).exists());
-        Ok(Fingerprints {
-            config_sha256: file_sha256(&dir.join("config.json"))?,
-            weights_sha256: weights,
-            tokenizer_sha256: files_sha256(dir, there)?,
-        })
-    }
-}
-
 impl TracesNote {
     /// Reads the traces file.
     ///
@@ -270,41 +231,4 @@ impl Counts {
             too_short: with_finding(Finding::TooShort),
         }
     }
-}
-
-/// The shards an index names, sorted.
-fn shards(dir: &Path) -> Result<BTreeSet<String>> {
-    let path = dir.join("model.safetensors.index.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot be read"))?;
-    let index: Value =
-        serde_json::from_str(&text).map_err(|_| Error::file(&path, "is not valid JSON"))?;
-    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::field(&path, "weight_map", "must be an object"));
-    };
-    Ok(map.values().filter_map(Value::as_str).map(str::to_owned).collect())
-}
-
-/// SHA-256 over names and digests of several files.
-fn files_sha256<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> Result<String> {
-    let mut hasher = Sha256::new();
-    for name in names {
-        hasher.update(format!("{name} {}\n", file_sha256(&dir.join(name))?));
-    }
-    Ok(hex(hasher))
-}
-
-fn file_sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io(path, "cannot be read"))? {
-            0 => return Ok(hex(hasher)),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
