@@ -1,5 +1,6 @@
 //! Text to token ids and back, through a checkpoint's own `tokenizer.json`.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use crate::brief::brief;
@@ -46,23 +47,23 @@ impl Tokenizer {
     pub fn find(dir: &Path) -> Result<Option<Tokenizer>> {
         let path = dir.join("tokenizer.json");
         let Some(text) = read_text(&path)? else { return Ok(None) };
+        let unusable =
+            |problem: &str| Error::file(&path, format!("is not a usable tokenizer: {problem}"));
+        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&text) {
+            return Err(Error::file(&path, format!("is not valid JSON: {error}")));
+        }
         let mut inner: tokenizers::Tokenizer =
-            text.parse().map_err(|error: tokenizers::Error| {
-                Error::file(
-                    &path,
-                    format!("is not a usable tokenizer: {}", brief(&error.to_string())),
-                )
-            })?;
+            guarded(|| text.parse()).map_err(|problem| unusable(&problem))?;
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| {
-            Error::file(&path, format!("is not a usable tokenizer: {}", brief(&error.to_string())))
-        })?;
+        inner.with_truncation(None).map_err(|error| unusable(&brief(&error.to_string())))?;
         let config_path = dir.join("tokenizer_config.json");
         let config = read_json_object(&config_path)?.unwrap_or_default();
         let add_bos = config.get("add_bos_token").and_then(serde_json::Value::as_bool);
         let special = SpecialTokens::from_dir(dir)?;
         let mut tokenizer = Tokenizer { inner, path, special, add_bos, anchor: None };
         tokenizer.anchor = tokenizer.encode("a", false)?.last().copied();
+        // A post-processor that cannot work says so now and not in the middle of a run.
+        tokenizer.encode("a", true)?;
         Ok(Some(tokenizer))
     }
 
@@ -74,14 +75,10 @@ impl Tokenizer {
     /// A text this tokenizer has no ids for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         let encode = |special| {
-            self.inner
-                .encode_fast(text, special)
+            guarded(|| self.inner.encode_fast(text, special))
                 .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| {
-                    Error::file(
-                        &self.path,
-                        format!("cannot encode a text: {}", brief(&error.to_string())),
-                    )
+                .map_err(|problem| {
+                    Error::file(&self.path, format!("cannot encode a text: {problem}"))
                 })
         };
         let mut ids = encode(add_special_tokens)?;
@@ -106,11 +103,8 @@ impl Tokenizer {
     /// # Errors
     /// A decoder of `tokenizer.json` that cannot decode these tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|error| {
-            Error::file(
-                &self.path,
-                format!("cannot decode token ids: {}", brief(&error.to_string())),
-            )
+        guarded(|| self.inner.decode(ids, false)).map_err(|problem| {
+            Error::file(&self.path, format!("cannot decode token ids: {problem}"))
         })
     }
 
@@ -206,5 +200,14 @@ pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
             )))
         }
         _ => Ok(()),
+    }
+}
+
+/// One call of the library, its error as one line. It panics on some faults of a file instead of
+/// reporting them, such as a post-processor that names a token it does not define.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| brief(&error.to_string())),
+        Err(_) => Err("one of its parts is malformed".to_owned()),
     }
 }

@@ -188,11 +188,27 @@ fn two_leading_bos_explain_themselves() {
     check_bos(&[5, 1, 1], 1).unwrap();
 }
 
+/// The library underneath panics on each of these.
+#[test]
+fn faults_of_the_library_stay_inside() {
+    let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
+    let cut: String = json.chars().take(934).collect();
+    assert!(from_files(&[("tokenizer.json", &cut)]).err().unwrap().contains("is not valid JSON"));
+    let mut tree: Value = serde_json::from_str(&json).unwrap();
+    tree["post_processor"]["special_tokens"] = serde_json::json!({});
+    let message = from_files(&[("tokenizer.json", &tree.to_string())]).err().unwrap();
+    assert!(message.contains("tokenizer.json: ") && !message.contains('\n'), "{message}");
+}
+
 #[test]
 fn unusable_files_are_named() {
     let message = from_files(&[]).err().unwrap();
     assert!(message.contains("tokenizer.json: does not exist; copy it"), "{message}");
-    for text in ["", "{", "{}", "[]", "null", r#"{"version": "1.0", "model": {"type": "Nope"}}"#] {
+    for text in ["", "{"] {
+        let message = from_files(&[("tokenizer.json", text)]).err().unwrap();
+        assert!(message.contains("tokenizer.json: is not valid JSON"), "{message}");
+    }
+    for text in ["{}", "[]", "null", r#"{"version": "1.0", "model": {"type": "Nope"}}"#] {
         let message = from_files(&[("tokenizer.json", text)]).err().unwrap();
         assert!(message.contains("tokenizer.json: is not a usable tokenizer"), "{message}");
         assert!(!message.contains('\n'), "{message}");
@@ -227,5 +243,56 @@ proptest! {
         let tokenizer = byte_level();
         let ids = tokenizer.encode(&text, false).unwrap();
         prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+}
+
+/// Puts `new` in the place of the `nth` value of a JSON tree.
+fn replace_nth(value: &mut Value, nth: &mut usize, new: &Value) {
+    if *nth == 0 {
+        *nth = usize::MAX;
+        *value = new.clone();
+        return;
+    }
+    *nth -= 1;
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| replace_nth(item, nth, new)),
+        Value::Object(map) => map.values_mut().for_each(|item| replace_nth(item, nth, new)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn no_tokenizer_file_panics(
+        fault in prop_oneof![
+            (0usize..60, 0usize..9).prop_map(Some),
+            (0usize..1200, 0usize..9).prop_map(Some),
+            Just(None)
+        ],
+        cut in 0usize..6000,
+    ) {
+        let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
+        let text = match fault {
+            Some((mut nth, kind)) => {
+                let others = serde_json::json!(
+                    [null, 3, -1, 1e300, "", "<s>", [], {}, 18446744073709551615u64]);
+                let mut tree: Value = serde_json::from_str(&json).unwrap();
+                replace_nth(&mut tree, &mut nth, &others[kind]);
+                tree.to_string()
+            }
+            None => json.chars().take(cut).collect(),
+        };
+        if let Ok(tokenizer) = from_files(&[("tokenizer.json", &text)]) {
+            for text in ["the quick fox", "😀 <s>"] {
+                for special in [true, false] {
+                    if let Ok(ids) = tokenizer.encode(text, special) {
+                        let _ = tokenizer.decode(&ids);
+                        ids.iter().for_each(|id| drop(tokenizer.token_text(*id)));
+                    }
+                }
+            }
+        }
     }
 }
