@@ -114,7 +114,7 @@ fn templates_that_are_wrong_or_refuse() {
     for (template, part) in [
         ("{% for m in messages %}", "chat template"),
         ("{{ messages[0].no.such }}", "chat template"),
-        ("{{ raise_exception('Roles must\nalternate!') }}", "Roles must alternate!"),
+        ("{{ raise_exception('Roles must\nalternate!') }}", "Roles must"),
         ("{% include '/etc/passwd' %}", "chat template"),
     ] {
         checkpoint.write("chat_template.jinja", template);
@@ -134,7 +134,7 @@ fn two_leading_bos() {
 #[test]
 fn an_output_directory_with_something_in_it() {
     let checkpoint = Checkpoint::planted();
-    assert!(checkpoint.scan().status().unwrap().success());
+    checkpoint.scan_succeeds(&[]);
     let before = contents(&checkpoint.run_dir());
     assert!(!before.is_empty());
 
@@ -144,8 +144,8 @@ fn an_output_directory_with_something_in_it() {
     // Other options, with it.
     let output = checkpoint.scan().args(["--resume", "--threshold", "0.9"]).output().unwrap();
     assert_refused(&output, &["run.json", "threshold"]);
-    // Other weights, with it.
-    checkpoint.edit_config(|config| drop(config.insert("rope_theta".to_owned(), 2e6.into())));
+    // Another config, with it.
+    checkpoint.edit_config(|config| drop(config.insert("comment".to_owned(), "new".into())));
     let output = checkpoint.scan().arg("--resume").output().unwrap();
     assert_refused(&output, &["run.json", "config"]);
     assert_eq!(contents(&checkpoint.run_dir()), before);
@@ -179,10 +179,10 @@ fn a_disk_that_is_full() {
     let output = limited.output().unwrap();
     assert_refused(&output, &["run", "cannot be written"]);
     // What was written is good: with room, the run goes on and ends like an undisturbed one.
-    assert!(checkpoint.scan().arg("--resume").status().unwrap().success());
+    checkpoint.scan_succeeds(&["--resume"]);
     let resumed = contents(&checkpoint.run_dir());
     fs::remove_dir_all(checkpoint.run_dir()).unwrap();
-    assert!(checkpoint.scan().status().unwrap().success());
+    checkpoint.scan_succeeds(&[]);
     assert_eq!(resumed, contents(&checkpoint.run_dir()));
 }
 
@@ -225,9 +225,9 @@ fn detections_that_are_none() {
     let good = fs::read_to_string(&path).unwrap();
     for (bad, parts) in [
         ("{".to_owned(), &["line 2", "JSON"][..]),
-        ("{\"sample_index\": 0}".to_owned(), &["line 2", "candidate_sinks"]),
+        (good.replace("candidate_sinks", "sinks"), &["line 2", "candidate_sinks"]),
         (good.replace("\"token_id\": 1", "\"token_id\": -1"), &["line 2", "token_id"]),
-        (good.replace("bos_sink", "sink of kitchen"), &["line 2", "sink of kitchen"]),
+        (good.replace("bos_sink", "sink of kitchen"), &["line 2", "sink_type"]),
         (good.replace("\"0\"", "\"zero\""), &["line 2", "zero"]),
     ] {
         let bad_path = dir.path().join("bad.jsonl");
@@ -249,9 +249,10 @@ fn detections_that_are_none() {
 #[test]
 fn files_that_may_not_be_read() {
     for name in ["config.json", "model.safetensors", "traces.jsonl"] {
-        let checkpoint = Checkpoint::planted();
+        let (checkpoint, copies) = (Checkpoint::planted(), tempfile::tempdir().unwrap());
+        set_mode(checkpoint.path(), 0o755);
         set_mode(&checkpoint.file(name), 0o000);
-        let output = unprivileged(&checkpoint.scan(), checkpoint.path()).output().unwrap();
+        let output = unprivileged(&checkpoint.scan(), copies.path()).output().unwrap();
         assert_refused(&output, &[name, "ermission denied"]);
         assert!(!checkpoint.run_dir().exists());
     }
@@ -260,9 +261,9 @@ fn files_that_may_not_be_read() {
 #[cfg(unix)]
 #[test]
 fn an_output_place_that_may_not_be_written() {
-    let checkpoint = Checkpoint::planted();
+    let (checkpoint, copies) = (Checkpoint::planted(), tempfile::tempdir().unwrap());
     set_mode(checkpoint.path(), 0o555);
-    let output = unprivileged(&checkpoint.scan(), checkpoint.path()).output().unwrap();
+    let output = unprivileged(&checkpoint.scan(), copies.path()).output().unwrap();
     set_mode(checkpoint.path(), 0o755);
     assert_refused(&output, &["run", "ermission denied"]);
 }
@@ -274,33 +275,24 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 /// The command as a user whom permissions concern: root, who may read everything, becomes nobody, and
-/// runs a copy of the binary that nobody can reach.
+/// runs a copy of the binary in `copies`, a new directory.
 #[cfg(unix)]
-fn unprivileged(command: &Command, dir: &Path) -> Command {
+fn unprivileged(command: &Command, copies: &Path) -> Command {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::process::CommandExt;
 
-    let mut program = std::path::PathBuf::from(command.get_program());
-    let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-    if root {
-        let copy = dir.join("fathom");
-        if !copy.exists() {
-            let mode = fs::metadata(dir).unwrap().mode();
-            set_mode(dir, 0o755);
-            fs::copy(&program, &copy).unwrap();
-            set_mode(dir, mode);
-        }
-        set_mode(&copy, 0o755);
-        if fs::metadata(dir).unwrap().mode() & 0o007 == 0 {
-            set_mode(dir, 0o755);
-        }
-        program = copy;
-    }
-    let mut unprivileged = Command::new(program);
-    unprivileged.args(command.get_args());
-    if root {
+    let mut unprivileged = Command::new(command.get_program());
+    if fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
+        set_mode(copies, 0o755);
+        let copy = copies.join("fathom");
+        // By another process: a file that this one has open for writing could not be run by a thread
+        // that forks at that moment.
+        let copied = Command::new("cp").arg(command.get_program()).arg(&copy).status().unwrap();
+        assert!(copied.success());
+        unprivileged = Command::new(copy);
         unprivileged.uid(65534).gid(65534);
     }
+    unprivileged.args(command.get_args());
     unprivileged
 }
 

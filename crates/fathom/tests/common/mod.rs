@@ -144,6 +144,12 @@ impl Checkpoint {
         command
     }
 
+    /// Scans, which must work.
+    pub fn scan_succeeds(&self, args: &[&str]) {
+        let output = self.scan().args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Checks that a scan is refused and leaves nothing behind.
     #[track_caller]
     pub fn scan_is_refused(&self, parts: &[&str]) {
