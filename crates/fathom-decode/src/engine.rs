@@ -161,6 +161,24 @@ impl<'a, B: Backend> Engine<'a, B> {
         &self.options
     }
 
+    /// Goes on in another way of decoding. No text is disturbed by it.
+    ///
+    /// # Errors
+    /// A way that needs a draft, where there is none.
+    pub fn set_mode(&mut self, mode: ModeChoice) -> Result<()> {
+        if self.draft.is_none() && mode != ModeChoice::Always(Mode::Ar) {
+            let message = "speculative decoding needs a draft model, and this engine was set up without";
+            return Err(Error::Request(message.to_owned()));
+        }
+        self.options.mode = mode;
+        Ok(())
+    }
+
+    /// The metrics so far, which begin anew. What γ adapts to is kept.
+    pub fn take_metrics(&mut self) -> EngineMetrics {
+        std::mem::take(&mut self.metrics)
+    }
+
     /// Mean accepted tokens, so far, of a request in the batch.
     pub fn mat(&self, request: u64) -> Option<f64> {
         self.running.iter().find(|slot| slot.request == request)?.runs.mean()

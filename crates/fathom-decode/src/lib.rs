@@ -14,6 +14,7 @@
 //! | [`Pearl`] | the rest of the last chunk and the first token of the chunk being drafted meanwhile | the rest of the new chunk waits |
 
 pub mod ar;
+pub mod bench;
 mod completion;
 pub mod engine;
 mod gamma;

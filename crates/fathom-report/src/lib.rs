@@ -3,14 +3,17 @@
 //! A [`Table`] is rows of [`Cell`]s and renders as Markdown, CSV, LaTeX or JSON. [`sink_table`] is the
 //! paper's Table 1 and 2, [`token_table`] its Table 3, [`level_table`] its Figure 2 and
 //! [`position_table`] its Figure 5 as numbers; [`summary`] says in words what a scan found.
-//! [`Decoding`] says where the time of a generation went.
+//! [`Decoding`] says where the time of a generation went,
+//! [`bench_table`] and [`breakdown_table`] compare ways of decoding.
 
+mod bench_tables;
 mod decoding;
 mod number;
 mod sink_tables;
 mod summary;
 mod table;
 
+pub use bench_tables::{BenchRow, bench_table, bench_table_of_all, breakdown_table};
 pub use decoding::Decoding;
 pub use number::{percent, plural};
 pub use sink_tables::{level_table, position_table, sink_table, token_table};

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench_engine, capture, demo, doctor, generate, plant, scan, simulate, table,
+    bench, bench_engine, capture, demo, doctor, generate, plant, scan, simulate, table,
 };
 use crate::failure::Failure;
 
@@ -44,6 +44,7 @@ enum Command {
     Table(table::Args),
     Capture(capture::Args),
     Generate(generate::Args),
+    Bench(bench::Args),
     Simulate(simulate::Args),
     Plant(plant::Args),
     Doctor(doctor::Args),
@@ -59,6 +60,7 @@ impl Cli {
             Command::Table(args) => table::run(args, self.output, out),
             Command::Capture(args) => capture::run(args, self.output, out),
             Command::Generate(args) => generate::run(args, self.output, out),
+            Command::Bench(args) => bench::run(args, self.output, out),
             Command::Simulate(args) => simulate::run(args, self.output, out),
             Command::Plant(args) => plant::run(args, self.output, out),
             Command::Doctor(args) => doctor::run(args, self.output, out),

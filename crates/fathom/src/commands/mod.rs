@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod bench;
 pub mod bench_engine;
 pub mod capture;
 pub mod demo;

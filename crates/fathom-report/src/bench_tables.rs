@@ -1,0 +1,173 @@
+//! The benchmark's tables.
+
+use fathom_decode::bench::Measured;
+use fathom_decode::engine::ModeChoice;
+
+use crate::{Cell, Column, Table};
+
+/// A measurement in its place.
+#[derive(Clone, Debug)]
+pub struct BenchRow {
+    /// Texts decoded at a time.
+    pub batch_size: usize,
+    /// Whose prompts.
+    pub benchmark: String,
+    /// What was measured.
+    pub measured: Measured,
+    /// Throughput relative to plain decoding's under the same accounting.
+    pub speedup: f64,
+    /// The same as the simulator expects it.
+    pub predicted: Option<f64>,
+}
+
+/// The published table's columns.
+pub fn bench_table(draft: &str, target: &str, rows: &[BenchRow]) -> Table {
+    let mut table = Table::new(columns());
+    for row in rows {
+        table.push(cells(draft, target, row));
+    }
+    table
+}
+
+/// The same of several accountings in one table, with their names in a last column.
+pub fn bench_table_of_all(draft: &str, target: &str, all: &[(&str, &[BenchRow])]) -> Table {
+    let mut columns = columns();
+    columns.push(Column::text("accounting", "Accounting"));
+    let mut table = Table::new(columns);
+    for (accounting, rows) in all {
+        for row in *rows {
+            let mut cells = cells(draft, target, row);
+            cells.push(Cell::text(*accounting));
+            table.push(cells);
+        }
+    }
+    table
+}
+
+fn columns() -> Vec<Column> {
+    vec![
+        Column::text("draft_model", "Draft Model"),
+        Column::text("target_model", "Target Model"),
+        Column::number("batch_size", "Batch Size"),
+        Column::text("benchmark", "Benchmark"),
+        Column::text("mode", "Mode"),
+        Column::number("num_tokens", "Num Tokens"),
+        Column::number("time_s", "Time (s)"),
+        Column::number("throughput_tok_s", "Throughput (tok/s)"),
+        Column::number("mat", "MAT"),
+        Column::number("speedup", "Speedup"),
+    ]
+}
+
+fn cells(draft: &str, target: &str, row: &BenchRow) -> Vec<Cell> {
+    let m = &row.measured;
+    vec![
+        Cell::text(draft),
+        Cell::text(target),
+        Cell::count(row.batch_size),
+        Cell::text(&row.benchmark),
+        Cell::text(mode_name(m.mode)),
+        Cell::count(m.tokens()),
+        number(m.seconds, 2),
+        number(m.throughput(), 2),
+        number(m.mat, 2),
+        number(row.speedup, 2),
+    ]
+}
+
+/// Where the time went, and how the drafts fared.
+pub fn breakdown_table(rows: &[BenchRow]) -> Table {
+    let mut table = Table::new(vec![
+        Column::number("batch_size", "Batch"),
+        Column::text("benchmark", "Benchmark"),
+        Column::text("mode", "Mode"),
+        Column::number("steps", "Steps"),
+        Column::number("gamma", "γ"),
+        Column::number("tokens_per_step", "Tokens/step"),
+        Column::number("acceptance", "Accepted"),
+        Column::text("acceptance_by_position", "Accepted by position"),
+        Column::number("wasted_drafts", "Wasted"),
+        Column::number("prefill_s", "Prefill (s)"),
+        Column::number("draft_s", "Draft (s)"),
+        Column::number("verify_s", "Verify (s)"),
+        Column::number("wait_s", "Wait (s)"),
+        Column::number("sampling_s", "Sampling (s)"),
+        Column::number("predicted_speedup", "Predicted"),
+        Column::number("measured_of_predicted", "Measured/predicted"),
+    ]);
+    for row in rows {
+        let (m, metrics) = (&row.measured, &row.measured.metrics);
+        let by_position = metrics.acceptance.by_position();
+        let shown = by_position.iter().take(POSITIONS).map(|share| format!("{:.0}", 100.0 * share));
+        let shown = shown.collect::<Vec<_>>().join(" ");
+        table.push(vec![
+            Cell::count(row.batch_size),
+            Cell::text(&row.benchmark),
+            Cell::text(mode_name(m.mode)),
+            Cell::count(m.steps),
+            number(m.gamma, 1),
+            number(m.tokens_per_step(), 2),
+            metrics
+                .acceptance
+                .rate()
+                .map_or(none(), |rate| Cell::new(format!("{:.1} %", 100.0 * rate), rate)),
+            Cell::new(shown, by_position),
+            Cell::count(metrics.wasted),
+            number(metrics.prefill_seconds, 2),
+            number(metrics.draft_seconds, 2),
+            number(metrics.verify_seconds, 2),
+            number(metrics.wait_seconds, 2),
+            number(metrics.judge_seconds, 3),
+            row.predicted.map_or(none(), |predicted| number(predicted, 2)),
+            row.predicted.map_or(none(), |predicted| number(row.speedup / predicted, 2)),
+        ]);
+    }
+    table
+}
+
+/// Positions shown to people; programs get them all.
+const POSITIONS: usize = 8;
+
+fn mode_name(mode: ModeChoice) -> String {
+    match mode {
+        ModeChoice::Always(mode) => mode.to_string().to_uppercase(),
+        ModeChoice::Auto => "AUTO".to_owned(),
+    }
+}
+
+fn number(x: f64, decimals: usize) -> Cell {
+    Cell::new(format!("{x:.decimals$}"), x)
+}
+
+fn none() -> Cell {
+    Cell::new("–", serde_json::Value::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+
+    #[test]
+    fn the_columns_are_those_of_the_published_table() {
+        let row = BenchRow {
+            batch_size: 4,
+            benchmark: "GSM8K".to_owned(),
+            measured: Measured {
+                mode: ModeChoice::Auto,
+                seconds: 2.0,
+                mat: 3.14159,
+                texts: vec![vec![0; 30], vec![0; 20]],
+                ..Measured::default()
+            },
+            speedup: 1.5,
+            predicted: None,
+        };
+        let text = bench_table("d", "t", &[row]).render(Format::Csv);
+        assert_eq!(
+            text,
+            "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),Throughput (tok/s),MAT,\
+             Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.14,1.50\r\n"
+        );
+    }
+}

@@ -1,0 +1,457 @@
+//! `fathom bench`: every way of decoding on the same prompts, against plain decoding.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use fathom_decode::bench::{Batches, Measured, Protocol, first_difference, measure};
+use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
+use fathom_decode::{GammaLimits, Mode, ThreadSplit};
+use fathom_kernels::Cpu;
+use fathom_model::{Error, Result, read_prompts};
+use fathom_report::{BenchRow, Format, bench_table, bench_table_of_all, breakdown_table};
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::failure::Failure;
+use crate::gamma_arg::GammaArg;
+use crate::pair_args::{Pair, PairArgs, cores};
+use crate::progress;
+
+/// Measure plain, speculative and parallel speculative decoding on the same prompts
+///
+/// The published benchmark's protocol and columns: complete batches, a warm-up, speculation for a fixed number of
+/// steps with end-of-text ignored, plain decoding for a fixed number of tokens, all at temperature 0.
+/// Time is that of decoding; prefill is listed apart. No speedup is printed unless all texts agree.
+/// Two accountings: in the published one, draft and target have cores of their own, and plain decoding has
+/// the target's while the draft's idle; in the other, plain and speculative decoding get the whole machine.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    fathom bench --target ./target --draft ./draft --data prompts --batch-sizes 1,8 --limit 16\n  \
+    fathom bench --target ./target --draft ./draft --data prompts --protocol natural --csv > bench.csv\n\n\
+    Exit code 1: the modes' texts differ.")]
+pub struct Args {
+    #[command(flatten)]
+    pair: PairArgs,
+    /// A smaller model with the target's vocabulary, which drafts
+    #[arg(long, value_name = "D")]
+    draft: String,
+    /// Directory of the benchmarks' prompts, NAME.jsonl each
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Which benchmarks, by name, comma separated
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAMES",
+        default_value = "AIME,CNNDM,GSM8K,HumanEval"
+    )]
+    benchmarks: Vec<String>,
+    /// Texts at a time, comma separated
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,4,8,16")]
+    batch_sizes: Vec<usize>,
+    /// Ways of decoding to compare with ar, which is always measured
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "MODES",
+        default_value = "ar,sd,pearl"
+    )]
+    modes: Vec<ModeName>,
+    /// Which accountings to print
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "NAMES",
+        default_value = "one-core-each,whole-machine"
+    )]
+    accounting: Vec<Accounting>,
+    /// When a text ends
+    #[arg(long, value_enum, default_value_t = ProtocolName::Fixed, value_name = "NAME")]
+    protocol: ProtocolName,
+    /// Fixed protocol: steps of speculative decoding
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Fixed protocol: tokens of plain decoding
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    ar_tokens: u32,
+    /// Natural protocol: most tokens of a text
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// Prompts of each benchmark; those that fill no batch are left out
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Leave out prompts with more tokens [default: what leaves room for the text in the models' context]
+    #[arg(long, value_name = "N")]
+    max_prompt_tokens: Option<usize>,
+    /// Tokens to draft at a time; `auto` measures which length is fastest
+    #[arg(long, value_name = "N", default_value = "auto")]
+    gamma: GammaArg,
+    /// Measure everything so often, in turns, and print the median run
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeats: u32,
+    /// Print comma-separated values
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+}
+
+/// `--modes`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    /// A pass of the target for every token
+    Ar,
+    /// Draft, then verify
+    Sd,
+    /// Draft and verify at the same time
+    Pearl,
+    /// Measure, and do what is fastest
+    Auto,
+}
+
+impl From<ModeName> for ModeChoice {
+    fn from(name: ModeName) -> ModeChoice {
+        match name {
+            ModeName::Ar => ModeChoice::Always(Mode::Ar),
+            ModeName::Sd => ModeChoice::Always(Mode::Sd),
+            ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+            ModeName::Auto => ModeChoice::Auto,
+        }
+    }
+}
+
+/// `--protocol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProtocolName {
+    /// After a fixed number of steps or tokens
+    Fixed,
+    /// At its end-of-text token
+    Natural,
+}
+
+/// `--accounting`: who has which cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Accounting {
+    /// Draft and target have cores of their own; ar has the target's
+    OneCoreEach,
+    /// ar has all cores, and so have draft and target in sd, taking turns
+    WholeMachine,
+}
+
+/// A benchmark's prompts as token ids.
+struct Benchmark {
+    name: String,
+    prompts: Vec<Vec<u32>>,
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let pair = args.pair.open(Some(&args.draft), false)?;
+    let options = args.engine_options(&pair);
+    options.validate()?;
+    let benchmarks = args.read_benchmarks(&pair, output)?;
+    let eos: Arc<[u32]> = pair.eos().into();
+
+    let split = args.pair.threads();
+    let in_turns = args.pair.threads_in_turns(cores());
+    let engine = |threads: ThreadSplit| -> Result<Engine<'_, Cpu>> {
+        let target = pair.load_target(threads.target, output)?;
+        Engine::new(target, pair.load_draft(threads.draft, output)?, options)
+    };
+    let mut bench = Bench { args, eos, own: engine(split)?, all: engine(in_turns)? };
+    let count = benchmarks.len() * args.batch_sizes.len();
+    let bar = progress::bar(output, "measuring", "rows", count as u64);
+    let mut rows: BTreeMap<usize, Vec<BenchRow>> = BTreeMap::new();
+    for batch_size in &args.batch_sizes {
+        for benchmark in &benchmarks {
+            let batches = Batches::complete(&benchmark.prompts, *batch_size)
+                .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
+            let measured = bench.measure(batches)?;
+            for (index, accounting) in args.accounting.iter().enumerate() {
+                let rows = rows.entry(index).or_default();
+                rows.extend(measured.rows(*accounting, benchmark, *batch_size, args)?);
+            }
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    args.print(&rows, split, in_turns, output, out)
+}
+
+/// The two ways to share the machine, each with its engine.
+struct Bench<'a> {
+    args: &'a Args,
+    eos: Arc<[u32]>,
+    own: Engine<'a, Cpu>,
+    all: Engine<'a, Cpu>,
+}
+
+/// The median runs.
+struct MedianRuns {
+    /// Draft and target on their own cores: ar and what `--modes` names.
+    own: Vec<Measured>,
+    /// All cores for each: ar, and sd where it is among the modes.
+    all: Vec<Measured>,
+}
+
+impl Bench<'_> {
+    /// Measures every mode in turn, so often; what disturbs the machine then disturbs all alike.
+    fn measure(&mut self, batches: Batches<'_>) -> Result<MedianRuns, Failure> {
+        let own_modes = self.args.modes();
+        let all_modes: Vec<ModeChoice> =
+            match self.args.accounting.contains(&Accounting::WholeMachine) {
+                true => own_modes.iter().copied().filter(|mode| takes_turns(*mode)).collect(),
+                false => Vec::new(),
+            };
+        let protocol = self.args.protocol();
+        let warm_up = Protocol::Fixed { steps: 12, ar_tokens: 4 };
+        for mode in &own_modes {
+            measure(&mut self.own, batches.first(), *mode, warm_up, &self.eos)?;
+        }
+        for mode in &all_modes {
+            measure(&mut self.all, batches.first(), *mode, warm_up, &self.eos)?;
+        }
+        let mut own = vec![Vec::new(); own_modes.len()];
+        let mut all = vec![Vec::new(); all_modes.len()];
+        for _ in 0..self.args.repeats {
+            for (runs, mode) in own.iter_mut().zip(&own_modes) {
+                runs.push(measure(&mut self.own, batches, *mode, protocol, &self.eos)?);
+            }
+            for (runs, mode) in all.iter_mut().zip(&all_modes) {
+                runs.push(measure(&mut self.all, batches, *mode, protocol, &self.eos)?);
+            }
+        }
+        check_texts(own.iter().chain(&all).flatten())?;
+        let medians = |runs: Vec<Vec<Measured>>| runs.into_iter().filter_map(median).collect();
+        Ok(MedianRuns { own: medians(own), all: medians(all) })
+    }
+}
+
+/// Whether at most one model works at a time, so that it can have all cores.
+fn takes_turns(mode: ModeChoice) -> bool {
+    matches!(mode, ModeChoice::Always(Mode::Ar | Mode::Sd))
+}
+
+/// The run with the median throughput.
+fn median(mut runs: Vec<Measured>) -> Option<Measured> {
+    runs.sort_by(|a, b| a.throughput().total_cmp(&b.throughput()));
+    let middle = runs.len().checked_sub(1)? / 2;
+    Some(runs.swap_remove(middle))
+}
+
+/// Greedy texts must not depend on how they were decoded.
+fn check_texts<'m>(mut runs: impl Iterator<Item = &'m Measured>) -> Result<(), Failure> {
+    let Some(first) = runs.next() else { return Ok(()) };
+    for run in runs {
+        if let Some((prompt, position)) = first_difference(&first.texts, &run.texts) {
+            return Err(Failure::Answer(format!(
+                "the text of prompt {prompt} differs from plain decoding's at token {position} with {:?}; no \
+                 speedup is printed for texts that differ",
+                run.mode
+            )));
+        }
+    }
+    Ok(())
+}
+
+impl MedianRuns {
+    fn rows(
+        &self,
+        accounting: Accounting,
+        benchmark: &Benchmark,
+        batch_size: usize,
+        args: &Args,
+    ) -> Result<Vec<BenchRow>> {
+        let of = |runs: &[Measured], mode| runs.iter().find(|run| run.mode == mode).cloned();
+        let run = |mode| match accounting {
+            Accounting::WholeMachine if takes_turns(mode) => of(&self.all, mode),
+            _ => of(&self.own, mode),
+        };
+        let Some(ar) = run(ModeChoice::Always(Mode::Ar)) else { return Ok(Vec::new()) };
+        let mut rows = Vec::new();
+        for measured in args.modes().into_iter().filter_map(run) {
+            rows.push(BenchRow {
+                batch_size,
+                benchmark: benchmark.name.clone(),
+                speedup: measured.throughput() / ar.throughput(),
+                predicted: measured.predicted_speedup(&ar)?,
+                measured,
+            });
+        }
+        Ok(rows)
+    }
+}
+
+impl Args {
+    /// ar, then the others once each.
+    fn modes(&self) -> Vec<ModeChoice> {
+        let mut modes = vec![ModeChoice::Always(Mode::Ar)];
+        for mode in self.modes.iter().map(|mode| ModeChoice::from(*mode)) {
+            if !modes.contains(&mode) {
+                modes.push(mode);
+            }
+        }
+        modes
+    }
+
+    fn protocol(&self) -> Protocol {
+        let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
+        match self.protocol {
+            ProtocolName::Fixed => {
+                Protocol::Fixed { steps: number(self.steps), ar_tokens: number(self.ar_tokens) }
+            }
+            ProtocolName::Natural => Protocol::Natural { max_tokens: number(self.max_tokens) },
+        }
+    }
+
+    fn engine_options(&self, pair: &Pair) -> EngineOptions {
+        let largest = self.batch_sizes.iter().copied().max().unwrap_or(0);
+        let smallest = self.batch_sizes.iter().copied().min().unwrap_or(0);
+        EngineOptions {
+            mode: ModeChoice::Always(Mode::Pearl),
+            gamma: match self.gamma {
+                GammaArg::Auto => Gamma::Adaptive(GammaLimits::default()),
+                GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
+            },
+            batch_size: if smallest == 0 { 0 } else { largest }, // 0 is refused by name
+            kv_tokens: pair.context().saturating_mul(largest),
+            vocab: pair.vocab,
+        }
+    }
+
+    fn read_benchmarks(&self, pair: &Pair, output: Output) -> Result<Vec<Benchmark>> {
+        let max_gamma = match self.gamma {
+            GammaArg::Auto => GammaLimits::default().max,
+            GammaArg::Fixed(gamma) => gamma,
+        };
+        let room = pair.context().saturating_sub(self.protocol().reach(max_gamma));
+        let longest = self.max_prompt_tokens.unwrap_or(room).min(pair.context() - 1);
+        let read = |name: &String| self.read_benchmark(name, pair, longest, output);
+        self.benchmarks.iter().map(read).collect()
+    }
+
+    fn read_benchmark(
+        &self,
+        name: &str,
+        pair: &Pair,
+        longest: usize,
+        output: Output,
+    ) -> Result<Benchmark> {
+        // A name, not a path: it stays in the directory.
+        if Path::new(name).file_name().is_none_or(|file| file != name) {
+            return Err(Error::Request(format!(
+                "--benchmarks: `{name}` is not a benchmark's name"
+            )));
+        }
+        let path = self.data.join(format!("{name}.jsonl"));
+        let encoder = pair.encoder();
+        let mut prompts = Vec::new();
+        let mut left_out = 0;
+        for prompt in read_prompts(&path)? {
+            if prompts.len() == self.limit as usize {
+                break;
+            }
+            let ids = prompt.token_ids(&encoder)?;
+            match ids.len() <= longest {
+                true => prompts.push(ids),
+                false => left_out += 1,
+            }
+        }
+        if left_out > 0 {
+            let note = format!("{name}: {left_out} prompts of more than {longest} tokens left out");
+            progress::note(output, &note);
+        }
+        Ok(Benchmark { name: name.to_owned(), prompts })
+    }
+
+    fn no_batch(&self, benchmark: &Benchmark, batch_size: usize) -> Error {
+        let path = self.data.join(format!("{}.jsonl", benchmark.name));
+        Error::file(
+            &path,
+            format!(
+                "has {} prompts to measure with, which do not fill a batch of {batch_size}",
+                benchmark.prompts.len()
+            ),
+        )
+    }
+
+    fn print(
+        &self,
+        rows: &BTreeMap<usize, Vec<BenchRow>>,
+        split: ThreadSplit,
+        in_turns: ThreadSplit,
+        output: Output,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let name = |model: &str| {
+            let file = Path::new(model).file_name().map(|name| name.to_string_lossy().into_owned());
+            file.unwrap_or_else(|| model.to_owned())
+        };
+        let (draft, target) = (name(&self.draft), name(&self.pair.target));
+        let accountings = || self.accounting.iter().zip(rows.values().map(Vec::as_slice));
+        if self.csv {
+            let all: Vec<_> = accountings().map(|(which, rows)| (which.key(), rows)).collect();
+            let table = bench_table_of_all(&draft, &target, &all);
+            write!(out, "{}", table.render(Format::Csv))?;
+            return Ok(());
+        }
+        let mut reports = Vec::new();
+        for (index, (accounting, rows)) in accountings().enumerate() {
+            let table = bench_table(&draft, &target, rows);
+            let breakdown = breakdown_table(rows);
+            if output.json {
+                let turns = matches!(accounting, Accounting::WholeMachine);
+                let ar = if turns { in_turns.target } else { split.target };
+                reports.push(json!({
+                    "accounting": accounting.key(),
+                    "ar_threads": ar,
+                    "pearl_threads": { "target": split.target, "draft": split.draft },
+                    "rows": table.to_json(),
+                    "breakdown": breakdown.to_json(),
+                }));
+            } else {
+                let gap = if index > 0 { "\n" } else { "" };
+                let heading = accounting.heading(split, in_turns);
+                let (table, breakdown) =
+                    (table.render(Format::Markdown), breakdown.render(Format::Markdown));
+                write!(out, "{gap}{heading}\n\n{table}\n{breakdown}")?;
+            }
+        }
+        if output.json {
+            let protocol = match self.protocol {
+                ProtocolName::Fixed => "fixed",
+                ProtocolName::Natural => "natural",
+            };
+            writeln!(out, "{}", json!({ "protocol": protocol, "accountings": reports }))?;
+        }
+        Ok(())
+    }
+}
+
+impl Accounting {
+    /// Its name in CSV and JSON.
+    fn key(self) -> &'static str {
+        match self {
+            Accounting::OneCoreEach => "one_core_each",
+            Accounting::WholeMachine => "whole_machine",
+        }
+    }
+
+    /// Who has which threads.
+    fn heading(self, split: ThreadSplit, in_turns: ThreadSplit) -> String {
+        let ThreadSplit { target, draft } = split;
+        match self {
+            Accounting::OneCoreEach => format!(
+                "One core each: the target has {target} and the draft {draft} of the threads. AR has the \
+                 target's while the draft's idle; SD takes turns on them."
+            ),
+            Accounting::WholeMachine => format!(
+                "Whole machine: AR has {} threads; SD has {} for the target and {} for the draft in turns; PEARL \
+                 has {target} and {draft} at the same time.",
+                in_turns.target, in_turns.target, in_turns.draft
+            ),
+        }
+    }
+}
