@@ -141,17 +141,18 @@ impl<'a> Queries<'a> {
         debug_assert!(c.len() >= (rows.len() - 1) * ROW_STRIDE + panels.len() * PANEL);
         for (i, k) in (0..head_dim).step_by(k_block::<P>()).enumerate() {
             let steps = (head_dim.min(k + k_block::<P>()) - k).div_ceil(P::K);
+            let w = &words[k / P::K * PANEL..];
             let a = &packed[(i * self.rows() + rows.start) * ROW_STRIDE..];
             let tile = Tile {
                 a: a.as_ptr(),
-                w: words[k / P::K * PANEL..].as_ptr(),
+                w: w.as_ptr(),
                 panel_stride: stride,
                 steps,
                 c: c.as_mut_ptr(),
                 c_stride: ROW_STRIDE,
                 resume: i > 0,
                 bias: std::ptr::null(),
-                ahead: 0,
+                prefetch: (w.as_ptr(), PANEL),
             };
             // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
             unsafe { tiles::<S, P>(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
@@ -421,16 +422,17 @@ fn values_of_tile<S: Simd, P: Product>(
     let kv = queries.kv;
     let values = kv.values(queries.attention.layer, queries.kv_head, block);
     let first_step = keys.start / P::K;
+    let w = &values[first_step * PANEL..];
     let tile = Tile {
         a: probabilities::<P>(scratch, rows.start, first_step),
-        w: values[first_step * PANEL..].as_ptr(),
+        w: w.as_ptr(),
         panel_stride: kv.values_stride(),
         steps: keys.len() / P::K,
         c: scratch.out[rows.start * width..].as_mut_ptr(),
         c_stride: width,
         resume: true,
         bias: std::ptr::null(),
-        ahead: 0,
+        prefetch: (w.as_ptr(), PANEL),
     };
     // SAFETY: probabilities and O hold `rows`, `values` all steps of the block and `width` columns.
     unsafe { tiles::<S, P>(s, rows.len(), width / S::LANES, tile) };
@@ -480,16 +482,17 @@ fn half_step<S: Simd, P: Product>(
             *word = value & half;
         }
     }
+    let w = &scratch.step;
     let tile = Tile {
         a: probabilities::<P>(scratch, row, key / 2),
-        w: scratch.step.as_ptr(),
+        w: w.as_ptr(),
         panel_stride: PANEL,
         steps: 1,
         c: scratch.out[row * width..].as_mut_ptr(),
         c_stride: width,
         resume: true,
         bias: std::ptr::null(),
-        ahead: 0,
+        prefetch: (w.as_ptr(), PANEL),
     };
     // SAFETY: one row, and one step of `width` columns in `step`.
     unsafe { tiles::<S, P>(s, 1, width / S::LANES, tile) };

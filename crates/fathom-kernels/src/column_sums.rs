@@ -1,7 +1,7 @@
 //! Column sums of the attention matrix — what sink scores are made of — in a second pass over the
 //! scores, once each row's log-sum-exp is known.
 //!
-//! Work is cut by key/value head and block of keys, so that each (head, key) sum belongs to one task,
+//! Work is cut by key/value head and blocks of keys, so that each (head, key) sum belongs to one task,
 //! which adds the rows in position order, in f64: chunks and threads do not change its bits.
 
 use std::ops::Range;
@@ -64,30 +64,38 @@ pub(crate) fn add(
             SharedMut::new(head)
         })
         .collect();
-    let tasks = attention.kv_heads * (blocks - first_block);
+    // Blocks that share the packed queries: as many as leave every thread several tasks.
+    let per_task = (attention.kv_heads * (blocks - first_block) / (4 * cpu.threads())).clamp(1, 8);
+    let tasks: Vec<_> = (first_block..blocks)
+        .step_by(per_task)
+        .flat_map(|block| (0..attention.kv_heads).map(move |kv_head| (block, kv_head)))
+        .collect();
     let work = attention.heads * attention.head_dim * span.rows.len() * blocks * BLOCK;
-    cpu.tasks(tasks, work, |task, scratch| {
-        let (kv_head, block) = (task % attention.kv_heads, first_block + task / attention.kv_heads);
-        let kernel = AddBlock { attention, q, lse, span, kv_head, block, heads: &heads, scratch };
+    cpu.tasks(tasks.len(), work, |task, scratch| {
+        let (block, kv_head) = tasks[task];
+        let blocks = block..blocks.min(block + per_task);
+        let kernel = AddBlocks { attention, q, lse, span, kv_head, blocks, heads: &heads, scratch };
         cpu.isa.run(ForProduct { storage: span.kv.storage, precision: cpu.precision, kernel });
     });
 }
 
-struct AddBlock<'a> {
+/// Adds all rows' probabilities for the keys of some blocks, for one key/value head.
+struct AddBlocks<'a> {
     attention: &'a Attention,
     q: &'a Rows,
     lse: &'a Rows,
     span: &'a Span<'a, Kv>,
     kv_head: usize,
-    block: usize,
+    blocks: Range<usize>,
     heads: &'a [SharedMut<f64>],
     scratch: &'a mut AttentionScratch,
 }
 
-impl ProductKernel for AddBlock<'_> {
+impl ProductKernel for AddBlocks<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
-        let AddBlock { attention, q, lse, span, kv_head, block, heads, scratch } = self;
+        let AddBlocks { attention, q, lse, span, kv_head, blocks, heads, scratch } = self;
+        let AttentionScratch { q: packed, scores, visible, lse: lses, .. } = scratch;
         let group = attention.heads / attention.kv_heads;
         for batch_rows in even_parts(span.rows.clone(), (TASK_ROWS / group).max(1)) {
             let queries = Queries {
@@ -100,35 +108,37 @@ impl ProductKernel for AddBlock<'_> {
                 positions: batch_rows.len(),
             };
             let rows = queries.rows();
-            let AttentionScratch { q, scores, visible, lse: lses, .. } = &mut *scratch;
             queries.list_visible(visible);
-            let keys = within_block(&union(visible, 0..rows), block);
-            if keys.is_empty() {
+            let seen = union(visible, 0..rows);
+            if seen.end <= blocks.start * BLOCK || blocks.end * BLOCK <= seen.start {
                 continue;
             }
-            for visible in visible.iter_mut() {
-                *visible = within_block(visible, block);
-            }
+            scores.reserve(rows * ROW_STRIDE);
+            queries.pack::<S, P>(s, round, packed);
             lses.clear();
             lses.extend((0..rows).map(|row| {
                 let (batch_row, head) = queries.source(row);
                 lse.row(batch_row)[head]
             }));
-            scores.reserve(rows * ROW_STRIDE);
-            queries.pack::<S, P>(s, round, q);
-            for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
-                queries.scores::<S, P>(s, q, tile_rows, block, keys.clone(), scores);
-            }
-            for head in 0..group {
-                let sums = heads[kv_head * group + head];
-                // SAFETY: this task alone has this head and block.
-                let sums = unsafe { sums.slice(block * BLOCK..(block + 1) * BLOCK) };
-                let rows = (head..rows).step_by(group).map(|row| Row {
-                    scores: &scores[row * ROW_STRIDE..][..BLOCK],
-                    minus_lse: -lses[row],
-                    visible: visible[row].clone(),
-                });
-                add_head(s, attention.scale, rows, keys.clone(), sums);
+            for block in blocks.clone() {
+                let keys = within_block(&seen, block);
+                if keys.is_empty() {
+                    continue;
+                }
+                for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
+                    queries.scores::<S, P>(s, packed, tile_rows, block, keys.clone(), scores);
+                }
+                for head in 0..group {
+                    let sums = heads[kv_head * group + head];
+                    // SAFETY: this task alone has this head and block.
+                    let sums = unsafe { sums.slice(block * BLOCK..(block + 1) * BLOCK) };
+                    let rows = (head..rows).step_by(group).map(|row| Row {
+                        scores: &scores[row * ROW_STRIDE..][..BLOCK],
+                        minus_lse: -lses[row],
+                        visible: within_block(&visible[row], block),
+                    });
+                    add_head(s, attention.scale, rows, keys.clone(), sums);
+                }
             }
         }
     }

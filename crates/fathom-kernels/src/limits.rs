@@ -33,8 +33,8 @@ pub fn measure(cpu: &Cpu) -> Limits {
     let read_bytes = best_rate(8, read);
     drop(data);
 
-    let f32_flops = best_rate(5, || flops(cpu, false));
-    let bf16_flops = cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops(cpu, true)));
+    let f32_flops = best_rate(5, || flops::<false>(cpu));
+    let bf16_flops = cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu)));
     Limits { read_bytes, f32_flops, bf16_flops }
 }
 
@@ -48,25 +48,24 @@ fn best_rate(attempts: usize, work: impl Fn() -> f64) -> f64 {
     (0..attempts).map(rate).fold(0.0, f64::max)
 }
 
-fn flops(cpu: &Cpu, bf16: bool) -> f64 {
-    const STEPS: usize = 1 << 21;
+fn flops<const BF16: bool>(cpu: &Cpu) -> f64 {
+    const STEPS: usize = 1 << 20;
     cpu.split(cpu.threads(), |_, _| {
-        black_box(cpu.isa.run(Chains { steps: STEPS, bf16 }));
+        black_box(cpu.isa.run(Chains::<BF16> { steps: STEPS }));
     });
     let lanes = cpu.isa.run(Lanes);
-    let per_lane = if bf16 { 4 } else { 2 };
+    let per_lane = if BF16 { 4 } else { 2 };
     (cpu.threads() * STEPS * CHAINS * lanes * per_lane) as f64
 }
 
 /// Independent multiply-adds in flight: more than latency times units, fewer than registers.
 const CHAINS: usize = 12;
 
-struct Chains {
+struct Chains<const BF16: bool> {
     steps: usize,
-    bf16: bool,
 }
 
-impl Kernel for Chains {
+impl<const BF16: bool> Kernel for Chains<BF16> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
@@ -75,8 +74,7 @@ impl Kernel for Chains {
         let pair = s.splat_pair(black_box(0x3f80_3f80));
         for _ in 0..self.steps {
             for chain in &mut chains {
-                *chain =
-                    if self.bf16 { s.dot_bf16(pair, pair, *chain) } else { s.fma(x, y, *chain) };
+                *chain = if BF16 { s.dot_bf16(pair, pair, *chain) } else { s.fma(x, y, *chain) };
             }
         }
         chains.into_iter().fold(0.0, |sum, chain| sum + s.sum(chain))

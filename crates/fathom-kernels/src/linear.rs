@@ -197,9 +197,10 @@ unsafe fn multiply<S: Simd, P: Product>(
                 } else {
                     (group.end.min(panels.end - 1), 0)
                 };
-                let place = |panel, step| (panel * stride + step * PANEL) as isize;
-                let ahead = place(next_panel, next_step) - place(panel, first_step);
-                for tile_rows in even_parts(rows.clone(), S::TILE_ROWS) {
+                let next = &weights.words[next_panel * stride + next_step * PANEL..];
+                let steps = (k_end - k_start).div_ceil(P::K);
+                let tiles_of_rows = rows.len().div_ceil(S::TILE_ROWS);
+                for (i, tile_rows) in even_parts(rows.clone(), S::TILE_ROWS).enumerate() {
                     let (c, c_stride) = if is_partial {
                         (partial[(tile_rows.start - rows.start) * PANEL..].as_mut_ptr(), PANEL)
                     } else {
@@ -220,12 +221,16 @@ unsafe fn multiply<S: Simd, P: Product>(
                             a,
                             w: first,
                             panel_stride: stride,
-                            steps: (k_end - k_start).div_ceil(P::K),
+                            steps,
                             c,
                             c_stride,
                             resume: block > 0,
                             bias,
-                            ahead: if tile_rows.start == rows.start { ahead } else { 0 },
+                            // The tiles over this slice share the prefetching of the next one.
+                            prefetch: (
+                                next.as_ptr().wrapping_add(i * steps * PANEL / tiles_of_rows),
+                                PANEL / tiles_of_rows,
+                            ),
                         };
                         tiles::<S, P>(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }

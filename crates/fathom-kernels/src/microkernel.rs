@@ -47,8 +47,8 @@ pub(crate) struct Tile {
     pub(crate) resume: bool,
     /// Added at the end, one per column; null for none.
     pub(crate) bias: *const f32,
-    /// Words from `w` to what is wanted next, to be brought into L2 meanwhile.
-    pub(crate) ahead: isize,
+    /// Where in W to prefetch from meanwhile, and by how many words to move on each step.
+    pub(crate) prefetch: (*const u32, usize),
 }
 
 impl Tile {
@@ -99,16 +99,18 @@ pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS:
             }
         }
         let per_panel = PANEL / S::LANES;
+        let offset = |v: usize| v / per_panel * t.panel_stride + v % per_panel * S::LANES;
         let mut w = [t.w; VECTORS];
         for v in 0..VECTORS {
-            w[v] = t.w.add(v / per_panel * t.panel_stride + v % per_panel * S::LANES);
+            w[v] = t.w.add(offset(v));
         }
-        let mut a = t.a;
+        let (mut a, mut next) = (t.a, t.prefetch.0);
         for _ in 0..t.steps {
             P::step(s, &mut acc, a, &w);
             for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
-                s.prefetch(w[v].wrapping_offset(t.ahead));
+                s.prefetch(next.wrapping_add(offset(v)));
             }
+            next = next.wrapping_add(t.prefetch.1);
             a = a.add(P::A_WORDS);
             for v in 0..VECTORS {
                 w[v] = w[v].add(PANEL);
@@ -285,10 +287,12 @@ pub(crate) unsafe fn tiles<S: Simd, P: Product>(s: S, rows: usize, vectors: usiz
         // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and
         // narrow ones follow wide ones, so `v` is a multiple of `n` within its panel.
         unsafe {
-            let w = tile.w.add(v / per_panel * tile.panel_stride + v % per_panel * S::LANES);
+            let offset = v / per_panel * tile.panel_stride + v % per_panel * S::LANES;
+            let w = tile.w.add(offset);
+            let prefetch = (tile.prefetch.0.wrapping_add(offset), tile.prefetch.1);
             let c = tile.c.add(v * S::LANES);
             let bias = if tile.bias.is_null() { tile.bias } else { tile.bias.add(v * S::LANES) };
-            s.tile::<P>(rows, n, Tile { w, c, bias, ..tile });
+            s.tile::<P>(rows, n, Tile { w, c, bias, prefetch, ..tile });
         }
         v += n;
     }
