@@ -1,0 +1,150 @@
+//! Greedy texts of a trained pair are plain decoding's, token for token, however they are decoded: prompts of four
+//! benchmarks, every mode, batch size and γ, several thread splits, both precisions.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+use fathom_decode::{GammaLimits, Mode, SamplingParams};
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::{ChatTemplate, Model, RenderOptions, TextEncoder, Tokenizer, read_prompts};
+
+const TOKENS: usize = 32;
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
+fn load(name: &str, precision: Precision, threads: usize) -> Model<Cpu> {
+    let options = CpuOptions { threads: Some(threads), precision, isa: None };
+    Model::load(&fixture("models").join(name), Cpu::new(options).unwrap()).unwrap()
+}
+
+/// Short prompts of all benchmarks in turn, and two long ones, as token ids.
+fn prompts() -> Vec<Vec<u32>> {
+    let dir = fixture("models/draft");
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let template = ChatTemplate::from_dir(&dir).unwrap();
+    let encoder = TextEncoder {
+        tokenizer: Some(&tokenizer),
+        template: template.as_ref(),
+        render: RenderOptions::default(),
+        vocab_size: tokenizer.vocab_size(),
+    };
+    let of = |name: &str, count: usize| -> Vec<Vec<u32>> {
+        let prompts = read_prompts(&fixture("prompts").join(name)).unwrap();
+        prompts.iter().take(count).map(|prompt| prompt.token_ids(&encoder).unwrap()).collect()
+    };
+    let [aime, code, news, math] =
+        [of("AIME.jsonl", 6), of("HumanEval.jsonl", 6), of("CNNDM.jsonl", 3), of("GSM8K.jsonl", 1)];
+    let mut prompts = Vec::new();
+    for i in 0..6 {
+        let each = [&aime, &code, &news, &math].into_iter().filter_map(|list| list.get(i));
+        prompts.extend(each.cloned());
+    }
+    prompts
+}
+
+struct Pair {
+    precision: Precision,
+    target_threads: usize,
+    draft_threads: usize,
+    vocab: usize,
+}
+
+impl Pair {
+    fn engine(
+        &self,
+        draft: &str,
+        mode: ModeChoice,
+        gamma: Gamma,
+        batch: usize,
+    ) -> Engine<'static, Cpu> {
+        let target = load("draft", self.precision, self.target_threads);
+        let draft = load(draft, self.precision, self.draft_threads);
+        let options =
+            EngineOptions { mode, gamma, batch_size: batch, kv_tokens: 100_000, vocab: self.vocab };
+        Engine::new(target, Some(draft), options).unwrap()
+    }
+}
+
+/// All texts, by prompt.
+fn texts(engine: &mut Engine<'_, Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let eos: Arc<[u32]> = vec![2].into();
+    for (id, prompt) in (0..).zip(prompts) {
+        let params = SamplingParams { max_tokens: TOKENS, ..SamplingParams::default() };
+        let (prompt, eos) = (prompt.clone(), Arc::clone(&eos));
+        engine.submit(Request { id, prompt, params, eos, stop: None }).unwrap();
+    }
+    let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
+    while engine.pending() > 0 {
+        for update in engine.step().unwrap() {
+            texts.entry(update.request).or_default().extend(update.tokens);
+        }
+    }
+    (0..prompts.len() as u64).map(|id| texts.remove(&id).unwrap()).collect()
+}
+
+#[test]
+fn every_way_of_decoding_gives_the_text_of_plain_decoding() {
+    let prompts = prompts();
+    assert_eq!(prompts.len(), 16);
+    let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
+    for precision in PRECISIONS {
+        let alone = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
+        let ar = ModeChoice::Always(Mode::Ar);
+        let mut plain = alone.engine("draft-weak", ar, Gamma::Fixed(1), 1);
+        let expected = texts(&mut plain, &prompts);
+        assert!(expected.iter().filter(|text| text.len() == TOKENS).count() > 8);
+
+        let adaptive = Gamma::Adaptive(GammaLimits::default());
+        let gammas = [1, 2, 5, 9].map(Gamma::Fixed).into_iter().chain([adaptive]);
+        let mut round = 0;
+        for gamma in gammas {
+            for mode in
+                [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto]
+            {
+                // Everything of one batch; some of it in smaller ones, other prompts each time.
+                for (batch, count) in [(1, 2), (4, 6), (16, 16)] {
+                    let (target_threads, draft_threads) = [(1, 1), (2, 1), (1, 2)][round % 3];
+                    let pair = Pair { precision, target_threads, draft_threads, vocab };
+                    let first = (round * 5) % (prompts.len() - count + 1);
+                    round += 1;
+                    let mut engine = pair.engine("draft-weak", mode, gamma, batch);
+                    let chosen = first..first + count;
+                    assert_eq!(
+                        texts(&mut engine, &prompts[chosen.clone()]),
+                        expected[chosen],
+                        "{mode:?} {gamma:?} batch {batch} {precision:?} threads {target_threads}+{draft_threads}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Acceptance is what is measured, not what is hoped for: a draft that is the target is always right, another
+/// is right sometimes.
+#[test]
+fn a_draft_that_is_the_target_is_always_accepted() {
+    let prompts = &prompts()[..4];
+    let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
+    for precision in PRECISIONS {
+        let pair = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
+        for mode in [Mode::Sd, Mode::Pearl] {
+            let mode = ModeChoice::Always(mode);
+            let rate = |draft| {
+                let mut engine = pair.engine(draft, mode, Gamma::Fixed(4), 4);
+                texts(&mut engine, prompts);
+                engine.metrics().acceptance.rate().unwrap()
+            };
+            assert_eq!(rate("draft"), 1.0);
+            let weak = rate("draft-weak");
+            assert!((0.1..0.95).contains(&weak), "{weak}");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! `fathom generate` on the trained pair of the fixtures: the same bytes in every mode, killed or not, and
+//! one sentence for what cannot be used.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Checkpoint, assert_refused, fathom, fixture, succeed};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn target() -> PathBuf {
+    fixture("models/draft")
+}
+
+fn draft() -> PathBuf {
+    fixture("models/draft-weak")
+}
+
+/// `fathom generate` with the pair.
+fn generate(args: &[&str]) -> Command {
+    let mut command = fathom();
+    command.arg("generate").arg("--target").arg(target()).arg("--draft").arg(draft()).args(args);
+    command
+}
+
+fn stdout(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A file of prompts in every format.
+fn prompts(dir: &TempDir) -> PathBuf {
+    let lines = [
+        json!({ "prompt": "def add(a, b):" }),
+        json!({ "problem": "What is 2 + 2?" }),
+        json!({ "question": "Who wrote this?", "answer": "ignored" }),
+        json!({ "question_id": 1, "turns": ["Summarize: é 你好 🙂", "second turn"] }),
+        json!({ "messages": [{ "role": "system", "content": "Be short." },
+                             { "role": "user", "content": "Hello" }] }),
+    ];
+    let path = dir.path().join("prompts.jsonl");
+    fs::write(&path, lines.map(|line| line.to_string() + "\n").concat()).unwrap();
+    path
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_file_has_the_same_bytes_in_every_mode_batch_and_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(&dir);
+    let run = |name: &str, args: &[&str]| {
+        let out = dir.path().join(name);
+        let mut command = generate(&["--max-tokens", "40", "-n", "2", "--quiet"]);
+        command.args(args).arg("--prompts").arg(&prompts).arg("--out").arg(&out);
+        stdout(command);
+        fs::read(out).unwrap()
+    };
+    let expected = run("ar", &["--mode", "ar", "--batch-size", "1"]);
+    for (name, args) in [
+        ("sd", &["--mode", "sd"][..]),
+        ("pearl", &["--mode", "pearl", "--gamma", "3", "--batch-size", "3"]),
+        ("auto", &["--mode", "auto", "--target-threads", "2", "--draft-threads", "2"]),
+        ("tight", &["--kv-tokens", "200"]),
+    ] {
+        assert!(run(name, args) == expected, "{name}");
+    }
+
+    let lines = lines(std::str::from_utf8(&expected).unwrap());
+    assert_eq!(lines.len(), 10);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!((&line["index"], &line["prompt_index"]), (&json!(i), &json!(i / 2)));
+        let (ids, prompt_len) =
+            (line["input_ids"].as_array().unwrap(), line["prompt_len"].as_u64().unwrap() as usize);
+        match line["finish_reason"].as_str().unwrap() {
+            "length" => assert_eq!(ids.len(), prompt_len + 40),
+            "eos" => assert_eq!(ids.last(), Some(&json!(2))),
+            other => panic!("{other}"),
+        }
+        assert!(!line["output"].as_str().unwrap().contains("<|im_end|>"));
+    }
+    assert_eq!(lines[8]["messages"][1]["content"], "Hello");
+}
+
+#[test]
+fn scan_reads_what_generate_writes_with_the_exact_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let (traces, run) = (dir.path().join("traces.jsonl"), dir.path().join("run"));
+    let mut command = generate(&["--max-tokens", "24", "--temperature", "1"]);
+    command.arg("--prompts").arg(prompts(&dir)).arg("--out").arg(&traces);
+    stdout(command);
+    let mut scan = fathom();
+    scan.arg("scan").arg("--model").arg(target()).arg("--traces").arg(&traces);
+    stdout({
+        scan.arg("--out").arg(&run);
+        scan
+    });
+    let detections = lines(&fs::read_to_string(run.join("detections.jsonl")).unwrap());
+    let traces = lines(&fs::read_to_string(traces).unwrap());
+    assert_eq!(detections.len(), traces.len());
+    for (detection, trace) in detections.iter().zip(&traces) {
+        assert_eq!(detection["sample_index"], trace["index"]);
+        assert_eq!(detection["prompt_len"], trace["prompt_len"]);
+        assert_eq!(detection["full_text_len"], trace["input_ids"].as_array().unwrap().len());
+    }
+}
+
+#[test]
+fn one_text_is_streamed_and_is_that_of_the_file() {
+    let args = ["--prompt", "Summarize: é 你好 🙂", "--max-tokens", "50"];
+    let streamed = stdout(generate(&args));
+    let whole: Value =
+        serde_json::from_str(&stdout(generate(&[&args[..], &["--json"]].concat()))).unwrap();
+    assert_eq!(streamed, whole["texts"][0]["output"].as_str().unwrap().to_owned() + "\n");
+    let metrics = &whole["metrics"];
+    assert!(metrics["tokens"].as_u64().unwrap() > 0);
+    assert!(metrics["steps"]["pearl"].as_u64().unwrap() > 0, "{metrics}");
+    assert!(metrics["acceptance"].as_f64().unwrap() <= 1.0);
+}
+
+#[test]
+fn many_texts_without_a_file_are_lines_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = generate(&["--max-tokens", "16", "--batch-size", "2"]);
+    command.arg("--prompts").arg(prompts(&dir));
+    let indices: Vec<u64> =
+        lines(&stdout(command)).iter().map(|line| line["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_text_ends_before_its_stop_string() {
+    let args = ["--prompt", "def add(a, b):", "--max-tokens", "60", "--json"];
+    let text = |args: &[&str]| -> Value {
+        let whole: Value = serde_json::from_str(&stdout(generate(args))).unwrap();
+        whole["texts"][0].clone()
+    };
+    let free = text(&args);
+    let output = free["output"].as_str().unwrap();
+    // Two characters from the middle of the text, wherever they first appear.
+    let middle: Vec<char> = output.chars().skip(output.chars().count() / 2).take(2).collect();
+    let stop: String = middle.into_iter().collect();
+    for mode in ["ar", "sd", "pearl"] {
+        let stopped = text(&[&args[..], &["--mode", mode, "--stop", &stop]].concat());
+        assert_eq!(
+            stopped["output"].as_str().unwrap(),
+            output.split(&stop).next().unwrap(),
+            "{mode}"
+        );
+        assert_eq!(stopped["finish_reason"], "stop");
+    }
+}
+
+#[test]
+fn samples_differ_and_are_reproducible() {
+    let args = [
+        "--prompt",
+        "Tell me",
+        "-n",
+        "6",
+        "--temperature",
+        "1.2",
+        "--top-p",
+        "0.95",
+        "--max-tokens",
+        "12",
+        "--seed",
+        "7",
+    ];
+    let outputs = |extra: &[&str]| -> Vec<String> {
+        let lines = lines(&stdout(generate(&[&args[..], extra].concat())));
+        lines.iter().map(|line| line["output"].to_string()).collect()
+    };
+    let first = outputs(&[]);
+    assert_eq!(first, outputs(&["--batch-size", "1", "--gamma", "2"]));
+    let mut distinct = first.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert!(distinct.len() > 3, "{first:?}");
+    assert_ne!(first, outputs(&["--seed", "8"]));
+}
+
+/// Killed at any moment, `--resume` ends with the bytes of an undisturbed run.
+#[test]
+fn killed_and_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(&dir);
+    let out = dir.path().join("out.jsonl");
+    let command = |resume: bool| {
+        let mut command = generate(&[
+            "--max-tokens",
+            "120",
+            "-n",
+            "6",
+            "--batch-size",
+            "4",
+            "--temperature",
+            "1",
+            "--quiet",
+        ]);
+        command.arg("--prompts").arg(&prompts).arg("--out").arg(&out).stdout(Stdio::null());
+        if resume {
+            command.arg("--resume");
+        }
+        command
+    };
+    let start = Instant::now();
+    assert!(command(false).status().unwrap().success());
+    let (expected, duration) = (fs::read(&out).unwrap(), start.elapsed());
+    let mut cut_short = 0;
+    for point in 1..=5 {
+        fs::remove_file(&out).unwrap();
+        let mut child = command(false).spawn().unwrap();
+        std::thread::sleep(duration * point / 6);
+        cut_short += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(command(true).status().unwrap().success());
+        assert!(fs::read(&out).unwrap() == expected, "killed after {point} sixths");
+    }
+    assert!(cut_short >= 2, "only {cut_short} kills came in time");
+    // Within a line, and when nothing is left to do.
+    for cut in [expected.len() / 2, expected.len()] {
+        fs::write(&out, &expected[..cut]).unwrap();
+        assert!(command(true).status().unwrap().success());
+        assert!(fs::read(&out).unwrap() == expected, "cut at {cut}");
+    }
+    let other = command(true).args(["--seed", "3"]).output().unwrap();
+    assert_refused(&other, &["out.jsonl", "line 1", "`seed`"]);
+    let again = command(false).output().unwrap();
+    assert_refused(&again, &["out.jsonl", "exists already", "--resume"]);
+    assert!(fs::read(&out).unwrap() == expected);
+}
+
+/// A reader that has seen enough is no failure.
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let mut child = generate(&["--prompt", "a", "--max-tokens", "2000", "--ignore-eos"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn parameters_that_have_no_meaning() {
+    for (args, parts) in [
+        (&["--gamma", "0"][..], &["gamma is 0", "at least 1"][..]),
+        (&["--temperature", "-0.5"], &["temperature is -0.5", "≥ 0"]),
+        (&["--temperature", "NaN"], &["temperature is NaN"]),
+        (&["--top-p", "0"], &["top-p is 0", "at most 1"]),
+        (&["--top-p", "1.5"], &["top-p is 1.5"]),
+        (&["--top-p", "-1"], &["top-p is -1"]),
+        (&["--max-tokens", "0"], &["max-tokens is 0"]),
+        (&["--stop", ""], &["stop string", "empty"]),
+        (&["--batch-size", "0"], &["batch-size is 0"]),
+        (&["--kv-tokens", "3"], &["--prompt has", "fewer than 3", "--kv-tokens"]),
+    ] {
+        let output = generate(&["--prompt", "Hello"]).args(args).output().unwrap();
+        assert_refused(&output, parts);
+    }
+    assert_refused(&generate(&["--prompt", ""]).output().unwrap(), &["--prompt is empty"]);
+    let mut alone = fathom();
+    alone.arg("generate").arg("--target").arg(target()).args(["--prompt", "a", "--mode", "pearl"]);
+    assert_refused(&alone.output().unwrap(), &["needs a draft model"]);
+}
+
+#[test]
+fn prompts_that_do_not_fit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompts.jsonl");
+    for (text, parts) in [
+        (
+            json!({ "prompt": "x ".repeat(20_000) }).to_string(),
+            &["line 2", "tokens", "context"][..],
+        ),
+        (json!({ "prompt": "" }).to_string(), &["line 2", "`prompt` is empty"]),
+        ("{}".to_owned(), &["line 2", "none of"]),
+    ] {
+        fs::write(&path, format!("{{\"prompt\": \"a\"}}\n{text}\n")).unwrap();
+        let out = dir.path().join("out.jsonl");
+        let output =
+            generate(&[]).arg("--prompts").arg(&path).arg("--out").arg(&out).output().unwrap();
+        assert_refused(&output, parts);
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn a_draft_that_speaks_another_language() {
+    let other = Checkpoint::copy_of_dir(&draft());
+    other.edit_json("tokenizer.json", |tokenizer| {
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        let swap: Vec<String> = vocab
+            .iter()
+            .filter(|(_, id)| matches!(id.as_u64(), Some(3000 | 3001)))
+            .map(|(token, _)| token.clone())
+            .collect();
+        let [a, b] = swap.try_into().unwrap();
+        let (id_a, id_b) = (vocab[&a].clone(), vocab[&b].clone());
+        vocab.insert(a, id_b);
+        vocab.insert(b, id_a);
+    });
+    refuse_draft(other.path(), &["draft's tokenizer is not the target's", "id 3000 is"]);
+}
+
+#[test]
+fn a_draft_that_is_spoilt() {
+    let cut = Checkpoint::copy_of_dir(&draft());
+    let weights = fs::read(cut.file("model.safetensors")).unwrap();
+    cut.write("model.safetensors", &weights[..weights.len() / 2]);
+    refuse_draft(cut.path(), &["model.safetensors"]);
+
+    let without = Checkpoint::copy_of_dir(&draft());
+    fs::remove_file(without.file("tokenizer.json")).unwrap();
+    refuse_draft(without.path(), &["tokenizer.json", "does not exist"]);
+
+    refuse_draft(Path::new("no/such/draft"), &["no/such/draft"]);
+}
+
+#[track_caller]
+fn refuse_draft(draft: &Path, parts: &[&str]) {
+    let mut command = fathom();
+    command.arg("generate").arg("--target").arg(target()).arg("--draft").arg(draft);
+    assert_refused(&command.args(["--prompt", "Hello"]).output().unwrap(), parts);
+}
+
+#[test]
+fn places_that_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |out: &Path, parts: &[&str]| {
+        let output = generate(&["--prompt", "a"]).arg("--out").arg(out).output().unwrap();
+        assert_refused(&output, parts);
+    };
+    refused(&dir.path().join("none/out.jsonl"), &["none", "not a directory"]);
+    refused(dir.path(), &["exists already"]);
+    refused(Path::new("/proc/out.jsonl"), &["/proc/out.jsonl", "cannot be created"]);
+}
+
+#[test]
+fn help_shows_an_example() {
+    let help = succeed(&["generate", "--help"]);
+    assert!(help.contains("fathom generate --target ./target --draft ./draft"), "{help}");
+}
