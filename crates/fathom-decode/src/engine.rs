@@ -18,8 +18,8 @@ use fathom_kernels::Backend;
 use fathom_model::{Error, LogitRows, Logits, Model, PREFILL_CHUNK, Result, SequenceOptions, Step};
 
 use crate::{
-    AdaptiveGamma, Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Proposal,
-    Sampler, ar, sd,
+    AdaptiveGamma, AutoMode, Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome,
+    Proposal, Sampler, ar, sd,
 };
 use draft_worker::{DraftJob, DraftWorker};
 pub use metrics::EngineMetrics;
@@ -27,16 +27,13 @@ pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Update};
 use slot::Slot;
 
-/// Steps between two looks at whether speculation would pay by now, and how many steps a look takes.
-const LOOK_EVERY: usize = 256;
-const LOOK_STEPS: usize = 4;
-
 /// Decodes requests in batches.
 pub struct Engine<'a, B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
     gamma: AdaptiveGamma,
+    auto: AutoMode,
     /// Most tokens of a sequence, prompt included.
     context: usize,
     waiting: VecDeque<Slot<'a, B>>,
@@ -88,6 +85,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             draft,
             options,
             gamma,
+            auto: AutoMode::default(),
             context,
             waiting: VecDeque::new(),
             running: Vec::new(),
@@ -167,7 +165,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// A way that needs a draft, where there is none.
     pub fn set_mode(&mut self, mode: ModeChoice) -> Result<()> {
         if self.draft.is_none() && mode != ModeChoice::Always(Mode::Ar) {
-            let message = "speculative decoding needs a draft model, and this engine was set up without";
+            let message =
+                "speculative decoding needs a draft model, and this engine was set up without";
             return Err(Error::Request(message.to_owned()));
         }
         self.options.mode = mode;
@@ -199,6 +198,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Ok(Vec::new());
         }
         let (mode, gamma) = self.plan();
+        let (start, batch) = (Instant::now(), self.running.len());
         let (chunks, scores) = match mode {
             Mode::Ar => (vec![Proposal::new(); self.running.len()], self.score(None)?),
             Mode::Sd => {
@@ -213,7 +213,9 @@ impl<'a, B: Backend> Engine<'a, B> {
                 (self.finish_drafting(gamma)?, scores)
             }
         };
-        self.judge(mode, chunks, &scores)
+        let updates = self.judge(mode, chunks, &scores)?;
+        self.auto.record(batch, mode, start.elapsed().as_secs_f64());
+        Ok(updates)
     }
 
     /// Moves waiting requests into the batch while there is room, and prefills them: both models' caches
@@ -284,13 +286,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         let (mode, gamma) = match self.options.mode {
             ModeChoice::Always(Mode::Ar) => (Mode::Ar, 0),
             ModeChoice::Always(mode) => (mode, self.gamma.gamma(mode, batch)),
-            ModeChoice::Auto => match self.gamma.plan(&Mode::ALL, batch) {
-                Some(plan) if plan.mode == Mode::Ar && self.looks() => {
-                    (Mode::Pearl, self.gamma.gamma(Mode::Pearl, batch))
-                }
-                Some(plan) => (plan.mode, plan.gamma),
-                None => (Mode::Pearl, self.gamma.gamma(Mode::Pearl, batch)),
-            },
+            ModeChoice::Auto => {
+                let gamma = Mode::ALL.map(|mode| match mode {
+                    Mode::Ar => 0,
+                    mode => self.gamma.gamma(mode, batch),
+                });
+                let tokens_per_step = |mode: Mode| {
+                    self.gamma.tokens_per_step(mode, gamma[mode as usize]).unwrap_or(1.0)
+                };
+                let mode = self.auto.choose(batch, tokens_per_step);
+                (mode, gamma[mode as usize])
+            }
         };
         if mode != Mode::Pearl {
             for slot in &mut self.running {
@@ -300,11 +306,6 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.metrics.gamma = gamma;
         *self.metrics.steps.entry(mode).or_default() += 1;
         (mode, gamma)
-    }
-
-    /// Whether a plain step gives way to a speculative one, to see how that does by now.
-    fn looks(&self) -> bool {
-        self.metrics.steps.values().sum::<usize>() % LOOK_EVERY < LOOK_STEPS
     }
 
     /// Sets the draft to work on a chunk of `gamma` tokens for every running request.

@@ -1,12 +1,15 @@
-//! γ that adapts: the draft length, and the way of decoding, that measured costs say are fastest.
+//! γ that adapts: the draft length that measured costs and acceptance say is fastest.
 
 use std::collections::BTreeMap;
 
 use crate::Mode;
+use crate::running::{Line, Mean};
 
-/// What an observation weighs beside the one after it.
-const DECAY: f64 = 0.95;
-/// A plan is left only for one that is predicted to be faster by this factor: measured costs are noisy.
+/// What an observed cost weighs beside the one after it: the last 20 or so count.
+const COST_DECAY: f64 = 0.95;
+/// The same for judged drafts, each of which says little: the last 200.
+const ACCEPTANCE_DECAY: f64 = 0.995;
+/// γ is left only for one that is predicted to be faster by this factor: measured costs are noisy.
 const WORTH_CHANGING: f64 = 1.03;
 
 /// What γ may be.
@@ -34,31 +37,28 @@ pub struct AdaptiveGamma {
 }
 
 /// Measured costs at one batch size.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Costs {
     /// Seconds in which the draft drafts one token for every sequence.
     draft: Mean,
     /// Seconds of a pass of the target, by the rows it scores.
     target: Line,
-    /// The plan in force: mode and γ.
-    current: Option<(Mode, usize)>,
+    /// γ in force.
+    current: BTreeMap<Mode, usize>,
 }
 
-/// A way of decoding, and how fast it is predicted to be.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Plan {
-    /// The way.
-    pub mode: Mode,
-    /// The draft length; 0 for [`Mode::Ar`].
-    pub gamma: usize,
-    /// Predicted tokens per second, all sequences of the batch together.
-    pub tokens_per_second: f64,
+impl Default for Costs {
+    fn default() -> Costs {
+        let (draft, target) = (Mean::new(COST_DECAY), Line::new(COST_DECAY));
+        Costs { draft, target, current: BTreeMap::new() }
+    }
 }
 
 impl AdaptiveGamma {
     /// γ within `limits`, adapted.
     pub fn new(limits: GammaLimits) -> AdaptiveGamma {
-        AdaptiveGamma { limits, fixed: None, costs: BTreeMap::new(), accepted: Mean::default() }
+        let accepted = Mean::new(ACCEPTANCE_DECAY);
+        AdaptiveGamma { limits, fixed: None, costs: BTreeMap::new(), accepted }
     }
 
     /// One γ, at least 1, whatever is measured.
@@ -91,109 +91,70 @@ impl AdaptiveGamma {
         self.accepted.value()
     }
 
-    /// γ for the next step of `mode` with `batch` sequences: the fastest, by what has been measured.
+    /// γ for the next step of `mode`, which drafts, with `batch` sequences: what is predicted to be
+    /// fastest. One γ holds until another is clearly faster.
     pub fn gamma(&mut self, mode: Mode, batch: usize) -> usize {
-        match self.fixed {
-            Some(gamma) => gamma,
-            None => self.plan(&[mode], batch).map_or(self.limits.start, |plan| plan.gamma),
+        if let Some(gamma) = self.fixed {
+            return gamma;
         }
+        let predict = |gamma| Some((gamma, self.tokens_per_second(mode, gamma, batch)?));
+        // Of equally fast ones the shortest: `max_by` takes the last.
+        let all = (1..=self.limits.max).rev().filter_map(predict);
+        let Some((best, speed)) = all.max_by(|a, b| a.1.total_cmp(&b.1)) else {
+            return self.limits.start;
+        };
+        let current = self.costs.get(&batch).and_then(|costs| costs.current.get(&mode).copied());
+        let holds =
+            current.and_then(predict).is_some_and(|(_, current)| speed < current * WORTH_CHANGING);
+        let gamma = current.filter(|_| holds).unwrap_or(best);
+        self.costs.entry(batch).or_default().current.insert(mode, gamma);
+        gamma
     }
 
-    /// The fastest of `modes` for `batch` sequences, with its γ. A plan holds until another is predicted to
-    /// be clearly faster, plain decoding, where it is among `modes`, being the first. `None` until both models' costs and the acceptance have been measured.
-    pub fn plan(&mut self, modes: &[Mode], batch: usize) -> Option<Plan> {
-        let best = modes
-            .iter()
-            .flat_map(|&mode| {
-                let gammas = match (mode, self.fixed) {
-                    (Mode::Ar, _) => 0..=0,
-                    (_, Some(gamma)) => gamma..=gamma,
-                    (_, None) => 1..=self.limits.max,
-                };
-                gammas.map(move |gamma| (mode, gamma))
-            })
-            .filter_map(|(mode, gamma)| self.predict(mode, gamma, batch))
-            .max_by(|a, b| a.tokens_per_second.total_cmp(&b.tokens_per_second))?;
-        let (mode, gamma) = self.costs.get(&batch)?.current.unwrap_or((Mode::Ar, 0));
-        let kept = self
-            .predict(mode, gamma, batch)
-            .filter(|_| modes.contains(&mode))
-            .filter(|plan| best.tokens_per_second < plan.tokens_per_second * WORTH_CHANGING);
-        let plan = kept.unwrap_or(best);
-        self.costs.entry(batch).or_default().current = Some((plan.mode, plan.gamma));
-        Some(plan)
-    }
-
-    /// Tokens per second from the closed formulas for independent acceptance α.
-    ///
-    /// A PEARL run of 1/(1-α) tokens takes one pre-verify step, scoring one token, and α/(1-α^γ)
-    /// post-verify steps, scoring γ. A step of SD makes (1-α^(γ+1))/(1-α) tokens and scores γ+1.
-    pub fn predict(&self, mode: Mode, gamma: usize, batch: usize) -> Option<Plan> {
+    /// Predicted tokens per second of a batch. `None` until both models' costs and the acceptance have
+    /// been measured.
+    pub fn tokens_per_second(&self, mode: Mode, gamma: usize, batch: usize) -> Option<f64> {
         let costs = self.costs.get(&batch)?;
         let sequences = batch as f64;
         let target = |rows: f64| costs.target.at(rows * sequences);
-        let (tokens, seconds) = if mode == Mode::Ar {
-            (1.0, target(1.0)?)
-        } else {
-            let alpha = self.acceptance()?.clamp(0.0, 0.999);
-            let a_gamma = alpha.powi(gamma as i32);
-            let run = 1.0 / (1.0 - alpha);
-            let draft = gamma as f64 * costs.draft.value()?;
-            if mode == Mode::Sd {
-                ((1.0 - alpha * a_gamma) * run, draft + target(gamma as f64 + 1.0)?)
-            } else {
-                let post = alpha / (1.0 - a_gamma);
+        let draft = || Some(gamma as f64 * costs.draft.value()?);
+        let seconds = match mode {
+            Mode::Ar => target(1.0)?,
+            Mode::Sd => draft()? + target(gamma as f64 + 1.0)?,
+            Mode::Pearl => {
+                // One pre-verify step a run, scoring one token; the others score γ.
+                let post = self.post_verify_steps(gamma)?;
                 let rows = (1.0 + post * gamma as f64) / (1.0 + post);
-                (run / (1.0 + post), draft.max(target(rows)?))
+                draft()?.max(target(rows)?)
             }
         };
-        Some(Plan { mode, gamma, tokens_per_second: sequences * tokens / seconds })
-    }
-}
-
-/// A running mean that forgets.
-#[derive(Clone, Copy, Debug, Default)]
-struct Mean {
-    weight: f64,
-    sum: f64,
-}
-
-impl Mean {
-    fn record(&mut self, x: f64) {
-        self.weight = self.weight * DECAY + 1.0;
-        self.sum = self.sum * DECAY + x;
+        Some(sequences * self.tokens_per_step(mode, gamma)? / seconds)
     }
 
-    fn value(&self) -> Option<f64> {
-        (self.weight > 0.0).then(|| self.sum / self.weight)
-    }
-}
-
-/// A running least-squares line y = a + b·x, b ≥ 0, that forgets.
-#[derive(Clone, Copy, Debug, Default)]
-struct Line {
-    x: Mean,
-    y: Mean,
-    xx: Mean,
-    xy: Mean,
-}
-
-impl Line {
-    fn record(&mut self, x: f64, y: f64) {
-        self.x.record(x);
-        self.y.record(y);
-        self.xx.record(x * x);
-        self.xy.record(x * y);
+    /// Expected tokens per step of one sequence, for independent acceptance α: 1, (1-α^(γ+1))/(1-α) for
+    /// SD (Leviathan et al. 2023, eq. 1), and for PEARL the run of 1/(1-α) tokens over its steps.
+    /// `None` until a draft has been judged.
+    pub fn tokens_per_step(&self, mode: Mode, gamma: usize) -> Option<f64> {
+        if mode == Mode::Ar {
+            return Some(1.0);
+        }
+        let alpha = self.alpha()?;
+        let run = 1.0 / (1.0 - alpha);
+        Some(match mode {
+            Mode::Sd => (1.0 - alpha.powi(gamma as i32 + 1)) * run,
+            _ => run / (1.0 + self.post_verify_steps(gamma)?),
+        })
     }
 
-    fn at(&self, at: f64) -> Option<f64> {
-        let (x, y) = (self.x.value()?, self.y.value()?);
-        let variance = self.xx.value()? - x * x;
-        let covariance = self.xy.value()? - x * y;
-        // Without spread in x there is no slope to be seen; a pass over more rows is never cheaper.
-        let slope = if variance > 1e-6 * x * x { (covariance / variance).max(0.0) } else { 0.0 };
-        // Nor does a pass cost less than a token's share of the mean one.
-        Some((y + slope * (at - x)).max(y * (at / x).min(1.0)))
+    /// Expected post-verify steps of a PEARL run: α/(1-α^γ).
+    fn post_verify_steps(&self, gamma: usize) -> Option<f64> {
+        let alpha = self.alpha()?;
+        Some(alpha / (1.0 - alpha.powi(gamma as i32)))
+    }
+
+    /// The acceptance, short of certainty: the formulas divide by 1-α.
+    fn alpha(&self) -> Option<f64> {
+        Some(self.acceptance()?.min(0.999))
     }
 }
 
@@ -226,7 +187,7 @@ mod tests {
     fn before_anything_is_measured_gamma_is_the_start() {
         let mut adaptive = AdaptiveGamma::new(GammaLimits { start: 6, max: 9 });
         assert_eq!(adaptive.gamma(Mode::Pearl, 4), 6);
-        assert_eq!(adaptive.plan(&Mode::ALL, 4), None);
+        assert_eq!(adaptive.tokens_per_second(Mode::Pearl, 4, 4), None);
         assert_eq!(AdaptiveGamma::fixed(1).gamma(Mode::Sd, 1), 1);
     }
 
@@ -250,27 +211,13 @@ mod tests {
         for (mode, gamma) in [(Mode::Ar, 0), (Mode::Sd, 4), (Mode::Pearl, 4), (Mode::Pearl, 9)] {
             let simulated = simulate::run(mode, gamma, acceptance, protocol).unwrap();
             let speedup = costs.speedup(mode, gamma, simulated.tokens_per_step);
-            let plan = adaptive.predict(mode, gamma, 1).unwrap();
-            let relative = plan.tokens_per_second / speedup;
+            let relative = adaptive.tokens_per_second(mode, gamma, 1).unwrap() / speedup;
             assert!((relative - 1.0).abs() < 0.03, "{mode} {gamma}: {relative}");
         }
     }
 
     #[test]
-    fn plain_decoding_is_chosen_where_speculation_does_not_pay() {
-        let mut dear_draft = measured(1.5, 1.0, 0.0, 0.9, 1);
-        assert_eq!(dear_draft.plan(&Mode::ALL, 1).unwrap().mode, Mode::Ar);
-        let mut no_agreement = measured(0.2, 1.0, 0.05, 0.1, 1);
-        assert_eq!(no_agreement.plan(&Mode::ALL, 1).unwrap().mode, Mode::Ar);
-        // Every row costs as much as a pass: the target is compute-bound.
-        let mut full = measured(0.3, 0.0, 0.1, 0.5, 16);
-        assert_eq!(full.plan(&Mode::ALL, 16).unwrap().mode, Mode::Ar);
-        let mut pays = measured(0.2, 1.0, 0.0, 0.9, 1);
-        assert_eq!(pays.plan(&Mode::ALL, 1).unwrap().mode, Mode::Pearl);
-    }
-
-    #[test]
-    fn a_plan_follows_costs_that_drift_and_holds_against_noise() {
+    fn gamma_follows_costs_that_drift_and_holds_against_noise() {
         let mut adaptive = measured(0.2, 1.0, 0.0, 0.9, 1);
         assert_eq!(adaptive.gamma(Mode::Pearl, 1), 5);
         for i in 0..100 {

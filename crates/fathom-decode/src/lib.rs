@@ -14,6 +14,7 @@
 //! | [`Pearl`] | the rest of the last chunk and the first token of the chunk being drafted meanwhile | the rest of the new chunk waits |
 
 pub mod ar;
+mod auto_mode;
 pub mod bench;
 mod completion;
 pub mod engine;
@@ -23,6 +24,7 @@ mod metrics;
 mod mode;
 mod pearl;
 mod proposal;
+mod running;
 mod sampling;
 pub mod sd;
 pub mod seed_table;
@@ -33,8 +35,9 @@ mod threads;
 mod verify;
 mod vocabulary;
 
+pub use auto_mode::AutoMode;
 pub use completion::{Completion, EndRules, Finish, StopCheck};
-pub use gamma::{AdaptiveGamma, GammaLimits, Plan};
+pub use gamma::{AdaptiveGamma, GammaLimits};
 pub use metrics::{Acceptance, Runs};
 pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
