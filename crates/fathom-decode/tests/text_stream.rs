@@ -1,0 +1,59 @@
+//! Streamed text is the text: characters spread over tokens, and stop strings, included.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use fathom_decode::TextStream;
+use fathom_model::Tokenizer;
+use proptest::prelude::*;
+
+fn tokenizer() -> Tokenizer {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+    Tokenizer::from_dir(&dir).unwrap()
+}
+
+/// Texts of words, digits, characters of two to four bytes, and joined emoji.
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "[a-z ]{1,6}",
+        "[0-9]{1,3}",
+        "[äéñ世界]{1,3}",
+        Just("👩\u{200d}👧".to_owned()),
+        Just("\n\n".to_owned()),
+    ];
+    prop::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn pieces_joined_are_the_text_up_to_the_stop_string(
+        text in text(),
+        stops in prop::collection::vec("[a-z世 0]{1,2}", 0..3),
+    ) {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        let mut check = TextStream::stop_check(&tokenizer, &stops);
+        prop_assert_eq!(check.is_none(), stops.is_empty());
+        let mut stream = TextStream::new(&tokenizer, stops.clone());
+        let mut streamed = String::new();
+        let mut taken = Vec::new();
+        for id in ids {
+            streamed.push_str(&stream.push(id).unwrap());
+            taken.push(id);
+            if let Some(check) = &mut check && check(id).unwrap() {
+                break;
+            }
+        }
+        streamed.push_str(&stream.finish().unwrap());
+
+        // The tokens up to the one that completes a stop string hold its text, and no earlier ones do.
+        let whole = tokenizer.decode(&taken).unwrap();
+        let cut = stops.iter().filter_map(|stop| whole.find(stop).map(|at| (at + stop.len(), at)));
+        let cut = cut.min().map_or(whole.len(), |(_, start)| start);
+        prop_assert_eq!(&streamed, &whole[..cut]);
+        let before = tokenizer.decode(&taken[..taken.len() - 1]).unwrap();
+        prop_assert!(!stops.iter().any(|stop| before.contains(stop)), "{:?} {:?}", before, stops);
+    }
+}
