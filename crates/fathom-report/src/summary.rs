@@ -34,6 +34,7 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
         lines.push(primary(traces, row.primary_count, with_primary));
         lines.push(secondary(traces, &row, found(Finding::SecondarySinks)));
     }
+    lines.extend(attention(manifest, traces));
     if row.noise_count > 0 {
         lines.push(format!(
             "{} aligned with the primary sink too briefly to count.",
@@ -128,6 +129,29 @@ fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) ->
         span(sinks().map(|sink| sink.position), "position"),
         named.join(", "),
     )
+}
+
+/// How much attention sinks draw, where it was measured: being aligned is not yet drawing attention.
+fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
+    let drawn = |class: Class| {
+        let scores = traces.iter().flat_map(|trace| trace.of_class(class)).flat_map(|sink| {
+            // Attention of layer l reads the output of layer l-1.
+            let seen = sink.layers.iter().map(|l| l + 1).filter(|l| *l < manifest.model.layers);
+            let scores = sink.sink_score.as_deref().unwrap_or_default();
+            seen.filter_map(|l| scores.get(l).copied())
+        });
+        let (sum, count) = scores.fold((0.0, 0), |(sum, n), x| (sum + f64::from(x), n + 1));
+        let mean = (count > 0).then(|| percent(100.0 * sum / f64::from(count)))?;
+        Some(format!("a {} sink draws {mean}", class.name()))
+    };
+    let drawn: Vec<String> =
+        [Class::Primary, Class::Secondary].into_iter().filter_map(drawn).collect();
+    (!drawn.is_empty()).then(|| {
+        format!(
+            "Of the attention of later tokens, {} on average at the layers that see it.",
+            drawn.join(", ")
+        )
+    })
 }
 
 /// `position 0`, `positions 0, 1, 2`, or how many there are when they are too many to name.

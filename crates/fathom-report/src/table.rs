@@ -157,12 +157,21 @@ mod tests {
     #[test]
     fn markdown_lines_up_and_keeps_bars_inside_cells() {
         let expected = r#"
-| Token                  | Count |
-|------------------------|------:|
-| a\|b, "50%" \\n \<s>\_ |     7 |
-| ü                      |     X |
+| Token                 | Count |
+|-----------------------|------:|
+| a\|b, "50%" \n \<s>\_ |     7 |
+| ü                     |     X |
 "#;
         assert_eq!(table().render(Format::Markdown), expected.trim_start());
+    }
+
+    #[test]
+    fn a_backslash_is_escaped_where_markdown_would_take_it_for_an_escape() {
+        let mut table = Table::new(vec![Column::text("a", "A")]);
+        table.push(vec![Cell::text(r"\n \* \\ \")]);
+        let text = table.render(Format::Markdown);
+        // CommonMark 2.4: before anything but ASCII punctuation a backslash is just that.
+        assert!(text.ends_with("| \\n \\\\\\* \\\\\\ \\\\ |\n"), "{text}");
     }
 
     #[test]

@@ -172,6 +172,20 @@ fn a_summary_of_every_kind_of_trace() {
             "1 token aligned with the primary sink too briefly to count.",
         ]
     );
+
+    // Where attention was measured, the layers after those at which it is a sink are those that see it.
+    let mut measured = sink(0, Class::Primary, 2..4, "<s>");
+    measured.sink_score = Some((0..12).map(|l| if l == 3 { 0.5 } else { 0.25 }).collect());
+    let text = summary(&manifest(), &[trace(0, Finding::PrimaryOnly, 40.0, vec![measured])]);
+    let last = text.lines().last();
+    assert_eq!(
+        last,
+        Some(
+            "Of the attention of later tokens, a primary sink draws 37.5% on average at the layers \
+             that see it."
+        )
+    );
+
     let primary_only = summary(&manifest(), &traces[2..3]);
     assert!(primary_only.contains("\nNo secondary sinks.\n"), "{primary_only}");
 }

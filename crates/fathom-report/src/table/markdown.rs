@@ -40,6 +40,8 @@ fn escape(text: &str) -> String {
             inside_word && chars.get(i + 1).is_some_and(|next| next.is_alphanumeric());
         match c {
             '_' if inside_word => {} // names stay as they are
+            // Before anything but punctuation a backslash is one already: "\n" stays readable.
+            '\\' if chars.get(i + 1).is_some_and(|next| !next.is_ascii_punctuation()) => {}
             '|' | '\\' | '`' | '*' | '_' | '<' | '[' => escaped.push('\\'),
             '\n' | '\r' => {
                 escaped.push(' ');
