@@ -85,6 +85,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The precision this backend was made with.
     fn precision(&self) -> Precision;
 
+    /// Tells whether another model is at work on this machine at the same time, from now on. A backend
+    /// may then leave part of the machine to it. Changes the bits of nothing.
+    fn set_beside(&self, _beside: bool) {}
+
     // --- memory -------------------------------------------------------------------------------------
 
     /// A zeroed matrix `[rows, columns]`.

@@ -10,7 +10,8 @@ use crate::attention::{AttentionScratch, Queries, check, mask, union, within_blo
 use crate::cpu::Cpu;
 use crate::exp::exp;
 use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{ForProduct, Product, ProductKernel, ROW_STRIDE, even_parts};
+use crate::microkernel::{ROW_STRIDE, even_parts};
+use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
 use crate::{Attention, Span};
@@ -71,7 +72,7 @@ pub(crate) fn add(
         .flat_map(|block| (0..attention.kv_heads).map(move |kv_head| (block, kv_head)))
         .collect();
     let work = attention.heads * attention.head_dim * span.rows.len() * blocks * BLOCK;
-    cpu.tasks(tasks.len(), work, |task, scratch| {
+    cpu.tasks_with_scratch(tasks.len(), work, |task, scratch| {
         let (block, kv_head) = tasks[task];
         let blocks = block..blocks.min(block + per_task);
         let kernel = AddBlocks { attention, q, lse, span, kv_head, blocks, heads: &heads, scratch };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::aligned::Aligned;
 use crate::attention::{self, AttentionScratch};
@@ -60,6 +60,9 @@ pub struct Cpu {
     pub(crate) precision: Precision,
     pub(crate) isa: Supported,
     pool: Pool,
+    /// Works instead of `pool` while another model is at work too.
+    beside: Option<Pool>,
+    is_beside: AtomicBool,
     scratch: Vec<Mutex<AttentionScratch>>,
     /// Activations packed for the product under way.
     pub(crate) packed: Mutex<Aligned<u32>>,
@@ -83,9 +86,32 @@ impl Cpu {
             precision: options.precision,
             isa,
             pool: Pool::new(threads)?,
+            beside: None,
+            is_beside: AtomicBool::new(false),
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             packed: Mutex::default(),
         })
+    }
+
+    /// Keeps to `threads` threads while another model works at the same time; see [`Backend::set_beside`].
+    ///
+    /// # Errors
+    /// No threads, or more than the operating system allows.
+    pub fn with_threads_beside(mut self, threads: usize) -> Result<Cpu, CpuError> {
+        if threads == 0 {
+            return Err(CpuError::NoThreads);
+        }
+        self.scratch.resize_with(self.scratch.len().max(threads), Mutex::default);
+        self.beside = Some(Pool::new(threads)?);
+        Ok(self)
+    }
+
+    /// The threads that work now.
+    fn pool(&self) -> &Pool {
+        match &self.beside {
+            Some(beside) if self.is_beside.load(Ordering::Relaxed) => beside,
+            _ => &self.pool,
+        }
     }
 
     /// The instruction set in use.
@@ -95,13 +121,14 @@ impl Cpu {
 
     /// Threads in use, the calling one included.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.pool().threads()
     }
 
     /// Runs `part(thread, range)` with `0..n` cut evenly, one range for each thread.
     pub(crate) fn split(&self, n: usize, part: impl Fn(usize, Range<usize>) + Sync) {
-        let threads = self.threads();
-        self.pool.run(&|thread| {
+        let pool = self.pool();
+        let threads = pool.threads();
+        pool.run(&|thread| {
             let range = n * thread / threads..n * (thread + 1) / threads;
             if !range.is_empty() {
                 part(thread, range);
@@ -118,26 +145,34 @@ impl Cpu {
         }
     }
 
-    /// Runs every task once, on whichever thread is free, with that thread's scratch memory; on the
-    /// calling thread alone if the `work` in all (multiplications) is not worth a hand-off.
-    pub(crate) fn tasks(
+    /// Runs `run(thread, task)` once for every task, on whichever thread is free; on the calling thread
+    /// alone if the `work` in all (multiplications) is not worth a hand-off.
+    pub(crate) fn tasks(&self, tasks: usize, work: usize, run: impl Fn(usize, usize) + Sync) {
+        let next = AtomicUsize::new(0);
+        let on_thread = |thread: usize| {
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= tasks {
+                    return;
+                }
+                run(thread, task);
+            }
+        };
+        if tasks == 1 || work < WORTH_A_HAND_OFF {
+            on_thread(0);
+        } else {
+            self.pool.run(&on_thread);
+        }
+    }
+
+    /// [`Cpu::tasks`] with each thread's scratch memory: `run(task, scratch)`.
+    pub(crate) fn tasks_with_scratch(
         &self,
-        n: usize,
+        tasks: usize,
         work: usize,
         run: impl Fn(usize, &mut AttentionScratch) + Sync,
     ) {
-        let next = AtomicUsize::new(0);
-        let on_thread = |thread: usize| {
-            let mut scratch = lock(&self.scratch[thread]);
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= n {
-                    return;
-                }
-                run(task, &mut scratch);
-            }
-        };
-        if n == 1 || work < WORTH_A_HAND_OFF { on_thread(0) } else { self.pool.run(&on_thread) }
+        self.tasks(tasks, work, |thread, task| run(task, &mut lock(&self.scratch[thread])));
     }
 }
 
@@ -156,6 +191,10 @@ impl Backend for Cpu {
 
     fn precision(&self) -> Precision {
         self.precision
+    }
+
+    fn set_beside(&self, beside: bool) {
+        self.is_beside.store(beside, Ordering::Relaxed);
     }
 
     fn alloc(&self, rows: usize, columns: usize) -> Rows {

@@ -1,7 +1,8 @@
 //! What a [`Cpu`] computes with, for people to read.
 
-use crate::microkernel::{PANEL, product_name};
+use crate::microkernel::PANEL;
 use crate::pack::Storage;
+use crate::product::product_name;
 use crate::simd::{Kernel, Simd};
 use crate::{Cpu, DType};
 

@@ -18,6 +18,7 @@ mod microkernel;
 mod norm;
 mod pack;
 mod pool;
+mod product;
 pub mod reference;
 mod rope;
 mod rows;

@@ -1,6 +1,6 @@
 //! `out = x · Wᵀ + bias`: one driver for 1 row and for 4096.
 //!
-//! x is packed once ([`pack_row`]), then every thread takes its share of the panels. Blocking, outermost
+//! x is packed once ([`pack_row`]), then threads take pieces of the panels. Blocking, outermost
 //! first:
 //! - **rows**, a few hundred at a time: one k block of them (`rows · 1 KiB`) stays in L2;
 //! - **groups of panels**: their part of `out` stays in L2 while k runs;
@@ -15,12 +15,11 @@ use std::ops::Range;
 
 use crate::WeightView;
 use crate::aligned::Aligned;
-use crate::cpu::{Cpu, WORTH_A_HAND_OFF};
-use crate::microkernel::{
-    ForProduct, PANEL, Product, ProductKernel, ROW_STRIDE, ROW_WORDS, Tile, even_parts, tiles,
-};
+use crate::cpu::Cpu;
+use crate::microkernel::{PANEL, ROW_STRIDE, ROW_WORDS, Tile, even_parts, tiles};
 use crate::pack::{self, Panels, Storage, k_block, pack_row};
 use crate::pool::lock;
+use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
 
@@ -112,11 +111,12 @@ pub(crate) fn linear(cpu: &Cpu, w: &Linear, x: &Rows, out: &mut Rows) {
     let multiply = |panels: Range<usize>| {
         run(Job::Multiply { w, rows, panels, packed: packed.pointer(), out });
     };
-    if rows * k * columns < WORTH_A_HAND_OFF {
-        multiply(0..w.weights.panels());
-    } else {
-        cpu.split(w.weights.panels(), |_, panels| multiply(panels));
-    }
+    // Few rows: one piece a thread, each a single stream. Many: more, for whichever thread is free.
+    let (panels, threads) = (w.weights.panels(), cpu.threads());
+    let pieces = if rows <= MAX_TILE_ROWS { 1 } else { panels.div_ceil(threads * GROUP) } * threads;
+    cpu.tasks(pieces, rows * k * columns, |_, piece| {
+        multiply(panels * piece / pieces..panels * (piece + 1) / pieces);
+    });
 }
 
 /// What a thread does for a product. Packed x is `[k blocks][rows][ROW_STRIDE]`.
@@ -147,6 +147,7 @@ impl ProductKernel for Job<'_> {
                     }
                 }
             }
+            Job::Multiply { panels, .. } if panels.is_empty() => {}
             Job::Multiply { w, rows, panels, packed, out } => {
                 for rows_now in even_parts(0..rows, ROW_BLOCKS * S::TILE_ROWS) {
                     // SAFETY: x is packed, and threads have disjoint panels: columns of out.

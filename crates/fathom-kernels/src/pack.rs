@@ -5,7 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::aligned::Aligned;
-use crate::microkernel::{PANEL, Product, ROW_STRIDE, ROW_WORDS};
+use crate::microkernel::{PANEL, ROW_STRIDE, ROW_WORDS};
+use crate::product::Product;
 use crate::simd::Simd;
 use crate::{DType, Precision, WeightView};
 

@@ -6,7 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::{Product, Tile};
+use crate::microkernel::Tile;
+use crate::product::Product;
 
 /// The proof that this machine has `avx2` and `fma`.
 #[derive(Clone, Copy)]

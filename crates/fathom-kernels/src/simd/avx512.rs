@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::{Product, Tile};
+use crate::microkernel::Tile;
+use crate::product::Product;
 
 /// The proof that this machine has `avx512f`, `bw`, `dq`, `vl`, and with `BF16` also `avx512bf16`.
 #[derive(Clone, Copy)]

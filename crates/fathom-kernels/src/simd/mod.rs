@@ -16,7 +16,8 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
-use crate::microkernel::{Product, Tile};
+use crate::microkernel::Tile;
+use crate::product::Product;
 
 /// A computation written for any instruction set.
 pub(crate) trait Kernel {

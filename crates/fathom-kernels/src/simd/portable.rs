@@ -1,7 +1,8 @@
 //! Plain Rust: four lanes the compiler maps to whatever the target has.
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::{Product, Tile};
+use crate::microkernel::Tile;
+use crate::product::Product;
 
 /// No vector instructions beyond what the compiler emits by itself.
 #[derive(Clone, Copy)]

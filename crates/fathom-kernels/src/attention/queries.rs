@@ -1,0 +1,157 @@
+//! The rows of a task: which keys they see, their packed form, their scores.
+
+use std::ops::Range;
+
+use crate::Attention;
+use crate::aligned::Aligned;
+use crate::kv::{BLOCK, Kv};
+use crate::microkernel::{PANEL, ROW_STRIDE, Tile, tiles};
+use crate::pack::{k_block, pack_row};
+use crate::product::Product;
+use crate::rows::Rows;
+use crate::simd::{MAX_LANES, Simd};
+
+/// Some query positions of one key/value head.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    pub(crate) attention: &'a Attention,
+    pub(crate) kv: &'a Kv,
+    pub(crate) kv_head: usize,
+    pub(crate) q: &'a Rows,
+    /// First row of the batch.
+    pub(crate) first: usize,
+    /// Its position in the sequence.
+    pub(crate) position: usize,
+    /// Consecutive positions.
+    pub(crate) positions: usize,
+}
+
+impl<'a> Queries<'a> {
+    /// Query heads per key/value head.
+    pub(crate) fn group(&self) -> usize {
+        self.attention.heads / self.attention.kv_heads
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.positions * self.group()
+    }
+
+    /// About how many multiplications a product with all visible keys takes.
+    pub(crate) fn work(&self) -> usize {
+        let keys = self.visible(self.rows() - 1).len();
+        keys * self.rows() * self.attention.head_dim
+    }
+
+    /// Keys row `row` sees.
+    pub(crate) fn visible(&self, row: usize) -> Range<usize> {
+        let end = self.position + row / self.group() + 1;
+        self.attention.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    /// Keys each row sees, row by row.
+    pub(crate) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
+        visible.clear();
+        visible.extend((0..self.rows()).map(|row| self.visible(row)));
+    }
+
+    /// Batch row and query head of row `row`.
+    pub(crate) fn source(&self, row: usize) -> (usize, usize) {
+        (self.first + row / self.group(), self.kv_head * self.group() + row % self.group())
+    }
+
+    fn query(&self, row: usize) -> &'a [f32] {
+        let (batch_row, head) = self.source(row);
+        let head_dim = self.attention.head_dim;
+        &self.q.row(batch_row)[head * head_dim..(head + 1) * head_dim]
+    }
+
+    /// Packs the queries.
+    #[inline(always)]
+    pub(crate) fn pack<S: Simd, P: Product>(&self, s: S, round: bool, packed: &mut Aligned<u32>) {
+        let (rows, head_dim) = (self.rows(), self.attention.head_dim);
+        packed.reserve(head_dim.div_ceil(k_block::<P>()) * rows * ROW_STRIDE);
+        for row in 0..rows {
+            for (block, x) in self.query(row).chunks(k_block::<P>()).enumerate() {
+                let at = (block * rows + row) * ROW_STRIDE;
+                if let Some(out) = packed[at..].first_chunk_mut() {
+                    pack_row::<S, P>(s, round, x, out);
+                }
+            }
+        }
+    }
+
+    /// Unscaled scores of `rows` (at most a register tile) with keys `keys` of block `block`, into
+    /// `scores[row][key]`. Whole panels are computed; what lies outside `keys` is meaningless.
+    #[inline(always)]
+    pub(crate) fn scores<S: Simd, P: Product>(
+        &self,
+        s: S,
+        packed: &Aligned<u32>,
+        rows: Range<usize>,
+        block: usize,
+        keys: Range<usize>,
+        scores: &mut Aligned<f32>,
+    ) {
+        let Attention { layer, head_dim, .. } = *self.attention;
+        let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
+        let stride = self.kv.keys_stride();
+        let words = &self.kv.keys(layer, self.kv_head, block)[panels.start * stride..];
+        let c = &mut scores[rows.start * ROW_STRIDE + panels.start * PANEL..];
+        debug_assert!(c.len() >= (rows.len() - 1) * ROW_STRIDE + panels.len() * PANEL);
+        for (i, k) in (0..head_dim).step_by(k_block::<P>()).enumerate() {
+            let steps = (head_dim.min(k + k_block::<P>()) - k).div_ceil(P::K);
+            let w = &words[k / P::K * PANEL..];
+            let a = &packed[(i * self.rows() + rows.start) * ROW_STRIDE..];
+            let tile = Tile {
+                a: a.as_ptr(),
+                w: w.as_ptr(),
+                panel_stride: stride,
+                steps,
+                c: c.as_mut_ptr(),
+                c_stride: ROW_STRIDE,
+                resume: i > 0,
+                bias: std::ptr::null(),
+                prefetch: (w.as_ptr(), PANEL),
+            };
+            // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
+            unsafe { tiles::<S, P>(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
+        }
+    }
+}
+
+/// Keys any of `rows` sees, given those each row sees.
+pub(crate) fn union(visible: &[Range<usize>], rows: Range<usize>) -> Range<usize> {
+    visible[rows.start].start..visible[rows.end - 1].end
+}
+
+/// The part of `keys` that lies in block `block`, counted from the block's start.
+pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
+    let start = block * BLOCK;
+    let clamp = |key: usize| key.clamp(start, start + BLOCK) - start;
+    clamp(keys.start)..clamp(keys.end)
+}
+
+/// Blocks that hold `keys`, which are not empty.
+pub(crate) fn blocks(keys: &Range<usize>) -> Range<usize> {
+    keys.start / BLOCK..keys.end.div_ceil(BLOCK)
+}
+
+/// Lane numbers.
+pub(crate) const IOTA: [f32; MAX_LANES] =
+    [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+
+/// `x` in the lanes whose key, `key + lane`, is in `keys`; `otherwise` in the others.
+#[inline(always)]
+pub(crate) fn mask<S: Simd>(
+    s: S,
+    keys: &Range<usize>,
+    key: usize,
+    x: S::F32,
+    otherwise: f32,
+) -> S::F32 {
+    // SAFETY: IOTA holds MAX_LANES ≥ LANES elements.
+    let lane = s.add(unsafe { s.load(IOTA.as_ptr()) }, s.splat(key as f32));
+    let otherwise = s.splat(otherwise);
+    let x = s.select(s.lt(lane, s.splat(keys.end as f32)), x, otherwise);
+    s.select(s.lt(lane, s.splat(keys.start as f32)), otherwise, x)
+}

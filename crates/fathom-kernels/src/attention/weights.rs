@@ -1,0 +1,77 @@
+//! The attention matrix itself, for short sequences.
+
+use super::{AttentionScratch, Queries, blocks, check, tasks, union, within_block};
+use crate::cpu::Cpu;
+use crate::exp::exp;
+use crate::kv::{BLOCK, Kv};
+use crate::microkernel::{ROW_STRIDE, even_parts};
+use crate::product::{ForProduct, Product, ProductKernel};
+use crate::rows::{Rows, SharedMut};
+use crate::simd::Simd;
+use crate::{Attention, Span};
+
+/// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, kv_len + rows]`.
+pub(crate) fn weights(
+    cpu: &Cpu,
+    attention: &Attention,
+    q: &Rows,
+    lse: &Rows,
+    span: &Span<'_, Kv>,
+) -> Vec<f32> {
+    check(attention, q, std::slice::from_ref(span));
+    assert_eq!((lse.rows(), lse.columns()), (q.rows(), attention.heads), "log-sum-exp");
+    let keys = span.kv.len() + span.rows.len();
+    let mut weights = vec![0.0; attention.heads * span.rows.len() * keys];
+    let out = SharedMut::new(&mut weights);
+    let tasks = tasks(attention, q, std::slice::from_ref(span));
+    cpu.tasks_with_scratch(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
+        let kernel = Weights { queries: tasks[task], lse, out, span, keys, scratch };
+        let storage = span.kv.storage;
+        cpu.isa.run(ForProduct { storage, precision: cpu.precision, kernel });
+    });
+    weights
+}
+
+struct Weights<'a> {
+    queries: Queries<'a>,
+    lse: &'a Rows,
+    out: SharedMut,
+    span: &'a Span<'a, Kv>,
+    keys: usize,
+    scratch: &'a mut AttentionScratch,
+}
+
+impl ProductKernel for Weights<'_> {
+    #[inline(always)]
+    fn run<S: Simd, P: Product>(self, s: S, round: bool) {
+        let Weights { queries, lse, out, span, keys: all_keys, scratch } = self;
+        let AttentionScratch { q, scores, visible, .. } = scratch;
+        let rows = queries.rows();
+        scores.reserve(rows * ROW_STRIDE);
+        queries.list_visible(visible);
+        queries.pack::<S, P>(s, round, q);
+        for block in blocks(&union(visible, 0..rows)) {
+            for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
+                let keys = within_block(&union(visible, tile_rows.clone()), block);
+                if keys.is_empty() {
+                    continue;
+                }
+                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
+                for row in tile_rows {
+                    let (batch_row, head) = queries.source(row);
+                    let keys = within_block(&visible[row], block);
+                    let line = head * span.rows.len() + batch_row - span.rows.start;
+                    let at = line * all_keys + block * BLOCK;
+                    // SAFETY: tasks have disjoint (row, head), and `keys` are keys of the span.
+                    let out = unsafe { out.slice(at + keys.start..at + keys.end) };
+                    let scores = &scores[row * ROW_STRIDE..][keys];
+                    let scale = s.splat(queries.attention.scale);
+                    let minus_lse = s.splat(-lse.row(batch_row)[head]);
+                    for (out, x) in out.chunks_mut(S::LANES).zip(scores.chunks(S::LANES)) {
+                        s.store_some(out, exp(s, s.fma(s.load_some(x), scale, minus_lse)));
+                    }
+                }
+            }
+        }
+    }
+}
