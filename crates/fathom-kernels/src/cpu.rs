@@ -161,7 +161,7 @@ impl Cpu {
         if tasks == 1 || work < WORTH_A_HAND_OFF {
             on_thread(0);
         } else {
-            self.pool.run(&on_thread);
+            self.pool().run(&on_thread);
         }
     }
 
