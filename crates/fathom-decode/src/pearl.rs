@@ -81,3 +81,69 @@ impl Pearl {
         std::mem::take(&mut self.pending).len()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{EndRules, Verdict};
+
+    /// A target whose text is 10, 11, 12, …: it knows what stands at every position.
+    struct Counting {
+        position: usize,
+    }
+
+    impl Judge for Counting {
+        fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict> {
+            let token = self.sample(row)?;
+            Ok(if draft.token == token { Verdict::Accept } else { Verdict::Reject(token) })
+        }
+
+        fn sample(&mut self, row: usize) -> Result<u32> {
+            Ok(10 + (self.position + row) as u32)
+        }
+    }
+
+    fn chunk(tokens: &[u32]) -> Proposal {
+        tokens.iter().map(|&token| Drafted { token, q: None }).collect()
+    }
+
+    /// One step after another, as in DESIGN 2.12, γ = 3.
+    #[test]
+    fn a_sequence_goes_through_its_phases() {
+        let end = EndRules { eos: [18].into(), max_tokens: 100, stop: None };
+        let mut text = Completion::new(vec![10], end);
+        let mut pearl = Pearl::new();
+        let mut step = |chunk_tokens: &[u32]| {
+            let mut judge = Counting { position: text.tokens().len() };
+            let outcome = pearl.step(&mut text, chunk(chunk_tokens), &mut judge).unwrap();
+            (text.generated().to_vec(), pearl.prefix(&text), pearl.phase(), outcome)
+        };
+
+        // Pre-verify, accepted: one token is text, two are pending.
+        let (text, prefix, phase, outcome) = step(&[11, 12, 13]);
+        assert_eq!((&text[..], &prefix[..]), (&[11][..], &[10, 11, 12, 13][..]));
+        assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PostVerify, 1, 1));
+
+        // Post-verify, all accepted: the two pending ones and the first of the next chunk.
+        let (text, prefix, phase, outcome) = step(&[14, 15, 99]);
+        assert_eq!((&text[..], prefix.len()), (&[11, 12, 13, 14][..], 7));
+        assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PostVerify, 3, 3));
+
+        // Post-verify, the second pending one rejected: its correction ends the run, the chunk is lost.
+        let (text, prefix, phase, outcome) = step(&[100, 101, 102]);
+        assert_eq!((&text[4..], prefix.len()), (&[15, 16][..], 7));
+        assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PreVerify, 2, 1));
+        assert_eq!((outcome.wasted, outcome.ends_run), (4, true));
+
+        // Pre-verify, rejected.
+        let (text, _, phase, outcome) = step(&[42, 43, 44]);
+        assert_eq!((&text[6..], phase, outcome.accepted), (&[17][..], Phase::PreVerify, 0));
+        assert_eq!(outcome.wasted, 3);
+
+        // An end-of-text token accepted: nothing after it is text, or pending.
+        let (text, prefix, _, outcome) = step(&[18, 19, 20]);
+        assert_eq!((&text[7..], prefix.len()), (&[18][..], 9));
+        assert_eq!((outcome.accepted, outcome.wasted), (1, 2));
+    }
+}

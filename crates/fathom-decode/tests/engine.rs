@@ -170,7 +170,7 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
         let options = EngineOptions { batch_size, kv_tokens, ..options(mode, 3, vocab) };
         Engine::new(target, Some(draft), options).unwrap()
     };
-    const REQUESTS: u64 = 60;
+    const REQUESTS: u64 = 200;
     for mode in Mode::ALL {
         let mut alone = engine(mode, 1, 10_000);
         (0..REQUESTS).for_each(|id| alone.submit(make(id)).unwrap());
