@@ -79,8 +79,13 @@ impl ModelArgs {
 
 /// Loads the model of `dir`, with a progress bar.
 pub fn load(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Model<Cpu>> {
+    load_on(dir, compute.backend()?, output)
+}
+
+/// As [`load`], on a machine that is set up already.
+pub fn load_on(dir: &Path, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
     let bar = progress::bar(output, "loading", "layers", 0);
-    let model = Model::load_with_progress(dir, compute.backend()?, &mut |done, layers| {
+    let model = Model::load_with_progress(dir, cpu, &mut |done, layers| {
         bar.set_length(layers as u64);
         bar.set_position(done as u64);
     });

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fathom_decode::{ThreadSplit, shared_vocabulary};
-use fathom_kernels::Cpu;
+use fathom_kernels::{Cpu, CpuError};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
 };
@@ -31,15 +31,15 @@ pub struct PairArgs {
 }
 
 impl PairArgs {
-    /// Threads for both, `--target-threads` and `--draft-threads` first.
-    pub fn threads(&self) -> ThreadSplit {
+    /// Each model's threads while both work, `--target-threads` and `--draft-threads` first.
+    pub fn own_threads(&self) -> ThreadSplit {
         let number = |n: Option<u16>| n.map(usize::from);
         ThreadSplit::new(cores(), number(self.target_threads), number(self.draft_threads))
     }
 
-    /// Threads for two that take turns: all `cores` for each, except where a number is given.
-    pub fn threads_in_turns(&self, cores: usize) -> ThreadSplit {
-        let given = |n: Option<u16>| n.map_or(cores, usize::from);
+    /// Each model's threads while it works alone: one for every CPU, except where a number is given.
+    pub fn all_threads(&self) -> ThreadSplit {
+        let given = |n: Option<u16>| n.map_or(cores(), usize::from);
         ThreadSplit { target: given(self.target_threads), draft: given(self.draft_threads) }
     }
 
@@ -55,7 +55,7 @@ impl PairArgs {
 }
 
 /// CPUs this process may use.
-pub fn cores() -> usize {
+fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
@@ -123,20 +123,23 @@ impl Pair {
         }
     }
 
-    /// Loads the target on `threads`.
-    pub fn load_target(&self, threads: usize, output: Output) -> Result<Model<Cpu>> {
-        self.load(&self.target, threads, output)
-    }
-
-    /// Loads the draft, where there is one, on `threads`.
-    pub fn load_draft(&self, threads: usize, output: Output) -> Result<Option<Model<Cpu>>> {
-        self.draft.as_ref().map(|draft| self.load(draft, threads, output)).transpose()
-    }
-
-    fn load(&self, from: &Checkpoint, threads: usize, output: Output) -> Result<Model<Cpu>> {
-        let threads = u16::try_from(threads)
-            .map_err(|_| Error::Request(format!("{threads} threads are too many")))?;
-        let compute = ComputeArgs { precision: self.precision, threads: Some(threads) };
-        model_args::load(&from.dir, compute, output)
+    /// Loads the target and, where there is one, the draft. While one of them works alone it has its
+    /// threads of `alone`; while both work, those of `together`.
+    pub fn load(
+        &self,
+        alone: ThreadSplit,
+        together: ThreadSplit,
+        output: Output,
+    ) -> Result<(Model<Cpu>, Option<Model<Cpu>>)> {
+        let load = |from: &Checkpoint, alone: usize, together: usize| {
+            let refuse = |error: CpuError| Error::Request(error.to_string());
+            let threads = u16::try_from(alone).ok();
+            let compute = ComputeArgs { precision: self.precision, threads };
+            let cpu = compute.backend()?.with_threads_beside(together).map_err(refuse)?;
+            model_args::load_on(&from.dir, cpu, output)
+        };
+        let target = load(&self.target, alone.target, together.target)?;
+        let draft = self.draft.as_ref().map(|draft| load(draft, alone.draft, together.draft));
+        Ok((target, draft.transpose()?))
     }
 }

@@ -1,6 +1,5 @@
 //! `fathom bench`: every way of decoding on the same prompts, against plain decoding.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use serde_json::json;
 use crate::cli::Output;
 use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
-use crate::pair_args::{Pair, PairArgs, cores};
+use crate::pair_args::{Pair, PairArgs};
 use crate::progress;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
@@ -154,84 +153,58 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let benchmarks = args.read_benchmarks(&pair, output)?;
     let eos: Arc<[u32]> = pair.eos().into();
 
-    let split = args.pair.threads();
-    let in_turns = args.pair.threads_in_turns(cores());
-    let engine = |threads: ThreadSplit| -> Result<Engine<'_, Cpu>> {
-        let target = pair.load_target(threads.target, output)?;
-        Engine::new(target, pair.load_draft(threads.draft, output)?, options)
-    };
-    let mut bench = Bench { args, eos, own: engine(split)?, all: engine(in_turns)? };
+    let mut accountings = Vec::with_capacity(args.accounting.len());
+    for accounting in &args.accounting {
+        let own = args.pair.own_threads();
+        let alone = match accounting {
+            Accounting::OneCoreEach => own,
+            Accounting::WholeMachine => args.pair.all_threads(),
+        };
+        let (target, draft) = pair.load(alone, own, output)?;
+        let engine = Engine::new(target, draft, options)?;
+        accountings.push(Accounted {
+            accounting: *accounting,
+            alone,
+            own,
+            engine,
+            rows: Vec::new(),
+        });
+    }
     let count = benchmarks.len() * args.batch_sizes.len();
     let bar = progress::bar(output, "measuring", "rows", count as u64);
-    let mut rows: BTreeMap<usize, Vec<BenchRow>> = BTreeMap::new();
     for batch_size in &args.batch_sizes {
         for benchmark in &benchmarks {
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
-            let measured = bench.measure(batches)?;
-            for (index, accounting) in args.accounting.iter().enumerate() {
-                let rows = rows.entry(index).or_default();
-                rows.extend(measured.rows(*accounting, benchmark, *batch_size, args)?);
+            let runs = args.measure(&mut accountings, batches, &eos)?;
+            for (accounted, runs) in accountings.iter_mut().zip(runs) {
+                let Some(ar) = runs.first().cloned() else { continue };
+                for measured in runs {
+                    accounted.rows.push(BenchRow {
+                        batch_size: *batch_size,
+                        benchmark: benchmark.name.clone(),
+                        speedup: measured.throughput() / ar.throughput(),
+                        predicted: measured.predicted_speedup(&ar)?,
+                        measured,
+                    });
+                }
             }
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
-    args.print(&rows, split, in_turns, output, out)
+    args.print(&accountings, output, out)
 }
 
-/// The two ways to share the machine, each with its engine.
-struct Bench<'a> {
-    args: &'a Args,
-    eos: Arc<[u32]>,
-    own: Engine<'a, Cpu>,
-    all: Engine<'a, Cpu>,
-}
-
-/// The median runs.
-struct MedianRuns {
-    /// Draft and target on their own cores: ar and what `--modes` names.
-    own: Vec<Measured>,
-    /// All cores for each: ar, and sd where it is among the modes.
-    all: Vec<Measured>,
-}
-
-impl Bench<'_> {
-    /// Measures every mode in turn, so often; what disturbs the machine then disturbs all alike.
-    fn measure(&mut self, batches: Batches<'_>) -> Result<MedianRuns, Failure> {
-        let own_modes = self.args.modes();
-        let all_modes: Vec<ModeChoice> =
-            match self.args.accounting.contains(&Accounting::WholeMachine) {
-                true => own_modes.iter().copied().filter(|mode| takes_turns(*mode)).collect(),
-                false => Vec::new(),
-            };
-        let protocol = self.args.protocol();
-        let warm_up = Protocol::Fixed { steps: 12, ar_tokens: 4 };
-        for mode in &own_modes {
-            measure(&mut self.own, batches.first(), *mode, warm_up, &self.eos)?;
-        }
-        for mode in &all_modes {
-            measure(&mut self.all, batches.first(), *mode, warm_up, &self.eos)?;
-        }
-        let mut own = vec![Vec::new(); own_modes.len()];
-        let mut all = vec![Vec::new(); all_modes.len()];
-        for _ in 0..self.args.repeats {
-            for (runs, mode) in own.iter_mut().zip(&own_modes) {
-                runs.push(measure(&mut self.own, batches, *mode, protocol, &self.eos)?);
-            }
-            for (runs, mode) in all.iter_mut().zip(&all_modes) {
-                runs.push(measure(&mut self.all, batches, *mode, protocol, &self.eos)?);
-            }
-        }
-        check_texts(own.iter().chain(&all).flatten())?;
-        let medians = |runs: Vec<Vec<Measured>>| runs.into_iter().filter_map(median).collect();
-        Ok(MedianRuns { own: medians(own), all: medians(all) })
-    }
-}
-
-/// Whether at most one model works at a time, so that it can have all cores.
-fn takes_turns(mode: ModeChoice) -> bool {
-    matches!(mode, ModeChoice::Always(Mode::Ar | Mode::Sd))
+/// One way to share the machine, and what was measured so.
+struct Accounted<'a> {
+    accounting: Accounting,
+    /// Threads of a model that works while the other waits.
+    alone: ThreadSplit,
+    /// Threads of each while both work.
+    own: ThreadSplit,
+    engine: Engine<'a, Cpu>,
+    rows: Vec<BenchRow>,
 }
 
 /// The run with the median throughput.
@@ -256,34 +229,6 @@ fn check_texts<'m>(mut runs: impl Iterator<Item = &'m Measured>) -> Result<(), F
     Ok(())
 }
 
-impl MedianRuns {
-    fn rows(
-        &self,
-        accounting: Accounting,
-        benchmark: &Benchmark,
-        batch_size: usize,
-        args: &Args,
-    ) -> Result<Vec<BenchRow>> {
-        let of = |runs: &[Measured], mode| runs.iter().find(|run| run.mode == mode).cloned();
-        let run = |mode| match accounting {
-            Accounting::WholeMachine if takes_turns(mode) => of(&self.all, mode),
-            _ => of(&self.own, mode),
-        };
-        let Some(ar) = run(ModeChoice::Always(Mode::Ar)) else { return Ok(Vec::new()) };
-        let mut rows = Vec::new();
-        for measured in args.modes().into_iter().filter_map(run) {
-            rows.push(BenchRow {
-                batch_size,
-                benchmark: benchmark.name.clone(),
-                speedup: measured.throughput() / ar.throughput(),
-                predicted: measured.predicted_speedup(&ar)?,
-                measured,
-            });
-        }
-        Ok(rows)
-    }
-}
-
 impl Args {
     /// ar, then the others once each.
     fn modes(&self) -> Vec<ModeChoice> {
@@ -294,6 +239,40 @@ impl Args {
             }
         }
         modes
+    }
+
+    /// The median run of every mode, ar first, for each accounting. All are measured in turn, so that what
+    /// disturbs the machine disturbs all alike.
+    fn measure(
+        &self,
+        accountings: &mut [Accounted<'_>],
+        batches: Batches<'_>,
+        eos: &Arc<[u32]>,
+    ) -> Result<Vec<Vec<Measured>>, Failure> {
+        let modes = self.modes();
+        let warm_up = Protocol::Fixed { steps: 16, ar_tokens: 4 };
+        for accounted in accountings.iter_mut() {
+            for mode in &modes {
+                measure(&mut accounted.engine, batches.first(), *mode, warm_up, eos)?;
+            }
+        }
+        let mut runs = vec![vec![Vec::new(); modes.len()]; accountings.len()];
+        for _ in 0..self.repeats {
+            for (accounted, runs) in accountings.iter_mut().zip(&mut runs) {
+                for (runs, mode) in runs.iter_mut().zip(&modes) {
+                    runs.push(measure(
+                        &mut accounted.engine,
+                        batches,
+                        *mode,
+                        self.protocol(),
+                        eos,
+                    )?);
+                }
+            }
+        }
+        check_texts(runs.iter().flatten().flatten())?;
+        let medians = |runs: Vec<Vec<Measured>>| runs.into_iter().filter_map(median).collect();
+        Ok(runs.into_iter().map(medians).collect())
     }
 
     fn protocol(&self) -> Protocol {
@@ -379,9 +358,7 @@ impl Args {
 
     fn print(
         &self,
-        rows: &BTreeMap<usize, Vec<BenchRow>>,
-        split: ThreadSplit,
-        in_turns: ThreadSplit,
+        accountings: &[Accounted<'_>],
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
@@ -390,43 +367,60 @@ impl Args {
             file.unwrap_or_else(|| model.to_owned())
         };
         let (draft, target) = (name(&self.draft), name(&self.pair.target));
-        let accountings = || self.accounting.iter().zip(rows.values().map(Vec::as_slice));
         if self.csv {
-            let all: Vec<_> = accountings().map(|(which, rows)| (which.key(), rows)).collect();
+            let all: Vec<_> =
+                accountings.iter().map(|a| (a.accounting.key(), a.rows.as_slice())).collect();
             let table = bench_table_of_all(&draft, &target, &all);
             write!(out, "{}", table.render(Format::Csv))?;
             return Ok(());
         }
-        let mut reports = Vec::new();
-        for (index, (accounting, rows)) in accountings().enumerate() {
-            let table = bench_table(&draft, &target, rows);
-            let breakdown = breakdown_table(rows);
-            if output.json {
-                let turns = matches!(accounting, Accounting::WholeMachine);
-                let ar = if turns { in_turns.target } else { split.target };
-                reports.push(json!({
-                    "accounting": accounting.key(),
-                    "ar_threads": ar,
-                    "pearl_threads": { "target": split.target, "draft": split.draft },
+        let tables =
+            |a: &Accounted<'_>| (bench_table(&draft, &target, &a.rows), breakdown_table(&a.rows));
+        if output.json {
+            let report = |a: &Accounted<'_>| {
+                let (table, breakdown) = tables(a);
+                let threads =
+                    |split: ThreadSplit| json!({ "target": split.target, "draft": split.draft });
+                json!({
+                    "accounting": a.accounting.key(),
+                    "threads_in_turns": threads(a.alone),
+                    "threads_together": threads(a.own),
                     "rows": table.to_json(),
                     "breakdown": breakdown.to_json(),
-                }));
-            } else {
-                let gap = if index > 0 { "\n" } else { "" };
-                let heading = accounting.heading(split, in_turns);
-                let (table, breakdown) =
-                    (table.render(Format::Markdown), breakdown.render(Format::Markdown));
-                write!(out, "{gap}{heading}\n\n{table}\n{breakdown}")?;
-            }
-        }
-        if output.json {
-            let protocol = match self.protocol {
-                ProtocolName::Fixed => "fixed",
-                ProtocolName::Natural => "natural",
+                })
             };
+            let reports: Vec<_> = accountings.iter().map(report).collect();
+            let protocol = self.protocol.to_possible_value();
+            let protocol = protocol.map(|value| value.get_name().to_owned());
             writeln!(out, "{}", json!({ "protocol": protocol, "accountings": reports }))?;
+            return Ok(());
+        }
+        for (index, accounted) in accountings.iter().enumerate() {
+            let gap = if index > 0 { "\n" } else { "" };
+            let (table, breakdown) = tables(accounted);
+            let (table, breakdown) =
+                (table.render(Format::Markdown), breakdown.render(Format::Markdown));
+            write!(out, "{gap}{}\n\n{table}\n{breakdown}", accounted.heading())?;
         }
         Ok(())
+    }
+}
+
+impl Accounted<'_> {
+    /// Who has which threads.
+    fn heading(&self) -> String {
+        let (ThreadSplit { target, draft }, alone) = (self.own, self.alone);
+        match self.accounting {
+            Accounting::OneCoreEach => format!(
+                "One core each: {target} of the threads are the target's and {draft} the draft's. AR has the \
+                 target's, and the draft's idle; SD takes turns on them."
+            ),
+            Accounting::WholeMachine => format!(
+                "Whole machine: AR has {} threads; SD has {} for the target and {} for the draft, in turns; \
+                 PEARL has {target} for the target and {draft} for the draft at the same time.",
+                alone.target, alone.target, alone.draft
+            ),
+        }
     }
 }
 
@@ -436,22 +430,6 @@ impl Accounting {
         match self {
             Accounting::OneCoreEach => "one_core_each",
             Accounting::WholeMachine => "whole_machine",
-        }
-    }
-
-    /// Who has which threads.
-    fn heading(self, split: ThreadSplit, in_turns: ThreadSplit) -> String {
-        let ThreadSplit { target, draft } = split;
-        match self {
-            Accounting::OneCoreEach => format!(
-                "One core each: the target has {target} and the draft {draft} of the threads. AR has the \
-                 target's while the draft's idle; SD takes turns on them."
-            ),
-            Accounting::WholeMachine => format!(
-                "Whole machine: AR has {} threads; SD has {} for the target and {} for the draft in turns; PEARL \
-                 has {target} and {draft} at the same time.",
-                in_turns.target, in_turns.target, in_turns.draft
-            ),
         }
     }
 }

@@ -1,4 +1,6 @@
-//! `fathom demo`: everything on a model that is made on the spot.
+//! `fathom demo`: everything on models that come with the program.
+
+mod generation;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,14 +19,16 @@ use crate::commands::scan::{Job, read_traces};
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, TextFiles};
 
-/// Plant a model, find its sinks, and check them against what was planted
+/// Find planted sinks and generate from a small pair of models, both checked
 ///
-/// Needs nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything.
-/// Exit code 1 if a sink is missed, wrong or invented.
+/// Plants a model, finds its sinks and compares them with what was planted; then generates from a built-in pair of
+/// models with parallel speculative decoding, compares with plain decoding, and scans the text. Needs
+/// nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything. Exit
+/// code 1 if a sink is missed, wrong or invented, or a token differs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom demo --out demo --precision bf16")]
 pub struct Args {
-    /// Keep model, traces and run in this directory; new or empty
+    /// Keep models, traces and runs in this directory; new or empty
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Seed of the planted model
@@ -50,9 +54,13 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
     let start = Instant::now();
     let (model_dir, run_dir) = (dir.join("model"), dir.join("run"));
     let truth = plant(&model_dir, &PlantOptions { seed: args.seed, ..PlantOptions::default() })?;
-    let run = scan(args.compute, &model_dir, &run_dir, output)?;
+    let traces = model_dir.join("traces.jsonl");
+    let run = scan(args.compute, "planted", &model_dir, &traces, &run_dir, output)?;
     let mismatches = truth.compare(&detections(&run)?);
     let seconds = start.elapsed().as_secs_f64();
+    let generated = generation::run(&dir.join("pair"), args.compute, output)?;
+    let (target, written) = (&generated.model_dir, &generated.traces);
+    let text_run = scan(args.compute, "trained", target, written, &dir.join("pair-run"), output)?;
 
     let (sinks, decoys) = planted(&truth);
     if output.json {
@@ -62,10 +70,19 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
             "counts": run.manifest().counts,
             "mismatches": mismatches,
             "seconds": seconds,
+            "generation": generated.json,
+            "generation_counts": text_run.manifest().counts,
         });
         writeln!(out, "{report}")?;
     } else {
-        tell(args, &truth, &run, &mismatches, seconds, out)?;
+        tell(&truth, &run, &mismatches, seconds, out)?;
+        writeln!(out, "\n{}", generated.summary)?;
+        write!(out, "{}", summary(text_run.manifest(), &text_run.detections()?))?;
+        next(args, out)?;
+    }
+    if !generated.same {
+        let answer = "speculative decoding gave other tokens than plain decoding";
+        return Err(Failure::Answer(answer.to_owned()));
     }
     match mismatches.len() {
         0 => Ok(()),
@@ -75,17 +92,23 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
     }
 }
 
-fn scan(compute: ComputeArgs, model_dir: &Path, run_dir: &Path, output: Output) -> Result<Run> {
-    let traces_file = model_dir.join("traces.jsonl");
+fn scan(
+    compute: ComputeArgs,
+    name: &str,
+    model_dir: &Path,
+    traces_file: &Path,
+    run_dir: &Path,
+    output: Output,
+) -> Result<Run> {
     let config = ModelConfig::from_dir(model_dir)?;
     let text = TextFiles::from_dir(model_dir, false)?;
-    let traces = read_traces(&traces_file, &text, &config, None)?;
+    let traces = read_traces(traces_file, &text, &config, None)?;
     let model = model_args::load(model_dir, compute, output)?;
     let job = Job {
         model: &model,
-        note: ModelNote::new("planted", model_dir, &config)?,
+        note: ModelNote::new(name, model_dir, &config)?,
         traces: &traces,
-        traces_note: TracesNote::new(&traces_file)?,
+        traces_note: TracesNote::new(traces_file)?,
         text: &text,
         options: ScanOptions {
             attention: true,
@@ -120,7 +143,6 @@ fn planted(truth: &PlantedTruth) -> (usize, usize) {
 }
 
 fn tell(
-    args: &Args,
     truth: &PlantedTruth,
     run: &Run,
     mismatches: &[Mismatch],
@@ -159,7 +181,7 @@ fn tell(
              its layers; none of the {decoys} decoys taken for one. {seconds:.1} s."
         )?;
     }
-    next(args, out)
+    Ok(())
 }
 
 /// What to type next, with the program as it was called.

@@ -9,7 +9,7 @@ use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{
     Generation, Generator, InOrder, Origin, Piece, Task, TraceFile, TraceLine,
 };
-use fathom_decode::{GammaLimits, Mode, SamplingParams, ThreadSplit};
+use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_model::{Error, Prompt, PromptContent, Result, read_prompts};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use crate::cli::Output;
 use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
-use crate::pair_args::{Pair, PairArgs, cores};
+use crate::pair_args::{Pair, PairArgs};
 use crate::progress;
 
 /// Generate text, with a draft model to make it faster
@@ -140,9 +140,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         TraceFile::check_new(path)?;
     }
 
-    let threads = args.threads();
-    let target = pair.load_target(threads.target, output)?;
-    let draft = pair.load_draft(threads.draft, output)?;
+    let (alone, together) = (args.pair.all_threads(), args.pair.own_threads());
+    let (target, draft) = pair.load(alone, together, output)?;
     let line = TraceLine {
         origin: Origin {
             model: args.pair.target.clone(),
@@ -216,14 +215,6 @@ impl Args {
             batch_size: self.batch_size,
             kv_tokens: self.kv_tokens.unwrap_or(all),
             vocab: pair.vocab,
-        }
-    }
-
-    fn threads(&self) -> ThreadSplit {
-        match self.mode() {
-            ModeName::Ar => ThreadSplit { draft: 1, ..self.pair.threads_in_turns(cores()) },
-            ModeName::Sd => self.pair.threads_in_turns(cores()),
-            ModeName::Pearl | ModeName::Auto => self.pair.threads(),
         }
     }
 
