@@ -198,17 +198,18 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Ok(Vec::new());
         }
         let (mode, gamma) = self.plan();
+        self.target.backend().set_beside(mode == Mode::Pearl);
         let (start, batch) = (Instant::now(), self.running.len());
         let (chunks, scores) = match mode {
             Mode::Ar => (vec![Proposal::new(); self.running.len()], self.score(None)?),
             Mode::Sd => {
-                self.start_drafting(gamma);
+                self.start_drafting(gamma, false);
                 let chunks = self.finish_drafting(gamma)?;
                 let scores = self.score(Some(&chunks))?;
                 (chunks, scores)
             }
             Mode::Pearl => {
-                self.start_drafting(gamma);
+                self.start_drafting(gamma, true);
                 let scores = self.score(None)?;
                 (self.finish_drafting(gamma)?, scores)
             }
@@ -243,8 +244,10 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         if let Some(draft) = &self.draft {
             let items = admitted.iter_mut().map(|slot| slot.draft_item(0)).collect();
-            draft.send(DraftJob { items, gamma: 0, forget: std::mem::take(&mut self.forget) });
+            let forget = std::mem::take(&mut self.forget);
+            draft.send(DraftJob { items, gamma: 0, beside: true, forget });
         }
+        self.target.backend().set_beside(self.draft.is_some());
         for slot in &mut admitted {
             let options =
                 SequenceOptions { planned_len: Some(slot.planned_len), ..Default::default() };
@@ -308,12 +311,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         (mode, gamma)
     }
 
-    /// Sets the draft to work on a chunk of `gamma` tokens for every running request.
-    fn start_drafting(&mut self, gamma: usize) {
+    /// Sets the draft to work on a chunk of `gamma` tokens for every running request, `beside` the target
+    /// or while that waits.
+    fn start_drafting(&mut self, gamma: usize, beside: bool) {
         let Some(draft) = &self.draft else { return };
         let items = self.running.iter_mut().map(|slot| slot.draft_item(gamma));
         let items = items.filter(|item| item.gamma > 0).collect();
-        draft.send(DraftJob { items, gamma, forget: std::mem::take(&mut self.forget) });
+        let forget = std::mem::take(&mut self.forget);
+        draft.send(DraftJob { items, gamma, beside, forget });
     }
 
     /// Waits for the chunks; one for every running request, empty where there was no room.

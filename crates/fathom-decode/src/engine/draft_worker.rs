@@ -30,6 +30,8 @@ pub(super) struct DraftJob {
     pub items: Vec<DraftItem>,
     /// The longest chunk among the items.
     pub gamma: usize,
+    /// Whether the target is at work at the same time.
+    pub beside: bool,
     /// Sequences that are no longer needed.
     pub forget: Vec<u64>,
 }
@@ -124,6 +126,7 @@ struct Drafting<B: Backend> {
 impl<B: Backend> Draft<B> {
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
         let start = Instant::now();
+        self.model.backend().set_beside(job.beside);
         for slot in job.forget {
             self.sequences.remove(&slot);
         }
@@ -216,7 +219,7 @@ mod tests {
                 gamma: 2,
                 sampler,
             };
-            DraftJob { items: vec![item], gamma: 2, forget: Vec::new() }
+            DraftJob { items: vec![item], gamma: 2, beside: false, forget: Vec::new() }
         };
         let mut worker = DraftWorker::spawn(model, vocab).unwrap();
         worker.send(job(1));
