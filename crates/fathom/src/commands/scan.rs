@@ -81,6 +81,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let text = TextFiles::from_dir(&dir, args.no_chat_template)?;
     let options = args.options(&text)?;
     let traces = read_traces(&args.traces, &text, &config, options.limit)?;
+    note_long_traces(&traces, &config, &options, output);
     let model = args.model.load(&dir, output)?;
     let job = Job {
         model: &model,
@@ -110,6 +111,27 @@ impl Args {
             precision: self.model.compute.precision.name().to_owned(),
             ..defaults
         })
+    }
+}
+
+/// Says so when traces go beyond what the model was made for: it runs, but as HuggingFace would run it.
+fn note_long_traces(
+    traces: &[TokenizedTrace],
+    config: &ModelConfig,
+    options: &ScanOptions,
+    output: Output,
+) {
+    let cut = options.max_tokens.unwrap_or(usize::MAX);
+    let longest = traces.iter().map(|trace| trace.ids.len().min(cut)).max().unwrap_or(0);
+    let limit = config.max_position_embeddings;
+    if longest > limit {
+        progress::note(
+            output,
+            &format!(
+                "note: the longest trace has {longest} tokens, and the model's \
+                 max_position_embeddings is {limit}; --max-tokens {limit} stays within it"
+            ),
+        );
     }
 }
 
