@@ -21,7 +21,9 @@ fn fixture(name: &str) -> PathBuf {
 
 fn load(name: &str, precision: Precision, threads: usize) -> Model<Cpu> {
     let options = CpuOptions { threads: Some(threads), precision, isa: None };
-    Model::load(&fixture("models").join(name), Cpu::new(options).unwrap()).unwrap()
+    // With more than one thread: only one of them while the other model works.
+    let cpu = Cpu::new(options).unwrap().with_threads_beside(1).unwrap();
+    Model::load(&fixture("models").join(name), cpu).unwrap()
 }
 
 /// Short prompts of all benchmarks in turn, and two long ones, as token ids.

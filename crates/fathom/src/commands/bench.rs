@@ -173,9 +173,12 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let count = benchmarks.len() * args.batch_sizes.len();
     let bar = progress::bar(output, "measuring", "rows", count as u64);
     for batch_size in &args.batch_sizes {
-        for benchmark in &benchmarks {
+        for (index, benchmark) in benchmarks.iter().enumerate() {
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
+            if index == 0 {
+                args.warm_up(&mut accountings, batches.first(), &eos)?;
+            }
             let runs = args.measure(&mut accountings, batches, &eos)?;
             for (accounted, runs) in accountings.iter_mut().zip(runs) {
                 let Some(ar) = runs.first().cloned() else { continue };
@@ -241,6 +244,23 @@ impl Args {
         modes
     }
 
+    /// A few steps of every mode, before a batch size is measured: memory is touched, and costs are known
+    /// to what adapts to them.
+    fn warm_up(
+        &self,
+        accountings: &mut [Accounted<'_>],
+        batch: Batches<'_>,
+        eos: &Arc<[u32]>,
+    ) -> Result<()> {
+        let few = Protocol::Fixed { steps: 16, ar_tokens: 4 };
+        for accounted in accountings {
+            for mode in self.modes() {
+                measure(&mut accounted.engine, batch, mode, few, eos)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The median run of every mode, ar first, for each accounting. All are measured in turn, so that what
     /// disturbs the machine disturbs all alike.
     fn measure(
@@ -250,12 +270,6 @@ impl Args {
         eos: &Arc<[u32]>,
     ) -> Result<Vec<Vec<Measured>>, Failure> {
         let modes = self.modes();
-        let warm_up = Protocol::Fixed { steps: 16, ar_tokens: 4 };
-        for accounted in accountings.iter_mut() {
-            for mode in &modes {
-                measure(&mut accounted.engine, batches.first(), *mode, warm_up, eos)?;
-            }
-        }
         let mut runs = vec![vec![Vec::new(); modes.len()]; accountings.len()];
         for _ in 0..self.repeats {
             for (accounted, runs) in accountings.iter_mut().zip(&mut runs) {

@@ -1,0 +1,144 @@
+//! Many requests of random lengths, sampling parameters and cancellations in large batches with little cache memory: every
+//! text that ends is the one its request has alone, and nothing is left behind.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
+use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::Model;
+
+const BATCH: usize = 32;
+/// Far less than a full batch wants: requests are sent back to wait all the time.
+const KV_TOKENS: usize = 600;
+
+fn model(precision: Precision) -> Model<Cpu> {
+    let dir: PathBuf =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+    let options = CpuOptions { threads: Some(1), precision, isa: None };
+    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+}
+
+fn engine(mode: ModeChoice, batch_size: usize, kv_tokens: usize) -> Engine<'static, Cpu> {
+    let (target, draft) = (model(Precision::Bf16), model(Precision::F32));
+    let vocab = target.config().vocab;
+    let gamma = Gamma::Adaptive(GammaLimits::default());
+    let options = EngineOptions { mode, gamma, batch_size, kv_tokens, vocab };
+    Engine::new(target, Some(draft), options).unwrap()
+}
+
+/// A number below `below` that belongs to a request.
+fn random(id: u64, what: u32, below: u32) -> u32 {
+    philox4x32([id as u32, what, 0, 0], [4, 2])[0] % below
+}
+
+/// `greedy`: only such requests, whose text no mode changes.
+fn request(id: u64, greedy: bool) -> Request<'static> {
+    let vocab = 128;
+    let prompt = (0..1 + random(id, 0, 40)).map(|i| random(id, 100 + i, vocab)).collect();
+    let temperature = [0.0, 0.0, 0.8, 1.5][random(id, 1, 4) as usize];
+    let params = SamplingParams {
+        temperature: if greedy { 0.0 } else { temperature },
+        top_k: [0, 0, 10][random(id, 2, 3) as usize],
+        top_p: [1.0, 1.0, 0.9][random(id, 3, 3) as usize],
+        seed: 11,
+        max_tokens: 1 + random(id, 4, 40) as usize,
+        ..SamplingParams::default()
+    };
+    let eos: Arc<[u32]> = (0..vocab).filter(|token| token % 60 == 7).collect();
+    Request { id, prompt, params, eos, stop: None }
+}
+
+fn is_cancelled(id: u64) -> bool {
+    random(id, 5, 8) == 0
+}
+
+/// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps later.
+fn texts(
+    engine: &mut Engine<'_, Cpu>,
+    requests: u64,
+    greedy: bool,
+    joining: u64,
+    mut every_step: impl FnMut(u64),
+) -> HashMap<u64, (Vec<u32>, Done)> {
+    let mut open: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut ended = HashMap::new();
+    let mut submitted = 0;
+    for step in 0.. {
+        for id in submitted..(submitted + joining).min(requests) {
+            engine.submit(request(id, greedy)).unwrap();
+            submitted = id + 1;
+        }
+        if joining > 1 {
+            let late = (step * joining).saturating_sub(9 * joining);
+            (late..late + joining).filter(|id| is_cancelled(*id)).for_each(|id| engine.cancel(id));
+        }
+        for update in engine.step().unwrap() {
+            open.entry(update.request).or_default().extend(update.tokens);
+            if let Some(done) = update.done {
+                ended.insert(update.request, (open.remove(&update.request).unwrap(), done));
+            }
+        }
+        every_step(step);
+        if submitted == requests && engine.pending() == 0 {
+            return ended;
+        }
+    }
+    unreachable!("the loop ends with the requests")
+}
+
+fn soak(requests: u64, mode: ModeChoice, greedy: bool) {
+    let threads = thread_count();
+    // A request alone gets its text by plain decoding where no mode may change it.
+    let solo_mode = if greedy { ModeChoice::Always(Mode::Ar) } else { mode };
+    let alone = texts(&mut engine(solo_mode, 1, 10_000), requests, greedy, 1, |_| {});
+    assert_eq!(alone.len() as u64, requests);
+
+    let mut crowd = engine(mode, BATCH, KV_TOKENS);
+    let mut early = None;
+    let mut late = None;
+    let ended = texts(&mut crowd, requests, greedy, 3, |step| {
+        late = resident_bytes();
+        if step == 100 {
+            early = late;
+        }
+    });
+    let kept = (0..requests).filter(|id| !is_cancelled(*id)).count();
+    assert!(ended.len() >= kept && ended.len() < requests as usize, "{} ended", ended.len());
+    for (id, (text, done)) in &ended {
+        assert_eq!(
+            (text, done.finish),
+            (&alone[id].0, alone[id].1.finish),
+            "request {id}, {mode:?}"
+        );
+    }
+    assert!(crowd.metrics().preemptions > 0, "the caches were meant to be tight");
+    if let (Some(early), Some(late)) = (early, late) {
+        assert!(late < early + (32 << 20), "{early} bytes grew to {late}");
+    }
+    drop(crowd);
+    assert_eq!(thread_count(), threads, "a thread is left");
+}
+
+/// Threads of this process, where the system tells.
+fn thread_count() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// Memory of this process, where the system tells.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    Some(statm.split(' ').nth(1)?.parse::<u64>().ok()? * 4096)
+}
+
+/// One test, because threads are counted.
+#[test]
+fn nothing_is_lost_and_nothing_is_left() {
+    soak(2000, ModeChoice::Always(Mode::Pearl), false);
+    soak(2000, ModeChoice::Always(Mode::Sd), true);
+    soak(2000, ModeChoice::Auto, true);
+}

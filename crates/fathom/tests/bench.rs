@@ -1,0 +1,142 @@
+//! `fathom bench` on the trained pair of the fixtures: the published columns, equal texts, both accountings.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{assert_refused, fathom, fixture};
+use serde_json::Value;
+
+fn bench(args: &[&str]) -> Command {
+    let mut command = fathom();
+    command.arg("bench").arg("--target").arg(fixture("models/draft"));
+    command.arg("--draft").arg(fixture("models/draft-weak")).arg("--data").arg(fixture("prompts"));
+    command.args(["--benchmarks", "AIME,HumanEval"]).args(args);
+    command
+}
+
+fn stdout(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&stdout(bench(&[args, &["--json"]].concat()))).unwrap()
+}
+
+fn accounting<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let accountings = report["accountings"].as_array().unwrap();
+    accountings.iter().find(|accounting| accounting["accounting"] == name).unwrap()
+}
+
+#[test]
+fn the_published_protocol() {
+    let report = json(&[
+        "--batch-sizes",
+        "1,3",
+        "--steps",
+        "20",
+        "--ar-tokens",
+        "30",
+        "--limit",
+        "7",
+        "--modes",
+        "sd,pearl,auto",
+        "--gamma",
+        "3",
+        "--repeats",
+        "3",
+    ]);
+    for name in ["one_core_each", "whole_machine"] {
+        let accounting = accounting(&report, name);
+        let rows = accounting["rows"].as_array().unwrap();
+        // 2 batch sizes, 2 benchmarks, ar and three others
+        assert_eq!(rows.len(), 16);
+        for (row, breakdown) in rows.iter().zip(accounting["breakdown"].as_array().unwrap()) {
+            // Complete batches only: 7 prompts are 7 batches of 1, or 2 of 3.
+            let batch = row["batch_size"].as_u64().unwrap();
+            let prompts = 7 / batch * batch;
+            let tokens = row["num_tokens"].as_u64().unwrap();
+            let seconds = row["time_s"].as_f64().unwrap();
+            let throughput = row["throughput_tok_s"].as_f64().unwrap();
+            assert!((throughput * seconds / tokens as f64 - 1.0).abs() < 1e-9);
+            match row["mode"].as_str().unwrap() {
+                "AR" => {
+                    assert_eq!(tokens, prompts * 30);
+                    assert_eq!((&row["mat"], &row["speedup"]), (&1.0.into(), &1.0.into()));
+                }
+                mode => {
+                    assert_eq!(breakdown["steps"], 20 * (7 / batch));
+                    assert!(tokens >= 20 * prompts, "{row}");
+                    let per_step = breakdown["tokens_per_step"].as_f64().unwrap();
+                    assert!((per_step - tokens as f64 / (20 * prompts) as f64).abs() < 1e-9);
+                    if mode != "AUTO" {
+                        assert!(per_step <= 4.0 && row["mat"].as_f64().unwrap() > 1.0, "{row}");
+                        assert!(breakdown["predicted_speedup"].as_f64().unwrap() > 0.0);
+                        assert_eq!(breakdown["gamma"], 3.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_natural_protocol_gives_every_mode_the_same_tokens() {
+    let report = json(&["--protocol", "natural", "--max-tokens", "40", "--batch-sizes", "4"]);
+    for accounting in report["accountings"].as_array().unwrap() {
+        let rows = accounting["rows"].as_array().unwrap();
+        for benchmark in ["AIME", "HumanEval"] {
+            let tokens: Vec<&Value> = rows
+                .iter()
+                .filter(|row| row["benchmark"] == benchmark)
+                .map(|row| &row["num_tokens"])
+                .collect();
+            assert_eq!(tokens.len(), 3);
+            assert!(tokens.iter().all(|count| *count == tokens[0]), "{tokens:?}");
+        }
+    }
+}
+
+#[test]
+fn tables_for_people_and_for_spreadsheets() {
+    let quick = ["--batch-sizes", "2", "--limit", "2", "--steps", "4", "--ar-tokens", "4"];
+    let text = stdout(bench(&quick));
+    assert!(text.starts_with("One core each: "), "{text}");
+    assert!(text.contains("\nWhole machine: AR has "), "{text}");
+    assert!(
+        text.contains("| Draft Model | Target Model | Batch Size | Benchmark | Mode "),
+        "{text}"
+    );
+    let csv = stdout(bench(&[&quick[..], &["--csv", "--accounting", "one-core-each"]].concat()));
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 1 + 2 * 3);
+    assert!(lines[0].ends_with("Throughput (tok/s),MAT,Speedup,Accounting"), "{csv}");
+    assert!(lines[1].starts_with("draft-weak,draft,2,AIME,AR,8,"), "{csv}");
+}
+
+#[test]
+fn what_cannot_be_measured() {
+    for (args, parts) in [
+        (&["--batch-sizes", "9"][..], &["AIME.jsonl", "8 prompts", "a batch of 9"][..]),
+        (&["--batch-sizes", "0"], &["batch-size is 0"]),
+        (&["--gamma", "0"], &["gamma is 0"]),
+        (&["--max-prompt-tokens", "2", "--batch-sizes", "1"], &["AIME.jsonl", "0 prompts"]),
+    ] {
+        assert_refused(&bench(args).output().unwrap(), parts);
+    }
+    let refused = |name: &str, data: &Path, parts: &[&str]| {
+        let mut command = fathom();
+        command.arg("bench").arg("--target").arg(fixture("models/draft"));
+        command.arg("--draft").arg(fixture("models/draft-weak"));
+        command.arg("--data").arg(data).args(["--benchmarks", name]);
+        assert_refused(&command.output().unwrap(), parts);
+    };
+    refused("none", &fixture("prompts"), &["none.jsonl", "cannot be opened"]);
+    refused("../prompts/AIME", &fixture("prompts"), &["`../prompts/AIME`", "name"]);
+    refused("AIME", Path::new("no/such/dir"), &["no/such/dir"]);
+}
