@@ -30,10 +30,16 @@ export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$PWD/target}
 cargo build --release --locked --target "$host"
 
 for target in "${targets[@]}"; do
-    echo "-- $target, $seconds s"
     mkdir -p "corpus/$target" "artifacts/$target"
-    # -timeout: a hang is a failure; -rss_limit_mb and -malloc_limit_mb: so is a huge allocation.
-    "$CARGO_TARGET_DIR/$host/release/$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 \
-        -malloc_limit_mb=256 -verbosity=0 -print_final_stats=1 \
-        -artifact_prefix="artifacts/$target/" "corpus/$target" "seeds/$target"
+    log=artifacts/$target.log
+    # -timeout: a hang is a failure; -rss_limit_mb: so is memory out of proportion.
+    if "$CARGO_TARGET_DIR/$host/release/$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 \
+        -print_final_stats=1 -artifact_prefix="artifacts/$target/" "corpus/$target" "seeds/$target" \
+        >"$log" 2>&1; then
+        echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, nothing found"
+    else
+        tail -n 60 "$log"
+        echo "$target: failed; the input is in fuzz/artifacts/$target" >&2
+        exit 1
+    fi
 done

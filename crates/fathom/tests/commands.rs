@@ -195,7 +195,20 @@ fn standard_error_is_quiet() {
 /// Every command explains itself, with an example.
 #[test]
 fn help_teaches() {
-    for command in ["demo", "scan", "table", "capture", "plant", "doctor"] {
+    let commands = [
+        "demo",
+        "scan",
+        "table",
+        "capture",
+        "explain",
+        "generate",
+        "bench",
+        "simulate",
+        "plant",
+        "doctor",
+        "bench-engine",
+    ];
+    for command in commands {
         let help = succeed(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains(&format!("fathom {command} ")), "{help}");
     }
