@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::aligned::Aligned;
 use crate::attention::{self, AttentionScratch};
@@ -124,44 +124,25 @@ impl Cpu {
         self.pool().threads()
     }
 
-    /// Runs `part(thread, range)` with `0..n` cut evenly, one range for each thread.
-    pub(crate) fn split(&self, n: usize, part: impl Fn(usize, Range<usize>) + Sync) {
+    /// Runs `part` on ranges that together are `0..n`, one for each thread.
+    pub(crate) fn split(&self, n: usize, part: impl Fn(Range<usize>) + Sync) {
         let pool = self.pool();
-        let threads = pool.threads();
-        pool.run(&|thread| {
-            let range = n * thread / threads..n * (thread + 1) / threads;
-            if !range.is_empty() {
-                part(thread, range);
-            }
-        });
+        let parts = pool.threads().min(n);
+        pool.run(parts, &|_, i| part(n * i / parts..n * (i + 1) / parts));
     }
 
     /// Cuts `0..rows` among threads, unless the `work` in all (elements touched) is not worth a hand-off.
     pub(crate) fn split_rows(&self, rows: usize, work: usize, part: impl Fn(Range<usize>) + Sync) {
-        if work < WORTH_A_HAND_OFF || rows < 2 {
-            part(0..rows);
-        } else {
-            self.split(rows, |_, range| part(range));
-        }
+        if work < WORTH_A_HAND_OFF { part(0..rows) } else { self.split(rows, part) }
     }
 
     /// Runs `run(thread, task)` once for every task, on whichever thread is free; on the calling thread
     /// alone if the `work` in all (multiplications) is not worth a hand-off.
     pub(crate) fn tasks(&self, tasks: usize, work: usize, run: impl Fn(usize, usize) + Sync) {
-        let next = AtomicUsize::new(0);
-        let on_thread = |thread: usize| {
-            loop {
-                let task = next.fetch_add(1, Ordering::Relaxed);
-                if task >= tasks {
-                    return;
-                }
-                run(thread, task);
-            }
-        };
-        if tasks == 1 || work < WORTH_A_HAND_OFF {
-            on_thread(0);
+        if work < WORTH_A_HAND_OFF {
+            (0..tasks).for_each(|task| run(0, task));
         } else {
-            self.pool().run(&on_thread);
+            self.pool().run(tasks, &run);
         }
     }
 

@@ -24,7 +24,7 @@ pub fn measure(cpu: &Cpu) -> Limits {
     const BYTES: usize = 512 << 20;
     let data = Aligned::<f32>::filled(BYTES / size_of::<f32>(), 1.0);
     let read = || {
-        cpu.split(data.len() / PANEL, |_, panels| {
+        cpu.split(data.len() / PANEL, |panels| {
             let part = &data[panels.start * PANEL..panels.end * PANEL];
             black_box(cpu.isa.run(Read(part)));
         });
@@ -50,7 +50,7 @@ fn best_rate(attempts: usize, work: impl Fn() -> f64) -> f64 {
 
 fn flops<const BF16: bool>(cpu: &Cpu) -> f64 {
     const STEPS: usize = 1 << 20;
-    cpu.split(cpu.threads(), |_, _| {
+    cpu.split(cpu.threads(), |_| {
         black_box(cpu.isa.run(Chains::<BF16> { steps: STEPS }));
     });
     let lanes = cpu.isa.run(Lanes);

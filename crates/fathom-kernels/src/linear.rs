@@ -63,7 +63,7 @@ pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> 
     let stride = weights.stride();
     let panels = weights.panels();
     let words = SharedMut::new(&mut weights.words);
-    cpu.split(panels, |_, panels| {
+    cpu.split(panels, |panels| {
         // SAFETY: threads have disjoint ranges of panels, `stride` words each.
         let part = unsafe { words.slice(panels.start * stride..panels.end * stride) };
         pack::pack_weights(weight, storage, panels, part);

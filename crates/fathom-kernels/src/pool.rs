@@ -1,4 +1,8 @@
 //! Persistent worker threads, handed work in a microsecond and asleep when there is none.
+//!
+//! A job is a number of tasks, taken one by one by whichever thread is free. The caller starts at once
+//! and never waits for a worker that has not joined by the time no task is left: where other programs
+//! hold the cores, a job takes as long as it would alone, not as long as the scheduler pleases.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -11,7 +15,7 @@ use std::thread::JoinHandle;
 /// the gaps between the operations of a forward pass.
 const SPINS: usize = 2_000;
 
-/// A group of threads that run one closure at a time, the caller being thread 0.
+/// A group of threads that run one job at a time, the caller being thread 0.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -20,11 +24,12 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    /// Counts jobs; a worker that sees it change runs `job`.
+    /// Counts jobs; a worker that sees it change tries to join.
     epoch: AtomicUsize,
-    job: UnsafeCell<Option<Job>>,
-    /// Workers that have not finished the current job.
-    running: AtomicUsize,
+    /// Workers inside the job, plus [`CLOSED`] while none may join.
+    gate: AtomicUsize,
+    /// The job, valid while the gate is open or a worker is inside.
+    job: UnsafeCell<*const Job<'static>>,
     /// Workers waiting on `wake`.
     sleeping: AtomicUsize,
     sleep: Mutex<()>,
@@ -33,13 +38,31 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// The closure of the current `run`, its lifetime erased: `run` outlives every use.
-type Job = *const (dyn Fn(usize) + Sync);
+const CLOSED: usize = 1 << (usize::BITS - 1);
 
-// SAFETY: `job` is written only while no worker reads it: before `epoch` announces it, and with the
-// previous one finished (`running` back at 0), under `turn`.
+struct Job<'a> {
+    /// `run(thread, task)`
+    run: &'a (dyn Fn(usize, usize) + Sync),
+    tasks: usize,
+    next: AtomicUsize,
+}
+
+impl Job<'_> {
+    fn work(&self, thread: usize) {
+        loop {
+            let task = self.next.fetch_add(1, Ordering::Relaxed);
+            if task >= self.tasks {
+                return;
+            }
+            (self.run)(thread, task);
+        }
+    }
+}
+
+// SAFETY: `job` is written only while the gate is closed with no worker inside, and read only by workers
+// inside it; the closure it leads to is `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: the pointer is to a `Sync` closure.
+// SAFETY: as above.
 unsafe impl Send for Shared {}
 
 impl Pool {
@@ -47,8 +70,8 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
-            job: UnsafeCell::new(None),
-            running: AtomicUsize::new(0),
+            gate: AtomicUsize::new(CLOSED),
+            job: UnsafeCell::new(std::ptr::null()),
             sleeping: AtomicUsize::new(0),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -70,23 +93,23 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `job(0..threads)`, each on its thread, and returns when all are done. A panic in any of them
-    /// is raised here. `job` must not call `run` of the same pool.
-    pub(crate) fn run(&self, job: &(dyn Fn(usize) + Sync)) {
-        if self.workers.is_empty() {
-            return job(0);
+    /// Runs `run(thread, task)` once for every task and returns when all are done. A panic in any of
+    /// them is raised here. `run` must not use the same pool.
+    pub(crate) fn run(&self, tasks: usize, run: &(dyn Fn(usize, usize) + Sync)) {
+        let job = Job { run, tasks, next: AtomicUsize::new(0) };
+        if self.workers.is_empty() || tasks < 2 {
+            return job.work(0);
         }
         let _turn = lock(&self.turn);
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes, and this function waits for the last use below.
-        let erased = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job) };
-        // SAFETY: no worker reads `job` now; see `Shared`.
-        unsafe { *shared.job.get() = Some(erased) };
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
+        // SAFETY: the gate is closed and nobody is inside: the previous `run` left it so.
+        unsafe { *shared.job.get() = (&raw const job).cast() };
+        shared.gate.store(0, Ordering::Release);
         shared.announce();
-        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
+        let mine = catch_unwind(AssertUnwindSafe(|| job.work(0)));
+        shared.gate.fetch_or(CLOSED, Ordering::Relaxed);
         let mut spins = 0;
-        while shared.running.load(Ordering::Acquire) > 0 {
+        while shared.gate.load(Ordering::Acquire) != CLOSED {
             spins += 1;
             if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
@@ -126,14 +149,16 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            // SAFETY: `epoch` changed, so `job` is set and stays until `running` reaches 0.
-            let Some(job) = (unsafe { *self.job.get() }) else { continue };
-            // SAFETY: `run` keeps the closure alive until this worker has counted itself out.
-            let job = unsafe { &*job };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(thread))) {
+            let open = |gate| (gate & CLOSED == 0).then_some(gate + 1);
+            if self.gate.fetch_update(Ordering::Acquire, Ordering::Relaxed, open).is_err() {
+                continue; // too late for this one
+            }
+            // SAFETY: this worker is inside the gate, so `run` has set the job and keeps it alive.
+            let job = unsafe { &**self.job.get() };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work(thread))) {
                 *lock(&self.panic) = Some(panic);
             }
-            self.running.fetch_sub(1, Ordering::Release);
+            self.gate.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -172,15 +197,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_thread_runs_once_per_job_awake_or_asleep() -> std::io::Result<()> {
+    fn every_task_runs_once_whether_workers_are_awake_or_asleep() -> std::io::Result<()> {
         let pool = Pool::new(3)?;
-        let counts = [const { AtomicUsize::new(0) }; 3];
-        for job in 1..=200 {
-            if job % 50 == 0 {
+        let counts = [const { AtomicUsize::new(0) }; 7];
+        for job in 1..=5000 {
+            if job % 1000 == 0 {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            pool.run(&|thread| {
-                counts[thread].fetch_add(1, Ordering::Relaxed);
+            pool.run(counts.len(), &|_, task| {
+                counts[task].fetch_add(1, Ordering::Relaxed);
             });
             assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == job));
         }
@@ -188,18 +213,37 @@ mod tests {
     }
 
     #[test]
+    fn threads_work_at_the_same_time() -> std::io::Result<()> {
+        let pool = Pool::new(2)?;
+        let barrier = std::sync::Barrier::new(2);
+        let threads = Mutex::new(Vec::new());
+        // Each task waits for the other: one thread alone would never finish.
+        pool.run(2, &|thread, _| {
+            barrier.wait();
+            lock(&threads).push(thread);
+        });
+        let mut threads = threads.into_inner().unwrap_or_else(PoisonError::into_inner);
+        threads.sort_unstable();
+        assert_eq!(threads, [0, 1]);
+        Ok(())
+    }
+
+    #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() -> std::io::Result<()> {
         let pool = Pool::new(2)?;
+        let barrier = std::sync::Barrier::new(2);
         for culprit in [0, 1] {
-            let job = |thread| assert!(thread != culprit, "thread {thread}");
-            let result = catch_unwind(AssertUnwindSafe(|| pool.run(&job)));
-            assert!(result.is_err());
+            let run = |thread, _| {
+                barrier.wait();
+                assert!(thread != culprit, "thread {thread}");
+            };
+            assert!(catch_unwind(AssertUnwindSafe(|| pool.run(2, &run))).is_err());
         }
         let sum = AtomicUsize::new(0);
-        pool.run(&|thread| {
-            sum.fetch_add(thread + 1, Ordering::Relaxed);
+        pool.run(4, &|_, task| {
+            sum.fetch_add(task, Ordering::Relaxed);
         });
-        assert_eq!(sum.into_inner(), 3);
+        assert_eq!(sum.into_inner(), 6);
         Ok(())
     }
 }
