@@ -1,5 +1,5 @@
-//! Many requests of random lengths, sampling parameters and cancellations in large batches with little cache memory: every
-//! text that ends is the one its request has alone, and nothing is left behind.
+//! Many requests of random lengths, sampling parameters and cancellations, in large batches with little cache memory:
+//! every text that ends is the one its request has alone, and nothing is left behind.
 
 #![allow(clippy::unwrap_used)]
 
@@ -69,10 +69,9 @@ fn texts(
     let mut ended = HashMap::new();
     let mut submitted = 0;
     for step in 0.. {
-        for id in submitted..(submitted + joining).min(requests) {
-            engine.submit(request(id, greedy)).unwrap();
-            submitted = id + 1;
-        }
+        let joined = (submitted + joining).min(requests);
+        (submitted..joined).for_each(|id| engine.submit(request(id, greedy)).unwrap());
+        submitted = joined;
         if joining > 1 {
             let late = (step * joining).saturating_sub(9 * joining);
             (late..late + joining).filter(|id| is_cancelled(*id)).for_each(|id| engine.cancel(id));

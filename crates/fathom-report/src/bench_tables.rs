@@ -156,7 +156,7 @@ mod tests {
             measured: Measured {
                 mode: ModeChoice::Auto,
                 seconds: 2.0,
-                mat: 3.14159,
+                mat: 3.256,
                 texts: vec![vec![0; 30], vec![0; 20]],
                 ..Measured::default()
             },
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(
             text,
             "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),Throughput (tok/s),MAT,\
-             Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.14,1.50\r\n"
+             Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.26,1.50\r\n"
         );
     }
 }
