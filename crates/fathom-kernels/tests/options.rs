@@ -1,0 +1,53 @@
+//! Making a [`Cpu`]: what it refuses, and what its threads change — nothing.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::*;
+use fathom_kernels::{Backend, Cpu, CpuError, CpuOptions, DType, Isa, Precision, cpu_features};
+
+#[test]
+fn no_threads_are_refused() {
+    let none = CpuOptions { threads: Some(0), ..CpuOptions::default() };
+    assert!(matches!(Cpu::new(none), Err(CpuError::NoThreads)));
+    let cpu = Cpu::new(CpuOptions::default()).unwrap();
+    assert!(matches!(cpu.with_threads_beside(0), Err(CpuError::NoThreads)));
+}
+
+#[test]
+fn an_instruction_set_is_refused_exactly_where_a_feature_is_missing() {
+    let offered = cpu_features();
+    for isa in Isa::ALL {
+        let missing = isa
+            .features()
+            .iter()
+            .find(|needed| {
+                !offered.iter().any(|feature| feature.present && feature.name == needed.name)
+            })
+            .copied();
+        match (Cpu::new(CpuOptions { isa: Some(isa), ..CpuOptions::default() }), missing) {
+            (Ok(cpu), None) => assert_eq!(cpu.isa(), isa),
+            (Err(error), Some(feature)) => assert!(error.to_string().contains(feature.name)),
+            (result, missing) => panic!("{isa}: {:?} with {missing:?} missing", result.err()),
+        }
+    }
+}
+
+#[test]
+fn fewer_threads_beside_another_model_give_the_same_bits() {
+    let (rows, k, n) = (30, 200, 170);
+    let bytes = bytes_of(&numbers(1, n * k), DType::Bf16);
+    let x = numbers(2, rows * k);
+    let cpu = cpu(Isa::detect(), Precision::F32, 3).with_threads_beside(2).unwrap();
+    let w = cpu.linear_from(view(&bytes, DType::Bf16, n, k), None);
+    let run = |beside: bool, threads: usize| {
+        cpu.set_beside(beside);
+        assert_eq!(cpu.threads(), threads);
+        let mut out = cpu.alloc(rows, n);
+        cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
+        bits(&values_of(&cpu, &out))
+    };
+    let alone = run(false, 3);
+    assert_eq!(run(true, 2), alone);
+    assert_eq!(run(false, 3), alone);
+}
