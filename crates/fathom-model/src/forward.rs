@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use fathom_kernels::{Attention, Backend, Span};
 
+use crate::mlp::MlpRows;
 use crate::taps::{Part, Taps};
 use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
 
@@ -252,9 +253,7 @@ impl<B: Backend> Model<B> {
         let mut v = b.alloc(n, kv_heads * head_dim);
         let mut ctx = b.alloc(n, heads * head_dim);
         let mut lse = b.alloc(n, heads);
-        let mut gate = b.alloc(n, intermediate);
-        let mut up = b.alloc(n, intermediate);
-        let mut act = b.alloc(n, intermediate);
+        let mut mlp = MlpRows::new(b, n, intermediate);
 
         b.embed(&self.embed, &batch.ids, &mut x);
         taps.tap(b, Site::Embed, 0, &mut x, parts)?;
@@ -305,20 +304,7 @@ impl<B: Backend> Model<B> {
             // MLP: x += W_down · (silu(W_gate · x) ⊙ (W_up · x))
             b.rms_norm(&x, &layer.mlp_norm, eps, &mut normed);
             taps.tap(b, Site::MlpIn, l, &mut normed, parts)?;
-            b.linear(&layer.gate, &normed, &mut gate);
-            b.linear(&layer.up, &normed, &mut up);
-            taps.tap(b, Site::MlpGate, l, &mut gate, parts)?;
-            taps.tap(b, Site::MlpUp, l, &mut up, parts)?;
-            if taps.wants(Site::MlpAct, l) {
-                b.silu(&gate, &mut act);
-                taps.tap(b, Site::MlpAct, l, &mut act, parts)?;
-                mem::swap(&mut act, &mut gate);
-                b.mul(&gate, &up, &mut act);
-            } else {
-                b.silu_mul(&gate, &up, &mut act);
-            }
-            taps.tap(b, Site::MlpElementwise, l, &mut act, parts)?;
-            b.linear(&layer.down, &act, &mut out);
+            self.mlp_rows(l, &normed, &mut mlp, &mut out, taps, parts)?;
             taps.tap(b, Site::MlpOut, l, &mut out, parts)?;
             b.add_assign(&mut x, &out);
             taps.tap(b, Site::ResidPost, l, &mut x, parts)?;

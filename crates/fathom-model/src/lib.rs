@@ -11,6 +11,7 @@ mod fingerprint;
 mod forward;
 mod hub;
 mod jsonl;
+mod mlp;
 mod model;
 mod probe;
 mod prompts;

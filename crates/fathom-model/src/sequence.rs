@@ -38,4 +38,10 @@ impl<B: Backend> Sequence<B> {
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
+
+    /// Forgets the sink scores accumulated so far and accumulates none from now on: the sequence can be
+    /// truncated.
+    pub fn stop_sink_scores(&mut self) {
+        self.column_sums = None;
+    }
 }

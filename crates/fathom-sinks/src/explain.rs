@@ -3,26 +3,37 @@
 //! Each [`Analysis`] has its result in `RUN/explain/<analysis>.json`, a [`Stored`] envelope around the
 //! type of the module of that name; [`read`] gets it back.
 
+mod again;
 mod clusters;
+mod collect;
+mod creation;
+mod driver;
 mod effect;
 mod entropy;
+#[cfg(test)]
+mod fixture;
+mod gram;
 mod neurons;
+mod pass;
 mod pca;
+mod separation;
 mod stages;
 mod statistics;
 mod store;
 mod subjects;
 mod suppress;
 mod swap;
+mod tsne;
 
 pub use clusters::{ClusterPlace, ClusterPoint, Clusters};
+pub use driver::{ExplainProgress, Explanation, check_model, check_traces};
 pub use effect::{Effect, EffectPoint, LayerEffect};
 pub use entropy::{Entropy, EntropySeries, Scope, TraceEntropy, Window};
 pub use neurons::{Ablation, HeadReading, LayerNeurons, Neuron, Neurons};
 pub use pca::{ComponentSweep, LayerPca, Pca, SweepPoint};
 pub use stages::{LayerStages, SinkStages, Stage, StageSummary, Stages};
 pub use statistics::{Line, Share, Summary};
-pub use store::{Analysis, AnalysisResult, ExplainOptions, Stored, read};
+pub use store::{Analysis, AnalysisResult, ExplainOptions, Stored, read, result_file};
 pub use subjects::SinkNote;
 pub use suppress::{LaterLayer, LevelChange, Suppress, SuppressedLayer};
 pub use swap::{Swap, SwapCell};

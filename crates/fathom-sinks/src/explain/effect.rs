@@ -1,8 +1,14 @@
 //! What secondary sinks do to attention (definition 2.9, paper Fig. 4).
 
+use fathom_kernels::Backend;
+use fathom_model::Site;
 use serde::{Deserialize, Serialize};
 
-use super::{Analysis, AnalysisResult, Line, SinkNote};
+use super::pass::{Observer, Rows};
+use super::statistics::spearman;
+use super::subjects::{Subject, sample};
+use super::{Analysis, AnalysisResult, ExplainOptions, Line, SinkNote};
+use crate::Sink;
 
 /// Sink scores and lifetimes against the norm sinks are made with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,4 +57,156 @@ pub struct EffectPoint {
 
 impl AnalysisResult for Effect {
     const ANALYSIS: Analysis = Analysis::Effect;
+}
+
+/// Gathers sink scores: those the scan measured, or else those of the pass.
+pub(super) struct EffectObserver {
+    layers: usize,
+    options: ExplainOptions,
+    measured: bool,
+    points: Vec<Point>,
+    /// Scores of the traces' references, `[traces][L]`.
+    references: Vec<Vec<f32>>,
+    /// Points of the trace that is passing begin here.
+    first: usize,
+}
+
+struct Point {
+    effect: EffectPoint,
+    /// Its layers, ascending.
+    layers: Vec<usize>,
+}
+
+impl EffectObserver {
+    /// Takes the scan's scores where `measured` says that it has them.
+    pub fn new(
+        subjects: &[Subject<'_>],
+        layers: usize,
+        measured: bool,
+        options: ExplainOptions,
+    ) -> EffectObserver {
+        let (points, references) = (Vec::new(), Vec::new());
+        let mut observer =
+            EffectObserver { layers, options, measured, points, references, first: 0 };
+        if measured {
+            for subject in subjects {
+                let of = |position| {
+                    let mut sinks = subject.detection.sinks.iter();
+                    sinks.find(|sink| sink.position == position)?.sink_score.clone()
+                };
+                if let Some(reference) = of(subject.reference) {
+                    observer.add(subject, reference, &|sink| sink.sink_score.clone());
+                }
+            }
+        }
+        observer
+    }
+
+    /// Adds a trace's secondary sinks.
+    fn add(
+        &mut self,
+        subject: &Subject<'_>,
+        reference: Vec<f32>,
+        score: &dyn Fn(&Sink) -> Option<Vec<f32>>,
+    ) {
+        self.first = self.points.len();
+        for sink in subject.secondary() {
+            let (Some(measures), Some(score)) = (sink.measures, score(sink)) else { continue };
+            let effect = EffectPoint {
+                sink: subject.note(sink),
+                mlp_out_norm: measures.mlp_out_norm,
+                score,
+                reference_score: reference.clone(),
+            };
+            self.points.push(Point { effect, layers: sink.layers.clone() });
+        }
+        self.references.push(reference);
+    }
+
+    pub fn finish(self) -> Effect {
+        let layers: Vec<LayerEffect> = (0..self.layers).map(|l| self.layer(l)).collect();
+        let slope = |effect: &LayerEffect| Some((effect.layer, effect.line?.slope));
+        let steepest = layers.iter().filter_map(slope).max_by(|a, b| a.1.total_cmp(&b.1));
+        let lifetimes: Vec<(f64, f64)> = self
+            .points
+            .iter()
+            .map(|point| (log_norm(&point.effect), point.layers.len() as f64))
+            .collect();
+        let token = |point: &EffectPoint| (point.sink.trace, point.sink.position);
+        let tokens = self.points.iter().map(|point| token(&point.effect));
+        let listed = sample(tokens, self.options.max_sinks, self.options.seed);
+        let sinks = self.points.into_iter().map(|point| point.effect);
+        Effect {
+            layers,
+            lifetime_rho: spearman(&lifetimes),
+            steepest_layer: steepest.map(|(layer, _)| layer),
+            sinks: sinks.filter(|sink| listed.binary_search(&token(sink)).is_ok()).collect(),
+        }
+    }
+
+    fn layer(&self, layer: usize) -> LayerEffect {
+        let alive = |point: &&Point| layer > 0 && point.layers.contains(&(layer - 1));
+        let alive: Vec<&EffectPoint> =
+            self.points.iter().filter(alive).map(|point| &point.effect).collect();
+        let ratio = |point: &&EffectPoint| {
+            let (score, reference) = (point.score[layer], point.reference_score[layer]);
+            let ratio = f64::from(score) / f64::from(reference);
+            (ratio > 0.0 && ratio.is_finite()).then(|| (log_norm(point), ratio.ln()))
+        };
+        let points: Vec<(f64, f64)> = alive.iter().filter_map(ratio).collect();
+        LayerEffect {
+            layer,
+            reference: mean(self.references.iter().map(|scores| scores[layer])),
+            secondary: mean(alive.iter().map(|point| point.score[layer])),
+            alive: alive.len(),
+            line: Line::fit(&points),
+        }
+    }
+}
+
+fn log_norm(point: &EffectPoint) -> f64 {
+    f64::from(point.mlp_out_norm).max(f64::MIN_POSITIVE).ln()
+}
+
+fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
+    let (sum, n) = values.fold((0.0, 0usize), |(sum, n), x| (sum + f64::from(x), n + 1));
+    (n > 0).then(|| sum / n as f64)
+}
+
+impl<B: Backend> Observer<B> for EffectObserver {
+    fn wants_scores(&self) -> bool {
+        !self.measured
+    }
+
+    fn begin(&mut self, subject: &Subject<'_>) {
+        if !self.measured && !subject.detection.sinks.is_empty() {
+            let empty = vec![0.0; self.layers];
+            self.add(subject, empty.clone(), &|_| Some(empty.clone()));
+        }
+    }
+
+    fn wants(&self, _: Site, _: usize) -> bool {
+        false
+    }
+
+    fn read(&mut self, _: Site, _: usize, _: &Rows<'_>) {}
+
+    fn scores(&mut self, subject: &Subject<'_>, layer: usize, scores: &[f32]) {
+        let tokens = subject.ids.len();
+        let of = |position: usize| {
+            let heads = scores.iter().skip(position).step_by(tokens); // [heads, T]
+            mean(heads.copied()).unwrap_or(0.0) as f32
+        };
+        if subject.detection.sinks.is_empty() {
+            return;
+        }
+        let reference = of(subject.reference);
+        if let Some(scores) = self.references.last_mut() {
+            scores[layer] = reference;
+        }
+        for point in &mut self.points[self.first..] {
+            point.effect.score[layer] = of(point.effect.sink.position);
+            point.effect.reference_score[layer] = reference;
+        }
+    }
 }

@@ -1,7 +1,14 @@
 //! How compressed the residual stream is (definition 2.10): the entropy of its Gram matrix's spectrum.
 
+use std::collections::BTreeSet;
+
+use fathom_kernels::Backend;
+use fathom_model::{Model, Result, Sequence, Site};
 use serde::{Deserialize, Serialize};
 
+use super::gram::{eigenvalues, smaller_gram};
+use super::pass::{Observer, Rows};
+use super::subjects::Subject;
 use super::{Analysis, AnalysisResult};
 
 /// Matrix-based entropy (Rényi order 1, in nats) per layer and growing window.
@@ -58,4 +65,149 @@ pub struct Window {
 
 impl AnalysisResult for Entropy {
     const ANALYSIS: Analysis = Analysis::Entropy;
+}
+
+/// Eigenvalues cost the cube of this, a trace's memory so many states a doubling of its length.
+const MAX_ROWS: usize = 256;
+/// The shortest window.
+const FIRST_WINDOW: usize = 16;
+
+/// Keeps the states windows are sampled from.
+pub(super) struct EntropyObserver {
+    /// Positions that are kept, ascending.
+    kept: Vec<usize>,
+    /// `resid_post` of those, per layer.
+    states: Vec<Vec<Vec<f32>>>,
+    traces: Vec<TraceEntropy>,
+}
+
+impl EntropyObserver {
+    pub fn new(layers: usize) -> EntropyObserver {
+        EntropyObserver { kept: Vec::new(), states: vec![Vec::new(); layers], traces: Vec::new() }
+    }
+
+    pub fn finish(self) -> Entropy {
+        Entropy { max_rows: MAX_ROWS, traces: self.traces }
+    }
+}
+
+/// Where each kind of window begins.
+fn scopes(subject: &Subject<'_>) -> [(Scope, usize); 2] {
+    let behind = subject.prompt_len.max(subject.reference + 1);
+    [(Scope::WithPrompt, 0), (Scope::WithoutPrompt, behind)]
+}
+
+/// Lengths of the windows of `tokens` tokens: powers of two, and all.
+fn lengths(tokens: usize) -> Vec<usize> {
+    let doubling = |length: &usize| length.checked_mul(2);
+    let mut lengths: Vec<usize> = std::iter::successors(Some(FIRST_WINDOW), doubling)
+        .take_while(|length| *length < tokens)
+        .collect();
+    lengths.extend((tokens > 1).then_some(tokens));
+    lengths
+}
+
+/// The positions a window is computed from. Strides are powers of two, so that longer windows use
+/// positions of shorter ones.
+fn positions(first: usize, length: usize) -> impl Iterator<Item = usize> {
+    let stride = length.div_ceil(MAX_ROWS).next_power_of_two();
+    (first..first + length).step_by(stride)
+}
+
+impl<B: Backend> Observer<B> for EntropyObserver {
+    fn begin(&mut self, subject: &Subject<'_>) {
+        let tokens = subject.ids.len();
+        let windows = scopes(subject).into_iter().flat_map(|(_, first)| {
+            let lengths = lengths(tokens.saturating_sub(first));
+            lengths.into_iter().flat_map(move |length| positions(first, length))
+        });
+        self.kept = windows.collect::<BTreeSet<usize>>().into_iter().collect();
+        self.states.iter_mut().for_each(Vec::clear);
+    }
+
+    fn wants(&self, site: Site, _: usize) -> bool {
+        site == Site::ResidPost
+    }
+
+    fn read(&mut self, _: Site, layer: usize, rows: &Rows<'_>) {
+        let kept = rows.iter().filter(|(t, _)| self.kept.binary_search(t).is_ok());
+        self.states[layer].extend(kept.map(|(_, row)| row.to_vec()));
+    }
+
+    fn end(
+        &mut self,
+        _: &Model<B>,
+        _: &mut Sequence<B>,
+        subject: &Subject<'_>,
+        _: &mut dyn FnMut(usize),
+    ) -> Result<()> {
+        let window = |first: usize, tokens: usize| {
+            let places: Vec<usize> = positions(first, tokens)
+                .filter_map(|position| self.kept.binary_search(&position).ok())
+                .collect();
+            let of_layer = |states: &Vec<Vec<f32>>| {
+                let rows: Vec<&[f32]> = places.iter().map(|i| states[*i].as_slice()).collect();
+                matrix_entropy(&rows) as f32
+            };
+            let entropy = self.states.iter().map(of_layer).collect();
+            Window { tokens, rows: places.len(), entropy }
+        };
+        let series = scopes(subject).map(|(scope, first)| {
+            let lengths = lengths(subject.ids.len().saturating_sub(first));
+            let windows = lengths.into_iter().map(|length| window(first, length)).collect();
+            EntropySeries { scope, first, windows }
+        });
+        self.traces.push(TraceEntropy {
+            trace: subject.number,
+            sample_index: subject.detection.sample_index,
+            series: series.into(),
+        });
+        Ok(())
+    }
+}
+
+/// -Σ p · ln p over the eigenvalues p of X Xᵀ / tr(X Xᵀ), X being the rows.
+fn matrix_entropy(rows: &[&[f32]]) -> f64 {
+    let values = eigenvalues(smaller_gram(rows));
+    let trace: f64 = values.iter().map(|value| value.max(0.0)).sum();
+    let term = |value: &f64| match value / trace {
+        p if p > 0.0 => -p * p.ln(),
+        _ => 0.0,
+    };
+    values.iter().map(term).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entropy_counts_directions() {
+        let e = |i: usize| (0..8).map(|j| if i == j { 2.0 } else { 0.0 }).collect::<Vec<f32>>();
+        let rows: Vec<Vec<f32>> = (0..4).map(e).collect();
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        assert!((matrix_entropy(&rows) - 4f64.ln()).abs() < 1e-12, "four, orthogonal");
+        let twice: Vec<&[f32]> = rows.iter().cycle().take(40).copied().collect();
+        assert!((matrix_entropy(&twice) - 4f64.ln()).abs() < 1e-12, "more rows than columns");
+        assert!(matrix_entropy(&rows[..1]).abs() < 1e-12);
+        assert!(matrix_entropy(&[&[0.0, 0.0]]).abs() < 1e-12);
+    }
+
+    #[test]
+    fn entropy_is_numpy_s() {
+        let fixture = super::super::fixture::fixture();
+        assert!((matrix_entropy(&fixture.rows()) - fixture.entropy).abs() < 1e-5);
+    }
+
+    #[test]
+    fn windows_double_and_longer_ones_use_positions_of_shorter_ones() {
+        assert_eq!(lengths(100), [16, 32, 64, 100]);
+        assert!(lengths(1).is_empty());
+        assert_eq!(lengths(16), [16]);
+        let of = |length| positions(3, length).collect::<BTreeSet<usize>>();
+        assert_eq!(of(256).len(), 256);
+        assert_eq!(of(257).len(), 129);
+        let all: BTreeSet<usize> = lengths(16_384).into_iter().flat_map(of).collect();
+        assert_eq!(all.len(), 256 + 6 * 128);
+    }
 }

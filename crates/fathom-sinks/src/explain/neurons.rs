@@ -1,7 +1,16 @@
 //! Which weights make sinks and which read them.
 
+use std::collections::BTreeSet;
+
+use fathom_kernels::{Backend, DType, WeightView};
+use fathom_model::{Change, Checkpoint, Edit, Edits, ModelConfig, Positions, Result, Site};
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
+use super::again::{Changes, Mean, Outcome};
+use super::creation::Creation;
+use super::pass::{Observer, Rows};
+use super::subjects::Subject;
 use super::{Analysis, AnalysisResult, LevelChange};
 
 /// Neurons that write the sink direction, heads that read it.
@@ -77,4 +86,214 @@ pub struct HeadReading {
 
 impl AnalysisResult for Neurons {
     const ANALYSIS: Analysis = Analysis::Neurons;
+}
+
+/// Neurons and heads that are listed, and neurons that are ablated at most.
+const LISTED_NEURONS: usize = 32;
+const LISTED_HEADS: usize = 64;
+/// Part of each sink's projection that is ablated.
+const ABLATED_SHARE: f64 = 0.9;
+
+/// The neurons of a creation layer, and what becomes of the traces without them.
+pub(super) struct Ranked {
+    layer: usize,
+    sinks: usize,
+    projection: f64,
+    /// Descending by contribution.
+    neurons: Vec<Neuron>,
+    /// Ascending.
+    ablated: Vec<usize>,
+    changes: Changes,
+    nll: [Mean; 2],
+}
+
+impl Ranked {
+    /// Ranks the neurons of a layer by what they write along the sink direction.
+    ///
+    /// # Errors
+    /// A down projection that cannot be read.
+    pub fn new(
+        creation: &Creation,
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+    ) -> Result<Ranked> {
+        let ModelConfig { hidden, intermediate, .. } = *config;
+        let name = format!("model.layers.{}.mlp.down_proj.weight", creation.layer);
+        let down = checkpoint.matrix(&name, hidden, intermediate)?;
+        let weights = column_dots(down, &creation.direction()); // Wᵀ u, [intermediate]
+
+        let sinks = creation.activations.len().max(1) as f64;
+        let neuron = |index: usize| {
+            let sum: f64 = creation.activations.iter().map(|row| f64::from(row[index])).sum();
+            let (activation, weight) = (sum / sinks, f64::from(weights[index]));
+            Neuron { index, activation, weight, contribution: activation * weight, share: 0.0 }
+        };
+        let mut neurons: Vec<Neuron> = (0..intermediate).map(neuron).collect();
+        let projection: f64 = neurons.iter().map(|neuron| neuron.contribution).sum();
+        neurons.iter_mut().for_each(|neuron| neuron.share = neuron.contribution / projection);
+        neurons.sort_by(|a, b| b.contribution.total_cmp(&a.contribution));
+
+        let needed: BTreeSet<usize> =
+            creation.activations.iter().flat_map(|row| needed(row, &weights)).collect();
+        let strongest = neurons.iter().filter(|neuron| needed.contains(&neuron.index));
+        let mut ablated: Vec<usize> =
+            strongest.take(LISTED_NEURONS).map(|neuron| neuron.index).collect();
+        ablated.sort_unstable();
+        Ok(Ranked {
+            layer: creation.layer,
+            sinks: creation.created,
+            projection,
+            neurons,
+            ablated,
+            changes: Changes::default(),
+            nll: Default::default(),
+        })
+    }
+
+    /// What to change in every trace's pass.
+    ///
+    /// # Errors
+    /// None: the neurons are the model's.
+    pub fn edits(&self, config: &ModelConfig) -> Result<Edits> {
+        let edit = Edit {
+            site: Site::MlpElementwise,
+            layer: self.layer,
+            positions: Positions::all(),
+            columns: Some(self.ablated.clone()),
+            change: Change::Zero,
+        };
+        Edits::new(vec![edit], config, None)
+    }
+
+    /// Takes in a trace's passes.
+    pub fn add(&mut self, subject: &Subject<'_>, before: &Outcome, after: &Outcome) {
+        self.changes.add(subject, &after.detection);
+        self.nll[0].add(&before.nll);
+        self.nll[1].add(&after.nll);
+    }
+
+    fn finish(mut self) -> LayerNeurons {
+        let ablated = self.neurons.iter().filter(|neuron| self.ablated.contains(&neuron.index));
+        let share = ablated.map(|neuron| neuron.share).sum();
+        let (levels, appeared) = self.changes.finish();
+        self.neurons.truncate(LISTED_NEURONS);
+        LayerNeurons {
+            layer: self.layer,
+            sinks: self.sinks,
+            projection: self.projection,
+            neurons: self.neurons,
+            ablation: Ablation {
+                neurons: self.ablated,
+                share,
+                levels,
+                appeared,
+                perplexity_before: self.nll[0].get().exp(),
+                perplexity_after: self.nll[1].get().exp(),
+            },
+        }
+    }
+}
+
+/// Wᵀ · u of a matrix `[rows, columns]` and a vector `[rows]`.
+fn column_dots(matrix: WeightView<'_>, u: &[f32]) -> Vec<f32> {
+    let mut dots = vec![0.0; matrix.columns];
+    let mut row = vec![0.0; matrix.columns];
+    let rows = matrix.bytes.chunks_exact((matrix.columns * matrix.dtype.size()).max(1));
+    for (bytes, factor) in rows.zip(u) {
+        widen(bytes, matrix.dtype, &mut row);
+        dots.iter_mut().zip(&row).for_each(|(dot, x)| *dot += f64::from(*x) * f64::from(*factor));
+    }
+    dots.into_iter().map(|dot| dot as f32).collect()
+}
+
+fn widen(bytes: &[u8], dtype: DType, row: &mut [f32]) {
+    let halves = row.iter_mut().zip(bytes.as_chunks().0);
+    match dtype {
+        DType::Bf16 => halves.for_each(|(x, b)| *x = bf16::from_le_bytes(*b).to_f32()),
+        DType::F16 => halves.for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32()),
+        DType::F32 => {
+            let words = row.iter_mut().zip(bytes.as_chunks().0);
+            words.for_each(|(x, b)| *x = f32::from_le_bytes(*b));
+        }
+    }
+}
+
+/// The fewest neurons that make up [`ABLATED_SHARE`] of one token's projection.
+fn needed(activations: &[f32], weights: &[f32]) -> Vec<usize> {
+    let write = |(index, (a, w)): (usize, (&f32, &f32))| (f64::from(*a) * f64::from(*w), index);
+    let mut writes: Vec<(f64, usize)> =
+        activations.iter().zip(weights).enumerate().map(write).collect();
+    let mut left = ABLATED_SHARE * writes.iter().map(|(write, _)| write).sum::<f64>();
+    writes.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let strongest = writes.into_iter().take_while(|(write, _)| {
+        let more = left > 0.0;
+        left -= write;
+        more
+    });
+    strongest.map(|(_, index)| index).collect()
+}
+
+/// Sums of the heads' sink scores.
+pub(super) struct HeadObserver {
+    /// `[layers][heads]`
+    heads: Vec<Vec<[Mean; 3]>>,
+}
+
+impl HeadObserver {
+    pub fn new(config: &ModelConfig) -> HeadObserver {
+        let heads = || (0..config.heads).map(|_| Default::default()).collect();
+        HeadObserver { heads: (0..config.layers).map(|_| heads()).collect() }
+    }
+
+    fn finish(self) -> Vec<HeadReading> {
+        let mut readings: Vec<HeadReading> = Vec::new();
+        for (layer, heads) in self.heads.into_iter().enumerate() {
+            for (head, [sinks, others, reference]) in heads.into_iter().enumerate() {
+                let (sinks, others, reference) = (sinks.get(), others.get(), reference.get());
+                if sinks > 0.0 {
+                    readings.push(HeadReading { layer, head, sinks, others, reference });
+                }
+            }
+        }
+        readings.sort_by(|a, b| b.sinks.total_cmp(&a.sinks));
+        readings.truncate(LISTED_HEADS);
+        readings
+    }
+}
+
+impl<B: Backend> Observer<B> for HeadObserver {
+    fn wants_scores(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, _: &Subject<'_>) {}
+
+    fn wants(&self, _: Site, _: usize) -> bool {
+        false
+    }
+
+    fn read(&mut self, _: Site, _: usize, _: &Rows<'_>) {}
+
+    fn scores(&mut self, subject: &Subject<'_>, layer: usize, scores: &[f32]) {
+        let alive: Vec<usize> = subject
+            .secondary()
+            .filter(|sink| layer > 0 && sink.layers.contains(&(layer - 1)))
+            .map(|sink| sink.position)
+            .collect();
+        let heads = scores.chunks_exact(subject.ids.len()); // [heads, T]
+        for (means, scores) in self.heads[layer].iter_mut().zip(heads) {
+            let score = |t: usize| f64::from(scores[t]);
+            means[0].add(&alive.iter().map(|t| score(*t)).collect::<Vec<_>>());
+            let others = (0..scores.len()).filter(|t| !subject.is_sink(*t));
+            means[1].add(&others.map(score).collect::<Vec<_>>());
+            means[2].add(&[score(subject.reference)]);
+        }
+    }
+}
+
+impl Neurons {
+    pub(super) fn of(layers: Vec<Ranked>, heads: HeadObserver) -> Neurons {
+        let layers = layers.into_iter().map(Ranked::finish).collect();
+        Neurons { layers, heads: heads.finish() }
+    }
 }

@@ -1,9 +1,17 @@
 //! What a creation layer's MLP does along the principal components of its input (definition 2.6, paper
 //! Fig. 7).
 
+use fathom_kernels::Backend;
+use fathom_kernels::vector::dot;
+use fathom_model::{Model, Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::{Analysis, AnalysisResult};
+use super::collect::Collector;
+use super::gram::{eigenpairs, gram};
+use super::pass::{Observer, Rows};
+use super::subjects::{Others, Subject, Token, creation_layers, sample};
+use super::{Analysis, AnalysisResult, ExplainOptions};
+use crate::vector::{cosine_of, norm};
 
 /// A sweep for each of the layers that create most secondary sinks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,4 +67,208 @@ pub struct SweepPoint {
 
 impl AnalysisResult for Pca {
     const ANALYSIS: Analysis = Analysis::Pca;
+}
+
+/// Components that are listed, and swept.
+const LISTED: usize = 64;
+const SWEPT: usize = 5;
+/// Inputs of a sweep on each side of zero.
+const STEPS: i32 = 20;
+
+/// Gathers the inputs of the MLPs that create sinks.
+pub(super) struct PcaObserver {
+    layers: Vec<Layer>,
+    reference: usize,
+    any_sinks: bool,
+}
+
+struct Layer {
+    layer: usize,
+    sinks: Vec<Token>,
+    others_of_same_ids: usize,
+    inputs: Collector,
+    outputs: Collector,
+    /// Sums over traces of the reference's vectors, scaled to norm 1: `mlp_out` and `resid_post`.
+    references: [Vec<f32>; 2],
+}
+
+impl PcaObserver {
+    pub fn new(subjects: &[Subject<'_>], options: ExplainOptions) -> PcaObserver {
+        let layer = |layer| {
+            let tokens = |subject: &Subject<'_>| {
+                let number = subject.number;
+                let created = subject.secondary().filter(|sink| sink.l_start() == layer);
+                created.map(|sink| (number, sink.position)).collect::<Vec<_>>()
+            };
+            let all: Vec<Token> = subjects.iter().flat_map(tokens).collect();
+            let sinks = sample(all, options.max_sinks, options.seed);
+            let others = Others::of(subjects, &sinks, options.seed);
+            let both = sinks.iter().chain(&others.tokens).copied().collect();
+            Layer {
+                layer,
+                others_of_same_ids: others.of_same_ids,
+                inputs: Collector::new(both, [(Site::MlpIn, layer)]),
+                outputs: Collector::new(sinks.clone(), [(Site::MlpOut, layer)]),
+                sinks,
+                references: Default::default(),
+            }
+        };
+        let layers = creation_layers(subjects).into_iter().map(layer).collect();
+        PcaObserver { layers, reference: 0, any_sinks: false }
+    }
+
+    /// # Errors
+    /// None: the layers are the model's.
+    pub fn finish<B: Backend>(self, model: &Model<B>) -> Result<Pca> {
+        let layers = self.layers.into_iter().map(|layer| layer.finish(model));
+        Ok(Pca { layers: layers.collect::<Result<_>>()? })
+    }
+}
+
+impl<B: Backend> Observer<B> for PcaObserver {
+    fn begin(&mut self, subject: &Subject<'_>) {
+        self.reference = subject.reference;
+        self.any_sinks = !subject.detection.sinks.is_empty();
+        for layer in &mut self.layers {
+            Observer::<B>::begin(&mut layer.inputs, subject);
+            Observer::<B>::begin(&mut layer.outputs, subject);
+        }
+    }
+
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        matches!(site, Site::MlpIn | Site::MlpOut | Site::ResidPost)
+            && self.layers.iter().any(|pca| pca.layer == layer)
+    }
+
+    fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
+        let Some(pca) = self.layers.iter_mut().find(|pca| pca.layer == layer) else { return };
+        Observer::<B>::read(&mut pca.inputs, site, layer, rows);
+        Observer::<B>::read(&mut pca.outputs, site, layer, rows);
+        let sum = match site {
+            Site::MlpOut => &mut pca.references[0],
+            Site::ResidPost => &mut pca.references[1],
+            _ => return,
+        };
+        if let Some(row) = rows.get(self.reference).filter(|_| self.any_sinks) {
+            let norm = norm(row).max(f32::MIN_POSITIVE);
+            sum.resize(row.len(), 0.0);
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x / norm);
+        }
+    }
+}
+
+impl Layer {
+    fn finish<B: Backend>(self, model: &Model<B>) -> Result<LayerPca> {
+        let rows = self.inputs.rows(Site::MlpIn, self.layer);
+        let is_sink: Vec<bool> = self
+            .inputs
+            .tokens()
+            .iter()
+            .map(|token| self.sinks.binary_search(token).is_ok())
+            .collect();
+        let (variances, components) = principal_components(&rows);
+        let total: f64 = variances.iter().sum();
+        let explained = variances.iter().take(LISTED).map(|variance| variance / total).collect();
+
+        let mut sweeps = Vec::new();
+        for (i, component) in components.iter().take(SWEPT).enumerate() {
+            let projections: Vec<f32> = rows.iter().map(|row| dot(row, component)).collect();
+            sweeps.push(self.sweep(model, i + 1, component, &projections, &is_sink)?);
+        }
+        let norms = self.outputs.rows(Site::MlpOut, self.layer).into_iter().map(norm);
+        Ok(LayerPca {
+            layer: self.layer,
+            sinks: self.sinks.len(),
+            others: rows.len() - self.sinks.len(),
+            others_of_same_ids: self.others_of_same_ids,
+            explained,
+            sink_norm: norms.map(f64::from).sum::<f64>() / self.sinks.len().max(1) as f64,
+            components: sweeps,
+        })
+    }
+
+    /// ±α · component through the layer's MLP.
+    fn sweep<B: Backend>(
+        &self,
+        model: &Model<B>,
+        number: usize,
+        component: &[f32],
+        projections: &[f32],
+        is_sink: &[bool],
+    ) -> Result<ComponentSweep> {
+        let of = |kind: bool| {
+            let those = projections.iter().zip(is_sink).filter(move |(_, sink)| **sink == kind);
+            those.map(|(projection, _)| *projection)
+        };
+        let mean =
+            |kind: bool| of(kind).map(f64::from).sum::<f64>() / of(kind).count().max(1) as f64;
+        // The sign of a component is arbitrary: sinks lie on its positive side.
+        let sign = if mean(true) < 0.0 { -1.0 } else { 1.0 };
+        let reach = of(true).fold(0.0, |reach: f32, projection| reach.max(projection.abs()));
+        let alphas: Vec<f32> =
+            (-STEPS..=STEPS).map(|step| reach * step as f32 / STEPS as f32).collect();
+        let inputs: Vec<f32> = alphas
+            .iter()
+            .flat_map(|alpha| component.iter().map(move |x| sign as f32 * alpha * x))
+            .collect();
+        let outputs = model.mlp(self.layer, &inputs)?;
+        let [mlp_out, state] = &self.references;
+        let point = |(alpha, out): (&f32, &[f32])| SweepPoint {
+            alpha: *alpha,
+            norm: norm(out),
+            cosine: cosine_of(out, mlp_out),
+            cosine_to_state: cosine_of(out, state),
+        };
+        let width = component.len().max(1);
+        Ok(ComponentSweep {
+            component: number,
+            sink_projection: sign * mean(true),
+            other_projection: sign * mean(false),
+            points: alphas.iter().zip(outputs.chunks_exact(width)).map(point).collect(),
+        })
+    }
+}
+
+/// Variances along the principal components of rows, descending, and the components of those that
+/// are not rounding, of norm 1.
+fn principal_components(rows: &[&[f32]]) -> (Vec<f64>, Vec<Vec<f32>>) {
+    let (n, width) = (rows.len(), rows.first().map_or(0, |row| row.len()));
+    let mean: Vec<f32> = (0..width)
+        .map(|c| (rows.iter().map(|row| f64::from(row[c])).sum::<f64>() / n as f64) as f32)
+        .collect();
+    let centred: Vec<Vec<f32>> =
+        rows.iter().map(|row| row.iter().zip(&mean).map(|(x, mean)| x - mean).collect()).collect();
+    let centred: Vec<&[f32]> = centred.iter().map(Vec::as_slice).collect();
+    let pairs = eigenpairs(gram(&centred)); // X Xᵀ = U S² Uᵀ
+    let first = pairs.first().map_or(0.0, |(value, _)| *value);
+    let component = |(value, u): &(f64, Vec<f64>)| {
+        (*value > 1e-9 * first).then(|| {
+            let mut v = vec![0.0f64; width]; // Xᵀ u / s
+            for (row, weight) in centred.iter().zip(u) {
+                v.iter_mut().zip(*row).for_each(|(v, x)| *v += weight * f64::from(*x));
+            }
+            v.iter().map(|x| (x / value.sqrt()) as f32).collect()
+        })
+    };
+    let components = pairs.iter().map_while(component).collect();
+    (pairs.iter().take(width).map(|(value, _)| value.max(0.0) / n as f64).collect(), components)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::fixture;
+    use super::*;
+
+    #[test]
+    fn components_are_scikit_learn_s() {
+        let fixture = fixture();
+        let (variances, components) = principal_components(&fixture.rows());
+        let total: f64 = variances.iter().sum();
+        for (variance, expected) in variances.iter().zip(&fixture.explained_variance_ratio) {
+            assert!((variance / total - expected).abs() < 1e-6, "{variance} {expected}");
+        }
+        for (component, expected) in components.iter().zip(&fixture.components) {
+            assert!((dot(component, expected).abs() - 1.0).abs() < 1e-5);
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! `RUN/explain/`: one file per analysis.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::run::durable;
 
 /// Version of the files' layout.
 const FORMAT: u32 = 1;
@@ -33,6 +35,18 @@ pub enum Analysis {
 }
 
 impl Analysis {
+    /// All analyses.
+    pub const ALL: [Analysis; 8] = [
+        Analysis::Stages,
+        Analysis::Pca,
+        Analysis::Clusters,
+        Analysis::Swap,
+        Analysis::Effect,
+        Analysis::Entropy,
+        Analysis::Suppress,
+        Analysis::Neurons,
+    ];
+
     /// Its name: that of its file, and of its flag on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +66,11 @@ impl Analysis {
 pub trait AnalysisResult: Serialize + DeserializeOwned {
     /// Which analysis it is the result of.
     const ANALYSIS: Analysis;
+}
+
+/// Where the result of an analysis of the run in `run_dir` lies.
+pub fn result_file(run_dir: &Path, analysis: Analysis) -> PathBuf {
+    run_dir.join("explain").join(format!("{}.json", analysis.name()))
 }
 
 /// What bounds and seeds the analyses. With the same options the same run gives the same results.
@@ -85,7 +104,7 @@ pub struct Stored<T> {
 /// # Errors
 /// A file that cannot be read, is of another version, or is no such result.
 pub fn read<T: AnalysisResult>(run_dir: &Path) -> Result<Option<Stored<T>>> {
-    let path = run_dir.join("explain").join(format!("{}.json", T::ANALYSIS.name()));
+    let path = result_file(run_dir, T::ANALYSIS);
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -106,4 +125,40 @@ pub fn read<T: AnalysisResult>(run_dir: &Path) -> Result<Option<Stored<T>>> {
         return Err(Error::field(&path, "format", problem));
     }
     serde_json::from_str(&text).map(Some).map_err(wrong)
+}
+
+/// Stores a result, in place of an older one.
+pub(super) fn write<T: AnalysisResult>(
+    run_dir: &Path,
+    detections_sha256: &str,
+    options: ExplainOptions,
+    result: T,
+) -> Result<()> {
+    let path = result_file(run_dir, T::ANALYSIS);
+    let stored = Stored {
+        format: FORMAT,
+        fathom: env!("CARGO_PKG_VERSION").to_owned(),
+        analysis: T::ANALYSIS,
+        detections_sha256: detections_sha256.to_owned(),
+        options,
+        result,
+    };
+    let dir = run_dir.join("explain");
+    std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "cannot be created"))?;
+    let text = serde_json::to_string(&stored)
+        .map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
+    durable::replace_bytes(&path, format!("{text}\n").as_bytes())
+}
+
+/// Whether the stored result is that of these detections and options, by this version.
+pub(super) fn is_current<T: AnalysisResult>(
+    run_dir: &Path,
+    detections_sha256: &str,
+    options: ExplainOptions,
+) -> bool {
+    read::<T>(run_dir).ok().flatten().is_some_and(|stored| {
+        stored.fathom == env!("CARGO_PKG_VERSION")
+            && stored.detections_sha256 == detections_sha256
+            && stored.options == options
+    })
 }

@@ -1,0 +1,207 @@
+//! Passes over a trace with something changed, beside one without: what becomes of its sinks and of the
+//! distributions it predicts.
+
+use std::collections::BTreeMap;
+
+use fathom_kernels::Backend;
+use fathom_model::{
+    Access, At, EditProbe, Edits, LogitRows, Model, Probe, Result, SequenceOptions, Site, Step,
+};
+
+use super::LevelChange;
+use super::subjects::Subject;
+use crate::{
+    Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, TraceScalars,
+    detect,
+};
+
+/// Tokens of each sequence that run at a time: logits are as wide as the vocabulary.
+const CHUNK: usize = 32;
+
+/// What one pass over a trace came to.
+pub(super) struct Outcome {
+    /// Norms and cosines.
+    pub scalars: TraceScalars,
+    /// The sinks.
+    pub detection: Detection,
+    /// Positions that edits changed because they were aligned, ascending.
+    pub aligned: Vec<usize>,
+    /// Negative log-likelihood of each token but the first, in nats, `[T - 1]`.
+    pub nll: Vec<f64>,
+    /// KL(plain ‖ this) of the distribution predicted at each position, in nats, `[T]`.
+    pub kl: Vec<f64>,
+}
+
+/// Runs a trace through the model once without edits and once with each of `variants`, side by side: the
+/// plain outcome comes first. `advance` is called with the tokens done since the last call.
+///
+/// # Errors
+/// A pass that fails.
+pub(super) fn run_again<B: Backend>(
+    model: &Model<B>,
+    subject: &Subject<'_>,
+    rule: &ScanOptions,
+    variants: &[Edits],
+    advance: &mut dyn FnMut(usize),
+) -> Result<Vec<Outcome>> {
+    let ids = subject.ids;
+    let (layers, vocab) = (model.config().layers, model.config().vocab);
+    let plain = Edits::default();
+    let all: Vec<&Edits> = [&plain].into_iter().chain(variants).collect();
+    let measured = ScalarOptions {
+        candidates: rule.reference.clone(),
+        final_state: rule.preset == Preset::Upstream,
+    };
+    let mut scalars: Vec<ScalarProbe> =
+        all.iter().map(|_| ScalarProbe::new(layers, ids, &measured)).collect();
+    let probes = all.iter().zip(&mut scalars);
+    let mut probe = SideBySide {
+        probes: probes.map(|(edits, scalars)| EditProbe::new(edits).watched_by(scalars)).collect(),
+    };
+    let options = SequenceOptions { planned_len: Some(ids.len()), sink_scores: false };
+    let mut sequences: Vec<_> = all.iter().map(|_| model.new_sequence(options)).collect();
+    let mut nll = vec![Vec::with_capacity(ids.len()); all.len()];
+    let mut kl = vec![Vec::with_capacity(ids.len()); all.len()];
+
+    let mut first = 0;
+    for tokens in ids.chunks(CHUNK) {
+        let step = |sequence| Step { sequence, tokens, logits: LogitRows::All };
+        let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().map(step).collect();
+        let logits = model.forward(&mut steps, Some(&mut probe))?;
+        let mut before = Vec::new(); // log-probabilities of the plain pass, [tokens, vocab]
+        for variant in 0..all.len() {
+            let mut after = logits.step(model.backend(), variant);
+            after.chunks_exact_mut(vocab).for_each(log_softmax);
+            for (i, row) in after.chunks_exact(vocab).enumerate() {
+                if let Some(next) = ids.get(first + i + 1) {
+                    nll[variant].push(-f64::from(row[*next as usize]));
+                }
+                let before = before.get(i * vocab..(i + 1) * vocab).unwrap_or(row);
+                kl[variant].push(divergence(before, row));
+            }
+            if variant == 0 {
+                before = after;
+            }
+        }
+        first += tokens.len();
+        advance(tokens.len() * all.len());
+    }
+
+    let aligned: Vec<Vec<usize>> = probe
+        .probes
+        .into_iter()
+        .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
+        .collect();
+    let ScanOptions { preset, threshold, rise_factor, .. } = *rule;
+    let options = DetectOptions { preset, threshold, rise_factor };
+    let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
+    measured
+        .map(|((scalars, aligned), (nll, kl))| {
+            let scalars = scalars.finish()?;
+            let detection = detect(&scalars, &options);
+            Ok(Outcome { scalars, detection, aligned, nll, kl })
+        })
+        .collect()
+}
+
+/// Turns logits into log-probabilities.
+fn log_softmax(logits: &mut [f32]) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from((logit - max).exp())).sum();
+    let log_sum = max + sum.ln() as f32;
+    logits.iter_mut().for_each(|logit| *logit -= log_sum);
+}
+
+/// Σ p · (log p - log q), never below zero, given log p and log q.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let term = |(p, q): (&f32, &f32)| match *p {
+        p if p == f32::NEG_INFINITY => 0.0,
+        p => f64::from(p.exp() * (p - q)),
+    };
+    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+}
+
+/// A probe for each sequence of a batch.
+struct SideBySide<'a> {
+    probes: Vec<EditProbe<'a>>,
+}
+
+impl Probe for SideBySide<'_> {
+    fn access(&self, site: Site, layer: usize) -> Access {
+        let wanted = self.probes.iter().map(|probe| probe.access(site, layer));
+        wanted.fold(Access::Skip, |most, access| match (most, access) {
+            (Access::Edit, _) | (_, Access::Edit) => Access::Edit,
+            (Access::Read, _) | (_, Access::Read) => Access::Read,
+            _ => Access::Skip,
+        })
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        match self.probes.get_mut(at.sequence) {
+            Some(probe) if probe.access(at.site, at.layer) != Access::Skip => {
+                probe.read(at, values)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
+        match self.probes.get_mut(at.sequence) {
+            Some(probe) if probe.access(at.site, at.layer) == Access::Edit => {
+                probe.edit(at, values)
+            }
+            _ => self.read(at, values),
+        }
+    }
+}
+
+/// What became of the secondary sinks of several traces.
+#[derive(Default)]
+pub(super) struct Changes {
+    levels: BTreeMap<(usize, usize), LevelChange>,
+    appeared: usize,
+}
+
+impl Changes {
+    /// Compares a trace's sinks with those of an edited pass.
+    pub fn add(&mut self, subject: &Subject<'_>, after: &Detection) {
+        for sink in subject.secondary() {
+            let (l_start, lifetime) = (sink.l_start(), sink.lifetime());
+            let none = LevelChange { l_start, lifetime, before: 0, kept: 0, changed: 0, gone: 0 };
+            let level = self.levels.entry((l_start, lifetime)).or_insert(none);
+            level.before += 1;
+            match after.sinks.iter().find(|other| other.position == sink.position) {
+                None => level.gone += 1,
+                Some(other) if other.layers == sink.layers => level.kept += 1,
+                Some(_) => level.changed += 1,
+            }
+        }
+        let new = |position| !subject.is_sink(position);
+        let secondary = after.sinks.iter().filter(|sink| sink.class == Class::Secondary);
+        self.appeared += secondary.filter(|sink| new(sink.position)).count();
+    }
+
+    /// The levels, and how many sinks were none before.
+    pub fn finish(self) -> (Vec<LevelChange>, usize) {
+        (self.levels.into_values().collect(), self.appeared)
+    }
+}
+
+/// A mean over all tokens of all traces.
+#[derive(Default)]
+pub(super) struct Mean {
+    sum: f64,
+    n: usize,
+}
+
+impl Mean {
+    pub fn add(&mut self, values: &[f64]) {
+        self.sum += values.iter().sum::<f64>();
+        self.n += values.len();
+    }
+
+    /// 0 where there was nothing.
+    pub fn get(&self) -> f64 {
+        if self.n == 0 { 0.0 } else { self.sum / self.n as f64 }
+    }
+}

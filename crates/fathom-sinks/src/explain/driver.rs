@@ -1,0 +1,283 @@
+//! Running analyses: which are still to be done, what they cost, and doing them.
+
+use std::path::Path;
+
+use fathom_kernels::Backend;
+use fathom_model::{Checkpoint, Edits, Error, Model, Result, TokenizedTrace, file_fingerprint};
+
+use super::again::run_again;
+use super::clusters::ClustersObserver;
+use super::creation::CreationObserver;
+use super::effect::EffectObserver;
+use super::entropy::EntropyObserver;
+use super::neurons::{HeadObserver, Ranked};
+use super::pass::{Observer, observe};
+use super::pca::PcaObserver;
+use super::stages::StagesObserver;
+use super::store;
+use super::subjects::{Subject, creation_layers};
+use super::suppress::Clamped;
+use super::swap::SwapObserver;
+use super::{
+    Analysis, AnalysisResult, Clusters, Effect, Entropy, ExplainOptions, Neurons, Pca, Stages,
+    Suppress, Swap,
+};
+use crate::run::{DETECTIONS, MANIFEST};
+use crate::{Fingerprints, Run, TraceDetection, TracesNote};
+
+/// Analyses of a run that are to be done.
+#[derive(Clone, Debug)]
+pub struct Explanation<'a> {
+    run: &'a Run,
+    options: ExplainOptions,
+    analyses: Vec<Analysis>,
+    detections: Vec<TraceDetection>,
+    detections_sha256: String,
+}
+
+/// Watches an explanation.
+pub trait ExplainProgress {
+    /// A step begins, in which so many tokens go through the model.
+    fn start(&mut self, step: &'static str, tokens: usize);
+    /// So many more tokens are done.
+    fn advance(&mut self, tokens: usize);
+}
+
+/// Nobody watches.
+impl ExplainProgress for () {
+    fn start(&mut self, _: &'static str, _: usize) {}
+    fn advance(&mut self, _: usize) {}
+}
+
+impl<'a> Explanation<'a> {
+    /// Of the analyses asked for, those whose stored result is missing or not of this run, these options
+    /// and this version.
+    ///
+    /// # Errors
+    /// Detections that cannot be read.
+    pub fn new(run: &'a Run, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
+        let fingerprint = file_fingerprint(&run.dir().join(DETECTIONS))?;
+        let detections_sha256 = fingerprint.trim_start_matches("sha256:").to_owned();
+        let missing = |analysis: &Analysis| {
+            let (dir, sha) = (run.dir(), detections_sha256.as_str());
+            !match analysis {
+                Analysis::Stages => store::is_current::<Stages>(dir, sha, options),
+                Analysis::Swap => store::is_current::<Swap>(dir, sha, options),
+                Analysis::Effect => store::is_current::<Effect>(dir, sha, options),
+                Analysis::Entropy => store::is_current::<Entropy>(dir, sha, options),
+                Analysis::Suppress => store::is_current::<Suppress>(dir, sha, options),
+                Analysis::Neurons => store::is_current::<Neurons>(dir, sha, options),
+                Analysis::Pca => store::is_current::<Pca>(dir, sha, options),
+                Analysis::Clusters => store::is_current::<Clusters>(dir, sha, options),
+            }
+        };
+        let mut analyses: Vec<Analysis> = asked.iter().copied().filter(missing).collect();
+        analyses.sort_unstable();
+        analyses.dedup();
+        let detections = run.detections()?;
+        Ok(Explanation { run, options, analyses, detections, detections_sha256 })
+    }
+
+    /// What is left to do.
+    pub fn analyses(&self) -> &[Analysis] {
+        &self.analyses
+    }
+
+    /// Whether any of it runs the model. Otherwise [`Explanation::without_model`] does it.
+    pub fn needs_model(&self) -> bool {
+        self.analyses.iter().any(|analysis| *analysis != Analysis::Effect || !self.has_scores())
+    }
+
+    /// What it takes, in words.
+    pub fn cost(&self) -> String {
+        if self.analyses.is_empty() {
+            return "nothing is left to do".to_owned();
+        }
+        if !self.needs_model() {
+            return "no pass: the scan measured all that is needed".to_owned();
+        }
+        let mut cost = "1 pass over the traces, shared by all".to_owned();
+        if self.wants(Analysis::Swap) {
+            cost += "; for swap, 3 · (l_start + 2) single tokens a sink";
+        }
+        let again: Vec<&str> = AGAIN.iter().filter(|a| self.wants(**a)).map(|a| a.name()).collect();
+        let layers = creation_layers(&Subject::scanned(&self.detections)).len();
+        if layers > 0 && !again.is_empty() {
+            let passes = 1 + layers * again.len();
+            cost += &format!("; for {}, {passes} passes more, side by side", again.join(" and "));
+        }
+        cost
+    }
+
+    fn has_scores(&self) -> bool {
+        self.run.manifest().options.attention
+    }
+
+    fn wants(&self, analysis: Analysis) -> bool {
+        self.analyses.contains(&analysis)
+    }
+
+    fn write<T: AnalysisResult>(&self, result: T) -> Result<()> {
+        store::write(self.run.dir(), &self.detections_sha256, self.options, result)
+    }
+
+    /// Does what needs no model: `effect` of a run that measured attention.
+    ///
+    /// # Errors
+    /// A result that cannot be written.
+    pub fn without_model(&self) -> Result<()> {
+        if self.wants(Analysis::Effect) && self.has_scores() {
+            let layers = self.run.manifest().model.layers;
+            let subjects = Subject::scanned(&self.detections);
+            self.write(EffectObserver::new(&subjects, layers, true, self.options).finish())?;
+        }
+        Ok(())
+    }
+
+    /// Does everything, running the run's traces through its model again, and stores each result as soon
+    /// as it is known. `checkpoint` is the one `model` was loaded from.
+    ///
+    /// # Errors
+    /// Traces that are not those of the detections; a pass that fails; a result that cannot be written.
+    pub fn with_model<B: Backend>(
+        &self,
+        model: &Model<B>,
+        checkpoint: &Checkpoint,
+        traces: &[TokenizedTrace],
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        let subjects = Subject::all(traces, &self.detections)?;
+        let layers = model.config().layers;
+        let options = self.options;
+        let rule = &self.run.manifest().options;
+        let mut stages = self.wants(Analysis::Stages).then(|| StagesObserver::new(layers, options));
+        let mut swap = self
+            .wants(Analysis::Swap)
+            .then(|| SwapObserver::new(&subjects, layers, (rule.preset, rule.threshold), options));
+        let mut effect = self
+            .wants(Analysis::Effect)
+            .then(|| EffectObserver::new(&subjects, layers, self.has_scores(), options));
+
+        let mut pca = self.wants(Analysis::Pca).then(|| PcaObserver::new(&subjects, options));
+        let mut clusters = self
+            .wants(Analysis::Clusters)
+            .then(|| ClustersObserver::new(&subjects, layers, options));
+        let mut entropy = self.wants(Analysis::Entropy).then(|| EntropyObserver::new(layers));
+        let mut creation = AGAIN
+            .iter()
+            .any(|analysis| self.wants(*analysis))
+            .then(|| CreationObserver::new(&subjects, options));
+        let mut heads = self.wants(Analysis::Neurons).then(|| HeadObserver::new(model.config()));
+
+        let single = swap.as_ref().map_or(0, |swap| swap.tokens(&subjects));
+        let tokens: usize = subjects.iter().map(|subject| subject.ids.len()).sum();
+        progress.start("observing", tokens + single);
+        let mut observers: Vec<&mut dyn Observer<B>> = Vec::new();
+        observers.extend(stages.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(effect.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(pca.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        let collector = clusters.as_mut().map(|clusters| &mut clusters.collector);
+        observers.extend(collector.map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(entropy.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(creation.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(heads.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(swap.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        observe(model, &subjects, &mut observers, &mut |tokens| progress.advance(tokens))?;
+
+        stages.map(|observer| self.write(observer.finish())).transpose()?;
+        effect.map(|observer| self.write(observer.finish())).transpose()?;
+        entropy.map(|observer| self.write(observer.finish())).transpose()?;
+        pca.map(|observer| self.write(observer.finish(model)?)).transpose()?;
+        clusters.map(|observer| self.write(observer.finish())).transpose()?;
+        swap.map(|observer| self.write(observer.finish())).transpose()?;
+        match creation {
+            Some(creation) => self.again(model, checkpoint, &subjects, (creation, heads), progress),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs the traces again: with sinks clamped, and without the neurons that make them.
+    fn again<B: Backend>(
+        &self,
+        model: &Model<B>,
+        checkpoint: &Checkpoint,
+        subjects: &[Subject<'_>],
+        (creation, heads): (CreationObserver, Option<HeadObserver>),
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        let config = model.config();
+        let layers = creation.finish();
+        let clamp = self.wants(Analysis::Suppress);
+        let mut clamped: Vec<Clamped> = layers.iter().filter(|_| clamp).map(Clamped::new).collect();
+        let ranked = layers.iter().filter(|_| heads.is_some());
+        let mut ranked = ranked
+            .map(|creation| Ranked::new(creation, checkpoint, config))
+            .collect::<Result<Vec<Ranked>>>()?;
+
+        let variants = clamped.len() + ranked.len();
+        if variants > 0 {
+            let tokens: usize = subjects.iter().map(|subject| subject.ids.len()).sum();
+            progress.start("intervening", tokens * (1 + variants));
+            for subject in subjects {
+                let edits = clamped
+                    .iter()
+                    .map(|clamped| clamped.edits(subject, config))
+                    .chain(ranked.iter().map(|ranked| ranked.edits(config)))
+                    .collect::<Result<Vec<Edits>>>()?;
+                let rule = &self.run.manifest().options;
+                let mut advance = |tokens| progress.advance(tokens);
+                let outcomes = run_again(model, subject, rule, &edits, &mut advance)?;
+                let Some((plain, edited)) = outcomes.split_first() else { continue };
+                let (clamps, ablations) = edited.split_at(clamped.len());
+                for (clamped, outcome) in clamped.iter_mut().zip(clamps) {
+                    clamped.add(subject, plain, outcome);
+                }
+                for (ranked, outcome) in ranked.iter_mut().zip(ablations) {
+                    ranked.add(subject, plain, outcome);
+                }
+            }
+        }
+        if clamp {
+            self.write(Suppress::of(clamped))?;
+        }
+        heads.map(|heads| self.write(Neurons::of(ranked, heads))).transpose()?;
+        Ok(())
+    }
+}
+
+/// Analyses that run the traces again with something changed.
+const AGAIN: [Analysis; 2] = [Analysis::Suppress, Analysis::Neurons];
+
+/// Refuses a checkpoint that is not the one of the run.
+///
+/// # Errors
+/// Files that differ from those the run was made with, or cannot be read.
+pub fn check_model(run: &Run, model_dir: &Path) -> Result<()> {
+    let scanned = &run.manifest().model.fingerprints;
+    let here = Fingerprints::of(model_dir)?;
+    let differs = [
+        ("config.json", scanned.config_sha256 != here.config_sha256),
+        ("weights", scanned.weights_sha256 != here.weights_sha256),
+        ("tokenizer or chat template", scanned.tokenizer_sha256 != here.tokenizer_sha256),
+    ];
+    match differs.iter().find(|(_, differs)| *differs) {
+        None => Ok(()),
+        Some((what, _)) => {
+            let run = run.dir().join(MANIFEST);
+            let problem = format!("its {what} differ from those of {}", run.display());
+            Err(Error::file(model_dir, problem))
+        }
+    }
+}
+
+/// Refuses a traces file that is not the one of the run.
+///
+/// # Errors
+/// A file that differs from the one the run was made with, or cannot be read.
+pub fn check_traces(run: &Run, traces: &Path) -> Result<()> {
+    if run.manifest().traces.sha256 == TracesNote::new(traces)?.sha256 {
+        return Ok(());
+    }
+    let run = run.dir().join(MANIFEST);
+    Err(Error::file(traces, format!("is not the file that {} was made from", run.display())))
+}

@@ -1,0 +1,135 @@
+//! One plain pass over each trace, shared by every analysis that looks at one.
+
+use std::ops::Range;
+
+use fathom_kernels::Backend;
+use fathom_model::{
+    Access, At, Model, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site,
+};
+
+use super::subjects::Subject;
+
+/// What an analysis does with the pass.
+pub(super) trait Observer<B: Backend> {
+    /// Whether it wants [`Observer::scores`].
+    fn wants_scores(&self) -> bool {
+        false
+    }
+
+    /// A trace begins.
+    fn begin(&mut self, subject: &Subject<'_>);
+
+    /// Whether it wants to see this place.
+    fn wants(&self, site: Site, layer: usize) -> bool;
+
+    /// Some consecutive rows of a place it wants.
+    fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>);
+
+    /// Sink scores `[heads, T]` of a layer, after the whole trace.
+    fn scores(&mut self, _subject: &Subject<'_>, _layer: usize, _scores: &[f32]) {}
+
+    /// The trace is through. The sequence holds all of it and may be run on, or truncated.
+    ///
+    /// # Errors
+    /// A pass that fails.
+    fn end(
+        &mut self,
+        _model: &Model<B>,
+        _sequence: &mut Sequence<B>,
+        _subject: &Subject<'_>,
+        _advance: &mut dyn FnMut(usize),
+    ) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Rows `[positions, width]` of consecutive positions.
+pub(super) struct Rows<'a> {
+    positions: Range<usize>,
+    values: &'a [f32],
+}
+
+impl<'a> Rows<'a> {
+    pub fn new(positions: Range<usize>, values: &'a [f32]) -> Rows<'a> {
+        Rows { positions, values }
+    }
+
+    /// The row of a position, if it is among these.
+    pub fn get(&self, position: usize) -> Option<&'a [f32]> {
+        let width = self.values.len() / self.positions.len().max(1);
+        let row = position.checked_sub(self.positions.start)?;
+        self.values.get(row * width..(row + 1) * width).filter(|_| width > 0)
+    }
+
+    /// (position, row)
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &'a [f32])> {
+        let width = (self.values.len() / self.positions.len().max(1)).max(1);
+        self.positions.clone().zip(self.values.chunks_exact(width))
+    }
+}
+
+/// Runs every subject through the model once. `advance` is called with the tokens done since the last
+/// call.
+///
+/// # Errors
+/// A pass that fails.
+pub(super) fn observe<B: Backend>(
+    model: &Model<B>,
+    subjects: &[Subject<'_>],
+    observers: &mut [&mut dyn Observer<B>],
+    advance: &mut dyn FnMut(usize),
+) -> Result<()> {
+    for subject in subjects {
+        observers.iter_mut().for_each(|observer| observer.begin(subject));
+        let sink_scores = observers.iter().any(|observer| observer.wants_scores());
+        let planned_len = Some(subject.ids.len());
+        let mut sequence = model.new_sequence(SequenceOptions { planned_len, sink_scores });
+        let mut done = 0;
+        let mut probe = Shared { observers: &mut *observers };
+        model.prefill(
+            &mut sequence,
+            subject.ids,
+            PREFILL_CHUNK,
+            Some(&mut probe),
+            &mut |total| {
+                advance(total - done);
+                done = total;
+            },
+        )?;
+        for layer in 0..model.config().layers {
+            if let Some(scores) = model.sink_score(&sequence, layer) {
+                let wanting = observers.iter_mut().filter(|observer| observer.wants_scores());
+                wanting.for_each(|observer| observer.scores(subject, layer, &scores));
+            }
+        }
+        sequence.stop_sink_scores();
+        for observer in observers.iter_mut() {
+            observer.end(model, &mut sequence, subject, advance)?;
+        }
+    }
+    Ok(())
+}
+
+/// All observers, as one probe.
+struct Shared<'a, 'b, B: Backend> {
+    observers: &'a mut [&'b mut dyn Observer<B>],
+}
+
+impl<B: Backend> Probe for Shared<'_, '_, B> {
+    fn access(&self, site: Site, layer: usize) -> Access {
+        match self.observers.iter().any(|observer| observer.wants(site, layer)) {
+            true => Access::Read,
+            false => Access::Skip,
+        }
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        let rows = Rows::new(at.positions.clone(), values);
+        for observer in self.observers.iter_mut() {
+            if observer.wants(at.site, at.layer) {
+                observer.read(at.site, at.layer, &rows);
+            }
+        }
+        Ok(())
+    }
+}

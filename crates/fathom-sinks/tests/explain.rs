@@ -1,0 +1,437 @@
+//! Explaining planted sinks gives back the causes that were planted.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::{Checkpoint, Model, TextEncoder, TokenizedTrace, TraceReader};
+use fathom_sinks::explain::{
+    Analysis, AnalysisResult, Clusters, Effect, Entropy, ExplainOptions, Explanation, LevelChange,
+    Neurons, Pca, Scope, SinkStages, Stage, Stages, Suppress, Swap, SweepPoint, read, result_file,
+};
+use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
+use fathom_sinks::{
+    Class, Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
+
+fn planted() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/planted/basic")
+}
+
+/// A planted model with a run of it.
+struct Planted {
+    model: Model<Cpu>,
+    model_dir: PathBuf,
+    traces: Vec<TokenizedTrace>,
+    dir: TempDir,
+    run: Run,
+}
+
+impl Planted {
+    /// The fixture's.
+    fn basic(attention: bool) -> Planted {
+        let encoder = TextEncoder {
+            tokenizer: None,
+            template: None,
+            render: Default::default(),
+            vocab_size: 300,
+        };
+        let traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
+        let traces = traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect();
+        Planted::new(tempfile::tempdir().unwrap(), planted(), traces, attention)
+    }
+
+    /// One planted now.
+    fn fresh() -> (Planted, PlantedTruth) {
+        let dir = tempfile::tempdir().unwrap();
+        let model_dir = dir.path().join("model");
+        let truth = plant(&model_dir, &PlantOptions { seed: 5, traces: 3 }).unwrap();
+        let trace = |(index, sequence): (usize, &PlantedSequence)| TokenizedTrace {
+            index: index as u64,
+            line: index + 1,
+            ids: sequence.input_ids.clone(),
+            prompt_len: sequence.prompt_len,
+        };
+        let traces = truth.sequences.iter().enumerate().map(trace).collect();
+        (Planted::new(dir, model_dir, traces, true), truth)
+    }
+
+    fn new(
+        dir: TempDir,
+        model_dir: PathBuf,
+        traces: Vec<TokenizedTrace>,
+        attention: bool,
+    ) -> Planted {
+        let options =
+            CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
+        let model = Model::load(&model_dir, Cpu::new(options).unwrap()).unwrap();
+        let note = ModelNote::new("planted", &model_dir, model.config()).unwrap();
+        let file = TracesNote::new(&model_dir.join("traces.jsonl")).unwrap();
+        let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
+        let manifest = Manifest::new(note, file, "cpu".to_owned(), options);
+        let writer = RunWriter::create(&dir.path().join("run"), manifest).unwrap();
+        let run = scan(&model, &traces, &|_| None, writer, &mut ()).unwrap();
+        Planted { model, model_dir, traces, dir, run }
+    }
+
+    /// Shared by the tests that only read: everything explained.
+    fn explained() -> &'static Planted {
+        static PLANTED: OnceLock<Planted> = OnceLock::new();
+        PLANTED.get_or_init(|| {
+            let planted = Planted::basic(true);
+            planted.explain(&Analysis::ALL);
+            planted
+        })
+    }
+
+    /// As [`Planted::explained`], of a model planted now.
+    fn explained_fresh() -> &'static (Planted, PlantedTruth) {
+        static PLANTED: OnceLock<(Planted, PlantedTruth)> = OnceLock::new();
+        PLANTED.get_or_init(|| {
+            let (planted, truth) = Planted::fresh();
+            planted.explain(&Analysis::ALL);
+            (planted, truth)
+        })
+    }
+
+    fn explain(&self, analyses: &[Analysis]) {
+        let explanation = Explanation::new(&self.run, analyses, OPTIONS).unwrap();
+        let checkpoint = Checkpoint::open(&self.model_dir).unwrap();
+        explanation.with_model(&self.model, &checkpoint, &self.traces, &mut ()).unwrap();
+    }
+
+    fn result<T: AnalysisResult>(&self) -> T {
+        read::<T>(self.run.dir()).unwrap().unwrap().result
+    }
+}
+
+/// The cosine at a stage of a layer.
+fn at(sink: &SinkStages, layer: usize, stage: Stage) -> f32 {
+    sink.layers.iter().find(|place| place.layer == layer).unwrap().cosines[stage as usize]
+}
+
+#[test]
+fn stages_rise_to_the_sink_direction_in_the_layer_that_was_planted() {
+    let (fresh, _) = Planted::explained_fresh();
+    for (planted, least) in [(Planted::explained(), 0.985), (fresh, 0.99)] {
+        let stages: Stages = planted.result();
+        assert!(stages.sinks.len() > 20);
+        for sink in &stages.sinks {
+            let l_start = sink.sink.l_start;
+            assert!(at(sink, l_start, Stage::MlpOutToState) >= least, "{sink:?}");
+            assert!(at(sink, l_start, Stage::MlpIn) < 0.9, "{sink:?}");
+            assert!(at(sink, l_start - 1, Stage::MlpOutToState) < 0.9, "{sink:?}");
+            assert!(at(sink, l_start + 1, Stage::MlpOutToState) < 0.9, "{sink:?}");
+        }
+        // The template token becomes a sink with the reference, in whose MLP output it shares.
+        let primary = stages.sinks.iter().filter(|sink| sink.sink.class == Class::Primary);
+        let together: Vec<f32> =
+            primary.map(|sink| at(sink, sink.sink.l_start, Stage::MlpOut)).collect();
+        assert!(!together.is_empty() && together.iter().all(|cosine| *cosine >= 0.99));
+        let at_start = stages.summaries.iter().filter(|s| s.layer == s.l_start);
+        let mut written = at_start.filter(|s| s.stage == Stage::MlpOutToState);
+        assert!(written.all(|s| s.cosine.min >= f64::from(least)));
+    }
+}
+
+/// `mlp_out_cos_bos` of the truth was measured with HuggingFace.
+#[test]
+fn what_the_mlp_writes_is_as_aligned_as_in_huggingface() {
+    let text = fs::read_to_string(planted().join("truth.json")).unwrap();
+    let truth: Value = serde_json::from_str(&text).unwrap();
+    let stages: Stages = Planted::explained().result();
+    for sink in &stages.sinks {
+        let sinks = truth["sequences"][sink.sink.trace]["sinks"].as_array().unwrap();
+        let known = sinks.iter().find(|known| known["position"] == sink.sink.position).unwrap();
+        let cosine = f64::from(at(sink, sink.sink.l_start, Stage::MlpOutToState));
+        assert!((cosine - known["mlp_out_cos_bos"].as_f64().unwrap()).abs() < 1e-3, "{sink:?}");
+    }
+}
+
+#[test]
+fn swapping_before_the_planted_cause_suppresses_and_after_l_start_does_not() {
+    let swap: Swap = Planted::explained().result();
+    assert_eq!(swap.sinks, swap.sinks_of);
+    assert!(swap.cells.iter().any(|cell| cell.l_start == 5));
+    for cell in &swap.cells {
+        let share = cell.suppressed.share;
+        match cell.site.as_str() {
+            // The state carries everything until the MLP of l_start has written the sink direction.
+            "resid_post" => assert_eq!(share, f64::from(cell.layer <= cell.l_start), "{cell:?}"),
+            // `early` needs the feature that the MLP of layer 3 writes. To the other sinks the mean of
+            // that layer matters too: `huge`, a decoy, gets its norm of 900 there.
+            "mlp_out" if cell.layer == 3 => assert!(share == 1.0 || cell.l_start != 7, "{cell:?}"),
+            "mlp_out" => assert_eq!(share, f64::from(cell.layer == cell.l_start), "{cell:?}"),
+            // `context`, which shares l_start 6 with `level1`, needs what attention copies at layer 4.
+            "attn_out" => {
+                let some = (cell.l_start, cell.layer) == (6, 4);
+                assert_eq!(share > 0.0, some, "{cell:?}");
+                assert!(share < 1.0, "{cell:?}");
+            }
+            other => panic!("{other}"),
+        }
+        assert!(cell.suppressed.low <= share && share <= cell.suppressed.high);
+    }
+}
+
+#[test]
+fn larger_norms_draw_more_attention_and_last_longer() {
+    let effect: Effect = Planted::explained().result();
+    assert_eq!(effect.layers.len(), 16);
+    for layer in &effect.layers {
+        if let Some(line) = layer.line {
+            assert!(line.slope > 0.0, "{layer:?}");
+        }
+    }
+    assert!(effect.layers.iter().filter(|layer| layer.line.is_some()).count() >= 5);
+    assert!(effect.lifetime_rho.unwrap() > 0.8, "{:?}", effect.lifetime_rho);
+    // A token converted at l_start first draws attention at l_start + 1: the first l_start is 5.
+    assert!(effect.layers[..6].iter().all(|layer| layer.alive == 0 && layer.secondary.is_none()));
+    let layer = &effect.layers[9];
+    assert!(layer.secondary.unwrap() < layer.reference.unwrap());
+}
+
+#[test]
+fn what_the_scan_measured_needs_no_model_and_is_the_same_as_measuring_it() {
+    let measured: Effect = Planted::explained().result();
+    let planted = Planted::basic(false);
+    planted.explain(&[Analysis::Effect, Analysis::Swap]);
+    let again: Effect = planted.result();
+    assert_eq!(again.layers.len(), measured.layers.len());
+    for (a, b) in again.layers.iter().zip(&measured.layers) {
+        assert_eq!(a.alive, b.alive);
+        let close = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => (a - b).abs() < 1e-4,
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        assert!(close(a.reference, b.reference) && close(a.secondary, b.secondary));
+        assert!(close(a.line.map(|line| line.slope), b.line.map(|line| line.slope)));
+    }
+}
+
+#[test]
+fn a_stored_result_is_kept_until_something_it_depends_on_changes() {
+    let planted = Planted::basic(true);
+    let left = |options| {
+        Explanation::new(&planted.run, &[Analysis::Effect], options).unwrap().analyses().to_vec()
+    };
+    assert_eq!(left(OPTIONS), [Analysis::Effect]);
+    let explanation = Explanation::new(&planted.run, &[Analysis::Effect], OPTIONS).unwrap();
+    assert!(!explanation.needs_model());
+    explanation.without_model().unwrap();
+    assert_eq!(left(OPTIONS), []);
+    assert_eq!(left(ExplainOptions { seed: 1, ..OPTIONS }), [Analysis::Effect]);
+
+    let file = planted.dir.path().join("run/explain/effect.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("\"format\":1", "\"format\":2", 1)).unwrap();
+    let error = read::<Effect>(planted.run.dir()).unwrap_err().to_string();
+    assert!(error.ends_with("`format` is 2, but this version of Fathom reads 1"), "{error}");
+    assert_eq!(left(OPTIONS), [Analysis::Effect]);
+    std::fs::write(&file, &text[..text.len() / 2]).unwrap();
+    let error = read::<Effect>(planted.run.dir()).unwrap_err().to_string();
+    assert!(error.contains("is not the result of `fathom explain --effect`"), "{error}");
+}
+
+/// Sinks created at `layer` are gone, all others as they were.
+fn assert_only_those_of(layer: usize, levels: &[LevelChange], appeared: usize) {
+    assert_eq!(appeared, 0, "{layer}");
+    assert!(levels.iter().any(|level| level.l_start == layer && level.before > 0));
+    for level in levels {
+        let (gone, kept) =
+            if level.l_start == layer { (level.before, 0) } else { (0, level.before) };
+        assert_eq!((level.gone, level.kept, level.changed), (gone, kept, 0), "{layer} {level:?}");
+    }
+}
+
+#[test]
+fn the_planted_neurons_are_found_and_ablating_them_removes_exactly_their_level() {
+    let (fresh, truth) = Planted::explained_fresh();
+    for planted in [Planted::explained(), fresh] {
+        let neurons: Neurons = planted.result();
+        assert_eq!(neurons.layers.len(), 3);
+        for layer in &neurons.layers {
+            assert_only_those_of(layer.layer, &layer.ablation.levels, layer.ablation.appeared);
+            assert!(layer.ablation.share > 0.9, "{layer:?}");
+            assert!(layer.ablation.neurons.len() <= 2, "one neuron a kind: {layer:?}");
+            let shares: f64 = layer.neurons.iter().map(|neuron| neuron.share).sum();
+            assert!(shares > 0.9 && layer.projection > 30.0, "{layer:?}");
+            assert!(layer.ablation.perplexity_before.is_finite());
+            assert!(layer.ablation.perplexity_after != layer.ablation.perplexity_before);
+        }
+        // The planted heads read sinks far more than other tokens.
+        let head = neurons.heads.first().unwrap();
+        assert!(head.sinks > 5.0 * head.others && head.reference > head.sinks, "{head:?}");
+    }
+    // A layer's converting neurons come first in its MLP, in the order of the kinds.
+    let neurons: Neurons = fresh.result();
+    for layer in &neurons.layers {
+        let kinds = truth.kinds.iter().filter(|kind| kind.layer == layer.layer);
+        let sinks = kinds.enumerate().filter(|(_, kind)| kind.class.is_some());
+        let planted: Vec<usize> = sinks.map(|(neuron, _)| neuron).collect();
+        assert_eq!(layer.ablation.neurons, planted, "layer {}", layer.layer);
+        assert_eq!(layer.neurons[0].index, planted[0]);
+    }
+}
+
+#[test]
+fn clamping_a_layer_suppresses_its_sinks_and_changes_what_follows() {
+    let (fresh, _) = Planted::explained_fresh();
+    for planted in [Planted::explained(), fresh] {
+        let suppress: Suppress = planted.result();
+        assert_eq!(suppress.layers.len(), 3);
+        for layer in &suppress.layers {
+            assert_only_those_of(layer.layer, &layer.levels, layer.appeared);
+            let created = layer.levels.iter().filter(|level| level.l_start == layer.layer);
+            assert_eq!(layer.clamped, created.map(|level| level.before).sum::<usize>());
+            let first = layer.later[0];
+            assert_eq!(first.layer, layer.layer);
+            assert!(first.cosine_before > 0.95 && first.cosine_after < 0.9, "{first:?}");
+            assert!(first.norm_after < first.norm_before / 2.0, "{first:?}");
+            let kl = layer.kl.unwrap();
+            assert!(kl.min >= 0.0 && kl.max > 0.0 && kl.max.is_finite(), "{kl:?}");
+            assert!(layer.nll_before > 0.0 && layer.nll_after > 0.0);
+        }
+    }
+}
+
+#[test]
+fn the_residual_stream_is_compressed_where_the_reference_is_a_sink() {
+    let (planted, truth) = Planted::explained_fresh();
+    let entropy: Entropy = planted.result();
+    assert_eq!(entropy.traces.len(), 3);
+    for (trace, sequence) in entropy.traces.iter().zip(&truth.sequences) {
+        let [with, without] = trace.series.as_slice() else { panic!("{trace:?}") };
+        assert_eq!((with.scope, with.first), (Scope::WithPrompt, 0));
+        assert_eq!((without.scope, without.first), (Scope::WithoutPrompt, sequence.prompt_len));
+        let whole = with.windows.last().unwrap();
+        assert_eq!(whole.tokens, sequence.input_ids.len());
+        assert_eq!(whole.entropy.len(), truth.layers);
+        let before = whole.entropy[truth.clip.start - 1];
+        for l in truth.clip.start..truth.clip.end {
+            assert!(whole.entropy[l] < 0.5 * before, "{l}: {:?}", whole.entropy);
+        }
+        let first = without.windows.first().unwrap();
+        assert_eq!((first.tokens, first.rows), (16, 16));
+        assert!(first.entropy.iter().all(|e| *e > 0.0 && f64::from(*e) <= 16f64.ln()));
+    }
+}
+
+/// The planted neurons read a marker. Along the component that has it the MLP writes the sink direction,
+/// with much of the sinks' own norm; along the others it writes next to nothing.
+#[test]
+fn the_mlp_s_input_is_low_rank_and_the_planted_key_drives_the_output() {
+    let (fresh, _) = Planted::explained_fresh();
+    for planted in [Planted::explained(), fresh] {
+        let pca: Pca = planted.result();
+        assert_eq!(pca.layers.len(), 3);
+        for layer in &pca.layers {
+            assert!(layer.sinks > 0 && layer.others == layer.sinks);
+            assert!(layer.explained.is_sorted_by(|a, b| a >= b));
+            assert!(layer.explained.iter().sum::<f64>() <= 1.0 + 1e-6);
+            let first: f64 = layer.explained[..8].iter().sum();
+            assert!(first > 0.75, "8 of 96: {first}");
+
+            let points = || layer.components.iter().flat_map(|component| &component.points);
+            let strong =
+                |share: f64| points().filter(move |p| f64::from(p.norm) > share * layer.sink_norm);
+            assert!(strong(0.25).count() > 0, "{layer:?}");
+            assert!(strong(0.1).all(|point| point.cosine_to_state > 0.98), "{layer:?}");
+            let driven = |points: &[SweepPoint]| {
+                points.iter().any(|point| f64::from(point.norm) > 0.1 * layer.sink_norm)
+            };
+            let driving = layer.components.iter().filter(|c| driven(&c.points)).count();
+            assert!((1..=2).contains(&driving), "one key a kind of token: {layer:?}");
+            for component in &layer.components {
+                assert!(component.sink_projection >= 0.0);
+                assert_eq!(component.points.len(), 41);
+                assert_eq!(component.points[20].norm, 0.0, "nothing in, nothing out");
+            }
+        }
+    }
+}
+
+#[test]
+fn future_sinks_stand_apart_before_they_are_sinks() {
+    let clusters: Clusters = Planted::explained().result();
+    let at = |site: &str, layer: usize| {
+        clusters.places.iter().find(|p| p.site == site && p.layer == layer).unwrap()
+    };
+    let sinks = clusters.points.iter().filter(|point| point.l_start.is_some()).count();
+    assert_eq!(clusters.points.len(), 2 * sinks);
+    for place in &clusters.places {
+        assert_eq!(place.tsne.len(), clusters.points.len());
+        assert!(place.tsne.iter().flatten().all(|x| x.is_finite()));
+        assert!((-1.0..=1.0).contains(&place.silhouette));
+    }
+    // `context` is told from its decoys by what attention copies at layer 4. At 8 all are sinks.
+    let separability = |layer| at("resid_post", layer).separability;
+    assert!(separability(3) < 0.9 && separability(4) > 0.92 && separability(8) > 0.95);
+    assert!(at("resid_post", 8).silhouette > 0.4 && at("resid_post", 0).silhouette < 0.2);
+    // Attention writes nothing that most sinks have in common.
+    assert!((0..10).all(|layer| at("attn_out", layer).separability < 0.8));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let planted = Planted::basic(true);
+    let analyses = [Analysis::Clusters, Analysis::Pca];
+    planted.explain(&analyses);
+    for analysis in analyses {
+        let bytes = |planted: &Planted| fs::read(result_file(planted.run.dir(), analysis)).unwrap();
+        assert!(bytes(&planted) == bytes(Planted::explained()), "{}", analysis.name());
+    }
+}
+
+/// A run without any sink, of a single short trace.
+#[test]
+fn where_there_is_nothing_to_explain_the_results_say_so() {
+    let encoder = TextEncoder {
+        tokenizer: None,
+        template: None,
+        render: Default::default(),
+        vocab_size: 300,
+    };
+    let mut traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
+    let mut trace = traces.next().unwrap().unwrap().token_ids(&encoder).unwrap();
+    trace.ids = vec![30; 6]; // no BOS, no marker
+    let dir = tempfile::tempdir().unwrap();
+    let planted = Planted::new(dir, planted(), vec![trace], false);
+    assert!(planted.run.detections().unwrap()[0].sinks.is_empty());
+    planted.explain(&Analysis::ALL);
+    assert!(planted.result::<Stages>().sinks.is_empty());
+    assert!(planted.result::<Pca>().layers.is_empty());
+    assert!(planted.result::<Clusters>().places.is_empty());
+    assert!(planted.result::<Swap>().cells.is_empty());
+    let effect: Effect = planted.result();
+    assert!(effect.layers.len() == 16 && effect.sinks.is_empty() && effect.lifetime_rho.is_none());
+    assert!(planted.result::<Suppress>().layers.is_empty());
+    let neurons: Neurons = planted.result();
+    assert!(neurons.layers.is_empty() && neurons.heads.is_empty());
+    assert_eq!(planted.result::<Entropy>().traces.len(), 1);
+}
+
+#[test]
+fn traces_of_another_run_are_refused() {
+    let planted = Planted::explained();
+    let explanation =
+        Explanation::new(&planted.run, &[Analysis::Stages], ExplainOptions { seed: 9, ..OPTIONS });
+    let checkpoint = Checkpoint::open(&planted.model_dir).unwrap();
+    let explained = |traces: &[TokenizedTrace]| {
+        let explanation = explanation.as_ref().unwrap();
+        let explained = explanation.with_model(&planted.model, &checkpoint, traces, &mut ());
+        explained.unwrap_err().to_string()
+    };
+    let error = explained(&planted.traces[..2]);
+    assert_eq!(error, "the run scanned 6 traces, but there are only 2");
+    let mut other = planted.traces.clone();
+    other[3].ids.reverse();
+    let error = explained(&other);
+    assert_eq!(error, "the detections of trace 3 do not belong to the tokens of its text");
+}
