@@ -335,6 +335,20 @@ fn places_that_cannot_be_written() {
     refused(Path::new("/proc/out.jsonl"), &["/proc/out.jsonl", "cannot be created"]);
 }
 
+/// The demo's other half, in both precisions.
+#[test]
+fn the_demo_generates_and_compares() {
+    for precision in ["f32", "bf16"] {
+        let report = succeed(&["demo", "--json", "--precision", precision]);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let generation = &report["generation"];
+        assert_eq!(generation["same_as_plain"], true);
+        assert_eq!(generation["metrics"]["texts"], 4);
+        assert!(generation["metrics"]["steps"]["pearl"].as_u64().unwrap() > 0);
+        assert_eq!(report["generation_counts"]["traces"], 4, "{report}");
+    }
+}
+
 #[test]
 fn help_shows_an_example() {
     let help = succeed(&["generate", "--help"]);
