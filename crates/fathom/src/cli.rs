@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, bench_engine, capture, demo, doctor, generate, plant, scan, simulate, table,
+    bench, bench_engine, capture, demo, doctor, explain, generate, plant, scan, simulate, table,
 };
 use crate::failure::Failure;
 
@@ -43,6 +43,7 @@ enum Command {
     Scan(scan::Args),
     Table(table::Args),
     Capture(capture::Args),
+    Explain(explain::Args),
     Generate(generate::Args),
     Bench(bench::Args),
     Simulate(simulate::Args),
@@ -59,6 +60,7 @@ impl Cli {
             Command::Scan(args) => scan::run(args, self.output, out),
             Command::Table(args) => table::run(args, self.output, out),
             Command::Capture(args) => capture::run(args, self.output, out),
+            Command::Explain(args) => explain::run(args, self.output, out),
             Command::Generate(args) => generate::run(args, self.output, out),
             Command::Bench(args) => bench::run(args, self.output, out),
             Command::Simulate(args) => simulate::run(args, self.output, out),

@@ -1,7 +1,5 @@
 //! Carrying out edits.
 
-use std::ops::Range;
-
 use fathom_kernels::vector::{dot, squared_norm};
 
 use super::{Change, Edit, Edits, Positions};
@@ -134,25 +132,27 @@ fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
 impl Source {
     /// Takes in the rows of a chunk that the edit copies from.
     fn see(&mut self, edit: &Edit, at: &At, computed: &[f32], width: usize) {
-        let ranges: &[Range<usize>] = match &edit.change {
-            Change::Copy(position) => &[*position..*position + 1],
-            Change::Mean(ranges) => ranges,
-            _ => return,
-        };
         for (position, row) in at.positions.clone().zip(computed.chunks_exact(width)) {
-            if ranges.iter().any(|range| range.contains(&position)) {
-                let columns = edit.columns.as_ref().map_or(width, Vec::len);
-                self.sum.resize(columns, 0.0);
-                match &edit.columns {
-                    None => self.sum.iter_mut().zip(row).for_each(|(s, x)| *s += f64::from(*x)),
-                    Some(columns) => {
-                        let chosen = columns.iter().map(|c| f64::from(row[*c]));
-                        self.sum.iter_mut().zip(chosen).for_each(|(s, x)| *s += x);
-                    }
-                }
-                self.rows += 1;
+            let copied = match &edit.change {
+                Change::Copy(source) => position == *source,
+                Change::Mean(ranges) => ranges.iter().any(|range| range.contains(&position)),
+                _ => return,
+            };
+            if copied {
+                self.add(edit.columns.as_deref(), row);
             }
         }
+    }
+
+    /// Adds the chosen columns of a row.
+    fn add(&mut self, columns: Option<&[usize]>, row: &[f32]) {
+        let chosen: Vec<f32> = match columns {
+            None => row.to_vec(),
+            Some(columns) => columns.iter().map(|column| row[*column]).collect(),
+        };
+        self.sum.resize(chosen.len(), 0.0);
+        self.sum.iter_mut().zip(chosen).for_each(|(sum, value)| *sum += f64::from(value));
+        self.rows += 1;
     }
 
     /// Their mean; empty where none has come.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{CaptureRequest, Error, ModelConfig, Result, Site, TraceReader};
+use fathom_model::{CaptureRequest, Edit, Edits, Error, ModelConfig, Result, Site, TraceReader};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -42,6 +42,12 @@ pub struct Args {
     /// Positions, counted from 0, such as `0,100..200` [default: all]
     #[arg(long, value_name = "POSITIONS")]
     positions: Option<Indices>,
+    /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change being zero,
+    /// scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW) or
+    /// add(FILE:TENSOR:ROW), the last two from a capture; may be given several times. Neurons and other
+    /// columns are named in brackets: mlp_elementwise.3[17,40]@*=zero
+    #[arg(long = "edit", value_name = "EDIT")]
+    edits: Vec<String>,
     /// The file to write; must not exist yet
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -78,7 +84,9 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     };
     let positions =
         args.positions.as_ref().map(|p| p.resolve("position", ids.len())).transpose()?;
-    let request = CaptureRequest::new(&args.sites, &layers, positions, &config)?;
+    let edits = args.edits.iter().map(|text| Edit::parse(text)).collect::<Result<_>>()?;
+    let edits = Edits::new(edits, &config, Some(ids.len()))?;
+    let request = CaptureRequest::new(&args.sites, &layers, positions, &config)?.with_edits(edits);
 
     let bytes = request.bytes(&config, ids.len());
     if bytes > args.max_gib << 30 {

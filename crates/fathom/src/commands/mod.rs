@@ -5,6 +5,7 @@ pub mod bench_engine;
 pub mod capture;
 pub mod demo;
 pub mod doctor;
+pub mod explain;
 pub mod generate;
 pub mod plant;
 pub mod scan;

@@ -1,0 +1,187 @@
+//! `fathom explain`: how the sinks of a run form, and what they do.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use fathom_model::{Checkpoint, Error, ModelConfig, Result};
+use fathom_sinks::Run;
+use fathom_sinks::explain::{
+    Analysis, ExplainOptions, ExplainProgress, Explanation, check_model, check_traces, result_file,
+};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use crate::cli::Output;
+use crate::commands::scan::read_traces;
+use crate::failure::Failure;
+use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
+use crate::progress;
+
+/// Explain the sinks of a run: how they form and what they do
+///
+/// Runs the run's traces through its model again and writes RUN/explain/<analysis>.json for each analysis, which
+/// `fathom report` draws. Analyses share one pass over the traces; what takes more says so. What is there already
+/// is kept, so an interrupted explain goes on where it stopped.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  \
+    fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \
+    fathom explain run\n  \
+    fathom explain run --swap --max-sinks 50")]
+pub struct Args {
+    /// Run directory of a finished scan
+    #[arg(value_name = "RUN")]
+    run: PathBuf,
+    #[command(flatten)]
+    analyses: Analyses,
+    /// The run's model, where it is not to be found under the name it was scanned by
+    #[arg(long, value_name = "M")]
+    model: Option<String>,
+    /// The run's traces, where they are not to be found under the name they were scanned by
+    #[arg(long, value_name = "FILE")]
+    traces: Option<PathBuf>,
+    /// Look at no more than N sinks where vectors are kept or the model is run for each
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    max_sinks: u32,
+    /// Seed of what is chosen by chance
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+    /// Threads to compute with [default: one per CPU this process may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+/// What to explain; everything where none is named.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Analyses (all, unless some are named)")]
+struct Analyses {
+    /// Cosines with the reference at every MLP stage, at l_start and the layers beside it
+    #[arg(long)]
+    stages: bool,
+    /// Principal components of the MLP's input at l_start, each swept through the MLP
+    #[arg(long)]
+    pca: bool,
+    /// t-SNE, silhouette and linear separability of future sinks by layer and site
+    #[arg(long)]
+    clusters: bool,
+    /// Replace future sinks by the mean token, by layer and site: which are suppressed
+    #[arg(long)]
+    swap: bool,
+    /// Sink scores and lifetimes against the norm the MLP writes
+    #[arg(long)]
+    effect: bool,
+    /// Matrix-based entropy of the residual stream by layer and growing window
+    #[arg(long)]
+    entropy: bool,
+    /// Clamp what makes sinks at a layer: later layers, logits
+    #[arg(long)]
+    suppress: bool,
+    /// MLP neurons that write the sink direction, heads that read it, and ablation
+    #[arg(long)]
+    neurons: bool,
+}
+
+impl Analyses {
+    fn asked(&self) -> Vec<Analysis> {
+        let named = [
+            (Analysis::Stages, self.stages),
+            (Analysis::Pca, self.pca),
+            (Analysis::Clusters, self.clusters),
+            (Analysis::Swap, self.swap),
+            (Analysis::Effect, self.effect),
+            (Analysis::Entropy, self.entropy),
+            (Analysis::Suppress, self.suppress),
+            (Analysis::Neurons, self.neurons),
+        ];
+        let all = !named.iter().any(|(_, asked)| *asked);
+        named.iter().filter(|(_, asked)| all || *asked).map(|(analysis, _)| *analysis).collect()
+    }
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let run = Run::open(&args.run)?;
+    let max_sinks = usize::try_from(args.max_sinks).unwrap_or(usize::MAX);
+    let options = ExplainOptions { seed: args.seed, max_sinks };
+    let asked = args.analyses.asked();
+    let explanation = Explanation::new(&run, &asked, options)?;
+    let left: Vec<&str> = explanation.analyses().iter().map(|analysis| analysis.name()).collect();
+    if !left.is_empty() {
+        progress::note(output, &format!("{}: {}", left.join(", "), explanation.cost()));
+    }
+    if explanation.needs_model() {
+        with_model(args, &run, &explanation, output)?;
+    } else {
+        explanation.without_model()?;
+    }
+
+    let files: Vec<(&str, String)> = asked
+        .iter()
+        .map(|analysis| (analysis.name(), result_file(run.dir(), *analysis).display().to_string()))
+        .collect();
+    if output.json {
+        let files: serde_json::Map<String, serde_json::Value> =
+            files.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
+        writeln!(out, "{}", json!({ "run": run.dir(), "explain": files }))?;
+    } else {
+        for (_, file) in files {
+            writeln!(out, "{file}")?;
+        }
+    }
+    Ok(())
+}
+
+fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Output) -> Result<()> {
+    let manifest = run.manifest();
+    let dir = args.model_dir(&manifest.model.id)?;
+    let traces = args.traces.as_deref().unwrap_or(Path::new(&manifest.traces.file));
+    if args.traces.is_none() && !traces.exists() {
+        let problem = "the run's traces are not here any more: give `--traces`";
+        return Err(Error::file(traces, problem));
+    }
+    check_traces(run, traces)?;
+    check_model(run, &dir)?;
+
+    let options = &manifest.options;
+    let config = ModelConfig::from_dir(&dir)?;
+    let text = TextFiles::from_dir(&dir, !options.chat_template)?;
+    let traces = read_traces(traces, &text, &config, options.limit)?;
+    let precision = match options.precision.as_str() {
+        "bf16" => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    let compute = ComputeArgs { precision, threads: args.threads };
+    let model = model_args::load(&dir, compute, output)?;
+    let checkpoint = Checkpoint::open(&dir)?;
+    let mut bar = Bar { output, bar: ProgressBar::hidden() };
+    let explained = explanation.with_model(&model, &checkpoint, &traces, &mut bar);
+    bar.bar.finish_and_clear();
+    explained
+}
+
+impl Args {
+    /// Where the run's model is.
+    fn model_dir(&self, scanned: &str) -> Result<PathBuf> {
+        let name = self.model.as_deref().unwrap_or(scanned);
+        let resolved = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name));
+        resolved.map_err(|error| match &self.model {
+            Some(_) => error,
+            None => Error::Request(format!("the run's model is not here: {error}; give `--model`")),
+        })
+    }
+}
+
+/// A progress bar a step.
+struct Bar {
+    output: Output,
+    bar: ProgressBar,
+}
+
+impl ExplainProgress for Bar {
+    fn start(&mut self, step: &'static str, tokens: usize) {
+        self.bar.finish_and_clear();
+        self.bar = progress::bar(self.output, step, "tokens", tokens as u64);
+    }
+
+    fn advance(&mut self, tokens: usize) {
+        self.bar.inc(tokens as u64);
+    }
+}

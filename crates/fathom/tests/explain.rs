@@ -1,0 +1,131 @@
+//! `fathom explain` and `fathom capture --edit`, from outside.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Checkpoint, assert_refused, fixture, run, succeed};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A run of the planted model with its traces, all of it copies.
+struct Scanned {
+    dir: TempDir,
+    model: Checkpoint,
+}
+
+impl Scanned {
+    fn new() -> Scanned {
+        let dir = tempfile::tempdir().unwrap();
+        let model = Checkpoint::copy_of("planted/basic");
+        let scanned = Scanned { dir, model };
+        fs::copy(fixture("planted/basic/traces.jsonl"), scanned.path("traces.jsonl")).unwrap();
+        let model = scanned.model.path().display().to_string();
+        let (traces, run) = (scanned.path("traces.jsonl"), scanned.path("run"));
+        succeed(&[
+            "scan",
+            "--model",
+            &model,
+            "--traces",
+            &traces,
+            "--out",
+            &run,
+            "--limit",
+            "2",
+            "--attention",
+        ]);
+        scanned
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+#[test]
+fn every_analysis_is_stored_and_kept() {
+    let scanned = Scanned::new();
+    let run_dir = scanned.path("run");
+    let printed = succeed(&["explain", &run_dir, "--json", "--quiet", "--max-sinks", "6"]);
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    let files = printed["explain"].as_object().unwrap();
+    assert_eq!(files.len(), 8);
+    for (name, file) in files {
+        let text = fs::read_to_string(file.as_str().unwrap()).unwrap();
+        let stored: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(stored["analysis"], name.as_str());
+        assert_eq!(stored["options"]["max_sinks"], 6);
+    }
+    // Nothing is left to do: the model is not even looked for.
+    fs::remove_file(scanned.path("traces.jsonl")).unwrap();
+    let again = succeed(&["explain", &run_dir, "--max-sinks", "6", "--quiet"]);
+    assert_eq!(again.lines().count(), 8);
+    assert!(Path::new(again.lines().next().unwrap()).exists());
+}
+
+#[test]
+fn what_is_gone_or_changed_is_named() {
+    let scanned = Scanned::new();
+    let run_dir = scanned.path("run");
+    let explain =
+        |more: &[&str]| run(&[&["explain", &run_dir, "--stages", "--quiet"], more].concat());
+
+    let other = Checkpoint::copy_of("golden/qwen2");
+    let other = other.path().display().to_string();
+    assert_refused(&explain(&["--model", &other]), &["config.json", "differ", "run.json"]);
+    assert_refused(&explain(&["--model", "nowhere/at-all"]), &["nowhere/at-all"]);
+
+    let other = scanned.path("other.jsonl");
+    fs::write(&other, "{\"input_ids\": [1, 30, 31]}\n").unwrap();
+    assert_refused(&explain(&["--traces", &other]), &["other.jsonl", "is not the file"]);
+    fs::remove_file(scanned.path("traces.jsonl")).unwrap();
+    assert_refused(&explain(&[]), &["traces.jsonl", "give `--traces`"]);
+
+    fs::rename(scanned.model.path(), scanned.path("moved")).unwrap();
+    assert_refused(&explain(&[]), &["the run's model is not here", "give `--model`"]);
+    // What the scan measured is explained without a model.
+    succeed(&["explain", &run_dir, "--effect", "--quiet"]);
+
+    let half = scanned.path("half");
+    fs::create_dir(&half).unwrap();
+    assert_refused(&run(&["explain", &half]), &["holds no run"]);
+    let manifest = fs::read_to_string(scanned.path("run/run.json")).unwrap();
+    let running = manifest.replace("\"complete\"", "\"running\"");
+    fs::write(scanned.path("half/run.json"), running).unwrap();
+    assert_refused(&run(&["explain", &half]), &["`status` is `running`", "--resume"]);
+}
+
+#[test]
+fn a_capture_can_be_edited() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixture("planted/basic").display().to_string();
+    let traces = fixture("planted/basic/traces.jsonl").display().to_string();
+    let capture = |name: &str, edits: &[&str]| {
+        let out = dir.path().join(name).display().to_string();
+        let mut args = vec!["capture", "--model", &model, "--traces", &traces, "--quiet"];
+        args.extend(["--sites", "mlp_out,resid_post", "--layers", "6", "--out", &out]);
+        edits.iter().for_each(|edit| args.extend(["--edit", edit]));
+        run(&args)
+    };
+    let rows = |name: &str, tensor: &str| -> Vec<f32> {
+        let bytes = fs::read(dir.path().join(name)).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = tensors.tensor(tensor).unwrap().data().as_chunks().0;
+        data.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    assert!(capture("plain", &[]).status.success());
+    assert!(capture("edited", &["mlp_out.6@23=zero", "resid_pre.2@40=scale(2)"]).status.success());
+    let (plain, edited) = (rows("plain", "mlp_out.6"), rows("edited", "mlp_out.6"));
+    let row = |rows: &[f32], t: usize| rows[t * 96..(t + 1) * 96].to_vec();
+    assert!(row(&plain, 23).iter().any(|x| *x != 0.0));
+    assert!(row(&edited, 23).iter().all(|x| *x == 0.0));
+    assert!(row(&edited, 39) == row(&plain, 39) && row(&edited, 40) != row(&plain, 40));
+
+    let refused = capture("bad", &["mlp_out.6@23=zero", "mlp_out.6@*=scale(2)"]);
+    assert_refused(&refused, &["mlp_out.6@23=zero", "mlp_out.6@*=scale(2)", "order would matter"]);
+    assert_refused(&capture("bad", &["mlp_out.16@1=zero"]), &["0..=15"]);
+    assert_refused(&capture("bad", &["mlp_out.6@1=nothing"]), &["none of zero"]);
+    assert!(!dir.path().join("bad").exists());
+}
