@@ -18,7 +18,7 @@ step "tests"
 cargo test --workspace --locked
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 step "dependencies"
 if ! command -v cargo-deny >/dev/null; then

@@ -9,7 +9,7 @@ pub struct SequenceOptions {
     /// scalings that depend on the length (longrope, dynamic) are chosen for it, as HuggingFace does for
     /// a prompt given in one call, however the tokens are then cut into chunks. `None`: the first step's.
     pub planned_len: Option<usize>,
-    /// Accumulate attention column sums, for [`Sequence::sink_score`].
+    /// Accumulate attention column sums, for [`crate::Model::sink_score`].
     pub sink_scores: bool,
 }
 

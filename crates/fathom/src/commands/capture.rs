@@ -45,7 +45,7 @@ pub struct Args {
     /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change being zero,
     /// scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW) or
     /// add(FILE:TENSOR:ROW), the last two from a capture; may be given several times. Neurons and other
-    /// columns are named in brackets: mlp_elementwise.3[17,40]@*=zero
+    /// columns are named in brackets: `mlp_elementwise.3[17,40]@*=zero`
     #[arg(long = "edit", value_name = "EDIT")]
     edits: Vec<String>,
     /// The file to write; must not exist yet
