@@ -1,6 +1,5 @@
 //! The weights of a checkpoint: memory-mapped safetensors, checked before they are believed.
 
-mod finite;
 mod header;
 mod index;
 
@@ -9,6 +8,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use fathom_kernels::vector::first_non_finite;
 use fathom_kernels::{DType, WeightView};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -224,9 +224,11 @@ impl Checkpoint {
             let found = brief(&format!("{:?}", tensor.shape));
             return wrong(format!("has shape {found}, expected {shape:?}"));
         }
-        match finite::first_non_finite(tensor.bytes, tensor.dtype) {
+        let TensorView { bytes, dtype, .. } = tensor;
+        let flat = WeightView { bytes, dtype, rows: 1, columns: shape.iter().product() };
+        match first_non_finite(flat) {
             None => Ok(tensor),
-            Some(i) => wrong(format!(
+            Some((_, i)) => wrong(format!(
                 "is NaN or infinite at {:?}, expected finite numbers",
                 place(i, shape)
             )),

@@ -40,15 +40,22 @@ impl RunWriter {
     /// # Errors
     /// A directory that holds anything, or cannot be written.
     pub fn create(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
+        RunWriter::check_free(dir)?;
+        RunWriter::start(dir, manifest)
+    }
+
+    /// Whether [`RunWriter::create`] could start a run in `dir`: worth asking before a model is loaded.
+    ///
+    /// # Errors
+    /// A directory that holds anything, or cannot be read.
+    pub fn check_free(dir: &Path) -> Result<()> {
         let mut entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return RunWriter::start(dir, manifest);
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::io(dir, "cannot be used as a run directory")(error)),
         };
         if entries.next().is_none() {
-            return RunWriter::start(dir, manifest);
+            return Ok(());
         }
         let problem = match dir.join(MANIFEST).exists() || only_debris(dir)? {
             true => "holds a run already: give another directory, or `--resume` to go on with it",

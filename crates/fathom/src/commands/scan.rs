@@ -76,6 +76,9 @@ fn parse_threshold(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    if !args.resume {
+        RunWriter::check_free(&args.out)?;
+    }
     let dir = args.model.dir()?;
     let config = ModelConfig::from_dir(&dir)?;
     let text = TextFiles::from_dir(&dir, args.no_chat_template)?;
