@@ -5,9 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-use fathom_model::{Error, Result};
+use fathom_model::{Error, Result, parse_index};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// SHA-256 of a checkpoint's files, as lower-case hex.
@@ -51,12 +50,7 @@ impl Fingerprints {
 fn shards(dir: &Path) -> Result<BTreeSet<String>> {
     let path = dir.join("model.safetensors.index.json");
     let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot be read"))?;
-    let index: Value =
-        serde_json::from_str(&text).map_err(|_| Error::file(&path, "is not valid JSON"))?;
-    let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(Error::field(&path, "weight_map", "must be an object"));
-    };
-    Ok(map.values().filter_map(Value::as_str).map(str::to_owned).collect())
+    Ok(parse_index(&path, &text)?.into_values().collect())
 }
 
 /// SHA-256 over names and digests of several files.
