@@ -89,6 +89,11 @@ pub trait Backend: Send + Sync + 'static {
     /// may then leave part of the machine to it. Changes the bits of nothing.
     fn set_beside(&self, _beside: bool) {}
 
+    /// Tells that the calling thread is here to do this backend's work for the rest of its life, or until
+    /// another backend adopts it. A backend whose threads were given places may move it to one, and the
+    /// threads it starts afterwards begin there.
+    fn adopt_thread(&self) {}
+
     // --- memory -------------------------------------------------------------------------------------
 
     /// A zeroed matrix `[rows, columns]`.

@@ -1,5 +1,6 @@
 //! The [`Backend`] of the machine this runs on.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,7 @@ use crate::linear::{self, Linear};
 use crate::pool::{Pool, lock};
 use crate::rows::{Rows, Vector};
 use crate::{Attention, Backend, Isa, KvShape, Precision, Span, WeightView};
-use crate::{activation, norm, rope};
+use crate::{activation, affinity, norm, rope};
 
 /// How to make a [`Cpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,22 @@ pub enum CpuError {
     /// Zero threads were asked for.
     #[error("0 threads cannot compute anything: expected 1 or more")]
     NoThreads,
+    /// Threads were to stay on cores that are too few, or not each its own.
+    #[error("{threads} threads need {threads} different cores to stay on: {cores:?} were given")]
+    Cores {
+        /// Threads that work at the same time.
+        threads: usize,
+        /// What was given.
+        cores: Vec<usize>,
+    },
+    /// The operating system keeps no thread on this core.
+    #[error("cannot keep a thread on core {core}: {source}")]
+    Pin {
+        /// The core.
+        core: usize,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The operating system refused a thread.
     #[error("cannot start a worker thread: {0}")]
     Spawn(#[from] std::io::Error),
@@ -63,6 +80,8 @@ pub struct Cpu {
     /// Works instead of `pool` while another model is at work too.
     beside: Option<Pool>,
     is_beside: AtomicBool,
+    /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
+    cores: Option<Vec<usize>>,
     scratch: Vec<Mutex<AttentionScratch>>,
     /// Activations packed for the product under way.
     pub(crate) packed: Mutex<Aligned<u32>>,
@@ -85,9 +104,10 @@ impl Cpu {
         Ok(Cpu {
             precision: options.precision,
             isa,
-            pool: Pool::new(threads)?,
+            pool: Pool::new(threads, None)?,
             beside: None,
             is_beside: AtomicBool::new(false),
+            cores: None,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             packed: Mutex::default(),
         })
@@ -102,8 +122,40 @@ impl Cpu {
             return Err(CpuError::NoThreads);
         }
         self.scratch.resize_with(self.scratch.len().max(threads), Mutex::default);
-        self.beside = Some(Pool::new(threads)?);
+        self.check_cores(threads)?;
+        self.beside = Some(Pool::new(threads, self.cores.as_deref())?);
         Ok(self)
+    }
+
+    /// Keeps each thread on a core of its own: thread `i` on `cores[i]`, whether all threads work or, with
+    /// [`Cpu::with_threads_beside`], the first few. Two models that work side by side on two cores are
+    /// pinned to `[0, 1]` and `[1, 0]`: alone each has both, beside each other each has its first.
+    ///
+    /// Thread 0 is whichever calls: it is moved only where it says that it is here to stay, by
+    /// [`Backend::adopt_thread`].
+    ///
+    /// # Errors
+    /// Fewer cores than threads, the same core twice, or a core this process may not use.
+    pub fn pinned(mut self, cores: &[usize]) -> Result<Cpu, CpuError> {
+        for &core in cores {
+            affinity::check(core).map_err(|source| CpuError::Pin { core, source })?;
+        }
+        self.cores = Some(cores.to_vec());
+        self.check_cores(self.scratch.len())?;
+        self.pool = Pool::new(self.pool.threads(), Some(cores))?;
+        if let Some(beside) = &mut self.beside {
+            *beside = Pool::new(beside.threads(), Some(cores))?;
+        }
+        Ok(self)
+    }
+
+    fn check_cores(&self, threads: usize) -> Result<(), CpuError> {
+        let Some(cores) = &self.cores else { return Ok(()) };
+        let different: HashSet<_> = cores.iter().collect();
+        if cores.len() < threads || different.len() < cores.len() {
+            return Err(CpuError::Cores { threads, cores: cores.clone() });
+        }
+        Ok(())
     }
 
     /// The threads that work now.
@@ -176,6 +228,13 @@ impl Backend for Cpu {
 
     fn set_beside(&self, beside: bool) {
         self.is_beside.store(beside, Ordering::Relaxed);
+    }
+
+    fn adopt_thread(&self) {
+        if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
+            // As for the workers: the core was tried when it was asked for.
+            drop(affinity::pin_this_thread(core));
+        }
     }
 
     fn alloc(&self, rows: usize, columns: usize) -> Rows {
@@ -327,5 +386,58 @@ impl Backend for Cpu {
         span: &Span<'_, Kv>,
     ) -> Vec<f32> {
         attention::weights(self, attention, q, lse, span)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn pinned_threads_stay_on_their_cores() {
+        let mut cores = affinity::cores().unwrap();
+        cores.truncate(2);
+        cores.reverse();
+        let threads = cores.len();
+        let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
+        // From a thread of its own, for it is moved.
+        let check = |cpu: &Cpu| {
+            cpu.adopt_thread();
+            let barrier = Barrier::new(threads);
+            cpu.pool().run(threads, &|thread, _| {
+                barrier.wait();
+                assert_eq!(affinity::cores().unwrap(), [cores[thread]]);
+            });
+        };
+        let pinned = || Cpu::new(options).unwrap().pinned(&cores).unwrap();
+        let before = Cpu::new(options).unwrap().with_threads_beside(threads).unwrap();
+        let cpus = [
+            pinned(),
+            pinned().with_threads_beside(threads).unwrap(),
+            before.pinned(&cores).unwrap(),
+        ];
+        for cpu in &cpus {
+            for beside in [false, true] {
+                cpu.set_beside(beside);
+                std::thread::scope(|scope| scope.spawn(|| check(cpu)).join().unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn cores_are_refused_where_threads_would_share_them() {
+        let core = affinity::cores().unwrap()[0];
+        let cpu = |threads| {
+            Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
+        };
+        assert!(matches!(cpu(1).pinned(&[]), Err(CpuError::Cores { threads: 1, .. })));
+        assert!(matches!(cpu(2).pinned(&[core]), Err(CpuError::Cores { threads: 2, .. })));
+        assert!(matches!(cpu(2).pinned(&[core, core]), Err(CpuError::Cores { .. })));
+        assert!(matches!(cpu(1).pinned(&[1 << 20]), Err(CpuError::Pin { core: 1048576, .. })));
+        let one = cpu(1).pinned(&[core]).unwrap();
+        assert!(matches!(one.with_threads_beside(2), Err(CpuError::Cores { threads: 2, .. })));
     }
 }

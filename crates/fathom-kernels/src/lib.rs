@@ -3,6 +3,7 @@
 //! [`Backend`] is what a forward pass asks of a machine; [`Cpu`] answers it here.
 
 mod activation;
+mod affinity;
 mod aligned;
 mod attention;
 mod backend;

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::affinity;
+
 /// How often a worker looks for new work before it goes to sleep: some tens of microseconds, longer than
 /// the gaps between the operations of a forward pass.
 const SPINS: usize = 2_000;
@@ -66,8 +68,9 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads ≥ 1`, the calling thread among them.
-    pub(crate) fn new(threads: usize) -> std::io::Result<Pool> {
+    /// A pool of `threads ≥ 1`, the calling thread among them. With `cores`, worker `i ≥ 1` stays on
+    /// `cores[i]`, for which [`affinity::check`] has passed.
+    pub(crate) fn new(threads: usize, cores: Option<&[usize]>) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             gate: AtomicUsize::new(CLOSED),
@@ -81,9 +84,14 @@ impl Pool {
         let mut pool = Pool { shared, workers: Vec::new(), turn: Mutex::new(()) };
         for thread in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let worker = std::thread::Builder::new()
-                .name(format!("fathom-{thread}"))
-                .spawn(move || shared.work(thread))?;
+            let core = cores.map(|cores| cores[thread]);
+            let worker =
+                std::thread::Builder::new().name(format!("fathom-{thread}")).spawn(move || {
+                    // The core was tried when it was asked for; should it have gone since, the work
+                    // is done elsewhere.
+                    drop(core.map(affinity::pin_this_thread));
+                    shared.work(thread);
+                })?;
             pool.workers.push(worker);
         }
         Ok(pool)
@@ -198,7 +206,7 @@ mod tests {
 
     #[test]
     fn every_task_runs_once_whether_workers_are_awake_or_asleep() -> std::io::Result<()> {
-        let pool = Pool::new(3)?;
+        let pool = Pool::new(3, None)?;
         let counts = [const { AtomicUsize::new(0) }; 7];
         for job in 1..=5000 {
             if job % 1000 == 0 {
@@ -214,7 +222,7 @@ mod tests {
 
     #[test]
     fn threads_work_at_the_same_time() -> std::io::Result<()> {
-        let pool = Pool::new(2)?;
+        let pool = Pool::new(2, None)?;
         let barrier = std::sync::Barrier::new(2);
         let threads = Mutex::new(Vec::new());
         // Each task waits for the other: one thread alone would never finish.
@@ -230,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() -> std::io::Result<()> {
-        let pool = Pool::new(2)?;
+        let pool = Pool::new(2, None)?;
         let barrier = std::sync::Barrier::new(2);
         for culprit in [0, 1] {
             let run = |thread, _| {
