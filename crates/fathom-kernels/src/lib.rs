@@ -15,6 +15,7 @@ mod isa;
 mod kv;
 pub mod limits;
 mod linear;
+pub mod machine;
 mod microkernel;
 mod norm;
 mod pack;
@@ -26,6 +27,7 @@ mod rows;
 mod simd;
 pub mod vector;
 mod weight;
+pub mod workload;
 
 pub use backend::{Attention, Backend, KvShape, Precision, Span};
 pub use column_sums::ColumnSums;

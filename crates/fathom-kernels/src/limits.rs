@@ -1,41 +1,75 @@
 //! What this machine can do at most: the numbers kernels are measured against.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::Cpu;
 use crate::aligned::Aligned;
 use crate::microkernel::PANEL;
 use crate::simd::{Kernel, Simd};
+use crate::{Cpu, Precision};
 
 /// Rates over all threads of a [`Cpu`], with its instruction set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
+    /// The threads that together reach these rates.
+    pub threads: usize,
     /// Bytes per second read from memory.
     pub read_bytes: f64,
     /// Floating-point operations per second of f32 multiply-add (two each).
     pub f32_flops: f64,
-    /// The same of the bfloat16 dot product (four each per lane), where there is one.
+    /// The same of the bfloat16 dot product, where there is one.
     pub bf16_flops: Option<f64>,
+    /// From handing every thread an empty task to the last one's return; the median.
+    pub hand_off: Duration,
+}
+
+impl Limits {
+    /// The matrix rate of `precision`: f32's, where bfloat16 has no instruction of its own.
+    pub fn flops(&self, precision: Precision) -> f64 {
+        match (precision, self.bf16_flops) {
+            (Precision::Bf16, Some(flops)) => flops,
+            _ => self.f32_flops,
+        }
+    }
+
+    /// The least time in which `bytes` can be read and `flops` computed, the two overlapping perfectly.
+    pub fn seconds(&self, precision: Precision, bytes: f64, flops: f64) -> f64 {
+        (bytes / self.read_bytes).max(flops / self.flops(precision))
+    }
 }
 
 /// Measures for about a second: the best of several attempts, for other programs only slow it down.
 pub fn measure(cpu: &Cpu) -> Limits {
-    const BYTES: usize = 512 << 20;
+    Limits {
+        threads: cpu.threads(),
+        read_bytes: read_bytes(cpu),
+        f32_flops: best_rate(5, || flops::<false>(cpu)),
+        bf16_flops: cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu))),
+        hand_off: hand_off(cpu),
+    }
+}
+
+fn read_bytes(cpu: &Cpu) -> f64 {
+    const BYTES: usize = 512 << 20; // beyond any cache
     let data = Aligned::<f32>::filled(BYTES / size_of::<f32>(), 1.0);
-    let read = || {
-        cpu.split(data.len() / PANEL, |panels| {
-            let part = &data[panels.start * PANEL..panels.end * PANEL];
-            black_box(cpu.isa.run(Read(part)));
+    best_rate(8, || {
+        cpu.split(data.len() / STEP, |steps| {
+            black_box(cpu.isa.run(Read(&data[steps.start * STEP..steps.end * STEP])));
         });
         BYTES as f64
-    };
-    let read_bytes = best_rate(8, read);
-    drop(data);
+    })
+}
 
-    let f32_flops = best_rate(5, || flops::<false>(cpu));
-    let bf16_flops = cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu)));
-    Limits { read_bytes, f32_flops, bf16_flops }
+fn hand_off(cpu: &Cpu) -> Duration {
+    let mut times: Vec<Duration> = (0..2001)
+        .map(|_| {
+            let start = Instant::now();
+            cpu.split(cpu.threads(), |part| drop(black_box(part)));
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// The most `work` done per second, of `attempts`.
@@ -51,24 +85,25 @@ fn best_rate(attempts: usize, work: impl Fn() -> f64) -> f64 {
 fn flops<const BF16: bool>(cpu: &Cpu) -> f64 {
     const STEPS: usize = 1 << 20;
     cpu.split(cpu.threads(), |_| {
-        black_box(cpu.isa.run(Chains::<BF16> { steps: STEPS }));
+        black_box(cpu.isa.run(MultiplyAdds::<BF16> { steps: STEPS }));
     });
-    let lanes = cpu.isa.run(Lanes);
+    let (lanes, chains) = cpu.isa.run(InFlight);
     let per_lane = if BF16 { 4 } else { 2 };
-    (cpu.threads() * STEPS * CHAINS * lanes * per_lane) as f64
+    (cpu.threads() * STEPS * chains * lanes * per_lane) as f64
 }
 
-/// Independent multiply-adds in flight: more than latency times units, fewer than registers.
+/// Independent multiply-adds in flight, where there are 32 registers of 512 bits, and elsewhere: more than
+/// latency times units (six cycles times two for `vdpbf16ps`), fewer than registers.
+const CHAINS_OF_512: usize = 16;
 const CHAINS: usize = 12;
 
-struct Chains<const BF16: bool> {
+struct MultiplyAdds<const BF16: bool> {
     steps: usize,
 }
 
-impl<const BF16: bool> Kernel for Chains<BF16> {
-    type Output = f32;
+impl<const BF16: bool> MultiplyAdds<BF16> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
+    fn chains<S: Simd, const CHAINS: usize>(self, s: S) -> f32 {
         let mut chains = [s.splat(0.0); CHAINS];
         let (x, y) = (s.splat(black_box(1.0)), s.splat(black_box(0.5)));
         let pair = s.splat_pair(black_box(0x3f80_3f80));
@@ -81,29 +116,53 @@ impl<const BF16: bool> Kernel for Chains<BF16> {
     }
 }
 
-/// Sums a slice of whole panels, four vectors at a time.
+impl<const BF16: bool> Kernel for MultiplyAdds<BF16> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        if S::LANES == 16 {
+            self.chains::<S, CHAINS_OF_512>(s)
+        } else {
+            self.chains::<S, CHAINS>(s)
+        }
+    }
+}
+
+/// Lanes of a vector and multiply-adds in flight.
+struct InFlight;
+
+impl Kernel for InFlight {
+    type Output = (usize, usize);
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> (usize, usize) {
+        (S::LANES, if S::LANES == 16 { CHAINS_OF_512 } else { CHAINS })
+    }
+}
+
+/// Elements that [`Read`] sums at a time: four vectors of the widest kind.
+const STEP: usize = 2 * PANEL;
+
+/// Sums a slice of whole steps, prefetching as the kernels do.
 struct Read<'a>(&'a [f32]);
 
 impl Kernel for Read<'_> {
     type Output = f32;
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let mut sums = [s.splat(0.0); 2];
-        for step in self.0.chunks_exact(2 * S::LANES) {
-            let (a, b) = step.split_at(S::LANES);
-            sums = [s.add(sums[0], s.load_some(a)), s.add(sums[1], s.load_some(b))];
+        const AHEAD: usize = 512; // elements: 2 KiB
+        const CACHE_LINE: usize = 16;
+        let mut sums = [s.splat(0.0); 4];
+        for step in self.0.chunks_exact(STEP) {
+            for line in (0..STEP).step_by(CACHE_LINE) {
+                s.prefetch(step.as_ptr().cast::<u32>().wrapping_add(AHEAD + line));
+            }
+            for vectors in step.chunks_exact(4 * S::LANES) {
+                for (sum, vector) in sums.iter_mut().zip(vectors.chunks_exact(S::LANES)) {
+                    *sum = s.add(*sum, s.load_some(vector));
+                }
+            }
         }
-        s.sum(s.add(sums[0], sums[1]))
-    }
-}
-
-struct Lanes;
-
-impl Kernel for Lanes {
-    type Output = usize;
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> usize {
-        S::LANES
+        sums.into_iter().fold(0.0, |sum, part| sum + s.sum(part))
     }
 }
 
@@ -114,5 +173,26 @@ impl Kernel for HasBf16Dot {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> bool {
         S::BF16_DOT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_time_is_that_of_the_slower_of_reading_and_computing() {
+        let limits = Limits {
+            threads: 1,
+            read_bytes: 10.0,
+            f32_flops: 100.0,
+            bf16_flops: Some(400.0),
+            hand_off: Duration::ZERO,
+        };
+        assert_eq!(limits.seconds(Precision::F32, 20.0, 100.0), 2.0);
+        assert_eq!(limits.seconds(Precision::F32, 20.0, 400.0), 4.0);
+        assert_eq!(limits.seconds(Precision::Bf16, 0.0, 400.0), 1.0);
+        let without = Limits { bf16_flops: None, ..limits };
+        assert_eq!(without.seconds(Precision::Bf16, 0.0, 400.0), 4.0);
     }
 }

@@ -1,0 +1,205 @@
+//! Kernels at work as in a model, for measuring: at real shapes, and with weights and keys that no cache
+//! holds, as those of a whole model are not when their turn comes.
+
+use std::time::{Duration, Instant};
+
+use crate::limits::Limits;
+use crate::machine::Machine;
+use crate::{
+    Attention, Backend, ColumnSums, Cpu, DType, Kv, KvShape, Linear, Rows, Span, WeightView,
+};
+
+/// What a run of a kernel has to read and to compute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Bytes of weights, or of keys and values.
+    pub bytes: f64,
+    /// Multiplications and additions.
+    pub flops: f64,
+}
+
+impl Work {
+    /// The fraction of the machine's limit reached by doing this in `time`: of bandwidth or of the matrix
+    /// rate, whichever takes longer.
+    pub fn of_limit(&self, cpu: &Cpu, limits: &Limits, time: Duration) -> f64 {
+        limits.seconds(cpu.precision(), self.bytes, self.flops) / time.as_secs_f64()
+    }
+}
+
+/// The median time of `run`, over at least `repeats` runs and at least 50 ms of them, after one to warm up.
+pub fn median_time(repeats: usize, mut run: impl FnMut()) -> Duration {
+    const AT_LEAST: Duration = Duration::from_millis(50);
+    run();
+    let (mut times, mut total) = (Vec::new(), Duration::ZERO);
+    while times.len() < repeats.max(1) || total < AT_LEAST {
+        let start = Instant::now();
+        run();
+        times.push(start.elapsed());
+        total += start.elapsed();
+    }
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Copies of `bytes` so that all of them exceed the caches; a few thousand at most.
+fn copies(bytes: usize) -> usize {
+    Machine::detect().beyond_caches().div_ceil(bytes.max(1)).clamp(1, 4096)
+}
+
+/// Matrix products `x[rows, k] · Wᵀ[k, n]` with bfloat16 weights.
+pub struct Products<'a> {
+    cpu: &'a Cpu,
+    k: usize,
+    n: usize,
+    weights: Vec<Linear>,
+    next: usize,
+    x: Rows,
+    out: Rows,
+}
+
+impl<'a> Products<'a> {
+    /// Packs as many copies of a matrix as it takes.
+    pub fn new(cpu: &'a Cpu, k: usize, n: usize) -> Products<'a> {
+        let bytes: Vec<u8> = (0..k * n).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
+        let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows: n, columns: k };
+        let weights = (0..copies(bytes.len())).map(|_| cpu.linear_from(view, None)).collect();
+        let (x, out) = (cpu.alloc(0, k), cpu.alloc(0, n));
+        Products { cpu, k, n, weights, next: 0, x, out }
+    }
+
+    /// The rows of the products from here on, and what one of them takes.
+    pub fn set_rows(&mut self, rows: usize) -> Work {
+        self.x = filled(self.cpu, rows, self.k);
+        self.out = self.cpu.alloc(rows, self.n);
+        Work { bytes: self.weights[0].bytes() as f64, flops: 2.0 * (rows * self.k * self.n) as f64 }
+    }
+
+    /// One product, with the copy of the weights that was used longest ago.
+    pub fn run(&mut self) {
+        self.cpu.linear(&self.weights[self.next], &self.x, &mut self.out);
+        self.next = (self.next + 1) % self.weights.len();
+    }
+}
+
+/// Attention of the last rows of one long sequence.
+pub struct Attending<'a> {
+    cpu: &'a Cpu,
+    attention: Attention,
+    tokens: usize,
+    layers: usize,
+    /// Keys and values of all tokens but the last `rows`, those appended but not yet counted.
+    kv: Kv,
+    rows: usize,
+    q: Rows,
+    out: Rows,
+    lse: Rows,
+    sums: ColumnSums,
+}
+
+impl<'a> Attending<'a> {
+    /// Fills a cache of `tokens` tokens, with as many layers as it takes.
+    pub fn new(
+        cpu: &'a Cpu,
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+        tokens: usize,
+    ) -> Attending<'a> {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attention = Attention { layer: 0, heads, kv_heads, head_dim, scale, window: None };
+        let mut one = cpu.new_kv(KvShape { layers: 1, kv_heads, head_dim });
+        append(cpu, &mut one, 0..1, kv_heads * head_dim, tokens);
+        let layers = copies(cpu.kv_bytes(&one));
+        let mut kv = cpu.new_kv(KvShape { layers, kv_heads, head_dim });
+        append(cpu, &mut kv, 0..layers, kv_heads * head_dim, tokens);
+        cpu.advance_kv(&mut kv, tokens);
+        let sums = cpu.new_column_sums(layers, heads);
+        let none = || cpu.alloc(0, 0);
+        Attending {
+            cpu,
+            attention,
+            tokens,
+            layers,
+            kv,
+            rows: 0,
+            q: none(),
+            out: none(),
+            lse: none(),
+            sums,
+        }
+    }
+
+    /// The rows that attend from here on, the last ones of the sequence, and what it takes: one row is
+    /// decoding, a few are verification, many are the last chunk of a prefill. Only what a row sees counts.
+    pub fn set_rows(&mut self, rows: usize) -> Work {
+        let Attention { heads, kv_heads, head_dim, .. } = self.attention;
+        let before = self.tokens - rows;
+        self.cpu.advance_kv(&mut self.kv, self.rows);
+        self.cpu.truncate_kv(&mut self.kv, before);
+        append(self.cpu, &mut self.kv, 0..self.layers, kv_heads * head_dim, rows);
+        self.rows = rows;
+        self.q = filled(self.cpu, rows, heads * head_dim);
+        self.out = self.cpu.alloc(rows, heads * head_dim);
+        self.lse = self.cpu.alloc(rows, heads);
+        self.sums = self.cpu.new_column_sums(self.layers, heads);
+        let seen = rows * before + rows * (rows + 1) / 2;
+        Work {
+            bytes: self.cpu.kv_bytes(&self.kv) as f64 / self.layers as f64,
+            flops: 4.0 * (heads * head_dim * seen) as f64,
+        }
+    }
+
+    /// Attention of the layer that was used longest ago.
+    pub fn run(&mut self) {
+        self.attention.layer = (self.attention.layer + 1) % self.layers;
+        let spans = [Span { rows: 0..self.rows, kv: &mut self.kv }];
+        self.cpu.attend(&self.attention, &self.q, &spans, &mut self.out, Some(&mut self.lse));
+    }
+
+    /// The second pass of the sink scores over what [`Attending::run`] just saw: half its operations.
+    pub fn add_column_sums(&mut self) {
+        let span = Span { rows: 0..self.rows, kv: &mut self.kv };
+        self.cpu.add_column_sums(&self.attention, &self.q, &self.lse, &span, &mut self.sums);
+    }
+}
+
+/// Appends the same `tokens` keys and values to every layer of `layers`.
+fn append(cpu: &Cpu, kv: &mut Kv, layers: std::ops::Range<usize>, width: usize, tokens: usize) {
+    let values = filled(cpu, tokens, width);
+    for layer in layers {
+        cpu.append_kv(layer, &values, &values, &mut [Span { rows: 0..tokens, kv: &mut *kv }]);
+    }
+}
+
+/// Varied numbers of the size activations have.
+fn filled(cpu: &Cpu, rows: usize, columns: usize) -> Rows {
+    let value = |i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0;
+    let values: Vec<f32> = (0..rows * columns).map(value).collect();
+    let mut x = cpu.alloc(rows, columns);
+    cpu.write_rows(&mut x, 0, &values);
+    x
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::CpuOptions;
+
+    #[test]
+    fn a_product_and_attention_say_what_they_take() {
+        let cpu = Cpu::new(CpuOptions::default()).unwrap();
+        let mut products = Products::new(&cpu, 64, 4096);
+        let work = products.set_rows(3);
+        products.run();
+        assert_eq!(work, Work { bytes: 2.0 * 64.0 * 4096.0, flops: 2.0 * 3.0 * 64.0 * 4096.0 });
+
+        let mut attending = Attending::new(&cpu, (4, 2, 64), 256);
+        for (rows, seen) in [(1, 256), (16, 16 * 240 + 136), (256, 256 * 257 / 2)] {
+            let work = attending.set_rows(rows);
+            attending.run();
+            attending.add_column_sums();
+            // Two matrices of f32 `[256 tokens, 2 heads · 64]`.
+            assert_eq!(work.bytes, 2.0 * 256.0 * 128.0 * 4.0);
+            assert_eq!(work.flops, 4.0 * 4.0 * 64.0 * f64::from(seen));
+        }
+    }
+}
