@@ -126,7 +126,7 @@ impl ProductKernel for AddBlocks<'_> {
                 if keys.is_empty() {
                     continue;
                 }
-                for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
+                for tile_rows in P::row_tiles::<S>(0..rows) {
                     queries.scores::<S, P>(s, packed, tile_rows, block, keys.clone(), scores);
                 }
                 for head in 0..group {

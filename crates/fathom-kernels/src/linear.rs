@@ -1,23 +1,32 @@
-//! `out = x · Wᵀ + bias`: one driver for 1 row and for 4096.
+//! Matrix products, `x · Wᵀ + bias` and what is done with them at once: one driver for 1 row and for 4096.
 //!
-//! x is packed once ([`pack_row`]), then threads take pieces of the panels. Blocking, outermost
-//! first:
+//! x is packed once ([`Operand`]); matrices that read the same x share one job. Threads take pieces of
+//! the panels. Blocking, outermost first:
 //! - **rows**, a few hundred at a time: one k block of them (`rows · 1 KiB`) stays in L2;
-//! - **groups of panels**: their part of `out` stays in L2 while k runs;
+//! - **groups of panels**: their sums (`rows · 1 KiB`) stay in L2 while k runs, and until the epilogue
+//!   has taken them to where they are wanted;
 //! - **k blocks** of [`ROW_WORDS`](crate::microkernel::ROW_WORDS) words: one panel's slice is at most
 //!   32 KiB and stays in L1
 //! - while the **register tiles** of all row blocks go over it.
 //!
-//! So weights come from memory once per few hundred rows. For few rows the group is just the panels one
-//! tile takes, and the loops degenerate to streaming the weights once, front to back.
+//! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does `2 · r · k · n`
+//! operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core reads 39 GB/s and does
+//! 0.51 TFLOP/s) it takes as long as reading the weights: the group is just the panels one tile takes,
+//! and the loops degenerate to streaming the weights once, front to back, each slice prefetched while
+//! the one before it is multiplied. From there on it takes as long as the multiplications: weights come
+//! from memory once per few hundred rows and from L1 for all other tiles, and of the loads only the
+//! tile's own remain.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use crate::WeightView;
 use crate::aligned::Aligned;
 use crate::cpu::Cpu;
-use crate::microkernel::{PANEL, ROW_STRIDE, ROW_WORDS, Tile, even_parts, tiles};
-use crate::pack::{self, Panels, Storage, k_block, pack_row};
+use crate::epilogue::{Best, Epilogue, Finish, GROUP, SCRATCH_STRIDE};
+use crate::microkernel::{PANEL, ROW_STRIDE, Tile, even_parts};
+use crate::operand::Operand;
+use crate::pack::{self, Panels, Storage, k_block};
 use crate::pool::lock;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
@@ -50,10 +59,8 @@ impl Linear {
 
 /// Row blocks that go over a panel's slice while it is in L1.
 const ROW_BLOCKS: usize = 16;
-/// Panels whose part of `out` stays in L2 while k runs.
-const GROUP: usize = 8;
-/// The most rows of any instruction set's register tile.
-const MAX_TILE_ROWS: usize = 14;
+/// Up to so many rows, a product takes as long as reading the weights.
+const STREAMED_ROWS: usize = 14;
 
 pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Linear {
     let bytes = weight.rows * weight.columns * weight.dtype.size();
@@ -88,164 +95,253 @@ pub(crate) fn embed(cpu: &Cpu, table: &Linear, ids: &[u32], out: &mut Rows) {
     });
 }
 
-pub(crate) fn linear(cpu: &Cpu, w: &Linear, x: &Rows, out: &mut Rows) {
-    let (rows, k, columns) = (x.rows(), w.in_features(), w.out_features());
-    assert_eq!(x.columns(), k, "linear input");
-    assert_eq!((out.rows(), out.columns()), (rows, columns), "linear output");
-    if rows == 0 {
-        return;
+/// `outs[i] = x · Wᵢᵀ + biasᵢ`
+pub(crate) fn linears(cpu: &Cpu, ws: &[&Linear], x: &Operand, outs: &mut [&mut Rows]) {
+    assert_eq!(ws.len(), outs.len(), "one output for each matrix");
+    let parts = ws.iter().zip(outs).map(|(&w, out)| {
+        assert_eq!((out.rows(), out.columns()), (x.rows(), w.out_features()), "linear output");
+        Part { gate: None, w, epilogue: Epilogue::Set(out.shared()) }
+    });
+    multiply(cpu, x, &parts.collect::<Vec<_>>());
+}
+
+/// `out += x · Wᵀ + bias`
+pub(crate) fn linear_add(cpu: &Cpu, w: &Linear, x: &Operand, out: &mut Rows) {
+    assert_eq!((out.rows(), out.columns()), (x.rows(), w.out_features()), "linear output");
+    multiply(cpu, x, &[Part { gate: None, w, epilogue: Epilogue::Add(out.shared()) }]);
+}
+
+/// `out = silu(x · gateᵀ) · (x · upᵀ)`
+pub(crate) fn gated(cpu: &Cpu, gate: &Linear, up: &Linear, x: &Operand, out: &mut Operand) {
+    assert_eq!(gate.out_features(), up.out_features(), "gate and up");
+    out.resize(x.rows(), up.out_features());
+    let epilogue = Epilogue::Gate(out.shared());
+    multiply(cpu, x, &[Part { gate: Some(gate), w: up, epilogue }]);
+}
+
+/// The column of each row's largest `x · Wᵀ + bias` within the first `limit`.
+pub(crate) fn argmax(cpu: &Cpu, w: &Linear, x: &Operand, limit: usize) -> Vec<u32> {
+    let best = Mutex::new(vec![Best::NONE; x.rows()]);
+    multiply(cpu, x, &[Part { gate: None, w, epilogue: Epilogue::Best { best: &best, limit } }]);
+    let best = best.into_inner().unwrap_or_else(PoisonError::into_inner);
+    best.into_iter().map(|best| best.column.unwrap_or(0) as u32).collect()
+}
+
+/// A matrix, or a gate and the matrix it gates, and where the result goes.
+struct Part<'a> {
+    gate: Option<&'a Linear>,
+    w: &'a Linear,
+    epilogue: Epilogue<'a>,
+}
+
+impl<'a> Part<'a> {
+    fn matrices(&self) -> impl Iterator<Item = &'a Linear> + use<'a> {
+        self.gate.into_iter().chain([self.w])
     }
-    let run = |kernel: Job<'_>| {
-        let (storage, precision) = (w.weights.storage, cpu.precision);
-        cpu.isa.run(ForProduct { storage, precision, kernel });
-    };
+}
 
-    let mut packed = lock(&cpu.packed);
-    packed.reserve(k.div_ceil(ROW_WORDS) * rows * ROW_STRIDE);
-    let packed = SharedMut::new(&mut packed);
-    cpu.split_rows(rows, rows * k, |range| {
-        run(Job::Pack { x, rows: range, packed });
-    });
+/// Panels of one of the matrices of a part, for which one piece of scratch memory is enough.
+#[derive(Clone)]
+struct Run<'a> {
+    part: &'a Part<'a>,
+    w: &'a Linear,
+    is_gate: bool,
+    panels: Range<usize>,
+}
 
-    let out = out.shared();
-    let multiply = |panels: Range<usize>| {
-        run(Job::Multiply { w, rows, panels, packed: packed.pointer(), out });
-    };
-    // Few rows: one piece a thread, each a single stream. Many: more, for whichever thread is free.
-    let (panels, threads) = (w.weights.panels(), cpu.threads());
-    let pieces = if rows <= MAX_TILE_ROWS { 1 } else { panels.div_ceil(threads * GROUP) } * threads;
-    cpu.tasks(pieces, rows * k * columns, |_, piece| {
-        multiply(panels * piece / pieces..panels * (piece + 1) / pieces);
+/// Everything of `parts`.
+fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
+    let (rows, k) = (x.rows(), x.columns());
+    for w in parts.iter().flat_map(Part::matrices) {
+        assert_eq!(w.in_features(), k, "linear input");
+    }
+    let Some(first) = parts.first().filter(|_| rows > 0) else { return };
+    let mut blocking = Blocking { rows, row_block: 0, group: 0 };
+    run(cpu, first.w, &mut blocking);
+
+    let panels = parts.iter().map(|part| part.w.weights.panels()).sum();
+    let columns: usize = parts.iter().flat_map(Part::matrices).map(Linear::out_features).sum();
+    let pieces = Pieces::new(panels, cpu.threads(), rows <= STREAMED_ROWS);
+    cpu.tasks(pieces.count(), rows * k * columns, |thread, piece| {
+        let panels = pieces.piece(piece);
+        let mut scratch = lock(&cpu.sums[thread]);
+        for rows in even_parts(0..rows, blocking.row_block) {
+            multiply_piece(cpu, x, parts, rows, panels.clone(), blocking.group, &mut scratch);
+        }
     });
 }
 
-/// What a thread does for a product. Packed x is `[k blocks][rows][ROW_STRIDE]`.
-enum Job<'a> {
-    /// Packs some rows of x.
-    Pack { x: &'a Rows, rows: Range<usize>, packed: SharedMut<u32> },
-    /// Computes some panels of out, for all rows.
-    Multiply {
-        w: &'a Linear,
-        rows: usize,
-        panels: Range<usize>,
-        packed: *const u32,
-        out: SharedMut,
-    },
+fn run(cpu: &Cpu, w: &Linear, kernel: impl ProductKernel) {
+    let (storage, precision) = (w.weights.storage, cpu.precision);
+    cpu.isa.run(ForProduct { storage, precision, kernel });
 }
 
-impl ProductKernel for Job<'_> {
+/// How many rows and panels to block.
+struct Blocking {
+    rows: usize,
+    row_block: usize,
+    group: usize,
+}
+
+impl ProductKernel for &mut Blocking {
     #[inline(always)]
-    fn run<S: Simd, P: Product>(self, s: S, round: bool) {
-        match self {
-            Job::Pack { x, rows, packed } => {
-                for row in rows {
-                    for (block, values) in x.row(row).chunks(k_block::<P>()).enumerate() {
-                        let at = (block * x.rows() + row) * ROW_STRIDE;
-                        // SAFETY: threads have disjoint rows; `linear` reserved all blocks.
-                        let out = unsafe { &mut *packed.pointer().add(at).cast() };
-                        pack_row::<S, P>(s, round, values, out);
-                    }
-                }
-            }
-            Job::Multiply { panels, .. } if panels.is_empty() => {}
-            Job::Multiply { w, rows, panels, packed, out } => {
-                for rows_now in even_parts(0..rows, ROW_BLOCKS * S::TILE_ROWS) {
-                    // SAFETY: x is packed, and threads have disjoint panels: columns of out.
-                    unsafe { multiply::<S, P>(s, w, rows, rows_now, panels.clone(), packed, out) };
-                }
+    fn run<S: Simd, P: Product>(self, _: S, _: bool) {
+        let few = self.rows <= P::tile_rows::<S>();
+        self.row_block = ROW_BLOCKS * P::tile_rows::<S>();
+        self.group = if few { P::tile_panels::<S>(self.rows).min(GROUP) } else { GROUP };
+    }
+}
+
+/// How the panels of a job are cut into pieces.
+///
+/// Few rows: a long piece for each thread, one stream each, and the last eighth in short ones for
+/// whichever thread is free, so that one that came late or is held up does not decide when the job ends.
+/// Many rows: groups.
+struct Pieces {
+    panels: usize,
+    threads: usize,
+    /// Panels of a long piece, and of a short one.
+    long: usize,
+    short: usize,
+}
+
+impl Pieces {
+    fn new(panels: usize, threads: usize, streamed: bool) -> Pieces {
+        let long = if streamed { panels * 7 / 8 / threads } else { 0 };
+        let rest = panels - long * threads;
+        let short = if streamed { rest.div_ceil(8 * threads) } else { GROUP };
+        let short = short.min(rest.div_ceil(threads)).max(1);
+        Pieces { panels, threads, long, short }
+    }
+
+    fn count(&self) -> usize {
+        self.threads + (self.panels - self.threads * self.long).div_ceil(self.short)
+    }
+
+    fn piece(&self, i: usize) -> Range<usize> {
+        match i.checked_sub(self.threads) {
+            None => i * self.long..(i + 1) * self.long,
+            Some(i) => {
+                let start = self.threads * self.long + i * self.short;
+                start..self.panels.min(start + self.short)
             }
         }
     }
 }
 
-/// Rows `rows` of columns `panels` of out.
-///
-/// # Safety
-/// `packed` holds all `all_rows` rows of x; nobody else touches those columns of `out`.
-#[inline(always)]
-unsafe fn multiply<S: Simd, P: Product>(
-    s: S,
-    w: &Linear,
-    all_rows: usize,
+/// Rows `rows` of panels `panels`, counted over all parts.
+fn multiply_piece(
+    cpu: &Cpu,
+    x: &Operand,
+    parts: &[Part<'_>],
     rows: Range<usize>,
     panels: Range<usize>,
-    packed: *const u32,
-    out: SharedMut,
+    group: usize,
+    scratch: &mut Aligned<f32>,
 ) {
-    let weights = &w.weights;
-    let (k, columns, stride) = (weights.k, weights.columns, weights.stride());
-    // Columns of a last, partial panel are computed here and copied: a tile always writes whole panels.
-    let mut partial = [0.0_f32; ROW_BLOCKS * MAX_TILE_ROWS * PANEL];
-    let per_tile = (S::tile_vectors(rows.len().min(S::TILE_ROWS)) * S::LANES / PANEL).max(1);
-    let group = if rows.len() <= S::TILE_ROWS { per_tile } else { GROUP };
-    let groups = panels.clone().step_by(group).map(|first| first..panels.end.min(first + group));
-    for group in groups {
-        for (block, k_start) in (0..k.max(1)).step_by(k_block::<P>()).enumerate() {
-            let k_end = k.min(k_start + k_block::<P>());
+    let size = rows.len() * SCRATCH_STRIDE;
+    scratch.reserve(2 * size);
+    let (sums, gate) = scratch.split_at_mut(size);
+    let mut first = 0;
+    let in_parts = parts.iter().map(|part| {
+        let own = first..first + part.w.weights.panels();
+        first = own.end;
+        let start = panels.start.clamp(own.start, own.end) - own.start;
+        (part, start..panels.end.clamp(own.start, own.end) - own.start)
+    });
+    let mut runs = in_parts
+        .flat_map(|(part, panels)| {
+            let end = panels.end;
+            panels.step_by(group).flat_map(move |first| {
+                let panels = first..end.min(first + group);
+                let of = move |w, is_gate| Run { part, w, is_gate, panels: panels.clone() };
+                part.gate.map(|gate| of.clone()(gate, true)).into_iter().chain([of(part.w, false)])
+            })
+        })
+        .peekable();
+    while let Some(Run { part, w, is_gate, panels }) = runs.next() {
+        let next = runs.peek().map(|next| next.w.weights.panel(next.panels.start));
+        let sums = if is_gate { &mut *gate } else { &mut *sums };
+        let (rows, panels) = (rows.clone(), panels);
+        run(cpu, w, Accumulate { w, x, rows: rows.clone(), panels: panels.clone(), sums, next });
+        if !is_gate {
+            let (sums, columns) = (&*sums, w.out_features());
+            let gate = if part.gate.is_some() { &*gate } else { &[] };
+            run(cpu, w, Finish { epilogue: part.epilogue, rows, panels, columns, sums, gate });
+        }
+    }
+}
+
+/// Sums over all k of a group of panels, for some rows.
+struct Accumulate<'a> {
+    w: &'a Linear,
+    x: &'a Operand,
+    rows: Range<usize>,
+    panels: Range<usize>,
+    /// `[rows, SCRATCH_STRIDE]`
+    sums: &'a mut [f32],
+    /// What will be multiplied after this.
+    next: Option<*const u32>,
+}
+
+impl ProductKernel for Accumulate<'_> {
+    #[inline(always)]
+    fn run<S: Simd, P: Product>(self, s: S, _: bool) {
+        let Accumulate { w, x, rows, panels, sums, next } = self;
+        let weights = &w.weights;
+        let (k, stride) = (weights.k, weights.stride());
+        let slice = |panel: usize, step: usize| {
+            weights.words.as_ptr().wrapping_add(panel * stride + step * PANEL)
+        };
+        let per_tile = P::tile_panels::<S>(rows.len());
+        let k_slice = P::k_slice::<S>(rows.len());
+        for k_start in (0..k.max(1)).step_by(k_slice) {
+            let k_end = k.min(k_start + k_slice);
+            let (block, first_word) =
+                (k_start / k_block::<P>(), k_start % k_block::<P>() / P::K * P::A_WORDS);
             let first_step = k_start / P::K;
-            let last_block = k_end == k;
-            let mut panel = group.start;
-            while panel < group.end {
-                let whole = (columns / PANEL).min(group.end).saturating_sub(panel).min(per_tile);
-                let is_partial = whole == 0;
-                let count = whole.max(1);
-                // Where the next slice of weights is: the group's next panels, or its next k block, or
-                // the next group.
-                let (next_panel, next_step) = if panel + count < group.end {
-                    (panel + count, first_step)
-                } else if !last_block {
-                    (group.start, k_end / P::K)
+            let steps = (k_end - k_start).div_ceil(P::K);
+            for panel in panels.clone().step_by(per_tile) {
+                let count = per_tile.min(panels.end - panel);
+                // The next slice of weights: the group's next panels, its next k slice, what comes after.
+                let next = if panel + count < panels.end {
+                    slice(panel + count, first_step)
+                } else if k_end < k {
+                    slice(panels.start, k_end / P::K)
                 } else {
-                    (group.end.min(panels.end - 1), 0)
+                    next.unwrap_or_else(|| slice(panel, first_step))
                 };
-                let next = &weights.words[next_panel * stride + next_step * PANEL..];
-                let steps = (k_end - k_start).div_ceil(P::K);
-                let tiles_of_rows = rows.len().div_ceil(S::TILE_ROWS);
-                for (i, tile_rows) in even_parts(rows.clone(), S::TILE_ROWS).enumerate() {
-                    let (c, c_stride) = if is_partial {
-                        (partial[(tile_rows.start - rows.start) * PANEL..].as_mut_ptr(), PANEL)
-                    } else {
-                        let at = tile_rows.start * columns + panel * PANEL;
-                        // SAFETY: within `out`.
-                        (unsafe { out.pointer().add(at) }, columns)
-                    };
-                    let bias = match &w.bias {
-                        Some(bias) if last_block => bias[panel * PANEL..].as_ptr(),
-                        _ => std::ptr::null(),
-                    };
-                    // SAFETY: rows and k are within what was packed, panels within the weights; C is
-                    // whole panels of `out`, or `partial`.
+                let bias = match &w.bias {
+                    Some(bias) if k_end == k => bias[panel * PANEL..].as_ptr(),
+                    _ => std::ptr::null(),
+                };
+                let column = (panel - panels.start) * PANEL;
+                let tiles_of_rows = rows.len().div_ceil(P::tile_rows::<S>());
+                for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
+                    let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
+                    // SAFETY: rows and k are within what was packed, panels within the weights; a group is
+                    // at most `SCRATCH_STRIDE` columns wide.
                     unsafe {
-                        let a = packed.add((block * all_rows + tile_rows.start) * ROW_STRIDE);
-                        let first = weights.words.as_ptr().add(panel * stride + first_step * PANEL);
+                        let a = x.words().add((block * x.rows() + tile_rows.start) * ROW_STRIDE);
                         let tile = Tile {
-                            a,
-                            w: first,
+                            a: a.add(first_word),
+                            w: slice(panel, first_step),
                             panel_stride: stride,
                             steps,
-                            c,
-                            c_stride,
-                            resume: block > 0,
+                            c: c.as_mut_ptr(),
+                            c_stride: SCRATCH_STRIDE,
+                            resume: k_start > 0,
                             bias,
                             // The tiles over this slice share the prefetching of the next one.
                             prefetch: (
-                                next.as_ptr().wrapping_add(i * steps * PANEL / tiles_of_rows),
+                                next.wrapping_add(i * steps * PANEL / tiles_of_rows),
                                 PANEL / tiles_of_rows,
                             ),
                         };
-                        tiles::<S, P>(s, tile_rows.len(), count * PANEL / S::LANES, tile);
+                        P::tiles(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }
                 }
-                panel += count;
             }
-        }
-    }
-    if panels.end * PANEL > columns {
-        let first = columns / PANEL * PANEL;
-        for (row, partial) in rows.zip(partial.chunks_exact(PANEL)) {
-            // SAFETY: the last columns belong to this thread's last panel.
-            let out = unsafe { out.slice(row * columns + first..(row + 1) * columns) };
-            out.copy_from_slice(&partial[..columns - first]);
         }
     }
 }

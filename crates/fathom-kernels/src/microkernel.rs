@@ -132,7 +132,12 @@ pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS:
 /// # Safety
 /// As [`tile`], for all `vectors`.
 #[inline(never)] // one table of tiles per product, not one per place that multiplies
-pub(crate) unsafe fn tiles<S: Simd, P: Product>(s: S, rows: usize, vectors: usize, tile: Tile) {
+pub(crate) unsafe fn register_tiles<S: Simd, P: Product>(
+    s: S,
+    rows: usize,
+    vectors: usize,
+    tile: Tile,
+) {
     let per_panel = PANEL / S::LANES;
     let wide = S::tile_vectors(rows);
     let mut v = 0;

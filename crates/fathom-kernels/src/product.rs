@@ -1,18 +1,56 @@
 //! The ways two operands meet in a matrix product, and which one a storage and a precision call for.
 
+use std::ops::Range;
+
 use crate::Precision;
-use crate::microkernel::ROW_STRIDE;
-use crate::pack::Storage;
+use crate::microkernel::{PANEL, ROW_STRIDE, Tile, even_parts, register_tiles};
+use crate::pack::{Storage, k_block};
 use crate::simd::{Kernel, Simd};
 
 /// How a word of A meets a word of W.
-pub(crate) trait Product: Send + Sync + 'static {
+pub(crate) trait Product: Sized + Send + Sync + 'static {
     /// Words of A consumed by a step.
     const A_WORDS: usize;
     /// k consumed by a step.
     const K: usize;
     /// Whether A is rounded to bfloat16 pairs.
     const A_PAIRS: bool;
+    /// k added up among themselves before they meet the chain so far. How k falls into groups is in the
+    /// bits: groups lie at multiples of it, and one that a row has in part is computed as a whole, with
+    /// zeros.
+    const GROUP: usize = Self::K;
+
+    /// Most rows of a register tile.
+    fn tile_rows<S: Simd>() -> usize {
+        S::TILE_ROWS
+    }
+
+    /// Cuts rows into register tiles.
+    fn row_tiles<S: Simd>(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        even_parts(rows, S::TILE_ROWS)
+    }
+
+    /// Panels that one call of [`Product::tiles`] should take for `rows` rows.
+    fn tile_panels<S: Simd>(rows: usize) -> usize {
+        (S::tile_vectors(rows.min(S::TILE_ROWS)) * S::LANES / PANEL).max(1)
+    }
+
+    /// Longest k over which the slices of the panels of a call, and of the rows that pass over them, fit
+    /// into L1.
+    fn k_slice<S: Simd>(_rows: usize) -> usize {
+        k_block::<Self>()
+    }
+
+    /// Runs `rows ≤ tile_rows` rows over `vectors` vectors of columns, whole panels, `tile` naming the
+    /// first.
+    ///
+    /// # Safety
+    /// As [`crate::microkernel::tile`], for all `vectors`.
+    #[inline(always)]
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
 
     /// One step of k: `acc[r][v] += A[r] · W[v]`.
     ///

@@ -49,8 +49,8 @@ pub(crate) struct AttentionScratch {
     probabilities: Aligned<u32>,
     /// O, not yet divided by the sum: `[rows][head_dim, padded to panels]`.
     out: Aligned<f32>,
-    /// One step of the values with one half of each pair masked.
-    step: Aligned<u32>,
+    /// A group of values of which a row sees a part: `[head_dim panels][steps][32]`.
+    masked: Aligned<u32>,
     /// For each row: the keys it sees, the largest score and the sum so far.
     pub(crate) visible: Vec<Range<usize>>,
     max: Vec<f32>,
@@ -131,7 +131,7 @@ impl ProductKernel for Attend<'_> {
         scratch.probabilities.reserve(rows * ROW_STRIDE);
         scratch.out.reserve(rows * width);
         scratch.out[..rows * width].fill(0.0);
-        scratch.step.reserve(width);
+        scratch.masked.reserve(width * P::GROUP / P::K);
         scratch.max.clear();
         scratch.max.resize(rows, f32::NEG_INFINITY);
         scratch.sum.clear();
@@ -141,7 +141,7 @@ impl ProductKernel for Attend<'_> {
 
         queries.pack::<S, P>(s, round, &mut scratch.q);
         for block in blocks(&union(&scratch.visible, 0..rows)) {
-            for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
+            for tile_rows in P::row_tiles::<S>(0..rows) {
                 let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
                 let keys = within_block(&union(visible, tile_rows.clone()), block);
                 if keys.is_empty() {
@@ -188,7 +188,9 @@ fn softmax<S: Simd, P: Product>(
     scale: f32,
     width: usize,
 ) {
-    let vectors = || (keys.start / S::LANES * S::LANES..keys.end).step_by(S::LANES);
+    // Whole groups of the second product: it reads all of them.
+    let unit = S::LANES.max(P::GROUP);
+    let vectors = || (keys.start / unit * unit..keys.end.next_multiple_of(unit)).step_by(S::LANES);
     let scores = scratch.scores[row * ROW_STRIDE..][..BLOCK].as_mut_ptr();
     let pairs = scratch.probabilities[row * ROW_STRIDE..][..BLOCK].as_mut_ptr().cast::<u16>();
     let mut largest = s.splat(f32::NEG_INFINITY);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::Attention;
 use crate::aligned::Aligned;
 use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile, tiles};
+use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
 use crate::pack::{k_block, pack_row};
 use crate::product::Product;
 use crate::rows::Rows;
@@ -114,7 +114,7 @@ impl<'a> Queries<'a> {
                 prefetch: (w.as_ptr(), PANEL),
             };
             // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
-            unsafe { tiles::<S, P>(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
+            unsafe { P::tiles(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{AttentionScratch, Queries, within_block};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile, tiles};
+use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
 use crate::product::Product;
 use crate::simd::Simd;
 
@@ -19,25 +19,20 @@ pub(super) struct Values<'a> {
 impl<'a> Values<'a> {
     /// Adds the block's part to `rows`, at most a register tile.
     ///
-    /// The keys all rows see are one product; the edges, where rows differ, are added row by row, before
-    /// and after it, so that every row's chain runs over its keys in order.
+    /// The keys all rows see are one product; the edges, where rows differ, are added for the rows of one
+    /// position after another, before and after it, so that every row's chain runs over its keys in
+    /// order.
     #[inline(always)]
     pub(super) fn add<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>) {
-        // In whole steps of k: a pair that only some rows see entirely is an edge.
-        let start = self.keys(rows.end - 1).start.next_multiple_of(P::K);
-        let end = self.keys(rows.start).end / P::K * P::K;
+        // In whole groups of k: one that only some rows see entirely is an edge.
+        let start = self.keys(rows.end - 1).start.next_multiple_of(P::GROUP);
+        let end = self.keys(rows.start).end / P::GROUP * P::GROUP;
         if start < end {
-            for row in rows.clone() {
-                self.add_row::<S, P>(s, row, self.keys(row).start..start);
-            }
+            self.add_edge::<S, P>(s, rows.clone(), |keys| keys.start..start);
             self.add_tile::<S, P>(s, rows.clone(), start..end);
-            for row in rows {
-                self.add_row::<S, P>(s, row, end..self.keys(row).end);
-            }
+            self.add_edge::<S, P>(s, rows, |keys| end..keys.end);
         } else {
-            for row in rows {
-                self.add_row::<S, P>(s, row, self.keys(row));
-            }
+            self.add_edge::<S, P>(s, rows, |keys| keys);
         }
     }
 
@@ -47,26 +42,46 @@ impl<'a> Values<'a> {
         within_block(&self.scratch.visible[row], self.block)
     }
 
-    /// Some keys of one row; where a pair is seen by half, the other half is masked out of V.
+    /// A part of the keys that each of `rows` sees: at once for rows that see the same.
     #[inline(always)]
-    fn add_row<S: Simd, P: Product>(&mut self, s: S, row: usize, mut keys: Range<usize>) {
-        if keys.is_empty() {
-            return;
-        }
-        if !keys.start.is_multiple_of(P::K) {
-            self.add_half_step::<S, P>(s, row, keys.start);
-            keys.start += 1;
-        }
-        let whole = keys.start..keys.end / P::K * P::K;
-        if !whole.is_empty() {
-            self.add_tile::<S, P>(s, row..row + 1, whole);
-        }
-        if !keys.is_empty() && !keys.end.is_multiple_of(P::K) {
-            self.add_half_step::<S, P>(s, row, keys.end - 1);
+    fn add_edge<S: Simd, P: Product>(
+        &mut self,
+        s: S,
+        rows: Range<usize>,
+        part: impl Fn(Range<usize>) -> Range<usize>,
+    ) {
+        let mut row = rows.start;
+        while row < rows.end {
+            let keys = self.keys(row);
+            let same = (row..rows.end).take_while(|&other| self.keys(other) == keys).count();
+            self.add_keys::<S, P>(s, row..row + same, part(keys));
+            row += same;
         }
     }
 
-    /// Keys that all `rows` see, whole steps of k.
+    /// Some keys that all `rows` see, in whole groups and what is left at both ends.
+    #[inline(always)]
+    fn add_keys<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
+        if keys.is_empty() {
+            return;
+        }
+        let (start, end) = (keys.start.next_multiple_of(P::GROUP), keys.end / P::GROUP * P::GROUP);
+        if start > end {
+            self.add_part::<S, P>(s, rows, keys);
+            return;
+        }
+        if keys.start < start {
+            self.add_part::<S, P>(s, rows.clone(), keys.start..start);
+        }
+        if start < end {
+            self.add_tile::<S, P>(s, rows.clone(), start..end);
+        }
+        if end < keys.end {
+            self.add_part::<S, P>(s, rows, end..keys.end);
+        }
+    }
+
+    /// Keys that all `rows` see, whole groups of k.
     #[inline(always)]
     fn add_tile<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
         let kv = self.queries.kv;
@@ -74,24 +89,33 @@ impl<'a> Values<'a> {
         let w = &self.panels()[first_step * PANEL..];
         let tile = self.tile::<P>(rows.start, first_step, keys.len() / P::K, w, kv.values_stride());
         // SAFETY: probabilities and O hold `rows`, V all steps of the block and `width` columns.
-        unsafe { tiles::<S, P>(s, rows.len(), self.width / S::LANES, tile) };
+        unsafe { P::tiles(s, rows.len(), self.width / S::LANES, tile) };
     }
 
-    /// One key of one row, whose partner in the pair the row does not see.
+    /// Part of a group of keys, which all `rows` see: the others, in whose place probabilities are 0, are
+    /// masked out of V.
     #[inline(always)]
-    fn add_half_step<S: Simd, P: Product>(&mut self, s: S, row: usize, key: usize) {
-        let half = if key.is_multiple_of(2) { 0x0000_ffff } else { 0xffff_0000 };
-        let mut masked = std::mem::take(&mut self.scratch.step);
+    fn add_part<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
+        let first_step = keys.start / P::GROUP * P::GROUP / P::K;
+        let steps = P::GROUP / P::K;
+        let half = |key, mask| if keys.contains(&key) { mask } else { 0 };
+        let mut masked = std::mem::take(&mut self.scratch.masked);
         let panels = self.panels().chunks_exact(self.queries.kv.values_stride());
-        for (step, panel) in masked.chunks_exact_mut(PANEL).zip(panels) {
-            for (word, value) in step.iter_mut().zip(&panel[key / 2 * PANEL..]) {
-                *word = value & half;
+        for (masked, panel) in masked.chunks_exact_mut(steps * PANEL).zip(panels) {
+            let panel = &panel[first_step * PANEL..];
+            let words = masked.chunks_exact_mut(PANEL).zip(panel.chunks_exact(PANEL));
+            for (step, (masked, words)) in words.enumerate() {
+                let key = (first_step + step) * P::K;
+                let mask = half(key, 0x0000_ffff) | half(key + 1, 0xffff_0000);
+                for (masked, word) in masked.iter_mut().zip(words) {
+                    *masked = word & mask;
+                }
             }
         }
-        let tile = self.tile::<P>(row, key / 2, 1, &masked, PANEL);
-        // SAFETY: one row, and one step of `width` columns in `masked`.
-        unsafe { tiles::<S, P>(s, 1, self.width / S::LANES, tile) };
-        self.scratch.step = masked;
+        let tile = self.tile::<P>(rows.start, first_step, steps, &masked, steps * PANEL);
+        // SAFETY: probabilities and O hold `rows`, `masked` a group of `width` columns.
+        unsafe { P::tiles(s, rows.len(), self.width / S::LANES, tile) };
+        self.scratch.masked = masked;
     }
 
     /// V of the block.

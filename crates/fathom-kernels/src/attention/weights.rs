@@ -4,7 +4,7 @@ use super::{AttentionScratch, Queries, blocks, check, tasks, union, within_block
 use crate::cpu::Cpu;
 use crate::exp::exp;
 use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{ROW_STRIDE, even_parts};
+use crate::microkernel::ROW_STRIDE;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
@@ -51,7 +51,7 @@ impl ProductKernel for Weights<'_> {
         queries.list_visible(visible);
         queries.pack::<S, P>(s, round, q);
         for block in blocks(&union(visible, 0..rows)) {
-            for tile_rows in even_parts(0..rows, S::TILE_ROWS) {
+            for tile_rows in P::row_tiles::<S>(0..rows) {
                 let keys = within_block(&union(visible, tile_rows.clone()), block);
                 if keys.is_empty() {
                     continue;
