@@ -3,52 +3,93 @@
 use std::collections::BTreeMap;
 
 use crate::Mode;
-use crate::running::Mean;
+use crate::speeds::size_class;
 
-/// Every so many steps each way is looked at again.
-const ROUND: usize = 512;
 /// Steps a look takes.
-const LOOK: usize = 4;
-/// What a measured step weighs beside the one after it.
-const DECAY: f64 = 0.95;
+const LOOK: usize = 3;
+/// Steps until a way that was not the fastest may be looked at again; doubled by every look that changes
+/// nothing.
+const FIRST_INTERVAL: usize = 64;
+/// The most of that. After so many steps even a hopeless way is looked at: it may have been measured badly.
+const LAST_INTERVAL: usize = 2048;
+/// A way is worth a look when it would be the fastest if it were faster than expected by this factor.
+const HOPE: f64 = 1.25;
+/// The way taken is left only for one that is expected to be faster by this factor.
+const WORTH_CHANGING: f64 = 1.02;
 
-/// Chooses among all ways of decoding by measuring: a few steps of each in turn, then the one that makes
-/// the most tokens a second, and the same again now and then. Batch sizes are told apart by powers of two.
+/// Chooses among all ways of decoding: tries each for a few steps, then takes the one that is expected to
+/// make the most tokens a second, and looks at the others again now and then, seldomer while that changes
+/// nothing. Batch sizes are told apart by powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct AutoMode {
     sizes: BTreeMap<usize, Size>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Size {
     steps: usize,
-    /// Seconds of a step.
-    seconds: BTreeMap<Mode, Mean>,
+    current: Mode,
+    /// A look under way, and the steps left of it.
+    look: Option<(Mode, usize)>,
+    /// Step at which a way was taken last.
+    taken: BTreeMap<Mode, usize>,
+    /// Steps between looks at ways that are not taken.
+    interval: usize,
+}
+
+impl Default for Size {
+    fn default() -> Size {
+        let interval = FIRST_INTERVAL;
+        Size { steps: 0, current: Mode::Ar, look: None, taken: BTreeMap::new(), interval }
+    }
 }
 
 impl AutoMode {
-    /// The way to make the next step with `batch` sequences. `tokens_per_step` is what a way is expected
-    /// to make of one sequence: acceptance is known better from all drafts than from a look's few steps.
-    pub fn choose(&mut self, batch: usize, tokens_per_step: impl Fn(Mode) -> f64) -> Mode {
-        let size = self.sizes.entry(batch.next_power_of_two()).or_default();
-        let step = size.steps % ROUND;
+    /// The way to make the next step with `batch` sequences. `speed` is what a way is expected to make, in
+    /// tokens per second; `None` where nothing is known.
+    pub fn choose(&mut self, batch: usize, speed: impl Fn(Mode) -> Option<f64>) -> Mode {
+        let size = self.sizes.entry(size_class(batch)).or_default();
+        let mode = size.choose(speed);
+        size.taken.insert(mode, size.steps);
         size.steps += 1;
-        if let Some(&looked_at) = Mode::ALL.get(step / LOOK) {
-            return looked_at;
-        }
-        let speed = |mode: &Mode| {
-            let seconds = size.seconds.get(mode).and_then(Mean::value);
-            seconds.map_or(0.0, |seconds| tokens_per_step(*mode) / seconds)
-        };
-        // Of equally fast ones the simplest: `max_by` takes the last.
-        let fastest = Mode::ALL.into_iter().rev().max_by(|a, b| speed(a).total_cmp(&speed(b)));
-        fastest.unwrap_or(Mode::Ar)
+        mode
     }
+}
 
-    /// Counts a step of `mode` with `batch` sequences that took `seconds`.
-    pub fn record(&mut self, batch: usize, mode: Mode, seconds: f64) {
-        let size = self.sizes.entry(batch.next_power_of_two()).or_default();
-        size.seconds.entry(mode).or_insert_with(|| Mean::new(DECAY)).record(seconds);
+impl Size {
+    fn choose(&mut self, speed: impl Fn(Mode) -> Option<f64>) -> Mode {
+        if let Some((mode, left)) = self.look.take().filter(|(_, left)| *left > 0) {
+            self.look = Some((mode, left - 1));
+            return mode;
+        }
+        let known = |mode: Mode| speed(mode).unwrap_or(0.0);
+        // Of equally fast ones the simplest: `max_by` takes the last.
+        let fastest = Mode::ALL.into_iter().rev().max_by(|a, b| known(*a).total_cmp(&known(*b)));
+        let fastest = fastest.unwrap_or(Mode::Ar);
+        if known(fastest) > WORTH_CHANGING * known(self.current) {
+            self.current = fastest;
+            self.interval = FIRST_INTERVAL;
+        }
+        let looked_at = Mode::ALL.into_iter().find(|&mode| {
+            let age = self.taken.get(&mode).map(|step| self.steps - step);
+            let hopeful = known(mode) * HOPE > known(self.current);
+            match age {
+                _ if speed(mode).is_none() => age.is_none_or(|age| age > FIRST_INTERVAL),
+                // Measured in some other way than by looking: that is as good.
+                None => false,
+                Some(age) => age > LAST_INTERVAL || (hopeful && age > self.interval),
+            }
+        });
+        match looked_at.filter(|&mode| mode != self.current || speed(mode).is_none()) {
+            Some(mode) => {
+                self.look = Some((mode, LOOK - 1));
+                if speed(mode).is_some() {
+                    self.interval = (2 * self.interval).min(LAST_INTERVAL);
+                }
+                mode
+            }
+            None => self.current,
+        }
     }
 }
 
@@ -56,49 +97,64 @@ impl AutoMode {
 mod tests {
     use super::*;
 
-    /// Runs `steps` steps on a machine with known speeds; how often each way was taken.
+    /// Runs `steps` steps on a machine with known speeds, of which `auto` learns what it takes.
     fn run(
         auto: &mut AutoMode,
+        seen: &mut BTreeMap<Mode, f64>,
         steps: usize,
         batch: usize,
-        seconds: impl Fn(Mode) -> f64,
+        speeds: [f64; 3],
     ) -> BTreeMap<Mode, usize> {
-        let tokens = |mode| [1.0, 3.0, 2.5][mode as usize];
         let mut taken = BTreeMap::new();
         for _ in 0..steps {
-            let mode = auto.choose(batch, tokens);
-            auto.record(batch, mode, seconds(mode));
+            let mode = auto.choose(batch, |mode| seen.get(&mode).copied());
+            seen.insert(mode, speeds[mode as usize]);
             *taken.entry(mode).or_default() += 1;
         }
         taken
     }
 
+    fn first(steps: usize, speeds: [f64; 3]) -> BTreeMap<Mode, usize> {
+        run(&mut AutoMode::default(), &mut BTreeMap::new(), steps, 4, speeds)
+    }
+
     #[test]
-    fn the_fastest_way_is_taken_but_for_the_looks() {
-        for (seconds, fastest) in [
-            ([1.0, 2.0, 1.1], Mode::Pearl),
-            ([1.0, 2.0, 2.0], Mode::Sd),
-            ([1.0, 4.0, 3.0], Mode::Ar),
+    fn the_fastest_way_is_taken_but_for_a_few_looks() {
+        for (speeds, fastest) in [
+            ([1.0, 1.5, 2.3], Mode::Pearl),
+            ([1.0, 1.5, 1.2], Mode::Sd),
+            ([1.0, 0.8, 0.9], Mode::Ar),
         ] {
-            let mut auto = AutoMode::default();
-            let taken = run(&mut auto, ROUND, 4, |mode| seconds[mode as usize]);
-            assert_eq!(taken[&fastest], ROUND - 2 * LOOK);
+            assert_eq!(first(60, speeds)[&fastest], 60 - 2 * LOOK, "{speeds:?}");
+            let taken = first(5000, speeds);
+            assert!(taken[&fastest] > 4900, "{taken:?}");
         }
     }
 
     #[test]
     fn what_was_slow_is_looked_at_again() {
-        let mut auto = AutoMode::default();
-        run(&mut auto, ROUND, 1, |mode| [1.0, 4.0, 3.0][mode as usize]);
-        let taken = run(&mut auto, 20 * ROUND, 1, |mode| [1.0, 2.0, 1.1][mode as usize]);
-        assert!(taken[&Mode::Pearl] > 15 * ROUND, "{taken:?}");
+        let (mut auto, mut seen) = (AutoMode::default(), BTreeMap::new());
+        run(&mut auto, &mut seen, 300, 1, [1.0, 0.5, 0.3]);
+        let taken = run(&mut auto, &mut seen, 10_000, 1, [1.0, 0.5, 2.0]);
+        assert!(taken[&Mode::Pearl] > 7000, "{taken:?}");
+        // And what has become slow is left at once.
+        let taken = run(&mut auto, &mut seen, 300, 1, [1.0, 0.5, 0.3]);
+        assert!(taken[&Mode::Ar] > 280, "{taken:?}");
     }
 
     #[test]
     fn batch_sizes_are_measured_apart() {
         let mut auto = AutoMode::default();
-        run(&mut auto, ROUND, 1, |mode| [1.0, 4.0, 1.0][mode as usize]);
-        let taken = run(&mut auto, ROUND, 32, |mode| [1.0, 8.0, 8.0][mode as usize]);
-        assert_eq!(taken[&Mode::Ar], ROUND - 2 * LOOK);
+        run(&mut auto, &mut BTreeMap::new(), 300, 1, [1.0, 0.5, 2.0]);
+        let taken = run(&mut auto, &mut BTreeMap::new(), 60, 32, [1.0, 0.5, 0.6]);
+        assert_eq!(taken[&Mode::Ar], 60 - 2 * LOOK);
+    }
+
+    /// What other runs of the same engine have measured need not be measured again.
+    #[test]
+    fn nothing_is_looked_at_that_is_known() {
+        let mut seen = BTreeMap::from([(Mode::Ar, 1.0), (Mode::Sd, 1.9), (Mode::Pearl, 2.0)]);
+        let taken = run(&mut AutoMode::default(), &mut seen, 60, 1, [1.0, 1.9, 2.0]);
+        assert_eq!(taken, [(Mode::Pearl, 60)].into());
     }
 }

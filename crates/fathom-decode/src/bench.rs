@@ -112,6 +112,7 @@ pub fn measure<B: Backend>(
             let (prompt, params, eos) = (prompt.clone(), params.clone(), Arc::clone(eos));
             engine.submit(Request { id, prompt, params, eos, stop: None })?;
         }
+        engine.prefill()?;
         let mut steps = 0;
         while engine.pending() > 0 && steps < max_steps {
             let start = Instant::now();
@@ -133,7 +134,7 @@ pub fn measure<B: Backend>(
         measured.steps += steps;
     }
     measured.metrics = engine.take_metrics();
-    measured.seconds = seconds - measured.metrics.prefill_seconds;
+    measured.seconds = seconds;
     measured.gamma = gammas as f64 / measured.steps.max(1) as f64;
     measured.mat = mats / batches.prompts() as f64;
     Ok(measured)

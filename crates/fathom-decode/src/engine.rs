@@ -18,8 +18,8 @@ use fathom_kernels::Backend;
 use fathom_model::{Error, LogitRows, Logits, Model, PREFILL_CHUNK, Result, SequenceOptions, Step};
 
 use crate::{
-    AdaptiveGamma, AutoMode, Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome,
-    Proposal, Sampler, ar, sd,
+    AdaptiveGamma, AutoMode, Completion, EndRules, GreedyJudge, Judge, Lengths, LogitsJudge, Mode,
+    Outcome, Phase, Proposal, Sampler, Speeds, ar, sd,
 };
 use draft_worker::{DraftJob, DraftWorker};
 pub use metrics::EngineMetrics;
@@ -32,11 +32,14 @@ pub struct Engine<'a, B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
+    speeds: Speeds,
     gamma: AdaptiveGamma,
     auto: AutoMode,
     /// Most tokens of a sequence, prompt included.
     context: usize,
     waiting: VecDeque<Slot<'a, B>>,
+    /// Admitted; their prompts are not yet all in the caches.
+    prefilling: VecDeque<Slot<'a, B>>,
     running: Vec<Slot<'a, B>>,
     next_slot: u64,
     /// Slots whose draft sequences are no longer needed.
@@ -51,6 +54,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// # Errors
     /// Options that have no meaning or need a draft that is not there, or a thread the operating system
     /// refuses.
+    ///
+    /// The calling thread becomes the target's, where the target's threads have places of their own.
     pub fn new(
         target: Model<B>,
         draft: Option<Model<B>>,
@@ -80,14 +85,17 @@ impl<'a, B: Backend> Engine<'a, B> {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
+        target.backend().adopt_thread();
         Ok(Engine {
             target,
             draft,
             options,
+            speeds: Speeds::default(),
             gamma,
             auto: AutoMode::default(),
             context,
             waiting: VecDeque::new(),
+            prefilling: VecDeque::new(),
             running: Vec::new(),
             next_slot: 0,
             forget: Vec::new(),
@@ -103,7 +111,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn submit(&mut self, request: Request<'a>) -> Result<()> {
         let Request { id, prompt, params, eos, stop } = request;
         let sampler = Arc::new(Sampler::new(params, id, self.options.vocab)?);
-        let longest = self.context.min(self.options.kv_tokens);
+        let longest = self.context.min(self.options.kv_pages.saturating_mul(B::KV_PAGE));
         let refuse =
             |problem: String| Err(Error::Request(format!("the prompt of request {id} {problem}")));
         if prompt.is_empty() {
@@ -130,15 +138,18 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         let eos = if params.ignore_eos { Arc::default() } else { eos };
         let max_tokens = params.max_tokens.min(longest - prompt.len());
-        let planned_len = prompt.len();
         let text = Completion::new(prompt, EndRules { eos, max_tokens, stop });
-        self.waiting.push_back(Slot::new(id, planned_len, text, sampler));
+        self.waiting.push_back(Slot::new(id, text, sampler));
         Ok(())
     }
 
     /// Drops a request, wherever it is. Nothing more is heard of it.
     pub fn cancel(&mut self, id: u64) {
         self.waiting.retain(|slot| slot.request != id);
+        for slot in self.prefilling.iter().filter(|slot| slot.request == id) {
+            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
+        }
+        self.prefilling.retain(|slot| slot.request != id);
         self.release_where(|slot| slot.request == id);
     }
 
@@ -151,7 +162,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Requests not finished yet.
     pub fn pending(&self) -> usize {
-        self.waiting.len() + self.running.len()
+        self.waiting.len() + self.prefilling.len() + self.running.len()
     }
 
     /// How it is set up.
@@ -173,7 +184,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The metrics so far, which begin anew. What γ adapts to is kept.
+    /// The metrics so far, which begin anew. What γ and [`ModeChoice::Auto`] adapt to is kept.
     pub fn take_metrics(&mut self) -> EngineMetrics {
         std::mem::take(&mut self.metrics)
     }
@@ -188,119 +199,172 @@ impl<'a, B: Backend> Engine<'a, B> {
         &self.metrics
     }
 
-    /// Admits what fits and takes every running request one step further: at least one token each.
+    /// Admits what fits, prefills a chunk of what was admitted, and takes every running request one step
+    /// further: at least one token each. Without a request that runs, prefills until there is one.
     ///
     /// # Errors
     /// A failure of either model, after which the engine is of no further use.
     pub fn step(&mut self) -> Result<Vec<Update>> {
-        self.admit()?;
+        self.admit();
+        self.prefill_chunk()?;
+        while self.running.is_empty() && !self.prefilling.is_empty() {
+            self.prefill_chunk()?;
+        }
         if self.running.is_empty() {
             return Ok(Vec::new());
         }
+        let start = Instant::now();
+        self.preempt();
         let (mode, gamma) = self.plan();
         self.target.backend().set_beside(mode == Mode::Pearl);
-        let (start, batch) = (Instant::now(), self.running.len());
-        let (chunks, scores) = match mode {
-            Mode::Ar => (vec![Proposal::new(); self.running.len()], self.score(None)?),
+        // The seconds are those of both models' work, as far as it does not overlap.
+        let (chunks, scores, work) = match mode {
+            Mode::Ar => {
+                let (scores, scoring) = self.score(mode, None)?;
+                (vec![Proposal::new(); self.running.len()], scores, scoring)
+            }
             Mode::Sd => {
-                self.start_drafting(gamma, false);
-                let chunks = self.finish_drafting(gamma)?;
-                let scores = self.score(Some(&chunks))?;
-                (chunks, scores)
+                self.start_drafting(mode, gamma);
+                let (chunks, drafting) = self.finish_drafting(mode, gamma)?;
+                let (scores, scoring) = self.score(mode, Some(&chunks))?;
+                (chunks, scores, drafting + scoring)
             }
             Mode::Pearl => {
-                self.start_drafting(gamma, true);
-                let scores = self.score(None)?;
-                (self.finish_drafting(gamma)?, scores)
+                self.start_drafting(mode, gamma);
+                let (scores, scoring) = self.score(mode, None)?;
+                let (chunks, drafting) = self.finish_drafting(mode, gamma)?;
+                (chunks, scores, drafting.max(scoring))
             }
         };
+        let batch = self.running.len();
         let updates = self.judge(mode, chunks, &scores)?;
-        self.auto.record(batch, mode, start.elapsed().as_secs_f64());
+        self.speeds.record_overhead(batch, mode, start.elapsed().as_secs_f64() - work);
         Ok(updates)
     }
 
-    /// Moves waiting requests into the batch while there is room, and prefills them: both models' caches
-    /// then hold the text but its last token, as before every step.
-    fn admit(&mut self) -> Result<()> {
-        let mut admitted = Vec::new();
-        let mut held: usize = self.running.iter().map(|slot| self.footprint(slot)).sum();
-        while let Some(slot) = self.waiting.front() {
-            held += self.footprint(slot);
-            let room = self.running.len() + admitted.len() < self.options.batch_size;
-            // A request alone always fits: see `submit`.
-            let alone = self.running.is_empty() && admitted.is_empty();
-            if !room || (held > self.options.kv_tokens && !alone) {
-                break;
-            }
-            admitted.extend(self.waiting.pop_front());
+    /// Admits what fits and prefills all of it, decoding nothing: for those who measure the two apart.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn prefill(&mut self) -> Result<()> {
+        self.admit();
+        while !self.prefilling.is_empty() {
+            self.prefill_chunk()?;
         }
-        if admitted.is_empty() {
-            return Ok(());
-        }
-        let start = Instant::now();
-        for slot in &mut admitted {
-            slot.number = self.next_slot;
-            self.next_slot += 1;
-        }
-        if let Some(draft) = &self.draft {
-            let items = admitted.iter_mut().map(|slot| slot.draft_item(0)).collect();
-            let forget = std::mem::take(&mut self.forget);
-            draft.send(DraftJob { items, gamma: 0, beside: true, forget });
-        }
-        self.target.backend().set_beside(self.draft.is_some());
-        for slot in &mut admitted {
-            let options =
-                SequenceOptions { planned_len: Some(slot.planned_len), ..Default::default() };
-            let mut sequence = self.target.new_sequence(options);
-            let tokens = slot.text.tokens();
-            let prefix = &tokens[..tokens.len() - 1];
-            self.target.prefill(&mut sequence, prefix, PREFILL_CHUNK, None, &mut |_| {})?;
-            slot.sequence = Some(sequence);
-        }
-        if let Some(draft) = &mut self.draft {
-            draft.receive()?;
-        }
-        self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
-        self.running.extend(admitted);
         Ok(())
     }
 
-    /// Tokens a sequence's cache may hold at the end of the next step.
-    fn footprint(&self, slot: &Slot<'a, B>) -> usize {
-        let reach =
-            slot.text.tokens().len() + slot.pearl.pending().len() + self.options.max_gamma();
-        reach.min(slot.text.tokens().len() + slot.text.remaining())
+    /// Moves waiting requests into the batch while there is room.
+    fn admit(&mut self) {
+        let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
+        while in_batch(self) < self.options.batch_size {
+            let Some(slot) = self.waiting.front() else { break };
+            // A request alone always fits: see `submit`.
+            let fits = self.pages_wanted() + self.pages(slot) <= self.options.kv_pages;
+            if !fits && in_batch(self) > 0 {
+                break;
+            }
+            let Some(mut slot) = self.waiting.pop_front() else { break };
+            slot.number = self.next_slot;
+            self.next_slot += 1;
+            slot.sequence = Some(self.target.new_sequence(SequenceOptions {
+                planned_len: Some(slot.planned_len),
+                ..Default::default()
+            }));
+            self.prefilling.push_back(slot);
+        }
     }
 
-    /// How the next step is made. Before that, where the caches have grown beyond what they may hold,
-    /// sends the youngest requests back to wait; they keep their text and resume where they were.
-    fn plan(&mut self) -> (Mode, usize) {
-        while self.running.len() > 1
-            && self.running.iter().map(|slot| self.footprint(slot)).sum::<usize>()
-                > self.options.kv_tokens
-        {
-            let Some(mut slot) = self.running.pop() else { break };
+    /// Prefills at most a chunk of tokens, of the oldest requests first: both models' caches then hold that
+    /// much more of their texts. Requests whose text is in the caches but for its last token, as before every step, run.
+    fn prefill_chunk(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let mut room = PREFILL_CHUNK;
+        let mut feeds: Vec<Vec<u32>> = Vec::new();
+        for slot in &self.prefilling {
+            let tokens = slot.unfilled(room);
+            room -= tokens.len();
+            feeds.push(tokens.to_vec());
+        }
+        if feeds.iter().any(|tokens| !tokens.is_empty()) {
+            let all = self.prefilling.iter_mut().zip(&feeds);
+            let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
+            self.target.backend().set_beside(self.draft.is_some());
+            if let Some(draft) = &self.draft {
+                let items =
+                    fed.iter_mut().map(|(slot, tokens)| slot.prefill_item(tokens)).collect();
+                let forget = std::mem::take(&mut self.forget);
+                draft.send(DraftJob { items, gamma: 0, beside: true, forget });
+            }
+            let steps = fed.iter_mut().filter_map(|(slot, tokens)| {
+                let sequence = slot.sequence.as_mut()?;
+                Some(Step { sequence, tokens, logits: LogitRows::None })
+            });
+            self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
+            if let Some(draft) = &mut self.draft {
+                draft.receive()?;
+            }
+            self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
+        }
+        let filled = |slot: &Slot<'a, B>| slot.unfilled(1).is_empty();
+        while self.prefilling.front().is_some_and(filled) {
+            self.running.extend(self.prefilling.pop_front());
+        }
+        Ok(())
+    }
+
+    /// Pages that a sequence's cache may hold at the end of the next step.
+    fn pages(&self, slot: &Slot<'a, B>) -> usize {
+        slot.reach(self.options.max_gamma()).div_ceil(B::KV_PAGE)
+    }
+
+    /// The same of all admitted requests together.
+    fn pages_wanted(&self) -> usize {
+        self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
+    }
+
+    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to wait; they
+    /// keep their text and resume where they were.
+    fn preempt(&mut self) {
+        while self.pages_wanted() > self.options.kv_pages {
+            let youngest = match self.prefilling.pop_back() {
+                None if self.running.len() > 1 => self.running.pop(),
+                youngest => youngest,
+            };
+            let Some(mut slot) = youngest else { break };
             self.forget.extend(self.draft.as_ref().map(|_| slot.number));
             self.metrics.preemptions += 1;
             self.metrics.wasted += slot.release();
             self.waiting.push_front(slot);
         }
+    }
+
+    /// How the next step is made: the way of decoding, and γ.
+    fn plan(&mut self) -> (Mode, usize) {
         let batch = self.running.len();
-        let (mode, gamma) = match self.options.mode {
-            ModeChoice::Always(Mode::Ar) => (Mode::Ar, 0),
-            ModeChoice::Always(mode) => (mode, self.gamma.gamma(mode, batch)),
-            ModeChoice::Auto => {
-                let gamma = Mode::ALL.map(|mode| match mode {
-                    Mode::Ar => 0,
-                    mode => self.gamma.gamma(mode, batch),
-                });
-                let tokens_per_step = |mode: Mode| {
-                    self.gamma.tokens_per_step(mode, gamma[mode as usize]).unwrap_or(1.0)
-                };
-                let mode = self.auto.choose(batch, tokens_per_step);
-                (mode, gamma[mode as usize])
-            }
+        let lengths = Mode::ALL.map(|mode| match mode {
+            Mode::Ar => Lengths::same(0),
+            mode => self.gamma.lengths(mode, batch, &self.speeds),
+        });
+        let mode = match self.options.mode {
+            ModeChoice::Always(mode) => mode,
+            ModeChoice::Auto => self.auto.choose(batch, |mode| {
+                let forecast = self.speeds.forecast(mode, batch)?;
+                Some(forecast.tokens_per_second(lengths[mode as usize]))
+            }),
         };
+        let lengths = lengths[mode as usize];
+        let gamma = match mode {
+            Mode::Ar => 0,
+            Mode::Sd => lengths.post_verify,
+            Mode::Pearl => lengths.of_step(self.running.iter().map(|slot| slot.pearl.phase())),
+        };
+        let all_in_pre = || self.running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
+        match mode {
+            Mode::Ar => {}
+            Mode::Pearl if all_in_pre() => self.metrics.gamma_pre_verify.record(gamma as f64),
+            _ => self.metrics.gamma_post_verify.record(gamma as f64),
+        }
         if mode != Mode::Pearl {
             for slot in &mut self.running {
                 self.metrics.wasted += slot.drop_pending();
@@ -311,34 +375,33 @@ impl<'a, B: Backend> Engine<'a, B> {
         (mode, gamma)
     }
 
-    /// Sets the draft to work on a chunk of `gamma` tokens for every running request, `beside` the target
-    /// or while that waits.
-    fn start_drafting(&mut self, gamma: usize, beside: bool) {
+    /// Sets the draft to work on a chunk of `gamma` tokens for every running request.
+    fn start_drafting(&mut self, mode: Mode, gamma: usize) {
         let Some(draft) = &self.draft else { return };
-        let items = self.running.iter_mut().map(|slot| slot.draft_item(gamma));
-        let items = items.filter(|item| item.gamma > 0).collect();
+        let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma)).collect();
         let forget = std::mem::take(&mut self.forget);
-        draft.send(DraftJob { items, gamma, beside, forget });
+        draft.send(DraftJob { items, gamma, beside: mode == Mode::Pearl, forget });
     }
 
-    /// Waits for the chunks; one for every running request, empty where there was no room.
-    fn finish_drafting(&mut self, gamma: usize) -> Result<Vec<Proposal>> {
-        let Some(draft) = &mut self.draft else { return Ok(Vec::new()) };
+    /// Waits for the chunks, one for every running request, empty where there was no room; and the
+    /// seconds the draft worked.
+    fn finish_drafting(&mut self, mode: Mode, gamma: usize) -> Result<(Vec<Proposal>, f64)> {
+        let Some(draft) = &mut self.draft else { return Ok((Vec::new(), 0.0)) };
         let start = Instant::now();
         let report = draft.receive()?;
         self.metrics.wait_seconds += start.elapsed().as_secs_f64();
         self.metrics.draft_seconds += report.seconds;
-        self.gamma.record_draft(self.running.len(), gamma, report.seconds);
+        self.metrics.draft_cost.record(report.drafting / gamma as f64);
+        let beside = mode == Mode::Pearl;
+        self.speeds.record_draft(self.running.len(), beside, gamma, report.drafting);
         let mut chunks = report.chunks;
-        Ok(self
-            .running
-            .iter()
-            .map(|slot| chunks.remove(&slot.number).unwrap_or_default())
-            .collect())
+        let chunk = |slot: &Slot<'a, B>| chunks.remove(&slot.number).unwrap_or_default();
+        Ok((self.running.iter().map(chunk).collect(), report.seconds))
     }
 
-    /// The target's pass: the last committed token and the drafts that follow it, of every request.
-    fn score(&mut self, chunks: Option<&[Proposal]>) -> Result<Logits<B>> {
+    /// The target's pass: the last committed token and the drafts that follow it, of every request; and
+    /// the seconds it took.
+    fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Logits<B>, f64)> {
         let start = Instant::now();
         let feeds: Vec<Vec<u32>> = match chunks {
             Some(chunks) => {
@@ -353,10 +416,19 @@ impl<'a, B: Backend> Engine<'a, B> {
             .collect();
         let logits = self.target.forward(&mut steps, None)?;
         let seconds = start.elapsed().as_secs_f64();
-        let rows = feeds.iter().map(Vec::len).sum();
+        let rows = feeds.iter().map(Vec::len).sum::<usize>();
         self.metrics.verify_seconds += seconds;
-        self.gamma.record_target(feeds.len(), rows, seconds);
-        Ok(logits)
+        self.metrics.pass_cost.record(rows as f64, seconds);
+        self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
+        self.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
+        Ok((logits, seconds))
+    }
+
+    /// Pages of the target's caches.
+    fn pages_held(&self) -> usize {
+        let admitted = self.running.iter().chain(&self.prefilling);
+        let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());
+        sequences.map(|sequence| sequence.len().div_ceil(B::KV_PAGE)).sum()
     }
 
     /// Judges what was drafted, commits what holds, rolls both models back to it, and lets finished
@@ -391,12 +463,12 @@ impl<'a, B: Backend> Engine<'a, B> {
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge)?,
             };
             slot.roll_back(&self.target)?;
+            self.speeds.record_acceptance(slot.runs.open(), outcome.judged, outcome.accepted);
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
             self.metrics.acceptance.record(&outcome);
             self.metrics.tokens += outcome.committed;
             self.metrics.wasted += outcome.wasted;
-            self.gamma.record_acceptance(outcome.judged, outcome.accepted);
             updates.push(Update {
                 request: slot.request,
                 tokens: slot.text.generated()[before..].to_vec(),

@@ -24,11 +24,13 @@ mod metrics;
 mod mode;
 mod pearl;
 mod proposal;
+mod run_acceptance;
 mod running;
 mod sampling;
 pub mod sd;
 pub mod seed_table;
 pub mod simulate;
+mod speeds;
 mod stop_strings;
 mod text_stream;
 mod threads;
@@ -37,15 +39,17 @@ mod vocabulary;
 
 pub use auto_mode::AutoMode;
 pub use completion::{Completion, EndRules, Finish, StopCheck};
-pub use gamma::{AdaptiveGamma, GammaLimits};
+pub use gamma::{AdaptiveGamma, GammaLimits, Lengths};
 pub use metrics::{Acceptance, Runs};
 pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
 pub use proposal::{Drafted, Proposal};
+pub use running::{Line, Mean};
 pub use sampling::{
     Distribution, GreedyJudge, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
     philox4x32,
 };
+pub use speeds::{Forecast, Speeds};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
 pub use threads::ThreadSplit;

@@ -21,6 +21,11 @@ impl Runs {
         }
     }
 
+    /// Tokens of the run that has not ended.
+    pub fn open(&self) -> usize {
+        self.open
+    }
+
     /// Mean accepted tokens (MAT): the mean length of a run, the one at the end of the text included
     /// though no rejection ended it. `None` before the first token.
     pub fn mean(&self) -> Option<f64> {

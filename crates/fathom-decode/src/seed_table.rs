@@ -5,8 +5,8 @@ use std::path::Path;
 
 use fathom_model::{Error, Result};
 
-use crate::Mode;
-use crate::simulate::{self, Protocol};
+use crate::simulate::{self, Protocol, StepCosts};
+use crate::{Lengths, Mode};
 
 /// Tokens the published autoregressive baseline generates for each sample.
 const AR_TOKENS: usize = 200;
@@ -192,12 +192,14 @@ struct Curve {
 
 impl Curve {
     fn simulate(gamma: usize) -> Result<Curve> {
-        let protocol = Protocol { sequences: 300, steps: PEARL_STEPS, seed: 0 };
+        let protocol = Protocol { sequences: 300, batch: 1, steps: PEARL_STEPS, seed: 0 };
+        let any = StepCosts::new(0.0, |_| 1.0); // only tokens are looked at
         // Mean run lengths 1, 1.15, 1.15², … 76: evenly spaced where tokens per step bend.
         let runs = (0..32).map(|i| 1.15_f64.powi(i));
         let point = |run: f64| {
             let acceptance = 1.0 - 1.0 / run;
-            let simulated = simulate::run(Mode::Pearl, gamma, acceptance, protocol)?;
+            let simulated =
+                simulate::run(Mode::Pearl, Lengths::same(gamma), acceptance, protocol, &any)?;
             Ok((simulated.mat, acceptance, simulated.published_tokens_per_step))
         };
         let mut points: Vec<_> = runs.map(point).collect::<Result<_>>()?;

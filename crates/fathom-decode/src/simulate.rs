@@ -3,8 +3,8 @@
 use fathom_model::Result;
 
 use crate::{
-    Completion, Drafted, EndRules, Judge, Mode, Pearl, Proposal, Purpose, RequestRng, Runs,
-    Verdict, ar, sd,
+    Completion, Drafted, EndRules, Judge, Lengths, Mode, Pearl, Proposal, Purpose, RequestRng,
+    Runs, Verdict, ar, sd,
 };
 
 /// How much is simulated.
@@ -12,6 +12,8 @@ use crate::{
 pub struct Protocol {
     /// Independent sequences.
     pub sequences: usize,
+    /// How many of them go from step to step together.
+    pub batch: usize,
     /// Steps each sequence makes after its first token; no text ends before.
     pub steps: usize,
     /// Key of the randomness.
@@ -21,74 +23,124 @@ pub struct Protocol {
 /// What came out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Simulated {
-    /// Tokens of verified text per step, the first token not counted.
+    /// Tokens of verified text per step of a sequence, the first token not counted.
     pub tokens_per_step: f64,
     /// The same as the published benchmark counts: with the first token, and with the drafts that
     /// wait unverified when the last step ends.
     pub published_tokens_per_step: f64,
     /// Mean accepted tokens: mean run length of each sequence, averaged over sequences.
     pub mat: f64,
+    /// Tokens of verified text of a batch per second (or whatever the costs are in).
+    pub tokens_per_second: f64,
 }
 
 /// Seconds (or any unit) that the parts of a step take.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepCosts {
-    /// The draft drafting one token.
-    pub draft: f64,
-    /// A pass of the target over one token: a step of autoregressive decoding.
-    pub target: f64,
-    /// A pass of the target over what a step verifies.
-    pub verify: f64,
+#[derive(Clone, Copy, Debug)]
+pub struct StepCosts<Pass> {
+    draft: f64,
+    pass: Pass,
 }
 
-impl StepCosts {
-    /// Speed relative to autoregressive decoding, draft and target each having their own resources and
-    /// autoregressive decoding having the target's.
-    pub fn speedup(&self, mode: Mode, gamma: usize, tokens_per_step: f64) -> f64 {
+impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
+    /// `draft`: the draft drafting one token for every sequence of a batch; `pass(rows)`: the target scoring so many
+    /// tokens, of all sequences together. In PEARL, what they cost beside each other.
+    pub fn new(draft: f64, pass: Pass) -> StepCosts<Pass> {
+        StepCosts { draft, pass }
+    }
+
+    /// A step that drafts `gamma` tokens for every sequence and scores `rows` in all. In PEARL it takes as
+    /// long as the slower of the two.
+    fn step(&self, mode: Mode, gamma: usize, rows: usize) -> f64 {
         let draft = gamma as f64 * self.draft;
-        let step = match mode {
-            Mode::Ar => self.target,
-            Mode::Sd => draft + self.verify,
-            Mode::Pearl => draft.max(self.verify),
-        };
-        tokens_per_step * self.target / step
+        let pass = (self.pass)(rows as f64);
+        match mode {
+            Mode::Ar => pass,
+            Mode::Sd => draft + pass,
+            Mode::Pearl => draft.max(pass),
+        }
     }
 }
 
-/// Runs `protocol` with every draft accepted with probability `acceptance`, independently of the others.
+/// One sequence on its way.
+struct Simulation {
+    text: Completion<'static>,
+    pearl: Pearl,
+    runs: Runs,
+    judge: BernoulliJudge,
+}
+
+impl Simulation {
+    /// With its first token, which is the target's own.
+    fn new(acceptance: f64, rng: RequestRng) -> Result<Simulation> {
+        let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
+        let mut text = Completion::new(Vec::new(), end);
+        let mut judge = BernoulliJudge { acceptance, rng, position: 0 };
+        ar::step(&mut text, &mut judge)?;
+        Ok(Simulation { text, pearl: Pearl::new(), runs: Runs::default(), judge })
+    }
+
+    /// What the target is to score in the next step.
+    fn rows(&self, mode: Mode, gamma: usize) -> usize {
+        1 + match mode {
+            Mode::Ar => 0,
+            Mode::Sd => gamma,
+            Mode::Pearl => self.pearl.pending().len(),
+        }
+    }
+
+    fn step(&mut self, mode: Mode, gamma: usize) -> Result<()> {
+        self.judge.position = self.text.tokens().len();
+        let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
+        let outcome = match mode {
+            Mode::Ar => ar::step(&mut self.text, &mut self.judge)?,
+            Mode::Sd => sd::step(&mut self.text, &chunk, &mut self.judge)?,
+            Mode::Pearl => self.pearl.step(&mut self.text, chunk, &mut self.judge)?,
+        };
+        self.runs.record(&outcome);
+        Ok(())
+    }
+}
+
+/// Runs `protocol` with every draft accepted with probability `acceptance`, independently of the others, and
+/// every step taking what its own work costs.
 ///
 /// # Errors
 /// None of its own; it passes on what the state machines return.
-pub fn run(mode: Mode, gamma: usize, acceptance: f64, protocol: Protocol) -> Result<Simulated> {
-    let (mut verified, mut published, mut mats) = (0, 0, 0.0);
-    for request in 0..protocol.sequences {
-        let rng = RequestRng::new(protocol.seed, request as u64);
-        let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
-        let mut text = Completion::new(Vec::new(), end);
-        let mut pearl = Pearl::new();
-        let mut runs = Runs::default();
-        let mut judge = BernoulliJudge { acceptance, rng, position: 0 };
-        ar::step(&mut text, &mut judge)?;
+pub fn run(
+    mode: Mode,
+    lengths: Lengths,
+    acceptance: f64,
+    protocol: Protocol,
+    costs: &StepCosts<impl Fn(f64) -> f64>,
+) -> Result<Simulated> {
+    let (mut verified, mut published, mut mats, mut seconds) = (0, 0, 0.0, 0.0);
+    let requests: Vec<u64> = (0..protocol.sequences as u64).collect();
+    for batch in requests.chunks(protocol.batch.max(1)) {
+        let new =
+            |request: &u64| Simulation::new(acceptance, RequestRng::new(protocol.seed, *request));
+        let mut batch = batch.iter().map(new).collect::<Result<Vec<_>>>()?;
         for _ in 0..protocol.steps {
-            judge.position = text.tokens().len();
-            let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
-            let outcome = match mode {
-                Mode::Ar => ar::step(&mut text, &mut judge)?,
-                Mode::Sd => sd::step(&mut text, &chunk, &mut judge)?,
-                Mode::Pearl => pearl.step(&mut text, chunk, &mut judge)?,
+            let gamma = match mode {
+                Mode::Pearl => lengths.of_step(batch.iter().map(|one| one.pearl.phase())),
+                _ => lengths.post_verify,
             };
-            runs.record(&outcome);
+            let rows = batch.iter().map(|sequence| sequence.rows(mode, gamma)).sum();
+            seconds += costs.step(mode, gamma, rows);
+            batch.iter_mut().try_for_each(|sequence| sequence.step(mode, gamma))?;
         }
-        let tokens = text.generated().len();
-        verified += tokens - 1;
-        published += tokens + pearl.pending().len();
-        mats += runs.mean().unwrap_or(0.0);
+        for sequence in batch {
+            let tokens = sequence.text.generated().len();
+            verified += tokens - 1;
+            published += tokens + sequence.pearl.pending().len();
+            mats += sequence.runs.mean().unwrap_or(0.0);
+        }
     }
     let steps = (protocol.sequences * protocol.steps) as f64;
     Ok(Simulated {
         tokens_per_step: verified as f64 / steps,
         published_tokens_per_step: published as f64 / steps,
         mat: mats / protocol.sequences as f64,
+        tokens_per_second: verified as f64 / seconds,
     })
 }
 
@@ -119,10 +171,10 @@ impl Judge for BernoulliJudge {
 mod tests {
     use super::*;
 
-    const LONG: Protocol = Protocol { sequences: 20, steps: 5_000, seed: 3 };
+    const LONG: Protocol = Protocol { sequences: 20, batch: 1, steps: 5_000, seed: 3 };
 
     fn simulate(mode: Mode, gamma: usize, acceptance: f64) -> Simulated {
-        run(mode, gamma, acceptance, LONG).unwrap()
+        run(mode, Lengths::same(gamma), acceptance, LONG, &StepCosts::new(0.0, |_| 1.0)).unwrap()
     }
 
     #[test]
@@ -164,12 +216,33 @@ mod tests {
         }
     }
 
+    /// Certain drafts: every step of SD takes 5 · 0.2 + 1.25, every step of PEARL the longer of draft and pass.
     #[test]
-    fn speedup_is_the_ratio_of_throughputs() {
-        let costs = StepCosts { draft: 0.2, target: 1.0, verify: 1.25 };
-        assert_eq!(costs.speedup(Mode::Ar, 5, 1.0), 1.0);
-        assert_eq!(costs.speedup(Mode::Sd, 5, 4.5), 2.0); // 5 · 0.2 + 1.25 a step
-        assert_eq!(costs.speedup(Mode::Pearl, 5, 5.0), 4.0); // max(1, 1.25) a step
-        assert_eq!(costs.speedup(Mode::Pearl, 10, 5.0), 2.5); // max(2, 1.25) a step
+    fn a_step_takes_as_long_as_its_work() {
+        let speed = |mode, gamma, draft, verify| {
+            let pass = |rows: f64| if rows > 1.0 { verify } else { 1.0 };
+            let costs = StepCosts::new(draft, pass);
+            run(mode, Lengths::same(gamma), 1.0, LONG, &costs).unwrap().tokens_per_second
+        };
+        let close = |got: f64, expected: f64| (got / expected - 1.0).abs() < 1e-3;
+        assert_eq!(speed(Mode::Ar, 5, 0.2, 1.25), 1.0);
+        assert!(close(speed(Mode::Sd, 5, 0.2, 1.25), 6.0 / 2.25));
+        assert!(close(speed(Mode::Pearl, 5, 0.2, 1.25), 5.0 / 1.25));
+        assert!(close(speed(Mode::Pearl, 10, 0.2, 1.25), 10.0 / 2.0));
+    }
+
+    /// Hopeless drafts: all steps are pre-verify, and last as long as the shorter chunk or a pass over one token.
+    #[test]
+    fn pre_verify_has_its_own_length() {
+        let costs = StepCosts::new(0.2, |rows| 0.9 + 0.1 * rows);
+        for (batch, pass) in [(1, 1.0), (4, 1.3)] {
+            let protocol = Protocol { batch, ..LONG };
+            for (pre_verify, seconds) in [(3, pass), (9, 1.8)] {
+                let lengths = Lengths { pre_verify, post_verify: 50 };
+                let simulated = run(Mode::Pearl, lengths, 0.0, protocol, &costs).unwrap();
+                let expected = batch as f64 / seconds;
+                assert!((simulated.tokens_per_second / expected - 1.0).abs() < 1e-9);
+            }
+        }
     }
 }

@@ -41,7 +41,7 @@ fn options(mode: Mode, gamma: usize, vocab: usize) -> EngineOptions {
         mode: ModeChoice::Always(mode),
         gamma: Gamma::Fixed(gamma),
         batch_size: 4,
-        kv_tokens: 10_000,
+        kv_pages: 100,
         vocab,
     }
 }
@@ -151,32 +151,32 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
         |id: u64, what: u32, below: u32| philox4x32([id as u32, what, 0, 0], [9, 9])[0] % below;
     let make = |id: u64| {
         let prompt: Vec<u32> =
-            (0..1 + random(id, 0, 20)).map(|i| random(id, 100 + i, vocab as u32)).collect();
+            (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, vocab as u32)).collect();
         let params = SamplingParams {
             temperature: [0.0, 0.0, 0.7, 1.5][random(id, 1, 4) as usize],
             top_k: [0, 0, 10][random(id, 2, 3) as usize],
             top_p: [1.0, 1.0, 0.9][random(id, 3, 3) as usize],
             seed: 5,
-            max_tokens: 1 + random(id, 4, 30) as usize,
+            max_tokens: 1 + random(id, 4, 60) as usize,
             ..SamplingParams::default()
         };
         let eos: Arc<[u32]> = (0..vocab as u32).filter(|token| token % 40 == 7).collect();
         Request { id, prompt, params, eos, stop: None }
     };
     let cancelled = |id: u64| random(id, 5, 8) == 0;
-    let engine = |mode, batch_size, kv_tokens| {
+    let engine = |mode, batch_size, kv_pages| {
         let target = load(&golden(name), Precision::Bf16, 1);
         let draft = load(&golden(name), Precision::F32, 1);
-        let options = EngineOptions { batch_size, kv_tokens, ..options(mode, 3, vocab) };
+        let options = EngineOptions { batch_size, kv_pages, ..options(mode, 3, vocab) };
         Engine::new(target, Some(draft), options).unwrap()
     };
     const REQUESTS: u64 = 200;
     for mode in Mode::ALL {
-        let mut alone = engine(mode, 1, 10_000);
+        let mut alone = engine(mode, 1, 100);
         (0..REQUESTS).for_each(|id| alone.submit(make(id)).unwrap());
         let alone = run(&mut alone);
 
-        let mut crowd = engine(mode, 5, 90);
+        let mut crowd = engine(mode, 5, 6);
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
         let mut finished = 0;
         for step in 0.. {

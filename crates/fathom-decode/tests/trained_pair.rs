@@ -69,7 +69,7 @@ impl Pair {
         let target = load("draft", self.precision, self.target_threads);
         let draft = load(draft, self.precision, self.draft_threads);
         let options =
-            EngineOptions { mode, gamma, batch_size: batch, kv_tokens: 100_000, vocab: self.vocab };
+            EngineOptions { mode, gamma, batch_size: batch, kv_pages: 1_000, vocab: self.vocab };
         Engine::new(target, Some(draft), options).unwrap()
     }
 }

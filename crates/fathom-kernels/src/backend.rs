@@ -82,6 +82,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Attention column sums of one sequence, all layers: Σ_t a[h, t, k] for every head and key.
     type ColumnSums: Send;
 
+    /// Tokens of a page of a key/value cache, which grows by whole pages.
+    const KV_PAGE: usize;
+
     /// The precision this backend was made with.
     fn precision(&self) -> Precision;
 

@@ -9,7 +9,7 @@ use crate::aligned::Aligned;
 use crate::attention::{self, AttentionScratch};
 use crate::column_sums::{self, ColumnSums};
 use crate::isa::Supported;
-use crate::kv::Kv;
+use crate::kv::{BLOCK, Kv};
 use crate::linear::{self, Linear};
 use crate::pool::{Pool, lock};
 use crate::rows::{Rows, Vector};
@@ -221,6 +221,8 @@ impl Backend for Cpu {
     type Rope = rope::Table;
     type Kv = Kv;
     type ColumnSums = ColumnSums;
+
+    const KV_PAGE: usize = BLOCK;
 
     fn precision(&self) -> Precision {
         self.precision

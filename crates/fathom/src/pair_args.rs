@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fathom_decode::{ThreadSplit, shared_vocabulary};
-use fathom_kernels::{Cpu, CpuError};
+use fathom_kernels::{Backend, Cpu, CpuError};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
 };
@@ -101,6 +101,11 @@ impl Pair {
     pub fn context(&self) -> usize {
         let context = |checkpoint: &Checkpoint| checkpoint.config.max_position_embeddings;
         self.draft.as_ref().map_or(usize::MAX, context).min(context(&self.target))
+    }
+
+    /// Pages of the caches of `batch` sequences that reach the end of the context.
+    pub fn kv_pages(&self, batch: usize) -> usize {
+        self.context().div_ceil(Cpu::KV_PAGE).saturating_mul(batch.max(1))
     }
 
     /// Tokens that end a text of the target.

@@ -70,7 +70,7 @@ fn the_file_has_the_same_bytes_in_every_mode_batch_and_split() {
         ("sd", &["--mode", "sd"][..]),
         ("pearl", &["--mode", "pearl", "--gamma", "3", "--batch-size", "3"]),
         ("auto", &["--mode", "auto", "--target-threads", "2", "--draft-threads", "2"]),
-        ("tight", &["--kv-tokens", "200"]),
+        ("tight", &["--kv-pages", "3"]),
     ] {
         assert!(run(name, args) == expected, "{name}");
     }
@@ -252,7 +252,7 @@ fn parameters_that_have_no_meaning() {
         (&["--max-tokens", "0"], &["max-tokens is 0"]),
         (&["--stop", ""], &["stop string", "empty"]),
         (&["--batch-size", "0"], &["batch-size is 0"]),
-        (&["--kv-tokens", "3"], &["--prompt has", "fewer than 3", "--kv-tokens"]),
+        (&["--kv-pages", "0"], &["kv-pages is 0", "at least 1"]),
     ] {
         let output = generate(&["--prompt", "Hello"]).args(args).output().unwrap();
         assert_refused(&output, parts);

@@ -2,9 +2,9 @@
 
 use fathom_model::Result;
 
-use crate::Mode;
 use crate::engine::{EngineMetrics, ModeChoice};
 use crate::simulate::{self, StepCosts};
+use crate::{Lengths, Mean, Mode};
 
 /// One way of decoding on one benchmark at one batch size.
 #[derive(Clone, Debug)]
@@ -58,28 +58,36 @@ impl Measured {
         self.tokens() as f64 / self.sequence_steps.max(1) as f64
     }
 
-    /// The speedup over plain decoding that the simulator expects, given what a drafted token, a pass over
-    /// a chunk and `ar`'s pass over one token cost here and which share of drafts was accepted. `None`
-    /// where there are no drafts, or no one way of decoding.
+    /// The speedup over plain decoding that the simulator expects, given what a drafted token, a pass over so and so
+    /// many tokens, and `ar`'s pass cost here, which share of drafts was accepted, and γ. A step takes what the models'
+    /// work in that step takes, and nothing else. `None` where there are no drafts, or no one way of decoding.
     ///
     /// # Errors
     /// None of its own; see [`simulate::run`].
     pub fn predicted_speedup(&self, ar: &Measured) -> Result<Option<f64>> {
-        let (ModeChoice::Always(mode), Some(acceptance)) =
-            (self.mode, self.metrics.acceptance.rate())
+        let metrics = &self.metrics;
+        let (ModeChoice::Always(mode), Some(acceptance), Some(draft)) =
+            (self.mode, metrics.acceptance.rate(), metrics.draft_cost.value())
         else {
             return Ok(None);
         };
-        let steps = self.steps as f64;
-        let costs = StepCosts {
-            draft: self.metrics.draft_seconds / (steps * self.gamma),
-            target: ar.metrics.verify_seconds / ar.steps as f64,
-            verify: self.metrics.verify_seconds / steps,
+        let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
+        let gamma = |mean: &Mean| mean.value().unwrap_or(self.gamma).round().max(1.0) as usize;
+        let lengths = Lengths {
+            pre_verify: gamma(&metrics.gamma_pre_verify),
+            post_verify: gamma(&metrics.gamma_post_verify),
         };
-        let gamma = self.gamma.round().max(1.0) as usize;
-        let protocol = simulate::Protocol { sequences: 200, steps: 100, seed: 0 };
-        let simulated = simulate::run(mode, gamma, acceptance, protocol)?;
-        Ok(Some(costs.speedup(mode, gamma, simulated.tokens_per_step)))
+        let batch = self.sequence_steps.div_ceil(self.steps.max(1));
+        let protocol = simulate::Protocol {
+            sequences: 200_usize.next_multiple_of(batch),
+            batch,
+            steps: 100,
+            seed: 0,
+        };
+        let costs = StepCosts::new(draft, pass);
+        let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs)?;
+        let ar_step = ar.metrics.verify_seconds / ar.steps as f64;
+        Ok(Some(simulated.tokens_per_second * ar_step / batch as f64))
     }
 }
 
@@ -96,7 +104,7 @@ pub fn first_difference(left: &[Vec<u32>], right: &[Vec<u32>]) -> Option<(usize,
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{Acceptance, Outcome};
+    use crate::Outcome;
 
     #[test]
     fn texts_are_compared_as_far_as_both_go() {
@@ -106,30 +114,32 @@ mod tests {
         assert_eq!(first_difference(&left, &texts(&[&[1, 2, 3], &[4, 6]])), Some((1, 1)));
     }
 
-    /// Nine drafts in ten accepted, five drafted in the time of one pass: the closed formula gives
+    /// Nine drafts in ten accepted, five drafted in the time of one pass over whatever: the closed formula gives
     /// 1/(1-α) tokens in 1 + α/(1-α^5) steps.
     #[test]
     fn a_prediction_is_made_of_measured_costs() {
-        let mut acceptance = Acceptance::default();
+        let mut metrics = EngineMetrics::default();
         let step = Outcome { judged: 10, accepted: 9, committed: 10, wasted: 1, ends_run: true };
-        acceptance.record(&step);
-        let metrics = |verify_seconds, draft_seconds| EngineMetrics {
-            verify_seconds,
-            draft_seconds,
-            acceptance: acceptance.clone(),
-            ..EngineMetrics::default()
-        };
-        let ar = Measured { steps: 200, metrics: metrics(20.0, 0.0), ..Measured::default() };
-        let pearl = Measured {
+        metrics.acceptance.record(&step);
+        metrics.draft_cost.record(0.02);
+        metrics.pass_cost.record(5.0, 0.1);
+        let mut ar = Measured { steps: 200, ..Measured::default() };
+        ar.metrics.verify_seconds = 20.0;
+        let mut pearl = Measured {
             mode: ModeChoice::Always(Mode::Pearl),
             steps: 100,
+            sequence_steps: 100,
             gamma: 5.0,
-            metrics: metrics(10.0, 10.0),
+            metrics,
             ..Measured::default()
         };
         let expected = 10.0 / (1.0 + 0.9 / (1.0 - 0.9_f64.powi(5)));
         let predicted = pearl.predicted_speedup(&ar).unwrap().unwrap();
         assert!((predicted / expected - 1.0).abs() < 0.03, "{predicted} {expected}");
+        // Beside four sequences the same steps are taken, by all of them.
+        pearl.sequence_steps = 400;
+        let of_four = pearl.predicted_speedup(&ar).unwrap().unwrap();
+        assert!((of_four / expected - 1.0).abs() < 0.03, "{of_four} {expected}");
         let auto = Measured { mode: ModeChoice::Auto, ..pearl };
         assert_eq!(auto.predicted_speedup(&ar).unwrap(), None);
     }

@@ -14,8 +14,11 @@ use fathom_model::{
 
 use crate::{Drafted, Proposal, Sampler};
 
-/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, and draft
-/// `gamma` tokens after it (none: just take in).
+/// Tokens a sequence is behind by before it drafts, after a step that accepted everything.
+const RIDES_ALONG: usize = 2;
+
+/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, which is not empty,
+/// and draft `gamma` tokens after it (none: just take in).
 pub(super) struct DraftItem {
     pub slot: u64,
     pub planned_len: usize,
@@ -40,7 +43,10 @@ pub(super) struct DraftJob {
 pub(super) struct DraftReport {
     /// Chunks by slot.
     pub chunks: HashMap<u64, Proposal>,
+    /// Of all of it.
     pub seconds: f64,
+    /// Of drafting alone: not of taking in what a sequence was behind by.
+    pub drafting: f64,
 }
 
 /// A handle on the thread; dropping it ends the thread.
@@ -56,6 +62,7 @@ impl DraftWorker {
         let (outbox, reports) = channel();
         let mut draft = Draft { model, vocab, sequences: HashMap::new() };
         let run = move || {
+            draft.model.backend().adopt_thread();
             for job in inbox {
                 let report = draft.work(job);
                 let failed = report.is_err();
@@ -132,6 +139,8 @@ impl<B: Backend> Draft<B> {
         }
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
+        self.take_in(&mut all)?;
+        let caught_up = Instant::now();
         for round in 0..job.gamma {
             let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
             if drafting.is_empty() {
@@ -143,24 +152,48 @@ impl<B: Backend> Draft<B> {
             self.sequences.insert(drafting.item.slot, drafting.sequence);
             (drafting.item.slot, drafting.chunk)
         });
-        Ok(DraftReport { chunks: chunks.collect(), seconds: start.elapsed().as_secs_f64() })
+        Ok(DraftReport {
+            chunks: chunks.collect(),
+            seconds: start.elapsed().as_secs_f64(),
+            drafting: caught_up.elapsed().as_secs_f64(),
+        })
     }
 
-    /// Rolls a request's sequence back, and takes in all of the tail that needs no logits.
-    fn begin(&mut self, mut item: DraftItem) -> Result<Drafting<B>> {
+    /// Rolls a request's sequence back to what holds.
+    fn begin(&mut self, item: DraftItem) -> Result<Drafting<B>> {
         let options = SequenceOptions { planned_len: Some(item.planned_len), ..Default::default() };
         let known = self.sequences.remove(&item.slot);
         let mut sequence = known.unwrap_or_else(|| self.model.new_sequence(options));
         self.model.truncate(&mut sequence, item.keep)?;
-        // A short tail rides along with the first drafted token's pass.
-        let alone = match item.gamma {
-            0 => item.tail.len(),
-            _ if item.tail.len() > PREFILL_CHUNK => item.tail.len() - 1,
-            _ => 0,
-        };
-        let tokens: Vec<u32> = item.tail.drain(..alone).collect();
-        self.model.prefill(&mut sequence, &tokens, PREFILL_CHUNK, None, &mut |_| {})?;
         Ok(Drafting { item, sequence, chunk: Proposal::new() })
+    }
+
+    /// Takes in what the sequences are behind by, all in one pass where it is a chunk of prefill or less.
+    /// What a step usually adds rides along with the first drafted token's pass.
+    fn take_in(&self, all: &mut [Drafting<B>]) -> Result<()> {
+        let mut behind = Vec::new();
+        for d in all.iter_mut() {
+            let alone = match d.item.gamma {
+                0 => d.item.tail.len(),
+                _ if d.item.tail.len() > RIDES_ALONG => d.item.tail.len() - 1,
+                _ => 0,
+            };
+            behind.push(d.item.tail.drain(..alone).collect::<Vec<u32>>());
+        }
+        if behind.iter().map(Vec::len).sum::<usize>() > PREFILL_CHUNK {
+            for (d, tokens) in all.iter_mut().zip(&behind) {
+                self.model.prefill(&mut d.sequence, tokens, PREFILL_CHUNK, None, &mut |_| {})?;
+            }
+            return Ok(());
+        }
+        let with_tokens = all.iter_mut().zip(&behind).filter(|(_, tokens)| !tokens.is_empty());
+        let mut steps: Vec<Step<'_, B>> = with_tokens
+            .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::None })
+            .collect();
+        if !steps.is_empty() {
+            self.model.forward(&mut steps, None)?;
+        }
+        Ok(())
     }
 
     /// Drafts one more token for each request.

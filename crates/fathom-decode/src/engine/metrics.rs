@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Acceptance, Mode};
+use crate::{Acceptance, Line, Mean, Mode};
 
 /// What an engine has done so far.
 #[derive(Clone, Debug, Default)]
@@ -17,12 +17,22 @@ pub struct EngineMetrics {
     pub acceptance: Acceptance,
     /// γ of the last step.
     pub gamma: usize,
+    /// γ of the steps of PEARL in which all sequences were in pre-verify.
+    pub gamma_pre_verify: Mean,
+    /// γ of the other steps that drafted.
+    pub gamma_post_verify: Mean,
     /// Requests sent back to wait because the caches were full.
     pub preemptions: usize,
+    /// Most pages the target's caches held at a time; the draft's hold no more.
+    pub kv_pages: usize,
     /// Both models' prefill, which overlap.
     pub prefill_seconds: f64,
     /// The draft's work on chunks; in PEARL it overlaps with the target's.
     pub draft_seconds: f64,
+    /// Seconds in which the draft drafts one token for every sequence.
+    pub draft_cost: Mean,
+    /// Seconds of a pass of the target, by the tokens it scores.
+    pub pass_cost: Line,
     /// The target's passes.
     pub verify_seconds: f64,
     /// The target waiting for the draft.

@@ -31,8 +31,9 @@ pub struct EngineOptions {
     pub gamma: Gamma,
     /// Most requests at a time, at least 1.
     pub batch_size: usize,
-    /// Most tokens that the key/value caches of all running requests together may hold, in each model.
-    pub kv_tokens: usize,
+    /// Most pages ([`fathom_kernels::Backend::KV_PAGE`] tokens each) that the key/value caches of all running
+    /// requests together may hold, in each model; at least 1.
+    pub kv_pages: usize,
     /// Ids from here on are padding of the logits and name no token.
     pub vocab: usize,
 }
@@ -53,6 +54,9 @@ impl EngineOptions {
         }
         if self.batch_size == 0 {
             return refuse("batch-size is 0; expected at least 1");
+        }
+        if self.kv_pages == 0 {
+            return refuse("kv-pages is 0; expected at least 1");
         }
         Ok(())
     }

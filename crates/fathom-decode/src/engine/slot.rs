@@ -29,16 +29,11 @@ pub(super) struct Slot<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Slot<'a, B> {
-    pub fn new(
-        request: u64,
-        planned_len: usize,
-        text: Completion<'a>,
-        sampler: Arc<Sampler>,
-    ) -> Slot<'a, B> {
+    pub fn new(request: u64, text: Completion<'a>, sampler: Arc<Sampler>) -> Slot<'a, B> {
         Slot {
             request,
             number: 0,
-            planned_len,
+            planned_len: text.tokens().len(),
             text,
             sampler,
             pearl: Pearl::new(),
@@ -55,23 +50,51 @@ impl<'a, B: Backend> Slot<'a, B> {
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
-    /// What the draft is told to do: with `gamma` 0, to catch up with all of the text but its last token;
-    /// otherwise to continue text and pending drafts by a chunk, as long as the text may still get.
-    pub fn draft_item(&mut self, gamma: usize) -> DraftItem {
+    /// The part of the text that must be in both caches before the first step: all but its last token.
+    fn prefix(&self) -> &[u32] {
+        let tokens = self.text.tokens();
+        &tokens[..tokens.len().saturating_sub(1)]
+    }
+
+    /// At most `most` tokens that are still to be prefilled.
+    pub fn unfilled(&self, most: usize) -> &[u32] {
+        let filled = self.sequence.as_ref().map_or(0, Sequence::len);
+        let rest = self.prefix().get(filled..).unwrap_or_default();
+        &rest[..most.min(rest.len())]
+    }
+
+    /// What the draft is told to do so that it prefills `tokens`, the next of the text.
+    pub fn prefill_item(&mut self, tokens: &[u32]) -> DraftItem {
+        let keep = self.drafted_len;
+        self.drafted_len += tokens.len();
+        self.item(keep, tokens.to_vec(), 0)
+    }
+
+    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as long as
+    /// the text may still get. `None` where it may get no more.
+    pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
-        let room = self.text.remaining() - self.pearl.pending().len().min(self.text.remaining());
+        let room = self.text.remaining().saturating_sub(self.pearl.pending().len());
         let gamma = gamma.min(room);
-        let end = if gamma == 0 { prefix.len() - 1 } else { prefix.len() };
-        let keep = self.drafted_len.min(end);
-        self.drafted_len = (prefix.len() + gamma).saturating_sub(1);
-        DraftItem {
-            slot: self.number,
-            planned_len: self.planned_len,
-            keep,
-            tail: prefix[keep..end].to_vec(),
-            gamma,
-            sampler: Arc::clone(&self.sampler),
+        if gamma == 0 {
+            return None;
         }
+        let keep = self.drafted_len.min(prefix.len() - 1);
+        self.drafted_len = prefix.len() + gamma - 1;
+        Some(self.item(keep, prefix[keep..].to_vec(), gamma))
+    }
+
+    fn item(&self, keep: usize, tail: Vec<u32>, gamma: usize) -> DraftItem {
+        let sampler = Arc::clone(&self.sampler);
+        let (slot, planned_len) = (self.number, self.planned_len);
+        DraftItem { slot, planned_len, keep, tail, gamma, sampler }
+    }
+
+    /// Most tokens that a cache holds at the end of a step with chunks of at most `gamma`: text, pending drafts
+    /// and the chunk, as far as the text may get.
+    pub fn reach(&self, gamma: usize) -> usize {
+        let text = self.text.tokens().len();
+        text + (self.pearl.pending().len() + gamma).min(self.text.remaining())
     }
 
     /// Takes both caches back to what holds.

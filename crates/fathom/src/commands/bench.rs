@@ -309,7 +309,7 @@ impl Args {
                 GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
             },
             batch_size: if smallest == 0 { 0 } else { largest }, // 0 is refused by name
-            kv_tokens: pair.context().saturating_mul(largest),
+            kv_pages: pair.kv_pages(largest),
             vocab: pair.vocab,
         }
     }

@@ -10,6 +10,7 @@ use fathom_decode::generation::{
     Generation, Generator, InOrder, Origin, Piece, Task, TraceFile, TraceLine,
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
+use fathom_kernels::{Backend, Cpu};
 use fathom_model::{Error, Prompt, PromptContent, Result, read_prompts};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
@@ -71,10 +72,10 @@ pub struct Args {
     /// Tokens to draft at a time; `auto` measures which length is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
-    /// Most tokens that the key/value caches of all running texts may hold [default: no limit but the
-    /// models' context]
+    /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each model
+    /// [default: no limit but the models' context]
     #[arg(long, value_name = "N")]
-    kv_tokens: Option<usize>,
+    kv_pages: Option<usize>,
 }
 
 /// Where the prompts come from.
@@ -135,7 +136,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let pair = args.pair.open(args.draft.as_deref(), args.no_chat_template)?;
     let options = args.engine_options(&pair);
     options.validate()?;
-    let tasks = args.tasks(&pair, options.kv_tokens)?;
+    let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE))?;
     if let (Some(path), false) = (&args.out, args.resume) {
         TraceFile::check_new(path)?;
     }
@@ -200,7 +201,6 @@ impl Args {
     }
 
     fn engine_options(&self, pair: &Pair) -> EngineOptions {
-        let all = pair.context().saturating_mul(self.batch_size);
         EngineOptions {
             mode: match self.mode() {
                 ModeName::Ar => ModeChoice::Always(Mode::Ar),
@@ -213,7 +213,7 @@ impl Args {
                 GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
             },
             batch_size: self.batch_size,
-            kv_tokens: self.kv_tokens.unwrap_or(all),
+            kv_pages: self.kv_pages.unwrap_or_else(|| pair.kv_pages(self.batch_size)),
             vocab: pair.vocab,
         }
     }
@@ -224,7 +224,7 @@ impl Args {
         let too_long = |ids: &[u32]| {
             (ids.len() >= longest).then(|| {
                 let limit = match longest < pair.context() {
-                    true => "what --kv-tokens allows",
+                    true => "what --kv-pages allows",
                     false => "the models' context",
                 };
                 format!("has {} tokens; expected fewer than {longest}, {limit}", ids.len())

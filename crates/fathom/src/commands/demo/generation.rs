@@ -7,7 +7,7 @@ use std::time::Instant;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task, TraceFile, TraceLine};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, ThreadSplit, shared_vocabulary};
-use fathom_kernels::{Cpu, CpuError};
+use fathom_kernels::{Backend, Cpu, CpuError};
 use fathom_model::{
     ChatTemplate, Error, Model, PromptContent, RenderOptions, Result, TextEncoder, Tokenizer,
 };
@@ -160,7 +160,7 @@ fn decode(
         mode: ModeChoice::Always(mode),
         gamma: Gamma::Adaptive(GammaLimits::default()),
         batch_size: PROMPTS.len(),
-        kv_tokens: target.config().max_position_embeddings,
+        kv_pages: target.config().max_position_embeddings.div_ceil(Cpu::KV_PAGE),
         vocab,
     };
     let engine = Engine::new(target, draft, options)?;
