@@ -1,117 +1,104 @@
-//! Matrix products and attention at the shapes of real models. Throughput is in elements, one element
-//! being one floating-point operation, or for few rows in bytes of weights: compare with what
-//! `limits` prints first.
+//! Matrix products and attention at the shapes of real models, with weights and keys that no cache holds.
+//! Throughput is in elements, one element being one floating-point operation, or for few rows in bytes of
+//! weights or keys: compare with the limits printed first.
 //!
-//! `cargo bench -p fathom-kernels`, or with a filter: `cargo bench -p fathom-kernels -- attention`.
+//! All of it takes a while: `cargo bench -p fathom-kernels -- Bf16/qwen2.5-0.5b` takes a minute. For
+//! fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
 #![allow(missing_docs, clippy::unwrap_used)] // criterion's macros; a benchmark may stop on any error
 
-use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fathom_kernels::{
-    Attention, Backend, Cpu, CpuOptions, DType, KvShape, Linear, Precision, Rows, Span, WeightView,
-    limits,
-};
+use fathom_kernels::workload::{Attending, Products};
+use fathom_kernels::{Cpu, CpuOptions, Precision, limits};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+/// Name, width, width of the MLP, query heads, key/value heads.
+const MODELS: [(&str, usize, usize, usize, usize); 4] = [
+    ("qwen2.5-0.5b", 896, 4864, 14, 2),
+    ("qwen2.5-1.5b", 1536, 8960, 12, 2),
+    ("llama-3.2-1b", 2048, 8192, 32, 8),
+    ("qwen2.5-7b", 3584, 18_944, 28, 4),
+];
+const ROWS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048];
+const TOKENS: [usize; 4] = [512, 2048, 8192, 16_384];
 
 fn cpu(precision: Precision) -> Cpu {
     Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap()
 }
 
-/// A matrix of varied numbers of the size activations have.
-fn filled(cpu: &Cpu, rows: usize, columns: usize) -> Rows {
-    let values: Vec<f32> =
-        (0..rows * columns).map(|i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0).collect();
-    let mut x = cpu.alloc(rows, columns);
-    cpu.write_rows(&mut x, 0, &values);
-    x
-}
-
-/// So many copies of a weight matrix that a product finds none of them in a cache.
-fn weights(cpu: &Cpu, k: usize, n: usize) -> Vec<Linear> {
-    const BEYOND_CACHES: usize = 256 << 20;
-    let bytes: Vec<u8> = (0..k * n).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
-    let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows: n, columns: k };
-    let copies = BEYOND_CACHES.div_ceil(bytes.len()).min(64);
-    (0..copies).map(|_| cpu.linear_from(view, None)).collect()
-}
-
 fn print_limits(_: &mut Criterion) {
     for precision in PRECISIONS {
         let cpu = cpu(precision);
-        let limits = limits::measure(&cpu);
-        println!("limits, {} threads, {}: {limits:.3?}", cpu.threads(), cpu.isa());
+        println!("{}: {:.3?}", cpu.isa(), limits::measure(&cpu));
     }
 }
 
+/// Bytes where reading them is what takes long, operations otherwise.
+fn throughput(rows: usize, bytes: usize, flops: usize) -> Throughput {
+    if rows <= 4 { Throughput::Bytes(bytes as u64) } else { Throughput::Elements(flops as u64) }
+}
+
 fn linear(c: &mut Criterion) {
-    // Qwen2.5-0.5B: attention output, MLP up and down, a slice of the unembedding; 1.5B: MLP up.
-    let shapes = [(896, 896), (896, 4864), (4864, 896), (896, 32768), (1536, 8960)];
     for precision in PRECISIONS {
         let cpu = cpu(precision);
-        let mut group = c.benchmark_group(format!("linear/{precision:?}"));
-        for (k, n) in shapes {
-            let weights = weights(&cpu, k, n);
-            for rows in [1, 4, 16, 64, 512, 2048] {
-                let x = filled(&cpu, rows, k);
-                let mut out = cpu.alloc(rows, n);
-                group.throughput(if rows <= 4 {
-                    Throughput::Bytes(weights[0].bytes() as u64)
-                } else {
-                    Throughput::Elements((2 * rows * k * n) as u64)
-                });
-                let mut next = weights.iter().cycle();
-                group.bench_function(BenchmarkId::new(format!("{k}x{n}"), rows), |b| {
-                    b.iter(|| cpu.linear(next.next().unwrap(), black_box(&x), &mut out));
-                });
+        for (model, hidden, intermediate, heads, kv_heads) in MODELS {
+            let mut group = c.benchmark_group(format!("linear/{precision:?}/{model}"));
+            let qkv = hidden + 2 * (hidden / heads * kv_heads);
+            let shapes = [
+                (hidden, qkv),
+                (hidden, hidden),
+                (hidden, 2 * intermediate),
+                (intermediate, hidden),
+            ];
+            for (k, n) in shapes {
+                // Made when the filter first asks for one of them.
+                let mut products = None;
+                for rows in ROWS {
+                    group.throughput(throughput(rows, 2 * k * n, 2 * rows * k * n));
+                    group.bench_function(BenchmarkId::new(format!("{k}x{n}"), rows), |b| {
+                        let products = products.get_or_insert_with(|| Products::new(&cpu, k, n));
+                        products.set_rows(rows);
+                        b.iter(|| products.run());
+                    });
+                }
             }
+            group.finish();
         }
-        group.finish();
     }
 }
 
 fn attention(c: &mut Criterion) {
-    // Qwen2.5-0.5B.
-    let (heads, kv_heads, head_dim) = (14, 2, 64);
-    let attention = Attention { layer: 0, heads, kv_heads, head_dim, scale: 0.125, window: None };
     for precision in PRECISIONS {
         let cpu = cpu(precision);
-        let mut group = c.benchmark_group(format!("attention/{precision:?}"));
-        for tokens in [512, 2048, 8192] {
-            // The last 512 positions of a prefill, and one decoded token.
-            let mut kv = cpu.new_kv(KvShape { layers: 1, kv_heads, head_dim });
-            let width = kv_heads * head_dim;
-            let (k, v) = (filled(&cpu, tokens, width), filled(&cpu, tokens, width));
-            cpu.append_kv(0, &k, &v, &mut [Span { rows: 0..tokens, kv: &mut kv }]);
-            cpu.advance_kv(&mut kv, tokens);
-            for (name, rows) in [("prefill", 512), ("decode", 1)] {
-                cpu.truncate_kv(&mut kv, tokens - rows);
-                let mut spans = [Span { rows: 0..rows, kv: &mut kv }];
-                let (k, v) = (filled(&cpu, rows, width), filled(&cpu, rows, width));
-                cpu.append_kv(0, &k, &v, &mut spans);
-                let q = filled(&cpu, rows, heads * head_dim);
-                let (mut out, mut lse) =
-                    (cpu.alloc(rows, heads * head_dim), cpu.alloc(rows, heads));
-                let keys = rows * (tokens - rows) + rows * (rows + 1) / 2;
-                group.throughput(Throughput::Elements((4 * heads * head_dim * keys) as u64));
-                group.bench_function(BenchmarkId::new(name, tokens), |b| {
-                    b.iter(|| cpu.attend(&attention, &q, &spans, &mut out, Some(&mut lse)));
-                });
-                if rows > 1 {
-                    let mut sums = cpu.new_column_sums(1, heads);
-                    group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
-                        b.iter(|| {
-                            cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);
-                        });
+        for (model, hidden, _, heads, kv_heads) in MODELS {
+            let mut group = c.benchmark_group(format!("attention/{precision:?}/{model}"));
+            for tokens in TOKENS {
+                let shape = (heads, kv_heads, hidden / heads);
+                let size = if precision == Precision::F32 { 4 } else { 2 };
+                let bytes = 2 * tokens * kv_heads * (hidden / heads) * size;
+                let mut attending = None;
+                for (name, rows) in [("decode", 1), ("verify", 16), ("prefill", 512)] {
+                    let seen = rows * (tokens - rows) + rows * (rows + 1) / 2;
+                    group.throughput(throughput(rows, bytes, 4 * hidden * seen));
+                    group.bench_function(BenchmarkId::new(name, tokens), |b| {
+                        let attending =
+                            attending.get_or_insert_with(|| Attending::new(&cpu, shape, tokens));
+                        attending.set_rows(rows);
+                        b.iter(|| attending.run());
                     });
                 }
-                let [span] = spans;
-                cpu.advance_kv(span.kv, rows);
+                // In operations of the first pass, so that the two can be compared.
+                group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
+                    let attending =
+                        attending.get_or_insert_with(|| Attending::new(&cpu, shape, tokens));
+                    attending.set_rows(512);
+                    attending.run();
+                    b.iter(|| attending.add_column_sums());
+                });
             }
+            group.finish();
         }
-        group.finish();
     }
 }
 
@@ -119,8 +106,8 @@ criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(500));
+        .warm_up_time(Duration::from_millis(50))
+        .measurement_time(Duration::from_millis(200));
     targets = print_limits, linear, attention
 }
 criterion_main!(benches);

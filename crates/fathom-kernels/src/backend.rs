@@ -116,6 +116,8 @@ pub trait Backend: Send + Sync + 'static {
     fn write_rows(&self, x: &mut Self::Rows, first: usize, values: &[f32]);
     /// Packs a weight matrix `[out, in]` and its bias.
     fn linear_from(&self, weight: WeightView<'_>, bias: Option<&[f32]>) -> Self::Linear;
+    /// Bytes of a packed matrix and its bias, all of which a product reads.
+    fn linear_bytes(&self, linear: &Self::Linear) -> usize;
     /// Uploads a vector.
     fn vector_from(&self, values: &[f32]) -> Self::Vector;
     /// Uploads rotary tables `cos`, `sin` `[rows, half]` of one batch, `half` = rotary width / 2.

@@ -269,6 +269,10 @@ impl Backend for Cpu {
         linear::pack(self, &weight, bias)
     }
 
+    fn linear_bytes(&self, linear: &Linear) -> usize {
+        linear.bytes()
+    }
+
     fn vector_from(&self, values: &[f32]) -> Vector {
         Vector::from(values)
     }

@@ -14,7 +14,7 @@ fn prefill(c: &mut Criterion) {
     let mut group = c.benchmark_group("model");
     group.sample_size(10);
     for precision in [Precision::F32, Precision::Bf16] {
-        let cpu = Cpu::new(CpuOptions { threads: None, precision, isa: None }).unwrap();
+        let cpu = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
         let model = Model::load(dir.path(), cpu).unwrap();
 
         for tokens in [128usize, 1024] {
@@ -28,17 +28,28 @@ fn prefill(c: &mut Criterion) {
             });
         }
 
-        let mut sequence = model.new_sequence(SequenceOptions::default());
         let ids: Vec<u32> = (0..512).collect();
-        model.prefill(&mut sequence, &ids, PREFILL_CHUNK, None, &mut |_| {}).unwrap();
-        group.throughput(Throughput::Elements(1));
-        group.bench_function(format!("decode at 512 {precision:?}"), |b| {
-            b.iter(|| {
-                let step = Step { sequence: &mut sequence, tokens: &[7], logits: LogitRows::Last };
-                model.forward(&mut [step], None).unwrap();
-                model.truncate(&mut sequence, 512).unwrap();
+        for batch in [1usize, 4, 16] {
+            let mut sequences: Vec<_> =
+                (0..batch).map(|_| model.new_sequence(SequenceOptions::default())).collect();
+            for sequence in &mut sequences {
+                model.prefill(sequence, &ids, PREFILL_CHUNK, None, &mut |_| {}).unwrap();
+            }
+            group.throughput(Throughput::Elements(batch as u64));
+            group.bench_function(format!("decode {batch} at 512 {precision:?}"), |b| {
+                b.iter(|| {
+                    let steps = sequences.iter_mut().map(|sequence| Step {
+                        sequence,
+                        tokens: &[7],
+                        logits: LogitRows::Last,
+                    });
+                    model.forward(&mut steps.collect::<Vec<_>>(), None).unwrap();
+                    for sequence in &mut sequences {
+                        model.truncate(sequence, 512).unwrap();
+                    }
+                });
             });
-        });
+        }
     }
     group.finish();
 }

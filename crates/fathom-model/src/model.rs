@@ -87,6 +87,18 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    /// Bytes of the weight matrices that a pass with logits reads, whatever its rows: each layer's, and the
+    /// output head's.
+    pub fn bytes_read(&self) -> usize {
+        let bytes = |linear: &B::Linear| self.backend.linear_bytes(linear);
+        let layer = |layer: &Layer<B>| {
+            let Layer { q, k, v, o, gate, up, down, .. } = layer;
+            [q, k, v, o, gate, up, down].map(bytes).iter().sum::<usize>()
+        };
+        let head = bytes(self.lm_head.as_ref().unwrap_or(&self.embed));
+        self.layers.iter().map(layer).sum::<usize>() + head
+    }
+
     /// An empty sequence.
     pub fn new_sequence(&self, options: SequenceOptions) -> Sequence<B> {
         let ModelConfig { layers, heads, kv_heads, head_dim, .. } = self.config;

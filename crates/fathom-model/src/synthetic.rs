@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use fathom_kernels::machine;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
@@ -50,6 +51,46 @@ impl SyntheticShape {
         tied: true,
     };
 
+    /// Qwen2.5-7B.
+    pub const QWEN2_5_7B: SyntheticShape = SyntheticShape {
+        layers: 28,
+        hidden: 3584,
+        intermediate: 18_944,
+        heads: 28,
+        kv_heads: 4,
+        vocab: 152_064,
+        tied: false,
+    };
+    /// Llama-3.2-1B.
+    pub const LLAMA_3_2_1B: SyntheticShape = SyntheticShape {
+        layers: 16,
+        hidden: 2048,
+        intermediate: 8192,
+        heads: 32,
+        kv_heads: 8,
+        vocab: 128_256,
+        tied: true,
+    };
+
+    /// Bytes of the checkpoint's tensors.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.tensors();
+        tensors.iter().map(|(_, shape)| 2 * shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// The matrix products of a layer, and that with the output head: name, inputs, outputs.
+    pub fn products(&self) -> [(&'static str, usize, usize); 5] {
+        let SyntheticShape { hidden, intermediate, heads, kv_heads, vocab, .. } = *self;
+        let kv = hidden / heads * kv_heads;
+        [
+            ("q, k, v", hidden, hidden + 2 * kv),
+            ("o", hidden, hidden),
+            ("gate, up", hidden, 2 * intermediate),
+            ("down", intermediate, hidden),
+            ("head", hidden, vocab),
+        ]
+    }
+
     /// Names and shapes of the checkpoint's tensors.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let SyntheticShape { hidden, intermediate, vocab, .. } = *self;
@@ -82,9 +123,16 @@ impl SyntheticShape {
 /// 1/inputs, norm weights one: activations keep a sane size through any depth. There is no tokenizer.
 ///
 /// # Errors
-/// `dir` cannot be written.
+/// `dir` cannot be written, or its disk has too little room.
 pub fn write_synthetic(dir: &Path, shape: &SyntheticShape, seed: u64) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
+    let (needed, free) = (shape.bytes(), machine::free_disk(dir));
+    if let Some(free) = free.filter(|free| *free < needed) {
+        let gb = |bytes| bytes as f64 / 1e9;
+        let problem =
+            format!("has {:.1} GB free, and the checkpoint takes {:.1} GB", gb(free), gb(needed));
+        return Err(Error::file(dir, problem));
+    }
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -150,4 +198,30 @@ fn splitmix(state: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Parameters as the models' cards count them, two bytes each.
+    #[test]
+    fn shapes_are_those_of_the_models_they_are_named_after() {
+        let billions = |shape: SyntheticShape| shape.bytes() as f64 / 2e9;
+        let near = |a: f64, b: f64| (a - b).abs() < 0.005 * b;
+        assert!(near(billions(SyntheticShape::QWEN2_5_0_5B), 0.494));
+        assert!(near(billions(SyntheticShape::QWEN2_5_1_5B), 1.544));
+        assert!(near(billions(SyntheticShape::QWEN2_5_7B), 7.616));
+        assert!(near(billions(SyntheticShape::LLAMA_3_2_1B), 1.236));
+    }
+
+    #[test]
+    fn a_checkpoint_that_no_disk_holds_is_refused_before_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = SyntheticShape { layers: 1_000_000, ..SyntheticShape::QWEN2_5_7B };
+        let error = write_synthetic(dir.path(), &shape, 1).unwrap_err().to_string();
+        assert!(error.contains("GB free, and the checkpoint takes"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

@@ -1,13 +1,15 @@
-//! A scan of a synthetic checkpoint, with and without attention.
+//! A scan of a synthetic checkpoint, with and without sink scores, beside its bare prefill.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
-use fathom_model::{Model, SyntheticShape, TokenizedTrace, write_synthetic};
+use fathom_model::{
+    Model, PREFILL_CHUNK, SequenceOptions, SyntheticShape, TokenizedTrace, write_synthetic,
+};
 use fathom_sinks::{Preset, ScanOptions, scan_trace};
 
 fn scan(c: &mut Criterion) {
-    const TOKENS: usize = 1024;
+    const TOKENS: usize = 2048;
     let dir = tempfile::tempdir().unwrap();
     let shape = SyntheticShape { layers: 4, vocab: 8192, ..SyntheticShape::QWEN2_5_0_5B };
     write_synthetic(dir.path(), &shape, 1).unwrap();
@@ -16,14 +18,21 @@ fn scan(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("scan");
     group.sample_size(10).throughput(Throughput::Elements(TOKENS as u64));
-    let cpu = Cpu::new(CpuOptions { threads: None, precision: Precision::F32, isa: None }).unwrap();
-    let model = Model::load(dir.path(), cpu).unwrap();
-    for attention in [false, true] {
-        let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
-        let name = if attention { "norms, cosines and sink scores" } else { "norms and cosines" };
-        group.bench_function(name, |b| {
-            b.iter(|| scan_trace(&model, &trace, &|_| None, &options, &mut |_| {}).unwrap());
+    for precision in [Precision::F32, Precision::Bf16] {
+        let cpu = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
+        let model = Model::load(dir.path(), cpu).unwrap();
+        group.bench_function(format!("{precision:?}, bare prefill"), |b| {
+            b.iter(|| {
+                let mut sequence = model.new_sequence(SequenceOptions::default());
+                model.prefill(&mut sequence, &trace.ids, PREFILL_CHUNK, None, &mut |_| {}).unwrap();
+            });
         });
+        for (name, attention) in [("norms and cosines", false), ("with sink scores", true)] {
+            let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
+            group.bench_function(format!("{precision:?}, {name}"), |b| {
+                b.iter(|| scan_trace(&model, &trace, &|_| None, &options, &mut |_| {}).unwrap());
+            });
+        }
     }
     group.finish();
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use fathom_kernels::Backend;
 use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,
+    synthetic_ids,
 };
 use serde::Serialize;
 
@@ -31,9 +32,7 @@ pub struct Overhead {
 /// # Errors
 /// As [`scan_trace`].
 pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> Result<Overhead> {
-    let vocab = model.config().vocab as u64;
-    // Any ids do: the work does not depend on them. A full-period multiplier spreads them.
-    let ids = (0..tokens as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect();
+    let ids = synthetic_ids(model.config(), tokens);
     let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0 };
     let bare = ScanOptions::new(Preset::Paper);
     let attention = ScanOptions { attention: true, ..bare.clone() };

@@ -10,9 +10,12 @@ mod commands;
 mod failure;
 mod gamma_arg;
 mod indices;
+mod kernel_speed;
 mod model_args;
 mod pair_args;
 mod progress;
+mod speed_tables;
+mod subject;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -52,13 +52,19 @@ impl Precision {
     }
 }
 
+impl From<Precision> for fathom_kernels::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => fathom_kernels::Precision::F32,
+            Precision::Bf16 => fathom_kernels::Precision::Bf16,
+        }
+    }
+}
+
 impl ComputeArgs {
     /// The CPU, set up as asked.
     pub fn backend(&self) -> Result<Cpu> {
-        let precision = match self.precision {
-            Precision::F32 => fathom_kernels::Precision::F32,
-            Precision::Bf16 => fathom_kernels::Precision::Bf16,
-        };
+        let precision = self.precision.into();
         let threads = self.threads.map(usize::from);
         Cpu::new(CpuOptions { threads, precision, isa: None })
             .map_err(|error| Error::Request(error.to_string()))

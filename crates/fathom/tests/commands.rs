@@ -183,6 +183,36 @@ fn doctor_names_kernels_this_cpu_runs() {
     assert_eq!(report["threads"], 2);
 }
 
+#[test]
+fn doctor_and_bench_engine_relate_a_model_to_the_machine() {
+    let checkpoint = Checkpoint::planted();
+    let model = checkpoint.path().to_str().unwrap();
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+
+    let report: Value =
+        serde_json::from_str(&succeed(&["doctor", "--measure", "--json", "--model", model]))
+            .unwrap();
+    let measured = &report["measured"];
+    let one_core = &measured["limits"][0];
+    assert_eq!(one_core["threads"], 1);
+    assert!(positive(&one_core["read_bytes_per_s"]) && positive(&one_core["f32_flops_per_s"]));
+    assert!(positive(&measured["prefill"]["of_matrix_rate"]), "{report}");
+    assert!(positive(&measured["decode"][0]["of_bandwidth"]), "{report}");
+
+    let args = ["bench-engine", "--json", "--model", model, "--tokens", "8,40", "--batches", "1,3"];
+    let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    let lengths: Vec<&Value> = report["prefill"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| &row["overhead"]["tokens"])
+        .collect();
+    assert_eq!(lengths, [8, 40]);
+    let batches = report["decode"].as_array().unwrap();
+    assert_eq!(batches.iter().map(|row| &row["batch"]).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(batches[0]["times_first"], 1.0);
+}
+
 /// Nothing on standard error but errors with `--quiet`, and no bars where it is not a terminal.
 #[test]
 fn standard_error_is_quiet() {

@@ -1,33 +1,48 @@
-//! `fathom bench-engine`: what looking into a pass costs on this machine.
+//! `fathom bench-engine`: the engine's speed on this machine, as fractions of what the machine could do.
 
 use std::io::Write;
+use std::path::PathBuf;
 
+use fathom_kernels::Cpu;
 use fathom_kernels::limits::{self, Limits};
-use fathom_model::{Error, Model, Result, SyntheticShape, write_synthetic};
+use fathom_model::{DecodeSpeed, Error, Model, decode_speed, prefill_flops};
 use fathom_sinks::{Overhead, overhead};
 use serde_json::json;
 
 use crate::cli::Output;
 use crate::failure::Failure;
+use crate::kernel_speed;
 use crate::model_args::{ComputeArgs, load};
 use crate::progress;
+use crate::speed_tables::{decode_table, limits_json, limits_line, percent};
+use crate::subject::{Shape, SubjectArgs};
 
-/// Measure prefill and scan on this machine, as ratios to the bare pass
+/// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///
-/// Every way of running is measured in turn, several times; medians are printed. Without --model, a
-/// checkpoint of random weights at a real model's shape is written to a temporary directory.
+/// Every way of running is measured in turn, several times; medians are printed, beside the machine's own
+/// limits measured just before. Without --model, a checkpoint of random weights at a real model's shape is
+/// written to a temporary directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --tokens 512,2048")]
+#[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
+    fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16")]
 pub struct Args {
-    /// The checkpoint to run; a HuggingFace directory or a hub id in the cache
-    #[arg(long, value_name = "M", conflicts_with = "shape")]
-    model: Option<String>,
-    /// The shape of the checkpoint to make up
-    #[arg(long, value_enum, default_value_t = Shape::Small, value_name = "SHAPE")]
-    shape: Shape,
-    /// Lengths to measure at
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Write the made-up checkpoint to this directory, and leave it there
+    #[arg(long, value_name = "DIR", conflicts_with = "model", help_heading = "Model")]
+    keep: Option<PathBuf>,
+    /// Lengths to prefill and to scan
     #[arg(long, value_delimiter = ',', default_value = "512,2048,4096", value_name = "T,…")]
     tokens: Vec<usize>,
+    /// Numbers of sequences to decode at once
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16", value_name = "N,…")]
+    batches: Vec<usize>,
+    /// Tokens of each sequence before decoding
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    context: u32,
+    /// Measure matrix products and attention by themselves instead, at --shape or at those of all models
+    #[arg(long, conflicts_with_all = ["model", "keep", "tokens", "batches", "context"])]
+    kernels: bool,
     /// How often to measure each
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
@@ -35,101 +50,107 @@ pub struct Args {
     compute: ComputeArgs,
 }
 
-/// Shapes to make up.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Shape {
-    /// Six layers of Qwen2.5-0.5B, with a vocabulary of 8192
-    Small,
-    /// Qwen2.5-0.5B
-    #[value(name = "qwen2.5-0.5b")]
-    Qwen05B,
-    /// Qwen2.5-1.5B
-    #[value(name = "qwen2.5-1.5b")]
-    Qwen15B,
-}
-
-impl Shape {
-    fn shape(self) -> SyntheticShape {
-        match self {
-            Shape::Small => {
-                SyntheticShape { layers: 6, vocab: 8192, ..SyntheticShape::QWEN2_5_0_5B }
-            }
-            Shape::Qwen05B => SyntheticShape::QWEN2_5_0_5B,
-            Shape::Qwen15B => SyntheticShape::QWEN2_5_1_5B,
-        }
-    }
-}
-
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    if let Some(tokens) = args.tokens.iter().find(|tokens| **tokens == 0) {
-        let message = format!("--tokens {tokens}: expected lengths of at least 1");
-        return Err(Failure::Input(Error::Request(message)));
+    for (option, values) in [("--tokens", &args.tokens), ("--batches", &args.batches)] {
+        if values.contains(&0) {
+            let message = format!("{option} 0: expected numbers of at least 1");
+            return Err(Failure::Input(Error::Request(message)));
+        }
     }
-    let scratch = tempfile::tempdir()
-        .map_err(Error::io(&std::env::temp_dir(), "cannot hold a temporary directory"))?;
-    let (dir, name) = match &args.model {
-        Some(model) => {
-            let dir = fathom_model::resolve_model_dir(model, |name| std::env::var_os(name))?;
-            (dir, model.clone())
-        }
-        None => {
-            progress::note(output, "writing a checkpoint of random weights");
-            write_synthetic(scratch.path(), &args.shape.shape(), 1)?;
-            let value = clap::ValueEnum::to_possible_value(&args.shape);
-            let name = value.map_or_else(String::new, |value| value.get_name().to_owned());
-            (scratch.path().to_owned(), format!("random weights, shape {name}"))
-        }
-    };
-    let model = load(&dir, args.compute, output)?;
-    let limits = limits::measure(model.backend());
-    let flops = flops_per_token(&model);
+    if args.kernels {
+        let shapes = match args.subject.shape {
+            Some(shape) => vec![shape],
+            None => Shape::REAL.to_vec(),
+        };
+        let cpu = args.compute.backend()?;
+        return kernel_speed::run(&cpu, &shapes, args.repeats.into(), output, out);
+    }
 
+    let subject = args.subject.prepare(args.keep.as_deref(), output)?;
+    let model = load(&subject.dir, args.compute, output)?;
+    let limits = limits::measure(model.backend());
+    let decode = decode_speed(
+        &model,
+        &args.batches,
+        args.context as usize,
+        args.repeats.into(),
+        limits.read_bytes,
+    )?;
     let bar = progress::bar(output, "measuring", "lengths", args.tokens.len() as u64);
-    let mut rows = Vec::with_capacity(args.tokens.len());
+    let mut prefill = Vec::with_capacity(args.tokens.len());
     for tokens in &args.tokens {
-        rows.push(overhead(&model, *tokens, args.repeats.into())?);
+        prefill.push(overhead(&model, *tokens, args.repeats.into())?);
         bar.inc(1);
     }
     bar.finish_and_clear();
+    Measured { name: &subject.name, model: &model, limits, decode, prefill }
+        .write(args, output, out)
+}
 
-    let peak =
-        |row: &Overhead| row.prefill_tokens_per_s * flops / peak_flops(&limits, args.compute);
-    if output.json {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| json!({ "overhead": row, "prefill_of_peak": peak(row) }))
-            .collect();
-        writeln!(out, "{}", json!({ "model": name, "rows": rows }))?;
-        return Ok(());
+/// What was measured.
+struct Measured<'a> {
+    name: &'a str,
+    model: &'a Model<Cpu>,
+    limits: Limits,
+    decode: Vec<DecodeSpeed>,
+    prefill: Vec<Overhead>,
+}
+
+impl Measured<'_> {
+    /// Operations of a prefill over the time it took, as a fraction of the matrix rate.
+    fn of_matrix_rate(&self, row: &Overhead, args: &Args) -> f64 {
+        let seconds = row.tokens as f64 / row.prefill_tokens_per_s;
+        let flops = prefill_flops(self.model.config(), row.tokens);
+        flops / seconds / self.limits.flops(args.compute.precision.into())
     }
-    writeln!(out, "{name}; {} threads\n", model.backend().threads())?;
-    writeln!(out, "| T | prefill tok/s | of peak | capture | scan | scan --attention |")?;
-    writeln!(out, "| ---: | ---: | ---: | ---: | ---: | ---: |")?;
-    for row in &rows {
+
+    fn write(&self, args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+        let cpu = self.model.backend();
+        let precision = args.compute.precision.name();
+        if output.json {
+            let prefill: Vec<_> = self
+                .prefill
+                .iter()
+                .map(|row| {
+                    let flops = prefill_flops(self.model.config(), row.tokens);
+                    let of_matrix_rate = self.of_matrix_rate(row, args);
+                    json!({ "overhead": row, "flops": flops, "of_matrix_rate": of_matrix_rate })
+                })
+                .collect();
+            let report = json!({
+                "model": self.name,
+                "precision": precision,
+                "threads": cpu.threads(),
+                "kernels": cpu.isa().name(),
+                "limits": limits_json(&self.limits),
+                "weight_bytes": self.model.bytes_read(),
+                "decode": self.decode,
+                "prefill": prefill,
+            });
+            writeln!(out, "{report}")?;
+            return Ok(());
+        }
+        writeln!(out, "{}; {precision}, {} threads, {}", self.name, cpu.threads(), cpu.isa())?;
+        writeln!(out, "{}\n", limits_line(&self.limits))?;
+        decode_table(&self.decode, out)?;
+        writeln!(out)?;
         writeln!(
             out,
-            "| {} | {:.0} | {:.0} % | {:.2} × | {:.2} × | {:.2} × |",
-            row.tokens,
-            row.prefill_tokens_per_s,
-            100.0 * peak(row),
-            row.capture,
-            row.scan,
-            row.scan_attention
+            "| T | prefill tok/s | of the matrix rate | capture | scan | scan --attention |"
         )?;
-    }
-    Ok(())
-}
-
-/// Multiplications and additions of the layers' matrix products; attention is not counted.
-fn flops_per_token<B: fathom_kernels::Backend>(model: &Model<B>) -> f64 {
-    let c = model.config();
-    let attention = c.hidden * c.head_dim * (2 * c.heads + 2 * c.kv_heads);
-    2.0 * (c.layers * (attention + 3 * c.hidden * c.intermediate)) as f64
-}
-
-fn peak_flops(limits: &Limits, compute: ComputeArgs) -> f64 {
-    match (compute.precision, limits.bf16_flops) {
-        (crate::model_args::Precision::Bf16, Some(flops)) => flops,
-        _ => limits.f32_flops,
+        writeln!(out, "|---:|---:|---:|---:|---:|---:|")?;
+        for row in &self.prefill {
+            writeln!(
+                out,
+                "| {} | {:.0} | {} | {:.2} × | {:.2} × | {:.2} × |",
+                row.tokens,
+                row.prefill_tokens_per_s,
+                percent(self.of_matrix_rate(row, args)),
+                row.capture,
+                row.scan,
+                row.scan_attention
+            )?;
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Fathom, HuggingFace transformers and llama.cpp on the same checkpoint, with the same threads, side by side.
+
+    engines.py CHECKPOINT [--fathom PATH] [--tokens 512,2048] [--context 64] [--threads N] [--repeats 3] [--json]
+
+CHECKPOINT is a Qwen2- or Llama-class directory; `fathom bench-engine --shape qwen2.5-0.5b --keep DIR` writes one of
+random weights. llama.cpp gets the same weights as a bfloat16 GGUF file, written here. Every engine runs by itself, in a
+process of its own: prefill of each length (no text comes out, so one row of logits at most is asked for), then greedy decoding of one
+sequence behind --context tokens; medians. Of llama.cpp's two kinds of attention the faster one counts.
+
+Needs the packages of requirements.txt.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+DECODE_STEPS = 48
+
+
+def ids(vocab, tokens):
+    return [i * 2654435761 % vocab for i in range(tokens)]
+
+
+def seconds(run):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(prefill, decode_from, step, args, vocab):
+    """`prefill(ids)` starts anew; `decode_from(ids)` too, and `step()` goes on by one token."""
+    result = {"prefill": {}}
+    for tokens in args.tokens:
+        prompt = ids(vocab, tokens)
+        prefill(prompt)
+        times = [seconds(lambda: prefill(prompt)) for _ in range(args.repeats)]
+        result["prefill"][str(tokens)] = tokens / statistics.median(times)
+    decode_from(ids(vocab, args.context))
+    step()
+    result["decode"] = 1 / statistics.median(seconds(step) for _ in range(DECODE_STEPS))
+    return result
+
+
+def run_transformers(args, precision):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(args.threads)
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=dtype).eval()
+    state = {}
+
+    def forward(tokens, past=None):
+        with torch.inference_mode():
+            out = model(torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1)
+        state["past"], state["next"] = out.past_key_values, int(out.logits[0, -1].argmax())
+
+    def step():
+        forward([state["next"]], state["past"])
+
+    vocab = model.config.vocab_size
+    forward(ids(vocab, args.context))
+    first = state["next"]
+    return measure(forward, forward, step, args, vocab) | {"next": first}
+
+
+def run_llama_cpp(args, precision):
+    import llama_cpp
+
+    config = json.loads((args.checkpoint / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch) / "model.gguf"
+        write_gguf(args.checkpoint, config, path)
+        best = None
+        for flash_attention in [False, True]:
+            model = llama_cpp.Llama(
+                str(path),
+                n_ctx=max(args.tokens) + DECODE_STEPS + 16,
+                n_threads=args.threads,
+                n_threads_batch=args.threads,
+                flash_attn=flash_attention,
+                verbose=False,
+            )
+            best = faster(best, measure_llama_cpp(model, args, config["vocab_size"]))
+            model.close()
+        return best
+
+
+def measure_llama_cpp(model, args, vocab):
+    import llama_cpp
+    import numpy
+
+    def next_token():
+        logits = llama_cpp.llama_get_logits_ith(model._ctx.ctx, -1)
+        return int(numpy.ctypeslib.as_array(logits, (vocab,)).argmax())
+
+    def start(tokens):
+        model.reset()
+        model.eval(tokens)
+
+    start(ids(vocab, args.context))
+    first = next_token()
+    return measure(start, start, lambda: model.eval([next_token()]), args, vocab) | {"next": first}
+
+
+def faster(a, b):
+    """Of two measurements of the same thing, the better of each figure."""
+    if a is None:
+        return b
+    prefill = {tokens: max(rate, b["prefill"][tokens]) for tokens, rate in a["prefill"].items()}
+    return a | {"prefill": prefill, "decode": max(a["decode"], b["decode"])}
+
+
+def run_fathom(args, precision):
+    command = [args.fathom, "bench-engine", "--json", "--quiet", "--model", args.checkpoint, "--precision", precision]
+    command += ["--threads", args.threads, "--tokens", ",".join(map(str, args.tokens)), "--batches", 1]
+    command += ["--context", args.context, "--repeats", args.repeats]
+    out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+    report = json.loads(out)
+    rows = [row["overhead"] for row in report["prefill"]]
+    prefill = {str(row["tokens"]): row["prefill_tokens_per_s"] for row in rows}
+    return {"prefill": prefill, "decode": report["decode"][0]["tokens_per_s"]}
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------------------
+
+# HuggingFace's names within a layer, and GGUF's.
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OTHER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def gguf_name(name):
+    module, kind = name.rsplit(".", 1)
+    if module in OTHER_NAMES:
+        return f"{OTHER_NAMES[module]}.{kind}"
+    _, _, layer, part = module.split(".", 3)
+    return f"blk.{layer}.{LAYER_NAMES[part]}.{kind}"
+
+
+def tensors(checkpoint):
+    """Name and bfloat16 bits of every tensor of a checkpoint stored in bfloat16."""
+    import numpy
+
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        data = numpy.memmap(path, numpy.uint8, "r")
+        end = 8 + int(data[:8].view("<u8")[0])
+        header = json.loads(bytes(data[8:end]))
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] != "BF16":
+                sys.exit(f"{path}: tensor {name} is {entry['dtype']}: only checkpoints in BF16 are compared")
+            first, last = entry["data_offsets"]
+            yield name, data[end + first : end + last].view("<u2").reshape(entry["shape"])
+
+
+def write_gguf(checkpoint, config, path):
+    import gguf
+    import numpy
+
+    architecture = {"qwen2": "qwen2", "llama": "llama", "mistral": "llama"}.get(config["model_type"])
+    rope = config.get("rope_parameters") or {}
+    if architecture is None or config.get("rope_scaling") or rope.get("rope_type", "default") != "default":
+        sys.exit(f"{checkpoint}: a {config['model_type']} with this rotary embedding is not written as GGUF here")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config.get("rope_theta") or rope["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    for name, bits in tensors(checkpoint):
+        rotated = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
+        if architecture == "llama" and rotated:
+            # That architecture pairs neighbouring components where HuggingFace pairs the halves of a head.
+            halves = bits.reshape(rotated, 2, -1, *bits.shape[1:])
+            bits = numpy.ascontiguousarray(halves.swapaxes(1, 2)).reshape(bits.shape)
+        if bits.ndim == 1:
+            values = (bits.astype(numpy.uint32) << 16).view(numpy.float32)
+            writer.add_tensor(gguf_name(name), values)
+        else:
+            pairs = numpy.ascontiguousarray(bits).view(numpy.uint8)
+            writer.add_tensor(gguf_name(name), pairs, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+ENGINES = {
+    "fathom bf16": (run_fathom, "bf16"),
+    "fathom f32": (run_fathom, "f32"),
+    "transformers f32": (run_transformers, "f32"),
+    "transformers bf16": (run_transformers, "bf16"),
+    "llama.cpp bf16": (run_llama_cpp, "bf16"),
+}
+
+
+def measured_alone(engine):
+    """Runs one engine in a process of its own."""
+    out = subprocess.run([sys.executable, *sys.argv, "--only", engine], stdout=subprocess.PIPE, text=True)
+    if out.returncode != 0:
+        return None
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def table(results, args):
+    lengths = [str(tokens) for tokens in args.tokens]
+    ours = {precision: results[f"fathom {precision}"] for precision in ["bf16", "f32"]}
+    rate = lambda result, length: result["prefill"][length] if length else result["decode"]
+    heads = [f"prefill {length}, tok/s" for length in lengths] + ["decode, tok/s"]
+    print(f"| engine | {' | '.join(f'{head} | fathom bf16 | fathom f32' for head in heads)} |")
+    print("|---|" + "---:|---:|---:|" * len(heads))
+    for engine, result in results.items():
+        if result is None:
+            print(f"| {engine} | did not run |")
+            continue
+        cells = []
+        for length in lengths + [None]:
+            theirs = rate(result, length)
+            cells.append(f"{theirs:.1f}")
+            cells += [f"{rate(ours[precision], length) / theirs:.2f} ×" for precision in ["bf16", "f32"]]
+        print(f"| {engine} | {' | '.join(cells)} |")
+    asked = {engine: result["next"] for engine, result in results.items() if result and "next" in result}
+    print(f"\nThe first token decoded: {', '.join(f'{token} ({engine})' for engine, token in asked.items())}.")
+
+
+def main():
+    numbers = lambda text: [int(part) for part in text.split(",")]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=pathlib.Path)
+    parser.add_argument("--fathom", default="fathom")
+    parser.add_argument("--tokens", type=numbers, default=[512, 2048])
+    parser.add_argument("--context", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=ENGINES, help="run this engine, here, and print its rates as JSON")
+    args = parser.parse_args()
+
+    if args.only:
+        run, precision = ENGINES[args.only]
+        print(json.dumps(run(args, precision)))
+        return
+    results = {engine: measured_alone(engine) for engine in ENGINES}
+    if args.json:
+        print(json.dumps({"threads": args.threads, "engines": results}, indent=1))
+    else:
+        table(results, args)
+
+
+if __name__ == "__main__":
+    main()
