@@ -6,10 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use fathom_kernels::{Cpu, CpuOptions, Precision};
-use fathom_model::{Checkpoint, Model, TextEncoder, TokenizedTrace, TraceReader};
+use fathom_model::{
+    Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
+    TextEncoder, TokenizedTrace, TraceReader,
+};
 use fathom_sinks::explain::{
-    Analysis, AnalysisResult, Clusters, Effect, Entropy, ExplainOptions, Explanation, LevelChange,
-    Neurons, Pca, Scope, SinkStages, Stage, Stages, Suppress, Swap, SweepPoint, read, result_file,
+    Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
+    Explanation, Inputs, LevelChange, Neurons, Pca, Scope, SinkStages, Stage, Stages, Suppress,
+    Swap, SweepPoint, read, result_file,
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
 use fathom_sinks::{
@@ -48,10 +52,10 @@ impl Planted {
     }
 
     /// One planted now.
-    fn fresh() -> (Planted, PlantedTruth) {
+    fn fresh(seed: u64, traces: usize) -> (Planted, PlantedTruth) {
         let dir = tempfile::tempdir().unwrap();
         let model_dir = dir.path().join("model");
-        let truth = plant(&model_dir, &PlantOptions { seed: 5, traces: 3 }).unwrap();
+        let truth = plant(&model_dir, &PlantOptions { seed, traces }).unwrap();
         let trace = |(index, sequence): (usize, &PlantedSequence)| TokenizedTrace {
             index: index as u64,
             line: index + 1,
@@ -94,7 +98,7 @@ impl Planted {
     fn explained_fresh() -> &'static (Planted, PlantedTruth) {
         static PLANTED: OnceLock<(Planted, PlantedTruth)> = OnceLock::new();
         PLANTED.get_or_init(|| {
-            let (planted, truth) = Planted::fresh();
+            let (planted, truth) = Planted::fresh(5, 3);
             planted.explain(&Analysis::ALL);
             (planted, truth)
         })
@@ -102,8 +106,24 @@ impl Planted {
 
     fn explain(&self, analyses: &[Analysis]) {
         let explanation = Explanation::new(&self.run, analyses, OPTIONS).unwrap();
+        self.run_on(&explanation, &self.traces, &mut ()).unwrap();
+    }
+
+    fn run_on(
+        &self,
+        explanation: &Explanation<'_>,
+        traces: &[TokenizedTrace],
+        progress: &mut dyn ExplainProgress,
+    ) -> fathom_model::Result<()> {
         let checkpoint = Checkpoint::open(&self.model_dir).unwrap();
-        explanation.with_model(&self.model, &checkpoint, &self.traces, &mut ()).unwrap();
+        let inputs = Inputs {
+            model: &self.model,
+            checkpoint: &checkpoint,
+            traces,
+            text: &|ids| Some(format!("{ids:?}")),
+            engine: "cpu",
+        };
+        explanation.with_model(&inputs, progress)
     }
 
     fn result<T: AnalysisResult>(&self) -> T {
@@ -195,6 +215,76 @@ fn larger_norms_draw_more_attention_and_last_longer() {
     assert!(effect.layers[..6].iter().all(|layer| layer.alive == 0 && layer.secondary.is_none()));
     let layer = &effect.layers[9];
     assert!(layer.secondary.unwrap() < layer.reference.unwrap());
+}
+
+/// What the plan says follows, whatever was planted: other seeds, other bases, other texts.
+#[test]
+fn every_seed_gives_back_its_causes() {
+    for seed in [1, 2, 3] {
+        let (planted, truth) = Planted::fresh(seed, 2);
+        planted.explain(&[Analysis::Stages, Analysis::Swap, Analysis::Effect, Analysis::Neurons]);
+        let stages: Stages = planted.result();
+        let sinks = stages.sinks.iter().filter(|sink| sink.sink.class == Class::Secondary);
+        for sink in sinks {
+            let l_start = sink.sink.l_start;
+            assert!(at(sink, l_start, Stage::MlpOutToState) >= 0.99, "{seed} {sink:?}");
+        }
+        let swap: Swap = planted.result();
+        for cell in swap.cells.iter().filter(|cell| cell.site == "resid_post") {
+            let expected = f64::from(cell.layer <= cell.l_start);
+            assert_eq!(cell.suppressed.share, expected, "{seed} {cell:?}");
+        }
+        let effect: Effect = planted.result();
+        assert!(effect.lifetime_rho.unwrap() > 0.8, "{seed} {:?}", effect.lifetime_rho);
+        // Up to layer 16 sinks of several levels are alive, whose norms differ by more than chance.
+        for layer in &effect.layers[8..=16] {
+            assert!(layer.line.unwrap().slope > 0.0, "{seed} {layer:?}");
+        }
+        let neurons: Neurons = planted.result();
+        for layer in &neurons.layers {
+            assert_only_those_of(layer.layer, &layer.ablation.levels, layer.ablation.appeared);
+            let kinds = truth.kinds.iter().filter(|kind| kind.layer == layer.layer);
+            let sinks = kinds.enumerate().filter(|(_, kind)| kind.class.is_some());
+            let planned: Vec<usize> = sinks.map(|(neuron, _)| neuron).collect();
+            let found = &layer.ablation.neurons;
+            assert!(found.iter().all(|neuron| planned.contains(neuron)), "{seed} {found:?}");
+        }
+    }
+}
+
+/// Counts the tokens that go through the model.
+#[derive(Default)]
+struct Tokens(usize);
+
+impl ExplainProgress for Tokens {
+    fn start(&mut self, _: &'static str, unit: &'static str, steps: usize) {
+        self.0 += if unit == "tokens" { steps } else { 0 };
+    }
+
+    fn advance(&mut self, _: usize) {}
+}
+
+#[test]
+fn an_explanation_that_was_stopped_does_only_what_is_left() {
+    let planted = Planted::basic(true);
+    let analyses = [Analysis::Stages, Analysis::Entropy];
+    let explanation = Explanation::new(&planted.run, &analyses, OPTIONS).unwrap();
+    let mut broken = planted.traces.clone();
+    let ordinary =
+        |t: &usize| !planted.run.detections().unwrap()[4].sinks.iter().any(|s| s.position == *t);
+    let last = (0..broken[4].ids.len()).rev().find(ordinary).unwrap();
+    broken[4].ids[last] = 300; // beyond the vocabulary
+    planted.run_on(&explanation, &broken, &mut ()).unwrap_err();
+
+    let mut tokens = Tokens::default();
+    planted.run_on(&explanation, &planted.traces, &mut tokens).unwrap();
+    let of = |traces: &[TokenizedTrace]| traces.iter().map(|trace| trace.ids.len()).sum::<usize>();
+    assert_eq!(tokens.0, of(&planted.traces[4..]));
+    for analysis in analyses {
+        let bytes = |planted: &Planted| fs::read(result_file(planted.run.dir(), analysis)).unwrap();
+        assert!(bytes(&planted) == bytes(Planted::explained()), "{}", analysis.name());
+    }
+    assert!(!planted.dir.path().join("run/explain/parts").exists());
 }
 
 #[test]
@@ -301,6 +391,67 @@ fn clamping_a_layer_suppresses_its_sinks_and_changes_what_follows() {
     }
 }
 
+/// The most likely tokens behind `ids`, each from a pass over all that stands before it.
+fn written(model: &Model<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec<u32> {
+    let mut text = ids.to_vec();
+    for _ in 0..tokens {
+        let mut sequence = model.new_sequence(SequenceOptions::default());
+        let mut step = [Step { sequence: &mut sequence, tokens: &text, logits: LogitRows::Last }];
+        let logits = model.forward(&mut step, Some(&mut EditProbe::new(edits))).unwrap();
+        let logits = logits.step(model.backend(), 0);
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        text.push(best as u32);
+    }
+    text.split_off(ids.len())
+}
+
+#[test]
+fn what_the_model_writes_with_a_layer_clamped_is_what_it_writes_from_scratch() {
+    let planted = Planted::explained();
+    let suppress: Suppress = planted.result();
+    let mut differ = 0;
+    for layer in &suppress.layers {
+        assert!(!layer.continuations.is_empty());
+        for continuation in &layer.continuations {
+            let ids = &planted.traces[continuation.trace].ids;
+            assert!(continuation.from <= ids.len() && continuation.clamped > 0);
+            let (before, after) = (&continuation.before, &continuation.after);
+            assert_eq!((before.ids.len(), after.ids.len()), (48, 48));
+            assert_eq!(before.text.as_deref(), Some(format!("{:?}", before.ids).as_str()));
+            let first = before.ids.iter().zip(&after.ids).position(|(a, b)| a != b);
+            assert_eq!(continuation.differs_at, first);
+            differ += usize::from(first.is_some());
+        }
+    }
+    assert!(differ > 0);
+
+    let (layer, continuation) = suppress
+        .layers
+        .iter()
+        .flat_map(|layer| layer.continuations.iter().map(move |one| (layer, one)))
+        .find(|(_, one)| one.differs_at.is_some())
+        .unwrap();
+    let ids = &planted.traces[continuation.trace].ids[..continuation.from];
+    let plain = written(&planted.model, ids, &Edits::default(), 12);
+    assert_eq!(plain, continuation.before.ids[..12]);
+    // The sinks of that layer, by name rather than by alignment.
+    let sinks: Vec<usize> = planted.run.detections().unwrap()[continuation.trace]
+        .sinks
+        .iter()
+        .filter(|sink| sink.l_start() == layer.layer && sink.position < continuation.from)
+        .map(|sink| sink.position)
+        .collect();
+    let clamp = |position| {
+        let (site, change) = (Site::MlpOut, Change::Clamp(layer.norm));
+        Edit::new(site, layer.layer, position, change)
+    };
+    let clamps: Vec<Edit> = sinks.into_iter().map(clamp).collect();
+    assert_eq!(clamps.len(), continuation.clamped);
+    let clamps = Edits::new(clamps, planted.model.config(), None).unwrap();
+    let until = continuation.differs_at.unwrap() + 1;
+    assert_eq!(written(&planted.model, ids, &clamps, until), continuation.after.ids[..until]);
+}
+
 #[test]
 fn the_residual_stream_is_compressed_where_the_reference_is_a_sink() {
     let (planted, truth) = Planted::explained_fresh();
@@ -374,6 +525,22 @@ fn future_sinks_stand_apart_before_they_are_sinks() {
     let separability = |layer| at("resid_post", layer).separability;
     assert!(separability(3) < 0.9 && separability(4) > 0.92 && separability(8) > 0.95);
     assert!(at("resid_post", 8).silhouette > 0.4 && at("resid_post", 0).silhouette < 0.2);
+    // Of the sinks of layer 6, some (`context`) become different from tokens of the same id by what attention
+    // copies at layer 4; those made at other layers have ids of their own.
+    let decided = |l_start: usize, site: &str| {
+        let of = |d: &&Decision| d.l_start == l_start && d.site == site;
+        clusters.decisions.iter().find(of).unwrap()
+    };
+    assert_eq!(decided(6, "resid_post").layer, Some(4), "{:?}", decided(6, "resid_post"));
+    for decision in &clusters.decisions {
+        let layers: Vec<usize> = decision.curve.iter().map(|place| place.layer).collect();
+        assert!(layers.into_iter().eq(0..=decision.l_start + 1));
+        if let Some(layer) = decision.layer {
+            let after = decision.curve[layer..=decision.l_start].iter();
+            assert!(after.clone().all(|p| p.separability >= Decision::SEPARABLE));
+            assert!(layer == 0 || decision.curve[layer - 1].separability < Decision::SEPARABLE);
+        }
+    }
     // Attention writes nothing that most sinks have in common.
     assert!((0..10).all(|layer| at("attn_out", layer).separability < 0.8));
 }
@@ -422,11 +589,9 @@ fn traces_of_another_run_are_refused() {
     let planted = Planted::explained();
     let explanation =
         Explanation::new(&planted.run, &[Analysis::Stages], ExplainOptions { seed: 9, ..OPTIONS });
-    let checkpoint = Checkpoint::open(&planted.model_dir).unwrap();
     let explained = |traces: &[TokenizedTrace]| {
         let explanation = explanation.as_ref().unwrap();
-        let explained = explanation.with_model(&planted.model, &checkpoint, traces, &mut ());
-        explained.unwrap_err().to_string()
+        planted.run_on(explanation, traces, &mut ()).unwrap_err().to_string()
     };
     let error = explained(&planted.traces[..2]);
     assert_eq!(error, "the run scanned 6 traces, but there are only 2");

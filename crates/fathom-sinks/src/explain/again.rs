@@ -1,12 +1,12 @@
 //! Passes over a trace with something changed, beside one without: what becomes of its sinks and of the
 //! distributions it predicts.
 
-use std::collections::BTreeMap;
-
 use fathom_kernels::Backend;
 use fathom_model::{
-    Access, At, EditProbe, Edits, LogitRows, Model, Probe, Result, SequenceOptions, Site, Step,
+    Access, At, EditProbe, Edits, LogitRows, Model, Probe, Result, Sequence, SequenceOptions, Site,
+    Step,
 };
+use serde::{Deserialize, Serialize};
 
 use super::LevelChange;
 use super::subjects::Subject;
@@ -43,7 +43,7 @@ pub(super) fn run_again<B: Backend>(
     rule: &ScanOptions,
     variants: &[Edits],
     advance: &mut dyn FnMut(usize),
-) -> Result<Vec<Outcome>> {
+) -> Result<Again<B>> {
     let ids = subject.ids;
     let (layers, vocab) = (model.config().layers, model.config().vocab);
     let plain = Edits::default();
@@ -95,13 +95,70 @@ pub(super) fn run_again<B: Backend>(
     let ScanOptions { preset, threshold, rise_factor, .. } = *rule;
     let options = DetectOptions { preset, threshold, rise_factor };
     let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
-    measured
+    let outcomes = measured
         .map(|((scalars, aligned), (nll, kl))| {
             let scalars = scalars.finish()?;
             let detection = detect(&scalars, &options);
             Ok(Outcome { scalars, detection, aligned, nll, kl })
         })
-        .collect()
+        .collect::<Result<_>>()?;
+    Ok(Again { outcomes, sequences })
+}
+
+/// What came of a trace, plain and with each of the variants.
+pub(super) struct Again<B: Backend> {
+    /// The plain outcome, then those of the variants.
+    pub outcomes: Vec<Outcome>,
+    /// Their sequences, each holding the whole trace.
+    sequences: Vec<Sequence<B>>,
+}
+
+impl<B: Backend> Again<B> {
+    /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of the
+    /// trace, plain and with each of the first `variants`, which go on being edited: `[1 + variants]`.
+    ///
+    /// # Errors
+    /// A pass that fails.
+    pub fn continue_greedily(
+        self,
+        model: &Model<B>,
+        ids: &[u32],
+        variants: &[Edits],
+        from: usize,
+        tokens: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let Some((last, _)) = ids.get(..from).and_then(<[u32]>::split_last) else {
+            return Ok(Vec::new());
+        };
+        let plain = Edits::default();
+        let all: Vec<&Edits> = [&plain].into_iter().chain(variants).collect();
+        let mut probe = SideBySide { probes: all.iter().map(|e| EditProbe::new(e)).collect() };
+        let mut sequences = self.sequences;
+        sequences.truncate(all.len());
+        for sequence in &mut sequences {
+            model.truncate(sequence, from - 1)?;
+        }
+        let mut written = vec![Vec::with_capacity(tokens); all.len()];
+        let mut next = vec![[*last]; all.len()];
+        for _ in 0..tokens {
+            let step = |(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last };
+            let tokens = next.iter().map(<[u32; 1]>::as_slice);
+            let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().zip(tokens).map(step).collect();
+            let logits = model.forward(&mut steps, Some(&mut probe))?;
+            for (variant, written) in written.iter_mut().enumerate() {
+                let token = argmax(&logits.step(model.backend(), variant));
+                written.push(token);
+                next[variant] = [token];
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// The index of the largest value, the first of equals.
+fn argmax(values: &[f32]) -> u32 {
+    let best = values.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
+    best.and_then(|(index, _)| u32::try_from(index).ok()).unwrap_or(0)
 }
 
 /// Turns logits into log-probabilities.
@@ -155,20 +212,20 @@ impl Probe for SideBySide<'_> {
     }
 }
 
-/// What became of the secondary sinks of several traces.
-#[derive(Default)]
+/// What became of the secondary sinks of one trace, or of several.
+#[derive(Default, Serialize, Deserialize)]
 pub(super) struct Changes {
-    levels: BTreeMap<(usize, usize), LevelChange>,
+    /// Each level once.
+    levels: Vec<LevelChange>,
     appeared: usize,
 }
 
 impl Changes {
     /// Compares a trace's sinks with those of an edited pass.
-    pub fn add(&mut self, subject: &Subject<'_>, after: &Detection) {
+    pub fn of(subject: &Subject<'_>, after: &Detection) -> Changes {
+        let mut changes = Changes::default();
         for sink in subject.secondary() {
-            let (l_start, lifetime) = (sink.l_start(), sink.lifetime());
-            let none = LevelChange { l_start, lifetime, before: 0, kept: 0, changed: 0, gone: 0 };
-            let level = self.levels.entry((l_start, lifetime)).or_insert(none);
+            let level = changes.level(sink.l_start(), sink.lifetime());
             level.before += 1;
             match after.sinks.iter().find(|other| other.position == sink.position) {
                 None => level.gone += 1,
@@ -178,30 +235,38 @@ impl Changes {
         }
         let new = |position| !subject.is_sink(position);
         let secondary = after.sinks.iter().filter(|sink| sink.class == Class::Secondary);
-        self.appeared += secondary.filter(|sink| new(sink.position)).count();
+        changes.appeared = secondary.filter(|sink| new(sink.position)).count();
+        changes
+    }
+
+    fn level(&mut self, l_start: usize, lifetime: usize) -> &mut LevelChange {
+        let place = |level: &LevelChange| (level.l_start, level.lifetime);
+        let index = match self.levels.binary_search_by_key(&(l_start, lifetime), place) {
+            Ok(index) => index,
+            Err(index) => {
+                let none =
+                    LevelChange { l_start, lifetime, before: 0, kept: 0, changed: 0, gone: 0 };
+                self.levels.insert(index, none);
+                index
+            }
+        };
+        &mut self.levels[index]
+    }
+
+    /// Adds another trace's.
+    pub fn merge(&mut self, other: Changes) {
+        for more in other.levels {
+            let level = self.level(more.l_start, more.lifetime);
+            level.before += more.before;
+            level.kept += more.kept;
+            level.changed += more.changed;
+            level.gone += more.gone;
+        }
+        self.appeared += other.appeared;
     }
 
     /// The levels, and how many sinks were none before.
     pub fn finish(self) -> (Vec<LevelChange>, usize) {
-        (self.levels.into_values().collect(), self.appeared)
-    }
-}
-
-/// A mean over all tokens of all traces.
-#[derive(Default)]
-pub(super) struct Mean {
-    sum: f64,
-    n: usize,
-}
-
-impl Mean {
-    pub fn add(&mut self, values: &[f64]) {
-        self.sum += values.iter().sum::<f64>();
-        self.n += values.len();
-    }
-
-    /// 0 where there was nothing.
-    pub fn get(&self) -> f64 {
-        if self.n == 0 { 0.0 } else { self.sum / self.n as f64 }
+        (self.levels, self.appeared)
     }
 }

@@ -1,10 +1,16 @@
 //! From which layer on future sinks stand apart from other tokens (definition 2.7, paper Fig. 6).
 
-use fathom_model::Site;
+use std::collections::BTreeSet;
+
+use fathom_kernels::Backend;
+use fathom_model::{Result, Site};
+use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
 use super::collect::Collector;
 use super::gram::squared_distances;
+use super::parts::{decode, encode};
+use super::pass::{Observer, Rows};
 use super::separation::{separability, silhouette};
 use super::subjects::{Others, Subject, Token, sample};
 use super::tsne::tsne;
@@ -17,6 +23,50 @@ pub struct Clusters {
     pub points: Vec<ClusterPoint>,
     /// By site (`resid_post`, `attn_out`, `mlp_out`), then layer. Empty with fewer than 5 of either kind.
     pub places: Vec<ClusterPlace>,
+    /// Where it is decided which tokens become sinks, by l_start, then site.
+    #[serde(default)]
+    pub decisions: Vec<Decision>,
+}
+
+/// Future sinks of one l_start against as many other tokens, at one site.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// First layer of the sinks.
+    pub l_start: usize,
+    /// How many there are; at least 5.
+    pub sinks: usize,
+    /// `resid_post`, `attn_out` or `mlp_out`.
+    pub site: String,
+    /// The layer the decision is made at: the first from which on, up to l_start, the separability is not below
+    /// [`Decision::SEPARABLE`]. Absent where it is not even at l_start.
+    pub layer: Option<usize>,
+    /// Layer by layer, up to the one behind l_start.
+    pub curve: Vec<Separation>,
+}
+
+/// How far future sinks stand apart at one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Separation {
+    /// The layer.
+    pub layer: usize,
+    /// As [`ClusterPlace::silhouette`].
+    pub silhouette: f64,
+    /// As [`ClusterPlace::separability`].
+    pub separability: f64,
+}
+
+impl Decision {
+    /// The separability from which on tokens count as told apart.
+    pub const SEPARABLE: f64 = 0.9;
+
+    /// See [`Decision::layer`].
+    fn made_at(curve: &[Separation], l_start: usize) -> Option<usize> {
+        let before = curve.iter().rev().skip_while(|place| place.layer > l_start);
+        before
+            .take_while(|place| place.separability >= Decision::SEPARABLE)
+            .last()
+            .map(|place| place.layer)
+    }
 }
 
 /// A token.
@@ -64,7 +114,7 @@ const FEWEST: usize = 5;
 pub(super) struct ClustersObserver {
     points: Vec<ClusterPoint>,
     layers: usize,
-    pub collector: Collector,
+    collector: Collector,
 }
 
 impl ClustersObserver {
@@ -104,25 +154,123 @@ impl ClustersObserver {
         ClustersObserver { points, layers, collector }
     }
 
-    pub fn finish(self) -> Clusters {
-        let kinds: Vec<bool> = self.points.iter().map(|point| point.l_start.is_some()).collect();
+    /// Places that are to be looked at when all tokens are there.
+    pub fn places(&self) -> usize {
+        if self.enough() { SITES.len() * self.layers } else { 0 }
+    }
+
+    fn kinds(&self) -> Vec<bool> {
+        self.points.iter().map(|point| point.l_start.is_some()).collect()
+    }
+
+    fn enough(&self) -> bool {
+        let kinds = self.kinds();
         let sinks = kinds.iter().filter(|kind| **kind).count();
-        let enough = sinks.min(kinds.len() - sinks) >= FEWEST;
-        let place = |site: Site, layer: usize| {
-            let distances = squared_distances(&self.collector.rows(site, layer));
-            let perplexity = ((kinds.len() - 1) as f64 / 3.0).min(30.0);
-            let (coordinates, _) = tsne(&distances, perplexity);
-            ClusterPlace {
-                site: site.to_string(),
-                layer,
-                silhouette: silhouette(&distances, &kinds),
-                separability: separability(&distances, &kinds),
-                tsne: coordinates.into_iter().map(|point| point.map(|x| x as f32)).collect(),
+        sinks.min(kinds.len() - sinks) >= FEWEST
+    }
+
+    /// `advance` is called after each place.
+    pub fn finish(self, advance: &mut dyn FnMut()) -> Clusters {
+        let kinds = self.kinds();
+        let levels = if self.enough() { self.levels() } else { Vec::new() };
+        let (mut places, mut decisions) = (Vec::new(), Vec::new());
+        for site in SITES {
+            let mut curves: Vec<Vec<Separation>> = vec![Vec::new(); levels.len()];
+            for layer in 0..if self.enough() { self.layers } else { 0 } {
+                let distances = squared_distances(&self.collector.rows(site, layer));
+                let perplexity = ((kinds.len() - 1) as f64 / 3.0).min(30.0);
+                let (coordinates, _) = tsne(&distances, perplexity);
+                places.push(ClusterPlace {
+                    site: site.to_string(),
+                    layer,
+                    silhouette: silhouette(&distances, &kinds),
+                    separability: separability(&distances, &kinds),
+                    tsne: coordinates.into_iter().map(|point| point.map(|x| x as f32)).collect(),
+                });
+                for (level, curve) in levels.iter().zip(&mut curves) {
+                    if layer <= level.l_start + 1 {
+                        curve.push(level.separation(layer, &distances, &kinds));
+                    }
+                }
+                advance();
             }
+            decisions.extend(levels.iter().zip(curves).map(|(level, curve)| Decision {
+                l_start: level.l_start,
+                sinks: level.points.len() / 2,
+                site: site.to_string(),
+                layer: Decision::made_at(&curve, level.l_start),
+                curve,
+            }));
+        }
+        decisions.sort_by_key(|decision| decision.l_start); // stable: sites stay in their order
+        Clusters { points: self.points, places, decisions }
+    }
+
+    /// The sinks of each l_start that has enough of them.
+    fn levels(&self) -> Vec<Level> {
+        let starts: BTreeSet<usize> =
+            self.points.iter().filter_map(|point| point.l_start).collect();
+        starts.into_iter().filter_map(|l_start| self.level(l_start)).collect()
+    }
+
+    /// Sinks of one l_start and as many others, those of the same ids first.
+    fn level(&self, l_start: usize) -> Option<Level> {
+        let of = |wanted: Option<usize>| {
+            let points = self.points.iter().enumerate();
+            points.filter(move |(_, point)| point.l_start == wanted)
         };
-        let layers = if enough { self.layers } else { 0 };
-        let places = SITES.into_iter().flat_map(|site| (0..layers).map(move |l| (site, l)));
-        let places = places.map(|(site, layer)| place(site, layer)).collect();
-        Clusters { points: self.points, places }
+        let ids: BTreeSet<u32> = of(Some(l_start)).map(|(_, point)| point.token_id).collect();
+        let mut points: Vec<usize> = of(Some(l_start)).map(|(index, _)| index).collect();
+        let sinks = points.len();
+        let ids = &ids;
+        let same = |same: bool| of(None).filter(move |(_, p)| ids.contains(&p.token_id) == same);
+        points.extend(same(true).chain(same(false)).map(|(index, _)| index).take(sinks));
+        (sinks >= FEWEST && points.len() == 2 * sinks).then_some(Level { l_start, points })
+    }
+}
+
+/// Sinks of one l_start, and as many other tokens.
+struct Level {
+    l_start: usize,
+    /// Indices among all points.
+    points: Vec<usize>,
+}
+
+impl Level {
+    fn separation(&self, layer: usize, distances: &DMatrix<f64>, kinds: &[bool]) -> Separation {
+        let n = self.points.len();
+        let own = DMatrix::from_fn(n, n, |i, j| distances[(self.points[i], self.points[j])]);
+        let kinds: Vec<bool> = self.points.iter().map(|index| kinds[*index]).collect();
+        Separation {
+            layer,
+            silhouette: silhouette(&own, &kinds),
+            separability: separability(&own, &kinds),
+        }
+    }
+}
+
+impl<B: Backend> Observer<B> for ClustersObserver {
+    fn name(&self) -> &'static str {
+        "clusters"
+    }
+
+    fn begin(&mut self, subject: &Subject<'_>) {
+        self.collector.begin(subject);
+    }
+
+    fn wants(&self, site: Site, layer: usize) -> bool {
+        self.collector.wants(site, layer)
+    }
+
+    fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
+        self.collector.read(site, layer, rows);
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&self.collector.part())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        decode(part).map(|rows| self.collector.add(rows)).is_some()
     }
 }

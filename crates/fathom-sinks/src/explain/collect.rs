@@ -1,11 +1,11 @@
 //! Keeping the rows of chosen tokens.
 
 use std::collections::BTreeMap;
+use std::mem;
 
-use fathom_kernels::Backend;
 use fathom_model::Site;
 
-use super::pass::{Observer, Rows};
+use super::pass::Rows;
 use super::subjects::{Subject, Token};
 
 /// Keeps the rows of chosen tokens at chosen places.
@@ -14,8 +14,19 @@ pub(super) struct Collector {
     tokens: Vec<Token>,
     /// `[tokens]`, each `[width]`.
     rows: BTreeMap<(Site, usize), Vec<Vec<f32>>>,
-    number: usize,
+    trace: Trace,
 }
+
+/// The trace that is passing.
+#[derive(Default)]
+struct Trace {
+    /// Positions of its chosen tokens.
+    positions: Vec<usize>,
+    rows: BTreeMap<(Site, usize), Vec<Vec<f32>>>,
+}
+
+/// The rows of one trace, by place.
+pub(super) type TraceRows = Vec<Vec<Vec<f32>>>;
 
 impl Collector {
     pub fn new(
@@ -24,7 +35,7 @@ impl Collector {
     ) -> Collector {
         tokens.sort_unstable();
         let rows = places.into_iter().map(|place| (place, Vec::new())).collect();
-        Collector { tokens, rows, number: 0 }
+        Collector { tokens, rows, trace: Trace::default() }
     }
 
     /// The tokens, in the order of their rows.
@@ -37,21 +48,34 @@ impl Collector {
         let rows = self.rows.get(&(site, layer));
         rows.map_or(Vec::new(), |rows| rows.iter().map(Vec::as_slice).collect())
     }
-}
 
-impl<B: Backend> Observer<B> for Collector {
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.number = subject.number;
+    /// A trace begins.
+    pub fn begin(&mut self, subject: &Subject<'_>) {
+        let here = self.tokens.iter().filter(|(trace, _)| *trace == subject.number);
+        let positions = here.map(|(_, position)| *position).collect();
+        let rows = self.rows.keys().map(|place| (*place, Vec::new())).collect();
+        self.trace = Trace { positions, rows };
     }
 
-    fn wants(&self, site: Site, layer: usize) -> bool {
-        self.rows.contains_key(&(site, layer))
+    /// Whether rows of this place are kept.
+    pub fn wants(&self, site: Site, layer: usize) -> bool {
+        !self.trace.positions.is_empty() && self.rows.contains_key(&(site, layer))
     }
 
-    fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
-        let Some(kept) = self.rows.get_mut(&(site, layer)) else { return };
-        let here = self.tokens.iter().filter(|(trace, _)| *trace == self.number);
-        let rows = here.filter_map(|(_, position)| rows.get(*position));
+    /// Keeps those of these rows that are chosen.
+    pub fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
+        let Some(kept) = self.trace.rows.get_mut(&(site, layer)) else { return };
+        let rows = self.trace.positions.iter().filter_map(|position| rows.get(*position));
         kept.extend(rows.map(<[f32]>::to_vec));
+    }
+
+    /// The rows of the trace that passed.
+    pub fn part(&mut self) -> TraceRows {
+        mem::take(&mut self.trace.rows).into_values().collect()
+    }
+
+    /// Adds a trace's rows.
+    pub fn add(&mut self, part: TraceRows) {
+        self.rows.values_mut().zip(part).for_each(|(rows, part)| rows.extend(part));
     }
 }

@@ -1,11 +1,15 @@
 //! What the MLPs that create sinks do on a plain pass.
 
+use std::mem;
+
 use fathom_kernels::Backend;
-use fathom_model::Site;
+use fathom_model::{Result, Site};
+use serde::{Deserialize, Serialize};
 
 use super::ExplainOptions;
-use super::again::Mean;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
+use super::statistics::Mean;
 use super::subjects::{Subject, Token, creation_layers, sample};
 use crate::vector::norm;
 
@@ -31,6 +35,15 @@ pub(super) struct Creation {
     /// Sum over the traces of the reference's `resid_post`, each scaled to norm 1.
     direction: Vec<f64>,
     /// ‖mlp_out‖ of tokens that are no sinks.
+    other_norm: Mean,
+    trace: Trace,
+}
+
+/// What one trace adds.
+#[derive(Default, Serialize, Deserialize)]
+struct Trace {
+    activations: Vec<Vec<f32>>,
+    direction: Vec<f64>,
     other_norm: Mean,
 }
 
@@ -63,6 +76,7 @@ impl CreationObserver {
                 activations: Vec::new(),
                 direction: Vec::new(),
                 other_norm: Mean::default(),
+                trace: Trace::default(),
             }
         };
         let layers = creation_layers(subjects).into_iter().map(creation).collect();
@@ -75,10 +89,15 @@ impl CreationObserver {
 }
 
 impl<B: Backend> Observer<B> for CreationObserver {
+    fn name(&self) -> &'static str {
+        "creation"
+    }
+
     fn begin(&mut self, subject: &Subject<'_>) {
         self.number = subject.number;
         self.reference = subject.reference;
         self.sinks = subject.detection.sinks.iter().map(|sink| sink.position).collect();
+        self.layers.iter_mut().for_each(|creation| creation.trace = Trace::default());
     }
 
     fn wants(&self, site: Site, layer: usize) -> bool {
@@ -95,19 +114,35 @@ impl<B: Backend> Observer<B> for CreationObserver {
             Site::ResidPost => {
                 let Some(row) = rows.get(self.reference) else { return };
                 let norm = f64::from(norm(row)).max(f64::MIN_POSITIVE);
-                creation.direction.resize(row.len(), 0.0);
-                let unit = row.iter().map(|x| f64::from(*x) / norm);
-                creation.direction.iter_mut().zip(unit).for_each(|(sum, x)| *sum += x);
+                creation.trace.direction = row.iter().map(|x| f64::from(*x) / norm).collect();
             }
             Site::MlpOut => {
                 let others = rows.iter().filter(|(t, _)| self.sinks.binary_search(t).is_err());
-                others.for_each(|(_, row)| creation.other_norm.add(&[f64::from(norm(row))]));
+                let norms = &mut creation.trace.other_norm;
+                others.for_each(|(_, row)| norms.add(&[f64::from(norm(row))]));
             }
             _ => {
                 let here = creation.kept.iter().filter(|(trace, _)| *trace == self.number);
                 let kept = here.filter_map(|(_, position)| rows.get(*position));
-                creation.activations.extend(kept.map(<[f32]>::to_vec));
+                creation.trace.activations.extend(kept.map(<[f32]>::to_vec));
             }
         }
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        let traces = self.layers.iter_mut().map(|creation| mem::take(&mut creation.trace));
+        encode(&traces.collect::<Vec<Trace>>())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let Some(traces) = decode::<Vec<Trace>>(part) else { return false };
+        for (creation, trace) in self.layers.iter_mut().zip(traces) {
+            creation.activations.extend(trace.activations);
+            let sum = &mut creation.direction;
+            sum.resize(sum.len().max(trace.direction.len()), 0.0);
+            sum.iter_mut().zip(trace.direction).for_each(|(sum, x)| *sum += x);
+            creation.other_norm.merge(&trace.other_norm);
+        }
+        true
     }
 }

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use fathom_kernels::Backend;
-use fathom_model::{Checkpoint, Edits, Error, Model, Result, TokenizedTrace, file_fingerprint};
+use fathom_model::{Checkpoint, Error, Model, Result, TokenizedTrace, file_fingerprint};
 
-use super::again::run_again;
 use super::clusters::ClustersObserver;
 use super::creation::CreationObserver;
 use super::effect::EffectObserver;
 use super::entropy::EntropyObserver;
 use super::neurons::{HeadObserver, Ranked};
+use super::parts::Parts;
 use super::pass::{Observer, observe};
 use super::pca::PcaObserver;
 use super::stages::StagesObserver;
@@ -18,6 +18,7 @@ use super::store;
 use super::subjects::{Subject, creation_layers};
 use super::suppress::Clamped;
 use super::swap::SwapObserver;
+use super::variants::Variants;
 use super::{
     Analysis, AnalysisResult, Clusters, Effect, Entropy, ExplainOptions, Neurons, Pca, Stages,
     Suppress, Swap,
@@ -35,17 +36,31 @@ pub struct Explanation<'a> {
     detections_sha256: String,
 }
 
+/// What an explanation runs the traces through again.
+pub struct Inputs<'a, B: Backend> {
+    /// The run's model.
+    pub model: &'a Model<B>,
+    /// The checkpoint it was loaded from.
+    pub checkpoint: &'a Checkpoint,
+    /// The run's traces, in their order.
+    pub traces: &'a [TokenizedTrace],
+    /// The text of token ids, where the model has a tokenizer.
+    pub text: &'a dyn Fn(&[u32]) -> Option<String>,
+    /// Which kernels compute it: as [`crate::Manifest::engine`].
+    pub engine: &'a str,
+}
+
 /// Watches an explanation.
 pub trait ExplainProgress {
-    /// A step begins, in which so many tokens go through the model.
-    fn start(&mut self, step: &'static str, tokens: usize);
-    /// So many more tokens are done.
-    fn advance(&mut self, tokens: usize);
+    /// A step begins that takes so many of what is named: "tokens" through the model, "places" to compare.
+    fn start(&mut self, step: &'static str, unit: &'static str, steps: usize);
+    /// So many more are done.
+    fn advance(&mut self, steps: usize);
 }
 
 /// Nobody watches.
 impl ExplainProgress for () {
-    fn start(&mut self, _: &'static str, _: usize) {}
+    fn start(&mut self, _: &'static str, _: &'static str, _: usize) {}
     fn advance(&mut self, _: usize) {}
 }
 
@@ -135,18 +150,19 @@ impl<'a> Explanation<'a> {
     }
 
     /// Does everything, running the run's traces through its model again, and stores each result as soon
-    /// as it is known. `checkpoint` is the one `model` was loaded from.
+    /// as it is known. What is learnt of a trace is kept until then, so that an explanation that is
+    /// interrupted goes on from there and ends with the same bytes.
     ///
     /// # Errors
     /// Traces that are not those of the detections; a pass that fails; a result that cannot be written.
     pub fn with_model<B: Backend>(
         &self,
-        model: &Model<B>,
-        checkpoint: &Checkpoint,
-        traces: &[TokenizedTrace],
+        inputs: &Inputs<'_, B>,
         progress: &mut dyn ExplainProgress,
     ) -> Result<()> {
+        let Inputs { model, traces, engine, .. } = *inputs;
         let subjects = Subject::all(traces, &self.detections)?;
+        let parts = Parts::open(self.run.dir(), &self.key(engine))?;
         let layers = model.config().layers;
         let options = self.options;
         let rule = &self.run.manifest().options;
@@ -157,7 +173,6 @@ impl<'a> Explanation<'a> {
         let mut effect = self
             .wants(Analysis::Effect)
             .then(|| EffectObserver::new(&subjects, layers, self.has_scores(), options));
-
         let mut pca = self.wants(Analysis::Pca).then(|| PcaObserver::new(&subjects, options));
         let mut clusters = self
             .wants(Analysis::Clusters)
@@ -169,78 +184,68 @@ impl<'a> Explanation<'a> {
             .then(|| CreationObserver::new(&subjects, options));
         let mut heads = self.wants(Analysis::Neurons).then(|| HeadObserver::new(model.config()));
 
-        let single = swap.as_ref().map_or(0, |swap| swap.tokens(&subjects));
-        let tokens: usize = subjects.iter().map(|subject| subject.ids.len()).sum();
-        progress.start("observing", tokens + single);
         let mut observers: Vec<&mut dyn Observer<B>> = Vec::new();
         observers.extend(stages.as_mut().map(|observer| observer as &mut dyn Observer<B>));
-        observers.extend(effect.as_mut().map(|observer| observer as &mut dyn Observer<B>));
+        let scores_needed = effect.as_mut().filter(|_| !self.has_scores());
+        observers.extend(scores_needed.map(|observer| observer as &mut dyn Observer<B>));
         observers.extend(pca.as_mut().map(|observer| observer as &mut dyn Observer<B>));
-        let collector = clusters.as_mut().map(|clusters| &mut clusters.collector);
-        observers.extend(collector.map(|observer| observer as &mut dyn Observer<B>));
+        observers.extend(clusters.as_mut().map(|observer| observer as &mut dyn Observer<B>));
         observers.extend(entropy.as_mut().map(|observer| observer as &mut dyn Observer<B>));
         observers.extend(creation.as_mut().map(|observer| observer as &mut dyn Observer<B>));
         observers.extend(heads.as_mut().map(|observer| observer as &mut dyn Observer<B>));
         observers.extend(swap.as_mut().map(|observer| observer as &mut dyn Observer<B>));
-        observe(model, &subjects, &mut observers, &mut |tokens| progress.advance(tokens))?;
+        observe(model, &subjects, &mut observers, &parts, progress)?;
 
         stages.map(|observer| self.write(observer.finish())).transpose()?;
         effect.map(|observer| self.write(observer.finish())).transpose()?;
         entropy.map(|observer| self.write(observer.finish())).transpose()?;
         pca.map(|observer| self.write(observer.finish(model)?)).transpose()?;
-        clusters.map(|observer| self.write(observer.finish())).transpose()?;
-        swap.map(|observer| self.write(observer.finish())).transpose()?;
-        match creation {
-            Some(creation) => self.again(model, checkpoint, &subjects, (creation, heads), progress),
-            None => Ok(()),
+        if let Some(observer) = clusters {
+            progress.start("clustering", "places", observer.places());
+            self.write(observer.finish(&mut || progress.advance(1)))?;
         }
+        swap.map(|observer| self.write(observer.finish())).transpose()?;
+        if let Some(creation) = creation {
+            self.again(inputs, &subjects, (creation, heads), &parts, progress)?;
+        }
+        parts.remove()
+    }
+
+    /// What parts depend on, beside the run.
+    fn key(&self, engine: &str) -> String {
+        let (version, ExplainOptions { seed, max_sinks }) =
+            (env!("CARGO_PKG_VERSION"), self.options);
+        let detections = &self.detections_sha256;
+        format!(
+            "fathom {version}, {engine}, detections {detections}, seed {seed}, max_sinks {max_sinks}\n"
+        )
     }
 
     /// Runs the traces again: with sinks clamped, and without the neurons that make them.
     fn again<B: Backend>(
         &self,
-        model: &Model<B>,
-        checkpoint: &Checkpoint,
+        inputs: &Inputs<'_, B>,
         subjects: &[Subject<'_>],
         (creation, heads): (CreationObserver, Option<HeadObserver>),
+        parts: &Parts,
         progress: &mut dyn ExplainProgress,
     ) -> Result<()> {
-        let config = model.config();
+        let Inputs { model, checkpoint, text, .. } = *inputs;
         let layers = creation.finish();
         let clamp = self.wants(Analysis::Suppress);
-        let mut clamped: Vec<Clamped> = layers.iter().filter(|_| clamp).map(Clamped::new).collect();
         let ranked = layers.iter().filter(|_| heads.is_some());
-        let mut ranked = ranked
-            .map(|creation| Ranked::new(creation, checkpoint, config))
-            .collect::<Result<Vec<Ranked>>>()?;
-
-        let variants = clamped.len() + ranked.len();
-        if variants > 0 {
-            let tokens: usize = subjects.iter().map(|subject| subject.ids.len()).sum();
-            progress.start("intervening", tokens * (1 + variants));
-            for subject in subjects {
-                let edits = clamped
-                    .iter()
-                    .map(|clamped| clamped.edits(subject, config))
-                    .chain(ranked.iter().map(|ranked| ranked.edits(config)))
-                    .collect::<Result<Vec<Edits>>>()?;
-                let rule = &self.run.manifest().options;
-                let mut advance = |tokens| progress.advance(tokens);
-                let outcomes = run_again(model, subject, rule, &edits, &mut advance)?;
-                let Some((plain, edited)) = outcomes.split_first() else { continue };
-                let (clamps, ablations) = edited.split_at(clamped.len());
-                for (clamped, outcome) in clamped.iter_mut().zip(clamps) {
-                    clamped.add(subject, plain, outcome);
-                }
-                for (ranked, outcome) in ranked.iter_mut().zip(ablations) {
-                    ranked.add(subject, plain, outcome);
-                }
-            }
-        }
+        let mut variants = Variants {
+            clamped: layers.iter().filter(|_| clamp).map(Clamped::new).collect(),
+            ranked: ranked
+                .map(|creation| Ranked::new(creation, checkpoint, model.config()))
+                .collect::<Result<_>>()?,
+        };
+        let rule = &self.run.manifest().options;
+        variants.run(model, subjects, rule, parts, text, progress)?;
         if clamp {
-            self.write(Suppress::of(clamped))?;
+            self.write(Suppress::of(variants.clamped))?;
         }
-        heads.map(|heads| self.write(Neurons::of(ranked, heads))).transpose()?;
+        heads.map(|heads| self.write(Neurons::of(variants.ranked, heads))).transpose()?;
         Ok(())
     }
 }

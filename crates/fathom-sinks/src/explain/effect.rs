@@ -1,9 +1,12 @@
 //! What secondary sinks do to attention (definition 2.9, paper Fig. 4).
 
+use std::mem;
+
 use fathom_kernels::Backend;
-use fathom_model::Site;
+use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::spearman;
 use super::subjects::{Subject, sample};
@@ -67,10 +70,18 @@ pub(super) struct EffectObserver {
     points: Vec<Point>,
     /// Scores of the traces' references, `[traces][L]`.
     references: Vec<Vec<f32>>,
-    /// Points of the trace that is passing begin here.
-    first: usize,
+    trace: Trace,
 }
 
+/// What one trace adds.
+#[derive(Default, Serialize, Deserialize)]
+struct Trace {
+    points: Vec<Point>,
+    /// The reference's scores, `[L]`.
+    reference: Option<Vec<f32>>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct Point {
     effect: EffectPoint,
     /// Its layers, ascending.
@@ -85,42 +96,23 @@ impl EffectObserver {
         measured: bool,
         options: ExplainOptions,
     ) -> EffectObserver {
-        let (points, references) = (Vec::new(), Vec::new());
-        let mut observer =
-            EffectObserver { layers, options, measured, points, references, first: 0 };
-        if measured {
-            for subject in subjects {
-                let of = |position| {
-                    let mut sinks = subject.detection.sinks.iter();
-                    sinks.find(|sink| sink.position == position)?.sink_score.clone()
-                };
-                if let Some(reference) = of(subject.reference) {
-                    observer.add(subject, reference, &|sink| sink.sink_score.clone());
-                }
+        let (points, references, trace) = (Vec::new(), Vec::new(), Trace::default());
+        let mut observer = EffectObserver { layers, options, measured, points, references, trace };
+        for subject in subjects.iter().filter(|_| measured) {
+            let of = |position| {
+                let mut sinks = subject.detection.sinks.iter();
+                sinks.find(|sink| sink.position == position)?.sink_score.clone()
+            };
+            if let Some(reference) = of(subject.reference) {
+                observer.take(Trace::of(subject, reference, &|sink| sink.sink_score.clone()));
             }
         }
         observer
     }
 
-    /// Adds a trace's secondary sinks.
-    fn add(
-        &mut self,
-        subject: &Subject<'_>,
-        reference: Vec<f32>,
-        score: &dyn Fn(&Sink) -> Option<Vec<f32>>,
-    ) {
-        self.first = self.points.len();
-        for sink in subject.secondary() {
-            let (Some(measures), Some(score)) = (sink.measures, score(sink)) else { continue };
-            let effect = EffectPoint {
-                sink: subject.note(sink),
-                mlp_out_norm: measures.mlp_out_norm,
-                score,
-                reference_score: reference.clone(),
-            };
-            self.points.push(Point { effect, layers: sink.layers.clone() });
-        }
-        self.references.push(reference);
+    fn take(&mut self, trace: Trace) {
+        self.points.extend(trace.points);
+        self.references.extend(trace.reference);
     }
 
     pub fn finish(self) -> Effect {
@@ -164,6 +156,27 @@ impl EffectObserver {
     }
 }
 
+impl Trace {
+    /// A trace's secondary sinks.
+    fn of(
+        subject: &Subject<'_>,
+        reference: Vec<f32>,
+        score: &dyn Fn(&Sink) -> Option<Vec<f32>>,
+    ) -> Trace {
+        let point = |sink: &Sink| {
+            let effect = EffectPoint {
+                sink: subject.note(sink),
+                mlp_out_norm: sink.measures?.mlp_out_norm,
+                score: score(sink)?,
+                reference_score: reference.clone(),
+            };
+            Some(Point { effect, layers: sink.layers.clone() })
+        };
+        let points = subject.secondary().filter_map(point).collect();
+        Trace { points, reference: Some(reference) }
+    }
+}
+
 fn log_norm(point: &EffectPoint) -> f64 {
     f64::from(point.mlp_out_norm).max(f64::MIN_POSITIVE).ln()
 }
@@ -174,14 +187,19 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
 }
 
 impl<B: Backend> Observer<B> for EffectObserver {
+    fn name(&self) -> &'static str {
+        "effect"
+    }
+
     fn wants_scores(&self) -> bool {
         !self.measured
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {
-        if !self.measured && !subject.detection.sinks.is_empty() {
+        self.trace = Trace::default();
+        if !self.measured {
             let empty = vec![0.0; self.layers];
-            self.add(subject, empty.clone(), &|_| Some(empty.clone()));
+            self.trace = Trace::of(subject, empty.clone(), &|_| Some(empty.clone()));
         }
     }
 
@@ -197,16 +215,21 @@ impl<B: Backend> Observer<B> for EffectObserver {
             let heads = scores.iter().skip(position).step_by(tokens); // [heads, T]
             mean(heads.copied()).unwrap_or(0.0) as f32
         };
-        if subject.detection.sinks.is_empty() {
-            return;
-        }
         let reference = of(subject.reference);
-        if let Some(scores) = self.references.last_mut() {
+        if let Some(scores) = &mut self.trace.reference {
             scores[layer] = reference;
         }
-        for point in &mut self.points[self.first..] {
+        for point in &mut self.trace.points {
             point.effect.score[layer] = of(point.effect.sink.position);
             point.effect.reference_score[layer] = reference;
         }
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&mem::take(&mut self.trace))
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        decode(part).map(|trace| self.take(trace)).is_some()
     }
 }

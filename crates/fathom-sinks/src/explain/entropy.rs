@@ -7,6 +7,7 @@ use fathom_model::{Model, Result, Sequence, Site};
 use serde::{Deserialize, Serialize};
 
 use super::gram::{eigenvalues, smaller_gram};
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::Subject;
 use super::{Analysis, AnalysisResult};
@@ -78,12 +79,15 @@ pub(super) struct EntropyObserver {
     kept: Vec<usize>,
     /// `resid_post` of those, per layer.
     states: Vec<Vec<Vec<f32>>>,
+    /// What the trace that passed came to.
+    trace: Option<TraceEntropy>,
     traces: Vec<TraceEntropy>,
 }
 
 impl EntropyObserver {
     pub fn new(layers: usize) -> EntropyObserver {
-        EntropyObserver { kept: Vec::new(), states: vec![Vec::new(); layers], traces: Vec::new() }
+        let (kept, states) = (Vec::new(), vec![Vec::new(); layers]);
+        EntropyObserver { kept, states, trace: None, traces: Vec::new() }
     }
 
     pub fn finish(self) -> Entropy {
@@ -115,6 +119,10 @@ fn positions(first: usize, length: usize) -> impl Iterator<Item = usize> {
 }
 
 impl<B: Backend> Observer<B> for EntropyObserver {
+    fn name(&self) -> &'static str {
+        "entropy"
+    }
+
     fn begin(&mut self, subject: &Subject<'_>) {
         let tokens = subject.ids.len();
         let windows = scopes(subject).into_iter().flat_map(|(_, first)| {
@@ -157,12 +165,21 @@ impl<B: Backend> Observer<B> for EntropyObserver {
             let windows = lengths.into_iter().map(|length| window(first, length)).collect();
             EntropySeries { scope, first, windows }
         });
-        self.traces.push(TraceEntropy {
+        self.trace = Some(TraceEntropy {
             trace: subject.number,
             sample_index: subject.detection.sample_index,
             series: series.into(),
         });
         Ok(())
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&self.trace.take())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let trace: Option<Option<TraceEntropy>> = decode(part);
+        trace.map(|trace| self.traces.extend(trace)).is_some()
     }
 }
 

@@ -7,9 +7,11 @@ use fathom_model::{Change, Checkpoint, Edit, Edits, ModelConfig, Positions, Resu
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-use super::again::{Changes, Mean, Outcome};
+use super::again::{Changes, Outcome};
 use super::creation::Creation;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
+use super::statistics::Mean;
 use super::subjects::Subject;
 use super::{Analysis, AnalysisResult, LevelChange};
 
@@ -103,8 +105,24 @@ pub(super) struct Ranked {
     neurons: Vec<Neuron>,
     /// Ascending.
     ablated: Vec<usize>,
+    sum: AblatedTrace,
+}
+
+/// What ablating one layer's neurons did to one trace, or to several.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct AblatedTrace {
     changes: Changes,
     nll: [Mean; 2],
+}
+
+impl AblatedTrace {
+    /// What a trace's passes came to.
+    pub fn of(subject: &Subject<'_>, before: &Outcome, after: &Outcome) -> AblatedTrace {
+        let mut nll = [Mean::default(); 2];
+        nll[0].add(&before.nll);
+        nll[1].add(&after.nll);
+        AblatedTrace { changes: Changes::of(subject, &after.detection), nll }
+    }
 }
 
 impl Ranked {
@@ -145,8 +163,7 @@ impl Ranked {
             projection,
             neurons,
             ablated,
-            changes: Changes::default(),
-            nll: Default::default(),
+            sum: AblatedTrace::default(),
         })
     }
 
@@ -165,17 +182,17 @@ impl Ranked {
         Edits::new(vec![edit], config, None)
     }
 
-    /// Takes in a trace's passes.
-    pub fn add(&mut self, subject: &Subject<'_>, before: &Outcome, after: &Outcome) {
-        self.changes.add(subject, &after.detection);
-        self.nll[0].add(&before.nll);
-        self.nll[1].add(&after.nll);
+    /// Takes in what a trace's passes came to.
+    pub fn add(&mut self, trace: AblatedTrace) {
+        self.sum.changes.merge(trace.changes);
+        self.sum.nll.iter_mut().zip(&trace.nll).for_each(|(mean, more)| mean.merge(more));
     }
 
     fn finish(mut self) -> LayerNeurons {
         let ablated = self.neurons.iter().filter(|neuron| self.ablated.contains(&neuron.index));
         let share = ablated.map(|neuron| neuron.share).sum();
-        let (levels, appeared) = self.changes.finish();
+        let AblatedTrace { changes, nll } = self.sum;
+        let (levels, appeared) = changes.finish();
         self.neurons.truncate(LISTED_NEURONS);
         LayerNeurons {
             layer: self.layer,
@@ -187,8 +204,8 @@ impl Ranked {
                 share,
                 levels,
                 appeared,
-                perplexity_before: self.nll[0].get().exp(),
-                perplexity_after: self.nll[1].get().exp(),
+                perplexity_before: nll[0].get().exp(),
+                perplexity_after: nll[1].get().exp(),
             },
         }
     }
@@ -235,14 +252,16 @@ fn needed(activations: &[f32], weights: &[f32]) -> Vec<usize> {
 
 /// Sums of the heads' sink scores.
 pub(super) struct HeadObserver {
-    /// `[layers][heads]`
+    /// `[layers][heads]`: of sinks, of others, of the reference.
     heads: Vec<Vec<[Mean; 3]>>,
+    /// The same of the trace that is passing.
+    trace: Vec<Vec<[Mean; 3]>>,
 }
 
 impl HeadObserver {
     pub fn new(config: &ModelConfig) -> HeadObserver {
-        let heads = || (0..config.heads).map(|_| Default::default()).collect();
-        HeadObserver { heads: (0..config.layers).map(|_| heads()).collect() }
+        let none = vec![vec![Default::default(); config.heads]; config.layers];
+        HeadObserver { heads: none.clone(), trace: none }
     }
 
     fn finish(self) -> Vec<HeadReading> {
@@ -262,11 +281,18 @@ impl HeadObserver {
 }
 
 impl<B: Backend> Observer<B> for HeadObserver {
+    fn name(&self) -> &'static str {
+        "heads"
+    }
+
     fn wants_scores(&self) -> bool {
         true
     }
 
-    fn begin(&mut self, _: &Subject<'_>) {}
+    fn begin(&mut self, _: &Subject<'_>) {
+        let means = self.trace.iter_mut().flatten();
+        means.for_each(|means| *means = Default::default());
+    }
 
     fn wants(&self, _: Site, _: usize) -> bool {
         false
@@ -281,13 +307,23 @@ impl<B: Backend> Observer<B> for HeadObserver {
             .map(|sink| sink.position)
             .collect();
         let heads = scores.chunks_exact(subject.ids.len()); // [heads, T]
-        for (means, scores) in self.heads[layer].iter_mut().zip(heads) {
+        for (means, scores) in self.trace[layer].iter_mut().zip(heads) {
             let score = |t: usize| f64::from(scores[t]);
             means[0].add(&alive.iter().map(|t| score(*t)).collect::<Vec<_>>());
             let others = (0..scores.len()).filter(|t| !subject.is_sink(*t));
             means[1].add(&others.map(score).collect::<Vec<_>>());
             means[2].add(&[score(subject.reference)]);
         }
+    }
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&self.trace)
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let Some(trace) = decode::<Vec<Vec<[Mean; 3]>>>(part) else { return false };
+        let heads = self.heads.iter_mut().flatten().flatten();
+        heads.zip(trace.iter().flatten().flatten()).for_each(|(mean, more)| mean.merge(more));
+        true
     }
 }
 

@@ -7,10 +7,20 @@ use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site,
 };
 
+use super::ExplainProgress;
+use super::parts::Parts;
 use super::subjects::Subject;
 
-/// What an analysis does with the pass.
+/// What an analysis does with the pass: it learns of one trace after the other, and adds them up.
 pub(super) trait Observer<B: Backend> {
+    /// The name its parts are kept under.
+    fn name(&self) -> &'static str;
+
+    /// Tokens it runs beside the pass over a trace.
+    fn more_tokens(&self, _subject: &Subject<'_>) -> usize {
+        0
+    }
+
     /// Whether it wants [`Observer::scores`].
     fn wants_scores(&self) -> bool {
         false
@@ -41,6 +51,15 @@ pub(super) trait Observer<B: Backend> {
     ) -> Result<()> {
         Ok(())
     }
+
+    /// What it learnt of the trace that passed, to be kept and then added.
+    ///
+    /// # Errors
+    /// None: see [`super::parts::encode`].
+    fn part(&mut self) -> Result<Vec<u8>>;
+
+    /// Adds what was learnt of the next trace; whether it could be read.
+    fn add(&mut self, part: &[u8]) -> bool;
 }
 
 /// Rows `[positions, width]` of consecutive positions.
@@ -68,44 +87,73 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Runs every subject through the model once. `advance` is called with the tokens done since the last
-/// call.
+/// Runs through the model once each trace that some observer has not learnt of before. `progress` is told
+/// how many tokens that is, and of those done since.
 ///
 /// # Errors
-/// A pass that fails.
+/// A pass that fails; a part that cannot be kept.
 pub(super) fn observe<B: Backend>(
     model: &Model<B>,
     subjects: &[Subject<'_>],
     observers: &mut [&mut dyn Observer<B>],
-    advance: &mut dyn FnMut(usize),
+    parts: &Parts,
+    progress: &mut dyn ExplainProgress,
 ) -> Result<()> {
+    let left = |subject: &Subject<'_>| {
+        let learnt = |observer: &&mut dyn Observer<B>| parts.has(observer.name(), subject.number);
+        let left = || observers.iter().filter(|observer| !learnt(observer));
+        let more: usize = left().map(|observer| observer.more_tokens(subject)).sum();
+        if left().next().is_some() { subject.ids.len() + more } else { 0 }
+    };
+    progress.start("observing", "tokens", subjects.iter().map(left).sum());
     for subject in subjects {
-        observers.iter_mut().for_each(|observer| observer.begin(subject));
-        let sink_scores = observers.iter().any(|observer| observer.wants_scores());
-        let planned_len = Some(subject.ids.len());
-        let mut sequence = model.new_sequence(SequenceOptions { planned_len, sink_scores });
-        let mut done = 0;
-        let mut probe = Shared { observers: &mut *observers };
-        model.prefill(
-            &mut sequence,
-            subject.ids,
-            PREFILL_CHUNK,
-            Some(&mut probe),
-            &mut |total| {
-                advance(total - done);
-                done = total;
-            },
-        )?;
-        for layer in 0..model.config().layers {
-            if let Some(scores) = model.sink_score(&sequence, layer) {
-                let wanting = observers.iter_mut().filter(|observer| observer.wants_scores());
-                wanting.for_each(|observer| observer.scores(subject, layer, &scores));
+        let number = subject.number;
+        let mut left: Vec<&mut dyn Observer<B>> = Vec::new();
+        for observer in observers.iter_mut() {
+            let part = parts.read(observer.name(), number);
+            if !part.is_some_and(|part| observer.add(&part)) {
+                left.push(&mut **observer);
             }
         }
-        sequence.stop_sink_scores();
-        for observer in observers.iter_mut() {
-            observer.end(model, &mut sequence, subject, advance)?;
+        if left.is_empty() {
+            continue;
         }
+        observe_one(model, subject, &mut left, progress)?;
+        for observer in left {
+            let part = observer.part()?;
+            parts.write(observer.name(), number, &part)?;
+            observer.add(&part);
+        }
+    }
+    Ok(())
+}
+
+/// Runs one trace through the model.
+fn observe_one<B: Backend>(
+    model: &Model<B>,
+    subject: &Subject<'_>,
+    observers: &mut [&mut dyn Observer<B>],
+    progress: &mut dyn ExplainProgress,
+) -> Result<()> {
+    observers.iter_mut().for_each(|observer| observer.begin(subject));
+    let sink_scores = observers.iter().any(|observer| observer.wants_scores());
+    let planned_len = Some(subject.ids.len());
+    let mut sequence = model.new_sequence(SequenceOptions { planned_len, sink_scores });
+    let mut done = 0;
+    let mut probe = Shared { observers: &mut *observers };
+    model.prefill(&mut sequence, subject.ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {
+        progress.advance(total - done);
+        done = total;
+    })?;
+    for layer in 0..model.config().layers {
+        if let Some(scores) = model.sink_score(&sequence, layer) {
+            let wanting = observers.iter_mut().filter(|observer| observer.wants_scores());
+            wanting.for_each(|observer| observer.scores(subject, layer, &scores));
+        }
+    }
+    sequence.stop_sink_scores();
+    for observer in observers.iter_mut() {
+        observer.end(model, &mut sequence, subject, &mut |tokens| progress.advance(tokens))?;
     }
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! What a creation layer's MLP does along the principal components of its input (definition 2.6, paper
 //! Fig. 7).
 
+use std::mem;
+
 use fathom_kernels::Backend;
 use fathom_kernels::vector::dot;
 use fathom_model::{Model, Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::collect::Collector;
+use super::collect::{Collector, TraceRows};
 use super::gram::{eigenpairs, gram};
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Others, Subject, Token, creation_layers, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions};
@@ -88,7 +91,9 @@ struct Layer {
     others_of_same_ids: usize,
     inputs: Collector,
     outputs: Collector,
-    /// Sums over traces of the reference's vectors, scaled to norm 1: `mlp_out` and `resid_post`.
+    /// The reference's vectors in the trace that is passing, scaled to norm 1: `mlp_out` and `resid_post`.
+    reference: [Vec<f32>; 2],
+    /// Their sums over traces.
     references: [Vec<f32>; 2],
 }
 
@@ -110,6 +115,7 @@ impl PcaObserver {
                 inputs: Collector::new(both, [(Site::MlpIn, layer)]),
                 outputs: Collector::new(sinks.clone(), [(Site::MlpOut, layer)]),
                 sinks,
+                reference: Default::default(),
                 references: Default::default(),
             }
         };
@@ -125,13 +131,21 @@ impl PcaObserver {
     }
 }
 
+/// What is learnt of a trace for one layer.
+type Part = (TraceRows, TraceRows, [Vec<f32>; 2]);
+
 impl<B: Backend> Observer<B> for PcaObserver {
+    fn name(&self) -> &'static str {
+        "pca"
+    }
+
     fn begin(&mut self, subject: &Subject<'_>) {
         self.reference = subject.reference;
         self.any_sinks = !subject.detection.sinks.is_empty();
         for layer in &mut self.layers {
-            Observer::<B>::begin(&mut layer.inputs, subject);
-            Observer::<B>::begin(&mut layer.outputs, subject);
+            layer.inputs.begin(subject);
+            layer.outputs.begin(subject);
+            layer.reference = Default::default();
         }
     }
 
@@ -142,18 +156,37 @@ impl<B: Backend> Observer<B> for PcaObserver {
 
     fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
         let Some(pca) = self.layers.iter_mut().find(|pca| pca.layer == layer) else { return };
-        Observer::<B>::read(&mut pca.inputs, site, layer, rows);
-        Observer::<B>::read(&mut pca.outputs, site, layer, rows);
-        let sum = match site {
-            Site::MlpOut => &mut pca.references[0],
-            Site::ResidPost => &mut pca.references[1],
+        pca.inputs.read(site, layer, rows);
+        pca.outputs.read(site, layer, rows);
+        let reference = match site {
+            Site::MlpOut => &mut pca.reference[0],
+            Site::ResidPost => &mut pca.reference[1],
             _ => return,
         };
         if let Some(row) = rows.get(self.reference).filter(|_| self.any_sinks) {
             let norm = norm(row).max(f32::MIN_POSITIVE);
-            sum.resize(row.len(), 0.0);
-            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x / norm);
+            *reference = row.iter().map(|x| x / norm).collect();
         }
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        let layer = |layer: &mut Layer| -> Part {
+            (layer.inputs.part(), layer.outputs.part(), mem::take(&mut layer.reference))
+        };
+        encode(&self.layers.iter_mut().map(layer).collect::<Vec<Part>>())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let Some(layers) = decode::<Vec<Part>>(part) else { return false };
+        for (layer, (inputs, outputs, reference)) in self.layers.iter_mut().zip(layers) {
+            layer.inputs.add(inputs);
+            layer.outputs.add(outputs);
+            for (sum, row) in layer.references.iter_mut().zip(reference) {
+                sum.resize(sum.len().max(row.len()), 0.0);
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+            }
+        }
+        true
     }
 }
 

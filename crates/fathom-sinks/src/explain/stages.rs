@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use fathom_kernels::Backend;
-use fathom_model::{Model, Result, Sequence, Site};
+use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Subject, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions, SinkNote, Summary};
@@ -156,6 +157,10 @@ impl StagesObserver {
 }
 
 impl<B: Backend> Observer<B> for StagesObserver {
+    fn name(&self) -> &'static str {
+        "stages"
+    }
+
     fn begin(&mut self, subject: &Subject<'_>) {
         self.trace = Trace { reference: subject.reference, ..Trace::default() };
         let sinks = subject.detection.sinks.iter();
@@ -206,14 +211,12 @@ impl<B: Backend> Observer<B> for StagesObserver {
         }
     }
 
-    fn end(
-        &mut self,
-        _: &Model<B>,
-        _: &mut Sequence<B>,
-        _: &Subject<'_>,
-        _: &mut dyn FnMut(usize),
-    ) -> Result<()> {
-        self.sinks.append(&mut self.trace.sinks);
-        Ok(())
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&self.trace.sinks)
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let sinks: Option<Vec<SinkStages>> = decode(part);
+        sinks.map(|sinks| self.sinks.extend(sinks)).is_some()
     }
 }

@@ -102,6 +102,30 @@ impl Line {
     }
 }
 
+/// A mean over all tokens of all traces, as it grows.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Mean {
+    sum: f64,
+    n: usize,
+}
+
+impl Mean {
+    pub fn add(&mut self, values: &[f64]) {
+        self.sum += values.iter().sum::<f64>();
+        self.n += values.len();
+    }
+
+    pub fn merge(&mut self, other: &Mean) {
+        self.sum += other.sum;
+        self.n += other.n;
+    }
+
+    /// 0 where there was nothing.
+    pub fn get(&self) -> f64 {
+        if self.n == 0 { 0.0 } else { self.sum / self.n as f64 }
+    }
+}
+
 /// Spearman's ρ: the correlation of ranks, equal values sharing their mean rank. `None` with fewer than
 /// three points, or where either side is the same for all.
 pub(super) fn spearman(points: &[(f64, f64)]) -> Option<f64> {

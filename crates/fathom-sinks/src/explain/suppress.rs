@@ -3,8 +3,9 @@
 use fathom_model::{Change, Edit, Edits, ModelConfig, Positions, Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::again::{Changes, Mean, Outcome};
+use super::again::{Changes, Outcome};
 use super::creation::Creation;
+use super::statistics::Mean;
 use super::subjects::Subject;
 use super::{Analysis, AnalysisResult, Summary};
 
@@ -38,6 +39,39 @@ pub struct SuppressedLayer {
     pub nll_before: f64,
     /// The same, after.
     pub nll_after: f64,
+    /// What the model writes by itself, without and with the clamp: one a trace in which a token before it
+    /// was clamped.
+    #[serde(default)]
+    pub continuations: Vec<Continuation>,
+}
+
+/// Greedy text from somewhere in a trace, with and without a layer clamped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// 0-based number of the trace in the run.
+    pub trace: usize,
+    /// The trace's own index.
+    pub sample_index: u64,
+    /// Position of the first token that is written, half-way from the first token that any layer's clamp
+    /// changed to the end of the trace; before it stands the trace's own text.
+    pub from: usize,
+    /// Clamped tokens before it.
+    pub clamped: usize,
+    /// What is written without the clamp.
+    pub before: Written,
+    /// What is written with it, the clamp acting on what is written too.
+    pub after: Written,
+    /// Number of the first token in which they differ; absent where they are the same.
+    pub differs_at: Option<usize>,
+}
+
+/// A model's own text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    /// Its tokens.
+    pub ids: Vec<u32>,
+    /// Its text, where the model has a tokenizer.
+    pub text: Option<String>,
 }
 
 /// What became of the secondary sinks of a level.
@@ -82,17 +116,28 @@ impl AnalysisResult for Suppress {
 /// writes the reference's sink direction again, and where it does not only the state has it.
 const COSINE: f32 = 0.98;
 
+/// Tokens of a continuation.
+pub(super) const CONTINUED: usize = 48;
+
 /// Clamping one layer, trace by trace.
 pub(super) struct Clamped {
     layer: usize,
     norm: f32,
     direction: Vec<f32>,
+    sum: ClampedTrace,
+    continuations: Vec<Continuation>,
+}
+
+/// What clamping one layer did to one trace, or to several.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct ClampedTrace {
     clamped: usize,
     changes: Changes,
-    /// Per layer from this one on: cosine and norm, before and after.
+    /// Per layer from the clamped one on: cosine and norm, before and after.
     later: Vec<[Mean; 4]>,
     kl: Vec<f64>,
     nll: [Mean; 2],
+    continuation: Option<Continuation>,
 }
 
 impl Clamped {
@@ -101,15 +146,12 @@ impl Clamped {
             layer: creation.layer,
             norm: creation.other_norm(),
             direction: creation.direction(),
-            clamped: 0,
-            changes: Changes::default(),
-            later: Vec::new(),
-            kl: Vec::new(),
-            nll: Default::default(),
+            sum: ClampedTrace::default(),
+            continuations: Vec::new(),
         }
     }
 
-    /// What to change in a trace's pass.
+    /// What to change in a trace's pass, and in what is written after it.
     ///
     /// # Errors
     /// Activations that are not finite.
@@ -124,57 +166,113 @@ impl Clamped {
             columns: None,
             change: Change::Clamp(self.norm),
         };
-        Edits::new(vec![edit], config, Some(subject.ids.len()))
+        Edits::new(vec![edit], config, None)
     }
 
-    /// Takes in a trace's passes.
-    pub fn add(&mut self, subject: &Subject<'_>, before: &Outcome, after: &Outcome) {
-        self.changes.add(subject, &after.detection);
-        // Aligned rows no longer than the clamp stay as they are.
+    /// The tokens of a trace that were clamped: aligned ones no longer than the clamp stay as they are.
+    pub fn positions(&self, before: &Outcome, after: &Outcome) -> Vec<usize> {
         let norms = before.scalars.mlp_out_norm.row(self.layer);
-        let clamped: Vec<usize> =
-            after.aligned.iter().copied().filter(|t| norms[*t] > self.norm).collect();
-        self.clamped += clamped.len();
-        if let Some(first) = clamped.first() {
-            self.kl.extend(&after.kl[*first..]);
-        }
-        self.nll[0].add(&before.nll);
-        self.nll[1].add(&after.nll);
+        after.aligned.iter().copied().filter(|t| norms[*t] > self.norm).collect()
+    }
+
+    /// What a trace's passes came to.
+    pub fn part(&self, subject: &Subject<'_>, before: &Outcome, after: &Outcome) -> ClampedTrace {
+        let clamped = self.positions(before, after);
+        let first = clamped.first().copied().unwrap_or(after.kl.len());
+        let mut nll = [Mean::default(); 2];
+        nll[0].add(&before.nll);
+        nll[1].add(&after.nll);
         let layers = before.scalars.layers();
-        self.later.resize_with(layers - self.layer, Default::default);
-        for (l, means) in (self.layer..layers).zip(&mut self.later) {
+        let mut later = vec![[Mean::default(); 4]; layers - self.layer];
+        for (l, means) in (self.layer..layers).zip(&mut later) {
             for t in &clamped {
                 for (i, outcome) in [before, after].into_iter().enumerate() {
                     let scalars = &outcome.scalars;
-                    let reference = subject.reference;
                     let mut candidates = scalars.candidates.iter();
-                    if let Some(found) = candidates.find(|c| c.position == reference) {
+                    if let Some(found) = candidates.find(|c| c.position == subject.reference) {
                         means[i].add(&[f64::from(found.cosine.at(l, *t))]);
                     }
                     means[2 + i].add(&[f64::from(scalars.hidden_norm.at(l, *t))]);
                 }
             }
         }
+        ClampedTrace {
+            clamped: clamped.len(),
+            changes: Changes::of(subject, &after.detection),
+            later,
+            kl: after.kl[first..].to_vec(),
+            nll,
+            continuation: None,
+        }
+    }
+
+    /// Takes in what a trace's passes came to.
+    pub fn add(&mut self, trace: ClampedTrace) {
+        let sum = &mut self.sum;
+        sum.clamped += trace.clamped;
+        sum.changes.merge(trace.changes);
+        sum.later.resize(trace.later.len(), Default::default());
+        for (means, more) in sum.later.iter_mut().flatten().zip(trace.later.iter().flatten()) {
+            means.merge(more);
+        }
+        sum.kl.extend(trace.kl);
+        sum.nll.iter_mut().zip(&trace.nll).for_each(|(mean, more)| mean.merge(more));
+        self.continuations.extend(trace.continuation);
     }
 
     fn finish(self) -> SuppressedLayer {
-        let (levels, appeared) = self.changes.finish();
-        let later = |(layer, means): (usize, [Mean; 4])| {
+        let ClampedTrace { clamped, changes, later, kl, nll, .. } = self.sum;
+        let (levels, appeared) = changes.finish();
+        let of_layer = |(layer, means): (usize, [Mean; 4])| {
             let [cosine_before, cosine_after, norm_before, norm_after] = means.map(|m| m.get());
             LaterLayer { layer, cosine_before, cosine_after, norm_before, norm_after }
         };
-        let any = self.clamped > 0;
         SuppressedLayer {
             layer: self.layer,
             norm: self.norm,
-            clamped: self.clamped,
+            clamped,
             levels,
             appeared,
-            later: (self.layer..).zip(self.later).filter(|_| any).map(later).collect(),
-            kl: Summary::of(self.kl),
-            nll_before: self.nll[0].get(),
-            nll_after: self.nll[1].get(),
+            later: (self.layer..).zip(later).filter(|_| clamped > 0).map(of_layer).collect(),
+            kl: Summary::of(kl),
+            nll_before: nll[0].get(),
+            nll_after: nll[1].get(),
+            continuations: self.continuations,
         }
+    }
+}
+
+/// Where a trace is continued from: half-way from the first token that some clamp changed to its end.
+pub(super) fn continued_from(
+    clamps: &[Clamped],
+    before: &Outcome,
+    after: &[Outcome],
+) -> Option<usize> {
+    let clamped = clamps.iter().zip(after);
+    let first =
+        clamped.filter_map(|(clamp, after)| clamp.positions(before, after).first().copied()).min();
+    first.map(|first| (first + 1 + before.scalars.tokens()).div_ceil(2))
+}
+
+impl ClampedTrace {
+    /// Adds what the model writes behind the first `from` tokens, of which `clamped` were clamped.
+    pub fn continues(
+        &mut self,
+        subject: &Subject<'_>,
+        (from, clamped): (usize, usize),
+        [before, after]: [&[u32]; 2],
+        text: &dyn Fn(&[u32]) -> Option<String>,
+    ) {
+        let written = |ids: &[u32]| Written { ids: ids.to_vec(), text: text(ids) };
+        self.continuation = Some(Continuation {
+            trace: subject.number,
+            sample_index: subject.detection.sample_index,
+            from,
+            clamped,
+            before: written(before),
+            after: written(after),
+            differs_at: before.iter().zip(after).position(|(before, after)| before != after),
+        });
     }
 }
 

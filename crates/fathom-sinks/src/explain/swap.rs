@@ -1,6 +1,7 @@
 //! Which sinks are gone when a token's vector is swapped early on (definition 2.8, paper Fig. 8).
 
 use std::collections::BTreeMap;
+use std::mem;
 
 use fathom_kernels::Backend;
 use fathom_model::{
@@ -9,6 +10,7 @@ use fathom_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Subject, Token, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions, Share};
@@ -59,8 +61,7 @@ pub(super) struct SwapObserver {
     sinks: Vec<Token>,
     sinks_of: usize,
     trace: Trace,
-    /// (suppressed, n) by (l_start, site, layer).
-    cells: BTreeMap<(usize, usize, usize), (usize, usize)>,
+    cells: Cells,
 }
 
 /// What is known of the trace that is passing.
@@ -74,7 +75,11 @@ struct Trace {
     sums: BTreeMap<(Site, usize), Sum>,
     /// The reference's `resid_post`, by layer.
     references: BTreeMap<usize, Vec<f32>>,
+    cells: Cells,
 }
+
+/// (suppressed, n) by (l_start, site, layer).
+type Cells = BTreeMap<(usize, usize, usize), (usize, usize)>;
 
 #[derive(Default)]
 struct Sum {
@@ -118,15 +123,6 @@ impl SwapObserver {
         }
     }
 
-    /// Single tokens that will be run beside the plain pass.
-    pub fn tokens(&self, subjects: &[Subject<'_>]) -> usize {
-        let swaps = |(trace, position): &Token| {
-            let sink = subjects[*trace].secondary().find(|sink| sink.position == *position);
-            sink.map_or(0, |sink| SITES.len() * self.layers.min(sink.l_start() + 2))
-        };
-        self.sinks.iter().map(swaps).sum()
-    }
-
     pub fn finish(self) -> Swap {
         let cell = |((l_start, site, layer), (suppressed, n)): ((usize, usize, usize), _)| {
             let site = SITES[site].to_string();
@@ -136,14 +132,26 @@ impl SwapObserver {
         Swap { sinks: self.sinks.len(), sinks_of: self.sinks_of, cells }
     }
 
-    /// The sinks of this trace that are swapped.
-    fn positions(&self) -> Vec<usize> {
-        let chosen = self.sinks.iter().filter(|(trace, _)| *trace == self.trace.number);
+    /// The sinks of a trace that are swapped.
+    fn positions(&self, trace: usize) -> Vec<usize> {
+        let chosen = self.sinks.iter().filter(|(number, _)| *number == trace);
         chosen.map(|(_, position)| *position).collect()
     }
 }
 
 impl<B: Backend> Observer<B> for SwapObserver {
+    fn name(&self) -> &'static str {
+        "swap"
+    }
+
+    fn more_tokens(&self, subject: &Subject<'_>) -> usize {
+        let swaps = |position: usize| {
+            let sink = subject.secondary().find(|sink| sink.position == position);
+            sink.map_or(0, |sink| SITES.len() * self.layers.min(sink.l_start() + 2))
+        };
+        self.positions(subject.number).into_iter().map(swaps).sum()
+    }
+
     fn begin(&mut self, subject: &Subject<'_>) {
         self.trace = Trace {
             number: subject.number,
@@ -154,7 +162,9 @@ impl<B: Backend> Observer<B> for SwapObserver {
     }
 
     fn wants(&self, site: Site, layer: usize) -> bool {
-        SITES.contains(&site) && layer < self.layers && !self.positions().is_empty()
+        SITES.contains(&site)
+            && layer < self.layers
+            && !self.positions(self.trace.number).is_empty()
     }
 
     fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
@@ -174,7 +184,7 @@ impl<B: Backend> Observer<B> for SwapObserver {
         subject: &Subject<'_>,
         advance: &mut dyn FnMut(usize),
     ) -> Result<()> {
-        for position in self.positions().into_iter().rev() {
+        for position in self.positions(self.trace.number).into_iter().rev() {
             let Some(sink) = subject.secondary().find(|sink| sink.position == position) else {
                 continue;
             };
@@ -196,12 +206,27 @@ impl<B: Backend> Observer<B> for SwapObserver {
                 let cosine = cosine_of(&state.row, reference);
                 let suppressed = !self.preset.aligned(cosine, self.threshold);
                 let index = SITES.iter().position(|s| s == site).unwrap_or(0);
-                let cell = self.cells.entry((l_start, index, *layer)).or_default();
+                let cell = self.trace.cells.entry((l_start, index, *layer)).or_default();
                 cell.0 += usize::from(suppressed);
                 cell.1 += 1;
             }
         }
         Ok(())
+    }
+
+    fn part(&mut self) -> Result<Vec<u8>> {
+        encode(&mem::take(&mut self.trace.cells).into_iter().collect::<Vec<_>>())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        type Entry = ((usize, usize, usize), (usize, usize));
+        let Some(cells) = decode::<Vec<Entry>>(part) else { return false };
+        for (place, (suppressed, n)) in cells {
+            let cell = self.cells.entry(place).or_default();
+            cell.0 += suppressed;
+            cell.1 += n;
+        }
+        true
     }
 }
 

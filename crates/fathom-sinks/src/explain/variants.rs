@@ -1,0 +1,130 @@
+//! The traces again with something changed: each creation layer clamped, or without its neurons.
+
+use fathom_kernels::Backend;
+use fathom_model::{Edits, Model, Result};
+
+use super::ExplainProgress;
+use super::again::run_again;
+use super::neurons::{AblatedTrace, Ranked};
+use super::parts::{Parts, decode, encode};
+use super::subjects::Subject;
+use super::suppress::{CONTINUED, Clamped, ClampedTrace, continued_from};
+use crate::ScanOptions;
+
+/// All that is changed, one at a time.
+pub(super) struct Variants {
+    /// Layers that are clamped.
+    pub clamped: Vec<Clamped>,
+    /// Layers whose neurons are ablated.
+    pub ranked: Vec<Ranked>,
+}
+
+/// The names their parts are kept under.
+const SUPPRESS: &str = "suppress";
+const NEURONS: &str = "neurons";
+
+impl Variants {
+    /// Runs each trace that is not known yet through the model: once plainly and once with each change
+    /// that is left, side by side.
+    ///
+    /// # Errors
+    /// A pass that fails; a part that cannot be kept.
+    pub fn run<B: Backend>(
+        &mut self,
+        model: &Model<B>,
+        subjects: &[Subject<'_>],
+        rule: &ScanOptions,
+        parts: &Parts,
+        text: &dyn Fn(&[u32]) -> Option<String>,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        let passes = |trace: usize| {
+            let clamped = if parts.has(SUPPRESS, trace) { 0 } else { self.clamped.len() };
+            let ranked = if parts.has(NEURONS, trace) { 0 } else { self.ranked.len() };
+            if clamped + ranked == 0 { 0 } else { 1 + clamped + ranked }
+        };
+        let tokens = subjects.iter().map(|subject| subject.ids.len() * passes(subject.number));
+        let tokens = tokens.sum();
+        if tokens > 0 {
+            progress.start("intervening", "tokens", tokens);
+        }
+        for subject in subjects {
+            let part = |name| parts.read(name, subject.number);
+            let clamped: Option<Vec<ClampedTrace>> = part(SUPPRESS).and_then(|part| decode(&part));
+            let ranked: Option<Vec<AblatedTrace>> = part(NEURONS).and_then(|part| decode(&part));
+            let (clamped, ranked) = match (clamped, ranked) {
+                (Some(clamped), Some(ranked)) => (clamped, ranked),
+                (clamped, ranked) => {
+                    let left = Left {
+                        clamped: if clamped.is_some() { &[] } else { &self.clamped },
+                        ranked: if ranked.is_some() { &[] } else { &self.ranked },
+                    };
+                    let (more_clamped, more_ranked) =
+                        left.run(model, subject, rule, text, progress)?;
+                    let (clamped, ranked) =
+                        (clamped.unwrap_or(more_clamped), ranked.unwrap_or(more_ranked));
+                    parts.write(SUPPRESS, subject.number, &encode(&clamped)?)?;
+                    parts.write(NEURONS, subject.number, &encode(&ranked)?)?;
+                    (clamped, ranked)
+                }
+            };
+            self.clamped.iter_mut().zip(clamped).for_each(|(sum, trace)| sum.add(trace));
+            self.ranked.iter_mut().zip(ranked).for_each(|(sum, trace)| sum.add(trace));
+        }
+        Ok(())
+    }
+}
+
+/// What is left to do for one trace.
+struct Left<'a> {
+    clamped: &'a [Clamped],
+    ranked: &'a [Ranked],
+}
+
+impl Left<'_> {
+    fn run<B: Backend>(
+        &self,
+        model: &Model<B>,
+        subject: &Subject<'_>,
+        rule: &ScanOptions,
+        text: &dyn Fn(&[u32]) -> Option<String>,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<(Vec<ClampedTrace>, Vec<AblatedTrace>)> {
+        let config = model.config();
+        let clamps = self.clamped.iter().map(|clamped| clamped.edits(subject, config));
+        let ablations = self.ranked.iter().map(|ranked| ranked.edits(config));
+        let edits = clamps.chain(ablations).collect::<Result<Vec<Edits>>>()?;
+        if edits.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let mut advance = |tokens| progress.advance(tokens);
+        let again = run_again(model, subject, rule, &edits, &mut advance)?;
+        let Some((plain, edited)) = again.outcomes.split_first() else {
+            return Ok((Vec::new(), Vec::new()));
+        };
+        let (clamps, ablations) = edited.split_at(self.clamped.len());
+        let each = self.clamped.iter().zip(clamps);
+        let mut clamped: Vec<ClampedTrace> =
+            each.clone().map(|(clamp, after)| clamp.part(subject, plain, after)).collect();
+        let each_ablation = self.ranked.iter().zip(ablations);
+        let ranked =
+            each_ablation.map(|(_, after)| AblatedTrace::of(subject, plain, after)).collect();
+
+        if let Some(from) = continued_from(self.clamped, plain, clamps) {
+            let positions: Vec<Vec<usize>> =
+                each.map(|(clamp, after)| clamp.positions(plain, after)).collect();
+            let edits = &edits[..self.clamped.len()];
+            let written = again.continue_greedily(model, subject.ids, edits, from, CONTINUED)?;
+            if let Some((before, written)) = written.split_first() {
+                let each = clamped.iter_mut().zip(&positions).zip(written);
+                for ((trace, positions), after) in each {
+                    let clamped = positions.iter().filter(|position| **position < from).count();
+                    if clamped > 0 {
+                        trace.continues(subject, (from, clamped), [before, after], text);
+                    }
+                }
+            }
+        }
+        Ok((clamped, ranked))
+    }
+}
