@@ -89,7 +89,7 @@ impl Kernel for Elementwise<'_> {
 
 /// `x / (1 + e^-x)`
 #[inline(always)]
-fn silu_of<S: Simd>(s: S, x: S::F32) -> S::F32 {
+pub(crate) fn silu_of<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let e = exp(s, s.sub(s.splat(0.0), x));
     s.div(x, s.add(s.splat(1.0), e))
 }

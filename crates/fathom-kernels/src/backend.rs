@@ -71,6 +71,9 @@ pub struct Span<'a, Kv> {
 pub trait Backend: Send + Sync + 'static {
     /// A matrix of f32 activations in this backend's memory.
     type Rows: Send + Sync;
+    /// Activations `[rows, columns]` as matrix products take them: in the operands' precision and the
+    /// layout they are read in.
+    type Operand: Send + Sync + Default;
     /// A packed weight matrix `[out, in]` with an optional bias `[out]`.
     type Linear: Send + Sync;
     /// A vector of f32 (norm weights).
@@ -129,10 +132,35 @@ pub trait Backend: Send + Sync + 'static {
     fn embed(&self, table: &Self::Linear, ids: &[u32], out: &mut Self::Rows);
     /// `out = x / √(mean(x²) + eps) · weight`, row by row, in f32.
     fn rms_norm(&self, x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
+    /// As [`Backend::rms_norm`] then [`Backend::operand`].
+    fn rms_norm_operand(
+        &self,
+        x: &Self::Rows,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Operand,
+    );
     /// As [`Backend::rms_norm`], over each head of `x` `[rows, heads · head_dim]`, in place.
     fn head_norm(&self, x: &mut Self::Rows, weight: &Self::Vector, eps: f32);
     /// `out = x · Wᵀ + bias`.
     fn linear(&self, w: &Self::Linear, x: &Self::Rows, out: &mut Self::Rows);
+    /// `x` for several products that take it; gives `out` its shape.
+    fn operand(&self, x: &Self::Rows, out: &mut Self::Operand);
+    /// [`Backend::linear`] with several matrices: `outs[i] = x · Wᵢᵀ + biasᵢ`.
+    fn linears(&self, ws: &[&Self::Linear], x: &Self::Operand, outs: &mut [&mut Self::Rows]);
+    /// `out += x · Wᵀ + bias`: as [`Backend::linear`] then [`Backend::add_assign`].
+    fn linear_add(&self, w: &Self::Linear, x: &Self::Operand, out: &mut Self::Rows);
+    /// `out = silu(x · gateᵀ) · (x · upᵀ)`, with the biases: as [`Backend::linears`], then
+    /// [`Backend::silu_mul`], then [`Backend::operand`].
+    fn gated(
+        &self,
+        gate: &Self::Linear,
+        up: &Self::Linear,
+        x: &Self::Operand,
+        out: &mut Self::Operand,
+    );
+    /// As [`Backend::linear`] then [`Backend::argmax`], without the products in between.
+    fn linear_argmax(&self, w: &Self::Linear, x: &Self::Operand, limit: usize) -> Vec<u32>;
     /// Rotates the first `2 · half` components of every head of `x` `[rows, heads · head_dim]` in place,
     /// pairing component `i` with `i + half` (HuggingFace's rotate-half).
     fn rope(&self, x: &mut Self::Rows, table: &Self::Rope, head_dim: usize);

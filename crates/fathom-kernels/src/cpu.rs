@@ -11,6 +11,7 @@ use crate::column_sums::{self, ColumnSums};
 use crate::isa::Supported;
 use crate::kv::{BLOCK, Kv};
 use crate::linear::{self, Linear};
+use crate::operand::{self, Operand};
 use crate::pool::{Pool, lock};
 use crate::rows::{Rows, Vector};
 use crate::{Attention, Backend, Isa, KvShape, Precision, Span, WeightView};
@@ -39,12 +40,12 @@ impl Default for CpuOptions {
 #[non_exhaustive]
 pub enum CpuError {
     /// The instruction set was asked for by name and is not there.
-    #[error("this CPU does not have {isa}: it lacks {missing}")]
+    #[error("this machine does not run {isa}: {reason}")]
     UnsupportedIsa {
         /// What was asked for.
         isa: Isa,
-        /// The features it needs and the CPU lacks.
-        missing: String,
+        /// [`Isa::unavailable`]
+        reason: String,
     },
     /// Zero threads were asked for.
     #[error("0 threads cannot compute anything: expected 1 or more")]
@@ -83,8 +84,10 @@ pub struct Cpu {
     /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
     cores: Option<Vec<usize>>,
     scratch: Vec<Mutex<AttentionScratch>>,
-    /// Activations packed for the product under way.
-    pub(crate) packed: Mutex<Aligned<u32>>,
+    /// Sums of the product under way, for each thread.
+    pub(crate) sums: Vec<Mutex<Aligned<f32>>>,
+    /// The operand of [`Backend::linear`].
+    operand: Mutex<Operand>,
 }
 
 /// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
@@ -94,8 +97,7 @@ impl Cpu {
     /// Starts the threads.
     pub fn new(options: CpuOptions) -> Result<Cpu, CpuError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let isa = Supported::new(isa)
-            .ok_or_else(|| CpuError::UnsupportedIsa { isa, missing: missing_features(isa) })?;
+        let isa = Supported::new(isa)?;
         let threads = match options.threads {
             Some(0) => return Err(CpuError::NoThreads),
             Some(threads) => threads,
@@ -109,8 +111,15 @@ impl Cpu {
             is_beside: AtomicBool::new(false),
             cores: None,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
-            packed: Mutex::default(),
+            sums: (0..threads).map(|_| Mutex::default()).collect(),
+            operand: Mutex::default(),
         })
+    }
+
+    /// Multiplies bfloat16 pairs on a software model of AMX's tile registers, whatever this CPU has: slowly.
+    /// What tests examine the tile kernels with on any machine.
+    pub fn with_modelled_tiles(self) -> Cpu {
+        Cpu { isa: self.isa.with_modelled_tiles(), ..self }
     }
 
     /// Keeps to `threads` threads while another model works at the same time; see [`Backend::set_beside`].
@@ -122,6 +131,7 @@ impl Cpu {
             return Err(CpuError::NoThreads);
         }
         self.scratch.resize_with(self.scratch.len().max(threads), Mutex::default);
+        self.sums.resize_with(self.scratch.len(), Mutex::default);
         self.check_cores(threads)?;
         self.beside = Some(Pool::new(threads, self.cores.as_deref())?);
         Ok(self)
@@ -209,13 +219,9 @@ impl Cpu {
     }
 }
 
-fn missing_features(isa: Isa) -> String {
-    let missing: Vec<_> = isa.features().iter().filter(|f| !f.present).map(|f| f.name).collect();
-    missing.join(", ")
-}
-
 impl Backend for Cpu {
     type Rows = Rows;
+    type Operand = Operand;
     type Linear = Linear;
     type Vector = Vector;
     type Rope = rope::Table;
@@ -289,12 +295,38 @@ impl Backend for Cpu {
         norm::rms_norm(self, x, weight, eps, out);
     }
 
+    fn rms_norm_operand(&self, x: &Rows, weight: &Vector, eps: f32, out: &mut Operand) {
+        norm::rms_norm_operand(self, x, weight, eps, out);
+    }
+
     fn head_norm(&self, x: &mut Rows, weight: &Vector, eps: f32) {
         norm::head_norm(self, x, weight, eps);
     }
 
     fn linear(&self, w: &Linear, x: &Rows, out: &mut Rows) {
-        linear::linear(self, w, x, out);
+        let operand = &mut *lock(&self.operand);
+        operand::pack(self, x, operand);
+        linear::linears(self, &[w], operand, &mut [out]);
+    }
+
+    fn operand(&self, x: &Rows, out: &mut Operand) {
+        operand::pack(self, x, out);
+    }
+
+    fn linears(&self, ws: &[&Linear], x: &Operand, outs: &mut [&mut Rows]) {
+        linear::linears(self, ws, x, outs);
+    }
+
+    fn linear_add(&self, w: &Linear, x: &Operand, out: &mut Rows) {
+        linear::linear_add(self, w, x, out);
+    }
+
+    fn gated(&self, gate: &Linear, up: &Linear, x: &Operand, out: &mut Operand) {
+        linear::gated(self, gate, up, x, out);
+    }
+
+    fn linear_argmax(&self, w: &Linear, x: &Operand, limit: usize) -> Vec<u32> {
+        linear::argmax(self, w, x, limit)
     }
 
     fn rope(&self, x: &mut Rows, table: &rope::Table, head_dim: usize) {

@@ -173,7 +173,7 @@ fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
 
 fn run(cpu: &Cpu, w: &Linear, kernel: impl ProductKernel) {
     let (storage, precision) = (w.weights.storage, cpu.precision);
-    cpu.isa.run(ForProduct { storage, precision, kernel });
+    cpu.isa.run_product(ForProduct { storage, precision, kernel });
 }
 
 /// How many rows and panels to block.
@@ -261,13 +261,12 @@ fn multiply_piece(
         .peekable();
     while let Some(Run { part, w, is_gate, panels }) = runs.next() {
         let next = runs.peek().map(|next| next.w.weights.panel(next.panels.start));
-        let sums = if is_gate { &mut *gate } else { &mut *sums };
-        let (rows, panels) = (rows.clone(), panels);
-        run(cpu, w, Accumulate { w, x, rows: rows.clone(), panels: panels.clone(), sums, next });
+        let (rows, to) = (rows.clone(), if is_gate { &mut *gate } else { &mut *sums });
+        let (rows_again, panels_again) = (rows.clone(), panels.clone());
+        run(cpu, w, Accumulate { w, x, rows: rows_again, panels: panels_again, sums: to, next });
         if !is_gate {
-            let (sums, columns) = (&*sums, w.out_features());
-            let gate = if part.gate.is_some() { &*gate } else { &[] };
-            run(cpu, w, Finish { epilogue: part.epilogue, rows, panels, columns, sums, gate });
+            let (epilogue, columns) = (part.epilogue, w.out_features());
+            run(cpu, w, Finish { epilogue, rows, panels, columns, sums, gate });
         }
     }
 }

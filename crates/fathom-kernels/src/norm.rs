@@ -1,6 +1,12 @@
 //! Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 
+use std::ops::Range;
+
 use crate::cpu::Cpu;
+use crate::microkernel::ROW_WORDS;
+use crate::operand::{self, Operand, SharedOperand};
+use crate::pack::{k_block, pack_row};
+use crate::product::{Product, ProductKernel};
 use crate::rows::{Rows, Vector};
 use crate::simd::{Kernel, Simd};
 
@@ -16,6 +22,16 @@ pub(crate) fn rms_norm(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut
             out.copy_from_slice(x.row(row));
             cpu.isa.run(RmsNorm { x: out, weight, eps });
         }
+    });
+}
+
+/// The norm as a product's operand: the bits of [`rms_norm`], packed.
+pub(crate) fn rms_norm_operand(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut Operand) {
+    assert_eq!(weight.len(), x.columns(), "norm weight");
+    out.resize(x.rows(), x.columns());
+    let out = out.shared();
+    cpu.split_rows(x.rows(), x.as_slice().len(), |rows| {
+        operand::run(cpu, NormAndPack { x, rows, weight, eps, out });
     });
 }
 
@@ -45,17 +61,60 @@ impl Kernel for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let RmsNorm { x, weight, eps } = self;
-        let mut squares = s.splat(0.0);
-        for x in x.chunks(S::LANES) {
-            let x = s.load_some(x);
-            squares = s.fma(x, x, squares);
-        }
-        let mean = s.sum(squares) / x.len() as f32;
-        let scale = s.splat(1.0 / (mean + eps).sqrt());
+        let scale = inverse_rms(s, x, eps);
         for (x, w) in x.chunks_mut(S::LANES).zip(weight.chunks(S::LANES)) {
-            // Normalised first and weighted then, as HuggingFace does.
-            let normalised = s.mul(s.load_some(x), scale);
-            s.store_some(x, s.mul(normalised, s.load_some(w)));
+            let normed = normed(s, x, scale, w);
+            s.store_some(x, normed);
         }
     }
+}
+
+/// The same for some rows of x, packed into an operand.
+struct NormAndPack<'a> {
+    x: &'a Rows,
+    rows: Range<usize>,
+    weight: &'a [f32],
+    eps: f32,
+    out: SharedOperand,
+}
+
+impl ProductKernel for NormAndPack<'_> {
+    #[inline(always)]
+    fn run<S: Simd, P: Product>(self, s: S, round: bool) {
+        let NormAndPack { x, rows, weight, eps, out } = self;
+        let mut block_values = [0.0; 2 * ROW_WORDS]; // the longest k block there is
+        for row in rows {
+            let x = x.row(row);
+            let scale = inverse_rms(s, x, eps);
+            let blocks = x.chunks(k_block::<P>()).zip(weight.chunks(k_block::<P>()));
+            for (block, (x, weight)) in blocks.enumerate() {
+                let values = &mut block_values[..x.len()];
+                let vectors = x.chunks(S::LANES).zip(weight.chunks(S::LANES));
+                for (out, (x, w)) in values.chunks_mut(S::LANES).zip(vectors) {
+                    s.store_some(out, normed(s, x, scale, w));
+                }
+                // SAFETY: threads have disjoint rows; `rms_norm_operand` made room for all blocks.
+                let out = unsafe { &mut *out.block(row, block).cast() };
+                pack_row::<S, P>(s, round, values, out);
+            }
+        }
+    }
+}
+
+/// `1 / √(mean(x²) + eps)`
+#[inline(always)]
+fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> S::F32 {
+    let mut squares = s.splat(0.0);
+    for x in x.chunks(S::LANES) {
+        let x = s.load_some(x);
+        squares = s.fma(x, x, squares);
+    }
+    let mean = s.sum(squares) / x.len() as f32;
+    s.splat(1.0 / (mean + eps).sqrt())
+}
+
+/// A vector of x, normalised first and weighted then, as HuggingFace does.
+#[inline(always)]
+fn normed<S: Simd>(s: S, x: &[f32], scale: S::F32, weight: &[f32]) -> S::F32 {
+    s.mul(s.mul(s.load_some(x), scale), s.load_some(weight))
 }

@@ -74,6 +74,11 @@ impl Panels {
         self.storage.steps(self.k) * PANEL
     }
 
+    /// First word of a panel.
+    pub(crate) fn panel(&self, panel: usize) -> *const u32 {
+        self.words[panel * self.stride()..].as_ptr()
+    }
+
     /// Column `column` as f32.
     pub(crate) fn read_column(&self, column: usize, out: &mut [f32]) {
         let panel = &self.words[column / PANEL * self.stride()..][..self.stride()];
@@ -187,17 +192,32 @@ pub(crate) fn pack_row<S: Simd, P: Product>(
     let mut at = 0;
     while at < x.len() {
         let values = s.load_some(&x[at..]);
-        // SAFETY: at most `k_block` elements rounded up to a vector: within ROW_STRIDE words, of which
-        // bfloat16 take half.
-        unsafe {
-            if P::A_PAIRS {
-                s.store_bf16(out.cast::<u16>().add(at), values);
-            } else if round {
-                s.store(out.cast::<f32>().add(at), s.round_bf16(values));
-            } else {
-                s.store(out.cast::<f32>().add(at), values);
-            }
-        }
+        // SAFETY: at most `k_block` elements rounded up to a vector.
+        unsafe { store_packed::<S, P>(s, round, values, out, at) };
         at += lanes;
+    }
+}
+
+/// Writes a vector of consecutive k, from `k` on, into a packed row.
+///
+/// # Safety
+/// `out` holds [`ROW_STRIDE`] words and `k + S::LANES` is at most [`k_block`] rounded up to a vector.
+#[inline(always)]
+pub(crate) unsafe fn store_packed<S: Simd, P: Product>(
+    s: S,
+    round: bool,
+    values: S::F32,
+    out: *mut u32,
+    k: usize,
+) {
+    // SAFETY: the caller's promise; bfloat16 take half of a word.
+    unsafe {
+        if P::A_PAIRS {
+            s.store_bf16(out.cast::<u16>().add(k), values);
+        } else if round {
+            s.store(out.cast::<f32>().add(k), s.round_bf16(values));
+        } else {
+            s.store(out.cast::<f32>().add(k), values);
+        }
     }
 }

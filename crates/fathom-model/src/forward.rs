@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use fathom_kernels::{Attention, Backend, Span};
 
-use crate::mlp::MlpRows;
 use crate::taps::{Part, Taps};
+use crate::work::Work;
 use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
 
 /// Tokens that [`Model::prefill`] runs at a time: enough rows to keep the matrix product busy, few enough
@@ -228,9 +228,7 @@ impl<B: Backend> Model<B> {
             self.enter_regime(piece)?;
         }
         let b = &self.backend;
-        let ModelConfig {
-            hidden, intermediate, heads, kv_heads, head_dim, rms_norm_eps: eps, ..
-        } = self.config;
+        let ModelConfig { head_dim, rms_norm_eps: eps, .. } = self.config;
         let batch = Batch::new(pieces);
         let parts = &batch.parts;
         let rope = self.rope(pieces, parts);
@@ -245,103 +243,91 @@ impl<B: Backend> Model<B> {
         let any_sums = sums.iter().any(Option::is_some);
 
         let n = batch.ids.len();
-        let mut x = b.alloc(n, hidden); // the residual stream
-        let mut normed = b.alloc(n, hidden);
-        let mut out = b.alloc(n, hidden); // what a module adds to it
-        let mut q = b.alloc(n, heads * head_dim);
-        let mut k = b.alloc(n, kv_heads * head_dim);
-        let mut v = b.alloc(n, kv_heads * head_dim);
-        let mut ctx = b.alloc(n, heads * head_dim);
-        let mut lse = b.alloc(n, heads);
-        let mut mlp = MlpRows::new(b, n, intermediate);
+        let mut work = self.take_work(n);
+        let Work { x, operand, q, k, v, ctx, lse, stages, gated, .. } = &mut work;
 
-        b.embed(&self.embed, &batch.ids, &mut x);
-        taps.tap(b, Site::Embed, 0, &mut x, parts)?;
+        b.embed(&self.embed, &batch.ids, x);
+        taps.tap(b, Site::Embed, 0, x, parts)?;
 
         for (l, layer) in self.layers.iter().enumerate() {
-            taps.tap(b, Site::ResidPre, l, &mut x, parts)?;
+            taps.tap(b, Site::ResidPre, l, x, parts)?;
 
             // Attention: x += W_o · softmax(q kᵀ / √d) v
-            b.rms_norm(&x, &layer.attn_norm, eps, &mut normed);
-            taps.tap(b, Site::AttnIn, l, &mut normed, parts)?;
-            b.linear(&layer.q, &normed, &mut q);
-            b.linear(&layer.k, &normed, &mut k);
-            b.linear(&layer.v, &normed, &mut v);
+            self.norm(x, &layer.attn_norm, operand, (Site::AttnIn, l), taps, parts)?;
+            b.linears(&[&layer.q, &layer.k, &layer.v], operand, &mut [q, k, v]);
             if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
-                b.head_norm(&mut q, q_norm, eps);
-                b.head_norm(&mut k, k_norm, eps);
+                b.head_norm(q, q_norm, eps);
+                b.head_norm(k, k_norm, eps);
             }
-            taps.tap(b, Site::QPreRope, l, &mut q, parts)?;
-            taps.tap(b, Site::KPreRope, l, &mut k, parts)?;
-            b.rope(&mut q, &rope, head_dim);
-            b.rope(&mut k, &rope, head_dim);
-            taps.tap(b, Site::Q, l, &mut q, parts)?;
-            taps.tap(b, Site::K, l, &mut k, parts)?;
-            taps.tap(b, Site::V, l, &mut v, parts)?;
+            taps.tap(b, Site::QPreRope, l, q, parts)?;
+            taps.tap(b, Site::KPreRope, l, k, parts)?;
+            b.rope(q, &rope, head_dim);
+            b.rope(k, &rope, head_dim);
+            taps.tap(b, Site::Q, l, q, parts)?;
+            taps.tap(b, Site::K, l, k, parts)?;
+            taps.tap(b, Site::V, l, v, parts)?;
 
             let attention = self.attention(l);
             let weights_wanted = taps.wants(Site::AttnWeights, l);
-            b.append_kv(l, &k, &v, &mut spans);
-            let wanted = (any_sums || weights_wanted).then_some(&mut lse);
-            b.attend(&attention, &q, &spans, &mut ctx, wanted);
+            b.append_kv(l, k, v, &mut spans);
+            let lse_wanted = (any_sums || weights_wanted).then_some(&mut *lse);
+            b.attend(&attention, q, &spans, ctx, lse_wanted);
             for (span, sums) in spans.iter().zip(&mut sums) {
                 if let Some(sums) = sums {
-                    b.add_column_sums(&attention, &q, &lse, span, sums);
+                    b.add_column_sums(&attention, q, lse, span, sums);
                 }
             }
             if weights_wanted {
                 for (span, part) in spans.iter().zip(parts) {
-                    let weights = b.attention_weights(&attention, &q, &lse, span);
+                    let weights = b.attention_weights(&attention, q, lse, span);
                     taps.show(Site::AttnWeights, l, part, &weights)?;
                 }
             }
-            taps.tap(b, Site::AttnCtx, l, &mut ctx, parts)?;
-            b.linear(&layer.o, &ctx, &mut out);
-            taps.tap(b, Site::AttnOut, l, &mut out, parts)?;
-            b.add_assign(&mut x, &out);
-            taps.tap(b, Site::ResidMid, l, &mut x, parts)?;
+            taps.tap(b, Site::AttnCtx, l, ctx, parts)?;
+            b.operand(ctx, operand);
+            self.add(&layer.o, operand, x, (Site::AttnOut, l), taps, parts)?;
+            taps.tap(b, Site::ResidMid, l, x, parts)?;
 
             // MLP: x += W_down · (silu(W_gate · x) ⊙ (W_up · x))
-            b.rms_norm(&x, &layer.mlp_norm, eps, &mut normed);
-            taps.tap(b, Site::MlpIn, l, &mut normed, parts)?;
-            self.mlp_rows(l, &normed, &mut mlp, &mut out, taps, parts)?;
-            taps.tap(b, Site::MlpOut, l, &mut out, parts)?;
-            b.add_assign(&mut x, &out);
-            taps.tap(b, Site::ResidPost, l, &mut x, parts)?;
+            self.norm(x, &layer.mlp_norm, operand, (Site::MlpIn, l), taps, parts)?;
+            self.gated(l, operand, gated, stages, taps, parts)?;
+            self.add(&layer.down, gated, x, (Site::MlpOut, l), taps, parts)?;
+            taps.tap(b, Site::ResidPost, l, x, parts)?;
         }
 
-        let logits = self.logits(x, &batch, taps)?;
+        let logits = self.logits(&mut work, &batch, taps)?;
         for piece in pieces {
             b.advance_kv(&mut piece.sequence.kv, piece.tokens.len());
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
+        self.give_back(work);
         Ok(logits)
     }
 
     /// Final norm and language-model head, over the rows somebody wants.
-    fn logits(&self, x: B::Rows, batch: &Batch, taps: &mut Taps<'_>) -> Result<Logits<B>> {
+    fn logits(&self, work: &mut Work<B>, batch: &Batch, taps: &mut Taps<'_>) -> Result<Logits<B>> {
         let b = &self.backend;
-        let ModelConfig { hidden, vocab, rms_norm_eps: eps, .. } = self.config;
+        let vocab = self.config.vocab;
         let probed = taps.wants(Site::FinalNorm, 0) || taps.wants(Site::Logits, 0);
 
         // A probe sees every row; without one only the rows that need logits are computed.
         let n = batch.ids.len();
         let rows = if probed { (0..n).collect() } else { batch.logit_rows.clone() };
-        let mut chosen = x;
-        if rows.len() < n {
-            let mut gathered = b.alloc(rows.len(), hidden);
-            b.gather(&chosen, &rows, &mut gathered);
-            chosen = gathered;
-        }
-        let mut normed = b.alloc(rows.len(), hidden);
-        b.rms_norm(&chosen, &self.final_norm, eps, &mut normed);
+        let Work { x, chosen, operand, .. } = work;
+        let chosen = if rows.len() < n {
+            b.gather(x, &rows, chosen);
+            chosen
+        } else {
+            x
+        };
         let mut logits = b.alloc(0, vocab);
-        if probed {
-            taps.tap(b, Site::FinalNorm, 0, &mut normed, &batch.parts)?;
+        if probed || !rows.is_empty() {
+            self.norm(chosen, &self.final_norm, operand, (Site::FinalNorm, 0), taps, &batch.parts)?;
         }
         if taps.wants(Site::Logits, 0) || !batch.logit_rows.is_empty() {
             b.resize(&mut logits, rows.len(), vocab);
-            b.linear(self.lm_head.as_ref().unwrap_or(&self.embed), &normed, &mut logits);
+            let head = self.lm_head.as_ref().unwrap_or(&self.embed);
+            b.linears(&[head], operand, &mut [&mut logits]);
         }
         if probed {
             taps.tap(b, Site::Logits, 0, &mut logits, &batch.parts)?;
@@ -350,6 +336,52 @@ impl<B: Backend> Model<B> {
             logits = asked;
         }
         Ok(Logits { rows: logits, steps: batch.logit_ranges.clone() })
+    }
+
+    /// `out = norm(x)`, as matrix products take it; the f32 form is there only if a probe wants it.
+    fn norm(
+        &self,
+        x: &B::Rows, // [n, hidden]
+        weight: &B::Vector,
+        out: &mut B::Operand, // [n, hidden]
+        (site, l): (Site, usize),
+        taps: &mut Taps<'_>,
+        parts: &[Part],
+    ) -> Result<()> {
+        let (b, eps) = (&self.backend, self.config.rms_norm_eps);
+        if !taps.wants(site, l) {
+            b.rms_norm_operand(x, weight, eps, out);
+            return Ok(());
+        }
+        let (n, hidden) = b.shape(x);
+        let mut normed = b.alloc(n, hidden);
+        b.rms_norm(x, weight, eps, &mut normed);
+        taps.tap(b, site, l, &mut normed, parts)?;
+        b.operand(&normed, out);
+        Ok(())
+    }
+
+    /// `x += W · module`, what a module adds to the residual stream; by itself only if a probe wants it.
+    fn add(
+        &self,
+        w: &B::Linear,
+        module: &B::Operand,
+        x: &mut B::Rows, // [n, hidden]
+        (site, l): (Site, usize),
+        taps: &mut Taps<'_>,
+        parts: &[Part],
+    ) -> Result<()> {
+        let b = &self.backend;
+        if !taps.wants(site, l) {
+            b.linear_add(w, module, x);
+            return Ok(());
+        }
+        let (n, hidden) = b.shape(x);
+        let mut out = b.alloc(n, hidden);
+        b.linears(&[w], module, &mut [&mut out]);
+        taps.tap(b, site, l, &mut out, parts)?;
+        b.add_assign(x, &out);
+        Ok(())
     }
 
     fn attention(&self, layer: usize) -> Attention {

@@ -28,6 +28,7 @@ mod token_text;
 mod tokenizer;
 mod traces;
 mod weights;
+mod work;
 
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions};

@@ -1,23 +1,29 @@
 //! The MLP of a decoder layer, within a pass and by itself.
 
-use std::mem;
-
 use fathom_kernels::Backend;
 
 use crate::taps::{Part, Taps};
 use crate::{Error, Model, Result, Site};
 
-/// The MLP's stages, `[n, intermediate]` each.
-pub(crate) struct MlpRows<B: Backend> {
+/// The MLP's stages, `[n, intermediate]` each, for a probe to see.
+pub(crate) struct Stages<B: Backend> {
     gate: B::Rows,
     up: B::Rows,
     act: B::Rows,
+    product: B::Rows,
 }
 
-impl<B: Backend> MlpRows<B> {
-    pub fn new(b: &B, n: usize, intermediate: usize) -> MlpRows<B> {
-        let rows = || b.alloc(n, intermediate);
-        MlpRows { gate: rows(), up: rows(), act: rows() }
+impl<B: Backend> Stages<B> {
+    /// Without memory until a probe asks.
+    pub fn new(b: &B, intermediate: usize) -> Stages<B> {
+        let rows = || b.alloc(0, intermediate);
+        Stages { gate: rows(), up: rows(), act: rows(), product: rows() }
+    }
+
+    fn resize(&mut self, b: &B, n: usize, intermediate: usize) {
+        for rows in [&mut self.gate, &mut self.up, &mut self.act, &mut self.product] {
+            b.resize(rows, n, intermediate);
+        }
     }
 }
 
@@ -41,38 +47,40 @@ impl<B: Backend> Model<B> {
         let n = rows.len() / hidden;
         let mut x = b.alloc(n, hidden);
         b.write_rows(&mut x, 0, rows);
-        let mut out = b.alloc(n, hidden);
-        let mut work = MlpRows::new(b, n, self.config.intermediate);
-        self.mlp_rows(layer, &x, &mut work, &mut out, &mut Taps::new(None, layers), &[])?;
-        Ok(b.host_rows(&out, 0..n, &mut Vec::new()).to_vec())
+        let (mut operand, mut gated) = (B::Operand::default(), B::Operand::default());
+        b.operand(&x, &mut operand);
+        let mut stages = Stages::new(b, self.config.intermediate);
+        self.gated(layer, &operand, &mut gated, &mut stages, &mut Taps::new(None, layers), &[])?;
+        b.linears(&[&self.layers[layer].down], &gated, &mut [&mut x]);
+        Ok(b.host_rows(&x, 0..n, &mut Vec::new()).to_vec())
     }
 
-    /// out = W_down · (silu(W_gate · x) ⊙ (W_up · x))
-    pub(crate) fn mlp_rows(
+    /// out = silu(W_gate · x) ⊙ (W_up · x); the stages by themselves only if a probe wants one.
+    pub(crate) fn gated(
         &self,
         l: usize,
-        x: &B::Rows, // [n, hidden]
-        work: &mut MlpRows<B>,
-        out: &mut B::Rows, // [n, hidden]
+        x: &B::Operand,       // [n, hidden]
+        out: &mut B::Operand, // [n, intermediate]
+        stages: &mut Stages<B>,
         taps: &mut Taps<'_>,
         parts: &[Part],
     ) -> Result<()> {
         let (b, layer) = (&self.backend, &self.layers[l]);
-        let MlpRows { gate, up, act } = work;
-        b.linear(&layer.gate, x, gate);
-        b.linear(&layer.up, x, up);
+        let sites = [Site::MlpGate, Site::MlpUp, Site::MlpAct, Site::MlpElementwise];
+        if !sites.iter().any(|&site| taps.wants(site, l)) {
+            b.gated(&layer.gate, &layer.up, x, out);
+            return Ok(());
+        }
+        stages.resize(b, parts.last().map_or(0, |part| part.rows.end), self.config.intermediate);
+        let Stages { gate, up, act, product } = stages;
+        b.linears(&[&layer.gate, &layer.up], x, &mut [gate, up]);
         taps.tap(b, Site::MlpGate, l, gate, parts)?;
         taps.tap(b, Site::MlpUp, l, up, parts)?;
-        if taps.wants(Site::MlpAct, l) {
-            b.silu(gate, act);
-            taps.tap(b, Site::MlpAct, l, act, parts)?;
-            mem::swap(act, gate);
-            b.mul(gate, up, act);
-        } else {
-            b.silu_mul(gate, up, act);
-        }
-        taps.tap(b, Site::MlpElementwise, l, act, parts)?;
-        b.linear(&layer.down, act, out);
+        b.silu(gate, act);
+        taps.tap(b, Site::MlpAct, l, act, parts)?;
+        b.mul(act, up, product);
+        taps.tap(b, Site::MlpElementwise, l, product, parts)?;
+        b.operand(product, out);
         Ok(())
     }
 }

@@ -1,9 +1,11 @@
 //! A checkpoint's weights, packed for a backend.
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use fathom_kernels::{Backend, KvShape, WeightView};
 
+use crate::work::Work;
 use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
 
 /// A decoder-only language model, ready to run.
@@ -15,6 +17,8 @@ pub struct Model<B: Backend> {
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) final_norm: B::Vector,      // [hidden]
     pub(crate) lm_head: Option<B::Linear>, // [vocab, hidden]; None: tied to `embed`
+    /// Memory of passes that are over, for the next ones.
+    pub(crate) work: Mutex<Vec<Work<B>>>,
 }
 
 /// One decoder layer.
@@ -69,7 +73,8 @@ impl<B: Backend> Model<B> {
             progress(l + 1, config.layers);
         }
         let weights_fingerprint = checkpoint.fingerprint();
-        Ok(Model { backend, config, weights_fingerprint, embed, layers, final_norm, lm_head })
+        let work = Mutex::default();
+        Ok(Model { backend, config, weights_fingerprint, embed, layers, final_norm, lm_head, work })
     }
 
     /// The model's shape.

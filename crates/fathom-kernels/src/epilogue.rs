@@ -1,0 +1,144 @@
+//! What becomes of a product's columns once a group of them is done, while they are in a cache.
+//!
+//! A product adds up into its thread's scratch memory; the epilogue takes the sums from there to where
+//! they are wanted. Each is element by element what the separate operation does, hence the same bits.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crate::activation::silu_of;
+use crate::microkernel::PANEL;
+use crate::operand::SharedOperand;
+use crate::pack::{k_block, store_packed};
+use crate::pool::lock;
+use crate::product::{Product, ProductKernel};
+use crate::rows::SharedMut;
+use crate::simd::Simd;
+
+/// Elements between the rows of a product's scratch memory: a group of panels, and a cache line more, so
+/// that rows fall into different cache sets.
+pub(crate) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
+/// Panels whose sums stay in L2 while k runs.
+pub(crate) const GROUP: usize = 8;
+
+/// Where a product's result goes.
+#[derive(Clone, Copy)]
+pub(crate) enum Epilogue<'a> {
+    /// `out = x · Wᵀ + bias`
+    Set(SharedMut),
+    /// `out += x · Wᵀ + bias`
+    Add(SharedMut),
+    /// `out = silu(gate) · (x · Wᵀ + bias)`, the gate's sums lying in scratch memory too.
+    Gate(SharedOperand),
+    /// The largest result of each row so far within the first `limit` columns.
+    Best {
+        /// One per row.
+        best: &'a Mutex<Vec<Best>>,
+        /// Columns that count.
+        limit: usize,
+    },
+}
+
+/// A row's largest result and its column; the lowest column of several.
+#[derive(Clone, Copy)]
+pub(crate) struct Best {
+    value: f32,
+    pub(crate) column: Option<usize>,
+}
+
+impl Best {
+    /// Nothing compares with it.
+    pub(crate) const NONE: Best = Best { value: f32::NEG_INFINITY, column: None };
+
+    /// A NaN is neither larger nor equal.
+    fn update(&mut self, value: f32, column: usize) {
+        let lower = value == self.value && self.column.is_none_or(|best| column < best);
+        if value > self.value || lower {
+            *self = Best { value, column: Some(column) };
+        }
+    }
+}
+
+/// Takes finished columns of some rows to where they are wanted.
+pub(crate) struct Finish<'a> {
+    pub(crate) epilogue: Epilogue<'a>,
+    pub(crate) rows: Range<usize>,
+    /// Panels, and how many columns the matrix has in all.
+    pub(crate) panels: Range<usize>,
+    pub(crate) columns: usize,
+    /// `[rows, SCRATCH_STRIDE]`
+    pub(crate) sums: &'a [f32],
+    /// The same of the gate, where there is one.
+    pub(crate) gate: &'a [f32],
+}
+
+impl ProductKernel for Finish<'_> {
+    #[inline(always)]
+    fn run<S: Simd, P: Product>(self, s: S, round: bool) {
+        let columns = self.panels.start * PANEL..self.columns.min(self.panels.end * PANEL);
+        let rows = self.rows.zip(self.sums.chunks_exact(SCRATCH_STRIDE));
+        match self.epilogue {
+            Epilogue::Set(out) => {
+                for (row, sums) in rows {
+                    let at = row * self.columns;
+                    // SAFETY: these columns are this thread's.
+                    let out = unsafe { out.slice(at + columns.start..at + columns.end) };
+                    out.copy_from_slice(&sums[..columns.len()]);
+                }
+            }
+            Epilogue::Add(out) => {
+                for (row, sums) in rows {
+                    let at = row * self.columns;
+                    // SAFETY: as above.
+                    let out = unsafe { out.slice(at + columns.start..at + columns.end) };
+                    for (out, sums) in out.chunks_mut(S::LANES).zip(sums.chunks(S::LANES)) {
+                        let sum = s.add(s.load_some(out), s.load_some(sums));
+                        s.store_some(out, sum);
+                    }
+                }
+            }
+            Epilogue::Gate(out) => {
+                let rows = rows.zip(self.gate.chunks_exact(SCRATCH_STRIDE));
+                for ((row, sums), gate) in rows {
+                    let (sums, gate) = (&sums[..columns.len()], &gate[..columns.len()]);
+                    for panel in self.panels.clone() {
+                        let (block, k) =
+                            (panel * PANEL / k_block::<P>(), panel * PANEL % k_block::<P>());
+                        // SAFETY: these columns are this thread's, and a block holds whole panels.
+                        let out = unsafe { out.block(row, block) };
+                        let first = (panel - self.panels.start) * PANEL;
+                        for i in (0..PANEL).step_by(S::LANES) {
+                            // Zeros beyond the last column, as packing writes them.
+                            let from = (first + i).min(columns.len());
+                            let (gate, sums) = (&gate[from..], &sums[from..]);
+                            let gated = s.mul(silu_of(s, s.load_some(gate)), s.load_some(sums));
+                            // SAFETY: as above.
+                            unsafe { store_packed::<S, P>(s, round, gated, out, k + i) };
+                        }
+                    }
+                }
+            }
+            Epilogue::Best { best, limit } => {
+                let columns = columns.start..columns.end.min(limit);
+                let mut all = lock(best);
+                for (row, sums) in rows {
+                    let best = &mut all[row];
+                    let sums = &sums[..columns.len()];
+                    let mut most = s.splat(f32::NEG_INFINITY);
+                    for sums in sums.chunks_exact(S::LANES) {
+                        // A NaN compares as neither larger nor smaller: `most` stays.
+                        most = s.max(s.load_some(sums), most);
+                    }
+                    let rest = sums.chunks_exact(S::LANES).remainder();
+                    let most =
+                        rest.iter().fold(s.max_lane(most), |a, &b| if b > a { b } else { a });
+                    if most >= best.value
+                        && let Some(i) = sums.iter().position(|&x| x == most)
+                    {
+                        best.update(most, columns.start + i);
+                    }
+                }
+            }
+        }
+    }
+}

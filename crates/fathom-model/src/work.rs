@@ -1,0 +1,62 @@
+//! The memory a forward pass works in, kept from one pass to the next.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use fathom_kernels::Backend;
+
+use crate::mlp::Stages;
+use crate::{Model, ModelConfig};
+
+/// Activations of a pass over `n` rows. Their contents mean nothing between passes.
+pub(crate) struct Work<B: Backend> {
+    /// The residual stream, `[n, hidden]`.
+    pub x: B::Rows,
+    /// What the next matrix product takes.
+    pub operand: B::Operand,
+    pub q: B::Rows,   // [n, heads · head_dim]
+    pub k: B::Rows,   // [n, kv_heads · head_dim]
+    pub v: B::Rows,   // [n, kv_heads · head_dim]
+    pub ctx: B::Rows, // [n, heads · head_dim]
+    pub lse: B::Rows, // [n, heads]
+    /// `silu(gate) · up`, `[n, intermediate]`.
+    pub gated: B::Operand,
+    pub stages: Stages<B>,
+    /// Rows of the residual stream that need logits.
+    pub chosen: B::Rows,
+}
+
+impl<B: Backend> Model<B> {
+    /// Memory for a pass over `n` rows: an earlier pass's, unless another thread's pass has it.
+    pub(crate) fn take_work(&self, n: usize) -> Work<B> {
+        let b = &self.backend;
+        let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, .. } = self.config;
+        let kept = self.idle_work().pop();
+        let mut work = kept.unwrap_or_else(|| Work {
+            x: b.alloc(0, hidden),
+            operand: B::Operand::default(),
+            q: b.alloc(0, heads * head_dim),
+            k: b.alloc(0, kv_heads * head_dim),
+            v: b.alloc(0, kv_heads * head_dim),
+            ctx: b.alloc(0, heads * head_dim),
+            lse: b.alloc(0, heads),
+            gated: B::Operand::default(),
+            stages: Stages::new(b, intermediate),
+            chosen: b.alloc(0, hidden),
+        });
+        let Work { x, q, k, v, ctx, lse, chosen, .. } = &mut work;
+        for rows in [x, q, k, v, ctx, lse, chosen] {
+            let (_, columns) = b.shape(rows);
+            b.resize(rows, n, columns);
+        }
+        work
+    }
+
+    /// Keeps the memory of a pass that is over for the next one.
+    pub(crate) fn give_back(&self, work: Work<B>) {
+        self.idle_work().push(work);
+    }
+
+    fn idle_work(&self) -> MutexGuard<'_, Vec<Work<B>>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
