@@ -76,7 +76,11 @@ pub(crate) fn add(
         let (block, kv_head) = tasks[task];
         let blocks = block..blocks.min(block + per_task);
         let kernel = AddBlocks { attention, q, lse, span, kv_head, blocks, heads: &heads, scratch };
-        cpu.isa.run(ForProduct { storage: span.kv.storage, precision: cpu.precision, kernel });
+        cpu.isa.run_product(ForProduct {
+            storage: span.kv.storage,
+            precision: cpu.precision,
+            kernel,
+        });
     });
 }
 

@@ -1,8 +1,9 @@
 //! What a [`Cpu`] computes with, for people to read.
 
+use crate::isa::Tiles;
 use crate::microkernel::PANEL;
 use crate::pack::Storage;
-use crate::product::product_name;
+use crate::product::{is_pairs, product_name};
 use crate::simd::{Kernel, Simd};
 use crate::{Cpu, DType};
 
@@ -20,6 +21,11 @@ impl Cpu {
     pub fn kernel_paths(&self) -> Vec<KernelPath> {
         let Vectors { lanes, tile_rows, bf16_dot } = self.isa.run(Describe);
         let product = |storage| {
+            let tiles = self.isa.tiles().filter(|_| is_pairs(storage, self.precision));
+            if let Some(tiles) = tiles {
+                let unit = if tiles == Tiles::Modelled { "a model of tiles" } else { "tdpbf16ps" };
+                return format!("bf16 pairs, {unit}, 2 × 2 tiles of 16 × 16");
+            }
             let name = product_name(storage, self.precision, bf16_dot);
             format!("{name}, register tile {tile_rows} × {}", PANEL.min(2 * lanes))
         };

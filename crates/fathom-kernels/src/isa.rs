@@ -1,12 +1,21 @@
 //! Which instruction set the kernels use, decided at run time.
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
 
+use crate::CpuError;
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
+use crate::amx::{Model, TilePairs, TileUnit};
+use crate::product::{ForProduct, ProductKernel, is_pairs};
 use crate::simd::{Kernel, Portable, Simd};
 
 /// An instruction set the kernels are compiled for.
 ///
-/// Results of different sets may differ in their last bits; those of one set never do.
+/// Results of different sets may differ in their last bits; those of one set never do. On other
+/// architectures than x86-64 there is [`Isa::Portable`] alone, which the compiler maps to what they have
+/// (NEON on aarch64): that builds, but has not been run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust, for any machine.
@@ -17,20 +26,41 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with the bfloat16 dot product `vdpbf16ps`: `avx512bf16`.
     Avx512Bf16,
+    /// [`Isa::Avx512Bf16`], whose bfloat16 products run in tile registers: `amx-tile`, `amx-bf16`. In f32
+    /// it is the same as [`Isa::Avx512Bf16`].
+    Avx512Amx,
 }
 
 impl Isa {
     /// Every set, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+    pub const ALL: [Isa; 5] =
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Avx512Amx];
 
     /// The best set this machine runs.
     pub fn detect() -> Isa {
-        Isa::ALL.into_iter().rev().find(|isa| isa.is_supported()).unwrap_or(Isa::Portable)
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        let best = || Isa::ALL.into_iter().rev().find(|isa| isa.is_supported());
+        *BEST.get_or_init(|| best().unwrap_or(Isa::Portable))
     }
 
     /// Whether this machine runs it.
     pub fn is_supported(self) -> bool {
-        self.features().iter().all(|feature| feature.present)
+        self.unavailable().is_none()
+    }
+
+    /// Why this machine does not run it, if it does not: as `it lacks avx2, fma`.
+    pub fn unavailable(self) -> Option<String> {
+        let missing: Vec<_> =
+            self.features().iter().filter(|f| !f.present).map(|f| f.name).collect();
+        if !missing.is_empty() {
+            return Some(format!("it lacks {}", missing.join(", ")));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self == Isa::Avx512Amx {
+            // Its features are not enough: the system has to cooperate, and the instructions to work.
+            return amx::unavailable().map(str::to_owned);
+        }
+        None
     }
 
     /// The CPU features it needs, and whether this machine has them.
@@ -43,6 +73,17 @@ impl Isa {
             Isa::Avx512Bf16 => {
                 &["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16"]
             }
+            Isa::Avx512Amx => &[
+                "avx2",
+                "fma",
+                "avx512f",
+                "avx512bw",
+                "avx512dq",
+                "avx512vl",
+                "avx512bf16",
+                "amx-tile",
+                "amx-bf16",
+            ],
         };
         let present = |name| all.iter().any(|feature| feature.name == name && feature.present);
         needed.iter().map(|&name| Feature { name, present: present(name) }).collect()
@@ -55,6 +96,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Avx512Amx => "amx-bf16",
         }
     }
 }
@@ -74,7 +116,7 @@ pub struct Feature {
     pub present: bool,
 }
 
-/// What this CPU offers of the features any kernel, present or planned, cares about.
+/// What this CPU offers of the features any kernel cares about.
 pub fn cpu_features() -> Vec<Feature> {
     macro_rules! features {
         ($($name:tt)*) => {
@@ -82,33 +124,62 @@ pub fn cpu_features() -> Vec<Feature> {
         };
     }
     #[cfg(target_arch = "x86_64")]
-    return features!("avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512bf16");
+    {
+        let mut features =
+            features!("avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512bf16");
+        let (amx_tile, amx_bf16) = amx::cpuid();
+        features.push(Feature { name: "amx-tile", present: amx_tile });
+        features.push(Feature { name: "amx-bf16", present: amx_bf16 });
+        features
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    return Vec::new();
+    Vec::new()
 }
 
 /// An [`Isa`] this machine is known to run: the proof that dispatching to it is sound.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Supported(Isa);
+pub(crate) struct Supported {
+    isa: Isa,
+    /// Whether products of bfloat16 pairs run on the model of tile registers instead.
+    modelled_tiles: bool,
+}
 
 impl Supported {
     pub(crate) fn best() -> Supported {
-        Supported(Isa::detect())
+        Supported { isa: Isa::detect(), modelled_tiles: false }
     }
 
-    pub(crate) fn new(isa: Isa) -> Option<Supported> {
-        isa.is_supported().then_some(Supported(isa))
+    pub(crate) fn new(isa: Isa) -> Result<Supported, CpuError> {
+        match isa.unavailable() {
+            None => Ok(Supported { isa, modelled_tiles: false }),
+            Some(reason) => Err(CpuError::UnsupportedIsa { isa, reason }),
+        }
+    }
+
+    /// This set for vectors, and a model for tiles.
+    pub(crate) fn with_modelled_tiles(self) -> Supported {
+        Supported { modelled_tiles: true, ..self }
     }
 
     pub(crate) fn isa(self) -> Isa {
-        self.0
+        self.isa
+    }
+
+    /// Where products of bfloat16 pairs run, if not in vector registers.
+    pub(crate) fn tiles(self) -> Option<Tiles> {
+        match self.isa {
+            _ if self.modelled_tiles => Some(Tiles::Modelled),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Amx => Some(Tiles::Amx),
+            _ => None,
+        }
     }
 
     /// Runs `kernel` compiled for this instruction set.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[cfg(target_arch = "x86_64")]
         use crate::simd::{Avx2, Avx512};
-        match self.0 {
+        match self.isa {
             Isa::Portable => Portable.vectorize(kernel),
             // SAFETY: `Supported` exists only for sets whose every feature was detected.
             #[cfg(target_arch = "x86_64")]
@@ -118,9 +189,43 @@ impl Supported {
             Isa::Avx512 => unsafe { Avx512::<false>::new() }.vectorize(kernel),
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => unsafe { Avx512::<true>::new() }.vectorize(kernel),
+            Isa::Avx512Bf16 | Isa::Avx512Amx => unsafe { Avx512::<true>::new() }.vectorize(kernel),
             #[cfg(not(target_arch = "x86_64"))]
             _ => Portable.vectorize(kernel),
         }
+    }
+
+    /// Runs a kernel that multiplies, with the product that its operands and this machine call for.
+    pub(crate) fn run_product<K: ProductKernel>(self, product: ForProduct<K>) {
+        match self.tiles().filter(|_| is_pairs(product.storage, product.precision)) {
+            None => self.run(product),
+            Some(Tiles::Modelled) => self.run(WithTiles::<Model, K>(product.kernel, PhantomData)),
+            #[cfg(target_arch = "x86_64")]
+            Some(Tiles::Amx) => {
+                let _release = amx::Release;
+                // SAFETY: as in `run`.
+                let vectors = unsafe { crate::simd::Avx512::<true>::new() };
+                vectors.vectorize(WithTiles::<amx::Amx, K>(product.kernel, PhantomData));
+            }
+        }
+    }
+}
+
+/// What has tile registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tiles {
+    Modelled,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+}
+
+/// A kernel whose product is [`TilePairs`].
+struct WithTiles<U, K>(K, PhantomData<U>);
+
+impl<U: TileUnit, K: ProductKernel> Kernel for WithTiles<U, K> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.run::<S, TilePairs<U>>(s, false);
     }
 }

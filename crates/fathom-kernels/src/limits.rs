@@ -4,6 +4,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::aligned::Aligned;
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
+use crate::isa::Tiles;
 use crate::microkernel::PANEL;
 use crate::simd::{Kernel, Simd};
 use crate::{Cpu, Precision};
@@ -17,7 +20,7 @@ pub struct Limits {
     pub read_bytes: f64,
     /// Floating-point operations per second of f32 multiply-add (two each).
     pub f32_flops: f64,
-    /// The same of the bfloat16 dot product, where there is one.
+    /// The same of bfloat16 products in tile registers, or of its dot product, where there is one.
     pub bf16_flops: Option<f64>,
     /// From handing every thread an empty task to the last one's return; the median.
     pub hand_off: Duration,
@@ -44,7 +47,11 @@ pub fn measure(cpu: &Cpu) -> Limits {
         threads: cpu.threads(),
         read_bytes: read_bytes(cpu),
         f32_flops: best_rate(5, || flops::<false>(cpu)),
-        bf16_flops: cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu))),
+        bf16_flops: match cpu.isa.tiles() {
+            #[cfg(target_arch = "x86_64")]
+            Some(Tiles::Amx) => Some(best_rate(5, || tile_flops(cpu))),
+            _ => cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu))),
+        },
         hand_off: hand_off(cpu),
     }
 }
@@ -80,6 +87,13 @@ fn best_rate(attempts: usize, work: impl Fn() -> f64) -> f64 {
         done / start.elapsed().as_secs_f64()
     };
     (0..attempts).map(rate).fold(0.0, f64::max)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tile_flops(cpu: &Cpu) -> f64 {
+    const STEPS: usize = 1 << 17;
+    cpu.split(cpu.threads(), |_| amx::products(STEPS));
+    (cpu.threads() * STEPS) as f64 * amx::PRODUCTS_FLOPS
 }
 
 fn flops<const BF16: bool>(cpu: &Cpu) -> f64 {

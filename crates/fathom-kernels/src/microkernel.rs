@@ -14,7 +14,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::product::Product;
+use crate::product::RegisterProduct;
 use crate::simd::{Kernel, Simd};
 
 /// Columns of a panel of packed weights.
@@ -56,7 +56,12 @@ impl Tile {
     /// # Safety
     /// As [`tile`].
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd, P: Product, const ROWS: usize, const VECTORS: usize>(
+    pub(crate) unsafe fn run<
+        S: Simd,
+        P: RegisterProduct,
+        const ROWS: usize,
+        const VECTORS: usize,
+    >(
         self,
         s: S,
     ) {
@@ -66,7 +71,9 @@ impl Tile {
 
 struct TileKernel<P, const ROWS: usize, const VECTORS: usize>(Tile, PhantomData<P>);
 
-impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for TileKernel<P, ROWS, VECTORS> {
+impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
+    for TileKernel<P, ROWS, VECTORS>
+{
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -83,7 +90,7 @@ impl<P: Product, const ROWS: usize, const VECTORS: usize> Kernel for TileKernel<
 /// `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS` vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
-pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS: usize>(
+pub(crate) unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
     s: S,
     t: &Tile,
 ) {
@@ -132,7 +139,7 @@ pub(crate) unsafe fn tile<S: Simd, P: Product, const ROWS: usize, const VECTORS:
 /// # Safety
 /// As [`tile`], for all `vectors`.
 #[inline(never)] // one table of tiles per product, not one per place that multiplies
-pub(crate) unsafe fn register_tiles<S: Simd, P: Product>(
+pub(crate) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
     s: S,
     rows: usize,
     vectors: usize,

@@ -46,12 +46,11 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
     ///
     /// # Safety
     /// As [`crate::microkernel::tile`], for all `vectors`.
-    #[inline(always)]
-    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
-        // SAFETY: the caller's promise.
-        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
-    }
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile);
+}
 
+/// A product in vector registers.
+pub(crate) trait RegisterProduct: Product {
     /// One step of k: `acc[r][v] += A[r] · W[v]`.
     ///
     /// # Safety
@@ -104,6 +103,13 @@ impl Product for F32 {
     const K: usize = 1;
     const A_PAIRS: bool = false;
 
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for F32 {
     #[inline(always)]
     #[allow(clippy::needless_range_loop)]
     unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
@@ -133,6 +139,13 @@ impl Product for Widened {
     const K: usize = 2;
     const A_PAIRS: bool = false;
 
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for Widened {
     #[inline(always)]
     #[allow(clippy::needless_range_loop)]
     unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
@@ -168,6 +181,13 @@ impl Product for Pairs {
     const K: usize = 2;
     const A_PAIRS: bool = true;
 
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for Pairs {
     #[inline(always)]
     #[allow(clippy::needless_range_loop)]
     unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
@@ -214,6 +234,11 @@ impl<K: ProductKernel> Kernel for ForProduct<K> {
             (Storage::Bf16, Precision::Bf16) => self.kernel.run::<S, Widened>(s, true),
         }
     }
+}
+
+/// Whether both operands are bfloat16 pairs.
+pub(crate) fn is_pairs(storage: Storage, precision: Precision) -> bool {
+    (storage, precision) == (Storage::Bf16, Precision::Bf16)
 }
 
 /// The product [`ForProduct`] chooses, in words.

@@ -46,15 +46,13 @@ proptest! {
         let bias = bias.then(|| numbers(seed ^ 1, n));
         let x = numbers(seed ^ 2, rows * k);
         let want = reference::linear(weight, bias.as_deref(), &x);
-        for isa in isas() {
-            for precision in PRECISIONS {
-                let cpu = cpu(isa, precision, 2);
-                let w = cpu.linear_from(weight, bias.as_deref());
-                let mut out = cpu.alloc(rows, n);
-                cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
-                let error = relative_error(&values_of(&cpu, &out), &want);
-                prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
-            }
+        for (isa, precision) in variants() {
+            let cpu = cpu(isa, precision, 2);
+            let w = cpu.linear_from(weight, bias.as_deref());
+            let mut out = cpu.alloc(rows, n);
+            cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
+            let error = relative_error(&values_of(&cpu, &out), &want);
+            prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
         }
     }
 
@@ -71,7 +69,7 @@ proptest! {
             let want = reference::attend(&attention, q, &sequence.k, &sequence.v);
             let want_weights = reference::attention_weights(&attention, q, &sequence.k);
             let want_sums = reference::column_sums(&attention, q, &sequence.k);
-            for isa in isas() {
+            for isa in paths(precision) {
                 let cpu = cpu(isa, precision, 2);
                 let mut kv = new_kv(&cpu, &attention);
                 if before > 0 {

@@ -4,13 +4,8 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, Cpu, DType, Isa, Kv, Precision, Span};
+use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Span};
 use proptest::prelude::*;
-
-/// Every instruction set in every precision.
-fn variants() -> impl Iterator<Item = (Isa, Precision)> {
-    isas().flat_map(|isa| PRECISIONS.map(|precision| (isa, precision)))
-}
 
 fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
     Attention { layer: 0, heads, kv_heads, head_dim, scale: 0.2, window }

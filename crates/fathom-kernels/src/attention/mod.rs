@@ -87,7 +87,7 @@ pub(crate) fn attend(
     let tasks = tasks(attention, q, spans);
     cpu.tasks_with_scratch(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
         let kernel = Attend { queries: tasks[task], out, lse, scratch };
-        cpu.isa.run(ForProduct { storage, precision: cpu.precision, kernel });
+        cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
     });
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn weights(
     cpu.tasks_with_scratch(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
         let kernel = Weights { queries: tasks[task], lse, out, span, keys, scratch };
         let storage = span.kv.storage;
-        cpu.isa.run(ForProduct { storage, precision: cpu.precision, kernel });
+        cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
     });
     weights
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
 use crate::microkernel::Tile;
-use crate::product::Product;
+use crate::product::RegisterProduct;
 
 /// The proof that this machine has `avx512f`, `bw`, `dq`, `vl`, and with `BF16` also `avx512bf16`.
 #[derive(Clone, Copy)]

@@ -17,7 +17,7 @@ pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
 use crate::microkernel::Tile;
-use crate::product::Product;
+use crate::product::RegisterProduct;
 
 /// A computation written for any instruction set.
 pub(crate) trait Kernel {
@@ -55,7 +55,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     ///
     /// # Safety
     /// As [`crate::microkernel::tile`].
-    unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: Tile);
+    unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, tile: Tile);
 
     /// # Safety
     /// `p` is valid for reading `LANES` f32.
@@ -148,7 +148,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 macro_rules! tile_table {
     ($($vectors:literal vectors: $($rows:literal)+;)+) => {
         #[inline(always)]
-        unsafe fn tile<P: Product>(self, rows: usize, vectors: usize, tile: Tile) {
+        unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, tile: Tile) {
             // SAFETY: the caller's promise, handed on.
             unsafe {
                 match (rows, vectors) {

@@ -2,7 +2,7 @@
 
 use super::{Kernel, Simd, tile_table};
 use crate::microkernel::Tile;
-use crate::product::Product;
+use crate::product::RegisterProduct;
 
 /// No vector instructions beyond what the compiler emits by itself.
 #[derive(Clone, Copy)]

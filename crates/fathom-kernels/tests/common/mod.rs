@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test binary uses its part
 #![allow(clippy::unwrap_used)]
 
+use std::fmt;
+
 use fathom_kernels::{
     Attention, Backend, Cpu, CpuOptions, DType, Isa, Kv, KvShape, Precision, Rows, Span, WeightView,
 };
@@ -9,12 +11,44 @@ use half::{bf16, f16};
 
 pub const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-pub fn isas() -> impl Iterator<Item = Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.is_supported())
+/// What kernels run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    Isa(Isa),
+    /// The best instruction set's vectors and modelled tile registers.
+    ModelledTiles,
 }
 
-pub fn cpu(isa: Isa, precision: Precision, threads: usize) -> Cpu {
-    Cpu::new(CpuOptions { threads: Some(threads), precision, isa: Some(isa) }).unwrap()
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Path::Isa(isa) => isa.fmt(f),
+            Path::ModelledTiles => f.write_str("modelled tiles"),
+        }
+    }
+}
+
+/// Every instruction set this machine has.
+pub fn isas() -> impl Iterator<Item = Path> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported()).map(Path::Isa)
+}
+
+/// Every path that differs in this precision.
+pub fn paths(precision: Precision) -> impl Iterator<Item = Path> {
+    isas().chain((precision == Precision::Bf16).then_some(Path::ModelledTiles))
+}
+
+/// Every path in every precision.
+pub fn variants() -> impl Iterator<Item = (Path, Precision)> {
+    PRECISIONS.into_iter().flat_map(|precision| paths(precision).map(move |path| (path, precision)))
+}
+
+pub fn cpu(path: Path, precision: Precision, threads: usize) -> Cpu {
+    let options = |isa| CpuOptions { threads: Some(threads), precision, isa };
+    match path {
+        Path::Isa(isa) => Cpu::new(options(Some(isa))).unwrap(),
+        Path::ModelledTiles => Cpu::new(options(None)).unwrap().with_modelled_tiles(),
+    }
 }
 
 /// Numbers in [-1, 1), the same for the same seed.

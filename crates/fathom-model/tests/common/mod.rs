@@ -36,14 +36,7 @@ pub fn load(dir: &Path, precision: Precision) -> Model<Cpu> {
 
 /// Every instruction set this machine can run.
 pub fn isas() -> Vec<Isa> {
-    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
-        .into_iter()
-        .filter(|isa| {
-            let options =
-                CpuOptions { threads: Some(1), precision: Precision::F32, isa: Some(*isa) };
-            Cpu::new(options).is_ok()
-        })
-        .collect()
+    Isa::ALL.into_iter().filter(|isa| isa.is_supported()).collect()
 }
 
 /// A tensor of a safetensors file, as f32, with its shape.

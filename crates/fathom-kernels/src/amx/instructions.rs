@@ -1,0 +1,185 @@
+//! The tile registers of this CPU.
+
+use std::arch::asm;
+use std::cell::Cell;
+
+use super::{PAIRS, Shape, TILE_ROWS, TILE_WORDS, TileUnit};
+
+// The shapes this thread's registers are configured to; `None` after `tilerelease` and at the start.
+thread_local! {
+    static CONFIGURED: Cell<Option<Shape>> = const { Cell::new(None) };
+}
+
+/// AMX's instructions. They may be executed only where [`super::unavailable`] found nothing against it.
+///
+/// The registers keep their contents from one `asm!` to the next: compiled code uses none of them, as
+/// no function enables the features they belong to.
+#[derive(Default)]
+pub(crate) struct Amx;
+
+/// `ldtilecfg`'s operand: palette 1 is 8 registers of 16 rows by 64 bytes.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Config>() == 64);
+
+impl TileUnit for Amx {
+    #[inline]
+    fn configure(&mut self, shape: Shape) {
+        if CONFIGURED.get() == Some(shape) {
+            return;
+        }
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        for tile in 0..8 {
+            let (rows, words) = shape.of(tile);
+            config.rows[tile] = rows as u8;
+            config.row_bytes[tile] = (words * size_of::<u32>()) as u16;
+        }
+        // SAFETY: the CPU has the instruction, and the operand is one it accepts: rows and bytes of a row
+        // within the palette's, neither of them 0.
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]", in(reg) &config,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        CONFIGURED.set(Some(shape));
+    }
+
+    #[inline(always)]
+    fn zero<const T: usize>(&mut self) {
+        macro_rules! zero {
+            ($($tile:literal $name:tt)+) => {
+                match T {
+                    // SAFETY: the CPU has the instruction; the registers are configured.
+                    $($tile => unsafe {
+                        asm!(
+                            concat!("tilezero ", $name), out($name) _,
+                            options(nomem, nostack, preserves_flags)
+                        )
+                    },)+
+                    _ => unreachable!("C is 0 to 3"),
+                }
+            };
+        }
+        zero!(0 "tmm0" 1 "tmm1" 2 "tmm2" 3 "tmm3");
+    }
+
+    #[inline(always)]
+    unsafe fn load<const T: usize>(&mut self, from: *const u32, stride: usize) {
+        macro_rules! load {
+            ($($tile:literal $name:tt)+) => {
+                match T {
+                    // SAFETY: the CPU has the instruction; the registers are configured; the caller
+                    // answers for the memory.
+                    $($tile => unsafe {
+                        asm!(
+                            concat!("tileloadd ", $name, ", [{from} + {stride} * 4]"),
+                            from = in(reg) from, stride = in(reg) stride, out($name) _,
+                            options(readonly, nostack, preserves_flags)
+                        )
+                    },)+
+                    _ => unreachable!("registers are 0 to 7"),
+                }
+            };
+        }
+        load!(0 "tmm0" 1 "tmm1" 2 "tmm2" 3 "tmm3" 4 "tmm4" 5 "tmm5" 6 "tmm6" 7 "tmm7");
+    }
+
+    #[inline(always)]
+    fn multiply<const C: usize, const A: usize, const B: usize>(&mut self) {
+        macro_rules! multiply {
+            ($(($c:literal $a:literal $b:literal) $c_name:tt $a_name:tt $b_name:tt;)+) => {
+                match (C, A, B) {
+                    // SAFETY: the CPU has the instruction; `Shape` makes the shapes fit each other.
+                    $(($c, $a, $b) => unsafe {
+                        asm!(
+                            concat!("tdpbf16ps ", $c_name, ", ", $a_name, ", ", $b_name),
+                            out($c_name) _,
+                            options(nomem, nostack, preserves_flags)
+                        )
+                    },)+
+                    _ => unreachable!("no kernel multiplies so"),
+                }
+            };
+        }
+        multiply!(
+            (0 4 6) "tmm0" "tmm4" "tmm6";
+            (1 4 7) "tmm1" "tmm4" "tmm7";
+            (2 4 6) "tmm2" "tmm4" "tmm6";
+            (3 4 7) "tmm3" "tmm4" "tmm7";
+            (2 5 6) "tmm2" "tmm5" "tmm6";
+            (3 5 7) "tmm3" "tmm5" "tmm7";
+        );
+    }
+
+    #[inline(always)]
+    unsafe fn store<const T: usize>(&mut self, to: *mut f32, stride: usize) {
+        macro_rules! store {
+            ($($tile:literal $name:tt)+) => {
+                match T {
+                    // SAFETY: as in `load`.
+                    $($tile => unsafe {
+                        asm!(
+                            concat!("tilestored [{to} + {stride} * 4], ", $name),
+                            to = in(reg) to, stride = in(reg) stride,
+                            options(nostack, preserves_flags)
+                        )
+                    },)+
+                    _ => unreachable!("C is 0 to 3"),
+                }
+            };
+        }
+        store!(0 "tmm0" 1 "tmm1" 2 "tmm2" 3 "tmm3");
+    }
+}
+
+/// Releases this thread's tile registers when it goes out of scope, if they were used: otherwise every
+/// switch to another thread would save 8 KiB of them, and an idle core could not sleep deeply.
+pub(crate) struct Release;
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if CONFIGURED.take().is_some() {
+            // SAFETY: the registers were configured, so the CPU has them.
+            unsafe {
+                asm!(
+                    "tilerelease",
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nomem, nostack, preserves_flags)
+                );
+            }
+        }
+    }
+}
+
+/// Floating-point operations of a step of [`products`].
+pub(crate) const PRODUCTS_FLOPS: f64 = (4 * 2 * TILE_ROWS * TILE_WORDS * 2 * PAIRS) as f64;
+
+/// `steps` times four products that read nothing from memory: the rate of the unit, for measuring.
+pub(crate) fn products(steps: usize) {
+    let _release = Release;
+    let mut unit = Amx;
+    unit.configure(Shape { top: TILE_ROWS, bottom: TILE_ROWS, pairs: PAIRS });
+    for _ in 0..steps {
+        unit.multiply::<0, 4, 6>();
+        unit.multiply::<1, 4, 7>();
+        unit.multiply::<2, 5, 6>();
+        unit.multiply::<3, 5, 7>();
+    }
+}
