@@ -77,10 +77,6 @@ impl<'a, B: Backend> Engine<'a, B> {
                 options.vocab
             )));
         }
-        let gamma = match options.gamma {
-            Gamma::Fixed(gamma) => AdaptiveGamma::fixed(gamma),
-            Gamma::Adaptive(limits) => AdaptiveGamma::new(limits),
-        };
         let draft = match (options.mode, draft) {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
@@ -91,7 +87,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             draft,
             options,
             speeds: Speeds::default(),
-            gamma,
+            gamma: gamma_of(options.gamma),
             auto: AutoMode::default(),
             context,
             waiting: VecDeque::new(),
@@ -173,14 +169,31 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Goes on in another way of decoding. No text is disturbed by it.
     ///
     /// # Errors
-    /// A way that needs a draft, where there is none.
+    /// As [`Engine::configure`].
     pub fn set_mode(&mut self, mode: ModeChoice) -> Result<()> {
-        if self.draft.is_none() && mode != ModeChoice::Always(Mode::Ar) {
+        self.configure(EngineOptions { mode, ..self.options })
+    }
+
+    /// Goes on with other options. No text is disturbed by it, and what was measured is kept. Caches that already hold
+    /// more than they now may, and prompts submitted under other limits, are a matter of the next steps.
+    ///
+    /// # Errors
+    /// Options that have no meaning, or need a draft that is not there.
+    pub fn configure(&mut self, options: EngineOptions) -> Result<()> {
+        options.validate()?;
+        if self.draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
             let message =
                 "speculative decoding needs a draft model, and this engine was set up without";
             return Err(Error::Request(message.to_owned()));
         }
-        self.options.mode = mode;
+        if options.vocab != self.options.vocab {
+            let message = "an engine's vocabulary is that of its models, and stays";
+            return Err(Error::Request(message.to_owned()));
+        }
+        if options.gamma != self.options.gamma {
+            self.gamma = gamma_of(options.gamma);
+        }
+        self.options = options;
         Ok(())
     }
 
@@ -482,5 +495,12 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.release_where(|slot| slot.text.is_finished());
         self.metrics.judge_seconds += start.elapsed().as_secs_f64();
         Ok(updates)
+    }
+}
+
+fn gamma_of(gamma: Gamma) -> AdaptiveGamma {
+    match gamma {
+        Gamma::Fixed(gamma) => AdaptiveGamma::fixed(gamma),
+        Gamma::Adaptive(limits) => AdaptiveGamma::new(limits),
     }
 }

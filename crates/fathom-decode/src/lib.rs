@@ -52,6 +52,6 @@ pub use sampling::{
 pub use speeds::{Forecast, Speeds};
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
-pub use threads::ThreadSplit;
+pub use threads::{Placement, ThreadSplit};
 pub use verify::{Judge, Outcome, Verdict, verify};
 pub use vocabulary::shared_vocabulary;

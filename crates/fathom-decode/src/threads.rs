@@ -19,9 +19,44 @@ impl ThreadSplit {
     }
 }
 
+/// Who has which threads when, and whether they stay where they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Threads of a model that works while the other waits.
+    pub alone: ThreadSplit,
+    /// Threads of each while both work.
+    pub together: ThreadSplit,
+    /// Whether every thread has a core of its own.
+    pub pinned: bool,
+}
+
+impl Placement {
+    /// The cores of target and draft, thread by thread, out of those there are: the target's from the front and the draft's
+    /// from the back, so that beside each other they share none. `None` where there are too few.
+    pub fn cores(&self, cores: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
+        let ThreadSplit { target, draft } = self.together;
+        let most = self.alone.target.max(self.alone.draft).max(target + draft);
+        let from_the_back = cores.iter().rev().copied().collect();
+        (most <= cores.len()).then(|| (cores.to_vec(), from_the_back))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pinned_models_share_no_core_while_both_work() {
+        let placement = |alone, target, draft| {
+            let split = |target, draft| ThreadSplit { target, draft };
+            Placement { alone: split(alone, alone), together: split(target, draft), pinned: true }
+        };
+        let (target, draft) = placement(4, 3, 1).cores(&[2, 3, 6, 7]).unwrap_or_default();
+        assert_eq!((&target[..3], &draft[..1]), (&[2, 3, 6][..], &[7][..]));
+        assert_eq!((target.len(), draft.len()), (4, 4));
+        assert_eq!(placement(2, 2, 1).cores(&[0, 1]), None);
+        assert_eq!(placement(3, 1, 1).cores(&[0, 1]), None);
+    }
 
     #[test]
     fn every_core_has_work_and_everyone_a_core() {

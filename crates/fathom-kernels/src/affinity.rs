@@ -22,6 +22,15 @@ pub(crate) fn pin_this_thread(_: usize) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "threads are kept on cores on Linux only"))
 }
 
+/// The cores the calling thread may use, in ascending order.
+///
+/// # Errors
+/// An operating system that does not tell.
+#[cfg(not(target_os = "linux"))]
+pub fn cores() -> io::Result<Vec<usize>> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "cores are told apart on Linux only"))
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn check(core: usize) -> io::Result<()> {
     pin_this_thread(core)
@@ -59,9 +68,12 @@ fn get() -> io::Result<libc::cpu_set_t> {
     if result == 0 { Ok(cores) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The cores the calling thread may use.
-#[cfg(all(test, target_os = "linux"))]
-pub(crate) fn cores() -> io::Result<Vec<usize>> {
+/// The cores the calling thread may use, in ascending order.
+///
+/// # Errors
+/// An operating system that does not tell.
+#[cfg(target_os = "linux")]
+pub fn cores() -> io::Result<Vec<usize>> {
     let set = get()?;
     // SAFETY: each is one of the set's bits.
     let may_use = |core: &usize| unsafe { libc::CPU_ISSET(*core, &set) };

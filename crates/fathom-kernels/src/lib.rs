@@ -32,6 +32,7 @@ pub mod vector;
 mod weight;
 pub mod workload;
 
+pub use affinity::cores;
 pub use backend::{Attention, Backend, KvShape, Precision, Span};
 pub use column_sums::ColumnSums;
 pub use cpu::{Cpu, CpuError, CpuOptions};

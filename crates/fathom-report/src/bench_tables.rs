@@ -1,7 +1,7 @@
 //! The benchmark's tables.
 
 use fathom_decode::bench::Measured;
-use fathom_decode::engine::ModeChoice;
+use fathom_decode::engine::{EngineMetrics, ModeChoice};
 
 use crate::{Cell, Column, Table};
 
@@ -82,6 +82,7 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
         Column::text("benchmark", "Benchmark"),
         Column::text("mode", "Mode"),
         Column::number("steps", "Steps"),
+        Column::text("steps_by_mode", "By mode"),
         Column::number("gamma", "γ"),
         Column::number("tokens_per_step", "Tokens/step"),
         Column::number("acceptance", "Accepted"),
@@ -105,6 +106,7 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
             Cell::text(&row.benchmark),
             Cell::text(mode_name(m.mode)),
             Cell::count(m.steps),
+            steps_by_mode(metrics),
             number(m.gamma, 1),
             number(m.tokens_per_step(), 2),
             metrics
@@ -123,6 +125,14 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
         ]);
     }
     table
+}
+
+/// How often each way was taken: of interest where there is a choice.
+fn steps_by_mode(metrics: &EngineMetrics) -> Cell {
+    let each = metrics.steps.iter();
+    let shown = each.clone().map(|(mode, n)| format!("{n} {mode}")).collect::<Vec<_>>().join(", ");
+    let all = each.map(|(mode, n)| (mode.to_string(), (*n).into()));
+    Cell::new(shown, serde_json::Value::Object(all.collect()))
 }
 
 /// Positions shown to people; programs get them all.

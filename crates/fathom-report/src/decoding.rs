@@ -1,7 +1,7 @@
 //! Where the time of a generation went, and what speculation was worth.
 
-use fathom_decode::Mode;
 use fathom_decode::engine::EngineMetrics;
+use fathom_decode::{Mode, Placement, ThreadSplit};
 use serde_json::{Value, json};
 
 use crate::number::grouped;
@@ -18,6 +18,8 @@ pub struct Decoding<'a> {
     pub mat: Option<f64>,
     /// Wall-clock seconds, prefill included.
     pub seconds: f64,
+    /// On which threads, where that is worth telling.
+    pub placement: Option<Placement>,
 }
 
 impl Decoding<'_> {
@@ -61,11 +63,31 @@ impl Decoding<'_> {
         } else {
             lines.push(format!("steps: {steps}"));
         }
+        lines.extend(self.placement.map(|placement| self.threads(placement)));
         if m.preemptions > 0 {
             let times = plural(m.preemptions, "time");
-            lines.push(format!("requests were sent back to wait for cache memory {times}"));
+            lines.push(format!(
+                "requests were sent back to wait for cache memory {times}; the caches held {} at most",
+                plural(m.kv_pages, "page")
+            ));
         }
         lines.join("\n")
+    }
+
+    fn threads(&self, Placement { alone, together, pinned }: Placement) -> String {
+        let places = if pinned { ", each on a core of its own" } else { "" };
+        let threads = if self.speculated() {
+            let of = |alone: usize, beside: usize| match alone == beside {
+                true => alone.to_string(),
+                false => format!("{beside} beside the other, {alone} alone"),
+            };
+            let (target, draft) =
+                (of(alone.target, together.target), of(alone.draft, together.draft));
+            format!("threads: target {target}; draft {draft}")
+        } else {
+            format!("threads: {}", alone.target)
+        };
+        threads + places
     }
 
     /// The same for programs, and the acceptance by position.
@@ -86,6 +108,8 @@ impl Decoding<'_> {
             "wasted_drafts": m.wasted,
             "gamma": self.speculated().then_some(m.gamma),
             "preemptions": m.preemptions,
+            "kv_pages": m.kv_pages,
+            "threads": self.placement.as_ref().map(placement_json),
             "prefill_seconds": m.prefill_seconds,
             "target_seconds": m.verify_seconds,
             "draft_seconds": m.draft_seconds,
@@ -95,9 +119,22 @@ impl Decoding<'_> {
     }
 }
 
+/// Who has which threads, for programs.
+pub fn placement_json(placement: &Placement) -> Value {
+    let split = |split: ThreadSplit| json!({ "target": split.target, "draft": split.draft });
+    let Placement { alone, together, pinned } = *placement;
+    json!({ "in_turns": split(alone), "together": split(together), "pinned": pinned })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PLACEMENT: Placement = Placement {
+        alone: ThreadSplit { target: 2, draft: 2 },
+        together: ThreadSplit { target: 1, draft: 1 },
+        pinned: true,
+    };
 
     #[test]
     fn plain_decoding_has_nothing_to_say_about_drafts() {
@@ -107,12 +144,19 @@ mod tests {
             prefill_seconds: 1.0,
             ..EngineMetrics::default()
         };
-        let decoding = Decoding { metrics: &metrics, texts: 1, mat: Some(1.0), seconds: 4.0 };
+        let decoding = Decoding {
+            metrics: &metrics,
+            texts: 1,
+            mat: Some(1.0),
+            seconds: 4.0,
+            placement: Some(PLACEMENT),
+        };
         let summary = decoding.summary();
         assert_eq!(
             summary,
             "1 text, 1 500 tokens in 3.00 s: 500.0 tokens/s, after 1.00 s for the prompts\n\
-             steps: 1 500 of ar"
+             steps: 1 500 of ar\n\
+             threads: 2, each on a core of its own"
         );
         assert_eq!(decoding.to_json()["tokens_per_second"], 500.0);
         assert_eq!(decoding.to_json()["gamma"], Value::Null);
@@ -127,10 +171,18 @@ mod tests {
             preemptions: 1,
             ..EngineMetrics::default()
         };
-        let decoding = Decoding { metrics: &metrics, texts: 3, mat: None, seconds: 1.0 };
+        let decoding = Decoding {
+            metrics: &metrics,
+            texts: 3,
+            mat: None,
+            seconds: 1.0,
+            placement: Some(PLACEMENT),
+        };
         let summary = decoding.summary();
         assert!(summary.contains("steps: 2 of ar, 8 of pearl; MAT unknown"), "{summary}");
-        assert!(summary.ends_with("cache memory 1 time"), "{summary}");
+        assert!(summary.contains("cache memory 1 time; the caches held 0 pages"), "{summary}");
+        let threads = "target 1 beside the other, 2 alone; draft 1 beside the other, 2 alone";
+        assert!(summary.contains(threads), "{summary}");
         assert_eq!(decoding.to_json()["tokens_per_step"], 3.0);
     }
 }

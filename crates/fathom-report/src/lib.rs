@@ -14,7 +14,7 @@ mod summary;
 mod table;
 
 pub use bench_tables::{BenchRow, bench_table, bench_table_of_all, breakdown_table};
-pub use decoding::Decoding;
+pub use decoding::{Decoding, placement_json};
 pub use number::{percent, plural};
 pub use sink_tables::{level_table, position_table, sink_table, token_table};
 pub use summary::summary;

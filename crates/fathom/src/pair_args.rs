@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use fathom_decode::{ThreadSplit, shared_vocabulary};
+use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Backend, Cpu, CpuError};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
@@ -28,9 +28,18 @@ pub struct PairArgs {
     /// Threads of the draft [default: one CPU in four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     draft_threads: Option<u16>,
+    /// Keep every thread on a core of its own: steadier where nothing else runs, slower where something does
+    #[arg(long)]
+    pin: bool,
 }
 
 impl PairArgs {
+    /// Who has which threads: alone all of them, beside the other a share.
+    pub fn placement(&self) -> Placement {
+        let (alone, together) = (self.all_threads(), self.own_threads());
+        Placement { alone, together, pinned: self.pin }
+    }
+
     /// Each model's threads while both work, `--target-threads` and `--draft-threads` first.
     pub fn own_threads(&self) -> ThreadSplit {
         let number = |n: Option<u16>| n.map(usize::from);
@@ -38,7 +47,7 @@ impl PairArgs {
     }
 
     /// Each model's threads while it works alone: one for every CPU, except where a number is given.
-    pub fn all_threads(&self) -> ThreadSplit {
+    fn all_threads(&self) -> ThreadSplit {
         let given = |n: Option<u16>| n.map_or(cores(), usize::from);
         ThreadSplit { target: given(self.target_threads), draft: given(self.draft_threads) }
     }
@@ -128,23 +137,43 @@ impl Pair {
         }
     }
 
-    /// Loads the target and, where there is one, the draft. While one of them works alone it has its
-    /// threads of `alone`; while both work, those of `together`.
+    /// Loads the target and, where there is one, the draft, each with its threads of `placement`.
     pub fn load(
         &self,
-        alone: ThreadSplit,
-        together: ThreadSplit,
+        placement: Placement,
         output: Output,
     ) -> Result<(Model<Cpu>, Option<Model<Cpu>>)> {
-        let load = |from: &Checkpoint, alone: usize, together: usize| {
-            let refuse = |error: CpuError| Error::Request(error.to_string());
+        let refuse = |error: CpuError| Error::Request(error.to_string());
+        let load = |from: &Checkpoint, alone: usize, together: usize, cores: Option<Vec<usize>>| {
             let threads = u16::try_from(alone).ok();
             let compute = ComputeArgs { precision: self.precision, threads };
-            let cpu = compute.backend()?.with_threads_beside(together).map_err(refuse)?;
+            let mut cpu = compute.backend()?.with_threads_beside(together).map_err(refuse)?;
+            if let Some(cores) = cores {
+                cpu = cpu.pinned(&cores).map_err(refuse)?;
+            }
             model_args::load_on(&from.dir, cpu, output)
         };
-        let target = load(&self.target, alone.target, together.target)?;
-        let draft = self.draft.as_ref().map(|draft| load(draft, alone.draft, together.draft));
-        Ok((target, draft.transpose()?))
+        let Placement { alone, together, .. } = placement;
+        let (of_target, of_draft) = pinned_cores(placement)?.unzip();
+        let target = load(&self.target, alone.target, together.target, of_target)?;
+        let draft = |draft| load(draft, alone.draft, together.draft, of_draft);
+        Ok((target, self.draft.as_ref().map(draft).transpose()?))
     }
+}
+
+/// The cores of target and draft, where they are to stay on them.
+fn pinned_cores(placement: Placement) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
+    if !placement.pinned {
+        return Ok(None);
+    }
+    let all = fathom_kernels::cores().map_err(|error| Error::Request(format!("--pin: {error}")))?;
+    let ThreadSplit { target, draft } = placement.together;
+    let cores = placement.cores(&all).ok_or_else(|| {
+        Error::Request(format!(
+            "--pin needs a core for every thread, {target} of the target and {draft} of the draft; this process \
+             may use {}",
+            all.len()
+        ))
+    })?;
+    Ok(Some(cores))
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use fathom_decode::bench::{Batches, Measured, Protocol, first_difference, measure};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
-use fathom_decode::{GammaLimits, Mode, ThreadSplit};
+use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
 use fathom_model::{Error, Result, read_prompts};
-use fathom_report::{BenchRow, Format, bench_table, bench_table_of_all, breakdown_table};
+use fathom_report::{
+    BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
+};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -155,17 +157,15 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
     let mut accountings = Vec::with_capacity(args.accounting.len());
     for accounting in &args.accounting {
-        let own = args.pair.own_threads();
-        let alone = match accounting {
-            Accounting::OneCoreEach => own,
-            Accounting::WholeMachine => args.pair.all_threads(),
-        };
-        let (target, draft) = pair.load(alone, own, output)?;
+        let mut placement = args.pair.placement();
+        if *accounting == Accounting::OneCoreEach {
+            placement.alone = placement.together;
+        }
+        let (target, draft) = pair.load(placement, output)?;
         let engine = Engine::new(target, draft, options)?;
         accountings.push(Accounted {
             accounting: *accounting,
-            alone,
-            own,
+            placement,
             engine,
             rows: Vec::new(),
         });
@@ -173,12 +173,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let count = benchmarks.len() * args.batch_sizes.len();
     let bar = progress::bar(output, "measuring", "rows", count as u64);
     for batch_size in &args.batch_sizes {
-        for (index, benchmark) in benchmarks.iter().enumerate() {
+        for benchmark in &benchmarks {
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
-            if index == 0 {
-                args.warm_up(&mut accountings, batches.first(), &eos)?;
-            }
+            args.warm_up(&mut accountings, batches.first(), &eos)?;
             let runs = args.measure(&mut accountings, batches, &eos)?;
             for (accounted, runs) in accountings.iter_mut().zip(runs) {
                 let Some(ar) = runs.first().cloned() else { continue };
@@ -202,10 +200,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 /// One way to share the machine, and what was measured so.
 struct Accounted<'a> {
     accounting: Accounting,
-    /// Threads of a model that works while the other waits.
-    alone: ThreadSplit,
-    /// Threads of each while both work.
-    own: ThreadSplit,
+    placement: Placement,
     engine: Engine<'a, Cpu>,
     rows: Vec<BenchRow>,
 }
@@ -244,15 +239,15 @@ impl Args {
         modes
     }
 
-    /// A few steps of every mode, before a batch size is measured: memory is touched, and costs are known
-    /// to what adapts to them.
+    /// A few steps of every mode on a benchmark's first batch: memory is touched, and costs and acceptance are
+    /// known to what adapts to them. `auto` has looked at every mode before it is measured.
     fn warm_up(
         &self,
         accountings: &mut [Accounted<'_>],
         batch: Batches<'_>,
         eos: &Arc<[u32]>,
     ) -> Result<()> {
-        let few = Protocol::Fixed { steps: 16, ar_tokens: 4 };
+        let few = Protocol::Fixed { steps: 20, ar_tokens: 8 };
         for accounted in accountings {
             for mode in self.modes() {
                 measure(&mut accounted.engine, batch, mode, few, eos)?;
@@ -393,12 +388,9 @@ impl Args {
         if output.json {
             let report = |a: &Accounted<'_>| {
                 let (table, breakdown) = tables(a);
-                let threads =
-                    |split: ThreadSplit| json!({ "target": split.target, "draft": split.draft });
                 json!({
                     "accounting": a.accounting.key(),
-                    "threads_in_turns": threads(a.alone),
-                    "threads_together": threads(a.own),
+                    "threads": placement_json(&a.placement),
                     "rows": table.to_json(),
                     "breakdown": breakdown.to_json(),
                 })
@@ -423,8 +415,8 @@ impl Args {
 impl Accounted<'_> {
     /// Who has which threads.
     fn heading(&self) -> String {
-        let (ThreadSplit { target, draft }, alone) = (self.own, self.alone);
-        match self.accounting {
+        let Placement { alone, together: ThreadSplit { target, draft }, pinned } = self.placement;
+        let mut heading = match self.accounting {
             Accounting::OneCoreEach => format!(
                 "One core each: {target} of the threads are the target's and {draft} the draft's. AR has the \
                  target's, and the draft's idle; SD takes turns on them."
@@ -434,7 +426,11 @@ impl Accounted<'_> {
                  PEARL has {target} for the target and {draft} for the draft at the same time.",
                 alone.target, alone.target, alone.draft
             ),
+        };
+        if pinned {
+            heading += " Every thread has a core of its own.";
         }
+        heading
     }
 }
 

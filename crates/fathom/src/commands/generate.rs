@@ -141,8 +141,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         TraceFile::check_new(path)?;
     }
 
-    let (alone, together) = (args.pair.all_threads(), args.pair.own_threads());
-    let (target, draft) = pair.load(alone, together, output)?;
+    let placement = args.pair.placement();
+    let (target, draft) = pair.load(placement, output)?;
     let line = TraceLine {
         origin: Origin {
             model: args.pair.target.clone(),
@@ -176,6 +176,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         texts: ended.texts,
         mat: ended.mat(),
         seconds: start.elapsed().as_secs_f64(),
+        placement: Some(placement),
     };
     destination.finish(&decoding, output, out)
 }

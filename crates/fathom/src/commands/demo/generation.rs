@@ -131,6 +131,7 @@ impl Run {
             texts: self.texts.len(),
             mat: Some(mat),
             seconds: self.seconds,
+            placement: None,
         }
     }
 }
