@@ -56,7 +56,8 @@ def tensors():
 
 def value(name: str, shape: tuple, rng: np.random.Generator) -> np.ndarray:
     if name.endswith("norm.weight"):
-        return np.ones(shape, np.float32)
+        # The output head is the embedding, whose rows are long: logits of a sane size.
+        return np.full(shape, 0.05 if name == "model.norm.weight" else 1.0, np.float32)
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
     weights = rng.standard_normal(shape, dtype=np.float32)

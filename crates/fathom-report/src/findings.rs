@@ -162,12 +162,12 @@ fn suppress(suppress: &Suppress) -> String {
         let kl = layer.kl.map_or(0.0, |kl| kl.mean);
         let differ = layer.continuations.iter().filter(|one| one.differs_at.is_some()).count();
         format!(
-            "layer {} clamped: {}; KL {kl:.4} nats, perplexity {:.2} → {:.2}, {differ} of {} \
+            "layer {} clamped: {}; KL {kl:.4} nats, perplexity {} → {}, {differ} of {} \
              written differently",
             layer.layer,
             gone(layer.layer, &layer.levels),
-            layer.nll_before.exp(),
-            layer.nll_after.exp(),
+            perplexity(layer.nll_before.exp()),
+            perplexity(layer.nll_after.exp()),
             plural(layer.continuations.len(), "continuation"),
         )
     };
@@ -178,13 +178,13 @@ fn neurons(neurons: &Neurons) -> String {
     let layer = |layer: &fathom_sinks::explain::LayerNeurons| {
         let ablation = &layer.ablation;
         format!(
-            "layer {}: {:.0}% of the sink direction is written by {}; without them {}, perplexity {:.2} → {:.2}",
+            "layer {}: {:.0}% of the sink direction is written by {}; without them {}, perplexity {} → {}",
             layer.layer,
             100.0 * ablation.share,
             plural(ablation.neurons.len(), "neuron"),
             gone(layer.layer, &ablation.levels),
-            ablation.perplexity_before,
-            ablation.perplexity_after,
+            perplexity(ablation.perplexity_before),
+            perplexity(ablation.perplexity_after),
         )
     };
     or_none(neurons.layers.iter().map(layer))
@@ -198,6 +198,10 @@ fn gone(layer: usize, levels: &[LevelChange]) -> String {
     let (before, left) = (sum(true, |l| l.before), sum(true, |l| l.gone));
     let (others, changed) = (sum(false, |l| l.before), sum(false, |l| l.gone + l.changed));
     format!("{left} of its {before} sinks gone, {changed} of {others} others affected")
+}
+
+fn perplexity(perplexity: f64) -> String {
+    if perplexity < 1e6 { format!("{perplexity:.2}") } else { format!("{perplexity:.1e}") }
 }
 
 fn or_none(said: impl Iterator<Item = String>) -> String {
