@@ -29,6 +29,11 @@ doc:
 bench *ARGS:
     cargo bench --workspace {{ARGS}}
 
+# Every table of docs/performance.md: `just performance python3` compares other engines too.
+performance *PYTHON:
+    cargo build --release
+    ./benches/performance.sh target/release/fathom {{PYTHON}}
+
 # Fuzz one target: `just fuzz config 600`.
 fuzz TARGET SECONDS="60":
     ./fuzz/run.sh {{SECONDS}} {{TARGET}}
