@@ -1,14 +1,17 @@
 //! Explaining planted sinks gives back the causes that were planted.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use common::{planted, traces};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
 use fathom_model::{
     Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
-    TextEncoder, TokenizedTrace, TraceReader,
+    TokenizedTrace,
 };
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
@@ -24,10 +27,6 @@ use tempfile::TempDir;
 
 const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
 
-fn planted() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/planted/basic")
-}
-
 /// A planted model with a run of it.
 struct Planted {
     model: Model<Cpu>,
@@ -40,15 +39,7 @@ struct Planted {
 impl Planted {
     /// The fixture's.
     fn basic(attention: bool) -> Planted {
-        let encoder = TextEncoder {
-            tokenizer: None,
-            template: None,
-            render: Default::default(),
-            vocab_size: 300,
-        };
-        let traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
-        let traces = traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect();
-        Planted::new(tempfile::tempdir().unwrap(), planted(), traces, attention)
+        Planted::new(tempfile::tempdir().unwrap(), planted(), traces(), attention)
     }
 
     /// One planted now.
@@ -559,14 +550,7 @@ fn the_same_seed_gives_the_same_bytes() {
 /// A run without any sink, of a single short trace.
 #[test]
 fn where_there_is_nothing_to_explain_the_results_say_so() {
-    let encoder = TextEncoder {
-        tokenizer: None,
-        template: None,
-        render: Default::default(),
-        vocab_size: 300,
-    };
-    let mut traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
-    let mut trace = traces.next().unwrap().unwrap().token_ids(&encoder).unwrap();
+    let mut trace = traces().swap_remove(0);
     trace.ids = vec![30; 6]; // no BOS, no marker
     let dir = tempfile::tempdir().unwrap();
     let planted = Planted::new(dir, planted(), vec![trace], false);

@@ -1,23 +1,21 @@
 //! The planted model: its sinks are known by construction, and so are HuggingFace's measurements.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use common::{planted, traces};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
-use fathom_model::{Model, SequenceOptions, TextEncoder, TokenizedTrace, TraceReader};
+use fathom_model::{Model, SequenceOptions, TokenizedTrace};
 use fathom_sinks::{
     Class, DetectOptions, Detection, Finding, Manifest, ModelNote, Preset, RunWriter,
     ScalarOptions, ScalarProbe, ScanOptions, TraceScalars, TracesNote, detect, scan, scan_trace,
 };
 use safetensors::SafeTensors;
 use serde_json::Value;
-
-fn planted() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/planted/basic")
-}
 
 fn model(precision: Precision) -> &'static Model<Cpu> {
     static F32: OnceLock<Model<Cpu>> = OnceLock::new();
@@ -30,17 +28,6 @@ fn model(precision: Precision) -> &'static Model<Cpu> {
         let cpu = Cpu::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
         Model::load(&planted(), cpu).unwrap()
     })
-}
-
-fn traces() -> Vec<TokenizedTrace> {
-    let encoder = TextEncoder {
-        tokenizer: None,
-        template: None,
-        render: Default::default(),
-        vocab_size: 300,
-    };
-    let traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
-    traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect()
 }
 
 fn truth() -> Value {

@@ -12,7 +12,7 @@ use super::gram::squared_distances;
 use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::separation::{separability, silhouette};
-use super::subjects::{Others, Subject, Token, sample};
+use super::subjects::{Others, Subject, Token, sample, secondary_tokens};
 use super::tsne::tsne;
 use super::{Analysis, AnalysisResult, ExplainOptions};
 
@@ -123,13 +123,8 @@ impl ClustersObserver {
         layers: usize,
         options: ExplainOptions,
     ) -> ClustersObserver {
-        let tokens = |subject: &Subject<'_>| {
-            let number = subject.number;
-            subject.secondary().map(move |sink| (number, sink.position)).collect::<Vec<_>>()
-        };
         let most = options.max_sinks.min(MOST);
-        let all: Vec<Token> = subjects.iter().flat_map(tokens).collect();
-        let sinks = sample(all, most, options.seed);
+        let sinks = sample(secondary_tokens(subjects), most, options.seed);
         let others = Others::of(subjects, &sinks, options.seed);
         // A layer behind the last at which a sink is made, there is nothing left to decide.
         let last = subjects.iter().flat_map(Subject::secondary).map(crate::Sink::l_start).max();

@@ -10,7 +10,7 @@ use super::ExplainOptions;
 use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::Mean;
-use super::subjects::{Subject, Token, creation_layers, sample};
+use super::subjects::{Subject, Token, created_at, creation_layers, sample};
 use crate::vector::norm;
 
 /// Watches the layers that create most secondary sinks.
@@ -63,12 +63,7 @@ impl Creation {
 impl CreationObserver {
     pub fn new(subjects: &[Subject<'_>], options: ExplainOptions) -> CreationObserver {
         let creation = |layer| {
-            let tokens = |subject: &Subject<'_>| {
-                let number = subject.number;
-                let created = subject.secondary().filter(|sink| sink.l_start() == layer);
-                created.map(|sink| (number, sink.position)).collect::<Vec<_>>()
-            };
-            let created: Vec<Token> = subjects.iter().flat_map(tokens).collect();
+            let created = created_at(subjects, layer);
             Creation {
                 layer,
                 created: created.len(),

@@ -124,8 +124,11 @@ impl<'a> Explanation<'a> {
         cost
     }
 
+    /// Whether the detections hold all scores that `effect` looks at: those of sinks, and of references that
+    /// are sinks.
     fn has_scores(&self) -> bool {
-        self.run.manifest().options.attention
+        let mut subjects = Subject::scanned(&self.detections).into_iter();
+        subjects.all(|subject| subject.is_measured())
     }
 
     fn wants(&self, analysis: Analysis) -> bool {

@@ -1,7 +1,7 @@
 //! `RUN/explain/parts/`: what has been learnt of single traces while an explanation is under way, so that
 //! one that was killed goes on where it stopped.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
@@ -14,28 +14,33 @@ use crate::run::durable;
 const KEY: &str = "made-with";
 
 /// The parts of one run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Parts {
     dir: PathBuf,
+    /// The directory above, locked: two processes must not explain one run.
+    _lock: File,
 }
 
 impl Parts {
     /// The parts of the run in `run_dir` that were made with `key`; those made with anything else go.
     ///
     /// # Errors
-    /// A directory that cannot be written.
+    /// A directory that cannot be written, or that another process is writing.
     pub fn open(run_dir: &Path, key: &str) -> Result<Parts> {
-        let dir = run_dir.join("explain").join("parts");
+        let explain = run_dir.join("explain");
+        fs::create_dir_all(&explain).map_err(Error::io(&explain, "cannot be created"))?;
+        let _lock = lock(&explain)?;
+        let dir = explain.join("parts");
         let made_with = dir.join(KEY);
         if fs::read_to_string(&made_with).is_ok_and(|found| found == key) {
-            return Ok(Parts { dir });
+            return Ok(Parts { dir, _lock });
         }
         if dir.exists() {
             fs::remove_dir_all(&dir).map_err(Error::io(&dir, "cannot be removed"))?;
         }
         fs::create_dir_all(&dir).map_err(Error::io(&dir, "cannot be created"))?;
         durable::replace_bytes(&made_with, key.as_bytes())?;
-        Ok(Parts { dir })
+        Ok(Parts { dir, _lock })
     }
 
     /// What `name` learnt of a trace; `None` where that is not, or not wholly, there.
@@ -66,6 +71,17 @@ impl Parts {
 
     fn file(&self, name: &str, trace: usize) -> PathBuf {
         self.dir.join(format!("{name}-{trace}.cbor"))
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let file = File::open(dir).map_err(Error::io(dir, "cannot be opened"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::file(dir, "is being written by another process"))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::io(dir, "cannot be locked")(error)),
     }
 }
 
@@ -106,9 +122,13 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let parts = Parts::open(run.path(), "one").unwrap();
         parts.write("stages", 3, b"part").unwrap();
+        let error = Parts::open(run.path(), "one").unwrap_err().to_string();
+        assert!(error.ends_with("explain: is being written by another process"), "{error}");
+        drop(parts);
         let parts = Parts::open(run.path(), "one").unwrap();
         assert_eq!(parts.read("stages", 3).as_deref(), Some(&b"part"[..]));
         assert!(parts.has("stages", 3) && !parts.has("stages", 2) && !parts.has("pca", 3));
+        drop(parts);
         let parts = Parts::open(run.path(), "another").unwrap();
         assert_eq!(parts.read("stages", 3), None);
         parts.remove().unwrap();

@@ -12,7 +12,7 @@ use super::collect::{Collector, TraceRows};
 use super::gram::{eigenpairs, gram};
 use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::{Others, Subject, Token, creation_layers, sample};
+use super::subjects::{Others, Subject, Token, created_at, creation_layers, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions};
 use crate::vector::{cosine_of, norm};
 
@@ -100,13 +100,7 @@ struct Layer {
 impl PcaObserver {
     pub fn new(subjects: &[Subject<'_>], options: ExplainOptions) -> PcaObserver {
         let layer = |layer| {
-            let tokens = |subject: &Subject<'_>| {
-                let number = subject.number;
-                let created = subject.secondary().filter(|sink| sink.l_start() == layer);
-                created.map(|sink| (number, sink.position)).collect::<Vec<_>>()
-            };
-            let all: Vec<Token> = subjects.iter().flat_map(tokens).collect();
-            let sinks = sample(all, options.max_sinks, options.seed);
+            let sinks = sample(created_at(subjects, layer), options.max_sinks, options.seed);
             let others = Others::of(subjects, &sinks, options.seed);
             let both = sinks.iter().chain(&others.tokens).copied().collect();
             Layer {

@@ -101,6 +101,12 @@ impl<'a> Subject<'a> {
             || self.detection.sinks.binary_search_by_key(&position, |sink| sink.position).is_ok()
     }
 
+    /// Whether the scan measured the sink score of its reference, and so of all its sinks.
+    pub fn is_measured(&self) -> bool {
+        let mut sinks = self.detection.sinks.iter();
+        sinks.any(|sink| sink.position == self.reference && sink.sink_score.is_some())
+    }
+
     /// What results say of a sink of this trace.
     pub fn note(&self, sink: &Sink) -> SinkNote {
         SinkNote {
@@ -118,6 +124,25 @@ impl<'a> Subject<'a> {
 
 /// A token: the trace's number and the position.
 pub(super) type Token = (usize, usize);
+
+/// The secondary sinks of all traces.
+pub(super) fn secondary_tokens(subjects: &[Subject<'_>]) -> Vec<Token> {
+    let of = |subject: &Subject<'_>| {
+        let number = subject.number;
+        subject.secondary().map(move |sink| (number, sink.position)).collect::<Vec<Token>>()
+    };
+    subjects.iter().flat_map(of).collect()
+}
+
+/// Those that are made at a layer.
+pub(super) fn created_at(subjects: &[Subject<'_>], layer: usize) -> Vec<Token> {
+    let of = |subject: &Subject<'_>| {
+        let number = subject.number;
+        let created = subject.secondary().filter(|sink| sink.l_start() == layer);
+        created.map(|sink| (number, sink.position)).collect::<Vec<Token>>()
+    };
+    subjects.iter().flat_map(of).collect()
+}
 
 /// `n` of the tokens, or all, in their order: the same for the same seed, whatever else is done.
 pub(super) fn sample(tokens: impl IntoIterator<Item = Token>, n: usize, seed: u64) -> Vec<Token> {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::{Subject, Token, sample};
+use super::subjects::{Subject, Token, sample, secondary_tokens};
 use super::{Analysis, AnalysisResult, ExplainOptions, Share};
 use crate::Preset;
 use crate::vector::cosine_of;
@@ -106,11 +106,7 @@ impl SwapObserver {
         (preset, threshold): (Preset, f32),
         options: ExplainOptions,
     ) -> SwapObserver {
-        let tokens = |subject: &Subject<'_>| {
-            let number = subject.number;
-            subject.secondary().map(move |sink| (number, sink.position)).collect::<Vec<_>>()
-        };
-        let all: Vec<Token> = subjects.iter().flat_map(tokens).collect();
+        let all = secondary_tokens(subjects);
         let last = subjects.iter().flat_map(Subject::secondary).map(crate::Sink::l_start).max();
         SwapObserver {
             preset,

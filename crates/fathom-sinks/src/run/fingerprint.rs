@@ -1,11 +1,10 @@
 //! Knowing a checkpoint again.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
-use fathom_model::{Error, Result, parse_index};
+use fathom_model::{Error, Result, file_fingerprint, parse_index};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -59,22 +58,11 @@ fn files_sha256<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> Result<
     for name in names {
         hasher.update(format!("{name} {}\n", file_sha256(&dir.join(name))?));
     }
-    Ok(hex(hasher))
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 /// SHA-256 of a file, as lower-case hex.
 pub(super) fn file_sha256(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io(path, "cannot be read"))? {
-            0 => return Ok(hex(hasher)),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let fingerprint = file_fingerprint(path)?;
+    Ok(fingerprint.trim_start_matches("sha256:").to_owned())
 }
