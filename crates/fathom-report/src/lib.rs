@@ -8,6 +8,7 @@
 
 mod bench_tables;
 mod decoding;
+mod findings;
 mod number;
 mod sink_tables;
 mod summary;
@@ -15,6 +16,7 @@ mod table;
 
 pub use bench_tables::{BenchRow, bench_table, bench_table_of_all, breakdown_table};
 pub use decoding::{Decoding, placement_json};
+pub use findings::finding;
 pub use number::{percent, plural};
 pub use sink_tables::{level_table, position_table, sink_table, token_table};
 pub use summary::summary;

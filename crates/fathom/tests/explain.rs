@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
-use common::{Checkpoint, assert_refused, fixture, run, succeed};
+use common::{Checkpoint, assert_refused, contents, fathom, fixture, run, succeed};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -58,10 +60,11 @@ fn every_analysis_is_stored_and_kept() {
         assert_eq!(stored["analysis"], name.as_str());
         assert_eq!(stored["options"]["max_sinks"], 6);
     }
+    assert!(printed["findings"]["suppress"].as_str().unwrap().contains("clamped"));
     // Nothing is left to do: the model is not even looked for.
     fs::remove_file(scanned.path("traces.jsonl")).unwrap();
     let again = succeed(&["explain", &run_dir, "--max-sinks", "6", "--quiet"]);
-    assert_eq!(again.lines().count(), 8);
+    assert_eq!(again.lines().count(), 16, "a file and a sentence each");
     assert!(Path::new(again.lines().next().unwrap()).exists());
 }
 
@@ -95,6 +98,101 @@ fn what_is_gone_or_changed_is_named() {
     let running = manifest.replace("\"complete\"", "\"running\"");
     fs::write(scanned.path("half/run.json"), running).unwrap();
     assert_refused(&run(&["explain", &half]), &["`status` is `running`", "--resume"]);
+}
+
+#[test]
+fn runs_that_cannot_be_explained_are_refused() {
+    let scanned = Scanned::new();
+    let run_dir = scanned.path("run");
+    let explain = || run(&["explain", &run_dir, "--effect", "--quiet"]);
+    let spoilt = |name: &str, spoil: &dyn Fn(&str) -> String, parts: &[&str]| {
+        let file = scanned.path(name);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, spoil(&text)).unwrap();
+        assert_refused(&explain(), parts);
+        fs::write(&file, text).unwrap();
+    };
+    let newer = |text: &str| text.replace("\"format\": 1", "\"format\": 2");
+    spoilt("run/run.json", &newer, &["run.json", "`format` is 2", "reads 1"]);
+    let half = |text: &str| text[..text.len() / 2].to_owned();
+    spoilt("run/run.json", &half, &["run.json", "is not valid JSON"]);
+    let one = |text: &str| text.lines().next().unwrap().to_owned() + "\n";
+    spoilt("run/detections.jsonl", &one, &["detections.jsonl", "holds 1 traces", "says 2"]);
+    let text = |_: &str| "not a trace\n".to_owned();
+    spoilt("run/detections.jsonl", &text, &["detections.jsonl", "line 1"]);
+    fs::write(scanned.path("run/explain"), "in the way").unwrap();
+    assert_refused(&explain(), &["explain"]);
+    fs::remove_file(scanned.path("run/explain")).unwrap();
+    succeed(&["explain", &run_dir, "--effect", "--quiet"]);
+}
+
+#[test]
+fn weights_that_have_changed_since_are_refused() {
+    let scanned = Scanned::new();
+    let weights = scanned.model.file("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1; // one bit of one weight
+    fs::write(&weights, bytes).unwrap();
+    let explained = run(&["explain", &scanned.path("run"), "--stages", "--quiet"]);
+    assert_refused(&explained, &["its weights differ from those of", "run.json"]);
+}
+
+/// One trace without any sink, all analyses: nothing to explain is an answer.
+#[test]
+fn a_run_of_one_trace_without_sinks_says_so() {
+    let model = Checkpoint::planted();
+    model.write("traces.jsonl", "{\"input_ids\": [30, 31, 32, 33, 34, 35, 36, 37]}\n");
+    let run_dir = model.run_dir().display().to_string();
+    assert!(model.scan().args(["--quiet", "--attention"]).output().unwrap().status.success());
+    let printed = succeed(&["explain", &run_dir, "--json", "--quiet"]);
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    let findings = printed["findings"].as_object().unwrap();
+    assert_eq!(findings.len(), 8);
+    for (analysis, found) in findings {
+        let none = if analysis == "stages" { "no sinks beside" } else { "no secondary sinks" };
+        let expected = if analysis == "entropy" { "nats at layer" } else { none };
+        assert!(found.as_str().unwrap().contains(expected), "{analysis}: {found}");
+    }
+}
+
+/// Everything in `explain/`.
+fn explained(run_dir: &str) -> BTreeMap<PathBuf, Vec<u8>> {
+    contents(&Path::new(run_dir).join("explain"))
+}
+
+#[test]
+fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
+    let scanned = Scanned::new();
+    let run_dir = scanned.path("run");
+    let explain = || {
+        let mut explain = fathom();
+        explain.args(["explain", &run_dir, "--quiet", "--max-sinks", "6", "--threads", "1"]);
+        explain.stdout(Stdio::null());
+        explain
+    };
+    assert!(explain().status().unwrap().success());
+    let expected = explained(&run_dir);
+    assert_eq!(expected.len(), 8, "results and nothing else");
+
+    let dir = Path::new(&run_dir).join("explain");
+    let parts = || fs::read_dir(dir.join("parts")).map_or(0, |files| files.count());
+    let mut cut_short = 0;
+    // As soon as there are so many parts: within the first trace's, between traces, behind the first pass.
+    for enough in [1, 4, 9, 13, 16, 18] {
+        fs::remove_dir_all(&dir).unwrap();
+        let mut child = explain().spawn().unwrap();
+        while parts() < enough && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+        cut_short += usize::from(dir.join("parts").exists());
+        let kept: Vec<PathBuf> = explained(&run_dir).into_keys().collect();
+        assert!(explain().status().unwrap().success(), "{enough}: {kept:?}");
+        assert!(explained(&run_dir) == expected, "killed after {enough} parts: {kept:?}");
+    }
+    assert!(cut_short >= 4, "only {cut_short} kills came in time");
 }
 
 #[test]

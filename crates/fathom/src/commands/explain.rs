@@ -4,15 +4,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_model::{Checkpoint, Error, ModelConfig, Result};
+use fathom_report::finding;
 use fathom_sinks::Run;
 use fathom_sinks::explain::{
-    Analysis, ExplainOptions, ExplainProgress, Explanation, check_model, check_traces, result_file,
+    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_model, check_traces,
+    result_file,
 };
 use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::cli::Output;
-use crate::commands::scan::read_traces;
+use crate::commands::scan::{engine, read_traces};
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
 use crate::progress;
@@ -113,18 +115,24 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         explanation.without_model()?;
     }
 
-    let files: Vec<(&str, String)> = asked
-        .iter()
-        .map(|analysis| (analysis.name(), result_file(run.dir(), *analysis).display().to_string()))
-        .collect();
-    if output.json {
-        let files: serde_json::Map<String, serde_json::Value> =
-            files.into_iter().map(|(name, file)| (name.to_owned(), json!(file))).collect();
-        writeln!(out, "{}", json!({ "run": run.dir(), "explain": files }))?;
-    } else {
-        for (_, file) in files {
-            writeln!(out, "{file}")?;
+    say(run.dir(), &asked, output, out)
+}
+
+/// Says what was found, a sentence an analysis, and where the result lies.
+fn say(run: &Path, asked: &[Analysis], output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let mut files = serde_json::Map::new();
+    let mut findings = serde_json::Map::new();
+    for analysis in asked {
+        let file = result_file(run, *analysis).display().to_string();
+        let found = finding(run, *analysis)?.unwrap_or_default();
+        if !output.json {
+            writeln!(out, "{file}\n    {found}")?;
         }
+        files.insert(analysis.name().to_owned(), json!(file));
+        findings.insert(analysis.name().to_owned(), json!(found));
+    }
+    if output.json {
+        writeln!(out, "{}", json!({ "run": run, "explain": files, "findings": findings }))?;
     }
     Ok(())
 }
@@ -148,11 +156,19 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
         "bf16" => Precision::Bf16,
         _ => Precision::F32,
     };
-    let compute = ComputeArgs { precision, threads: args.threads };
+    let compute = ComputeArgs { precision, threads: args.threads, isa: None };
     let model = model_args::load(&dir, compute, output)?;
     let checkpoint = Checkpoint::open(&dir)?;
     let mut bar = Bar { output, bar: ProgressBar::hidden() };
-    let explained = explanation.with_model(&model, &checkpoint, &traces, &mut bar);
+    let tokenizer = text.tokenizer.as_ref();
+    let inputs = Inputs {
+        model: &model,
+        checkpoint: &checkpoint,
+        traces: &traces,
+        text: &|ids| tokenizer.and_then(|tokenizer| tokenizer.decode(ids).ok()),
+        engine: &engine(&model),
+    };
+    let explained = explanation.with_model(&inputs, &mut bar);
     bar.bar.finish_and_clear();
     explained
 }
@@ -176,12 +192,12 @@ struct Bar {
 }
 
 impl ExplainProgress for Bar {
-    fn start(&mut self, step: &'static str, tokens: usize) {
+    fn start(&mut self, step: &'static str, unit: &'static str, steps: usize) {
         self.bar.finish_and_clear();
-        self.bar = progress::bar(self.output, step, "tokens", tokens as u64);
+        self.bar = progress::bar(self.output, step, unit, steps as u64);
     }
 
-    fn advance(&mut self, tokens: usize) {
-        self.bar.inc(tokens as u64);
+    fn advance(&mut self, steps: usize) {
+        self.bar.inc(steps as u64);
     }
 }

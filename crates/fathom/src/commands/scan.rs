@@ -46,6 +46,9 @@ pub struct Args {
     /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the largest norm
     #[arg(long, value_name = "POSITIONS", default_value = "0")]
     reference: Indices,
+    /// The reference is a primary sink where its norm rises by at least so many times the mean token's
+    #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
+    rise: f32,
     /// Measure sink scores as well: the attention every token receives, per layer and head
     #[arg(long)]
     attention: bool,
@@ -72,6 +75,13 @@ fn parse_threshold(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(threshold) if threshold > 0.0 && threshold < 1.0 => Ok(threshold),
         _ => Err("must be a number between 0 and 1".to_owned()),
+    }
+}
+
+fn parse_rise(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
+        _ => Err("must be a number above 0".to_owned()),
     }
 }
 
@@ -104,6 +114,7 @@ impl Args {
         let number = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
         Ok(ScanOptions {
             threshold: self.threshold.unwrap_or(defaults.threshold),
+            rise_factor: self.rise,
             // Hidden states are kept up to the last candidate, so it has to be a leading one.
             reference: self.reference.resolve("reference position", 256)?,
             attention: self.attention,
@@ -169,7 +180,7 @@ pub struct Job<'a> {
 impl Job<'_> {
     /// Scans into `dir` with a progress bar.
     pub fn run(self, dir: &Path, resume: bool, output: Output) -> Result<Run> {
-        let engine = format!("cpu {}", self.model.backend().isa());
+        let engine = engine(self.model);
         let manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
         let writer = match resume {
             true => RunWriter::resume(dir, manifest)?,
@@ -182,6 +193,11 @@ impl Job<'_> {
         bar.0.finish_and_clear();
         run
     }
+}
+
+/// Which kernels a model computes with.
+pub fn engine(model: &Model<Cpu>) -> String {
+    format!("cpu {}", model.backend().isa())
 }
 
 /// A progress bar that watches a scan.
