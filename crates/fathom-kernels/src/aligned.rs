@@ -41,11 +41,11 @@ impl<T: Pod> Aligned<T> {
         let data = unsafe { allocation.add(offset).cast::<T>() };
         #[cfg(target_os = "linux")]
         if boundary == HUGE_PAGE {
+            // Whole ones only: the last, partial one would take all of its memory for the rest.
+            let whole = len * size_of::<T>() / HUGE_PAGE * HUGE_PAGE;
             // SAFETY: the range lies in the allocation and starts on a page. The call is advice:
             // failure changes nothing but speed.
-            unsafe {
-                libc::madvise(data.as_ptr().cast(), len * size_of::<T>(), libc::MADV_HUGEPAGE)
-            };
+            unsafe { libc::madvise(data.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
         }
         Aligned { allocation, data, len }
     }

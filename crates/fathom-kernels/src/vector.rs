@@ -20,31 +20,62 @@ pub fn squared_norm(a: &[f32]) -> f32 {
     dot(a, a)
 }
 
-/// `(row, column)` of the first NaN or infinity of a matrix.
+/// `(row, column)` of the first NaN or infinity of a matrix. Large ones are searched by all cores.
 pub fn first_non_finite(matrix: WeightView<'_>) -> Option<(usize, usize)> {
-    let size = matrix.dtype.size();
-    // A chunk at a time, without a branch per element: the search stops for good at the first hit.
-    const CHUNK: usize = 4096;
-    let chunk = matrix.bytes.chunks(CHUNK).position(|chunk| has_non_finite(chunk, matrix.dtype))?;
-    let from = chunk * CHUNK;
-    let elements = matrix.bytes[from..].chunks_exact(size);
-    let index = elements.map(|x| element(x, matrix.dtype)).position(|x| !x.is_finite())?;
-    let index = from / size + index;
+    const WORTH_A_THREAD: usize = 4 << 20;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = cores.min(matrix.bytes.len() / WORTH_A_THREAD).max(1);
+    let part = matrix.bytes.len().div_ceil(parts).next_multiple_of(CHUNK);
+    let search = |(i, bytes)| Some(i * part + first_non_finite_byte(bytes, matrix.dtype)?);
+    let mut parts = matrix.bytes.chunks(part.max(1)).enumerate();
+    let first = parts.next();
+    let first = std::thread::scope(|scope| {
+        let search = &search;
+        let others: Vec<_> = parts.map(|part| scope.spawn(move || search(part))).collect();
+        let first = first.and_then(search);
+        let found = others.into_iter().filter_map(|other| other.join().ok().flatten());
+        first.into_iter().chain(found).min()
+    })?;
+    let index = first / matrix.dtype.size();
     Some((index / matrix.columns, index % matrix.columns))
 }
 
-/// Whether any element has all exponent bits set.
-fn has_non_finite(bytes: &[u8], dtype: DType) -> bool {
-    let halves = |exponent: u16| {
-        let has = |x: &[u8; 2]| u16::from_le_bytes(*x) & exponent == exponent;
-        bytes.as_chunks().0.iter().fold(false, |any, x| any | has(x))
-    };
-    match dtype {
-        DType::Bf16 => halves(0x7f80),
-        DType::F16 => halves(0x7c00),
-        DType::F32 => {
-            let has = |x: &[u8; 4]| u32::from_le_bytes(*x) & 0x7f80_0000 == 0x7f80_0000;
-            bytes.as_chunks().0.iter().fold(false, |any, x| any | has(x))
+/// Bytes searched without a branch per element: the search stops for good at the first hit. A multiple of
+/// every element's size.
+const CHUNK: usize = 4096;
+
+/// Where the first NaN or infinity begins.
+fn first_non_finite_byte(bytes: &[u8], dtype: DType) -> Option<usize> {
+    let isa = Supported::best();
+    let has_any = |bytes| isa.run(HasNonFinite { bytes, dtype });
+    let from = bytes.chunks(CHUNK).position(has_any)? * CHUNK;
+    let elements = bytes[from..].chunks_exact(dtype.size());
+    let index = elements.map(|x| element(x, dtype)).position(|x| !x.is_finite())?;
+    Some(from + index * dtype.size())
+}
+
+/// Whether any element has all exponent bits set. Compiled for each instruction set, whose vectors the
+/// compiler uses by itself.
+struct HasNonFinite<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+}
+
+impl Kernel for HasNonFinite<'_> {
+    type Output = bool;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        let halves = |exponent: u16| {
+            let has = |x: &[u8; 2]| u16::from_le_bytes(*x) & exponent == exponent;
+            self.bytes.as_chunks().0.iter().fold(false, |any, x| any | has(x))
+        };
+        match self.dtype {
+            DType::Bf16 => halves(0x7f80),
+            DType::F16 => halves(0x7c00),
+            DType::F32 => {
+                let has = |x: &[u8; 4]| u32::from_le_bytes(*x) & 0x7f80_0000 == 0x7f80_0000;
+                self.bytes.as_chunks().0.iter().fold(false, |any, x| any | has(x))
+            }
         }
     }
 }
@@ -83,6 +114,18 @@ mod tests {
             // Small integers: exact in f32 in any order.
             let want: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
             assert_eq!(dot(&a, &b), want, "{n}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_several_is_found_whoever_searches_there() {
+        let (rows, columns) = (4096, 4096);
+        let mut bytes = vec![0; rows * columns * 2];
+        for (row, column) in [(4095, 4095), (3000, 17), (2047, 4095), (2, 1)] {
+            let at = (row * columns + column) * 2;
+            bytes[at..at + 2].copy_from_slice(&[0x80, 0x7f]);
+            let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows, columns };
+            assert_eq!(first_non_finite(view), Some((row, column)));
         }
     }
 

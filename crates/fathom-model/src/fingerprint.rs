@@ -40,7 +40,8 @@ impl Checkpoint {
     /// touches nearly everywhere, so such a change shows; a change of single elements need not.
     pub fn fingerprint(&self) -> String {
         let mut sha = Sha256::new();
-        for Shard { path, map, tensors } in &self.shards {
+        for shard in &self.shards {
+            let Shard { path, map, tensors } = shard;
             // Lengths before variable parts, so that no two checkpoints hash the same bytes.
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
             let header = tensors.first().map_or(map.len(), |first| first.range.start);
@@ -58,6 +59,7 @@ impl Checkpoint {
                 for start in [0, middle, bytes.len() - BLOCK] {
                     sha.update(&bytes[start..start + BLOCK]);
                 }
+                shard.release();
             }
         }
         format!("sampled-sha256:{:x}", sha.finalize())

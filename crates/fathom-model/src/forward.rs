@@ -1,10 +1,10 @@
 //! The forward pass: every supported architecture, every batch shape, one function.
 
-use std::mem;
 use std::ops::Range;
 
 use fathom_kernels::{Attention, Backend, Span};
 
+use crate::batch::{Batch, Piece};
 use crate::taps::{Part, Taps};
 use crate::work::Work;
 use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
@@ -53,6 +53,22 @@ impl<B: Backend> Logits<B> {
     }
 }
 
+/// What is made of the rows that need logits.
+#[derive(Clone, Copy)]
+pub(crate) enum Head {
+    Logits,
+    Argmax { limit: usize },
+}
+
+/// What the head gave, and which rows belong to which step.
+pub(crate) struct Scores<B: Backend> {
+    /// `[rows, vocab]`; none with [`Head::Argmax`].
+    pub logits: B::Rows,
+    /// A token per row; none with [`Head::Logits`].
+    pub best: Vec<u32>,
+    pub steps: Vec<Range<usize>>,
+}
+
 impl<B: Backend> Model<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
@@ -67,6 +83,25 @@ impl<B: Backend> Model<B> {
         steps: &mut [Step<'_, B>],
         probe: Option<&mut dyn Probe>,
     ) -> Result<Logits<B>> {
+        let Scores { logits, steps, .. } = self.run(steps, probe, Head::Logits)?;
+        Ok(Logits { rows: logits, steps })
+    }
+
+    /// [`Model::forward`] then [`Logits::argmax`], without the logits ever being in memory: greedy decoding.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_argmax(&self, steps: &mut [Step<'_, B>], limit: usize) -> Result<Vec<Vec<u32>>> {
+        let Scores { best, steps, .. } = self.run(steps, None, Head::Argmax { limit })?;
+        Ok(steps.into_iter().map(|rows| best[rows].to_vec()).collect())
+    }
+
+    fn run(
+        &self,
+        steps: &mut [Step<'_, B>],
+        probe: Option<&mut dyn Probe>,
+        head: Head,
+    ) -> Result<Scores<B>> {
         for step in steps.iter_mut() {
             self.check(step)?;
             step.sequence.planned_len.get_or_insert(step.tokens.len());
@@ -86,9 +121,9 @@ impl<B: Backend> Model<B> {
         // Rotary scalings that depend on the length change at some positions; a piece ends there.
         let ends: Vec<usize> = pieces.iter().map(|piece| self.regime_end(piece)).collect();
         if pieces.iter().zip(&ends).all(|(piece, end)| *end == piece.tokens.len()) {
-            return self.forward_pieces(&mut pieces, &mut taps);
+            return self.forward_pieces(&mut pieces, &mut taps, head);
         }
-        self.forward_across_regimes(pieces, &mut taps)
+        self.forward_across_regimes(pieces, &mut taps, head)
     }
 
     /// Runs `tokens` through the model chunk by chunk, without logits; the bits are the same for every
@@ -136,94 +171,13 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The rotary regime of position `p`: that of the shortest text that contains it.
-    fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
-        self.config.rope.regime(sequence.planned_len.unwrap_or(0).max(p + 1))
-    }
-
-    /// How many of the piece's tokens share the first one's regime.
-    fn regime_end(&self, piece: &Piece<'_, B>) -> usize {
-        let first = piece.sequence.len();
-        let regime = self.regime_at(piece.sequence, first);
-        let same = |i: &usize| self.regime_at(piece.sequence, first + i) == regime;
-        (0..piece.tokens.len()).take_while(same).count()
-    }
-
-    /// Runs pieces that cross a change of rotary regime: up to the change, then the rest, as decoding
-    /// token by token would have.
-    fn forward_across_regimes(
-        &self,
-        mut pieces: Vec<Piece<'_, B>>,
-        taps: &mut Taps<'_>,
-    ) -> Result<Logits<B>> {
-        let mut logits: Vec<Vec<f32>> = vec![Vec::new(); pieces.len()];
-        while !pieces.is_empty() {
-            let mut heads = Vec::with_capacity(pieces.len());
-            let mut tails = Vec::new();
-            for piece in &mut pieces {
-                let (head, tail) = piece.tokens.split_at(self.regime_end(piece));
-                let wanted = match piece.logits {
-                    LogitRows::Last if !tail.is_empty() => LogitRows::None,
-                    wanted => wanted,
-                };
-                let sequence = &mut *piece.sequence;
-                heads.push(Piece { index: piece.index, sequence, tokens: head, logits: wanted });
-                tails.push(tail);
-            }
-            let part = self.forward_pieces(&mut heads, taps)?;
-            for (i, head) in heads.iter().enumerate() {
-                logits[head.index].extend(part.step(&self.backend, i));
-            }
-            drop(heads);
-            for (piece, tail) in pieces.iter_mut().zip(tails) {
-                piece.tokens = tail;
-            }
-            pieces.retain(|piece| !piece.tokens.is_empty());
-        }
-
-        let vocab = self.config.vocab;
-        let mut steps = Vec::with_capacity(logits.len());
-        let mut rows =
-            self.backend.alloc(logits.iter().map(Vec::len).sum::<usize>() / vocab, vocab);
-        let mut first = 0;
-        for values in &logits {
-            self.backend.write_rows(&mut rows, first, values);
-            steps.push(first..first + values.len() / vocab);
-            first += values.len() / vocab;
-        }
-        Ok(Logits { rows, steps })
-    }
-
-    /// Keys already cached under another regime are stale: the sequence is computed again from its
-    /// tokens, as HuggingFace does when longrope switches factors.
-    fn enter_regime(&self, piece: &mut Piece<'_, B>) -> Result<()> {
-        let sequence = &mut *piece.sequence;
-        let regime = self.regime_at(sequence, sequence.len());
-        if sequence.regime.replace(regime) == Some(regime) || sequence.is_empty() {
-            return Ok(());
-        }
-        let tokens = mem::take(&mut sequence.tokens);
-        self.backend.truncate_kv(&mut sequence.kv, 0);
-        if let Some(sums) = &mut sequence.column_sums {
-            *sums = self.backend.new_column_sums(self.config.layers, self.config.heads);
-        }
-        let planned_len = sequence.planned_len;
-        sequence.planned_len = planned_len.max(Some(tokens.len() + 1));
-        for chunk in tokens.chunks(PREFILL_CHUNK) {
-            let sequence = &mut *piece.sequence;
-            let again = Piece { index: 0, sequence, tokens: chunk, logits: LogitRows::None };
-            self.forward_pieces(&mut [again], &mut Taps::new(None, self.config.layers))?;
-        }
-        piece.sequence.planned_len = planned_len;
-        Ok(())
-    }
-
     /// The forward pass. `n` is the number of rows: all pieces' tokens one after the other.
-    fn forward_pieces(
+    pub(crate) fn forward_pieces(
         &self,
         pieces: &mut [Piece<'_, B>],
         taps: &mut Taps<'_>,
-    ) -> Result<Logits<B>> {
+        head: Head,
+    ) -> Result<Scores<B>> {
         for piece in pieces.iter_mut() {
             self.enter_regime(piece)?;
         }
@@ -295,17 +249,23 @@ impl<B: Backend> Model<B> {
             taps.tap(b, Site::ResidPost, l, x, parts)?;
         }
 
-        let logits = self.logits(&mut work, &batch, taps)?;
+        let scores = self.scores(&mut work, &batch, taps, head)?;
         for piece in pieces {
             b.advance_kv(&mut piece.sequence.kv, piece.tokens.len());
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
         self.give_back(work);
-        Ok(logits)
+        Ok(scores)
     }
 
     /// Final norm and language-model head, over the rows somebody wants.
-    fn logits(&self, work: &mut Work<B>, batch: &Batch, taps: &mut Taps<'_>) -> Result<Logits<B>> {
+    fn scores(
+        &self,
+        work: &mut Work<B>,
+        batch: &Batch,
+        taps: &mut Taps<'_>,
+        head: Head,
+    ) -> Result<Scores<B>> {
         let b = &self.backend;
         let vocab = self.config.vocab;
         let probed = taps.wants(Site::FinalNorm, 0) || taps.wants(Site::Logits, 0);
@@ -320,14 +280,19 @@ impl<B: Backend> Model<B> {
         } else {
             x
         };
-        let mut logits = b.alloc(0, vocab);
-        if probed || !rows.is_empty() {
+        if !rows.is_empty() {
             self.norm(chosen, &self.final_norm, operand, (Site::FinalNorm, 0), taps, &batch.parts)?;
         }
+        let (mut logits, mut best) = (b.alloc(0, vocab), Vec::new());
         if taps.wants(Site::Logits, 0) || !batch.logit_rows.is_empty() {
-            b.resize(&mut logits, rows.len(), vocab);
-            let head = self.lm_head.as_ref().unwrap_or(&self.embed);
-            b.linears(&[head], operand, &mut [&mut logits]);
+            let unembed = self.lm_head.as_ref().unwrap_or(&self.embed);
+            match head {
+                Head::Argmax { limit } => best = b.linear_argmax(unembed, operand, limit),
+                Head::Logits => {
+                    b.resize(&mut logits, rows.len(), vocab);
+                    b.linears(&[unembed], operand, &mut [&mut logits]);
+                }
+            }
         }
         if probed {
             taps.tap(b, Site::Logits, 0, &mut logits, &batch.parts)?;
@@ -335,7 +300,7 @@ impl<B: Backend> Model<B> {
             b.gather(&logits, &batch.logit_rows, &mut asked);
             logits = asked;
         }
-        Ok(Logits { rows: logits, steps: batch.logit_ranges.clone() })
+        Ok(Scores { logits, best, steps: batch.logit_ranges.clone() })
     }
 
     /// `out = norm(x)`, as matrix products take it; the f32 form is there only if a probe wants it.
@@ -388,62 +353,5 @@ impl<B: Backend> Model<B> {
         let ModelConfig { heads, kv_heads, head_dim, ref windows, .. } = self.config;
         let scale = 1.0 / (head_dim as f32).sqrt();
         Attention { layer, heads, kv_heads, head_dim, scale, window: windows[layer] }
-    }
-
-    /// Rotary tables of the batch's rows, each under its own sequence's regime.
-    fn rope(&self, pieces: &[Piece<'_, B>], parts: &[Part]) -> B::Rope {
-        let rope = &self.config.rope;
-        let (mut cos, mut sin) = (Vec::new(), Vec::new()); // [n, rotary_dim / 2]
-        for (piece, part) in pieces.iter().zip(parts) {
-            let end = part.first_position + part.rows.len();
-            let planned = piece.sequence.planned_len.unwrap_or(0);
-            let frequencies = rope.inv_freq(planned.max(end));
-            let (c, s) = frequencies.cos_sin(part.first_position..end);
-            cos.extend(c);
-            sin.extend(s);
-        }
-        self.backend.rope_from(&cos, &sin, rope.rotary_dim / 2)
-    }
-}
-
-/// A step, or the part of one that lies within one rotary regime.
-struct Piece<'a, B: Backend> {
-    index: usize,
-    sequence: &'a mut Sequence<B>,
-    tokens: &'a [u32],
-    logits: LogitRows,
-}
-
-/// The rows of a pass: all pieces' tokens one after the other.
-struct Batch {
-    ids: Vec<u32>,
-    parts: Vec<Part>,
-    /// Rows that need logits, and which of those belong to which piece.
-    logit_rows: Vec<usize>,
-    logit_ranges: Vec<Range<usize>>,
-}
-
-impl Batch {
-    fn new<B: Backend>(pieces: &[Piece<'_, B>]) -> Batch {
-        let mut batch = Batch {
-            ids: Vec::new(),
-            parts: Vec::with_capacity(pieces.len()),
-            logit_rows: Vec::new(),
-            logit_ranges: Vec::with_capacity(pieces.len()),
-        };
-        for piece in pieces {
-            let rows = batch.ids.len()..batch.ids.len() + piece.tokens.len();
-            let first_logit = batch.logit_rows.len();
-            match piece.logits {
-                LogitRows::None => {}
-                LogitRows::Last => batch.logit_rows.push(rows.end - 1),
-                LogitRows::All => batch.logit_rows.extend(rows.clone()),
-            }
-            batch.logit_ranges.push(first_logit..batch.logit_rows.len());
-            batch.ids.extend_from_slice(piece.tokens);
-            let first_position = piece.sequence.len();
-            batch.parts.push(Part { sequence: piece.index, rows, first_position });
-        }
-        batch
     }
 }

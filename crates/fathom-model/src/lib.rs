@@ -1,5 +1,6 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
+mod batch;
 mod brief;
 mod capture;
 mod chat_template;
@@ -15,6 +16,7 @@ mod mlp;
 mod model;
 mod probe;
 mod prompts;
+mod regimes;
 mod rope;
 mod sequence;
 mod site;

@@ -221,7 +221,7 @@ impl<B: Backend> Packer<'_, B> {
             let bias = bias.as_ref().map(|bias| &bias[range.clone()]);
             self.backend.linear_from(weight.slice_rows(range), bias)
         });
-        self.checkpoint.release(weight.bytes);
+        self.checkpoint.release();
         Ok(linears)
     }
 

@@ -195,25 +195,11 @@ impl Checkpoint {
         Ok((head.dtype, head.shape, head.bytes) == (embed.dtype, embed.shape, embed.bytes))
     }
 
-    /// Tells the operating system that the memory under `bytes`, part of a tensor of this checkpoint, is
-    /// not needed any more, so that a packed copy and the file do not both stay in memory. Reading it
-    /// again is correct, only slower. Does nothing where there is no such call.
-    pub fn release(&self, bytes: &[u8]) {
-        #[cfg(unix)]
-        for shard in &self.shards {
-            let offset = bytes.as_ptr().addr().wrapping_sub(shard.map.as_ptr().addr());
-            if offset < shard.map.len() && bytes.len() <= shard.map.len() - offset {
-                // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from
-                // the file again; borrowed slices of it keep their contents. The range lies inside the
-                // mapping. Failure leaves everything as it was.
-                let _ = unsafe {
-                    let advice = memmap2::UncheckedAdvice::DontNeed;
-                    shard.map.unchecked_advise_range(advice, offset, bytes.len())
-                };
-            }
-        }
-        #[cfg(not(unix))]
-        let _ = bytes;
+    /// Tells the operating system that what has been read of the files so far is not needed any more, so
+    /// that packed copies and the files do not both stay in memory. Reading it again is correct, only
+    /// slower. Does nothing where there is no such call.
+    pub fn release(&self) {
+        self.shards.iter().for_each(Shard::release);
     }
 
     /// A tensor of exactly this shape with finite elements.
@@ -261,6 +247,16 @@ impl Shard {
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "cannot be mapped"))?;
         let tensors = parse_header(&path, &map)?;
         Ok(Shard { path, map, tensors })
+    }
+
+    /// [`Checkpoint::release`] of one file: all of it, since reading a few bytes can map a few megabytes.
+    pub(crate) fn release(&self) {
+        #[cfg(unix)]
+        {
+            // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from the file
+            // again; borrowed slices of it keep their contents. Failure leaves everything as it was.
+            let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
     }
 }
 

@@ -122,10 +122,34 @@ fn released_tensors_read_the_same() {
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         let view = checkpoint.matrix(name, 328, 64).unwrap();
         let before = view.bytes.to_vec();
-        checkpoint.release(view.bytes);
+        checkpoint.release();
         assert_eq!(view.bytes, before);
     }
-    checkpoint.release(&[1, 2, 3]); // not of this checkpoint: nothing happens
+}
+
+/// What has been packed does not stay in memory a second time, as the file it came from.
+#[cfg(target_os = "linux")]
+#[test]
+fn released_files_and_fingerprints_hold_no_memory() {
+    let values = vec![1.0; 1 << 21];
+    let tensors = [("a", [2048, 1024]), ("b", [1024, 2048])];
+    let tensors = tensors.each_ref().map(|(name, shape)| (*name, &shape[..], &values[..]));
+    let dir = dir_of(&[(SINGLE, f32_file(&tensors))]);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    // `Rss:` of the file's mapping, in KiB.
+    let path = dir.path().join(SINGLE).display().to_string();
+    let resident = || -> usize {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.ends_with(&path));
+        let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    checkpoint.matrix("a", 2048, 1024).unwrap();
+    assert!(resident() >= 8 << 10, "{}", resident());
+    checkpoint.release();
+    assert_eq!(resident(), 0);
+    checkpoint.fingerprint();
+    assert_eq!(resident(), 0);
 }
 
 /// Exports of the model without its head lack the `model.` in front of names.

@@ -1,0 +1,122 @@
+//! Rotary scalings that depend on the length: which frequencies a position gets, and what happens where
+//! they change within a pass.
+
+use std::mem;
+
+use fathom_kernels::Backend;
+
+use crate::batch::Piece;
+use crate::forward::{Head, PREFILL_CHUNK, Scores};
+use crate::taps::{Part, Taps};
+use crate::{LogitRows, Model, Result, Sequence};
+
+impl<B: Backend> Model<B> {
+    /// The rotary regime of position `p`: that of the shortest text that contains it.
+    fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
+        self.config.rope.regime(sequence.planned_len.unwrap_or(0).max(p + 1))
+    }
+
+    /// How many of the piece's tokens share the first one's regime.
+    pub(crate) fn regime_end(&self, piece: &Piece<'_, B>) -> usize {
+        let first = piece.sequence.len();
+        let regime = self.regime_at(piece.sequence, first);
+        let same = |i: &usize| self.regime_at(piece.sequence, first + i) == regime;
+        (0..piece.tokens.len()).take_while(same).count()
+    }
+
+    /// Runs pieces that cross a change of rotary regime: up to the change, then the rest, as decoding
+    /// token by token would have.
+    pub(crate) fn forward_across_regimes(
+        &self,
+        mut pieces: Vec<Piece<'_, B>>,
+        taps: &mut Taps<'_>,
+        head: Head,
+    ) -> Result<Scores<B>> {
+        // One per piece.
+        let mut logits: Vec<Vec<f32>> = vec![Vec::new(); pieces.len()];
+        let mut best: Vec<Vec<u32>> = vec![Vec::new(); pieces.len()];
+        while !pieces.is_empty() {
+            let mut heads = Vec::with_capacity(pieces.len());
+            let mut tails = Vec::new();
+            for piece in &mut pieces {
+                let (head, tail) = piece.tokens.split_at(self.regime_end(piece));
+                let wanted = match piece.logits {
+                    LogitRows::Last if !tail.is_empty() => LogitRows::None,
+                    wanted => wanted,
+                };
+                let sequence = &mut *piece.sequence;
+                heads.push(Piece { index: piece.index, sequence, tokens: head, logits: wanted });
+                tails.push(tail);
+            }
+            let part = self.forward_pieces(&mut heads, taps, head)?;
+            for (piece, rows) in heads.iter().zip(part.steps) {
+                match head {
+                    Head::Argmax { .. } => best[piece.index].extend(&part.best[rows]),
+                    Head::Logits => {
+                        let rows =
+                            self.backend.host_rows(&part.logits, rows, &mut Vec::new()).to_vec();
+                        logits[piece.index].extend(rows);
+                    }
+                }
+            }
+            drop(heads);
+            for (piece, tail) in pieces.iter_mut().zip(tails) {
+                piece.tokens = tail;
+            }
+            pieces.retain(|piece| !piece.tokens.is_empty());
+        }
+
+        let vocab = self.config.vocab;
+        let mut rows =
+            self.backend.alloc(logits.iter().map(Vec::len).sum::<usize>() / vocab, vocab);
+        let mut steps = Vec::with_capacity(logits.len());
+        let mut first = 0;
+        for (logits, best) in logits.iter().zip(&best) {
+            self.backend.write_rows(&mut rows, first, logits);
+            let end = first + logits.len() / vocab + best.len();
+            steps.push(first..end);
+            first = end;
+        }
+        Ok(Scores { logits: rows, best: best.concat(), steps })
+    }
+
+    /// Keys already cached under another regime are stale: the sequence is computed again from its
+    /// tokens, as HuggingFace does when longrope switches factors.
+    pub(crate) fn enter_regime(&self, piece: &mut Piece<'_, B>) -> Result<()> {
+        let sequence = &mut *piece.sequence;
+        let regime = self.regime_at(sequence, sequence.len());
+        if sequence.regime.replace(regime) == Some(regime) || sequence.is_empty() {
+            return Ok(());
+        }
+        let tokens = mem::take(&mut sequence.tokens);
+        self.backend.truncate_kv(&mut sequence.kv, 0);
+        if let Some(sums) = &mut sequence.column_sums {
+            *sums = self.backend.new_column_sums(self.config.layers, self.config.heads);
+        }
+        let planned_len = sequence.planned_len;
+        sequence.planned_len = planned_len.max(Some(tokens.len() + 1));
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            let sequence = &mut *piece.sequence;
+            let again = Piece { index: 0, sequence, tokens: chunk, logits: LogitRows::None };
+            let mut unseen = Taps::new(None, self.config.layers);
+            self.forward_pieces(&mut [again], &mut unseen, Head::Logits)?;
+        }
+        piece.sequence.planned_len = planned_len;
+        Ok(())
+    }
+
+    /// Rotary tables of the batch's rows, each under its own sequence's regime.
+    pub(crate) fn rope(&self, pieces: &[Piece<'_, B>], parts: &[Part]) -> B::Rope {
+        let rope = &self.config.rope;
+        let (mut cos, mut sin) = (Vec::new(), Vec::new()); // [n, rotary_dim / 2]
+        for (piece, part) in pieces.iter().zip(parts) {
+            let end = part.first_position + part.rows.len();
+            let planned = piece.sequence.planned_len.unwrap_or(0);
+            let frequencies = rope.inv_freq(planned.max(end));
+            let (c, s) = frequencies.cos_sin(part.first_position..end);
+            cos.extend(c);
+            sin.extend(s);
+        }
+        self.backend.rope_from(&cos, &sin, rope.rotary_dim / 2)
+    }
+}

@@ -1,0 +1,50 @@
+//! Greedy decoding without logits picks the tokens that the logits would have.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{GOLDENS, fixture, load};
+use fathom_kernels::Precision;
+use fathom_model::{LogitRows, SequenceOptions, Step};
+
+#[test]
+fn tokens_without_logits_are_the_tokens_of_the_logits() {
+    for golden in GOLDENS {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let model = load(&fixture("golden").join(golden), precision);
+            let vocab = model.config().vocab;
+            // Three sequences, the last of which only takes tokens in; 40 tokens cross the length at which
+            // longrope and dynamic scalings change.
+            let text = |seed: usize| -> Vec<u32> {
+                (0..40).map(|i| ((i * i * 31 + seed * 7) % vocab) as u32).collect()
+            };
+            let texts = [text(1), text(2), text(3)];
+            for (limit, chunk) in [(vocab, 40), (vocab - 5, 7), (3, 1)] {
+                let sequence = |_| model.new_sequence(SequenceOptions::default());
+                let mut with = [0; 3].map(sequence);
+                let mut without = [0; 3].map(sequence);
+                for from in (0..40).step_by(chunk) {
+                    let to = 40.min(from + chunk);
+                    let wanted = [LogitRows::All, LogitRows::Last, LogitRows::None];
+                    let steps = |sequences| -> Vec<_> {
+                        let sequences: &mut [_; 3] = sequences;
+                        let steps = sequences.iter_mut().zip(&texts).zip(wanted);
+                        steps
+                            .map(|((sequence, text), logits)| Step {
+                                sequence,
+                                tokens: &text[from..to],
+                                logits,
+                            })
+                            .collect()
+                    };
+                    let logits = model.forward(&mut steps(&mut with), None).unwrap();
+                    let want = logits.argmax(model.backend(), limit);
+                    let got = model.forward_argmax(&mut steps(&mut without), limit).unwrap();
+                    assert_eq!(got, want, "{golden} {precision:?}");
+                    let rows: Vec<usize> = got.iter().map(Vec::len).collect();
+                    assert_eq!(rows, [to - from, 1, 0]);
+                }
+            }
+        }
+    }
+}
