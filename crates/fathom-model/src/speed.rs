@@ -109,8 +109,7 @@ fn decode_steps<B: Backend>(
             .zip(next.chunks(1))
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let logits = model.forward(&mut step, None)?;
-        let chosen = logits.argmax(model.backend(), model.config().vocab);
+        let chosen = model.forward_argmax(&mut step, model.config().vocab)?;
         next = chosen.into_iter().flatten().collect();
         times.push(start.elapsed());
     }

@@ -56,6 +56,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
             "features": features_json(),
             "kernels": cpu.isa().name(),
             "kernels_this_cpu_runs": runnable(),
+            "unavailable": unavailable_json(),
             "paths": { "f32": paths_json(&paths[0]), "bf16": paths_json(&paths[1]) },
             "measured": measured.as_ref().map(Measured::json),
         });
@@ -112,12 +113,10 @@ fn offers(
 
     writeln!(out, "\nInstruction sets, best first")?;
     for isa in Isa::ALL.into_iter().rev() {
-        let lacks: Vec<&str> =
-            isa.features().iter().filter(|f| !f.present).map(|f| f.name).collect();
-        let state = match (isa == cpu.isa(), lacks.is_empty()) {
-            (true, _) => "in use".to_owned(),
-            (false, true) => "this CPU runs it".to_owned(),
-            (false, false) => format!("this CPU lacks {}", lacks.join(", ")),
+        let state = match isa.unavailable() {
+            Some(why) => format!("not on this CPU: {why}"),
+            None if isa == cpu.isa() => "in use".to_owned(),
+            None => "this CPU runs it".to_owned(),
         };
         writeln!(out, "  {:<14}{state}", isa.name())?;
     }
@@ -210,6 +209,12 @@ fn machine_json(machine: &Machine) -> Value {
         "available_bytes": machine.available,
         "huge_pages": machine.huge_pages,
     })
+}
+
+/// Why this CPU does not run an instruction set, for each that it does not run.
+fn unavailable_json() -> Map<String, Value> {
+    let why = |isa: Isa| Some((isa.name().to_owned(), isa.unavailable()?.into()));
+    Isa::ALL.into_iter().filter_map(why).collect()
 }
 
 fn features_json() -> Map<String, Value> {
