@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
 use fathom_model::{
@@ -135,7 +135,7 @@ impl Sweep {
             let mut itself = self.engine(&self.target, precision, (1, 1))?;
             for mode in [Mode::Sd, Mode::Pearl] {
                 let options = self.options(ModeChoice::Always(mode), 4, Some(5));
-                itself.take_metrics();
+                itself.replace_metrics(EngineMetrics::default());
                 let texts = self.texts(&mut itself, options, &tails)?;
                 if itself.metrics().acceptance.rate() != Some(1.0) || texts != plain_of_tails {
                     let message = format!("{mode}: the target does not accept its own drafts");

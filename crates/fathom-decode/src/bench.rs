@@ -41,15 +41,21 @@ impl Protocol {
         }
     }
 
-    /// Most steps of a batch, and most tokens of a text.
-    fn limits(self, mode: ModeChoice) -> (usize, usize) {
+    /// Most steps of a batch.
+    fn steps(self, mode: ModeChoice) -> usize {
         match self {
-            Protocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => {
-                (usize::MAX, ar_tokens)
-            }
-            Protocol::Fixed { steps, .. } => (steps, usize::MAX),
-            Protocol::Natural { max_tokens } => (usize::MAX, max_tokens),
+            Protocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => ar_tokens,
+            Protocol::Fixed { steps, .. } => steps,
+            Protocol::Natural { .. } => usize::MAX,
         }
+    }
+
+    fn params(self) -> SamplingParams {
+        let (max_tokens, ignore_eos) = match self {
+            Protocol::Fixed { .. } => (usize::MAX, true),
+            Protocol::Natural { max_tokens } => (max_tokens, false),
+        };
+        SamplingParams { max_tokens, ignore_eos, ..SamplingParams::default() }
     }
 }
 
@@ -67,75 +73,146 @@ impl<'p> Batches<'p> {
         (full > 0).then(|| Batches { prompts: &prompts[..full], size })
     }
 
-    /// The first batch alone, to warm up on.
-    pub fn first(self) -> Batches<'p> {
-        Batches { prompts: &self.prompts[..self.size], ..self }
-    }
-
     /// Prompts in all batches.
     pub fn prompts(self) -> usize {
         self.prompts.len()
     }
 }
 
-/// Decodes `batches` greedily, one after the other, and measures it. `eos` ends texts of the natural protocol.
-///
-/// # Errors
-/// A prompt the engine cannot take, or a failure of either model.
-pub fn measure<B: Backend>(
-    engine: &mut Engine<'_, B>,
-    batches: Batches<'_>,
-    mode: ModeChoice,
-    protocol: Protocol,
-    eos: &Arc<[u32]>,
-) -> Result<Measured> {
-    if engine.options().batch_size < batches.size {
-        return Err(Error::Request(format!(
-            "a batch of {} does not fit an engine for {}",
-            batches.size,
-            engine.options().batch_size
-        )));
+/// What is measured on the same prompts.
+#[derive(Clone, Debug)]
+pub struct Plan<'p> {
+    /// The prompts.
+    pub batches: Batches<'p>,
+    /// The ways of decoding.
+    pub modes: &'p [ModeChoice],
+    /// How long texts get.
+    pub protocol: Protocol,
+    /// How often everything is measured.
+    pub repeats: usize,
+    /// Tokens that end texts of the natural protocol.
+    pub eos: Arc<[u32]>,
+}
+
+/// Steps of every way of decoding before the first batch is measured: memory is touched, and costs and acceptance are known to
+/// what adapts to them.
+const WARM_UP: Protocol = Protocol::Fixed { steps: 20, ar_tokens: 8 };
+
+impl Plan<'_> {
+    /// Decodes the batches greedily, one after the other, each in every way by every engine; all take turns, so that what disturbs
+    /// the machine disturbs all alike. What came of it, by engine, way of decoding and repeat.
+    ///
+    /// A batch is prefilled once by each engine, and taken back to its prompts for the next way of decoding.
+    ///
+    /// # Errors
+    /// A prompt an engine cannot take, or a failure of a model.
+    pub fn measure<B: Backend>(
+        &self,
+        engines: &mut [&mut Engine<'_, B>],
+    ) -> Result<Vec<Vec<Vec<Measured>>>> {
+        let of_mode =
+            |mode: &ModeChoice| vec![Measured { mode: *mode, ..Measured::default() }; self.repeats];
+        let of_engine: Vec<Vec<Measured>> = self.modes.iter().map(of_mode).collect();
+        let mut all = vec![of_engine; engines.len()];
+        for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
+            for (engine, runs) in engines.iter_mut().zip(&mut all) {
+                let seconds = self.prefill(engine, batch, WARM_UP)?;
+                runs.iter_mut().flatten().for_each(|run| run.metrics.prefill_seconds += seconds);
+                for mode in self.modes.iter().filter(|_| index == 0) {
+                    let mut run = Measured { mode: *mode, ..Measured::default() };
+                    decode(engine, batch, WARM_UP, &mut run)?;
+                    engine.rewind()?;
+                }
+            }
+            for repeat in 0..self.repeats {
+                for (engine, runs) in engines.iter_mut().zip(&mut all) {
+                    for run in runs.iter_mut().filter_map(|runs| runs.get_mut(repeat)) {
+                        self.once(engine, batch, run)?;
+                    }
+                }
+            }
+            engines.iter_mut().for_each(|engine| leave(engine, batch));
+        }
+        for run in all.iter_mut().flatten().flatten() {
+            run.gamma /= run.steps.max(1) as f64;
+            run.mat /= self.batches.prompts() as f64;
+        }
+        Ok(all)
     }
-    engine.set_mode(mode)?;
-    engine.take_metrics();
-    let (max_steps, max_tokens) = protocol.limits(mode);
-    let params = SamplingParams {
-        max_tokens,
-        ignore_eos: matches!(protocol, Protocol::Fixed { .. }),
-        ..SamplingParams::default()
-    };
-    let mut measured = Measured { mode, ..Measured::default() };
-    let (mut seconds, mut gammas, mut mats) = (0.0, 0, 0.0);
-    for batch in batches.prompts.chunks_exact(batches.size) {
-        let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
+
+    fn once<B: Backend>(
+        &self,
+        engine: &mut Engine<'_, B>,
+        batch: &[Vec<u32>],
+        run: &mut Measured,
+    ) -> Result<()> {
+        if let Protocol::Natural { .. } = self.protocol {
+            // Texts that end leave the batch: it is filled anew.
+            leave(engine, batch);
+            self.prefill(engine, batch, self.protocol)?;
+            return decode(engine, batch, self.protocol, run);
+        }
+        decode(engine, batch, self.protocol, run)?;
+        engine.rewind()
+    }
+
+    /// Submits a batch and prefills it; the seconds that takes.
+    fn prefill<B: Backend>(
+        &self,
+        engine: &mut Engine<'_, B>,
+        batch: &[Vec<u32>],
+        protocol: Protocol,
+    ) -> Result<f64> {
+        if engine.options().batch_size < batch.len() {
+            return Err(Error::Request(format!(
+                "a batch of {} does not fit an engine for {}",
+                batch.len(),
+                engine.options().batch_size
+            )));
+        }
         for (id, prompt) in (0..).zip(batch) {
-            let (prompt, params, eos) = (prompt.clone(), params.clone(), Arc::clone(eos));
+            let (prompt, params, eos) = (prompt.clone(), protocol.params(), Arc::clone(&self.eos));
             engine.submit(Request { id, prompt, params, eos, stop: None })?;
         }
+        let start = Instant::now();
         engine.prefill()?;
-        let mut steps = 0;
-        while engine.pending() > 0 && steps < max_steps {
-            let start = Instant::now();
-            let updates = engine.step()?;
-            seconds += start.elapsed().as_secs_f64();
-            steps += 1;
-            gammas += engine.metrics().gamma;
-            measured.sequence_steps += updates.len();
-            for update in updates {
-                texts.entry(update.request).or_default().extend(update.tokens);
-                mats += update.done.map_or(0.0, |done| done.mat);
-            }
-        }
-        for id in 0..batches.size as u64 {
-            mats += engine.mat(id).unwrap_or(0.0); // those that have not ended
-            engine.cancel(id);
-            measured.texts.push(texts.remove(&id).unwrap_or_default());
-        }
-        measured.steps += steps;
+        Ok(start.elapsed().as_secs_f64())
     }
-    measured.metrics = engine.take_metrics();
-    measured.seconds = seconds;
-    measured.gamma = gammas as f64 / measured.steps.max(1) as f64;
-    measured.mat = mats / batches.prompts() as f64;
-    Ok(measured)
+}
+
+/// Takes a batch out of an engine.
+fn leave<B: Backend>(engine: &mut Engine<'_, B>, batch: &[Vec<u32>]) {
+    (0..batch.len() as u64).for_each(|id| engine.cancel(id));
+}
+
+/// Decodes a prefilled batch, and counts it in `run`.
+fn decode<B: Backend>(
+    engine: &mut Engine<'_, B>,
+    batch: &[Vec<u32>],
+    protocol: Protocol,
+    run: &mut Measured,
+) -> Result<()> {
+    engine.set_mode(run.mode)?;
+    let others = engine.replace_metrics(std::mem::take(&mut run.metrics));
+    let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut steps = 0;
+    while engine.pending() > 0 && steps < protocol.steps(run.mode) {
+        let start = Instant::now();
+        let updates = engine.step()?;
+        run.seconds += start.elapsed().as_secs_f64();
+        steps += 1;
+        run.gamma += engine.metrics().gamma as f64;
+        run.sequence_steps += updates.len();
+        for update in updates {
+            texts.entry(update.request).or_default().extend(update.tokens);
+            run.mat += update.done.map_or(0.0, |done| done.mat);
+        }
+    }
+    run.steps += steps;
+    for id in 0..batch.len() as u64 {
+        run.mat += engine.mat(id).unwrap_or(0.0); // those that have not ended
+        run.texts.push(texts.remove(&id).unwrap_or_default());
+    }
+    run.metrics = engine.replace_metrics(others);
+    Ok(())
 }

@@ -63,6 +63,12 @@ impl<'a> Completion<'a> {
         }
     }
 
+    /// Takes the text back to its prompt. Not for one with a stop check, which remembers what it was told.
+    pub fn rewind(&mut self) {
+        self.tokens.truncate(self.prompt_len);
+        self.finish = (self.end.max_tokens == 0).then_some(Finish::Length);
+    }
+
     /// Why the text ended, if it has.
     pub fn finish(&self) -> Option<Finish> {
         self.finish

@@ -197,9 +197,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// The metrics so far, which begin anew. What γ and [`ModeChoice::Auto`] adapt to is kept.
-    pub fn take_metrics(&mut self) -> EngineMetrics {
-        std::mem::take(&mut self.metrics)
+    /// The metrics so far, which go on from `metrics`. What γ and [`ModeChoice::Auto`] adapt to is kept.
+    pub fn replace_metrics(&mut self, metrics: EngineMetrics) -> EngineMetrics {
+        std::mem::replace(&mut self.metrics, metrics)
     }
 
     /// Mean accepted tokens, so far, of a request in the batch.
@@ -265,6 +265,15 @@ impl<'a, B: Backend> Engine<'a, B> {
             self.prefill_chunk()?;
         }
         Ok(())
+    }
+
+    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded once more: what a
+    /// benchmark does between the ways of decoding it compares.
+    ///
+    /// # Errors
+    /// None of its own; it passes on what the target returns.
+    pub fn rewind(&mut self) -> Result<()> {
+        self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))
     }
 
     /// Moves waiting requests into the batch while there is room.

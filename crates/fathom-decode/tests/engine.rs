@@ -231,6 +231,33 @@ fn measuring_changes_nothing_about_the_text() {
     }
 }
 
+/// What a benchmark does: some steps in one way of decoding, back to the prompts, and on in another.
+#[test]
+fn texts_taken_back_to_their_prompts_are_decoded_as_if_for_the_first_time() {
+    for name in ["llama3.2", "phi4-mini"] {
+        let prompts = prompts(name);
+        let target = load(&golden(name), Precision::F32, 1);
+        let draft = load(&golden(name), Precision::Bf16, 1);
+        let vocab = target.config().vocab;
+        let mut engine = Engine::new(target, Some(draft), options(Mode::Pearl, 3, vocab)).unwrap();
+        for (id, prompt) in (0..).zip(&prompts) {
+            engine.submit(request(id, &prompt.input_ids, length(24))).unwrap();
+        }
+        engine.prefill().unwrap();
+        for mode in [Mode::Pearl, Mode::Ar, Mode::Sd, Mode::Pearl] {
+            engine.set_mode(ModeChoice::Always(mode)).unwrap();
+            for _ in 0..4 {
+                assert!(engine.step().unwrap().iter().all(|update| update.done.is_none()));
+            }
+            engine.rewind().unwrap();
+        }
+        let texts = run(&mut engine);
+        for (id, prompt) in (0..).zip(&prompts) {
+            assert_eq!(texts[&id].0, prompt.greedy_ids, "{name} {id}");
+        }
+    }
+}
+
 #[test]
 fn requests_and_options_that_mean_nothing_are_refused_in_a_sentence() {
     let name = "phi4-mini";

@@ -107,6 +107,14 @@ impl<'a, B: Backend> Slot<'a, B> {
         }
     }
 
+    /// Takes text and caches back to the prompt, as if it had just been prefilled.
+    pub fn rewind(&mut self, target: &Model<B>) -> Result<()> {
+        self.drop_pending();
+        self.text.rewind();
+        (self.runs, self.acceptance) = (Runs::default(), Acceptance::default());
+        self.roll_back(target)
+    }
+
     /// Drops pending drafts, as when the way of decoding changes; returns how many.
     pub fn drop_pending(&mut self) -> usize {
         let dropped = self.pearl.clear();

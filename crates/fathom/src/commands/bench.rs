@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use fathom_decode::bench::{Batches, Measured, Protocol, first_difference, measure};
+use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
@@ -176,7 +176,6 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         for benchmark in &benchmarks {
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
-            args.warm_up(&mut accountings, batches.first(), &eos)?;
             let runs = args.measure(&mut accountings, batches, &eos)?;
             for (accounted, runs) in accountings.iter_mut().zip(runs) {
                 let Some(ar) = runs.first().cloned() else { continue };
@@ -239,46 +238,23 @@ impl Args {
         modes
     }
 
-    /// A few steps of every mode on a benchmark's first batch: memory is touched, and costs and acceptance are
-    /// known to what adapts to them. `auto` has looked at every mode before it is measured.
-    fn warm_up(
-        &self,
-        accountings: &mut [Accounted<'_>],
-        batch: Batches<'_>,
-        eos: &Arc<[u32]>,
-    ) -> Result<()> {
-        let few = Protocol::Fixed { steps: 20, ar_tokens: 8 };
-        for accounted in accountings {
-            for mode in self.modes() {
-                measure(&mut accounted.engine, batch, mode, few, eos)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The median run of every mode, ar first, for each accounting. All are measured in turn, so that what
-    /// disturbs the machine disturbs all alike.
+    /// The median run of every mode, ar first, for each accounting.
     fn measure(
         &self,
         accountings: &mut [Accounted<'_>],
         batches: Batches<'_>,
         eos: &Arc<[u32]>,
     ) -> Result<Vec<Vec<Measured>>, Failure> {
-        let modes = self.modes();
-        let mut runs = vec![vec![Vec::new(); modes.len()]; accountings.len()];
-        for _ in 0..self.repeats {
-            for (accounted, runs) in accountings.iter_mut().zip(&mut runs) {
-                for (runs, mode) in runs.iter_mut().zip(&modes) {
-                    runs.push(measure(
-                        &mut accounted.engine,
-                        batches,
-                        *mode,
-                        self.protocol(),
-                        eos,
-                    )?);
-                }
-            }
-        }
+        let plan = Plan {
+            batches,
+            modes: &self.modes(),
+            protocol: self.protocol(),
+            repeats: usize::try_from(self.repeats).unwrap_or(1),
+            eos: Arc::clone(eos),
+        };
+        let mut engines: Vec<_> =
+            accountings.iter_mut().map(|accounted| &mut accounted.engine).collect();
+        let runs = plan.measure(&mut engines)?;
         check_texts(runs.iter().flatten().flatten())?;
         let medians = |runs: Vec<Vec<Measured>>| runs.into_iter().filter_map(median).collect();
         Ok(runs.into_iter().map(medians).collect())

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The table of docs/pearl.md: four benchmarks, batch 1 to 16, every way of decoding, both accountings.
+#
+#   pearl.sh FATHOM TARGET DRAFT DATA OUT
+#
+# TARGET and DRAFT are a small trained pair. heavier.py gives them the cost of larger models and leaves their text as it is:
+# a pass of the target then takes eight to ten times as long as one of the draft, as in the published pairs. One JSON file for each
+# batch size is left in OUT beside the tables; one that is there already is not measured again. A quarter of an hour on two cores
+# that have nothing else to do.
+set -euo pipefail
+fathom=$1 target=$2 draft=$3 data=$4 out=$5
+here=$(dirname "$0")
+
+mkdir -p "$out"
+[[ -d $out/target ]] || "$here/heavier.py" "$target" "$out/target" --layers 12 --intermediate 4608
+[[ -d $out/draft ]] || "$here/heavier.py" "$draft" "$out/draft" --layers 3 --intermediate 1536
+
+measure() { # measure BATCH_SIZE PROMPTS STEPS AR_TOKENS
+    local file="$out/batch-$1.json"
+    [[ -s $file ]] && return
+    "$fathom" bench --target "$out/target" --draft "$out/draft" --data "$data" --precision bf16 \
+        --modes ar,sd,pearl,auto --batch-sizes "$1" --limit "$2" --steps "$3" --ar-tokens "$4" \
+        --repeats 3 --json > "$file.part"
+    mv "$file.part" "$file"
+}
+measure 1 2 100 200
+measure 4 4 100 200
+measure 8 8 60 120
+measure 16 16 40 80
+"$here/pearl_tables.py" "$out"/batch-{1,4,8,16}.json
