@@ -17,6 +17,7 @@ mod neurons;
 mod parts;
 mod pass;
 mod pca;
+mod predictions;
 mod separation;
 mod stages;
 mod statistics;

@@ -9,6 +9,7 @@ use fathom_model::{
 use serde::{Deserialize, Serialize};
 
 use super::LevelChange;
+use super::predictions::{Prediction, log_sum_exp};
 use super::subjects::Subject;
 use crate::{
     Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, TraceScalars,
@@ -68,19 +69,26 @@ pub(super) fn run_again<B: Backend>(
         let step = |sequence| Step { sequence, tokens, logits: LogitRows::All };
         let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().map(step).collect();
         let logits = model.forward(&mut steps, Some(&mut probe))?;
-        let mut before = Vec::new(); // log-probabilities of the plain pass, [tokens, vocab]
+        let unedited = logits.step(model.backend(), 0); // [tokens, vocab]
+        let plain: Vec<Prediction<'_>> =
+            unedited.chunks_exact(vocab).map(Prediction::new).collect();
         for variant in 0..all.len() {
-            let mut after = logits.step(model.backend(), variant);
-            after.chunks_exact_mut(vocab).for_each(log_softmax);
-            for (i, row) in after.chunks_exact(vocab).enumerate() {
+            let after = match variant {
+                0 => Vec::new(),
+                _ => logits.step(model.backend(), variant),
+            };
+            for (i, before) in plain.iter().enumerate() {
+                let (row, log_sum, divergence) = match after.get(i * vocab..(i + 1) * vocab) {
+                    None => (before.logits, before.log_sum, 0.0),
+                    Some(row) => {
+                        let log_sum = log_sum_exp(row);
+                        (row, log_sum, before.divergence(row, log_sum))
+                    }
+                };
                 if let Some(next) = ids.get(first + i + 1) {
-                    nll[variant].push(-f64::from(row[*next as usize]));
+                    nll[variant].push(log_sum - f64::from(row[*next as usize]));
                 }
-                let before = before.get(i * vocab..(i + 1) * vocab).unwrap_or(row);
-                kl[variant].push(divergence(before, row));
-            }
-            if variant == 0 {
-                before = after;
+                kl[variant].push(divergence);
             }
         }
         first += tokens.len();
@@ -159,23 +167,6 @@ impl<B: Backend> Again<B> {
 fn argmax(values: &[f32]) -> u32 {
     let best = values.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
     best.and_then(|(index, _)| u32::try_from(index).ok()).unwrap_or(0)
-}
-
-/// Turns logits into log-probabilities.
-fn log_softmax(logits: &mut [f32]) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from((logit - max).exp())).sum();
-    let log_sum = max + sum.ln() as f32;
-    logits.iter_mut().for_each(|logit| *logit -= log_sum);
-}
-
-/// Σ p · (log p - log q), never below zero, given log p and log q.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
-    let term = |(p, q): (&f32, &f32)| match *p {
-        p if p == f32::NEG_INFINITY => 0.0,
-        p => f64::from(p.exp() * (p - q)),
-    };
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
 }
 
 /// A probe for each sequence of a batch.
