@@ -12,6 +12,7 @@ random weight writes to, so that their truth is known: the run must find them al
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import struct
@@ -142,7 +143,10 @@ def main() -> None:
     args = parser.parse_args()
     model, traces, run = args.work / "model", args.work / "traces.jsonl", args.work / "run"
     if not model.exists():
-        write_model(model)
+        # In a process of its own: a child's peak begins with what its parent holds.
+        writer = multiprocessing.Process(target=write_model, args=(model,))
+        writer.start()
+        writer.join()
     planted = write_traces(traces, args.traces, args.tokens)
 
     print(f"{args.traces} traces × {args.tokens} tokens, {args.precision}, {os.cpu_count()} CPUs\n")
