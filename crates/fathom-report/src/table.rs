@@ -1,6 +1,7 @@
 //! One table, four ways to print it.
 
 mod csv;
+pub(crate) mod html;
 mod latex;
 mod markdown;
 
@@ -122,6 +123,11 @@ impl Table {
             Format::Latex => latex::render(self),
             Format::Json => format!("{:#}\n", self.to_json()),
         }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
     }
 
     /// The table as a list of objects.

@@ -5,6 +5,7 @@
 //! RUN/detections.jsonl   one trace a line
 //! RUN/sinks.parquet      a row a sink
 //! RUN/norms.parquet      hidden, key and value norms per layer of each sink and of the average token
+//! RUN/tokens.parquet     the tokens that were scanned, with their texts
 //! RUN/scores.parquet     sink scores per layer and token, where attention was measured
 //! ```
 //!
@@ -17,6 +18,7 @@ pub(crate) mod durable;
 mod fingerprint;
 mod manifest;
 mod merge;
+mod read;
 mod rows;
 mod writer;
 
@@ -26,6 +28,7 @@ use fathom_model::{Error, Result};
 
 pub use fingerprint::Fingerprints;
 pub use manifest::{Counts, Manifest, ModelNote, Status, TracesNote};
+pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};
 
@@ -42,6 +45,8 @@ pub enum RunTable {
     Sinks,
     /// A row a (trace, sink or average, layer).
     Norms,
+    /// A row a (trace, position). Runs of versions before the report have none.
+    Tokens,
     /// A row a (trace, layer, position).
     Scores,
 }
@@ -49,8 +54,8 @@ pub enum RunTable {
 impl RunTable {
     /// The tables of a run, with or without attention.
     pub(crate) fn all(attention: bool) -> &'static [RunTable] {
-        let all = &[RunTable::Sinks, RunTable::Norms, RunTable::Scores];
-        if attention { all } else { &all[..2] }
+        let all = &[RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
+        if attention { all } else { &all[..3] }
     }
 
     /// The table's name: `{name}.parquet` in the run.
@@ -58,12 +63,13 @@ impl RunTable {
         match self {
             RunTable::Sinks => "sinks",
             RunTable::Norms => "norms",
+            RunTable::Tokens => "tokens",
             RunTable::Scores => "scores",
         }
     }
 }
 
-/// A finished run.
+/// A run.
 #[derive(Clone, Debug)]
 pub struct Run {
     dir: PathBuf,
@@ -76,15 +82,28 @@ impl Run {
     /// # Errors
     /// A directory that holds no run, one of another version of the format, or one that did not finish.
     pub fn open(dir: &Path) -> Result<Run> {
-        let path = dir.join(MANIFEST);
-        let Some(manifest) = Manifest::read(&path)? else {
+        let run = Run::open_unfinished(dir)?;
+        if !run.is_complete() {
+            let problem = "is `running`: the scan did not finish, give it `--resume`";
+            return Err(Error::field(&dir.join(MANIFEST), "status", problem));
+        }
+        Ok(run)
+    }
+
+    /// Opens a run that may not have finished: what it recorded so far can be read.
+    ///
+    /// # Errors
+    /// A directory that holds no run, or one of another version of the format.
+    pub fn open_unfinished(dir: &Path) -> Result<Run> {
+        let Some(manifest) = Manifest::read(&dir.join(MANIFEST))? else {
             return Err(Error::file(dir, format!("holds no run: there is no {MANIFEST}")));
         };
-        if manifest.status != Status::Complete {
-            let problem = "is `running`: the scan did not finish, give it `--resume`";
-            return Err(Error::field(&path, "status", problem));
-        }
         Ok(Run { dir: dir.to_owned(), manifest })
+    }
+
+    /// Whether the scan finished.
+    pub fn is_complete(&self) -> bool {
+        self.manifest.status == Status::Complete
     }
 
     /// The directory.
@@ -103,6 +122,9 @@ impl Run {
     /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest says.
     pub fn detections(&self) -> Result<Vec<TraceDetection>> {
         let path = self.dir.join(DETECTIONS);
+        if !self.is_complete() {
+            return self.recorded_detections(&path);
+        }
         let traces = read_detections(&path)?;
         let expected = self.manifest.counts.map_or(0, |counts| counts.traces);
         if traces.len() != expected {

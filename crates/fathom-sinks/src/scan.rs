@@ -1,5 +1,8 @@
 //! The main job: traces through a model, into a run.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use fathom_kernels::Backend;
 use fathom_model::{Error, Model, PREFILL_CHUNK, Result, SequenceOptions, TokenizedTrace};
 use serde::{Deserialize, Serialize};
@@ -113,12 +116,26 @@ pub fn scan<B: Backend>(
     if !writer.is_complete() {
         let left = &traces[writer.recorded().min(traces.len())..];
         progress.start(left.iter().map(|trace| options.tokens(trace)).sum());
+        let mut texts = BTreeMap::new();
         for trace in left {
+            let ids = &trace.ids[..options.tokens(trace)];
+            for id in ids {
+                if let Entry::Vacant(entry) = texts.entry(*id)
+                    && let Some(text) = token_text(*id)
+                {
+                    entry.insert(text);
+                }
+            }
             let TraceScan { detection, curves, scores } =
                 scan_trace(model, trace, token_text, &options, &mut |n| progress.advance(n))
                     .map_err(|error| of_trace(trace, error))?;
-            let result =
-                TraceResult { detection: &detection, curves: &curves, scores: scores.as_ref() };
+            let result = TraceResult {
+                detection: &detection,
+                curves: &curves,
+                scores: scores.as_ref(),
+                ids,
+                texts: &texts,
+            };
             writer.record(&result)?;
             progress.trace(&detection);
         }

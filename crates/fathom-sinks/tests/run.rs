@@ -94,7 +94,10 @@ fn record(writer: &mut RunWriter) {
     let layer = LayerScores::new(&scores, HEADS, [0, 4].into_iter());
     let scores = TraceScores { layers: vec![layer; LAYERS] };
     let scores = writer.manifest().options.attention.then_some(&scores);
-    writer.record(&TraceResult { detection: &detection, curves: &curves, scores }).unwrap();
+    let texts = BTreeMap::from([(7, "a".to_owned()), (8, " b".to_owned())]);
+    let ids = &[7, 8, 7, 9, 7, 8][..TOKENS];
+    let (detection, curves, texts) = (&detection, &curves, &texts);
+    writer.record(&TraceResult { detection, curves, scores, ids, texts }).unwrap();
 }
 
 fn complete(mut writer: RunWriter) -> Run {
@@ -359,6 +362,19 @@ fn what_was_recorded_is_what_is_read() {
     assert_eq!(norms.num_rows(), TRACES * 3 * LAYERS);
     let position = norms.column_by_name("position").unwrap();
     assert_eq!(position.null_count(), TRACES * LAYERS);
+    let read = run.norms(TRACES, &|trace| trace == 1).unwrap();
+    assert_eq!(read.len(), 3 * LAYERS);
+    assert_eq!((read[0].trace, read[0].position, read[0].layer), (1, Some(0), 0));
+    assert_eq!((read[0].hidden, read[0].key, read[0].value), (90.0, 91.0, 92.0));
+    assert_eq!((read[2 * LAYERS].position, read[2 * LAYERS].hidden), (None, 1.0));
+
+    let text = run.text(TRACES).unwrap().unwrap();
+    assert_eq!(text.ids, vec![vec![7, 8, 7, 9, 7, 8]; TRACES]);
+    assert_eq!(text.texts, BTreeMap::from([(7, "a".to_owned()), (8, " b".to_owned())]));
+
+    // Mean over heads of 4/16 and 10/16, the same at every layer.
+    let drawn = run.drawn_attention(&[TOKENS; TRACES]).unwrap().unwrap();
+    assert!((drawn[2][4] - 7.0 / 16.0).abs() < 1e-6, "{drawn:?}");
 
     let scores = table(RunTable::Scores);
     assert_eq!(scores.num_rows(), TRACES * LAYERS * TOKENS);
@@ -370,4 +386,31 @@ fn what_was_recorded_is_what_is_read() {
     let heads = column("heads").as_list::<i32>();
     assert_eq!(heads.value(4).as_primitive::<Float32Type>().values(), &[0.25, 0.625]);
     assert!(heads.is_null(3));
+}
+
+#[test]
+fn half_a_run_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run");
+    let mut writer = RunWriter::create(&path, manifest(true)).unwrap();
+    record(&mut writer);
+    record(&mut writer);
+    drop(writer);
+    // A third line was being written.
+    let detections = path.join("detections.jsonl");
+    let mut lines = fs::read(&detections).unwrap();
+    lines.extend_from_slice(b"{\"candidate_sin");
+    fs::write(&detections, lines).unwrap();
+
+    assert!(Run::open(&path).is_err());
+    let run = Run::open_unfinished(&path).unwrap();
+    assert!(!run.is_complete());
+    assert_eq!(run.detections().unwrap(), [detection(0), detection(1)]);
+    assert_eq!(run.norms(2, &|_| true).unwrap().len(), 2 * 3 * LAYERS);
+    assert_eq!(run.text(2).unwrap().unwrap().ids.len(), 2);
+    assert!(run.drawn_attention(&[TOKENS; 2]).unwrap().is_some());
+
+    // Runs from before the tokens were kept are still runs.
+    fs::remove_file(path.join("parts/000001.tokens.parquet")).unwrap();
+    assert_eq!(run.text(2).unwrap(), None);
 }

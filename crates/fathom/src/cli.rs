@@ -5,7 +5,8 @@ use std::io::Write;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    bench, bench_engine, capture, demo, doctor, explain, generate, plant, scan, simulate, table,
+    bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
+    table,
 };
 use crate::failure::Failure;
 
@@ -44,6 +45,7 @@ enum Command {
     Table(table::Args),
     Capture(capture::Args),
     Explain(explain::Args),
+    Report(report::Args),
     Generate(generate::Args),
     Bench(bench::Args),
     Simulate(simulate::Args),
@@ -61,6 +63,7 @@ impl Cli {
             Command::Table(args) => table::run(args, self.output, out),
             Command::Capture(args) => capture::run(args, self.output, out),
             Command::Explain(args) => explain::run(args, self.output, out),
+            Command::Report(args) => report::run(args, self.output, out),
             Command::Generate(args) => generate::run(args, self.output, out),
             Command::Bench(args) => bench::run(args, self.output, out),
             Command::Simulate(args) => simulate::run(args, self.output, out),

@@ -1,5 +1,6 @@
 //! The rows of a run's tables, and how they become parquet.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -102,6 +103,11 @@ pub(super) fn schema(table: RunTable) -> SchemaRef {
             field("hidden_norm", DataType::Float32),
             field("key_norm", DataType::Float32),
             field("value_norm", DataType::Float32),
+        ],
+        RunTable::Tokens => vec![
+            field("position", DataType::UInt32),
+            field("token_id", DataType::UInt32),
+            nullable("token_text", DataType::Utf8),
         ],
         RunTable::Scores => vec![
             field("layer", DataType::UInt32),
@@ -209,6 +215,22 @@ impl<'a> TableWriter<'a> {
             self.columns(id, layers, columns)?;
         }
         Ok(())
+    }
+
+    /// The tokens of a trace.
+    pub fn tokens(
+        &mut self,
+        id: TraceId,
+        ids: &[u32],
+        texts: &BTreeMap<u32, String>,
+    ) -> Result<()> {
+        let text = |id: &u32| texts.get(id).map(String::as_str);
+        let columns: Vec<ArrayRef> = vec![
+            numbers(0..ids.len()),
+            Arc::new(UInt32Array::from(ids.to_vec())),
+            Arc::new(ids.iter().map(text).collect::<StringArray>()),
+        ];
+        self.columns(id, ids.len(), columns)
     }
 
     /// The sink scores of a trace.

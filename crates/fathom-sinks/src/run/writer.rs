@@ -1,5 +1,6 @@
 //! Writing a run, and going on with one that was interrupted.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ pub struct TraceResult<'a> {
     pub curves: &'a NormCurves,
     /// Its sink scores, where attention is measured.
     pub scores: Option<&'a TraceScores>,
+    /// The tokens that were scanned.
+    pub ids: &'a [u32],
+    /// What token ids stand for, where that is known; at least those of the trace.
+    pub texts: &'a BTreeMap<u32, String>,
 }
 
 /// A run being written. Dropping it at any time leaves a run that can be resumed.
@@ -154,7 +159,7 @@ impl RunWriter {
     /// # Errors
     /// The disk is full or gone; the trace is then not recorded, and the run can be resumed.
     pub fn record(&mut self, result: &TraceResult<'_>) -> Result<()> {
-        let TraceResult { detection, curves, scores } = *result;
+        let TraceResult { detection, curves, scores, ids, texts } = *result;
         let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
         let id = TraceId { trace, sample_index: detection.sample_index };
         for table in RunTable::all(self.manifest.options.attention) {
@@ -164,6 +169,7 @@ impl RunWriter {
                 match table {
                     RunTable::Sinks => writer.sinks(id, detection)?,
                     RunTable::Norms => writer.norms(id, curves)?,
+                    RunTable::Tokens => writer.tokens(id, ids, texts)?,
                     RunTable::Scores => {
                         writer.scores(id, scores.unwrap_or(&TraceScores::default()))?
                     }

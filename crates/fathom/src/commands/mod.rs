@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod explain;
 pub mod generate;
 pub mod plant;
+pub mod report;
 pub mod scan;
 pub mod simulate;
 pub mod table;

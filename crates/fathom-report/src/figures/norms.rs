@@ -1,0 +1,148 @@
+//! Norms of hidden states, keys and values by layer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fathom_model::Result;
+use fathom_sinks::{Class, NormRow, Sink};
+
+use super::{Drawn, Head, number, sink_label};
+use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol, short};
+use crate::source::Source;
+use crate::{Cell, Column, Table};
+
+const HEAD: Head = Head { name: "fig1-norms", title: "Norms by layer", paper: "Figure 1" };
+/// Primary sinks, and secondary ones, that have a curve.
+const PRIMARY: usize = 3;
+const SECONDARY: usize = 6;
+
+pub(super) fn norms(source: &Source) -> Result<Drawn> {
+    let trace = example(source);
+    let rows = source.run.norms(source.traces.len(), &|t| t == trace)?;
+    if rows.is_empty() {
+        return Ok(Err(HEAD.absent("The run holds no norms.", None)));
+    }
+    let detection = &source.traces[trace];
+    let mut chosen: Vec<(Option<usize>, Series)> = Vec::new();
+    for (sink, i) in detection.of_class(Class::Primary).take(PRIMARY).zip(0..) {
+        let symbol = [Symbol::Dot, Symbol::Square, Symbol::Plus][i % 3];
+        chosen.push((
+            Some(sink.position),
+            Series::new(sink_label(source, sink), Color::Vermillion, symbol),
+        ));
+    }
+    for (i, sink) in secondary(source, trace).into_iter().enumerate() {
+        chosen.push((Some(sink.position), Series::cycle(sink_label(source, sink), i)));
+    }
+    let reference = detection.scan.map_or(0, |note| note.reference);
+    if detection.sinks.is_empty() {
+        let label = format!("{reference}, the reference");
+        chosen.push((Some(reference), Series::new(label, Color::Vermillion, Symbol::Dot)));
+    }
+    chosen.push((None, Series::new("average token that is no sink", Color::Ink, Symbol::Diamond)));
+
+    let mut data = Table::new(vec![
+        Column::number("trace", "Trace"),
+        Column::text("token", "Token"),
+        Column::number("layer", "Layer"),
+        Column::number("hidden_norm", "Hidden norm"),
+        Column::number("key_norm", "Key norm"),
+        Column::number("value_norm", "Value norm"),
+    ]);
+    let mut by_position: BTreeMap<Option<usize>, Vec<&NormRow>> = BTreeMap::new();
+    for row in &rows {
+        by_position.entry(row.position).or_default().push(row);
+    }
+    for (position, series) in &chosen {
+        for row in by_position.get(position).into_iter().flatten() {
+            data.push(vec![
+                Cell::new(detection.sample_index.to_string(), detection.sample_index),
+                Cell::text(&series.label),
+                Cell::count(row.layer),
+                number(row.hidden.into()),
+                number(row.key.into()),
+                number(row.value.into()),
+            ]);
+        }
+    }
+    let panel = |title: &str, read: &dyn Fn(&NormRow) -> f32| {
+        let curves = || chosen.iter().map(|(position, _)| by_position.get(position));
+        let values = curves().flatten().flatten().map(|row| f64::from(read(row)));
+        let mut panel = Panel::new(
+            title,
+            Axis::layers(source.layers()),
+            Axis::new("norm (log)", Scale::log_over(values)),
+        );
+        for (series, curve) in curves().enumerate() {
+            let label = &chosen[series].1.label;
+            let dot = |row: &&NormRow| {
+                let value = read(row);
+                let tip = format!("{label}\nlayer {}\nnorm {}", row.layer, short(value.into()));
+                Dot::new(row.layer as f64, value.into(), tip)
+            };
+            let dots = curve.into_iter().flatten().map(dot).collect();
+            panel.marks.push(Mark::Line { series, dots, dashed: chosen[series].0.is_none() });
+        }
+        panel
+    };
+    let panels = vec![
+        panel("Hidden state ‖h‖ after the layer", &|row| row.hidden),
+        panel("Key, mean norm of heads", &|row| row.key),
+        panel("Value, mean norm of heads", &|row| row.value),
+    ];
+    let findings = vec![format!(
+        "Shown is trace {} ({} tokens), {}.",
+        detection.sample_index,
+        detection.scan.map_or(detection.full_text_len, |note| note.tokens),
+        match detection.sinks.is_empty() {
+            true => "in which nothing stands out as a sink",
+            false => "the one with sinks of most levels",
+        }
+    )];
+    Ok(Ok(Figure {
+        name: HEAD.name,
+        title: HEAD.title,
+        paper: HEAD.paper,
+        reading: "A token becomes a sink at the layer where its hidden norm leaves the dashed line of the \
+                  average token and jumps towards the primary sink's; its keys and values then get smaller than \
+                  other tokens'. The axis is logarithmic.",
+        findings,
+        legend: chosen.iter().map(|(_, series)| series.clone()).collect(),
+        panels,
+        columns: 3,
+        moving: None,
+        quotes: Vec::new(),
+        data,
+    }))
+}
+
+/// The trace with most levels, of equals the one with most secondary sinks, of equals the first.
+fn example(source: &Source) -> usize {
+    let mut found: BTreeMap<usize, (BTreeSet<(usize, usize)>, usize)> = BTreeMap::new();
+    for (trace, sink) in source.secondary() {
+        let (levels, count) = found.entry(trace).or_default();
+        levels.insert((sink.l_start(), sink.lifetime()));
+        *count += 1;
+    }
+    let best = found.iter().rev().max_by_key(|(_, (levels, count))| (levels.len(), *count));
+    best.map_or(0, |(trace, _)| *trace)
+}
+
+/// A sink of each of the trace's most frequent levels, the one of median norm.
+fn secondary(source: &Source, trace: usize) -> Vec<&Sink> {
+    let mut by_level: BTreeMap<(usize, usize), Vec<&Sink>> = BTreeMap::new();
+    for sink in source.traces[trace].of_class(Class::Secondary) {
+        by_level.entry((sink.l_start(), sink.lifetime())).or_default().push(sink);
+    }
+    let mut levels: Vec<_> = by_level.into_iter().collect();
+    levels.sort_by_key(|(_, sinks)| std::cmp::Reverse(sinks.len()));
+    levels.truncate(SECONDARY);
+    levels.sort_by_key(|(level, _)| *level);
+    let norm = |sink: &Sink| sink.measures.map_or(0.0, |measures| measures.mlp_out_norm);
+    levels
+        .into_iter()
+        .filter_map(|(_, mut sinks)| {
+            sinks.sort_by(|a, b| norm(a).total_cmp(&norm(b)));
+            sinks.get(sinks.len() / 2).copied()
+        })
+        .collect()
+}

@@ -1,0 +1,163 @@
+//! Principal components of the MLP's input, and what each becomes.
+
+use fathom_sinks::explain::{LayerPca, Pca, SweepPoint};
+
+use super::{Drawn, Head, NO_SECONDARY, number, share};
+use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale, Series, short};
+use crate::source::Source;
+use crate::{Cell, Column, Table};
+
+const HEAD: Head = Head {
+    name: "fig7-pca",
+    title: "Which directions the MLP turns into the sink direction",
+    paper: "Figure 7",
+};
+const COMPONENTS: usize = 5;
+
+pub(super) fn pca(source: &Source) -> Drawn {
+    let pca: &Pca = HEAD.result(&source.explained.pca)?;
+    if pca.layers.is_empty() {
+        return Err(HEAD.absent(NO_SECONDARY, None));
+    }
+    let mut findings = Vec::new();
+    let mut panels = Vec::new();
+    for layer in &pca.layers {
+        panels.push(spectrum(layer));
+        let norm = |p: &SweepPoint| f64::from(p.norm);
+        let mut norms = sweep(
+            layer,
+            "‖output‖ of ±α · PC",
+            "norm",
+            &norm,
+            Scale::from_zero(points(layer).map(norm).chain([layer.sink_norm])),
+        );
+        norms.marks.push(Mark::Level { y: layer.sink_norm, label: "mean of sinks".to_owned() });
+        panels.push(norms);
+        let cosines = || Scale::between(-1.08, 1.08);
+        panels.push(sweep(
+            layer,
+            "with the reference's output",
+            "cosine",
+            &|p| p.cosine.into(),
+            cosines(),
+        ));
+        panels.push(sweep(
+            layer,
+            "with its state",
+            "cosine",
+            &|p| p.cosine_to_state.into(),
+            cosines(),
+        ));
+        let first: f64 = layer.explained.iter().take(3).sum();
+        let driver = layer.components.iter().max_by(|a, b| best(a).total_cmp(&best(b)));
+        findings.push(format!(
+            "Layer {}: three components explain {} of the variance of {} sinks and {} other tokens{}.",
+            layer.layer,
+            share(first),
+            layer.sinks,
+            layer.others,
+            driver.map_or(String::new(), |d| format!(
+                "; along component {} the output's norm reaches {} (the sinks' own: {})",
+                d.component,
+                short(best(d)),
+                short(layer.sink_norm)
+            ))
+        ));
+    }
+    Ok(Figure {
+        name: HEAD.name,
+        title: HEAD.title,
+        paper: HEAD.paper,
+        reading: "Left: how much of the variance of the MLP's input each principal component explains; few tall \
+                  bars mean that sinks share a key. Then each component alone, scaled by α from minus to plus the \
+                  largest projection of a sink, is put through the MLP: the norm of what comes out, its cosine \
+                  with what the MLP makes of the reference, and with the reference's hidden state.",
+        findings,
+        legend: (1..=COMPONENTS).map(|i| Series::cycle(format!("component {i}"), i - 1)).collect(),
+        panels,
+        columns: 4,
+        moving: None,
+        quotes: Vec::new(),
+        data: table(pca),
+    })
+}
+
+fn points(layer: &LayerPca) -> impl Iterator<Item = &SweepPoint> {
+    layer.components.iter().flat_map(|component| &component.points)
+}
+
+/// The largest norm along a component.
+fn best(component: &fathom_sinks::explain::ComponentSweep) -> f64 {
+    component.points.iter().map(|point| f64::from(point.norm)).fold(0.0, f64::max)
+}
+
+fn spectrum(layer: &LayerPca) -> Panel {
+    let shown = layer.explained.len().min(16);
+    let mut panel = Panel::new(
+        format!("Layer {}: explained variance", layer.layer),
+        Axis::new("component", Scale::whole(1, shown.max(2))),
+        Axis::new("part of the variance", Scale::from_zero(layer.explained.iter().copied())),
+    );
+    for (i, part) in layer.explained.iter().take(shown).enumerate() {
+        let x = (i + 1) as f64;
+        let tip = format!("component {}\n{}", i + 1, share(*part));
+        let bar = (x - 0.4, x + 0.4, 0.0, Dot::new(x, *part, tip));
+        panel.marks.push(Mark::Bars { series: i.min(COMPONENTS), bars: vec![bar] });
+    }
+    panel
+}
+
+fn sweep(
+    layer: &LayerPca,
+    title: &str,
+    name: &str,
+    read: &dyn Fn(&SweepPoint) -> f64,
+    scale: Scale,
+) -> Panel {
+    let alphas = points(layer).map(|point| f64::from(point.alpha));
+    let mut panel = Panel::new(
+        format!("Layer {}: {title}", layer.layer),
+        Axis::new("α", Scale::over(alphas)),
+        Axis::new(name, scale),
+    );
+    for component in &layer.components {
+        let series = component.component.saturating_sub(1).min(COMPONENTS - 1);
+        let dot = |point: &SweepPoint| {
+            let tip = format!(
+                "component {}\nα {}\n{name} {}",
+                component.component,
+                short(point.alpha.into()),
+                short(read(point))
+            );
+            Dot::new(point.alpha.into(), read(point), tip)
+        };
+        let dots = component.points.iter().map(dot).collect();
+        panel.marks.push(Mark::Line { series, dots, dashed: false });
+    }
+    panel
+}
+
+fn table(pca: &Pca) -> Table {
+    let mut data = Table::new(vec![
+        Column::number("layer", "Layer"),
+        Column::number("component", "Component"),
+        Column::number("explained", "Explained variance"),
+        Column::number("alpha", "Alpha"),
+        Column::number("norm", "Output norm"),
+        Column::number("cosine", "Cosine with the reference's mlp_out"),
+        Column::number("cosine_to_state", "Cosine with the reference's state"),
+    ]);
+    for layer in &pca.layers {
+        for component in &layer.components {
+            let index = component.component.saturating_sub(1);
+            let explained = layer.explained.get(index).copied().unwrap_or(f64::NAN);
+            for point in &component.points {
+                let values = [point.alpha, point.norm, point.cosine, point.cosine_to_state];
+                let head =
+                    [Cell::count(layer.layer), Cell::count(component.component), number(explained)];
+                data.push(head.into_iter().chain(values.map(|x| number(x.into()))).collect());
+            }
+        }
+    }
+    data
+}

@@ -1,0 +1,121 @@
+//! Figures in the page.
+
+use std::fmt::Write;
+
+use crate::escape::escape;
+use crate::figure::{Figure, Mark, Panel, panel_svg, symbol_svg};
+use crate::figures::Drawn;
+use crate::table::html;
+
+/// Rows of a figure's numbers that stand in the page; the file has all.
+const ROWS: usize = 120;
+
+/// A figure, or the line that stands for it. `anchor` is that of its run, `files` where its files are.
+pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str) {
+    match drawn {
+        Ok(figure) => present(out, figure, anchor, files),
+        Err(absent) => {
+            let command = absent.command.as_ref().map_or(String::new(), |command| {
+                format!(" <code>{}</code> makes it.", escape(command))
+            });
+            let _ = write!(
+                out,
+                "<div class=\"fig missing\" id=\"{anchor}-{}\"><h3>{} <small>{}</small></h3><p \
+                 class=\"absent\">{}{command}</p></div>\n",
+                absent.name,
+                escape(absent.title),
+                escape(absent.paper),
+                escape(&absent.why)
+            );
+        }
+    }
+}
+
+fn present(out: &mut String, figure: &Figure, anchor: &str, files: &str) {
+    let id = format!("{anchor}-{}", figure.name);
+    let _ = write!(
+        out,
+        "<figure class=\"fig\" id=\"{id}\"><h3>{} <small>{}</small></h3><p class=\"reading\">{}</p>",
+        escape(figure.title),
+        escape(figure.paper),
+        escape(figure.reading)
+    );
+    if !figure.findings.is_empty() {
+        out.push_str("<ul class=\"findings\">");
+        for finding in &figure.findings {
+            let _ = write!(out, "<li>{}</li>", escape(finding));
+        }
+        out.push_str("</ul>");
+    }
+    if !figure.legend.is_empty() {
+        out.push_str(
+            "<div class=\"legend\" role=\"group\" aria-label=\"Series; press to hide or show\">",
+        );
+        for (series, entry) in figure.legend.iter().enumerate() {
+            let _ = write!(
+                out,
+                "<button type=\"button\" data-s=\"{series}\" aria-pressed=\"true\">{}{}</button>",
+                symbol_svg(entry),
+                escape(&entry.label)
+            );
+        }
+        out.push_str("</div>");
+    }
+    let panels = match &figure.moving {
+        Some(moving) => {
+            let last = moving.frames.len().saturating_sub(1);
+            let label = moving.frames.get(moving.first).map_or("", |frame| &frame.label);
+            let _ = write!(
+                out,
+                "<div class=\"slider\" hidden><label>{} <input type=\"range\" min=\"0\" max=\"{last}\" value=\"{}\" \
+                 data-frames=\"{id}\"></label> <output>{}</output></div>",
+                moving.what,
+                moving.first,
+                escape(label)
+            );
+            &moving.panels
+        }
+        None => &figure.panels,
+    };
+    let _ = write!(out, "<div class=\"panels c{}\">", figure.columns.min(4));
+    for panel in panels {
+        let label = described(figure, panel);
+        let _ =
+            write!(out, "<div class=\"panel\">{}</div>", panel_svg(panel, &figure.legend, &label));
+    }
+    out.push_str("</div>");
+    for quote in &figure.quotes {
+        let _ = write!(out, "<div class=\"quote\"><h4>{}</h4>", escape(&quote.title));
+        for (name, text) in [&quote.before, &quote.after] {
+            let _ = write!(out, "<div><small>{name}</small><p>{}</p></div>", escape(text));
+        }
+        out.push_str("</div>");
+    }
+    let rows = figure.data.len();
+    let shown =
+        if rows > ROWS { format!(" (the first {ROWS} of {rows} rows)") } else { String::new() };
+    let _ = write!(
+        out,
+        "<details><summary>Numbers{shown}</summary>{}</details><p class=\"files\"><code>{2}/{1}.svg</code>, \
+         <code>{2}/{1}.csv</code></p></figure>\n",
+        html::render(&figure.data, figure.title, ROWS),
+        figure.name,
+        escape(files),
+    );
+}
+
+/// A panel in words.
+fn described(figure: &Figure, panel: &Panel) -> String {
+    let dots = panel.marks.iter().map(|mark| match mark {
+        Mark::Line { dots, .. } | Mark::Dots { dots, .. } => dots.len(),
+        Mark::Bars { bars, .. } => bars.len(),
+        Mark::Cells(cells) => cells.len(),
+        _ => 0,
+    });
+    let count: usize = dots.sum();
+    let note = if panel.note.is_empty() { String::new() } else { format!(" {}.", panel.note) };
+    format!(
+        "{}: {}. {} against {}.{note} {count} values; arrow keys read them, the table below lists them.",
+        figure.title, panel.title, panel.y.label, panel.x.label
+    )
+}

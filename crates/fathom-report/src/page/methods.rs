@@ -1,0 +1,96 @@
+//! What the page's words mean, and what was run.
+
+use std::fmt::Write;
+
+use fathom_sinks::Preset;
+
+use super::{Part, size};
+use crate::escape::escape;
+use crate::source::Source;
+
+/// Definitions, then a manifest a run.
+pub(super) fn section(out: &mut String, parts: &[Part<'_>]) {
+    out.push_str(
+        "<section id=\"methods\"><h2>Methods</h2><dl>\
+         <dt>Reference</dt><dd>The token at position 0, or of several candidates the one with the largest mean norm. It \
+         is a sink from the layer where its norm rises most to the one where it falls most, provided that the rise \
+         is large against the mean token; otherwise the model has no primary sink.</dd>\
+         <dt>Sink</dt><dd>A token is a sink at the layers in between where the cosine of its hidden state (after the layer) \
+         with the reference's is above τ. Its level is (first layer, number of layers).</dd>\
+         <dt>Classes</dt><dd>Primary: starts with the reference and lasts to its end. Secondary: starts later or ends \
+         sooner, and lasts two layers or more. Noise: one layer.</dd>\
+         <dt>Sink score</dt><dd>The mean attention a token gets from itself and all later tokens (the paper's equation 1), \
+         the mean over heads; exact, whatever the length. Attention of layer l reads the output of layer \
+         l − 1.</dd>\
+         <dt>Stages, components, clusters, swaps, effect</dt><dd>As in the paper's sections 4 and 5. Swaps replace one \
+         sink's vector at a time by the mean over the trace's tokens that are no sinks; intervals are \
+         Wilson's. Separability is the balanced accuracy of a ridge classifier in five-fold cross-validation. t-SNE is \
+         seeded: the same run gives the same picture.</dd>\
+         <dt>Entropy</dt><dd>Matrix-based, Rényi order 1, of the hidden states of a window, in nats; longer windows \
+         are sampled evenly.</dd>\
+         <dt>Suppression, ablation</dt><dd>The run's traces are scanned again with the sink direction clamped at a layer, or \
+         with neurons zeroed.</dd></dl>",
+    );
+    for part in parts {
+        manifest(out, part.source);
+    }
+    let _ = write!(
+        out,
+        "<p class=\"files\">Made by fathom {} from what the runs hold; no model was needed. This page loads nothing \
+         and sends nothing.</p></section></main>",
+        env!("CARGO_PKG_VERSION")
+    );
+}
+
+fn manifest(out: &mut String, source: &Source) {
+    let m = source.run.manifest();
+    let o = &m.options;
+    let preset = match o.preset {
+        Preset::Paper => "paper",
+        Preset::Upstream => {
+            "upstream (|cosine|; classes by number of layers, as the published scripts)"
+        }
+    };
+    let reference = o.reference.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    let limit = |limit: Option<usize>| limit.map_or("none".to_owned(), |limit| limit.to_string());
+    let rows = [
+        ("run", source.run.dir().display().to_string()),
+        ("model", m.model.id.clone()),
+        (
+            "shape",
+            format!(
+                "{}, {} layers, {} heads, width {}, rotary base {}",
+                m.model.architecture,
+                m.model.layers,
+                m.model.heads,
+                m.model.hidden,
+                m.model.rope_base
+            ),
+        ),
+        ("config SHA-256", m.model.fingerprints.config_sha256.clone()),
+        ("weights SHA-256", m.model.fingerprints.weights_sha256.clone()),
+        ("tokenizer SHA-256", m.model.fingerprints.tokenizer_sha256.clone()),
+        ("traces", format!("{} ({})", m.traces.file, size(source))),
+        ("traces SHA-256", m.traces.sha256.clone()),
+        ("preset", preset.to_owned()),
+        ("τ", o.threshold.to_string()),
+        ("least rise of the reference", format!("{} × the mean token", o.rise_factor)),
+        ("candidates for the reference", reference),
+        ("attention", if o.attention { "measured" } else { "not measured" }.to_owned()),
+        ("chat template", if o.chat_template { "applied" } else { "not applied" }.to_owned()),
+        ("most tokens of a trace", limit(o.max_tokens)),
+        ("most traces", limit(o.limit)),
+        ("precision", o.precision.clone()),
+        ("engine", m.engine.clone()),
+        ("scanned by", format!("fathom {}, run format {}", m.fathom, m.format)),
+    ];
+    let _ = write!(
+        out,
+        "<h3>{}</h3><div class=\"wide\"><table class=\"manifest\">",
+        escape(&source.name)
+    );
+    for (name, value) in rows {
+        let _ = write!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", escape(&value));
+    }
+    out.push_str("</table></div>");
+}
