@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use crate::attention::{AttentionScratch, Queries, check, mask, union, within_block};
+use crate::attention::{AttentionScratch, Queries, check, mask, minus_log2, union, within_block};
 use crate::cpu::Cpu;
-use crate::exp::exp;
+use crate::exp::exp2;
 use crate::kv::{BLOCK, Kv};
 use crate::microkernel::{ROW_STRIDE, even_parts};
 use crate::product::{ForProduct, Product, ProductKernel};
@@ -123,15 +123,16 @@ impl ProductKernel for AddBlocks<'_> {
             lses.clear();
             lses.extend((0..rows).map(|row| {
                 let (batch_row, head) = queries.source(row);
-                lse.row(batch_row)[head]
+                minus_log2(lse.row(batch_row)[head])
             }));
             for block in blocks.clone() {
                 let keys = within_block(&seen, block);
                 if keys.is_empty() {
                     continue;
                 }
-                for tile_rows in P::row_tiles::<S>(0..rows) {
-                    queries.scores::<S, P>(s, packed, tile_rows, block, keys.clone(), scores);
+                for tile in P::row_tiles::<S>(0..rows) {
+                    let scores = &mut scores[tile.start * ROW_STRIDE..];
+                    queries.scores::<S, P>(s, packed, tile, block, keys.clone(), scores, false);
                 }
                 for head in 0..group {
                     let sums = heads[kv_head * group + head];
@@ -139,10 +140,10 @@ impl ProductKernel for AddBlocks<'_> {
                     let sums = unsafe { sums.slice(block * BLOCK..(block + 1) * BLOCK) };
                     let rows = (head..rows).step_by(group).map(|row| Row {
                         scores: &scores[row * ROW_STRIDE..][..BLOCK],
-                        minus_lse: -lses[row],
+                        minus_lse: lses[row],
                         visible: within_block(&visible[row], block),
                     });
-                    add_head(s, attention.scale, rows, keys.clone(), sums);
+                    add_head(s, queries.scale_log2(), rows, &keys, sums);
                 }
             }
         }
@@ -153,38 +154,59 @@ impl ProductKernel for AddBlocks<'_> {
 struct Row<'a> {
     /// Unscaled.
     scores: &'a [f32],
+    /// In units of ln 2, as the scale is.
     minus_lse: f32,
     /// Keys of the block it sees.
     visible: Range<usize>,
 }
 
-/// Adds the probabilities of one head's rows to its sums of one block: a vector of keys at a time, its
-/// sums staying in registers while the rows pass.
+/// Vectors of keys whose sums stay in registers while the rows pass: so many chains of additions hide
+/// each other's latency, and two f64 vectors each still leave registers for `2^y`.
+const GROUP: usize = 4;
+
+/// Adds the probabilities of one head's rows to its sums of one block.
 #[inline(always)]
 fn add_head<'a, S: Simd>(
     s: S,
     scale: f32,
     rows: impl Iterator<Item = Row<'a>> + Clone,
-    keys: Range<usize>,
+    keys: &Range<usize>,
     sums: &mut [f64],
 ) {
     let scale = s.splat(scale);
-    for key in (keys.start / S::LANES * S::LANES..keys.end).step_by(S::LANES) {
-        let sums = &mut sums[key..key + S::LANES];
-        // SAFETY: `sums` holds LANES elements.
-        let mut sum = unsafe { s.load_f64(sums.as_ptr()) };
-        for Row { scores, minus_lse, visible } in rows.clone() {
-            if visible.end <= key || key + S::LANES <= visible.start {
-                continue;
-            }
-            let score = s.load_some(&scores[key..]);
-            let mut p = exp(s, s.fma(score, scale, s.splat(minus_lse)));
-            if key < visible.start || visible.end < key + S::LANES {
-                p = mask(s, &visible, key, p, 0.0);
-            }
-            sum = s.add_f64(sum, p);
+    for (group, sums) in sums.chunks_exact_mut(GROUP * S::LANES).enumerate() {
+        let group = group * GROUP * S::LANES..(group + 1) * GROUP * S::LANES;
+        if keys.end <= group.start || group.end <= keys.start {
+            continue;
         }
-        // SAFETY: as above.
-        unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
+        // SAFETY: `sums` holds GROUP vectors.
+        let mut sum = unsafe { [s.load_f64(sums.as_ptr()); GROUP] };
+        for (sum, sums) in sum.iter_mut().zip(sums.chunks_exact(S::LANES)) {
+            // SAFETY: a vector.
+            *sum = unsafe { s.load_f64(sums.as_ptr()) };
+        }
+        for Row { scores, minus_lse, visible } in rows.clone() {
+            let minus_lse = s.splat(minus_lse);
+            let scores = scores[group.clone()].chunks_exact(S::LANES);
+            if visible.start <= group.start && group.end <= visible.end {
+                for (sum, x) in sum.iter_mut().zip(scores) {
+                    let p = exp2(s, s.fma(s.load_some(x), scale, minus_lse));
+                    *sum = s.add_f64(*sum, p);
+                }
+            } else {
+                for ((sum, x), key) in
+                    sum.iter_mut().zip(scores).zip(group.clone().step_by(S::LANES))
+                {
+                    if visible.start < key + S::LANES && key < visible.end {
+                        let p = exp2(s, s.fma(s.load_some(x), scale, minus_lse));
+                        *sum = s.add_f64(*sum, mask(s, &visible, key, p, 0.0));
+                    }
+                }
+            }
+        }
+        for (sums, sum) in sums.chunks_exact_mut(S::LANES).zip(sum) {
+            // SAFETY: a vector.
+            unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
+        }
     }
 }

@@ -84,6 +84,8 @@ pub struct Cpu {
     /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
     cores: Option<Vec<usize>>,
     scratch: Vec<Mutex<AttentionScratch>>,
+    /// Stretches of keys computed by several threads for the attention under way.
+    pub(crate) stretches: Mutex<Aligned<f32>>,
     /// Sums of the product under way, for each thread.
     pub(crate) sums: Vec<Mutex<Aligned<f32>>>,
     /// The operand of [`Backend::linear`].
@@ -111,6 +113,7 @@ impl Cpu {
             is_beside: AtomicBool::new(false),
             cores: None,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            stretches: Mutex::default(),
             sums: (0..threads).map(|_| Mutex::default()).collect(),
             operand: Mutex::default(),
         })

@@ -88,6 +88,15 @@ impl Kv {
         &self.pages[block][self.at(layer, head) + self.keys_words()..][..self.values_words()]
     }
 
+    /// Words from any key or value of block `block` to the one in its place in the next block, wherever
+    /// that lies; 0 if there is none.
+    #[inline(always)]
+    pub(crate) fn words_to_next_block(&self, block: usize) -> usize {
+        let start = |page: &Aligned<u32>| page.as_ptr().addr();
+        let next = self.pages.get(block + 1).map(start);
+        next.map_or(0, |next| next.wrapping_sub(start(&self.pages[block])) / size_of::<u32>())
+    }
+
     /// Words of a panel of keys.
     pub(crate) fn keys_stride(&self) -> usize {
         self.storage.steps(self.shape.head_dim) * PANEL

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Span};
+use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Precision, Span};
 use proptest::prelude::*;
 
 fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
@@ -113,43 +113,93 @@ fn attention_is_the_same_in_any_chunks_and_threads() {
     }
 }
 
+/// Keys of a stretch, whose partial results are merged: see `attention/mod.rs`.
+const STRETCH: usize = 512;
+
+#[test]
+fn long_contexts_are_the_same_in_prefill_verification_and_decoding() {
+    let tokens = 3 * STRETCH + 2;
+    for window in [None, Some(STRETCH + 1)] {
+        let attention = geometry(2, 1, 16, window);
+        let sequence = Sequence::random(&attention, tokens, 8);
+        let width = attention.heads * attention.head_dim;
+        for (path, precision) in variants() {
+            let one = cpu(path, precision, 1);
+            let mut kv = new_kv(&one, &attention);
+            let whole = in_chunks(&one, &attention, &sequence, tokens, tokens, &mut kv);
+            let three = cpu(path, precision, 3);
+            for first in
+                [3, 2, 1].into_iter().flat_map(|i| (0..4).map(move |k| i * STRETCH + 1 - k))
+            {
+                for rows in [1, tokens.min(first + 2) - first] {
+                    three.truncate_kv(&mut kv, first);
+                    let (out, lse) =
+                        in_chunks(&three, &attention, &sequence, first + rows, rows, &mut kv);
+                    let what = format!("{path} {precision:?} {window:?}: {rows} after {first}");
+                    assert!(out == whole.0[first * width..][..out.len()], "{what}");
+                    assert!(lse == whole.1[first * attention.heads..][..lse.len()], "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_and_short_contexts_in_one_batch_are_the_sequences_alone() {
+    let lengths =
+        [(STRETCH - 1, 1), (STRETCH, 16), (3, 1), (4 * STRETCH + 1, 1), (2 * STRETCH - 7, 9)];
+    let attention = geometry(4, 2, 16, None);
+    for variant in variants() {
+        assert_batch_is_its_sequences_alone(variant, 3, &attention, &lengths);
+    }
+}
+
 #[test]
 fn sequences_of_different_lengths_in_one_batch_are_the_sequences_alone() {
     let lengths = [(0, 5), (130, 1), (40, 33), (256, 12)];
     for attention in geometries() {
-        let (width, kv_width) =
-            (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
-        for (isa, precision) in variants() {
-            let cpu = cpu(isa, precision, 2);
-            let mut caches = Vec::new();
-            let mut alone = Vec::new();
-            let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
-            for (seed, (before, rows)) in lengths.into_iter().enumerate() {
-                let tokens = before + rows;
-                let sequence = Sequence::random(&attention, tokens, seed as u64);
-                let mut kv = new_kv(&cpu, &attention);
-                in_chunks(&cpu, &attention, &sequence, before, 50, &mut kv);
-                alone.extend(in_chunks(&cpu, &attention, &sequence, tokens, rows, &mut kv).0);
-                cpu.truncate_kv(&mut kv, before);
-                caches.push(kv);
-                q.extend_from_slice(&sequence.q[before * width..]);
-                k.extend_from_slice(&sequence.k[before * kv_width..]);
-                v.extend_from_slice(&sequence.v[before * kv_width..]);
-            }
-            let mut spans = Vec::new();
-            let mut first = 0;
-            for (kv, (_, rows)) in caches.iter_mut().zip(lengths) {
-                spans.push(Span { rows: first..first + rows, kv });
-                first += rows;
-            }
-            let [q, k, v] =
-                [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(&cpu, x, w));
-            let mut out = cpu.alloc(first, width);
-            cpu.append_kv(0, &k, &v, &mut spans);
-            cpu.attend(&attention, &q, &spans, &mut out, None);
-            assert!(bits(&values_of(&cpu, &out)) == alone, "{isa} {precision:?} {attention:?}");
+        for variant in variants() {
+            assert_batch_is_its_sequences_alone(variant, 2, &attention, &lengths);
         }
     }
+}
+
+/// Sequences of `(tokens cached, tokens to come)`: the latter in one batch, and each alone on one thread.
+fn assert_batch_is_its_sequences_alone(
+    (path, precision): (Path, Precision),
+    threads: usize,
+    attention: &Attention,
+    lengths: &[(usize, usize)],
+) {
+    let (cpu, one) = (&cpu(path, precision, threads), cpu(path, precision, 1));
+    let (width, kv_width) =
+        (attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim);
+    let mut caches = Vec::new();
+    let mut alone = Vec::new();
+    let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
+    for (seed, &(before, rows)) in lengths.iter().enumerate() {
+        let tokens = before + rows;
+        let sequence = Sequence::random(attention, tokens, seed as u64);
+        let mut kv = new_kv(cpu, attention);
+        in_chunks(&one, attention, &sequence, before, 700, &mut kv);
+        alone.extend(in_chunks(&one, attention, &sequence, tokens, rows, &mut kv).0);
+        cpu.truncate_kv(&mut kv, before);
+        caches.push(kv);
+        q.extend_from_slice(&sequence.q[before * width..]);
+        k.extend_from_slice(&sequence.k[before * kv_width..]);
+        v.extend_from_slice(&sequence.v[before * kv_width..]);
+    }
+    let mut spans = Vec::new();
+    let mut first = 0;
+    for (kv, (_, rows)) in caches.iter_mut().zip(lengths) {
+        spans.push(Span { rows: first..first + rows, kv });
+        first += rows;
+    }
+    let [q, k, v] = [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(cpu, x, w));
+    let mut out = cpu.alloc(first, width);
+    cpu.append_kv(0, &k, &v, &mut spans);
+    cpu.attend(attention, &q, &spans, &mut out, None);
+    assert!(bits(&values_of(cpu, &out)) == alone, "{path} {precision:?} {attention:?} {threads}");
 }
 
 #[test]

@@ -1,42 +1,66 @@
 //! Fused causal attention: online softmax over blocks of keys, never T × T.
 //!
-//! Work is cut into tasks of one key/value head and a few query positions. The query heads that share
-//! the key/value head times the positions are the *rows* of the task (`row = position · group + head`).
-//! For each block of [`BLOCK`] keys, for each register tile of rows:
+//! The query heads that share a key/value head times some query positions are the *rows* of a task
+//! (`row = position · group + head`). For each block of [`BLOCK`] keys, for each register tile of rows:
 //! 1. scores `S = Q · Kᵀ`, the same product as a linear;
-//! 2. online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867): with the row's new maximum m',
-//!    `P = exp(scale·S - m')`, and sum and result so far are multiplied by `exp(m - m')`;
+//! 2. online softmax: with the row's new maximum m', `P = 2^(scale·log₂e·S - m')`, and sum and result so
+//!    far are multiplied by `2^(m - m')`;
 //! 3. `O += P · V`, the same product again.
 //!
-//! Blocks lie at fixed positions, every element of S and O is one chain over k, and keys a row does not
-//! see never enter its arithmetic — not even as `0 · v`, for v may be NaN: products stop where the
-//! row's keys stop, and lanes beyond are selected away. So a row's bits depend on its own query and keys
-//! alone.
+//! What a tile touches in a block stays in L1: at a head of 64 in bf16 16 KB of keys and 16 KB of values,
+//! shared by all tiles of the task, and 14 rows of scores (14 × 512 bytes) and probabilities. Per row and
+//! block the two products are 2 · 128 · 64 / 32 = 256 `vdpbf16ps` each, 256 cycles in all where two start
+//! in a cycle; softmax takes some 65 more, so four fifths of the matrix rate is the limit at a head of 64
+//! and nine tenths at 128. Decoding reads 256 bytes a key for some 14 cycles of products (a group of 7):
+//! 18 bytes a cycle and core, more than memory delivers, so there memory is the limit if what comes next
+//! is asked for in time: products prefetch the next block while they work on this one.
+//!
+//! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has its own
+//! maximum, sum and O; those of a row's stretches are merged in order. A long context and few rows —
+//! decoding, verification — is thus work for many threads, one or more stretches a task. A task of many
+//! rows takes all stretches one after the other and merges as it goes: the same arithmetic in the same
+//! order, so a row has the same bits either way.
+//!
+//! Blocks and stretches lie at fixed positions, every element of S and O is one chain over k, and keys a
+//! row does not see never enter its arithmetic — not even as `0 · v`, for v may be NaN: products stop
+//! where the row's keys stop, and lanes beyond are selected away. So a row's bits depend on its own query
+//! and keys alone.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::aligned::Aligned;
-use crate::cpu::Cpu;
-use crate::exp::exp;
+use crate::cpu::{Cpu, WORTH_A_HAND_OFF};
 use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{PANEL, ROW_STRIDE, even_parts};
+use crate::microkernel::{ROW_STRIDE, even_parts};
 use crate::pack::Storage;
+use crate::pool::lock;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::{Attention, Span};
+use softmax::softmax;
+use state::{Record, State, width};
 use values::Values;
 
 mod queries;
+mod softmax;
+mod state;
 mod values;
 mod weights;
 
-pub(crate) use queries::{Queries, blocks, mask, union, within_block};
+pub(crate) use queries::{Queries, blocks, mask, minus_log2, union, within_block};
 pub(crate) use weights::weights;
+
+/// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy, enough
+/// that merging (2 operations for 4 · 512) does not count.
+pub(crate) const STRETCH: usize = 4 * BLOCK;
 
 /// Rows of a task: enough for several register tiles to share a block of keys in L1.
 const TASK_ROWS: usize = 64;
+
+/// Tasks a thread should find, so that all finish together.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Memory of one thread, reused from task to task.
 #[derive(Default)]
@@ -47,14 +71,14 @@ pub(crate) struct AttentionScratch {
     pub(crate) scores: Aligned<f32>,
     /// Probabilities as bfloat16 pairs `[rows][ROW_STRIDE]`.
     probabilities: Aligned<u32>,
-    /// O, not yet divided by the sum: `[rows][head_dim, padded to panels]`.
-    out: Aligned<f32>,
     /// A group of values of which a row sees a part: `[head_dim panels][steps][32]`.
     masked: Aligned<u32>,
-    /// For each row: the keys it sees, the largest score and the sum so far.
+    /// For each row: the keys it sees.
     pub(crate) visible: Vec<Range<usize>>,
-    max: Vec<f32>,
-    sum: Vec<f32>,
+    /// The stretch under way.
+    part: State,
+    /// The stretches before it.
+    total: State,
     /// For each row: its log-sum-exp, where that is an input.
     pub(crate) lse: Vec<f32>,
 }
@@ -82,23 +106,99 @@ pub(crate) fn attend(
         assert_eq!((lse.rows(), lse.columns()), (q.rows(), attention.heads), "log-sum-exp output");
     }
     let storage = Storage::of_cache(cpu.precision);
-    let out = out.shared();
-    let lse = lse.map(Rows::shared);
-    let tasks = tasks(attention, q, spans);
-    cpu.tasks_with_scratch(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
-        let kernel = Attend { queries: tasks[task], out, lse, scratch };
+    let (out, lse) = (out.shared(), lse.map(Rows::shared));
+    let Plan { tasks, merges, records, work } = Plan::new(cpu, attention, q, spans);
+    let mut buffer = lock(&cpu.stretches);
+    buffer.reserve(records);
+    let records = SharedMut::new(&mut buffer);
+    cpu.tasks_with_scratch(tasks.len(), work, |task, scratch| {
+        let kernel = Attend { task: tasks[task].clone(), records, out, lse, scratch };
         cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
+    });
+    let buffer = &buffer[..];
+    let work = 2 * buffer.len().min(work);
+    cpu.tasks_with_scratch(merges.len(), work, |task, scratch| {
+        let kernel = Merge { task: merges[task].clone(), buffer, out, lse, scratch };
+        cpu.isa.run(kernel);
     });
 }
 
-/// Cuts spans into tasks, the longest first so that threads finish together.
-fn tasks<'a>(attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'_, Kv>]) -> Vec<Queries<'a>> {
-    let group = attention.heads / attention.kv_heads;
-    let positions = (TASK_ROWS / group).max(1);
-    let mut tasks = Vec::new();
-    for span in spans {
-        for rows in even_parts(span.rows.clone(), positions) {
-            tasks.extend((0..attention.kv_heads).map(|kv_head| Queries {
+/// Rows, and the stretches of keys they meet.
+#[derive(Clone)]
+struct Task<'a> {
+    queries: Queries<'a>,
+    stretches: Range<usize>,
+    /// Where in the buffer the first of those is recorded; otherwise they are all there are.
+    records: Option<usize>,
+}
+
+impl Task<'_> {
+    fn work(&self) -> usize {
+        self.queries.work() * self.stretches.len() / self.queries.stretches().len().max(1)
+    }
+
+    fn record_len(&self) -> usize {
+        Record::len(self.queries.rows(), width(&self.queries))
+    }
+}
+
+/// How the work is cut. It changes no bits.
+struct Plan<'a> {
+    /// The longest first, so that threads finish together.
+    tasks: Vec<Task<'a>>,
+    /// What is left to do for rows whose stretches are several tasks.
+    merges: Vec<Task<'a>>,
+    /// Length of the buffer of records.
+    records: usize,
+    /// Multiplications in all.
+    work: usize,
+}
+
+impl<'a> Plan<'a> {
+    fn new(
+        cpu: &Cpu,
+        attention: &'a Attention,
+        q: &'a Rows,
+        spans: &'a [Span<'a, Kv>],
+    ) -> Plan<'a> {
+        let all: Vec<_> = all_queries(attention, q, spans).collect();
+        let work: usize = all.iter().map(Queries::work).sum();
+        let mut plan = Plan { tasks: Vec::new(), merges: Vec::new(), records: 0, work };
+        let alone = cpu.threads() == 1 || work < WORTH_A_HAND_OFF;
+        for queries in all {
+            let stretches = queries.stretches();
+            let share = queries.work() * TASKS_PER_THREAD * cpu.threads();
+            let pieces = if alone { 1 } else { share.div_ceil(work).clamp(1, stretches.len()) };
+            let whole = Task { queries, stretches, records: None };
+            if pieces == 1 {
+                plan.tasks.push(whole);
+                continue;
+            }
+            let whole = Task { records: Some(plan.records), ..whole };
+            let (first, len) = (whole.stretches.start, whole.record_len());
+            for part in even_parts(whole.stretches.clone(), whole.stretches.len().div_ceil(pieces))
+            {
+                let records = Some(plan.records + (part.start - first) * len);
+                plan.tasks.push(Task { stretches: part, records, ..whole.clone() });
+            }
+            plan.records += whole.stretches.len() * len;
+            plan.merges.push(whole);
+        }
+        plan.tasks.sort_by_key(|task| Reverse(task.work()));
+        plan
+    }
+}
+
+/// Cuts spans into rows that share a key/value head.
+fn all_queries<'a>(
+    attention: &'a Attention,
+    q: &'a Rows,
+    spans: &'a [Span<'a, Kv>],
+) -> impl Iterator<Item = Queries<'a>> {
+    let positions = (TASK_ROWS / (attention.heads / attention.kv_heads)).max(1);
+    spans.iter().flat_map(move |span| {
+        even_parts(span.rows.clone(), positions).flat_map(move |rows| {
+            (0..attention.kv_heads).map(move |kv_head| Queries {
                 attention,
                 kv: &*span.kv,
                 kv_head,
@@ -106,15 +206,14 @@ fn tasks<'a>(attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'_, Kv>]) -
                 first: rows.start,
                 position: span.kv.len() + rows.start - span.rows.start,
                 positions: rows.len(),
-            }));
-        }
-    }
-    tasks.sort_by_key(|task| Reverse(task.work()));
-    tasks
+            })
+        })
+    })
 }
 
 struct Attend<'a> {
-    queries: Queries<'a>,
+    task: Task<'a>,
+    records: SharedMut,
     out: SharedMut,
     lse: Option<SharedMut>,
     scratch: &'a mut AttentionScratch,
@@ -123,115 +222,84 @@ struct Attend<'a> {
 impl ProductKernel for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
-        let Attend { queries, out, lse, scratch } = self;
-        let Attention { heads, head_dim, scale, .. } = *queries.attention;
-        let rows = queries.rows();
-        let width = head_dim.next_multiple_of(PANEL);
-        scratch.scores.reserve(rows * ROW_STRIDE);
-        scratch.probabilities.reserve(rows * ROW_STRIDE);
-        scratch.out.reserve(rows * width);
-        scratch.out[..rows * width].fill(0.0);
+        let Attend { task, records, out, lse, scratch } = self;
+        let queries = &task.queries;
+        let (rows, width) = (queries.rows(), width(queries));
+        scratch.scores.reserve(P::tile_rows::<S>() * ROW_STRIDE);
+        scratch.probabilities.reserve(P::tile_rows::<S>() * ROW_STRIDE);
         scratch.masked.reserve(width * P::GROUP / P::K);
-        scratch.max.clear();
-        scratch.max.resize(rows, f32::NEG_INFINITY);
-        scratch.sum.clear();
-        scratch.sum.resize(rows, 0.0);
-
+        scratch.total.clear(rows, width);
         queries.list_visible(&mut scratch.visible);
-
         queries.pack::<S, P>(s, round, &mut scratch.q);
-        for block in blocks(&union(&scratch.visible, 0..rows)) {
-            for tile_rows in P::row_tiles::<S>(0..rows) {
-                let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
-                let keys = within_block(&union(visible, tile_rows.clone()), block);
-                if keys.is_empty() {
-                    continue;
+        let seen = union(&scratch.visible, 0..rows);
+        for stretch in task.stretches.clone() {
+            scratch.part.clear(rows, width);
+            let keys = stretch * STRETCH..(stretch + 1) * STRETCH;
+            for block in blocks(&(seen.start.max(keys.start)..seen.end.min(keys.end))) {
+                attend_block::<S, P>(s, round, queries, block, scratch);
+            }
+            let record = scratch.part.record(rows, width);
+            match task.records {
+                None => scratch.total.merge(s, record, rows, width),
+                Some(first) => {
+                    let len = task.record_len();
+                    let at = first + (stretch - task.stretches.start) * len;
+                    // SAFETY: each stretch of each task has its own part of the buffer.
+                    record.write(unsafe { records.slice(at..at + len) });
                 }
-                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
-                for row in tile_rows.clone() {
-                    let keys = within_block(&scratch.visible[row], block);
-                    if !keys.is_empty() {
-                        softmax::<S, P>(s, round, scratch, row, keys, scale, width);
-                    }
-                }
-                Values { queries: &queries, scratch, block, width }.add::<S, P>(s, tile_rows);
             }
         }
-
-        for row in 0..rows {
-            let (batch_row, head) = queries.source(row);
-            let at = batch_row * heads + head;
-            // SAFETY: tasks have disjoint (row, head).
-            let out = unsafe { out.slice(at * head_dim..(at + 1) * head_dim) };
-            let sum = s.splat(scratch.sum[row]);
-            let result = &scratch.out[row * width..][..head_dim];
-            for (out, x) in out.chunks_mut(S::LANES).zip(result.chunks(S::LANES)) {
-                s.store_some(out, s.div(s.load_some(x), sum));
-            }
-            if let Some(lse) = lse {
-                // SAFETY: as above.
-                unsafe { *lse.pointer().add(at) = scratch.max[row] + scratch.sum[row].ln() };
-            }
+        if task.records.is_none() {
+            scratch.total.finish(s, queries, out, lse);
         }
     }
 }
 
-/// One row's step of the online softmax: scores of `keys` become probabilities (relative to the new
-/// maximum; 0 elsewhere in their vectors), and what the row has so far is rescaled.
+/// All rows of a task in one block of keys.
 #[inline(always)]
-fn softmax<S: Simd, P: Product>(
+fn attend_block<S: Simd, P: Product>(
     s: S,
     round: bool,
+    queries: &Queries<'_>,
+    block: usize,
     scratch: &mut AttentionScratch,
-    row: usize,
-    keys: Range<usize>,
-    scale: f32,
-    width: usize,
 ) {
-    // Whole groups of the second product: it reads all of them.
-    let unit = S::LANES.max(P::GROUP);
-    let vectors = || (keys.start / unit * unit..keys.end.next_multiple_of(unit)).step_by(S::LANES);
-    let scores = scratch.scores[row * ROW_STRIDE..][..BLOCK].as_mut_ptr();
-    let pairs = scratch.probabilities[row * ROW_STRIDE..][..BLOCK].as_mut_ptr().cast::<u16>();
-    let mut largest = s.splat(f32::NEG_INFINITY);
-    for key in vectors() {
-        // SAFETY: vectors start within the block, whose length is a multiple of LANES.
-        unsafe {
-            let mut x = s.load(scores.add(key));
-            if key < keys.start || keys.end < key + S::LANES {
-                x = mask(s, &keys, key, x, f32::NEG_INFINITY);
-                s.store(scores.add(key), x);
-            }
-            largest = s.max(largest, x);
+    let width = width(queries);
+    let mut ahead = true; // the first tile brings in what the next block needs
+    for tile in P::row_tiles::<S>(0..queries.rows()) {
+        let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
+        let keys = within_block(&union(visible, tile.clone()), block);
+        if keys.is_empty() {
+            continue;
         }
+        queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores, ahead);
+        let scale = queries.scale_log2();
+        softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
+        Values { queries, scratch, block, tile, width, ahead }.add::<S, P>(s);
+        ahead = false;
     }
-    let old = scratch.max[row];
-    // The scale is positive: the largest score is the largest scaled.
-    let block_max = s.max_lane(largest) * scale;
-    let max = if block_max > old { block_max } else { old };
-    let mut sum = s.splat(0.0);
-    for key in vectors() {
-        // SAFETY: as above.
-        unsafe {
-            let x = s.load(scores.add(key));
-            let p = exp(s, s.fma(x, s.splat(scale), s.splat(-max)));
-            sum = s.add(sum, p);
-            if P::A_PAIRS {
-                s.store_bf16(pairs.add(key), p);
-            } else {
-                s.store(scores.add(key), if round { s.round_bf16(p) } else { p });
-            }
+}
+
+/// Merges the stretches of rows that several tasks have worked on.
+struct Merge<'a> {
+    task: Task<'a>,
+    buffer: &'a [f32],
+    out: SharedMut,
+    lse: Option<SharedMut>,
+    scratch: &'a mut AttentionScratch,
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Merge { task, buffer, out, lse, scratch } = self;
+        let (rows, width) = (task.queries.rows(), width(&task.queries));
+        scratch.total.clear(rows, width);
+        let records = &buffer[task.records.unwrap_or(0)..];
+        for record in records.chunks_exact(task.record_len()).take(task.stretches.len()) {
+            scratch.total.merge(s, Record::read(record, rows), rows, width);
         }
+        scratch.total.finish(s, &task.queries, out, lse);
     }
-    if max > old {
-        let rescale = s.max_lane(exp(s, s.splat(old - max)));
-        scratch.max[row] = max;
-        scratch.sum[row] *= rescale;
-        let out = &mut scratch.out[row * width..][..width];
-        for out in out.chunks_exact_mut(S::LANES) {
-            let scaled = s.mul(s.load_some(out), s.splat(rescale));
-            s.store_some(out, scaled);
-        }
-    }
-    scratch.sum[row] += s.sum(sum);
 }

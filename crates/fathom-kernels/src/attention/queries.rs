@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::STRETCH;
 use crate::Attention;
 use crate::aligned::Aligned;
 use crate::kv::{BLOCK, Kv};
@@ -27,6 +28,12 @@ pub(crate) struct Queries<'a> {
 }
 
 impl<'a> Queries<'a> {
+    /// The stretches of keys that any row sees part of.
+    pub(crate) fn stretches(&self) -> Range<usize> {
+        let keys = self.visible(0).start..self.visible(self.rows() - 1).end;
+        keys.start / STRETCH..keys.end.div_ceil(STRETCH)
+    }
+
     /// Query heads per key/value head.
     pub(crate) fn group(&self) -> usize {
         self.attention.heads / self.attention.kv_heads
@@ -40,6 +47,11 @@ impl<'a> Queries<'a> {
     pub(crate) fn work(&self) -> usize {
         let keys = self.visible(self.rows() - 1).len();
         keys * self.rows() * self.attention.head_dim
+    }
+
+    /// The scale of scores in units of ln 2: `e^(scale·x) = 2^(scale_log2·x)`.
+    pub(crate) fn scale_log2(&self) -> f32 {
+        self.attention.scale * std::f32::consts::LOG2_E
     }
 
     /// Keys row `row` sees.
@@ -81,7 +93,8 @@ impl<'a> Queries<'a> {
     }
 
     /// Unscaled scores of `rows` (at most a register tile) with keys `keys` of block `block`, into
-    /// `scores[row][key]`. Whole panels are computed; what lies outside `keys` is meaningless.
+    /// `scores[row - rows.start][key]`. Whole panels are computed; what lies outside `keys` is
+    /// meaningless. With `ahead`, the next block's keys are brought into the cache meanwhile.
     #[inline(always)]
     pub(crate) fn scores<S: Simd, P: Product>(
         &self,
@@ -90,13 +103,15 @@ impl<'a> Queries<'a> {
         rows: Range<usize>,
         block: usize,
         keys: Range<usize>,
-        scores: &mut Aligned<f32>,
+        scores: &mut [f32],
+        ahead: bool,
     ) {
         let Attention { layer, head_dim, .. } = *self.attention;
         let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
         let stride = self.kv.keys_stride();
         let words = &self.kv.keys(layer, self.kv_head, block)[panels.start * stride..];
-        let c = &mut scores[rows.start * ROW_STRIDE + panels.start * PANEL..];
+        let next = if ahead { self.kv.words_to_next_block(block) } else { 0 };
+        let c = &mut scores[panels.start * PANEL..];
         debug_assert!(c.len() >= (rows.len() - 1) * ROW_STRIDE + panels.len() * PANEL);
         for (i, k) in (0..head_dim).step_by(k_block::<P>()).enumerate() {
             let steps = (head_dim.min(k + k_block::<P>()) - k).div_ceil(P::K);
@@ -111,7 +126,7 @@ impl<'a> Queries<'a> {
                 c_stride: ROW_STRIDE,
                 resume: i > 0,
                 bias: std::ptr::null(),
-                prefetch: (w.as_ptr(), PANEL),
+                prefetch: (w.as_ptr().wrapping_add(next), PANEL),
             };
             // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
             unsafe { P::tiles(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
@@ -134,6 +149,11 @@ pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
 /// Blocks that hold `keys`, which are not empty.
 pub(crate) fn blocks(keys: &Range<usize>) -> Range<usize> {
     keys.start / BLOCK..keys.end.div_ceil(BLOCK)
+}
+
+/// A log-sum-exp as what is added to a scaled score in units of ln 2.
+pub(crate) fn minus_log2(lse: f32) -> f32 {
+    -lse * std::f32::consts::LOG2_E
 }
 
 /// Lane numbers.

@@ -12,18 +12,23 @@ pub(super) struct Values<'a> {
     pub(super) queries: &'a Queries<'a>,
     pub(super) scratch: &'a mut AttentionScratch,
     pub(super) block: usize,
+    /// The register tile whose probabilities are in `scratch`.
+    pub(super) tile: Range<usize>,
     /// Columns of O: head_dim, padded to whole panels.
     pub(super) width: usize,
+    /// Whether to bring the next block's values into the cache meanwhile.
+    pub(super) ahead: bool,
 }
 
 impl<'a> Values<'a> {
-    /// Adds the block's part to `rows`, at most a register tile.
+    /// Adds the block's part to the tile's rows.
     ///
     /// The keys all rows see are one product; the edges, where rows differ, are added for the rows of one
     /// position after another, before and after it, so that every row's chain runs over its keys in
     /// order.
     #[inline(always)]
-    pub(super) fn add<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>) {
+    pub(super) fn add<S: Simd, P: Product>(&mut self, s: S) {
+        let rows = self.tile.clone();
         // In whole groups of k: one that only some rows see entirely is an edge.
         let start = self.keys(rows.end - 1).start.next_multiple_of(P::GROUP);
         let end = self.keys(rows.start).end / P::GROUP * P::GROUP;
@@ -118,6 +123,10 @@ impl<'a> Values<'a> {
         self.scratch.masked = masked;
     }
 
+    fn words_to_next_block(&self) -> usize {
+        if self.ahead { self.queries.kv.words_to_next_block(self.block) } else { 0 }
+    }
+
     /// V of the block.
     fn panels(&self) -> &'a [u32] {
         let queries = self.queries;
@@ -134,7 +143,7 @@ impl<'a> Values<'a> {
         w: &[u32],
         panel_stride: usize,
     ) -> Tile {
-        let at = row * ROW_STRIDE + step * P::A_WORDS;
+        let at = (row - self.tile.start) * ROW_STRIDE + step * P::A_WORDS;
         let a = if P::A_PAIRS {
             self.scratch.probabilities[at..].as_ptr()
         } else {
@@ -145,11 +154,11 @@ impl<'a> Values<'a> {
             w: w.as_ptr(),
             panel_stride,
             steps,
-            c: self.scratch.out[row * self.width..].as_mut_ptr(),
+            c: self.scratch.part.out[row * self.width..].as_mut_ptr(),
             c_stride: self.width,
             resume: true,
             bias: std::ptr::null(),
-            prefetch: (w.as_ptr(), PANEL),
+            prefetch: (w.as_ptr().wrapping_add(self.words_to_next_block()), PANEL),
         }
     }
 }

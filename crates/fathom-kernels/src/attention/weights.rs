@@ -1,8 +1,10 @@
 //! The attention matrix itself, for short sequences.
 
-use super::{AttentionScratch, Queries, blocks, check, tasks, union, within_block};
+use super::{
+    AttentionScratch, Queries, all_queries, blocks, check, minus_log2, union, within_block,
+};
 use crate::cpu::Cpu;
-use crate::exp::exp;
+use crate::exp::exp2;
 use crate::kv::{BLOCK, Kv};
 use crate::microkernel::ROW_STRIDE;
 use crate::product::{ForProduct, Product, ProductKernel};
@@ -23,9 +25,9 @@ pub(crate) fn weights(
     let keys = span.kv.len() + span.rows.len();
     let mut weights = vec![0.0; attention.heads * span.rows.len() * keys];
     let out = SharedMut::new(&mut weights);
-    let tasks = tasks(attention, q, std::slice::from_ref(span));
-    cpu.tasks_with_scratch(tasks.len(), tasks.iter().map(Queries::work).sum(), |task, scratch| {
-        let kernel = Weights { queries: tasks[task], lse, out, span, keys, scratch };
+    let all: Vec<_> = all_queries(attention, q, std::slice::from_ref(span)).collect();
+    cpu.tasks_with_scratch(all.len(), all.iter().map(Queries::work).sum(), |task, scratch| {
+        let kernel = Weights { queries: all[task], lse, out, span, keys, scratch };
         let storage = span.kv.storage;
         cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
     });
@@ -47,7 +49,7 @@ impl ProductKernel for Weights<'_> {
         let Weights { queries, lse, out, span, keys: all_keys, scratch } = self;
         let AttentionScratch { q, scores, visible, .. } = scratch;
         let rows = queries.rows();
-        scores.reserve(rows * ROW_STRIDE);
+        scores.reserve(P::tile_rows::<S>() * ROW_STRIDE);
         queries.list_visible(visible);
         queries.pack::<S, P>(s, round, q);
         for block in blocks(&union(visible, 0..rows)) {
@@ -56,19 +58,19 @@ impl ProductKernel for Weights<'_> {
                 if keys.is_empty() {
                     continue;
                 }
-                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
-                for row in tile_rows {
+                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores, false);
+                for row in tile_rows.clone() {
                     let (batch_row, head) = queries.source(row);
                     let keys = within_block(&visible[row], block);
                     let line = head * span.rows.len() + batch_row - span.rows.start;
                     let at = line * all_keys + block * BLOCK;
                     // SAFETY: tasks have disjoint (row, head), and `keys` are keys of the span.
                     let out = unsafe { out.slice(at + keys.start..at + keys.end) };
-                    let scores = &scores[row * ROW_STRIDE..][keys];
-                    let scale = s.splat(queries.attention.scale);
-                    let minus_lse = s.splat(-lse.row(batch_row)[head]);
+                    let scores = &scores[(row - tile_rows.start) * ROW_STRIDE..][keys];
+                    let scale = s.splat(queries.scale_log2());
+                    let minus_lse = s.splat(minus_log2(lse.row(batch_row)[head]));
                     for (out, x) in out.chunks_mut(S::LANES).zip(scores.chunks(S::LANES)) {
-                        s.store_some(out, exp(s, s.fma(s.load_some(x), scale, minus_lse)));
+                        s.store_some(out, exp2(s, s.fma(s.load_some(x), scale, minus_lse)));
                     }
                 }
             }

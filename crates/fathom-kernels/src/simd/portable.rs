@@ -116,7 +116,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
         // 2x · 2^(n-1), as 2^128 is no f32; n - 1 = -127 has the bits of 0.
-        let pow2 = |n: f32| f32::from_bits(((n as i32 - 1 + 127).max(0) as u32) << 23);
+        let pow2 =
+            |n: f32| f32::from_bits((((n as i32).clamp(-127, 128) + 126).max(0) as u32) << 23);
         zip(x, n, |x, n| x * 2.0 * pow2(n))
     }
 

@@ -1,0 +1,140 @@
+//! What rows have of their softmax so far, and how two stretches of keys become one.
+
+use super::Queries;
+use crate::aligned::Aligned;
+use crate::exp::exp2;
+use crate::microkernel::PANEL;
+use crate::rows::SharedMut;
+use crate::simd::{MAX_LANES, Simd};
+
+/// Columns of O: `head_dim` in whole panels.
+pub(super) fn width(queries: &Queries<'_>) -> usize {
+    queries.attention.head_dim.next_multiple_of(PANEL)
+}
+
+/// Of each row: the largest scaled score so far, in units of ln 2; the sum of `2^(score - max)`; and the
+/// values weighted with the same, `[rows][width]`. A row that has seen nothing has the sum 0.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(super) max: Aligned<f32>,
+    pub(super) sum: Aligned<f32>,
+    pub(super) out: Aligned<f32>,
+}
+
+impl State {
+    pub(super) fn clear(&mut self, rows: usize, width: usize) {
+        let padded = rows.next_multiple_of(MAX_LANES);
+        self.max.reserve(padded);
+        self.sum.reserve(padded);
+        self.out.reserve(rows * width);
+        self.max[..padded].fill(f32::NEG_INFINITY);
+        self.sum[..padded].fill(0.0);
+        self.out[..rows * width].fill(0.0);
+    }
+
+    pub(super) fn record(&self, rows: usize, width: usize) -> Record<'_> {
+        let padded = rows.next_multiple_of(MAX_LANES);
+        Record {
+            max: &self.max[..padded],
+            sum: &self.sum[..padded],
+            out: &self.out[..rows * width],
+        }
+    }
+
+    /// Adds the next stretch of keys. What a row has seen before counts as one stretch, so the stretches
+    /// of a row must come in order, one by one: then it makes no difference who computed them.
+    #[inline(always)]
+    pub(super) fn merge<S: Simd>(&mut self, s: S, next: Record<'_>, rows: usize, width: usize) {
+        for first in (0..rows).step_by(S::LANES) {
+            let (max, sum) = (s.load_some(&self.max[first..]), s.load_some(&self.sum[first..]));
+            let next_max = s.load_some(&next.max[first..]);
+            let largest = s.max(next_max, max);
+            let keep = exp2(s, s.sub(max, largest));
+            let take = exp2(s, s.sub(next_max, largest));
+            let merged = s.fma(s.load_some(&next.sum[first..]), take, s.mul(sum, keep));
+            let [mut maxes, mut sums, mut keeps, mut takes] = [[0.0; MAX_LANES]; 4];
+            for (array, x) in
+                [(&mut maxes, largest), (&mut sums, merged), (&mut keeps, keep), (&mut takes, take)]
+            {
+                s.store_some(array, x);
+            }
+            for lane in 0..S::LANES.min(rows - first) {
+                let row = first + lane;
+                if next.sum[row] == 0.0 {
+                    continue;
+                }
+                let out = self.out[row * width..][..width].chunks_exact_mut(S::LANES);
+                let outs = out.zip(next.out[row * width..][..width].chunks_exact(S::LANES));
+                if self.sum[row] == 0.0 {
+                    (self.max[row], self.sum[row]) = (next.max[row], next.sum[row]);
+                    for (out, next) in outs {
+                        s.store_some(out, s.load_some(next));
+                    }
+                    continue;
+                }
+                (self.max[row], self.sum[row]) = (maxes[lane], sums[lane]);
+                let (keep, take) = (s.splat(keeps[lane]), s.splat(takes[lane]));
+                for (out, next) in outs {
+                    let kept = s.mul(s.load_some(out), keep);
+                    s.store_some(out, s.fma(s.load_some(next), take, kept));
+                }
+            }
+        }
+    }
+
+    /// Writes `O / sum`, and the log-sum-exp where it is asked for.
+    #[inline(always)]
+    pub(super) fn finish<S: Simd>(
+        &self,
+        s: S,
+        queries: &Queries<'_>,
+        out: SharedMut,
+        lse: Option<SharedMut>,
+    ) {
+        let (heads, head_dim) = (queries.attention.heads, queries.attention.head_dim);
+        for row in 0..queries.rows() {
+            let (batch_row, head) = queries.source(row);
+            let at = batch_row * heads + head;
+            // SAFETY: the rows of all queries are disjoint (row, head).
+            let out = unsafe { out.slice(at * head_dim..(at + 1) * head_dim) };
+            let sum = s.splat(self.sum[row]);
+            let result = &self.out[row * width(queries)..][..head_dim];
+            for (out, x) in out.chunks_mut(S::LANES).zip(result.chunks(S::LANES)) {
+                s.store_some(out, s.div(s.load_some(x), sum));
+            }
+            if let Some(lse) = lse {
+                let log2 = f64::from(self.max[row]) + f64::from(self.sum[row]).log2();
+                // SAFETY: as above.
+                unsafe { *lse.pointer().add(at) = (log2 * std::f64::consts::LN_2) as f32 };
+            }
+        }
+    }
+}
+
+/// The state of rows that have seen one stretch, which is a [`State`] or lies in a buffer of many.
+pub(super) struct Record<'a> {
+    max: &'a [f32],
+    sum: &'a [f32],
+    out: &'a [f32],
+}
+
+impl<'a> Record<'a> {
+    /// Floats a record takes in a buffer.
+    pub(super) fn len(rows: usize, width: usize) -> usize {
+        2 * rows.next_multiple_of(MAX_LANES) + rows * width
+    }
+
+    pub(super) fn read(buffer: &'a [f32], rows: usize) -> Record<'a> {
+        let (max, rest) = buffer.split_at(rows.next_multiple_of(MAX_LANES));
+        let (sum, out) = rest.split_at(rows.next_multiple_of(MAX_LANES));
+        Record { max, sum, out }
+    }
+
+    pub(super) fn write(&self, buffer: &mut [f32]) {
+        let (max, rest) = buffer.split_at_mut(self.max.len());
+        let (sum, out) = rest.split_at_mut(self.sum.len());
+        max.copy_from_slice(self.max);
+        sum.copy_from_slice(self.sum);
+        out.copy_from_slice(self.out);
+    }
+}
