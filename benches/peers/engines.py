@@ -138,6 +138,8 @@ LAYER_NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
@@ -175,7 +177,7 @@ def write_gguf(checkpoint, config, path):
     import gguf
     import numpy
 
-    architecture = {"qwen2": "qwen2", "llama": "llama", "mistral": "llama"}.get(config["model_type"])
+    architecture = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}.get(config["model_type"])
     rope = config.get("rope_parameters") or {}
     if architecture is None or config.get("rope_scaling") or rope.get("rope_type", "default") != "default":
         sys.exit(f"{checkpoint}: a {config['model_type']} with this rotary embedding is not written as GGUF here")
@@ -187,6 +189,9 @@ def write_gguf(checkpoint, config, path):
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config.get("rope_theta") or rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
