@@ -72,8 +72,10 @@ impl<B: Backend> Model<B> {
         let mut steps = Vec::with_capacity(logits.len());
         let mut first = 0;
         for (logits, best) in logits.iter().zip(&best) {
-            self.backend.write_rows(&mut rows, first, logits);
             let end = first + logits.len() / vocab + best.len();
+            if !logits.is_empty() {
+                self.backend.write_rows(&mut rows, first, logits);
+            }
             steps.push(first..end);
             first = end;
         }
