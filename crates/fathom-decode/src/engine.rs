@@ -8,6 +8,7 @@ mod draft_worker;
 mod metrics;
 mod options;
 mod request;
+mod scores;
 mod slot;
 
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_kernels::Backend;
-use fathom_model::{Error, LogitRows, Logits, Model, PREFILL_CHUNK, Result, SequenceOptions, Step};
+use fathom_model::{Error, LogitRows, Model, PREFILL_CHUNK, Result, SequenceOptions, Step};
 
 use crate::{
     AdaptiveGamma, AutoMode, Completion, EndRules, GreedyJudge, Judge, Lengths, LogitsJudge, Mode,
@@ -25,6 +26,7 @@ use draft_worker::{DraftJob, DraftWorker};
 pub use metrics::EngineMetrics;
 pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Update};
+use scores::Scores;
 use slot::Slot;
 
 /// Decodes requests in batches.
@@ -423,8 +425,9 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// The target's pass: the last committed token and the drafts that follow it, of every request; and
     /// the seconds it took.
-    fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Logits<B>, f64)> {
+    fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Scores<B>, f64)> {
         let start = Instant::now();
+        let all_greedy = self.running.iter().all(|slot| slot.sampler.params().is_greedy());
         let feeds: Vec<Vec<u32>> = match chunks {
             Some(chunks) => {
                 self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
@@ -436,14 +439,14 @@ impl<'a, B: Backend> Engine<'a, B> {
             .zip(&feeds)
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::All })
             .collect();
-        let logits = self.target.forward(&mut steps, None)?;
+        let scores = Scores::of(&self.target, &mut steps, all_greedy, self.options.vocab)?;
         let seconds = start.elapsed().as_secs_f64();
         let rows = feeds.iter().map(Vec::len).sum::<usize>();
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
         self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
         self.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
-        Ok((logits, seconds))
+        Ok((scores, seconds))
     }
 
     /// Pages of the target's caches.
@@ -459,25 +462,25 @@ impl<'a, B: Backend> Engine<'a, B> {
         &mut self,
         mode: Mode,
         chunks: Vec<Proposal>,
-        scores: &Logits<B>,
+        scores: &Scores<B>,
     ) -> Result<Vec<Update>> {
         let start = Instant::now();
         let backend = self.target.backend();
-        let best = scores.argmax(backend, self.options.vocab);
         let mut updates = Vec::with_capacity(self.running.len());
         for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
             let before = slot.text.generated().len();
             let logits;
-            let judge: &mut dyn Judge = if slot.sampler.params().is_greedy() {
-                &mut GreedyJudge { best: &best[i] }
-            } else {
-                logits = scores.step(backend, i);
-                &mut LogitsJudge {
-                    sampler: &slot.sampler,
-                    logits: &logits,
-                    vocab: self.target.config().vocab,
-                    position: slot.text.tokens().len(),
+            let judge: &mut dyn Judge = match &scores.logits {
+                Some(all) if !slot.sampler.params().is_greedy() => {
+                    logits = all.step(backend, i);
+                    &mut LogitsJudge {
+                        sampler: &slot.sampler,
+                        logits: &logits,
+                        vocab: self.target.config().vocab,
+                        position: slot.text.tokens().len(),
+                    }
                 }
+                _ => &mut GreedyJudge { best: &scores.best[i] },
             };
             let outcome: Outcome = match mode {
                 Mode::Ar => ar::step(&mut slot.text, judge)?,

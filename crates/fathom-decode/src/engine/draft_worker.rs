@@ -12,6 +12,7 @@ use fathom_model::{
     Error, LogitRows, Model, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
 };
 
+use super::scores::Scores;
 use crate::{Drafted, Proposal, Sampler};
 
 /// Tokens a sequence is behind by before it drafts, after a step that accepted everything.
@@ -198,6 +199,7 @@ impl<B: Backend> Draft<B> {
 
     /// Drafts one more token for each request.
     fn draft_one(&self, mut drafting: Vec<&mut Drafting<B>>) -> Result<()> {
+        let all_greedy = drafting.iter().all(|d| d.item.sampler.params().is_greedy());
         let feeds: Vec<Vec<u32>> = drafting
             .iter_mut()
             .map(|d| match d.chunk.last() {
@@ -210,13 +212,15 @@ impl<B: Backend> Draft<B> {
             .zip(&feeds)
             .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let logits = self.model.forward(&mut steps, None)?;
-        let best = logits.argmax(self.model.backend(), self.vocab);
+        let scores = Scores::of(&self.model, &mut steps, all_greedy, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
             let sampler = &d.item.sampler;
-            let drafted = match best[i].first() {
-                Some(&token) if sampler.params().is_greedy() => Drafted { token, q: None },
-                _ => sampler.draft(&logits.step(self.model.backend(), i), d.sequence.len())?,
+            let drafted = match (&scores.logits, scores.best[i].first()) {
+                (Some(all), _) if !sampler.params().is_greedy() => {
+                    sampler.draft(&all.step(self.model.backend(), i), d.sequence.len())?
+                }
+                (_, Some(&token)) => Drafted { token, q: None },
+                (_, None) => continue,
             };
             d.chunk.push(drafted);
         }
