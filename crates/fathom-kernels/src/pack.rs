@@ -1,4 +1,9 @@
 //! Weights and activations in the layouts the register tile reads.
+//!
+//! Packing transposes: consecutive k of a column end up a panel (128 bytes) apart. It goes over 32 steps of
+//! all 32 columns at a time, some 128 bytes of each column read and 4 KiB written in order, so that both
+//! sides stay in L1 and memory sees two streams: the file's pages in, fresh pages out. Loading then takes
+//! as long as the system takes to clear those pages and to read the file, which is most of the time.
 
 use std::ops::Range;
 
