@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything a change must pass, in one command: format, lints, documentation, tests, dependencies, and a
-# short run of every fuzz target. Needs a Rust toolchain with rustfmt and clippy, and a C/C++ compiler.
+# short run of every fuzz target; the report is opened in Chromium where that is installed. Needs a Rust
+# toolchain with rustfmt and clippy, and a C/C++ compiler.
 # FUZZ_SECONDS is the time each fuzz target gets.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -16,6 +17,13 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 
 step "tests"
 cargo test --workspace --locked
+
+step "the report in a browser"
+if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
+    cargo test -p fathom --test browser --locked -- --ignored
+else
+    echo "SKIPPED: no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)"
+fi
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

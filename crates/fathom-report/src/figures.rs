@@ -78,6 +78,20 @@ impl Head {
     }
 }
 
+/// The same of an analysis of secondary sinks, which is not worth running where there are none.
+fn of_secondary<'a, T>(
+    head: Head,
+    source: &Source,
+    explained: &'a Explained<T>,
+) -> std::result::Result<&'a T, Absent> {
+    match explained {
+        Explained::Missing { .. } if source.levels.entries().is_empty() => {
+            Err(head.absent(NO_SECONDARY, None))
+        }
+        explained => head.result(explained),
+    }
+}
+
 /// Why a figure about secondary sinks is empty.
 const NO_SECONDARY: &str = "There are no secondary sinks to look at in this run.";
 

@@ -140,7 +140,8 @@ fn run(out: &mut String, part: &Part<'_>, several: bool) {
                        last part of each trace, which few tokens look back at, is left out";
         let _ = write!(
             out,
-            "<details><summary>Which tokens draw most attention</summary>{}</details>",
+            "<details{}><summary>Which tokens draw most attention</summary>{}</details>",
+            if source.levels.entries().is_empty() { " open" } else { "" },
             html::render(&table, caption, 12)
         );
     }

@@ -270,7 +270,7 @@ fn bad_input_is_refused_in_one_sentence() {
     let newer = manifest.replacen("\"format\": 1", "\"format\": 2", 1);
     assert_refused(&spoil("run.json", &newer), &["run.json", "`format` is 2", "reads 1"]);
     assert_refused(&spoil("norms.parquet", "no parquet"), &["norms.parquet", "cannot be read"]);
-    assert_refused(&spoil("detections.jsonl", ""), &["detections.jsonl", "0 traces"]);
+    assert_refused(&spoil("detections.jsonl", ""), &["detections.jsonl", "holds no detections"]);
     fs::remove_file(path("run/scores.parquet")).unwrap();
     assert_refused(&report(&[&run_dir, "--out", &out]), &["scores.parquet", "cannot be opened"]);
     assert!(!Path::new(&out).exists());

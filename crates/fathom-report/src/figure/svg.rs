@@ -305,7 +305,7 @@ impl<'a> Drawing<'a> {
                      stroke-dasharray=\"2 3\"/>"
                 );
                 let (anchor, nudge) = if at > WIDTH * 0.6 { ("end", -3.0) } else { ("start", 3.0) };
-                self.text(at + nudge, bottom - 5.0, anchor, 10.0, "rule", label);
+                self.text(at + nudge, top - 3.0, anchor, 10.0, "rule", label);
             }
             Mark::Level { y, label } => {
                 let (at, right) = (self.y(*y), WIDTH - RIGHT);

@@ -2,7 +2,7 @@
 
 use fathom_sinks::explain::{ClusterPlace, Clusters, Decision};
 
-use super::{Drawn, Head, NO_SECONDARY, number};
+use super::{Drawn, Head, NO_SECONDARY, number, of_secondary};
 use crate::figure::{
     Axis, Color, Dot, Figure, Frame, Mark, Moving, Panel, Scale, Series, Symbol, short,
 };
@@ -18,7 +18,7 @@ const SITES: [(&str, &str); 3] =
     [("resid_post", "Hidden state"), ("attn_out", "Attention output"), ("mlp_out", "MLP output")];
 
 pub(super) fn clusters(source: &Source) -> Drawn {
-    let clusters: &Clusters = HEAD.result(&source.explained.clusters)?;
+    let clusters: &Clusters = of_secondary(HEAD, source, &source.explained.clusters)?;
     let Some(first_start) = clusters.points.iter().filter_map(|point| point.l_start).min() else {
         return Err(HEAD.absent(NO_SECONDARY, None));
     };

@@ -1,6 +1,6 @@
 //! Matrix-based entropy of the residual stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fathom_sinks::explain::{Entropy, EntropySeries, Scope, Window};
 
@@ -21,7 +21,7 @@ pub(super) fn entropy(source: &Source) -> Drawn {
     let entropy: &Entropy = HEAD.result(&source.explained.entropy)?;
     let scopes = [
         (Scope::WithPrompt, "with the prompt"),
-        (Scope::WithoutPrompt, "without the prompt and reference"),
+        (Scope::WithoutPrompt, "without prompt and reference"),
     ];
     let mut curves: BTreeMap<(usize, usize), Curve> = BTreeMap::new(); // (scope, window)
     for trace in &entropy.traces {
@@ -36,6 +36,9 @@ pub(super) fn entropy(source: &Source) -> Drawn {
     if curves.is_empty() {
         return Err(HEAD.absent("The traces are too short to have an entropy.", None));
     }
+    // Only windows that some trace is long enough for.
+    let present: BTreeSet<usize> = curves.keys().map(|(_, window)| *window).collect();
+    let series = |window: usize| present.range(..window).count();
     let values = curves.values().flat_map(|curve| curve.mean().collect::<Vec<_>>());
     let scale = Scale::from_zero(values);
     let mut panels = Vec::new();
@@ -56,7 +59,7 @@ pub(super) fn entropy(source: &Source) -> Drawn {
                 Dot::new(layer as f64, value, tip)
             };
             let dots = curve.mean().enumerate().map(dot).collect();
-            panel.marks.push(Mark::Line { series: *window, dots, dashed: scope == 1 });
+            panel.marks.push(Mark::Line { series: series(*window), dots, dashed: scope == 1 });
         }
         panels.push(panel);
     }
@@ -110,7 +113,9 @@ pub(super) fn entropy(source: &Source) -> Drawn {
                   logarithm of their number. Where a primary sink's norm dwarfs all else it falls towards 0: the \
                   compression valley. Without prompt and reference it shows what the other tokens do.",
         findings,
-        legend: (0..=WINDOWS.len())
+        legend: present
+            .iter()
+            .copied()
             .map(|window| Series::new(window_name(window), colors[window % 6], symbols[window % 6]))
             .collect(),
         panels,

@@ -3,7 +3,7 @@
 use fathom_sinks::explain::{HeadReading, LayerNeurons, Neuron, Neurons};
 
 use super::suppress::{appeared, changes};
-use super::{Drawn, Head, NO_SECONDARY, number, share};
+use super::{Drawn, Head, NO_SECONDARY, number, of_secondary, share};
 use crate::figure::{
     Axis, Color, Dot, Figure, HeatCell, Mark, Panel, Scale, Series, Symbol, short,
 };
@@ -16,7 +16,7 @@ const HEAD: Head =
 const DRAWN: usize = 16;
 
 pub(super) fn neurons(source: &Source) -> Drawn {
-    let neurons: &Neurons = HEAD.result(&source.explained.neurons)?;
+    let neurons: &Neurons = of_secondary(HEAD, source, &source.explained.neurons)?;
     if neurons.layers.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }
@@ -29,7 +29,7 @@ pub(super) fn neurons(source: &Source) -> Drawn {
         let ablation = &layer.ablation;
         let gone: usize = ablation.levels.iter().map(|level| level.gone).sum();
         findings.push(format!(
-            "Layer {}: {} ({}) make {} of what its MLP writes along the sink direction. Without them {} of {} are \
+            "Layer {}: {} ({}) account for {} of what the MLP writes along the sink direction. Ablated, {} of {} are \
              gone{}, and perplexity goes from {} to {}.",
             layer.layer,
             plural(ablation.neurons.len(), "neuron"),
@@ -117,7 +117,7 @@ fn heads(source: &Source, heads: &[HeadReading]) -> Panel {
     let count = source.run.manifest().model.heads;
     let most = heads.iter().map(|head| head.sinks).fold(f64::MIN_POSITIVE, f64::max);
     let mut panel = Panel::new(
-        format!("Heads that read secondary sinks (the first {})", heads.len()),
+        "Heads that read secondary sinks most",
         Axis::layers(source.layers()),
         Axis::new("head", Scale::whole(0, count.saturating_sub(1).max(1))),
     );

@@ -2,7 +2,7 @@
 
 use fathom_sinks::explain::{LayerPca, Pca, SweepPoint};
 
-use super::{Drawn, Head, NO_SECONDARY, number, share};
+use super::{Drawn, Head, NO_SECONDARY, number, of_secondary, share};
 use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale, Series, short};
 use crate::source::Source;
 use crate::{Cell, Column, Table};
@@ -15,7 +15,7 @@ const HEAD: Head = Head {
 const COMPONENTS: usize = 5;
 
 pub(super) fn pca(source: &Source) -> Drawn {
-    let pca: &Pca = HEAD.result(&source.explained.pca)?;
+    let pca: &Pca = of_secondary(HEAD, source, &source.explained.pca)?;
     if pca.layers.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fathom_sinks::explain::{Stage, StageSummary, Stages};
 
-use super::{Drawn, Head, NO_SECONDARY, SHOWN_LAYERS, number};
+use super::{Drawn, Head, NO_SECONDARY, SHOWN_LAYERS, number, of_secondary};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol, short};
 use crate::source::Source;
 use crate::{Cell, Column, Table};
@@ -18,7 +18,7 @@ const HEAD: Head = Head {
 const THREADS: usize = 60;
 
 pub(super) fn stages(source: &Source) -> Drawn {
-    let stages: &Stages = HEAD.result(&source.explained.stages)?;
+    let stages: &Stages = of_secondary(HEAD, source, &source.explained.stages)?;
     let Some(starts) = most_frequent(stages) else {
         return Err(HEAD.absent(NO_SECONDARY, None));
     };

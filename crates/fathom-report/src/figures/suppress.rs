@@ -4,7 +4,7 @@ use fathom_sinks::explain::{
     Continuation, LaterLayer, LevelChange, Suppress, SuppressedLayer, Written,
 };
 
-use super::{Drawn, Head, NO_SECONDARY, number};
+use super::{Drawn, Head, NO_SECONDARY, number, of_secondary};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Quote, Scale, Series, Symbol, short};
 use crate::source::{LevelBook, Source};
 use crate::{Cell, Column, Table, plural};
@@ -13,7 +13,7 @@ const HEAD: Head =
     Head { name: "suppression", title: "What happens without the sinks", paper: "definition 2.11" };
 
 pub(super) fn suppress(source: &Source) -> Drawn {
-    let suppress: &Suppress = HEAD.result(&source.explained.suppress)?;
+    let suppress: &Suppress = of_secondary(HEAD, source, &source.explained.suppress)?;
     if suppress.layers.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }
@@ -47,7 +47,7 @@ pub(super) fn suppress(source: &Source) -> Drawn {
         let gone: usize = layer.levels.iter().map(|level| level.gone + level.changed).sum();
         let before: usize = layer.levels.iter().map(|level| level.before).sum();
         findings.push(format!(
-            "Layer {l}: {} left the norm {} instead; {gone} of {} are gone or changed{}; {}mean negative \
+            "Layer {l}: {} cut down to the norm {}; {gone} of {} are gone or changed{}; {}mean negative \
              log-likelihood {} before, {} after.",
             plural(layer.clamped, "token"),
             short(layer.norm.into()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fathom_sinks::explain::{Swap, SwapCell};
 
-use super::{Drawn, Head, NO_SECONDARY, SHOWN_LAYERS, number, share};
+use super::{Drawn, Head, NO_SECONDARY, SHOWN_LAYERS, number, of_secondary, share};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol};
 use crate::source::Source;
 use crate::{Cell, Column, Table};
@@ -14,7 +14,7 @@ const HEAD: Head =
 const SITES: [&str; 3] = ["resid_post", "attn_out", "mlp_out"];
 
 pub(super) fn swap(source: &Source) -> Drawn {
-    let swap: &Swap = HEAD.result(&source.explained.swap)?;
+    let swap: &Swap = of_secondary(HEAD, source, &source.explained.swap)?;
     if swap.cells.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }

@@ -265,6 +265,8 @@
           element.style.backgroundColor = `rgb(213 94 0 / ${alpha.toFixed(2)})`;
         }
         out.append(element);
+        // A line that ends in a sink ends behind its letter.
+        if (i !== undefined) out.append(/\n*$/.exec(text)[0]);
       }
       flush();
       block.style.minHeight = "";
@@ -274,7 +276,8 @@
     mark(i, text) {
       const sink = this.trace.sinks[i];
       const level = sink[2] === null ? null : this.run.levels[sink[2]];
-      const shown = text.trim() ? text : [...text].map((c) => ({ " ": "␣", "\n": "⏎\n", "\t": "⇥\t" })[c] ?? c).join("") || "∅";
+      const glyphs = { " ": "␣", "\n": "⏎", "\t": "⇥" };
+      const shown = text.trim() ? text.replace(/\n+$/, "⏎") : [...text].map((c) => glyphs[c] ?? c).join("") || "∅";
       const element = make("mark", { className: `sink ${CLASSES[sink[1]]}`, textContent: shown, tabIndex: -1 });
       if (level) element.classList.add(`g${level[4]}`);
       element.dataset.l = ["P", level ? level[0] : "S", ""][sink[1]];
@@ -351,8 +354,11 @@
       requestAnimationFrame(() => requestAnimationFrame(() => {
         const element = arrive();
         element?.focus({ preventScroll: true });
-        const box = element?.getBoundingClientRect();
-        if (box) showTip(this.describe(i), box.left, box.bottom - 6);
+        // Behind the scrolling, which hides tips.
+        setTimeout(() => {
+          const box = element?.getBoundingClientRect();
+          if (box) showTip(this.describe(i), box.left, box.bottom - 6);
+        }, 150);
       }));
       this.say();
       this.draw();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use fathom_model::{Error, ModelConfig, Result};
-use fathom_report::{Format, level_table, sink_table, summary, token_table};
+use fathom_report::{Format, Report, level_table, sink_table, summary, token_table};
 use fathom_sinks::plant::{Mismatch, PlantOptions, PlantedTruth, plant};
 use fathom_sinks::{
     Class, Detection, ModelNote, Preset, Run, ScanOptions, SinkRow, TokenRow, TracesNote, levels,
@@ -19,11 +19,15 @@ use crate::commands::scan::{Job, read_traces};
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, TextFiles};
 
+/// Traces whose text is in the report.
+const TEXTS: usize = 30;
+
 /// Find planted sinks and generate from a small pair of models, both checked
 ///
 /// Plants a model, finds its sinks and compares them with what was planted; then generates from a built-in pair of
 /// models with parallel speculative decoding, compares with plain decoding, and scans the text. Needs
-/// nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything. Exit
+/// nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything and to get a
+/// report of the planted run as a page. Exit
 /// code 1 if a sink is missed, wrong or invented, or a token differs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom demo --out demo --precision bf16")]
@@ -62,6 +66,14 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
     let (target, written) = (&generated.model_dir, &generated.traces);
     let text_run = scan(args.compute, "trained", target, written, &dir.join("pair-run"), output)?;
 
+    let report = match &args.out {
+        Some(dir) => {
+            let report = Report::new(&[run_dir])?;
+            Some(report.write(&dir.join("report.html"), &dir.join("figures"), TEXTS)?.page)
+        }
+        None => None, // it would go with the temporary directory
+    };
+
     let (sinks, decoys) = planted(&truth);
     if output.json {
         let mismatches: Vec<String> = mismatches.iter().map(Mismatch::to_string).collect();
@@ -70,6 +82,7 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
             "counts": run.manifest().counts,
             "mismatches": mismatches,
             "seconds": seconds,
+            "report": report,
             "generation": generated.json,
             "generation_counts": text_run.manifest().counts,
         });
@@ -78,6 +91,9 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
         tell(&truth, &run, &mismatches, seconds, out)?;
         writeln!(out, "\n{}", generated.summary)?;
         write!(out, "{}", summary(text_run.manifest(), &text_run.detections()?))?;
+        if let Some(page) = report {
+            writeln!(out, "\nTo look at in a browser: {}", page.display())?;
+        }
         next(args, out)?;
     }
     if !generated.same {
@@ -188,7 +204,8 @@ fn tell(
 fn next(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let program = std::env::args().next().unwrap_or_else(|| "fathom".to_owned());
     let dir = args.out.as_deref().unwrap_or(Path::new("demo"));
-    let [model, traces, run] = ["model", "model/traces.jsonl", "again"].map(|name| dir.join(name));
+    let [model, traces, run, page] =
+        ["model", "model/traces.jsonl", "again", "again.html"].map(|name| dir.join(name));
     writeln!(out, "\nNext:")?;
     if args.out.is_none() {
         writeln!(out, "  {program} demo --out {}", dir.display())?;
@@ -196,11 +213,16 @@ fn next(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(
         out,
         "  {program} scan --model {} --traces {} --out {} --attention\n  \
-         {program} table {} --show levels,positions",
+         {program} table {} --show levels,positions\n  \
+         {program} explain {}\n  \
+         {program} report {} --out {}",
         model.display(),
         traces.display(),
         run.display(),
         run.display(),
+        run.display(),
+        run.display(),
+        page.display(),
     )?;
     Ok(())
 }
