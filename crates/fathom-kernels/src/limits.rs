@@ -71,7 +71,9 @@ fn hand_off(cpu: &Cpu) -> Duration {
     let mut times: Vec<Duration> = (0..2001)
         .map(|_| {
             let start = Instant::now();
-            cpu.split(cpu.threads(), |part| drop(black_box(part)));
+            cpu.split(cpu.threads(), |part| {
+                black_box(part);
+            });
             start.elapsed()
         })
         .collect();
