@@ -132,7 +132,7 @@ impl ProductKernel for AddBlocks<'_> {
                 }
                 for tile in P::row_tiles::<S>(0..rows) {
                     let scores = &mut scores[tile.start * ROW_STRIDE..];
-                    queries.scores::<S, P>(s, packed, tile, block, keys.clone(), scores, false);
+                    queries.scores::<S, P>(s, packed, tile, block, keys.clone(), scores);
                 }
                 for head in 0..group {
                     let sums = heads[kv_head * group + head];

@@ -44,7 +44,7 @@ pub(crate) fn exp2<S: Simd>(s: S, y: S::F32) -> S::F32 {
     // (2^r - 1) / r, the largest error of 1 + r·q(r) relative to 2^r being 1.6e-8: a quarter of f32's
     // rounding unit.
     const Q: [f32; 6] = [
-        0.693_147_2,
+        std::f32::consts::LN_2,
         0.240_226_48,
         0.055_503_324,
         0.009_618_438,

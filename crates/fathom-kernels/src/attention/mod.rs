@@ -9,11 +9,11 @@
 //!
 //! What a tile touches in a block stays in L1: at a head of 64 in bf16 16 KB of keys and 16 KB of values,
 //! shared by all tiles of the task, and 14 rows of scores (14 × 512 bytes) and probabilities. Per row and
-//! block the two products are 2 · 128 · 64 / 32 = 256 `vdpbf16ps` each, 256 cycles in all where two start
-//! in a cycle; softmax takes some 65 more, so four fifths of the matrix rate is the limit at a head of 64
-//! and nine tenths at 128. Decoding reads 256 bytes a key for some 14 cycles of products (a group of 7):
-//! 18 bytes a cycle and core, more than memory delivers, so there memory is the limit if what comes next
-//! is asked for in time: products prefetch the next block while they work on this one.
+//! block the two products are 2 · 128 · 64 / 32 = 512 `vdpbf16ps`, 256 cycles where two start in a cycle;
+//! softmax takes some 70 more, so just under four fifths of the matrix rate is the limit at a head of 64,
+//! nine tenths at 128. Decoding reads 256 bytes a key for some 14 cycles of products (a group of 7): 18
+//! bytes a cycle and core, more than memory delivers, so there memory is the limit if what comes next is
+//! asked for in time: products prefetch the next block while they work on this one.
 //!
 //! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has its own
 //! maximum, sum and O; those of a row's stretches are merged in order. A long context and few rows —
@@ -67,7 +67,7 @@ const TASKS_PER_THREAD: usize = 4;
 pub(crate) struct AttentionScratch {
     /// Packed queries `[head_dim blocks][rows][ROW_STRIDE]`.
     pub(crate) q: Aligned<u32>,
-    /// Scores, then probabilities, of one block of keys `[rows][ROW_STRIDE]`.
+    /// Scores, then probabilities, of rows in one block of keys `[rows][ROW_STRIDE]`.
     pub(crate) scores: Aligned<f32>,
     /// Probabilities as bfloat16 pairs `[rows][ROW_STRIDE]`.
     probabilities: Aligned<u32>,
@@ -238,6 +238,7 @@ impl ProductKernel for Attend<'_> {
             for block in blocks(&(seen.start.max(keys.start)..seen.end.min(keys.end))) {
                 attend_block::<S, P>(s, round, queries, block, scratch);
             }
+            scratch.part.add_up_lanes(s, rows);
             let record = scratch.part.record(rows, width);
             match task.records {
                 None => scratch.total.merge(s, record, rows, width),
@@ -265,18 +266,16 @@ fn attend_block<S: Simd, P: Product>(
     scratch: &mut AttentionScratch,
 ) {
     let width = width(queries);
-    let mut ahead = true; // the first tile brings in what the next block needs
     for tile in P::row_tiles::<S>(0..queries.rows()) {
         let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
         let keys = within_block(&union(visible, tile.clone()), block);
         if keys.is_empty() {
             continue;
         }
-        queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores, ahead);
+        queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores);
         let scale = queries.scale_log2();
         softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
-        Values { queries, scratch, block, tile, width, ahead }.add::<S, P>(s);
-        ahead = false;
+        Values { queries, scratch, block, tile, width }.add::<S, P>(s);
     }
 }
 

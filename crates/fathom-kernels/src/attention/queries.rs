@@ -94,7 +94,7 @@ impl<'a> Queries<'a> {
 
     /// Unscaled scores of `rows` (at most a register tile) with keys `keys` of block `block`, into
     /// `scores[row - rows.start][key]`. Whole panels are computed; what lies outside `keys` is
-    /// meaningless. With `ahead`, the next block's keys are brought into the cache meanwhile.
+    /// meaningless. The first rows bring the next block's keys into the cache meanwhile.
     #[inline(always)]
     pub(crate) fn scores<S: Simd, P: Product>(
         &self,
@@ -104,13 +104,12 @@ impl<'a> Queries<'a> {
         block: usize,
         keys: Range<usize>,
         scores: &mut [f32],
-        ahead: bool,
     ) {
         let Attention { layer, head_dim, .. } = *self.attention;
         let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
         let stride = self.kv.keys_stride();
         let words = &self.kv.keys(layer, self.kv_head, block)[panels.start * stride..];
-        let next = if ahead { self.kv.words_to_next_block(block) } else { 0 };
+        let next = if rows.start == 0 { self.kv.words_to_next_block(block) } else { 0 };
         let c = &mut scores[panels.start * PANEL..];
         debug_assert!(c.len() >= (rows.len() - 1) * ROW_STRIDE + panels.len() * PANEL);
         for (i, k) in (0..head_dim).step_by(k_block::<P>()).enumerate() {

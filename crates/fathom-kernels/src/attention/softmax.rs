@@ -4,7 +4,7 @@
 //! A row of 128 scores is 8 vectors of 16: a load and a maximum each, then some 14 operations each for
 //! `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the two products
 //! at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a row is a chain of
-//! some 40 cycles, and so is its sum. So the tile's rows go through each phase together, and what is one
+//! some 40 cycles. So the tile's rows go through each phase together, and what is one
 //! number a row (maximum, rescaling) is computed for all rows in one vector.
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::exp::exp2;
 use crate::kv::BLOCK;
 use crate::microkernel::ROW_STRIDE;
 use crate::product::Product;
-use crate::simd::Simd;
+use crate::simd::{MAX_LANES, Simd};
 
 /// At least as many as [`Product::tile_rows`], and whole vectors.
 const MAX_TILE_ROWS: usize = 32;
@@ -67,16 +67,18 @@ pub(super) fn softmax<S: Simd, P: Product>(
         let pairs: &mut [u16] = bytemuck::cast_slice_mut(pairs);
         let (scores, pairs) = (&mut scores[..BLOCK], &mut pairs[..BLOCK]);
         let sum = exponentials::<S, P>(s, round, scores, pairs, &keys, scale, max[row]);
-        let row_sum = &mut part.sum[tile.start + row];
+        let lanes = &mut part.lanes[(tile.start + row) * MAX_LANES..][..S::LANES];
+        let mut so_far = s.load_some(lanes);
         if max[row] > old[row] {
             part.max[tile.start + row] = max[row];
-            *row_sum *= rescale[row];
+            let rescale = s.splat(rescale[row]);
+            so_far = s.mul(so_far, rescale);
             let out = &mut part.out[(tile.start + row) * width..][..width];
             for out in out.chunks_exact_mut(S::LANES) {
-                s.store_some(out, s.mul(s.load_some(out), s.splat(rescale[row])));
+                s.store_some(out, s.mul(s.load_some(out), rescale));
             }
         }
-        *row_sum += sum;
+        s.store_some(lanes, s.add(so_far, sum));
     }
 }
 
@@ -105,7 +107,7 @@ fn largest_score<S: Simd, P: Product>(s: S, scores: &mut [f32], keys: &Range<usi
 }
 
 /// `p = 2^(scale·x - max)` of the scores x of `keys`, in the form the second product reads: `pairs`, or
-/// in place. Returns their sum, before any rounding.
+/// in place. Returns their sum before any rounding, lane by lane.
 #[inline(always)]
 fn exponentials<S: Simd, P: Product>(
     s: S,
@@ -115,7 +117,7 @@ fn exponentials<S: Simd, P: Product>(
     keys: &Range<usize>,
     scale: f32,
     max: f32,
-) -> f32 {
+) -> S::F32 {
     let (scale, minus_max) = (s.splat(scale), s.splat(-max));
     let mut sum = [s.splat(0.0); GROUP];
     if *keys == (0..BLOCK) {
@@ -135,7 +137,7 @@ fn exponentials<S: Simd, P: Product>(
         }
     }
     let [a, b, c, d] = sum;
-    s.sum(s.add(s.add(a, b), s.add(c, d)))
+    s.add(s.add(a, b), s.add(c, d))
 }
 
 /// One vector of [`exponentials`].

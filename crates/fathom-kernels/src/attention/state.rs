@@ -19,6 +19,9 @@ pub(crate) struct State {
     pub(super) max: Aligned<f32>,
     pub(super) sum: Aligned<f32>,
     pub(super) out: Aligned<f32>,
+    /// The sum while it grows, `[rows][MAX_LANES]`: adding up a vector takes as long as a dozen other
+    /// operations, so it is done once a stretch.
+    pub(super) lanes: Aligned<f32>,
 }
 
 impl State {
@@ -30,6 +33,17 @@ impl State {
         self.max[..padded].fill(f32::NEG_INFINITY);
         self.sum[..padded].fill(0.0);
         self.out[..rows * width].fill(0.0);
+        self.lanes.reserve(rows * MAX_LANES);
+        self.lanes[..rows * MAX_LANES].fill(0.0);
+    }
+
+    /// Makes the sums of what has grown lane by lane.
+    #[inline(always)]
+    pub(super) fn add_up_lanes<S: Simd>(&mut self, s: S, rows: usize) {
+        let lanes = self.lanes.chunks_exact(MAX_LANES);
+        for (sum, lanes) in self.sum[..rows].iter_mut().zip(lanes) {
+            *sum = s.sum(s.load_some(lanes));
+        }
     }
 
     pub(super) fn record(&self, rows: usize, width: usize) -> Record<'_> {

@@ -16,8 +16,6 @@ pub(super) struct Values<'a> {
     pub(super) tile: Range<usize>,
     /// Columns of O: head_dim, padded to whole panels.
     pub(super) width: usize,
-    /// Whether to bring the next block's values into the cache meanwhile.
-    pub(super) ahead: bool,
 }
 
 impl<'a> Values<'a> {
@@ -123,8 +121,9 @@ impl<'a> Values<'a> {
         self.scratch.masked = masked;
     }
 
+    /// How far ahead to prefetch: the first rows bring in the next block's values.
     fn words_to_next_block(&self) -> usize {
-        if self.ahead { self.queries.kv.words_to_next_block(self.block) } else { 0 }
+        if self.tile.start == 0 { self.queries.kv.words_to_next_block(self.block) } else { 0 }
     }
 
     /// V of the block.

@@ -58,7 +58,7 @@ impl ProductKernel for Weights<'_> {
                 if keys.is_empty() {
                     continue;
                 }
-                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores, false);
+                queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
                 for row in tile_rows.clone() {
                     let (batch_row, head) = queries.source(row);
                     let keys = within_block(&visible[row], block);
