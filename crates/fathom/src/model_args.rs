@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use fathom_kernels::{Cpu, CpuOptions};
+use fathom_kernels::{Cpu, CpuOptions, Isa};
 use fathom_model::{ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer};
 
 use crate::cli::Output;
@@ -31,6 +32,16 @@ pub struct ComputeArgs {
     /// Threads to compute with [default: one per CPU this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this machine runs]
+    #[arg(long, value_name = "SET", value_parser = isa(), hide_short_help = true)]
+    pub isa: Option<Isa>,
+}
+
+/// An instruction set by its name.
+pub fn isa() -> impl TypedValueParser<Value = Isa> {
+    let named = |name: String| Isa::ALL.into_iter().find(|isa| isa.name() == name);
+    PossibleValuesParser::new(Isa::ALL.map(Isa::name))
+        .try_map(move |name| named(name).ok_or("no such instruction set"))
 }
 
 /// `--precision`.
@@ -66,7 +77,7 @@ impl ComputeArgs {
     pub fn backend(&self) -> Result<Cpu> {
         let precision = self.precision.into();
         let threads = self.threads.map(usize::from);
-        Cpu::new(CpuOptions { threads, precision, isa: None })
+        Cpu::new(CpuOptions { threads, precision, isa: self.isa })
             .map_err(|error| Error::Request(error.to_string()))
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
-use fathom_kernels::{Backend, Cpu, CpuError};
+use fathom_kernels::{Backend, Cpu, CpuError, Isa};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
 };
@@ -28,6 +28,9 @@ pub struct PairArgs {
     /// Threads of the draft [default: one CPU in four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     draft_threads: Option<u16>,
+    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this machine runs]
+    #[arg(long, value_name = "SET", value_parser = model_args::isa(), hide_short_help = true)]
+    isa: Option<Isa>,
     /// Keep every thread on a core of its own: steadier where nothing else runs, slower where something does
     #[arg(long)]
     pin: bool,
@@ -59,7 +62,7 @@ impl PairArgs {
         let draft = draft.map(|draft| Checkpoint::open(resolve(draft)?)).transpose()?;
         let template = if bare_text { None } else { ChatTemplate::from_dir(&target.dir)? };
         let vocab = vocabulary(&target, draft.as_ref())?;
-        Ok(Pair { target, draft, template, vocab, precision: self.precision })
+        Ok(Pair { target, draft, template, vocab, precision: self.precision, isa: self.isa })
     }
 }
 
@@ -103,6 +106,7 @@ pub struct Pair {
     /// Ids from here on are padding.
     pub vocab: usize,
     precision: Precision,
+    isa: Option<Isa>,
 }
 
 impl Pair {
@@ -146,7 +150,7 @@ impl Pair {
         let refuse = |error: CpuError| Error::Request(error.to_string());
         let load = |from: &Checkpoint, alone: usize, together: usize, cores: Option<Vec<usize>>| {
             let threads = u16::try_from(alone).ok();
-            let compute = ComputeArgs { precision: self.precision, threads };
+            let compute = ComputeArgs { precision: self.precision, threads, isa: self.isa };
             let mut cpu = compute.backend()?.with_threads_beside(together).map_err(refuse)?;
             if let Some(cores) = cores {
                 cpu = cpu.pinned(&cores).map_err(refuse)?;

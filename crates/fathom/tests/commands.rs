@@ -184,6 +184,24 @@ fn doctor_names_kernels_this_cpu_runs() {
 }
 
 #[test]
+fn an_instruction_set_can_be_forced_where_the_cpu_has_it() {
+    let report: Value = serde_json::from_str(&succeed(&["doctor", "--json"])).unwrap();
+    let runs = report["kernels_this_cpu_runs"].as_array().unwrap();
+    for isa in ["portable", "avx2", "avx512", "avx512-bf16", "amx-bf16"] {
+        let args = ["doctor", "--json", "--isa", isa];
+        if runs.contains(&json!(isa)) {
+            let forced: Value = serde_json::from_str(&succeed(&args)).unwrap();
+            assert_eq!(forced["kernels"], isa);
+        } else {
+            common::assert_refused(&fathom().args(args).output().unwrap(), &[isa]);
+        }
+    }
+    let output = fathom().args(["doctor", "--isa", "mmx"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("amx-bf16"), "{output:?}");
+}
+
+#[test]
 fn doctor_and_bench_engine_relate_a_model_to_the_machine() {
     let checkpoint = Checkpoint::planted();
     let model = checkpoint.path().to_str().unwrap();
