@@ -123,20 +123,37 @@ impl Browser {
     }
 
     fn click(&self, selector: &str) {
-        self.eval(&format!("document.querySelector({selector:?}).scrollIntoView({{block: 'center', behavior: 'instant'}})"));
+        self.show(selector);
         let id = self.element(selector);
         let id = id.as_object().unwrap().values().next().unwrap().as_str().unwrap().to_owned();
         self.request("POST", &format!("/element/{id}/click"), &json!({}));
     }
 
-    /// Moves the pointer over an element.
-    fn hover(&self, selector: &str) {
-        self.eval(&format!("document.querySelector({selector:?}).scrollIntoView({{block: 'center', behavior: 'instant'}})"));
+    /// Points at an element: with the mouse, or with a finger.
+    fn point(&self, selector: &str, finger: bool) {
+        self.show(selector);
         let origin = self.element(selector);
-        let action =
-            json!({ "type": "pointerMove", "duration": 0, "origin": origin, "x": 0, "y": 0 });
-        let pointer = json!({ "type": "pointer", "id": "mouse", "parameters": { "pointerType": "mouse" }, "actions": [action] });
+        let mut actions =
+            vec![json!({ "type": "pointerMove", "duration": 0, "origin": origin, "x": 0, "y": 0 })];
+        if finger {
+            actions.push(json!({ "type": "pointerDown", "button": 0 }));
+            actions.push(json!({ "type": "pointerUp", "button": 0 }));
+        }
+        let kind = if finger { "touch" } else { "mouse" };
+        let pointer = json!({
+            "type": "pointer", "id": kind, "parameters": { "pointerType": kind }, "actions": actions,
+        });
         self.request("POST", "/actions", &json!({ "actions": [pointer] }));
+    }
+
+    /// Scrolls an element into the middle, and waits until it stays there.
+    fn show(&self, selector: &str) {
+        let script = format!(
+            "(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); \
+             const top = e.getBoundingClientRect().top, same = e.dataset.top === String(top); \
+             e.dataset.top = top; return same; }})(document.querySelector({selector:?}))"
+        );
+        self.until(&script);
     }
 
     /// What the page complained about.
@@ -189,7 +206,7 @@ fn a_person_can_use_the_report() {
         assert!(wide[0].as_u64() <= wide[1].as_u64(), "at {width}: {wide}");
 
         // A mark says its value under the pointer, and to the keyboard.
-        browser.hover("#r0-fig1-norms .panel svg [data-s='0'] .p");
+        browser.point("#r0-fig1-norms .panel svg [data-s='0'] .p", width < 500);
         browser.until("!document.getElementById('tip').hidden");
         let tip = browser.eval("document.getElementById('tip').textContent");
         assert!(tip.as_str().unwrap().contains("norm "), "{tip}");

@@ -37,6 +37,15 @@
     showTip(mark.dataset.t, box.left + box.width / 2, box.top + box.height / 2);
   };
 
+  // A finger leaves as soon as it has pointed: what it asked for stays until it points elsewhere.
+  const leave = (event) => {
+    if (event.pointerType !== "touch") hideTip();
+  };
+  document.addEventListener("pointerdown", (event) => {
+    if (!event.target.closest?.(".panel svg, dialog svg, .text")) hideTip();
+  });
+  addEventListener("scroll", () => { if (lit) hideTip(); }, { passive: true });
+
   const visibleMarks = (svg) => $$(".p", svg).filter((mark) => !mark.closest(".off"));
   // The mark under the pointer, or the nearest within a finger's breadth.
   const nearest = (svg, event) => {
@@ -54,12 +63,14 @@
     return best;
   };
   const answer = (svg) => {
-    svg.addEventListener("pointermove", (event) => {
+    const point = (event) => {
       const mark = nearest(svg, event);
       if (mark) light(mark);
       else hideTip();
-    });
-    svg.addEventListener("pointerleave", hideTip);
+    };
+    svg.addEventListener("pointermove", point);
+    svg.addEventListener("pointerdown", point);
+    svg.addEventListener("pointerleave", leave);
     svg.addEventListener("blur", hideTip);
     svg.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -187,7 +198,7 @@
       });
       this.text.addEventListener("pointerover", (event) => this.point(event));
       this.text.addEventListener("pointerdown", (event) => this.point(event));
-      this.text.addEventListener("pointerleave", hideTip);
+      this.text.addEventListener("pointerleave", leave);
       this.text.addEventListener("scroll", hideTip, { passive: true });
       this.strip.addEventListener("click", (event) => {
         const box = this.strip.getBoundingClientRect();
