@@ -3,6 +3,11 @@
 //!
 //! Work is cut by key/value head and blocks of keys, so that each (head, key) sum belongs to one task,
 //! which adds the rows in position order, in f64: chunks and threads do not change its bits.
+//!
+//! A row and a block of 128 keys take 128 cycles of products at a head of 64 in bf16, half of what the
+//! first pass takes, and as much again for `2^y` and the f64 sums, two vectors for each of scores: so the
+//! second pass takes some three fifths of the first. The sums of 4 vectors of keys stay in registers while
+//! the rows pass, and the packed queries serve several blocks.
 
 use std::ops::Range;
 
