@@ -196,12 +196,13 @@ impl ProductKernel for &mut Blocking {
 ///
 /// Few rows: a long piece for each thread, one stream each, and the last eighth in short ones for
 /// whichever thread is free, so that one that came late or is held up does not decide when the job ends.
-/// Many rows: groups.
+/// Many rows: about groups, as many for each thread.
 struct Pieces {
     panels: usize,
     threads: usize,
-    /// Panels of a long piece, and of a short one.
+    /// Panels of a long piece, of which each thread has one.
     long: usize,
+    /// Short pieces, as even as can be.
     short: usize,
 }
 
@@ -209,21 +210,21 @@ impl Pieces {
     fn new(panels: usize, threads: usize, streamed: bool) -> Pieces {
         let long = if streamed { panels * 7 / 8 / threads } else { 0 };
         let rest = panels - long * threads;
-        let short = if streamed { rest.div_ceil(8 * threads) } else { GROUP };
-        let short = short.min(rest.div_ceil(threads)).max(1);
-        Pieces { panels, threads, long, short }
+        let each = if streamed { 8 } else { rest.div_ceil(threads * GROUP) };
+        Pieces { panels, threads, long, short: rest.min(each * threads) }
     }
 
     fn count(&self) -> usize {
-        self.threads + (self.panels - self.threads * self.long).div_ceil(self.short)
+        self.threads + self.short
     }
 
     fn piece(&self, i: usize) -> Range<usize> {
         match i.checked_sub(self.threads) {
             None => i * self.long..(i + 1) * self.long,
             Some(i) => {
-                let start = self.threads * self.long + i * self.short;
-                start..self.panels.min(start + self.short)
+                let first = self.threads * self.long;
+                let rest = self.panels - first;
+                first + rest * i / self.short..first + rest * (i + 1) / self.short
             }
         }
     }
