@@ -218,7 +218,7 @@
     }
 
     count(trace) {
-      return Math.floor((trace.ids.length * 3) / 4 / (trace.wide ? 4 : 2));
+      return ((trace.ids.length * 3) / 4 - (/=*$/.exec(trace.ids)[0].length)) / (trace.wide ? 4 : 2);
     }
 
     open(t, keep = false) {
@@ -230,6 +230,7 @@
       const bytes = bytesOf(trace.ids);
       this.ids = trace.wide ? new Uint32Array(bytes.buffer) : new Uint16Array(bytes.buffer);
       this.drawn = trace.heat && bytesOf(trace.heat);
+      this.median = this.drawn && [...this.drawn].sort((a, b) => a - b)[this.drawn.length >> 1];
       this.at = new Map(trace.sinks.map((sink, i) => [sink[0], i]));
       this.seen.disconnect();
       const blocks = [];
@@ -272,7 +273,8 @@
         const element = i === undefined ? make("span", { textContent: text }) : this.mark(i, text);
         element.dataset.p = p;
         if (shaded) {
-          const alpha = Math.max(0, Math.min(0.75, (drawn[p] / 42.5 - 2.2) / 3)); // from 10^-3.8 up
+          // From the trace's median up; two decades above it (42.5 steps each) are the full shade.
+          const alpha = Math.max(0, Math.min(0.75, (drawn[p] - this.median) / 110));
           element.style.backgroundColor = `rgb(213 94 0 / ${alpha.toFixed(2)})`;
         }
         out.append(element);
