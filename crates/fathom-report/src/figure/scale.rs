@@ -129,7 +129,7 @@ pub fn short(x: f64) -> String {
     let text = match size {
         _ if !x.is_finite() => return "–".to_owned(),
         0.0 => return "0".to_owned(),
-        _ if size >= 1e6 || size < 1e-4 => {
+        _ if !(1e-4..1e6).contains(&size) => {
             let text = format!("{x:.2e}");
             let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
             let digits = digits.trim_end_matches('0').trim_end_matches('.');

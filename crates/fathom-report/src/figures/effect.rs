@@ -1,6 +1,6 @@
 //! Attention that sinks draw, against the norm they are made with.
 
-use fathom_sinks::explain::{Effect, EffectPoint, Line};
+use fathom_sinks::explain::{Effect, EffectPoint, LayerEffect, Line};
 
 use super::{Drawn, Head, level_series, number, share};
 use crate::escape::token_label;
@@ -90,7 +90,7 @@ fn findings(effect: &Effect) -> Vec<String> {
     }
     let weakest = effect.layers.iter().filter(|l| l.secondary.is_some() && l.reference.is_some());
     if let Some(weakest) = weakest.min_by(|a, b| {
-        let score = |l: &fathom_sinks::explain::LayerEffect| l.reference.unwrap_or(f64::MAX);
+        let score = |l: &LayerEffect| l.reference.unwrap_or(f64::MAX);
         score(a).total_cmp(&score(b))
     }) {
         findings.push(format!(
@@ -136,10 +136,9 @@ fn scores(source: &Source, effect: &Effect, levels: usize) -> Panel {
         Axis::layers(source.layers()),
         Axis::new("share of later tokens' attention", Scale::from_zero(values)),
     );
-    let kinds: [(usize, &str, fn(&fathom_sinks::explain::LayerEffect) -> Option<f64>); 2] =
-        [(levels, "reference", |l| l.reference), (levels + 1, "secondary sinks", |l| l.secondary)];
-    for (series, name, read) in kinds {
-        let dot = |l: &fathom_sinks::explain::LayerEffect| {
+    for (series, name) in [(levels, "reference"), (levels + 1, "secondary sinks")] {
+        let read = |l: &LayerEffect| if series == levels { l.reference } else { l.secondary };
+        let dot = |l: &LayerEffect| {
             let value = read(l).unwrap_or(f64::NAN);
             let alive =
                 if series > levels { format!("\n{} alive", l.alive) } else { String::new() };

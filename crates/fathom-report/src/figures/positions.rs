@@ -38,7 +38,7 @@ pub(super) fn positions(source: &Source) -> Drawn {
                 Axis::new(label, Scale::between(0.0, end)),
                 Axis::new("secondary sinks", Scale::from_zero([most as f64].into_iter())),
             );
-            let mut tops = vec![0; BINS];
+            let mut tops = [0; BINS];
             for (series, name) in legend.iter().map(|series| &series.label).enumerate() {
                 let mut bars = Vec::new();
                 for (bin, counts) in counts.iter().enumerate() {

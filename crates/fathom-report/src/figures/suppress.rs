@@ -171,9 +171,8 @@ pub(super) fn changes(
         Axis::new("secondary sinks", Scale::from_zero([most as f64].into_iter())),
     );
     let mut bases = vec![0; levels.len()];
-    let kinds: [(&str, fn(&LevelChange) -> usize); 3] =
-        [("kept", |l| l.kept), ("at other layers", |l| l.changed), ("gone", |l| l.gone)];
-    for (kind, (what, read)) in kinds.iter().enumerate() {
+    for (kind, what) in ["kept", "at other layers", "gone"].into_iter().enumerate() {
+        let read = |level: &LevelChange| [level.kept, level.changed, level.gone][kind];
         let mut bars = Vec::new();
         for (i, level) in levels.iter().enumerate().filter(|(_, level)| read(level) > 0) {
             let (x, base) = (i as f64, bases[i]);

@@ -18,10 +18,10 @@ pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str)
             let command = absent.command.as_ref().map_or(String::new(), |command| {
                 format!(" <code>{}</code> makes it.", escape(command))
             });
-            let _ = write!(
+            let _ = writeln!(
                 out,
                 "<div class=\"fig missing\" id=\"{anchor}-{}\"><h3>{} <small>{}</small></h3><p \
-                 class=\"absent\">{}{command}</p></div>\n",
+                 class=\"absent\">{}{command}</p></div>",
                 absent.name,
                 escape(absent.title),
                 escape(absent.paper),
@@ -94,10 +94,10 @@ fn present(out: &mut String, figure: &Figure, anchor: &str, files: &str) {
     let rows = figure.data.len();
     let shown =
         if rows > ROWS { format!(" (the first {ROWS} of {rows} rows)") } else { String::new() };
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<details><summary>Numbers{shown}</summary>{}</details><p class=\"files\"><code>{2}/{1}.svg</code>, \
-         <code>{2}/{1}.csv</code></p></figure>\n",
+         <code>{2}/{1}.csv</code></p></figure>",
         html::render(&figure.data, figure.title, ROWS),
         figure.name,
         escape(files),
