@@ -23,7 +23,11 @@ impl Cpu {
         let product = |storage| {
             let tiles = self.isa.tiles().filter(|_| is_pairs(storage, self.precision));
             if let Some(tiles) = tiles {
-                let unit = if tiles == Tiles::Modelled { "a model of tiles" } else { "tdpbf16ps" };
+                let unit = match tiles {
+                    Tiles::Modelled => "a model of tiles",
+                    #[cfg(target_arch = "x86_64")]
+                    Tiles::Amx => "tdpbf16ps (passed its self-test here)",
+                };
                 return format!("bf16 pairs, {unit}, 2 × 2 tiles of 16 × 16");
             }
             let name = product_name(storage, self.precision, bf16_dot);
