@@ -35,6 +35,20 @@ impl Limits {
         }
     }
 
+    /// The better of two measurements, rate by rate: what the machine could do at its best meanwhile.
+    pub fn or_better(self, other: Limits) -> Limits {
+        Limits {
+            threads: self.threads,
+            read_bytes: self.read_bytes.max(other.read_bytes),
+            f32_flops: self.f32_flops.max(other.f32_flops),
+            bf16_flops: self
+                .bf16_flops
+                .zip(other.bf16_flops)
+                .map(|(one, another)| one.max(another)),
+            hand_off: self.hand_off.min(other.hand_off),
+        }
+    }
+
     /// The least time in which `bytes` can be read and `flops` computed, the two overlapping perfectly.
     pub fn seconds(&self, precision: Precision, bytes: f64, flops: f64) -> f64 {
         (bytes / self.read_bytes).max(flops / self.flops(precision))

@@ -43,14 +43,13 @@ pub struct DecodeSpeed {
     pub step_s: f64,
     /// Tokens per second, of all sequences together.
     pub tokens_per_s: f64,
-    /// Bytes of weights a step reads, over the time it takes, as a fraction of what memory delivers.
-    pub of_bandwidth: f64,
+    /// Bytes of weights a step reads in each second of it.
+    pub bytes_per_s: f64,
     /// Times as long as a step of the first batch size measured.
     pub times_first: f64,
 }
 
-/// Measures greedy decoding at each of `batches` sequences of `context` tokens, in turn `repeats` times;
-/// `read_bytes` is what memory delivers in a second.
+/// Measures greedy decoding at each of `batches` sequences of `context` tokens, in turn `repeats` times.
 ///
 /// # Errors
 /// As [`Model::forward`].
@@ -59,7 +58,6 @@ pub fn decode_speed<B: Backend>(
     batches: &[usize],
     context: usize,
     repeats: usize,
-    read_bytes: f64,
 ) -> Result<Vec<DecodeSpeed>> {
     const STEPS: usize = 24;
     let mut times = vec![Vec::new(); batches.len()];
@@ -75,13 +73,12 @@ pub fn decode_speed<B: Backend>(
             times[times.len() / 2].as_secs_f64()
         })
         .collect();
-    let at_best = model.bytes_read() as f64 / read_bytes;
     let speed = |(&batch, &step_s): (&usize, &f64)| DecodeSpeed {
         batch,
         context,
         step_s,
         tokens_per_s: batch as f64 / step_s,
-        of_bandwidth: at_best / step_s,
+        bytes_per_s: model.bytes_read() as f64 / step_s,
         times_first: step_s / medians[0],
     };
     Ok(batches.iter().zip(&medians).map(speed).collect())

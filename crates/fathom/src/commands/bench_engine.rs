@@ -14,13 +14,13 @@ use crate::failure::Failure;
 use crate::kernel_speed;
 use crate::model_args::{ComputeArgs, load};
 use crate::progress;
-use crate::speed_tables::{decode_table, limits_json, limits_line, percent};
+use crate::speed_tables::{decode_json, decode_table, limits_json, limits_line, percent};
 use crate::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///
 /// Every way of running is measured in turn, several times; medians are printed, beside the machine's own
-/// limits measured just before. Without --model, a checkpoint of random weights at a real model's shape is
+/// limits: the best of several measurements in the same run. Without --model, a checkpoint of random weights at a real model's shape is
 /// written to a temporary directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
@@ -68,21 +68,18 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
     let subject = args.subject.prepare(args.keep.as_deref(), output)?;
     let model = load(&subject.dir, args.compute, output)?;
-    let limits = limits::measure(model.backend());
-    let decode = decode_speed(
-        &model,
-        &args.batches,
-        args.context as usize,
-        args.repeats.into(),
-        limits.read_bytes,
-    )?;
+    let before = limits::measure(model.backend());
+    let repeats = args.repeats.into();
+    let decode = decode_speed(&model, &args.batches, args.context as usize, repeats)?;
+    let between = limits::measure(model.backend());
     let bar = progress::bar(output, "measuring", "lengths", args.tokens.len() as u64);
     let mut prefill = Vec::with_capacity(args.tokens.len());
     for tokens in &args.tokens {
-        prefill.push(overhead(&model, *tokens, args.repeats.into())?);
+        prefill.push(overhead(&model, *tokens, repeats)?);
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let limits = before.or_better(between).or_better(limits::measure(model.backend()));
     Measured { name: &subject.name, model: &model, limits, decode, prefill }
         .write(args, output, out)
 }
@@ -124,7 +121,7 @@ impl Measured<'_> {
                 "kernels": cpu.isa().name(),
                 "limits": limits_json(&self.limits),
                 "weight_bytes": self.model.bytes_read(),
-                "decode": self.decode,
+                "decode": decode_json(&self.decode, &self.limits),
                 "prefill": prefill,
             });
             writeln!(out, "{report}")?;
@@ -132,7 +129,7 @@ impl Measured<'_> {
         }
         writeln!(out, "{}; {precision}, {} threads, {}", self.name, cpu.threads(), cpu.isa())?;
         writeln!(out, "{}\n", limits_line(&self.limits))?;
-        decode_table(&self.decode, out)?;
+        decode_table(&self.decode, &self.limits, out)?;
         writeln!(out)?;
         writeln!(
             out,

@@ -13,7 +13,7 @@ use crate::cli::Output;
 use crate::failure::Failure;
 use crate::model_args::{ComputeArgs, load_on};
 use crate::progress;
-use crate::speed_tables::{decode_table, limits_json, limits_table, percent};
+use crate::speed_tables::{decode_json, decode_table, limits_json, limits_table, percent};
 use crate::subject::SubjectArgs;
 
 /// Say what this machine offers and what the engine makes of it
@@ -154,10 +154,11 @@ impl Measured {
         let subject = args.subject.prepare(None, output)?;
         let model = load_on(&subject.dir, args.compute.backend()?, output)?;
         progress::note(output, "measuring the model");
-        let all = limits[limits.len() - 1];
-        let decode = decode_speed(&model, &[1, 16], 64, 2, all.read_bytes)?;
+        let decode = decode_speed(&model, &[1, 16], 64, 2)?;
         let prefill = overhead(&model, PREFILL, 3)?;
-        let rate = all.flops(args.compute.precision.into());
+        let last = limits.len() - 1;
+        limits[last] = limits[last].or_better(limits::measure(model.backend()));
+        let rate = limits[last].flops(args.compute.precision.into());
         let seconds = PREFILL as f64 / prefill.prefill_tokens_per_s;
         Ok(Measured {
             name: subject.name,
@@ -169,13 +170,18 @@ impl Measured {
         })
     }
 
+    /// The limits of all threads together.
+    fn all(&self) -> &Limits {
+        &self.limits[self.limits.len() - 1]
+    }
+
     fn json(&self) -> Value {
         json!({
             "limits": self.limits.iter().map(limits_json).collect::<Vec<_>>(),
             "model": self.name,
             "precision": self.precision,
             "prefill": { "overhead": self.prefill, "of_matrix_rate": self.of_matrix_rate },
-            "decode": self.decode,
+            "decode": decode_json(&self.decode, self.all()),
         })
     }
 
@@ -191,7 +197,7 @@ impl Measured {
             percent(self.of_matrix_rate),
             self.prefill.scan_attention,
         )?;
-        decode_table(&self.decode, out)
+        decode_table(&self.decode, self.all(), out)
     }
 }
 
