@@ -69,8 +69,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
 /// The ways of `precision` with the instruction set of `cpu`; none if another set of threads is refused.
 fn paths(cpu: &Cpu, precision: Precision) -> Vec<KernelPath> {
-    let options =
-        CpuOptions { threads: Some(1), precision, isa: Some(cpu.isa()) };
+    let options = CpuOptions { threads: Some(1), precision, isa: Some(cpu.isa()) };
     Cpu::new(options).map(|cpu| cpu.kernel_paths()).unwrap_or_default()
 }
 
