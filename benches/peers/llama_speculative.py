@@ -81,7 +81,7 @@ def main():
             if not path.exists():
                 write_gguf(checkpoint, json.loads((checkpoint / "config.json").read_text()), path)
             threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
-            return llama_cpp.Llama(str(path), n_ctx=4096, verbose=False, **threads, **options)
+            return llama_cpp.Llama(str(path), n_ctx=4096, n_batch=4096, verbose=False, **threads, **options)
 
         tokenizer = AutoTokenizer.from_pretrained(args.target)
         draft = SecondModel(load(args.draft), args.gamma)
