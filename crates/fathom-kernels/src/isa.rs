@@ -27,8 +27,8 @@ pub enum Isa {
     /// [`Isa::Avx512`] with the bfloat16 dot product `vdpbf16ps`: `avx512bf16`.
     Avx512Bf16,
     /// [`Isa::Avx512Bf16`], whose bfloat16 products run in tile registers: `amx-tile`, `amx-bf16`. In f32
-    /// it is the same as [`Isa::Avx512Bf16`]. Used only where a self-test passes: the kernels have been
-    /// tested on a software model of the instructions, not yet on a CPU that has them.
+    /// it is the same as [`Isa::Avx512Bf16`]. Used only where a self-test passes: the kernels have run on
+    /// a software model of the instructions and on an emulated CPU, not yet on a real one.
     Avx512Amx,
 }
 

@@ -27,11 +27,10 @@
 //! A thread's configuration of tile shapes costs some 200 cycles, so it is kept until another shape is
 //! needed, and tiles are released at the end of each piece of work.
 //!
-//! **What has been run.** These kernels have run on [`Model`] alone, in every test of products and
-//! attention; the CPU's own instructions have been assembled and read, but no machine with AMX has
-//! executed them here, and the cycles above are Intel's figures, not measurements. That is why they are
-//! tried before they are used (`detect.rs`), and why one test compares them with the model bit for bit
-//! wherever it runs on a machine that has them.
+//! **What has been run.** On [`Model`] every test of products and attention; the instructions themselves
+//! under Linux on an emulated Sapphire Rapids, where they have the model's bits (`tests/README.md`). No CPU
+//! with AMX has executed them yet: the cycles above are Intel's figures, not measurements, and a self-test
+//! comes before their use (`detect.rs`).
 
 use std::marker::PhantomData;
 use std::ops::Range;
