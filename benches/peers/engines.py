@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Fathom, HuggingFace transformers and llama.cpp on the same checkpoint, with the same threads, side by side.
 
-    engines.py CHECKPOINT [--fathom PATH] [--tokens 512,2048] [--context 64] [--threads N] [--repeats 3] [--json]
+    engines.py CHECKPOINT [--fathom PATH] [--tokens 512,2048] [--context 64] [--threads N] [--rounds 3] [--json]
 
 CHECKPOINT is a Qwen2- or Llama-class directory; `fathom bench-engine --shape qwen2.5-0.5b --keep DIR` writes one of
 random weights. llama.cpp gets the same weights as a bfloat16 GGUF file, written here. Every engine runs by itself, in a
 process of its own: prefill of each length (no text comes out, so one row of logits at most is asked for), then greedy decoding of one
-sequence behind --context tokens; medians. Of llama.cpp's two kinds of attention the faster one counts.
+sequence behind --context tokens. They take turns, round after round, since memory on a shared host is not equally fast every minute; the
+medians of the rounds are printed. Of llama.cpp's two kinds of attention the faster one counts.
 
 Needs the packages of requirements.txt.
 """
@@ -40,8 +41,7 @@ def measure(prefill, decode_from, step, args, vocab):
     for tokens in args.tokens:
         prompt = ids(vocab, tokens)
         prefill(prompt)
-        times = [seconds(lambda: prefill(prompt)) for _ in range(args.repeats)]
-        result["prefill"][str(tokens)] = tokens / statistics.median(times)
+        result["prefill"][str(tokens)] = tokens / seconds(lambda: prefill(prompt))
     decode_from(ids(vocab, args.context))
     step()
     result["decode"] = 1 / statistics.median(seconds(step) for _ in range(DECODE_STEPS))
@@ -121,7 +121,7 @@ def faster(a, b):
 def run_fathom(args, precision):
     command = [args.fathom, "bench-engine", "--json", "--quiet", "--model", args.checkpoint, "--precision", precision]
     command += ["--threads", args.threads, "--tokens", ",".join(map(str, args.tokens)), "--batches", 1]
-    command += ["--context", args.context, "--repeats", args.repeats]
+    command += ["--context", args.context, "--repeats", 2]
     out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
     report = json.loads(out)
     rows = [row["overhead"] for row in report["prefill"]]
@@ -234,6 +234,14 @@ def measured_alone(engine):
     return json.loads(out.stdout.splitlines()[-1])
 
 
+def middle(results):
+    """The median of each figure of an engine; nothing where it did not run."""
+    if None in results:
+        return None
+    prefill = {length: statistics.median(r["prefill"][length] for r in results) for length in results[0]["prefill"]}
+    return results[0] | {"prefill": prefill, "decode": statistics.median(r["decode"] for r in results)}
+
+
 def table(results, args):
     lengths = [str(tokens) for tokens in args.tokens]
     ours = {precision: results[f"fathom {precision}"] for precision in ["bf16", "f32"]}
@@ -263,7 +271,7 @@ def main():
     parser.add_argument("--tokens", type=numbers, default=[512, 2048])
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=ENGINES, help="run this engine, here, and print its rates as JSON")
     args = parser.parse_args()
@@ -272,7 +280,8 @@ def main():
         run, precision = ENGINES[args.only]
         print(json.dumps(run(args, precision)))
         return
-    results = {engine: measured_alone(engine) for engine in ENGINES}
+    rounds = [{engine: measured_alone(engine) for engine in ENGINES} for _ in range(args.rounds)]
+    results = {engine: middle([results[engine] for results in rounds]) for engine in ENGINES}
     if args.json:
         print(json.dumps({"threads": args.threads, "engines": results}, indent=1))
     else:
