@@ -94,6 +94,8 @@ pub struct Cpu {
 
 /// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
 pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
+/// What writing an element of a key takes, a cache line of its own from memory, in elements touched in order.
+const SCATTERED: usize = 16;
 
 impl Cpu {
     /// Starts the threads.
@@ -380,9 +382,14 @@ impl Backend for Cpu {
     }
 
     fn append_kv(&self, layer: usize, k: &Rows, v: &Rows, spans: &mut [Span<'_, Kv>]) {
-        for span in spans {
-            span.kv.append(layer, k.slice(span.rows.clone()), v.slice(span.rows.clone()));
-        }
+        // Each is one thread's.
+        let spans: Vec<_> = spans.iter_mut().map(Mutex::new).collect();
+        self.split_rows(spans.len(), SCATTERED * k.as_slice().len(), |part| {
+            for span in &spans[part] {
+                let Span { rows, kv } = &mut **lock(span);
+                kv.append(layer, k.slice(rows.clone()), v.slice(rows.clone()));
+            }
+        });
     }
 
     fn advance_kv(&self, kv: &mut Kv, tokens: usize) {

@@ -69,10 +69,10 @@ impl Kv {
                 let words = &mut self.pages[page][at..][..keys_words + values_words];
                 let (keys, values) = words.split_at_mut(keys_words);
                 let key_panel = &mut keys[token / PANEL * key_stride..][..key_stride];
-                for (d, (&k, &v)) in k[columns.clone()].iter().zip(&v[columns]).enumerate() {
-                    put(self.storage, key_panel, d, token % PANEL, k);
-                    let value_panel = &mut values[d / PANEL * value_stride..][..value_stride];
-                    put(self.storage, value_panel, token, d % PANEL, v);
+                put_key(self.storage, key_panel, token % PANEL, &k[columns.clone()]);
+                let value_panels = values.chunks_exact_mut(value_stride);
+                for (panel, v) in value_panels.zip(v[columns].chunks(PANEL)) {
+                    put_values(self.storage, panel, token, v);
                 }
             }
         }
@@ -120,16 +120,29 @@ impl Kv {
     }
 }
 
-/// Writes element `(k, lane)` of a panel.
-fn put(storage: Storage, panel: &mut [u32], k: usize, lane: usize, x: f32) {
+/// Writes a key as a column of its panel.
+fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
+    let words = panel[lane..].iter_mut().step_by(PANEL);
     match storage {
-        Storage::F32 => panel[k * PANEL + lane] = x.to_bits(),
+        Storage::F32 => words.zip(key).for_each(|(word, k)| *word = k.to_bits()),
         Storage::Bf16 => {
-            let word = &mut panel[k / 2 * PANEL + lane];
-            *word = match k % 2 {
-                0 => *word & 0xffff_0000 | bf16_bits(x),
-                _ => *word & 0x0000_ffff | bf16_bits(x) << 16,
-            };
+            for (word, pair) in words.zip(key.chunks(2)) {
+                let high = pair.get(1).map_or(0, |&k| bf16_bits(k));
+                *word = bf16_bits(pair[0]) | high << 16;
+            }
+        }
+    }
+}
+
+/// Writes some components of token `token`'s value: part of a step of their panel. What the step holds of a
+/// later token is of no further use.
+fn put_values(storage: Storage, panel: &mut [u32], token: usize, values: &[f32]) {
+    let words = panel[token / storage.k_per_word() * PANEL..].iter_mut().zip(values);
+    match (storage, token % storage.k_per_word()) {
+        (Storage::F32, _) => words.for_each(|(word, v)| *word = v.to_bits()),
+        (Storage::Bf16, 0) => words.for_each(|(word, &v)| *word = bf16_bits(v)),
+        (Storage::Bf16, _) => {
+            words.for_each(|(word, &v)| *word = *word & 0x0000_ffff | bf16_bits(v) << 16);
         }
     }
 }

@@ -11,11 +11,10 @@
 //!
 //! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does `2 · r · k · n`
 //! operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core reads 39 GB/s and does
-//! 0.51 TFLOP/s) it takes as long as reading the weights: the group is just the panels one tile takes,
-//! and the loops degenerate to streaming the weights once, front to back, each slice prefetched while
-//! the one before it is multiplied. From there on it takes as long as the multiplications: weights come
-//! from memory once per few hundred rows and from L1 for all other tiles, and of the loads only the
-//! tile's own remain.
+//! 0.51 TFLOP/s) it takes as long as reading the weights: with one tile of rows the loops degenerate to
+//! one stream through the weights, front to back, prefetched a fixed distance ahead. From there on it
+//! takes as long as the multiplications: weights come from memory once per few hundred rows and from L1
+//! for all other tiles, and of the loads only the tile's own remain.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -59,8 +58,13 @@ impl Linear {
 
 /// Row blocks that go over a panel's slice while it is in L1.
 const ROW_BLOCKS: usize = 16;
-/// Up to so many rows, a product takes as long as reading the weights.
-const STREAMED_ROWS: usize = 14;
+/// Up to so many rows, reading the weights takes a good part of the time, or all of it.
+const STREAMED_ROWS: usize = 32;
+/// How far ahead a single stream of weights is asked for: 8 KiB, 64 steps of k. That is memory's latency
+/// when a step takes 8 cycles, as with 8 rows, and a sixth of L1.
+const WORDS_AHEAD: usize = 64 * PANEL;
+/// Weights of a job that may still lie in a cache since they were last read, in bytes.
+const CACHED: usize = 1 << 20;
 
 pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Linear {
     let bytes = weight.rows * weight.columns * weight.dtype.size();
@@ -156,7 +160,8 @@ fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
         assert_eq!(w.in_features(), k, "linear input");
     }
     let Some(first) = parts.first().filter(|_| rows > 0) else { return };
-    let mut blocking = Blocking { rows, row_block: 0, group: 0 };
+    let bytes: usize = parts.iter().flat_map(Part::matrices).map(Linear::bytes).sum();
+    let mut blocking = Blocking { rows, bytes, row_block: 0, at_once: 0 };
     run(cpu, first.w, &mut blocking);
 
     let panels = parts.iter().map(|part| part.w.weights.panels()).sum();
@@ -166,7 +171,7 @@ fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
         let panels = pieces.piece(piece);
         let mut scratch = lock(&cpu.sums[thread]);
         for rows in even_parts(0..rows, blocking.row_block) {
-            multiply_piece(cpu, x, parts, rows, panels.clone(), blocking.group, &mut scratch);
+            multiply_piece(cpu, x, parts, rows, panels.clone(), &blocking, &mut scratch);
         }
     });
 }
@@ -178,9 +183,12 @@ fn run(cpu: &Cpu, w: &Linear, kernel: impl ProductKernel) {
 
 /// How many rows and panels to block.
 struct Blocking {
+    /// Rows of the job, and bytes of its weights.
     rows: usize,
+    bytes: usize,
     row_block: usize,
-    group: usize,
+    /// Panels of a tile.
+    at_once: usize,
 }
 
 impl ProductKernel for &mut Blocking {
@@ -188,7 +196,8 @@ impl ProductKernel for &mut Blocking {
     fn run<S: Simd, P: Product>(self, _: S, _: bool) {
         let few = self.rows <= P::tile_rows::<S>();
         self.row_block = ROW_BLOCKS * P::tile_rows::<S>();
-        self.group = if few { P::tile_panels::<S>(self.rows).min(GROUP) } else { GROUP };
+        let cached = few && self.bytes <= CACHED;
+        self.at_once = if cached { P::cached_panels::<S>(self.rows) } else { P::TILE_PANELS };
     }
 }
 
@@ -237,9 +246,10 @@ fn multiply_piece(
     parts: &[Part<'_>],
     rows: Range<usize>,
     panels: Range<usize>,
-    group: usize,
+    blocking: &Blocking,
     scratch: &mut Aligned<f32>,
 ) {
+    let at_once = blocking.at_once;
     let size = rows.len() * SCRATCH_STRIDE;
     scratch.reserve(2 * size);
     let (sums, gate) = scratch.split_at_mut(size);
@@ -253,8 +263,8 @@ fn multiply_piece(
     let mut runs = in_parts
         .flat_map(|(part, panels)| {
             let end = panels.end;
-            panels.step_by(group).flat_map(move |first| {
-                let panels = first..end.min(first + group);
+            panels.step_by(GROUP).flat_map(move |first| {
+                let panels = first..end.min(first + GROUP);
                 let of = move |w, is_gate| Run { part, w, is_gate, panels: panels.clone() };
                 part.gate.map(|gate| of.clone()(gate, true)).into_iter().chain([of(part.w, false)])
             })
@@ -264,7 +274,9 @@ fn multiply_piece(
         let next = runs.peek().map(|next| next.w.weights.panel(next.panels.start));
         let (rows, to) = (rows.clone(), if is_gate { &mut *gate } else { &mut *sums });
         let (rows_again, panels_again) = (rows.clone(), panels.clone());
-        run(cpu, w, Accumulate { w, x, rows: rows_again, panels: panels_again, sums: to, next });
+        let accumulate =
+            Accumulate { w, x, rows: rows_again, panels: panels_again, at_once, sums: to, next };
+        run(cpu, w, accumulate);
         if !is_gate {
             let (epilogue, columns) = (part.epilogue, w.out_features());
             run(cpu, w, Finish { epilogue, rows, panels, columns, sums, gate });
@@ -278,6 +290,8 @@ struct Accumulate<'a> {
     x: &'a Operand,
     rows: Range<usize>,
     panels: Range<usize>,
+    /// Panels of a tile.
+    at_once: usize,
     /// `[rows, SCRATCH_STRIDE]`
     sums: &'a mut [f32],
     /// What will be multiplied after this.
@@ -287,27 +301,37 @@ struct Accumulate<'a> {
 impl ProductKernel for Accumulate<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, _: bool) {
-        let Accumulate { w, x, rows, panels, sums, next } = self;
+        let Accumulate { w, x, rows, panels, at_once, sums, next } = self;
         let weights = &w.weights;
         let (k, stride) = (weights.k, weights.stride());
         let slice = |panel: usize, step: usize| {
             weights.words.as_ptr().wrapping_add(panel * stride + step * PANEL)
         };
-        let per_tile = P::tile_panels::<S>(rows.len());
         let k_slice = P::k_slice::<S>(rows.len());
-        for k_start in (0..k.max(1)).step_by(k_slice) {
+        let tiles_of_rows = rows.len().div_ceil(P::tile_rows::<S>());
+        // One tile of rows takes panel after panel, as they lie in memory; several share a slice of k.
+        let together = if tiles_of_rows == 1 { at_once } else { panels.len().max(1) };
+        let one_stream = tiles_of_rows == 1 && at_once == 1;
+        let slices = panels.clone().step_by(together).flat_map(|first| {
+            let together = first..panels.end.min(first + together);
+            (0..k.max(1)).step_by(k_slice).map(move |k_start| (together.clone(), k_start))
+        });
+        for (together, k_start) in slices {
             let k_end = k.min(k_start + k_slice);
             let (block, first_word) =
                 (k_start / k_block::<P>(), k_start % k_block::<P>() / P::K * P::A_WORDS);
             let first_step = k_start / P::K;
             let steps = (k_end - k_start).div_ceil(P::K);
-            for panel in panels.clone().step_by(per_tile) {
-                let count = per_tile.min(panels.end - panel);
-                // The next slice of weights: the group's next panels, its next k slice, what comes after.
-                let next = if panel + count < panels.end {
+            for panel in together.clone().step_by(at_once) {
+                let count = at_once.min(together.end - panel);
+                // The next slice of weights: of panels at hand, their next slice of k, the next panels,
+                // what comes after.
+                let next = if panel + count < together.end {
                     slice(panel + count, first_step)
                 } else if k_end < k {
-                    slice(panels.start, k_end / P::K)
+                    slice(together.start, k_end / P::K)
+                } else if together.end < panels.end {
+                    slice(together.end, 0)
                 } else {
                     next.unwrap_or_else(|| slice(panel, first_step))
                 };
@@ -316,7 +340,6 @@ impl ProductKernel for Accumulate<'_> {
                     _ => std::ptr::null(),
                 };
                 let column = (panel - panels.start) * PANEL;
-                let tiles_of_rows = rows.len().div_ceil(P::tile_rows::<S>());
                 for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
                     let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
                     // SAFETY: rows and k are within what was packed, panels within the weights; a group is
@@ -332,11 +355,13 @@ impl ProductKernel for Accumulate<'_> {
                             c_stride: SCRATCH_STRIDE,
                             resume: k_start > 0,
                             bias,
-                            // The tiles over this slice share the prefetching of the next one.
-                            prefetch: (
-                                next.wrapping_add(i * steps * PANEL / tiles_of_rows),
-                                PANEL / tiles_of_rows,
-                            ),
+                            prefetch: if one_stream {
+                                (slice(panel, first_step).wrapping_add(WORDS_AHEAD), PANEL)
+                            } else {
+                                // The tiles over this slice share the prefetching of the next one.
+                                let words = steps * PANEL / tiles_of_rows;
+                                (next.wrapping_add(i * words), PANEL / tiles_of_rows)
+                            },
                         };
                         P::tiles(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }

@@ -25,7 +25,7 @@ pub(crate) const ROW_WORDS: usize = 256;
 pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;
 
 /// Words of a cache line.
-const CACHE_LINE: usize = 16;
+pub(crate) const CACHE_LINE: usize = 16;
 
 /// One call of the register tile.
 #[derive(Clone, Copy)]

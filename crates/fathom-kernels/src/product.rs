@@ -19,6 +19,8 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
     /// bits: groups lie at multiples of it, and one that a row has in part is computed as a whole, with
     /// zeros.
     const GROUP: usize = Self::K;
+    /// Panels of weights that one call of [`Product::tiles`] should take: one is one stream from memory.
+    const TILE_PANELS: usize = 1;
 
     /// Most rows of a register tile.
     fn tile_rows<S: Simd>() -> usize {
@@ -30,9 +32,9 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
         even_parts(rows, S::TILE_ROWS)
     }
 
-    /// Panels that one call of [`Product::tiles`] should take for `rows` rows.
-    fn tile_panels<S: Simd>(rows: usize) -> usize {
-        (S::tile_vectors(rows.min(S::TILE_ROWS)) * S::LANES / PANEL).max(1)
+    /// The same for `rows` rows and weights that lie in a cache: enough chains to hide latency.
+    fn cached_panels<S: Simd>(rows: usize) -> usize {
+        (S::tile_vectors(rows) * S::LANES / PANEL).max(1)
     }
 
     /// Longest k over which the slices of the panels of a call, and of the rows that pass over them, fit

@@ -117,6 +117,7 @@ impl<U: TileUnit> Product for TilePairs<U> {
     const K: usize = 2;
     const A_PAIRS: bool = true;
     const GROUP: usize = PAIRS * Self::K;
+    const TILE_PANELS: usize = 2; // four chains of up to 16 rows
 
     fn tile_rows<S: Simd>() -> usize {
         2 * TILE_ROWS
@@ -128,8 +129,8 @@ impl<U: TileUnit> Product for TilePairs<U> {
         rows.step_by(2 * TILE_ROWS).map(move |first| first..end.min(first + 2 * TILE_ROWS))
     }
 
-    fn tile_panels<S: Simd>(_rows: usize) -> usize {
-        2
+    fn cached_panels<S: Simd>(_rows: usize) -> usize {
+        Self::TILE_PANELS
     }
 
     fn k_slice<S: Simd>(rows: usize) -> usize {
@@ -296,12 +297,13 @@ unsafe fn one_by<const N: usize, S: Simd, U: TileUnit>(
     }
 }
 
-/// What is to be prefetched during a group: 16 steps of so many words are so many cache lines.
+/// What is to be prefetched during a group: 16 steps of so many words are so many cache lines. The next slices
+/// of two panels are more than L1 holds beside those at work.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, t: &Tile, group: usize) {
     let (next, per_step) = t.prefetch;
     for line in group * per_step..(group + 1) * per_step {
-        s.prefetch(next.wrapping_add(line * TILE_WORDS));
+        s.prefetch_l2(next.wrapping_add(line * TILE_WORDS));
     }
 }
 

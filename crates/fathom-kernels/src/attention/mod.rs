@@ -13,7 +13,7 @@
 //! softmax takes some 70 more, so just under four fifths of the matrix rate is the limit at a head of 64,
 //! nine tenths at 128. Decoding reads 256 bytes a key for some 14 cycles of products (a group of 7): 18
 //! bytes a cycle and core, more than memory delivers, so there memory is the limit if what comes next is
-//! asked for in time: products prefetch the next block while they work on this one.
+//! asked for in time: a task asks for its first block, and products for the next one while they work on one.
 //!
 //! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has its own
 //! maximum, sum and O; those of a row's stretches are merged in order. A long context and few rows —
@@ -230,8 +230,9 @@ impl ProductKernel for Attend<'_> {
         scratch.masked.reserve(width * P::GROUP / P::K);
         scratch.total.clear(rows, width);
         queries.list_visible(&mut scratch.visible);
-        queries.pack::<S, P>(s, round, &mut scratch.q);
         let seen = union(&scratch.visible, 0..rows);
+        queries.prefetch_block(s, seen.start.max(task.stretches.start * STRETCH) / BLOCK, &seen);
+        queries.pack::<S, P>(s, round, &mut scratch.q);
         for stretch in task.stretches.clone() {
             scratch.part.clear(rows, width);
             let keys = stretch * STRETCH..(stretch + 1) * STRETCH;

@@ -6,7 +6,7 @@ use super::STRETCH;
 use crate::Attention;
 use crate::aligned::Aligned;
 use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
+use crate::microkernel::{CACHE_LINE, PANEL, ROW_STRIDE, Tile};
 use crate::pack::{k_block, pack_row};
 use crate::product::Product;
 use crate::rows::Rows;
@@ -89,6 +89,23 @@ impl<'a> Queries<'a> {
                     pack_row::<S, P>(s, round, x, out);
                 }
             }
+        }
+    }
+
+    /// Asks for what block `block` holds of the keys `seen`, and for their values.
+    #[inline(always)]
+    pub(crate) fn prefetch_block<S: Simd>(&self, s: S, block: usize, seen: &Range<usize>) {
+        let (kv, layer) = (self.kv, self.attention.layer);
+        let keys = within_block(seen, block);
+        let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
+        let stride = kv.keys_stride();
+        let of_keys =
+            &kv.keys(layer, self.kv_head, block)[panels.start * stride..panels.end * stride];
+        let steps = keys.start / kv.storage.k_per_word()..kv.storage.steps(keys.end);
+        let panels = kv.values(layer, self.kv_head, block).chunks_exact(kv.values_stride());
+        let of_values = panels.map(|panel| &panel[steps.start * PANEL..steps.end * PANEL]);
+        for words in [of_keys].into_iter().chain(of_values) {
+            words.chunks(CACHE_LINE).for_each(|line| s.prefetch(line.as_ptr()));
         }
     }
 

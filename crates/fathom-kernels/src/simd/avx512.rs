@@ -2,7 +2,8 @@
 //!
 //! The register tile is 14 rows × 2 vectors (one panel): 28 accumulators, 2 vectors of weights, 1
 //! broadcast. Per step of k that is 28 fma for 16 loads, so the fma units are the limit, not the load
-//! ports. With few rows the tile takes 4 panels (1–3 rows) or 2 (4–6): at least 8 chains in flight.
+//! ports. With few rows and operands that lie in a cache the tile takes 4 panels (1–3 rows) or 2 (4–6): at
+//! least 8 chains in flight. Weights from memory are too slow for that to matter.
 
 use std::arch::x86_64::*;
 
@@ -158,6 +159,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn prefetch(self, p: *const u32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_l2(self, p: *const u32) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]

@@ -89,8 +89,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for reading `LANES` words.
     unsafe fn load_pairs(self, p: *const u32) -> Self::Pairs;
-    /// Asks for the cache line of `p` to be brought into L2; any address will do.
+    /// Asks for the cache line of `p` to be brought into L1; any address will do.
     fn prefetch(self, p: *const u32);
+    /// The same, into L2.
+    fn prefetch_l2(self, p: *const u32);
     fn splat_pair(self, x: u32) -> Self::Pairs;
     /// The earlier bfloat16 of each pair, widened.
     fn widen_low(self, x: Self::Pairs) -> Self::F32;

@@ -129,6 +129,8 @@ impl Simd for Portable {
     #[inline(always)]
     fn prefetch(self, _: *const u32) {}
     #[inline(always)]
+    fn prefetch_l2(self, _: *const u32) {}
+    #[inline(always)]
     fn splat_pair(self, x: u32) -> Self::Pairs {
         [x; LANES]
     }
