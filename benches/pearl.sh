@@ -24,7 +24,7 @@ measure() { # measure BATCH_SIZE PROMPTS STEPS AR_TOKENS
     mv "$file.part" "$file"
 }
 measure 1 2 100 200
-measure 4 4 60 120
-measure 8 8 50 100
-measure 16 16 30 60
+measure 4 4 100 200
+measure 8 8 100 200
+measure 16 16 100 200
 "$here/pearl_tables.py" "$out"/batch-{1,4,8,16}.json

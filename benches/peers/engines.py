@@ -126,7 +126,7 @@ def run_fathom(args, precision):
     report = json.loads(out)
     rows = [row["overhead"] for row in report["prefill"]]
     prefill = {str(row["tokens"]): row["prefill_tokens_per_s"] for row in rows}
-    return {"prefill": prefill, "decode": report["decode"][0]["speed"]["tokens_per_s"]}
+    return {"prefill": prefill, "decode": report["decode"][0]["tokens_per_s"]}
 
 
 # --- GGUF -----------------------------------------------------------------------------------------------------------

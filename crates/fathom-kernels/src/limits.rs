@@ -7,6 +7,7 @@ use crate::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
 use crate::isa::Tiles;
+use crate::machine::Machine;
 use crate::microkernel::PANEL;
 use crate::simd::{Kernel, Simd};
 use crate::{Cpu, Precision};
@@ -71,14 +72,34 @@ pub fn measure(cpu: &Cpu) -> Limits {
 }
 
 fn read_bytes(cpu: &Cpu) -> f64 {
-    const BYTES: usize = 512 << 20; // beyond any cache
-    let data = Aligned::<f32>::filled(BYTES / size_of::<f32>(), 1.0);
-    best_rate(8, || {
-        cpu.split(data.len() / STEP, |steps| {
-            black_box(cpu.isa.run(Read(&data[steps.start * STEP..steps.end * STEP])));
-        });
-        BYTES as f64
-    })
+    let memory = Reading::new(cpu);
+    (0..16).map(|_| memory.bytes_per_s()).fold(0.0, f64::max)
+}
+
+/// Reads memory that no cache holds, whenever asked how fast that is at the moment: on a machine shared with
+/// others it changes from second to second.
+pub struct Reading<'a> {
+    cpu: &'a Cpu,
+    data: Aligned<f32>,
+}
+
+impl<'a> Reading<'a> {
+    /// Takes that memory: 256 MiB or more, so that reading it takes some milliseconds.
+    pub fn new(cpu: &'a Cpu) -> Reading<'a> {
+        let bytes = Machine::detect().beyond_caches().max(256 << 20);
+        Reading { cpu, data: Aligned::filled(bytes / size_of::<f32>() / STEP * STEP, 1.0) }
+    }
+
+    /// Reads all of it once, with all threads.
+    pub fn bytes_per_s(&self) -> f64 {
+        let data = &self.data;
+        best_rate(1, || {
+            self.cpu.split(data.len() / STEP, |steps| {
+                black_box(self.cpu.isa.run(Read(&data[steps.start * STEP..steps.end * STEP])));
+            });
+            size_of_val(&**data) as f64
+        })
+    }
 }
 
 fn hand_off(cpu: &Cpu) -> Duration {

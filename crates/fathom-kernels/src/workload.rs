@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::Limits;
+use crate::limits::{Limits, Reading};
 use crate::machine::Machine;
 use crate::{
     Attention, Backend, ColumnSums, Cpu, DType, Kv, KvShape, Linear, Rows, Span, WeightView,
@@ -18,27 +18,50 @@ pub struct Work {
     pub flops: f64,
 }
 
-impl Work {
-    /// The fraction of the machine's limit reached by doing this in `time`: of bandwidth or of the matrix
-    /// rate, whichever takes longer.
-    pub fn of_limit(&self, cpu: &Cpu, limits: &Limits, time: Duration) -> f64 {
-        limits.seconds(cpu.precision(), self.bytes, self.flops) / time.as_secs_f64()
-    }
+/// What came of measuring a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// What a run takes.
+    pub work: Work,
+    /// Seconds of a run; the median.
+    pub seconds: f64,
+    /// The fraction reached of the machine's limit, bandwidth or the matrix rate, whichever takes longer, with
+    /// memory as fast as just before and after; the median.
+    pub of_limit: f64,
 }
 
-/// The median time of `run`, over at least `repeats` runs and at least 50 ms of them, after one to warm up.
-pub fn median_time(repeats: usize, mut run: impl FnMut()) -> Duration {
-    const AT_LEAST: Duration = Duration::from_millis(50);
+/// Measures `run`, which takes `work`, `repeats` times for some twenty milliseconds, after one to warm up.
+pub fn measure(
+    cpu: &Cpu,
+    limits: &Limits,
+    memory: &Reading<'_>,
+    repeats: usize,
+    work: Work,
+    mut run: impl FnMut(),
+) -> Measured {
+    const AT_LEAST: Duration = Duration::from_millis(20);
     run();
-    let (mut times, mut total) = (Vec::new(), Duration::ZERO);
-    while times.len() < repeats.max(1) || total < AT_LEAST {
-        let start = Instant::now();
-        run();
-        times.push(start.elapsed());
-        total += start.elapsed();
+    let (mut seconds, mut of_limit) = (Vec::new(), Vec::new());
+    let mut before = memory.bytes_per_s();
+    for _ in 0..repeats.max(1) {
+        let (start, mut runs) = (Instant::now(), 0);
+        while runs == 0 || start.elapsed() < AT_LEAST {
+            run();
+            runs += 1;
+        }
+        let time = start.elapsed().as_secs_f64() / f64::from(runs);
+        let after = memory.bytes_per_s();
+        let now = Limits { read_bytes: (before + after) / 2.0, ..*limits };
+        seconds.push(time);
+        of_limit.push(now.seconds(cpu.precision(), work.bytes, work.flops) / time);
+        before = after;
     }
-    times.sort_unstable();
-    times[times.len() / 2]
+    Measured { work, seconds: median(seconds), of_limit: median(of_limit) }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Copies of `bytes` so that all of them exceed the caches; a few thousand at most.

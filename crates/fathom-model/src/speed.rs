@@ -1,6 +1,6 @@
 //! How long a model takes, for comparison with what the machine could do.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fathom_kernels::Backend;
 use serde::Serialize;
@@ -43,13 +43,16 @@ pub struct DecodeSpeed {
     pub step_s: f64,
     /// Tokens per second, of all sequences together.
     pub tokens_per_s: f64,
-    /// Bytes of weights a step reads in each second of it.
-    pub bytes_per_s: f64,
-    /// Times as long as a step of the first batch size measured.
+    /// The time in which memory, as fast as just before and after a step, would deliver all weights once, as
+    /// a fraction of that step; the median.
+    pub of_bandwidth: f64,
+    /// Times as long as a step of the first batch size beside it; the median.
     pub times_first: f64,
 }
 
-/// Measures greedy decoding at each of `batches` sequences of `context` tokens, in turn `repeats` times.
+/// Measures greedy decoding at each of `batches` sequences of `context` tokens: a step of each in turn, so that
+/// whatever else goes on meets all of them alike. `bandwidth` is asked before and after every step for the bytes
+/// per second that memory delivers.
 ///
 /// # Errors
 /// As [`Model::forward`].
@@ -57,60 +60,80 @@ pub fn decode_speed<B: Backend>(
     model: &Model<B>,
     batches: &[usize],
     context: usize,
-    repeats: usize,
+    steps: usize,
+    bandwidth: &mut dyn FnMut() -> f64,
 ) -> Result<Vec<DecodeSpeed>> {
-    const STEPS: usize = 24;
-    let mut times = vec![Vec::new(); batches.len()];
-    for _ in 0..repeats.max(1) {
-        for (batch, times) in batches.iter().zip(&mut times) {
-            times.extend(decode_steps(model, *batch, context, STEPS)?);
+    let mut all: Vec<Decoding<B>> = Vec::with_capacity(batches.len());
+    for batch in batches {
+        all.push(Decoding::new(model, *batch, context)?);
+    }
+    let weights = model.bytes_read() as f64;
+    let mut before = bandwidth();
+    for _ in 0..steps.max(1) {
+        for decoding in &mut all {
+            let step_s = decoding.step(model)?;
+            let after = bandwidth();
+            decoding.step_s.push(step_s);
+            decoding.of_bandwidth.push(weights / ((before + after) / 2.0) / step_s);
+            before = after;
         }
     }
-    let medians: Vec<f64> = times
-        .into_iter()
-        .map(|mut times| {
-            times.sort_unstable();
-            times[times.len() / 2].as_secs_f64()
-        })
-        .collect();
-    let speed = |(&batch, &step_s): (&usize, &f64)| DecodeSpeed {
-        batch,
-        context,
-        step_s,
-        tokens_per_s: batch as f64 / step_s,
-        bytes_per_s: model.bytes_read() as f64 / step_s,
-        times_first: step_s / medians[0],
+    let first = all.first().map_or_else(Vec::new, |first| first.step_s.clone());
+    let speed = |decoding: Decoding<B>| {
+        let batch = decoding.sequences.len();
+        let times_first = decoding.step_s.iter().zip(&first).map(|(step, first)| step / first);
+        let times_first = median(times_first.collect());
+        let step_s = median(decoding.step_s);
+        DecodeSpeed {
+            batch,
+            context,
+            step_s,
+            tokens_per_s: batch as f64 / step_s,
+            of_bandwidth: median(decoding.of_bandwidth),
+            times_first,
+        }
     };
-    Ok(batches.iter().zip(&medians).map(speed).collect())
+    Ok(all.into_iter().map(speed).collect())
 }
 
-/// The times of `steps` greedy steps of `batch` sequences at once.
-fn decode_steps<B: Backend>(
-    model: &Model<B>,
-    batch: usize,
-    context: usize,
-    steps: usize,
-) -> Result<Vec<Duration>> {
-    let prompt = synthetic_ids(model.config(), context.max(1));
-    let mut sequences: Vec<Sequence<B>> =
-        (0..batch).map(|_| model.new_sequence(SequenceOptions::default())).collect();
-    for sequence in &mut sequences {
-        model.prefill(sequence, &prompt, PREFILL_CHUNK, None, &mut |_| {})?;
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Sequences that are decoded together, and what each of their steps took.
+struct Decoding<B: Backend> {
+    sequences: Vec<Sequence<B>>,
+    next: Vec<u32>,
+    step_s: Vec<f64>,
+    of_bandwidth: Vec<f64>,
+}
+
+impl<B: Backend> Decoding<B> {
+    fn new(model: &Model<B>, batch: usize, context: usize) -> Result<Decoding<B>> {
+        let prompt = synthetic_ids(model.config(), context.max(1));
+        let mut sequences: Vec<Sequence<B>> =
+            (0..batch).map(|_| model.new_sequence(SequenceOptions::default())).collect();
+        for sequence in &mut sequences {
+            model.prefill(sequence, &prompt, PREFILL_CHUNK, None, &mut |_| {})?;
+        }
+        let next = vec![prompt[0]; batch];
+        Ok(Decoding { sequences, next, step_s: Vec::new(), of_bandwidth: Vec::new() })
     }
-    let mut next = vec![prompt[0]; batch];
-    let mut times = Vec::with_capacity(steps);
-    for _ in 0..steps {
+
+    /// A greedy token for each sequence; the seconds it takes.
+    fn step(&mut self, model: &Model<B>) -> Result<f64> {
         let start = Instant::now();
-        let mut step: Vec<Step<'_, B>> = sequences
+        let mut step: Vec<Step<'_, B>> = self
+            .sequences
             .iter_mut()
-            .zip(next.chunks(1))
+            .zip(self.next.chunks(1))
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
             .collect();
         let chosen = model.forward_argmax(&mut step, model.config().vocab)?;
-        next = chosen.into_iter().flatten().collect();
-        times.push(start.elapsed());
+        self.next = chosen.into_iter().flatten().collect();
+        Ok(start.elapsed().as_secs_f64())
     }
-    Ok(times)
 }
 
 #[cfg(test)]

@@ -130,7 +130,8 @@ fn at(sink: &SinkStages, layer: usize, stage: Stage) -> f32 {
 #[test]
 fn stages_rise_to_the_sink_direction_in_the_layer_that_was_planted() {
     let (fresh, _) = Planted::explained_fresh();
-    for (planted, least) in [(Planted::explained(), 0.985), (fresh, 0.99)] {
+    // HuggingFace's own cosines of `basic` are 0.9897 to 0.9998: something is planted beside the direction.
+    for (planted, least) in [(Planted::explained(), 0.9895), (fresh, 0.99)] {
         let stages: Stages = planted.result();
         assert!(stages.sinks.len() > 20);
         for sink in &stages.sinks {

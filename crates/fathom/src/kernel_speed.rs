@@ -1,10 +1,9 @@
 //! Matrix products and attention by themselves, at the shapes of models.
 
 use std::io::Write;
-use std::time::Duration;
 
-use fathom_kernels::limits::{self, Limits};
-use fathom_kernels::workload::{Attending, Products, Work, median_time};
+use fathom_kernels::limits::{self, Limits, Reading};
+use fathom_kernels::workload::{Attending, Measured, Products, Work, measure};
 use fathom_kernels::{Backend, Cpu, Precision};
 use serde_json::{Value, json};
 
@@ -27,10 +26,16 @@ const QUERIES: [(&str, usize); 3] = [("decode", 1), ("verify", 16), ("prefill", 
 struct Line {
     shape: String,
     what: String,
-    /// What was to be done and how long it took, by rows; `None` where that is never run.
-    runs: Vec<Option<(Work, Duration)>>,
-    /// The best of the limits measured before and after this shape's runs.
+    /// By rows; `None` where that is never run.
+    runs: Vec<Option<Measured>>,
+}
+
+/// The machine, and how often to measure on it.
+struct Bench<'a> {
+    cpu: &'a Cpu,
     limits: Limits,
+    memory: Reading<'a>,
+    repeats: usize,
 }
 
 /// Measures and prints both tables.
@@ -44,28 +49,17 @@ pub fn run(
     let lines = shapes.len() * (5 + TOKENS.len());
     let bar = progress::bar(output, "measuring", "kernels", lines as u64);
     let (mut products, mut attention) = (Vec::new(), Vec::new());
-    let mut limits = limits::measure(cpu);
-    let mut best = limits;
+    let bench = Bench { cpu, limits: limits::measure(cpu), memory: Reading::new(cpu), repeats };
     for &shape in shapes {
-        let before = limits;
-        let (first_product, first_attention) = (products.len(), attention.len());
         for (what, k, n) in shape.shape().products() {
-            let runs = multiply(cpu, k, n, what == "head", repeats);
-            let what = format!("{what}: {k} → {n}");
-            products.push(Line { shape: shape.name(), what, runs, limits });
+            let runs = bench.multiply(k, n, what == "head");
+            products.push(Line { shape: shape.name(), what: format!("{what}: {k} → {n}"), runs });
             bar.inc(1);
         }
         for tokens in TOKENS {
-            let runs = attend(cpu, shape, tokens, repeats);
-            let what = format!("{tokens} keys");
-            attention.push(Line { shape: shape.name(), what, runs, limits });
+            let runs = bench.attend(shape, tokens);
+            attention.push(Line { shape: shape.name(), what: format!("{tokens} keys"), runs });
             bar.inc(1);
-        }
-        limits = limits::measure(cpu);
-        let these = before.or_better(limits);
-        best = best.or_better(limits);
-        for line in products[first_product..].iter_mut().chain(&mut attention[first_attention..]) {
-            line.limits = these;
         }
     }
     bar.finish_and_clear();
@@ -82,68 +76,63 @@ pub fn run(
             "precision": precision,
             "threads": cpu.threads(),
             "kernels": cpu.isa().name(),
-            "limits": limits_json(&best),
-            "products": lines_json(&products, &names(), cpu),
-            "attention": lines_json(&attention, &columns, cpu),
+            "limits": limits_json(&bench.limits),
+            "products": lines_json(&products, &names()),
+            "attention": lines_json(&attention, &columns),
         });
         writeln!(out, "{report}")?;
         return Ok(());
     }
     writeln!(out, "{precision}, {} threads, {}", cpu.threads(), cpu.isa())?;
-    writeln!(out, "{}\n", limits_line(&best))?;
+    writeln!(out, "{}\n", limits_line(&bench.limits))?;
     writeln!(out, "Matrix products by rows, as fractions of the limit:\n")?;
-    table(&products, &names(), cpu, out)?;
+    table(&products, &names(), out)?;
     writeln!(out, "\nAttention by keys, as fractions of the limit:\n")?;
-    table(&attention, &columns, cpu, out)
+    table(&attention, &columns, out)
 }
 
-/// Products with a `k × n` matrix, by [`ROWS`].
-fn multiply(
-    cpu: &Cpu,
-    k: usize,
-    n: usize,
-    is_head: bool,
-    repeats: usize,
-) -> Vec<Option<(Work, Duration)>> {
-    let mut products = Products::new(cpu, k, n);
-    let runs = ROWS.map(|rows| {
-        (!is_head || rows <= HEAD_ROWS).then(|| {
-            let work = products.set_rows(rows);
-            (work, median_time(repeats, || products.run()))
-        })
-    });
-    runs.into()
-}
-
-/// Attention over `tokens` keys, by [`QUERIES`], then the second pass of the sink scores.
-fn attend(cpu: &Cpu, shape: Shape, tokens: usize, repeats: usize) -> Vec<Option<(Work, Duration)>> {
-    let sizes = shape.shape();
-    let head_dim = sizes.hidden / sizes.heads;
-    let mut attending = Attending::new(cpu, (sizes.heads, sizes.kv_heads, head_dim), tokens);
-    let mut runs = Vec::with_capacity(QUERIES.len() + 1);
-    let mut work = Work { bytes: 0.0, flops: 0.0 };
-    for (_, rows) in QUERIES {
-        work = attending.set_rows(rows);
-        runs.push(Some((work, median_time(repeats, || attending.run()))));
+impl Bench<'_> {
+    /// Products with a `k × n` matrix, by [`ROWS`].
+    fn multiply(&self, k: usize, n: usize, is_head: bool) -> Vec<Option<Measured>> {
+        let mut products = Products::new(self.cpu, k, n);
+        let runs = ROWS.map(|rows| {
+            (!is_head || rows <= HEAD_ROWS).then(|| {
+                let work = products.set_rows(rows);
+                self.measure(work, || products.run())
+            })
+        });
+        runs.into()
     }
-    // Of the products only the scores, of the cache only the keys.
-    let half = Work { bytes: work.bytes / 2.0, flops: work.flops / 2.0 };
-    runs.push(Some((half, median_time(repeats, || attending.add_column_sums()))));
-    runs
+
+    /// Attention over `tokens` keys, by [`QUERIES`], then the second pass of the sink scores.
+    fn attend(&self, shape: Shape, tokens: usize) -> Vec<Option<Measured>> {
+        let sizes = shape.shape();
+        let head_dim = sizes.hidden / sizes.heads;
+        let heads = (sizes.heads, sizes.kv_heads, head_dim);
+        let mut attending = Attending::new(self.cpu, heads, tokens);
+        let mut runs = Vec::with_capacity(QUERIES.len() + 1);
+        let mut work = Work { bytes: 0.0, flops: 0.0 };
+        for (_, rows) in QUERIES {
+            work = attending.set_rows(rows);
+            runs.push(Some(self.measure(work, || attending.run())));
+        }
+        // Of the products only the scores, of the cache only the keys.
+        let half = Work { bytes: work.bytes / 2.0, flops: work.flops / 2.0 };
+        runs.push(Some(self.measure(half, || attending.add_column_sums())));
+        runs
+    }
+
+    fn measure(&self, work: Work, run: impl FnMut()) -> Measured {
+        measure(self.cpu, &self.limits, &self.memory, self.repeats, work, run)
+    }
 }
 
-fn table(
-    lines: &[Line],
-    columns: &[String],
-    cpu: &Cpu,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+fn table(lines: &[Line], columns: &[String], out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "| shape | | {} |", columns.join(" | "))?;
     writeln!(out, "|---|---|{}", "---:|".repeat(columns.len()))?;
-    for Line { shape, what, runs, limits } in lines {
-        let cell = |run: &Option<(Work, Duration)>| match run {
-            Some((work, time)) => percent(work.of_limit(cpu, limits, *time)),
-            None => "–".to_owned(),
+    for Line { shape, what, runs } in lines {
+        let cell = |run: &Option<Measured>| {
+            run.as_ref().map_or_else(|| "–".to_owned(), |run| percent(run.of_limit))
         };
         let cells: Vec<String> = runs.iter().map(cell).collect();
         writeln!(out, "| {shape} | {what} | {} |", cells.join(" | "))?;
@@ -151,21 +140,21 @@ fn table(
     Ok(())
 }
 
-fn lines_json(lines: &[Line], columns: &[String], cpu: &Cpu) -> Vec<Value> {
+fn lines_json(lines: &[Line], columns: &[String]) -> Vec<Value> {
     let measured = lines.iter().flat_map(|line| {
         let runs = columns.iter().zip(&line.runs);
         runs.filter_map(move |(column, run)| Some((line, column, run.as_ref()?)))
     });
     measured
-        .map(|(line, column, (work, time))| {
+        .map(|(line, column, run)| {
             json!({
                 "shape": line.shape,
                 "what": line.what,
                 "at": column,
-                "seconds": time.as_secs_f64(),
-                "bytes": work.bytes,
-                "flops": work.flops,
-                "of_limit": work.of_limit(cpu, &line.limits, *time),
+                "seconds": run.seconds,
+                "bytes": run.work.bytes,
+                "flops": run.work.flops,
+                "of_limit": run.of_limit,
             })
         })
         .collect()

@@ -59,18 +59,8 @@ pub fn percent(fraction: f64) -> String {
     format!("{:.0} %", 100.0 * fraction)
 }
 
-/// Decoding as JSON: what was measured, and its fraction of the bandwidth.
-pub fn decode_json(rows: &[DecodeSpeed], limits: &Limits) -> Vec<Value> {
-    let of_bandwidth = |row: &DecodeSpeed| row.bytes_per_s / limits.read_bytes;
-    rows.iter().map(|row| json!({ "speed": row, "of_bandwidth": of_bandwidth(row) })).collect()
-}
-
 /// Decoding, a row for each batch size.
-pub fn decode_table(
-    rows: &[DecodeSpeed],
-    limits: &Limits,
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+pub fn decode_table(rows: &[DecodeSpeed], out: &mut dyn Write) -> Result<(), Failure> {
     let first = rows.first().map_or(1, |row| row.batch);
     writeln!(
         out,
@@ -84,7 +74,7 @@ pub fn decode_table(
             row.batch,
             1e3 * row.step_s,
             row.tokens_per_s,
-            percent(row.bytes_per_s / limits.read_bytes),
+            percent(row.of_bandwidth),
             row.times_first
         )?;
     }

@@ -67,9 +67,17 @@ impl Shape {
 /// A checkpoint to measure, and what to call it.
 pub struct Subject {
     pub dir: PathBuf,
-    pub name: String,
-    /// Holds a made-up checkpoint until it has been measured.
+    name: String,
+    /// Holds a made-up checkpoint until it has been loaded.
     _scratch: Option<TempDir>,
+}
+
+impl Subject {
+    /// What to call it, once it is loaded: a made-up checkpoint is removed then, so that nothing is left of it
+    /// should the measuring be killed.
+    pub fn loaded(self) -> String {
+        self.name
+    }
 }
 
 impl SubjectArgs {

@@ -227,8 +227,8 @@ fn doctor_and_bench_engine_relate_a_model_to_the_machine() {
         .collect();
     assert_eq!(lengths, [8, 40]);
     let batches = report["decode"].as_array().unwrap();
-    assert_eq!(batches.iter().map(|row| &row["speed"]["batch"]).collect::<Vec<_>>(), [1, 3]);
-    assert_eq!(batches[0]["speed"]["times_first"], 1.0);
+    assert_eq!(batches.iter().map(|row| &row["batch"]).collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(batches[0]["times_first"], 1.0);
 }
 
 /// Nothing on standard error but errors with `--quiet`, and no bars where it is not a terminal.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use fathom_kernels::Cpu;
-use fathom_kernels::limits::{self, Limits};
+use fathom_kernels::limits::{self, Limits, Reading};
 use fathom_model::{DecodeSpeed, Error, Model, decode_speed, prefill_flops};
 use fathom_sinks::{Overhead, overhead};
 use serde_json::json;
@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::kernel_speed;
 use crate::model_args::{ComputeArgs, load};
 use crate::progress;
-use crate::speed_tables::{decode_json, decode_table, limits_json, limits_line, percent};
+use crate::speed_tables::{decode_table, limits_json, limits_line, percent};
 use crate::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
@@ -50,6 +50,9 @@ pub struct Args {
     compute: ComputeArgs,
 }
 
+/// Steps of decoding in each repetition.
+const STEPS: usize = 24;
+
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     for (option, values) in [("--tokens", &args.tokens), ("--batches", &args.batches)] {
         if values.contains(&0) {
@@ -68,9 +71,14 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
     let subject = args.subject.prepare(args.keep.as_deref(), output)?;
     let model = load(&subject.dir, args.compute, output)?;
+    let name = subject.loaded();
     let before = limits::measure(model.backend());
     let repeats = args.repeats.into();
-    let decode = decode_speed(&model, &args.batches, args.context as usize, repeats)?;
+    let decode = {
+        let memory = Reading::new(model.backend());
+        let (context, steps) = (args.context as usize, STEPS * repeats);
+        decode_speed(&model, &args.batches, context, steps, &mut || memory.bytes_per_s())?
+    };
     let between = limits::measure(model.backend());
     let bar = progress::bar(output, "measuring", "lengths", args.tokens.len() as u64);
     let mut prefill = Vec::with_capacity(args.tokens.len());
@@ -80,8 +88,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     bar.finish_and_clear();
     let limits = before.or_better(between).or_better(limits::measure(model.backend()));
-    Measured { name: &subject.name, model: &model, limits, decode, prefill }
-        .write(args, output, out)
+    Measured { name: &name, model: &model, limits, decode, prefill }.write(args, output, out)
 }
 
 /// What was measured.
@@ -121,7 +128,7 @@ impl Measured<'_> {
                 "kernels": cpu.isa().name(),
                 "limits": limits_json(&self.limits),
                 "weight_bytes": self.model.bytes_read(),
-                "decode": decode_json(&self.decode, &self.limits),
+                "decode": self.decode,
                 "prefill": prefill,
             });
             writeln!(out, "{report}")?;
@@ -129,7 +136,7 @@ impl Measured<'_> {
         }
         writeln!(out, "{}; {precision}, {} threads, {}", self.name, cpu.threads(), cpu.isa())?;
         writeln!(out, "{}\n", limits_line(&self.limits))?;
-        decode_table(&self.decode, &self.limits, out)?;
+        decode_table(&self.decode, out)?;
         writeln!(out)?;
         writeln!(
             out,

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use fathom_kernels::limits::{self, Limits};
+use fathom_kernels::limits::{self, Limits, Reading};
 use fathom_kernels::machine::Machine;
 use fathom_kernels::{Cpu, CpuOptions, Isa, KernelPath, Precision, cpu_features};
 use fathom_model::{DecodeSpeed, decode_speed, prefill_flops};
@@ -13,7 +13,7 @@ use crate::cli::Output;
 use crate::failure::Failure;
 use crate::model_args::{ComputeArgs, load_on};
 use crate::progress;
-use crate::speed_tables::{decode_json, decode_table, limits_json, limits_table, percent};
+use crate::speed_tables::{decode_table, limits_json, limits_table, percent};
 use crate::subject::SubjectArgs;
 
 /// Say what this machine offers and what the engine makes of it
@@ -152,15 +152,19 @@ impl Measured {
         limits.dedup_by_key(|limits| limits.threads);
         let subject = args.subject.prepare(None, output)?;
         let model = load_on(&subject.dir, args.compute.backend()?, output)?;
+        let name = subject.loaded();
         progress::note(output, "measuring the model");
-        let decode = decode_speed(&model, &[1, 16], 64, 2)?;
+        let decode = {
+            let memory = Reading::new(model.backend());
+            decode_speed(&model, &[1, 16], 64, 48, &mut || memory.bytes_per_s())?
+        };
         let prefill = overhead(&model, PREFILL, 3)?;
         let last = limits.len() - 1;
         limits[last] = limits[last].or_better(limits::measure(model.backend()));
         let rate = limits[last].flops(args.compute.precision.into());
         let seconds = PREFILL as f64 / prefill.prefill_tokens_per_s;
         Ok(Measured {
-            name: subject.name,
+            name,
             precision: args.compute.precision.name(),
             of_matrix_rate: prefill_flops(model.config(), PREFILL) / seconds / rate,
             limits,
@@ -169,18 +173,13 @@ impl Measured {
         })
     }
 
-    /// The limits of all threads together.
-    fn all(&self) -> &Limits {
-        &self.limits[self.limits.len() - 1]
-    }
-
     fn json(&self) -> Value {
         json!({
             "limits": self.limits.iter().map(limits_json).collect::<Vec<_>>(),
             "model": self.name,
             "precision": self.precision,
             "prefill": { "overhead": self.prefill, "of_matrix_rate": self.of_matrix_rate },
-            "decode": decode_json(&self.decode, self.all()),
+            "decode": self.decode,
         })
     }
 
@@ -196,7 +195,7 @@ impl Measured {
             percent(self.of_matrix_rate),
             self.prefill.scan_attention,
         )?;
-        decode_table(&self.decode, self.all(), out)
+        decode_table(&self.decode, out)
     }
 }
 
