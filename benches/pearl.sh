@@ -20,7 +20,7 @@ measure() { # measure BATCH_SIZE PROMPTS STEPS AR_TOKENS
     [[ -s $file ]] && return
     "$fathom" bench --target "$out/target" --draft "$out/draft" --data "$data" --precision bf16 \
         --modes ar,sd,pearl,auto --batch-sizes "$1" --limit "$2" --steps "$3" --ar-tokens "$4" \
-        --repeats 3 --json > "$file.part"
+        --repeats 5 --json > "$file.part"
     mv "$file.part" "$file"
 }
 measure 1 2 100 200

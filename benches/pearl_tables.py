@@ -28,13 +28,8 @@ COLUMNS = [
 
 
 def rows_of(accounting):
-    """Both tables of an accounting, side by side; AUTO beside the best of the others."""
-    rows = [{**row, **more} for row, more in zip(accounting["rows"], accounting["breakdown"])]
-    for row in rows:
-        same = [r for r in rows if r["batch_size"] == row["batch_size"] and r["benchmark"] == row["benchmark"]]
-        best = max(r["throughput_tok_s"] for r in same if r["mode"] != "AUTO")
-        row["of_best"] = row["throughput_tok_s"] / best if row["mode"] == "AUTO" else None
-    return rows
+    """Both tables of an accounting, side by side."""
+    return [{**row, **more} for row, more in zip(accounting["rows"], accounting["breakdown"])]
 
 
 def main():

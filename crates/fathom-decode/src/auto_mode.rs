@@ -71,14 +71,14 @@ impl Size {
             self.interval = FIRST_INTERVAL;
         }
         let looked_at = Mode::ALL.into_iter().find(|&mode| {
-            let age = self.taken.get(&mode).map(|step| self.steps - step);
             let hopeful = known(mode) * HOPE > known(self.current);
-            match age {
-                _ if speed(mode).is_none() => age.is_none_or(|age| age > FIRST_INTERVAL),
-                // Measured in some other way than by looking: that is as good.
-                None => false,
-                Some(age) => age > LAST_INTERVAL || (hopeful && age > self.interval),
+            let taken = self.taken.get(&mode);
+            if speed(mode).is_none() {
+                return taken.is_none_or(|step| self.steps - step > FIRST_INTERVAL);
             }
+            // What is known though it was never taken was measured before: that was a look too.
+            let age = self.steps - taken.copied().unwrap_or(0);
+            age > LAST_INTERVAL || (hopeful && age > self.interval)
         });
         match looked_at.filter(|&mode| mode != self.current || speed(mode).is_none()) {
             Some(mode) => {

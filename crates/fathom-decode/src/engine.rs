@@ -365,15 +365,15 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// How the next step is made: the way of decoding, and γ.
     fn plan(&mut self) -> (Mode, usize) {
-        let batch = self.running.len();
+        let runs: Vec<usize> = self.running.iter().map(|slot| slot.runs.open()).collect();
         let lengths = Mode::ALL.map(|mode| match mode {
             Mode::Ar => Lengths::same(0),
-            mode => self.gamma.lengths(mode, batch, &self.speeds),
+            mode => self.gamma.lengths(mode, &runs, &self.speeds),
         });
         let mode = match self.options.mode {
             ModeChoice::Always(mode) => mode,
-            ModeChoice::Auto => self.auto.choose(batch, |mode| {
-                let forecast = self.speeds.forecast(mode, batch)?;
+            ModeChoice::Auto => self.auto.choose(runs.len(), |mode| {
+                let forecast = self.speeds.forecast(mode, &runs)?;
                 Some(forecast.tokens_per_second(lengths[mode as usize]))
             }),
         };

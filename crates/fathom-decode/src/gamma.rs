@@ -72,21 +72,21 @@ impl AdaptiveGamma {
         AdaptiveGamma { fixed: Some(gamma), ..AdaptiveGamma::new(limits) }
     }
 
-    /// γ for the next step of `mode`, which drafts, with `batch` sequences: what is expected to be
-    /// fastest. What was chosen holds until something else is clearly faster.
-    pub fn lengths(&mut self, mode: Mode, batch: usize, speeds: &Speeds) -> Lengths {
+    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens by now: what is
+    /// expected to be fastest. What was chosen holds until something else is clearly faster.
+    pub fn lengths(&mut self, mode: Mode, runs: &[usize], speeds: &Speeds) -> Lengths {
         if let Some(gamma) = self.fixed {
             return Lengths::same(gamma);
         }
-        let Some(forecast) = speeds.forecast(mode, batch) else {
+        let Some(forecast) = speeds.forecast(mode, runs) else {
             return Lengths::same(self.limits.start);
         };
         let mut best = self.fastest(&forecast, Lengths::same);
         // The phases of several sequences mix, and their chunks are drafted together.
-        if mode == Mode::Pearl && batch == 1 {
+        if mode == Mode::Pearl && runs.len() == 1 {
             best = self.fastest(&forecast, |pre_verify| Lengths { pre_verify, ..best });
         }
-        let current = self.current.entry((size_class(batch), mode)).or_insert(best);
+        let current = self.current.entry((size_class(runs.len()), mode)).or_insert(best);
         let speed = |lengths| forecast.tokens_per_second(lengths);
         if speed(best) > speed(*current) * WORTH_CHANGING {
             *current = best;
@@ -109,16 +109,16 @@ mod tests {
     use crate::speeds::tests::measured;
 
     fn gamma(adaptive: &mut AdaptiveGamma, speeds: &Speeds) -> usize {
-        adaptive.lengths(Mode::Pearl, 1, speeds).post_verify
+        adaptive.lengths(Mode::Pearl, &[0], speeds).post_verify
     }
 
     #[test]
     fn before_anything_is_measured_gamma_is_the_start() {
         let speeds = Speeds::default();
         let mut adaptive = AdaptiveGamma::new(GammaLimits { start: 6, max: 9 });
-        assert_eq!(adaptive.lengths(Mode::Pearl, 4, &speeds), Lengths::same(6));
+        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 4], &speeds), Lengths::same(6));
         let speeds = measured(0.1, 1.0, 0.0, 0.9, 1);
-        assert_eq!(AdaptiveGamma::fixed(1).lengths(Mode::Sd, 1, &speeds), Lengths::same(1));
+        assert_eq!(AdaptiveGamma::fixed(1).lengths(Mode::Sd, &[0], &speeds), Lengths::same(1));
     }
 
     /// Published rule: γ = target cost / draft cost, where more would make the target wait.
@@ -136,7 +136,7 @@ mod tests {
     fn chunks_are_shorter_while_the_target_has_little_to_score() {
         let speeds = measured(0.2, 1.0, 0.1, 0.9, 1);
         let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
-        let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, 1, &speeds);
+        let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, &[0], &speeds);
         assert!(pre_verify == 5 && post_verify > 5, "{pre_verify} {post_verify}");
     }
 
@@ -156,6 +156,6 @@ mod tests {
         assert_eq!(gamma(&mut adaptive, &speeds), 10);
         // Another batch size has its own costs.
         let start = Lengths::same(GammaLimits::default().start);
-        assert_eq!(adaptive.lengths(Mode::Pearl, 8, &speeds), start);
+        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 8], &speeds), start);
     }
 }

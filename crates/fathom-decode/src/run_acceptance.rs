@@ -1,18 +1,23 @@
 //! How likely a draft is to be accepted, by how long it has been right.
 //!
 //! Acceptance is not independent from token to token: a draft that was right ten times in a row is in a
-//! passage it knows. How long a chunk pays depends on it, so the chances are kept by place in the run.
+//! passage it knows. How long a chunk pays depends on it, so the chances are kept by place in the run. Texts
+//! differ more still: one that the draft knows by heart has hardly a run that ends. What is expected of a
+//! sequence therefore starts from where in a run it is.
 
 use crate::running::Mean;
 
-/// What a judged draft weighs beside the next one at about the same place: the last 100 or so count.
-const DECAY: f64 = 0.99;
+/// What a judged draft weighs beside the next one at about the same place: the last 300 or so count, which are
+/// some tens of steps of one sequence and five of sixteen.
+const DECAY: f64 = 0.997;
 /// Each place starts from the overall chance, as from so many drafts of its own.
 const PRIOR: f64 = 4.0;
 /// No draft is certain: chances are at most this.
 const MOST: f64 = 0.999;
 /// Places told apart: 1, 2, 3–4, 5–8, 9–16 and those behind.
 const PLACES: usize = 6;
+/// The place from which on chances are the same.
+const LAST_PLACE: usize = 1 << (PLACES - 2);
 /// Longest run looked at. A longer one counts as if it ended here.
 const LONGEST: usize = 256;
 
@@ -73,15 +78,39 @@ pub(crate) struct Survival {
 }
 
 impl Survival {
-    /// Chance that the first `k` drafts of a run are all accepted.
+    /// What is left of a run that has `place` tokens.
+    pub fn after(&self, place: usize) -> Remaining<'_> {
+        let place = place.min(LAST_PLACE);
+        Remaining { reached: &self.reached[place..], now: self.reached[place] }
+    }
+}
+
+/// What is left of a run: the chances that it goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remaining<'a> {
+    reached: &'a [f64],
+    now: f64,
+}
+
+impl Remaining<'_> {
+    /// Chance that the next `k` drafts are all accepted.
     pub fn at(&self, k: usize) -> f64 {
-        self.reached.get(k).copied().unwrap_or(0.0)
+        match self.reached.get(k) {
+            _ if k == 0 => 1.0,
+            Some(reached) if self.now > 0.0 => reached / self.now,
+            _ => 0.0,
+        }
     }
 
-    /// Expected tokens of a run: its accepted drafts and the corrected token.
-    pub fn run(&self) -> f64 {
-        self.reached.iter().sum()
+    /// Expected tokens: the drafts still accepted and the corrected token.
+    pub fn tokens(&self) -> f64 {
+        if self.now > 0.0 { self.reached.iter().sum::<f64>() / self.now } else { 1.0 }
     }
+}
+
+/// The same for all places with the same chances.
+pub(crate) fn same_chances(place: usize) -> usize {
+    place.min(LAST_PLACE)
 }
 
 #[cfg(test)]
@@ -104,8 +133,12 @@ mod tests {
         }
         let alpha = acceptance.overall().unwrap();
         let survival = acceptance.survival().unwrap();
-        assert!((survival.at(4) / alpha.powi(4) - 1.0).abs() < 0.1);
-        assert!((survival.run() * (1.0 - alpha) - 1.0).abs() < 0.1, "{}", survival.run());
+        assert!((survival.after(0).at(4) / alpha.powi(4) - 1.0).abs() < 0.1);
+        assert!(
+            (survival.after(0).tokens() * (1.0 - alpha) - 1.0).abs() < 0.1,
+            "{}",
+            survival.after(0).tokens()
+        );
     }
 
     /// Half of the runs end at once, the others never: the overall share does not tell, the places do.
@@ -118,7 +151,7 @@ mod tests {
             acceptance.record(1, 20, 20);
         }
         let survival = acceptance.survival().unwrap();
-        assert!((survival.at(1) - 0.5).abs() < 0.05, "{}", survival.at(1));
-        assert!(survival.at(20) > 0.45, "{}", survival.at(20));
+        assert!((survival.after(0).at(1) - 0.5).abs() < 0.05, "{}", survival.after(0).at(1));
+        assert!(survival.after(0).at(20) > 0.45, "{}", survival.after(0).at(20));
     }
 }

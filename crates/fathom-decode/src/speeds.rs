@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::run_acceptance::{RunAcceptance, Survival};
+use crate::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
 use crate::running::{Line, Mean};
 use crate::{Lengths, Mode};
 
@@ -70,18 +70,23 @@ impl Speeds {
         self.acceptance.overall()
     }
 
-    /// What is expected of `mode` with `batch` sequences; `None` until its costs, and for a mode that
-    /// drafts the acceptance, have been measured.
-    pub fn forecast(&self, mode: Mode, batch: usize) -> Option<Forecast> {
-        let costs = self.costs.get(&(size_class(batch), mode == Mode::Pearl))?;
+    /// What is expected of `mode` with sequences whose runs have so many tokens by now; `None` until its costs,
+    /// and for a mode that drafts the acceptance, have been measured.
+    pub fn forecast(&self, mode: Mode, runs: &[usize]) -> Option<Forecast> {
+        let class = size_class(runs.len());
+        let costs = self.costs.get(&(class, mode == Mode::Pearl))?;
         costs.target.at(1.0)?;
         let (draft, survival) = match mode {
             Mode::Ar => (0.0, None),
             _ => (costs.draft.value()?, Some(self.acceptance.survival()?)),
         };
-        let overhead = self.overheads.get(&(size_class(batch), mode)).and_then(Mean::value);
-        let overhead = overhead.unwrap_or(0.0);
-        Some(Forecast { mode, batch, draft, target: costs.target, overhead, survival })
+        let overhead = self.overheads.get(&(class, mode)).and_then(Mean::value).unwrap_or(0.0);
+        let mut places = BTreeMap::new();
+        for &run in runs {
+            *places.entry(same_chances(run)).or_default() += 1;
+        }
+        let batch = runs.len();
+        Some(Forecast { mode, batch, places, draft, target: costs.target, overhead, survival })
     }
 
     fn costs(&mut self, batch: usize, beside: bool) -> &mut Costs {
@@ -94,11 +99,16 @@ fn plausible(seconds: f64, expected: Option<f64>) -> f64 {
     expected.map_or(seconds, |expected| seconds.min(OUTLIER * expected))
 }
 
+/// Steps that a forecast looks ahead: so far, where in a run a sequence is matters.
+const HORIZON: f64 = 32.0;
+
 /// What is expected of a way of decoding, by the length of its chunks.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     mode: Mode,
     batch: usize,
+    /// How many sequences are at which place of a run.
+    places: BTreeMap<usize, usize>,
     draft: f64,
     target: Line,
     overhead: f64,
@@ -106,82 +116,121 @@ pub struct Forecast {
     survival: Option<Survival>,
 }
 
-/// Expected tokens of one sequence and seconds of the batch, over the same steps.
-#[derive(Clone, Copy, Debug)]
+/// What is expected of one sequence's run, or of the mean step of all sequences.
+#[derive(Clone, Copy, Debug, Default)]
 struct Yield {
     tokens: f64,
     steps: f64,
+    /// Steps in pre-verify among them.
+    pre_verify: f64,
+    /// Seconds where it is the only sequence.
     seconds: f64,
+}
+
+impl Yield {
+    fn plus(self, weight: f64, other: Yield) -> Yield {
+        Yield {
+            tokens: self.tokens + weight * other.tokens,
+            steps: self.steps + weight * other.steps,
+            pre_verify: self.pre_verify + weight * other.pre_verify,
+            seconds: self.seconds + weight * other.seconds,
+        }
+    }
 }
 
 impl Forecast {
     /// Expected tokens per second of the whole batch.
     pub fn tokens_per_second(&self, lengths: Lengths) -> f64 {
-        let Yield { tokens, seconds, .. } = self.expected(lengths);
-        self.batch as f64 * tokens / seconds
+        let step = self.step(lengths);
+        self.batch as f64 * step.tokens / (self.seconds(step, lengths) + self.overhead)
     }
 
     /// Expected tokens per step of one sequence.
     pub fn tokens_per_step(&self, lengths: Lengths) -> f64 {
-        let Yield { tokens, steps, .. } = self.expected(lengths);
-        tokens / steps
+        self.step(lengths).tokens
     }
 
-    fn expected(&self, lengths: Lengths) -> Yield {
-        match (&self.survival, self.mode) {
-            (Some(survival), Mode::Sd) => self.sd(survival, lengths.post_verify),
-            (Some(survival), Mode::Pearl) => self.pearl(survival, lengths),
-            _ => Yield { tokens: 1.0, steps: 1.0, seconds: self.target(1.0) + self.overhead },
+    /// The mean step of the next [`HORIZON`]: each sequence goes on with the run it is in, then come new ones.
+    fn step(&self, lengths: Lengths) -> Yield {
+        let Some(survival) = &self.survival else {
+            return Yield { tokens: 1.0, steps: 1.0, ..Yield::default() };
+        };
+        let new = self.run(survival, 0, lengths);
+        let mut mean = Yield::default();
+        for (&place, &sequences) in &self.places {
+            let run = if place == 0 { new } else { self.run(survival, place, lengths) };
+            let others = ((HORIZON - run.steps) / new.steps).max(0.0);
+            let all = run.plus(others, new);
+            mean = mean.plus(sequences as f64 / self.batch as f64 / all.steps, all);
+        }
+        mean
+    }
+
+    /// What is left of a run that has `place` tokens.
+    fn run(&self, survival: &Survival, place: usize, lengths: Lengths) -> Yield {
+        match self.mode {
+            Mode::Pearl => self.pearl(survival.after(place), place == 0, lengths),
+            _ => self.sd(survival.after(place), lengths.post_verify),
         }
     }
 
-    /// A run in chunks of γ, after each of which one token is the target's own, whatever the draft
-    /// would have said there.
-    fn sd(&self, survival: &Survival, gamma: usize) -> Yield {
+    /// In chunks of γ, after each of which one token is the target's own, whatever the draft would have
+    /// said there.
+    fn sd(&self, run: Remaining<'_>, gamma: usize) -> Yield {
         let (mut tokens, mut steps, mut alive, mut k) = (0.0, 0.0, 1.0, 0);
-        while alive > 1e-3 && survival.at(k) > 0.0 {
-            let accepted = |m| survival.at(k + m) / survival.at(k);
+        while alive > 1e-3 && run.at(k) > 0.0 {
+            let accepted = |m| run.at(k + m) / run.at(k);
             steps += alive;
             tokens += alive * (0..=gamma).map(accepted).sum::<f64>();
             alive *= accepted(gamma);
             k += gamma + 1;
         }
-        let step = self.chunk(gamma) + self.target(gamma as f64 + 1.0) + self.overhead;
-        Yield { tokens, steps, seconds: steps * step }
+        Yield { tokens, steps, ..Yield::default() }
     }
 
-    /// A run: one pre-verify step; if the draft survives that, a post-verify step on what is left of the
-    /// first chunk; then one for each chunk, as long as it survives.
-    fn pearl(&self, survival: &Survival, lengths: Lengths) -> Yield {
+    /// A new run has one pre-verify step; if the draft survives that, a post-verify step on what is left of
+    /// the first chunk; then one for each chunk, as long as it survives. One under way is in post-verify.
+    fn pearl(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
         let Lengths { pre_verify: pre, post_verify: post } = lengths;
-        let first = survival.at(1);
+        let first = if is_new { run.at(1) } else { 0.0 };
         let mut others = 0.0;
-        let mut k = 1 + pre;
-        while survival.at(k) > 1e-3 {
-            others += survival.at(k);
+        let mut k = if is_new { 1 + pre } else { 0 };
+        while run.at(k) > 1e-3 {
+            others += run.at(k);
             k += post;
         }
-        let steps = 1.0 + first + others;
-        let seconds = if self.batch == 1 {
-            self.beside(pre, 1.0)
-                + first * self.beside(post, pre as f64)
-                + others * self.beside(post, post as f64)
-        } else {
-            steps * self.mixed(1.0 / steps, post)
-        };
-        Yield { tokens: survival.run(), steps, seconds: seconds + steps * self.overhead }
+        let pre_verify = if is_new { 1.0 } else { 0.0 };
+        let seconds = pre_verify * self.beside(pre, 1.0)
+            + first * self.beside(post, pre as f64)
+            + others * self.beside(post, post as f64);
+        Yield { tokens: run.tokens(), steps: pre_verify + first + others, pre_verify, seconds }
+    }
+
+    /// Seconds of the models' work in the mean step.
+    fn seconds(&self, step: Yield, lengths: Lengths) -> f64 {
+        let gamma = lengths.post_verify;
+        match self.mode {
+            Mode::Ar => self.target(1.0),
+            Mode::Sd => self.chunk(gamma) + self.target(gamma as f64 + 1.0),
+            Mode::Pearl if self.batch == 1 => step.seconds,
+            Mode::Pearl => self.mixed(step.pre_verify, gamma),
+        }
     }
 
     /// A step of a batch in which each sequence is in pre-verify with chance `pre`, for itself, and scores
     /// γ tokens otherwise: the mean over how many are.
     fn mixed(&self, pre: f64, gamma: usize) -> f64 {
-        let n = self.batch as f64;
-        let mut chance = pre.powi(self.batch as i32); // of all in pre-verify
+        let (n, pre) = (self.batch as f64, pre.min(0.99));
+        let rows_each = |in_pre: f64| (in_pre + (n - in_pre) * gamma as f64) / n;
+        if self.batch > 64 {
+            return self.beside(gamma, rows_each(n * pre)); // it hardly varies
+        }
+        let mut chance = (1.0 - pre).powi(self.batch as i32); // of none
         let mut seconds = 0.0;
-        for in_post in 0..=self.batch {
-            let k = in_post as f64;
-            seconds += chance * self.beside(gamma, (n - k + k * gamma as f64) / n);
-            chance *= (n - k) / (k + 1.0) * (1.0 - pre) / pre;
+        for in_pre in 0..=self.batch {
+            let k = in_pre as f64;
+            seconds += chance * self.beside(gamma, rows_each(k));
+            chance *= (n - k) / (k + 1.0) * pre / (1.0 - pre);
         }
         seconds
     }
@@ -239,13 +288,13 @@ pub(crate) mod tests {
     fn nothing_is_expected_before_it_is_measured() {
         let mut speeds = Speeds::default();
         speeds.record_target(3, false, 3, 1.0);
-        assert!(speeds.forecast(Mode::Ar, 4).is_some());
-        assert!(speeds.forecast(Mode::Ar, 1).is_none());
+        assert!(speeds.forecast(Mode::Ar, &[0; 4]).is_some());
+        assert!(speeds.forecast(Mode::Ar, &[0]).is_none());
         speeds.record_draft(4, false, 2, 1.0);
-        assert!(speeds.forecast(Mode::Sd, 4).is_none());
+        assert!(speeds.forecast(Mode::Sd, &[0; 4]).is_none());
         speeds.record_acceptance(0, 1, 1);
-        assert!(speeds.forecast(Mode::Sd, 4).is_some());
-        assert!(speeds.forecast(Mode::Pearl, 4).is_none()); // nothing worked beside anything yet
+        assert!(speeds.forecast(Mode::Sd, &[0; 4]).is_some());
+        assert!(speeds.forecast(Mode::Pearl, &[0; 4]).is_none()); // nothing worked beside anything yet
     }
 
     /// The forecast is the simulator's answer: the state machine's, not only a formula's.
@@ -270,7 +319,7 @@ pub(crate) mod tests {
                 }
                 let lengths = Lengths { pre_verify: pre, post_verify: post };
                 let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs).unwrap();
-                let forecast = speeds.forecast(mode, batch).unwrap();
+                let forecast = speeds.forecast(mode, &vec![0; batch]).unwrap();
                 let relative = forecast.tokens_per_second(lengths) / simulated.tokens_per_second;
                 assert!((relative - 1.0).abs() < 0.04, "{mode} {lengths:?} {batch}: {relative}");
                 let relative = forecast.tokens_per_step(lengths) / simulated.tokens_per_step;
@@ -283,7 +332,7 @@ pub(crate) mod tests {
     fn an_interrupted_step_does_not_count_for_what_it_took() {
         let mut speeds = measured(0.1, 1.0, 0.0, 0.9, 1);
         let speed = |speeds: &Speeds| {
-            speeds.forecast(Mode::Sd, 1).unwrap().tokens_per_second(Lengths::same(4))
+            speeds.forecast(Mode::Sd, &[0]).unwrap().tokens_per_second(Lengths::same(4))
         };
         let before = speed(&speeds);
         speeds.record_target(1, false, 5, 50.0);
@@ -294,5 +343,26 @@ pub(crate) mod tests {
             speeds.record_target(1, false, 5, 5.0);
         }
         assert!(speed(&speeds) < 0.4 * before);
+    }
+
+    /// Half of the texts are known by heart and their runs never end; in the others every second draft is
+    /// wrong. The pooled runs are nearly all of the second kind.
+    #[test]
+    fn texts_that_differ_are_expected_to_go_on_as_they_do() {
+        let mut speeds = measured(0.1, 1.0, 0.0, 0.5, 4);
+        for _ in 0..400 {
+            speeds.record_acceptance(40, 8, 8);
+            speeds.record_acceptance(0, 1, 0);
+            speeds.record_acceptance(0, 2, 1);
+        }
+        for mode in [Mode::Sd, Mode::Pearl] {
+            let tokens = |runs: &[usize]| {
+                speeds.forecast(mode, runs).unwrap().tokens_per_step(Lengths::same(6))
+            };
+            let (known, unknown, both) =
+                (tokens(&[200; 4]), tokens(&[0; 4]), tokens(&[200, 0, 300, 0]));
+            assert!(known > 5.0 && unknown < 2.5, "{mode}: {known} {unknown}");
+            assert!((both - (known + unknown) / 2.0).abs() < 1e-9, "{mode}: {both}");
+        }
     }
 }

@@ -30,7 +30,7 @@ pub struct Measured {
     pub of_limit: f64,
 }
 
-/// Measures `run`, which takes `work`, `repeats` times for some twenty milliseconds, after one to warm up.
+/// Measures `run`, which takes `work`, `repeats` times as often as twenty milliseconds allow, after one to warm up.
 pub fn measure(
     cpu: &Cpu,
     limits: &Limits,
@@ -44,12 +44,13 @@ pub fn measure(
     let (mut seconds, mut of_limit) = (Vec::new(), Vec::new());
     let mut before = memory.bytes_per_s();
     for _ in 0..repeats.max(1) {
-        let (start, mut runs) = (Instant::now(), 0);
-        while runs == 0 || start.elapsed() < AT_LEAST {
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while times.is_empty() || start.elapsed() < AT_LEAST {
+            let start = Instant::now();
             run();
-            runs += 1;
+            times.push(start.elapsed().as_secs_f64());
         }
-        let time = start.elapsed().as_secs_f64() / f64::from(runs);
+        let time = median(times);
         let after = memory.bytes_per_s();
         let now = Limits { read_bytes: (before + after) / 2.0, ..*limits };
         seconds.push(time);

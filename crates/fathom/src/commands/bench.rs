@@ -177,15 +177,17 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
             let runs = args.measure(&mut accountings, batches, &eos)?;
-            for (accounted, runs) in accountings.iter_mut().zip(runs) {
-                let Some(ar) = runs.first().cloned() else { continue };
-                for measured in runs {
+            for (accounted, modes) in accountings.iter_mut().zip(runs) {
+                let Some(ar) = modes.first().and_then(|runs| median_run(runs)) else { continue };
+                for runs in &modes {
+                    let Some(measured) = median_run(runs) else { continue };
                     accounted.rows.push(BenchRow {
                         batch_size: *batch_size,
                         benchmark: benchmark.name.clone(),
-                        speedup: measured.throughput() / ar.throughput(),
-                        predicted: measured.predicted_speedup(&ar)?,
-                        measured,
+                        speedup: relative(runs, &modes[0]),
+                        predicted: measured.predicted_speedup(ar)?,
+                        of_best: of_best(runs, &modes),
+                        measured: measured.clone(),
                     });
                 }
             }
@@ -205,10 +207,27 @@ struct Accounted<'a> {
 }
 
 /// The run with the median throughput.
-fn median(mut runs: Vec<Measured>) -> Option<Measured> {
+fn median_run(runs: &[Measured]) -> Option<&Measured> {
+    let mut runs: Vec<&Measured> = runs.iter().collect();
     runs.sort_by(|a, b| a.throughput().total_cmp(&b.throughput()));
-    let middle = runs.len().checked_sub(1)? / 2;
-    Some(runs.swap_remove(middle))
+    runs.get(runs.len() / 2).copied()
+}
+
+/// Throughput relative to other runs', each to the one of the same turn, a second or so before or after it: the
+/// median. What slows the machine for longer than that slows both.
+fn relative(runs: &[Measured], others: &[Measured]) -> f64 {
+    let turns = runs.iter().zip(others);
+    let mut ratios: Vec<f64> =
+        turns.map(|(run, other)| run.throughput() / other.throughput()).collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What `auto` makes of the best single way; `None` of another.
+fn of_best(runs: &[Measured], modes: &[Vec<Measured>]) -> Option<f64> {
+    let is_auto = |runs: &[Measured]| runs.first().is_some_and(|run| run.mode == ModeChoice::Auto);
+    let others = modes.iter().filter(|others| !is_auto(others));
+    is_auto(runs).then(|| others.map(|others| relative(runs, others)).fold(f64::INFINITY, f64::min))
 }
 
 /// Greedy texts must not depend on how they were decoded.
@@ -238,13 +257,13 @@ impl Args {
         modes
     }
 
-    /// The median run of every mode, ar first, for each accounting.
+    /// All runs of every mode, ar first, for each accounting.
     fn measure(
         &self,
         accountings: &mut [Accounted<'_>],
         batches: Batches<'_>,
         eos: &Arc<[u32]>,
-    ) -> Result<Vec<Vec<Measured>>, Failure> {
+    ) -> Result<Vec<Vec<Vec<Measured>>>, Failure> {
         let plan = Plan {
             batches,
             modes: &self.modes(),
@@ -256,8 +275,7 @@ impl Args {
             accountings.iter_mut().map(|accounted| &mut accounted.engine).collect();
         let runs = plan.measure(&mut engines)?;
         check_texts(runs.iter().flatten().flatten())?;
-        let medians = |runs: Vec<Vec<Measured>>| runs.into_iter().filter_map(median).collect();
-        Ok(runs.into_iter().map(medians).collect())
+        Ok(runs)
     }
 
     fn protocol(&self) -> Protocol {
