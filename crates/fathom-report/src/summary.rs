@@ -53,7 +53,7 @@ fn scanned(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     };
     format!(
         "{}: {}, {}, {}; a sink is a token whose {cosine} with the reference is above {} \
-         (preset `{}`).",
+         (preset {}).",
         manifest.model.id,
         plural(traces.len(), "trace"),
         plural(tokens, "token"),

@@ -133,7 +133,7 @@ fn a_summary_is_worth_reading_without_a_primary_sink() {
         trace(8, Finding::NoPrimarySink, 1.8, vec![]),
     ];
     let expected = "\
-some/model: 2 traces, 2 000 tokens, 12 layers; a sink is a token whose cosine with the reference is above 0.95 (preset `paper`).
+some/model: 2 traces, 2 000 tokens, 12 layers; a sink is a token whose cosine with the reference is above 0.95 (preset paper).
 None of 2 traces has a primary sink: the norm of the token at position 0 never rises by 5 times that of the mean token. The largest rise is by 1.8 times, at layer 2, in trace 8. Without one there is nothing for secondary sinks to be aligned with.
 ";
     assert_eq!(summary(&manifest(), &traces), expected);

@@ -29,7 +29,7 @@ pub(super) fn neurons(source: &Source) -> Drawn {
         let ablation = &layer.ablation;
         let gone: usize = ablation.levels.iter().map(|level| level.gone).sum();
         findings.push(format!(
-            "Layer {}: {} ({}) account for {} of what the MLP writes along the sink direction. Ablated, {} of {} are \
+            "Layer {}: what the MLP writes along the sink direction comes from {} ({}) to {}. Ablated, {} of {} are \
              gone{}, and perplexity goes from {} to {}.",
             layer.layer,
             plural(ablation.neurons.len(), "neuron"),
