@@ -57,3 +57,16 @@ proptest! {
         prop_assert!(!stops.iter().any(|stop| before.contains(stop)), "{:?} {:?}", before, stops);
     }
 }
+
+/// ` é` is two tokens: a space with half of the letter, and the other half.
+#[test]
+fn a_stop_string_is_seen_before_the_letter_behind_it_is_complete() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(" é", false).unwrap();
+    assert_eq!(ids.len(), 2);
+    let mut check = TextStream::stop_check(&tokenizer, &[" ".to_owned()]).unwrap();
+    assert!(check(ids[0]).unwrap());
+    let mut stream = TextStream::new(&tokenizer, Vec::new());
+    let pieces = ids.iter().map(|id| stream.push(*id).unwrap()).collect::<Vec<_>>();
+    assert_eq!(pieces, [" ", "é"]);
+}

@@ -7,19 +7,21 @@ use crate::{Result, Tokenizer};
 ///
 /// A token has no text of its own: a character may be spread over several tokens, and a decoder may
 /// treat the first token of a text differently. So a short window of tokens is decoded with and
-/// without the new ones, and the difference is the new piece. Nothing is given out while the window
-/// ends in the middle of a character.
+/// without the new ones, and the difference is the new piece. Of a window that ends in the middle of a
+/// character, what comes before that character is given out.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
     /// The tokens of the last piece given out, then those still held back.
     window: Vec<u32>,
     /// How many of `window` belong to the piece given out.
     given: usize,
+    /// Bytes given out of what the others add.
+    ahead: usize,
 }
 
 impl<'a> DecodeStream<'a> {
     pub(crate) fn new(tokenizer: &'a Tokenizer) -> DecodeStream<'a> {
-        DecodeStream { tokenizer, window: Vec::new(), given: 0 }
+        DecodeStream { tokenizer, window: Vec::new(), given: 0, ahead: 0 }
     }
 
     /// Takes the next id and returns the text it completes, which may be empty.
@@ -36,12 +38,15 @@ impl<'a> DecodeStream<'a> {
             return Ok(String::new());
         }
         let piece = self.pending()?;
-        if piece.is_empty() || piece.ends_with(char::REPLACEMENT_CHARACTER) {
-            return Ok(String::new());
+        let certain = piece.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
+        let new = piece.get(self.ahead..certain).unwrap_or_default().to_owned();
+        if piece.is_empty() || certain < piece.len() {
+            self.ahead = self.ahead.max(certain);
+            return Ok(new);
         }
         self.window.drain(..self.given);
-        self.given = self.window.len();
-        Ok(piece)
+        (self.given, self.ahead) = (self.window.len(), 0);
+        Ok(new)
     }
 
     /// The rest of the text, an unfinished character included (as U+FFFD).
@@ -49,7 +54,7 @@ impl<'a> DecodeStream<'a> {
     /// # Errors
     /// What [`Tokenizer::decode`] fails on.
     pub fn finish(self) -> Result<String> {
-        self.pending()
+        Ok(self.pending()?.get(self.ahead..).unwrap_or_default().to_owned())
     }
 
     /// What the window's held-back tokens add to its text.
