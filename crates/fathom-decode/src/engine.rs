@@ -372,10 +372,13 @@ impl<'a, B: Backend> Engine<'a, B> {
         });
         let mode = match self.options.mode {
             ModeChoice::Always(mode) => mode,
-            ModeChoice::Auto => self.auto.choose(runs.len(), |mode| {
-                let forecast = self.speeds.forecast(mode, &runs)?;
-                Some(forecast.tokens_per_second(lengths[mode as usize]))
-            }),
+            ModeChoice::Auto => {
+                let expected = Mode::ALL.map(|mode| {
+                    let forecast = self.speeds.forecast(mode, &runs)?;
+                    Some(forecast.tokens_per_second(lengths[mode as usize]))
+                });
+                self.auto.choose(runs.len(), |mode| expected[mode as usize])
+            }
         };
         let lengths = lengths[mode as usize];
         let gamma = match mode {

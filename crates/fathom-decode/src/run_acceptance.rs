@@ -80,7 +80,7 @@ pub(crate) struct Survival {
 impl Survival {
     /// What is left of a run that has `place` tokens.
     pub fn after(&self, place: usize) -> Remaining<'_> {
-        let place = place.min(LAST_PLACE);
+        let place = same_chances(place);
         Remaining { reached: &self.reached[place..], now: self.reached[place] }
     }
 }
@@ -108,7 +108,7 @@ impl Remaining<'_> {
     }
 }
 
-/// The same for all places with the same chances.
+/// One place for all with the same chances from there on.
 pub(crate) fn same_chances(place: usize) -> usize {
     place.min(LAST_PLACE)
 }

@@ -171,7 +171,7 @@ fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
         let panels = pieces.piece(piece);
         let mut scratch = lock(&cpu.sums[thread]);
         for rows in even_parts(0..rows, blocking.row_block) {
-            multiply_piece(cpu, x, parts, rows, panels.clone(), &blocking, &mut scratch);
+            multiply_piece(cpu, x, parts, rows, panels.clone(), blocking.at_once, &mut scratch);
         }
     });
 }
@@ -246,10 +246,9 @@ fn multiply_piece(
     parts: &[Part<'_>],
     rows: Range<usize>,
     panels: Range<usize>,
-    blocking: &Blocking,
+    at_once: usize,
     scratch: &mut Aligned<f32>,
 ) {
-    let at_once = blocking.at_once;
     let size = rows.len() * SCRATCH_STRIDE;
     scratch.reserve(2 * size);
     let (sums, gate) = scratch.split_at_mut(size);

@@ -60,9 +60,10 @@ pub fn measure(
     Measured { work, seconds: median(seconds), of_limit: median(of_limit) }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle one of some measurements, of an even number the upper; NaN of none.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Copies of `bytes` so that all of them exceed the caches; a few thousand at most.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use fathom_kernels::Backend;
+use fathom_kernels::workload::median;
 use serde::Serialize;
 
 use crate::{
@@ -94,11 +95,6 @@ pub fn decode_speed<B: Backend>(
         }
     };
     Ok(all.into_iter().map(speed).collect())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Sequences that are decoded together, and what each of their steps took.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fathom_kernels::Backend;
+use fathom_kernels::workload::median;
 use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,
     synthetic_ids,
@@ -83,9 +84,4 @@ impl Probe for ResidPost {
         self.0.extend_from_slice(values);
         Ok(())
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -9,6 +9,7 @@ use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
+use fathom_kernels::workload::median;
 use fathom_model::{Error, Result, read_prompts};
 use fathom_report::{
     BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
@@ -217,10 +218,7 @@ fn median_run(runs: &[Measured]) -> Option<&Measured> {
 /// median. What slows the machine for longer than that slows both.
 fn relative(runs: &[Measured], others: &[Measured]) -> f64 {
     let turns = runs.iter().zip(others);
-    let mut ratios: Vec<f64> =
-        turns.map(|(run, other)| run.throughput() / other.throughput()).collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN)
+    median(turns.map(|(run, other)| run.throughput() / other.throughput()).collect())
 }
 
 /// What `auto` makes of the best single way; `None` of another.

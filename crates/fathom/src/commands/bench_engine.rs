@@ -19,9 +19,9 @@ use crate::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///
-/// Every way of running is measured in turn, several times; medians are printed, beside the machine's own
-/// limits: the best of several measurements in the same run. Without --model, a checkpoint of random weights at a real model's shape is
-/// written to a temporary directory.
+/// Every way of running is measured in turn, several times; medians are printed, as fractions of the machine's
+/// own limits: the best matrix rate in the same run, and what memory delivers just before and after a step.
+/// Without --model, a checkpoint of random weights at a real model's shape is written to a temporary directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
     fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16")]
