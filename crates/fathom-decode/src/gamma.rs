@@ -72,13 +72,14 @@ impl AdaptiveGamma {
         AdaptiveGamma { fixed: Some(gamma), ..AdaptiveGamma::new(limits) }
     }
 
-    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens by now: what is
-    /// expected to be fastest. What was chosen holds until something else is clearly faster.
+    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens by now: what may
+    /// be hoped to be fastest, so that a γ is tried again when what is known of its cost has become old. What was
+    /// chosen holds until something else is clearly faster.
     pub fn lengths(&mut self, mode: Mode, runs: &[usize], speeds: &Speeds) -> Lengths {
         if let Some(gamma) = self.fixed {
             return Lengths::same(gamma);
         }
-        let Some(forecast) = speeds.forecast(mode, runs) else {
+        let Some(forecast) = speeds.forecast(mode, runs).map(Forecast::hopeful) else {
             return Lengths::same(self.limits.start);
         };
         let mut best = self.fastest(&forecast, Lengths::same);

@@ -22,6 +22,7 @@ mod gamma;
 pub mod generation;
 mod metrics;
 mod mode;
+mod pass_cost;
 mod pearl;
 mod proposal;
 mod run_acceptance;

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::pass_cost::PassCost;
 use crate::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
-use crate::running::{Line, Mean};
+use crate::running::Mean;
 use crate::{Lengths, Mode};
 
 /// What an observed cost weighs beside the one after it: the last 20 or so count.
@@ -27,7 +28,7 @@ struct Costs {
     /// The draft drafting one token for every sequence.
     draft: Mean,
     /// A pass of the target, by the rows it scores.
-    target: Line,
+    target: PassCost,
 }
 
 /// Batch sizes whose costs are taken together.
@@ -48,9 +49,7 @@ impl Speeds {
 
     /// Counts a pass of the target over `rows` tokens of `batch` sequences in `seconds`.
     pub fn record_target(&mut self, batch: usize, beside: bool, rows: usize, seconds: f64) {
-        let target = &mut self.costs(batch, beside).target;
-        let rows = rows as f64;
-        target.record(rows, plausible(seconds, target.at(rows)));
+        self.costs(batch, beside).target.record(rows as f64, seconds);
     }
 
     /// Counts what a step took beyond the models' work: judging, sampling, handing over.
@@ -86,11 +85,12 @@ impl Speeds {
             *places.entry(same_chances(run)).or_default() += 1;
         }
         let batch = runs.len();
-        Some(Forecast { mode, batch, places, draft, target: costs.target, overhead, survival })
+        let (target, pass_seconds) = (costs.target, PassCost::at as _);
+        Some(Forecast { mode, batch, places, draft, target, pass_seconds, overhead, survival })
     }
 
     fn costs(&mut self, batch: usize, beside: bool) -> &mut Costs {
-        let new = || Costs { draft: Mean::new(COST_DECAY), target: Line::new(COST_DECAY) };
+        let new = || Costs { draft: Mean::new(COST_DECAY), target: PassCost::default() };
         self.costs.entry((size_class(batch), beside)).or_insert_with(new)
     }
 }
@@ -110,7 +110,9 @@ pub struct Forecast {
     /// How many sequences are at which place of a run.
     places: BTreeMap<usize, usize>,
     draft: f64,
-    target: Line,
+    target: PassCost,
+    /// What is said of a pass of the target by its rows.
+    pass_seconds: fn(&PassCost, f64) -> Option<f64>,
     overhead: f64,
     /// `None` for a way that does not draft.
     survival: Option<Survival>,
@@ -139,6 +141,11 @@ impl Yield {
 }
 
 impl Forecast {
+    /// The same, as far as one may hope of passes over other numbers of rows than were made last.
+    pub fn hopeful(self) -> Forecast {
+        Forecast { pass_seconds: PassCost::hopeful, ..self }
+    }
+
     /// Expected tokens per second of the whole batch.
     pub fn tokens_per_second(&self, lengths: Lengths) -> f64 {
         let step = self.step(lengths);
@@ -247,7 +254,8 @@ impl Forecast {
 
     /// Seconds of a pass over so many tokens of every sequence.
     fn target(&self, rows_each: f64) -> f64 {
-        self.target.at(rows_each * self.batch as f64).unwrap_or(f64::INFINITY)
+        let seconds = (self.pass_seconds)(&self.target, rows_each * self.batch as f64);
+        seconds.unwrap_or(f64::INFINITY)
     }
 }
 

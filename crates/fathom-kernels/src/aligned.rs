@@ -22,7 +22,7 @@ unsafe impl<T: Pod + Send> Send for Aligned<T> {}
 unsafe impl<T: Pod + Sync> Sync for Aligned<T> {}
 
 const CACHE_LINE: usize = 64;
-/// From here on, memory is asked for in huge pages: fewer TLB misses while weights stream through.
+/// Memory is asked for in huge pages where it fills them: fewer TLB misses while weights stream through.
 const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
@@ -30,7 +30,7 @@ impl<T: Pod> Aligned<T> {
         if len == 0 {
             return Aligned { allocation: NonNull::dangling(), data: NonNull::dangling(), len };
         }
-        let (layout, boundary) = Self::layout(len);
+        let Placed { layout, boundary, huge } = Self::place(len);
         // Aligned by hand: an allocator asked for zeros *and* a large alignment clears the memory
         // itself, where it could have taken untouched pages from the system.
         // SAFETY: the layout is not empty, as `len > 0`.
@@ -40,12 +40,10 @@ impl<T: Pod> Aligned<T> {
         // SAFETY: the layout has room for less than `boundary` bytes before `len` elements.
         let data = unsafe { allocation.add(offset).cast::<T>() };
         #[cfg(target_os = "linux")]
-        if boundary == HUGE_PAGE {
-            // Whole ones only: the last, partial one would take all of its memory for the rest.
-            let whole = len * size_of::<T>() / HUGE_PAGE * HUGE_PAGE;
+        if huge > 0 {
             // SAFETY: the range lies in the allocation and starts on a page. The call is advice:
             // failure changes nothing but speed.
-            unsafe { libc::madvise(data.as_ptr().cast(), whole, libc::MADV_HUGEPAGE) };
+            unsafe { libc::madvise(data.as_ptr().cast(), huge, libc::MADV_HUGEPAGE) };
         }
         Aligned { allocation, data, len }
     }
@@ -69,13 +67,27 @@ impl<T: Pod> Aligned<T> {
         }
     }
 
-    /// Layout of the allocation, and the boundary the elements start on.
-    fn layout(len: usize) -> (Layout, usize) {
+    /// Where `len` elements go.
+    fn place(len: usize) -> Placed {
         let bytes = len.saturating_mul(size_of::<T>());
-        let boundary = if bytes >= HUGE_PAGE { HUGE_PAGE } else { CACHE_LINE };
-        let layout = Layout::from_size_align(bytes.saturating_add(boundary), align_of::<T>());
-        (layout.unwrap_or_else(|_| panic!("{len} elements: too many")), boundary)
+        // The last page is huge too if it is nearly full: it takes all of its memory.
+        let huge = bytes.saturating_add(HUGE_PAGE / 4) / HUGE_PAGE * HUGE_PAGE;
+        let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };
+        let size = bytes.max(huge).saturating_add(boundary);
+        let layout = Layout::from_size_align(size, align_of::<T>());
+        let layout = layout.unwrap_or_else(|_| panic!("{len} elements: too many"));
+        Placed { layout, boundary, huge }
     }
+}
+
+/// Where an array goes.
+struct Placed {
+    /// Of the allocation.
+    layout: Layout,
+    /// What its elements start on.
+    boundary: usize,
+    /// Bytes from there on that are to lie in huge pages.
+    huge: usize,
 }
 
 impl<T: Pod> Default for Aligned<T> {
@@ -88,7 +100,7 @@ impl<T: Pod> Drop for Aligned<T> {
     fn drop(&mut self) {
         if self.len > 0 {
             // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.allocation.as_ptr(), Self::layout(self.len).0) }
+            unsafe { dealloc(self.allocation.as_ptr(), Self::place(self.len).layout) }
         }
     }
 }

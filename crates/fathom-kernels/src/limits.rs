@@ -49,11 +49,6 @@ impl Limits {
             hand_off: self.hand_off.min(other.hand_off),
         }
     }
-
-    /// The least time in which `bytes` can be read and `flops` computed, the two overlapping perfectly.
-    pub fn seconds(&self, precision: Precision, bytes: f64, flops: f64) -> f64 {
-        (bytes / self.read_bytes).max(flops / self.flops(precision))
-    }
 }
 
 /// Measures for about a second: the best of several attempts, for other programs only slow it down.
@@ -61,13 +56,21 @@ pub fn measure(cpu: &Cpu) -> Limits {
     Limits {
         threads: cpu.threads(),
         read_bytes: read_bytes(cpu),
-        f32_flops: best_rate(5, || flops::<false>(cpu)),
-        bf16_flops: match cpu.isa.tiles() {
-            #[cfg(target_arch = "x86_64")]
-            Some(Tiles::Amx) => Some(best_rate(5, || tile_flops(cpu))),
-            _ => cpu.isa.run(HasBf16Dot).then(|| best_rate(5, || flops::<true>(cpu))),
-        },
+        f32_flops: f32_flops(cpu, 5),
+        bf16_flops: bf16_flops(cpu, 5),
         hand_off: hand_off(cpu),
+    }
+}
+
+fn f32_flops(cpu: &Cpu, attempts: usize) -> f64 {
+    best_rate(attempts, || flops::<false>(cpu))
+}
+
+fn bf16_flops(cpu: &Cpu, attempts: usize) -> Option<f64> {
+    match cpu.isa.tiles() {
+        #[cfg(target_arch = "x86_64")]
+        Some(Tiles::Amx) => Some(best_rate(attempts, || tile_flops(cpu))),
+        _ => cpu.isa.run(HasBf16Dot).then(|| best_rate(attempts, || flops::<true>(cpu))),
     }
 }
 
@@ -76,8 +79,8 @@ fn read_bytes(cpu: &Cpu) -> f64 {
     (0..16).map(|_| memory.bytes_per_s()).fold(0.0, f64::max)
 }
 
-/// Reads memory that no cache holds, whenever asked how fast that is at the moment: on a machine shared with
-/// others it changes from second to second.
+/// What the machine can do at the moment, whenever asked: on one shared with others that changes from second
+/// to second, most of all how fast memory that no cache holds is read.
 pub struct Reading<'a> {
     cpu: &'a Cpu,
     data: Aligned<f32>,
@@ -99,6 +102,16 @@ impl<'a> Reading<'a> {
             });
             size_of_val(&**data) as f64
         })
+    }
+
+    /// The least time in which `bytes` can be read and `flops` computed, the two overlapping perfectly.
+    pub fn seconds(&self, bytes: f64, flops: f64) -> f64 {
+        let bf16 = match self.cpu.precision {
+            Precision::Bf16 => bf16_flops(self.cpu, 1),
+            Precision::F32 => None,
+        };
+        let rate = bf16.unwrap_or_else(|| f32_flops(self.cpu, 1));
+        (bytes / self.bytes_per_s()).max(flops / rate)
     }
 }
 
@@ -232,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_time_is_that_of_the_slower_of_reading_and_computing() {
+    fn the_matrix_rate_is_that_of_the_precision_where_it_has_one() {
         let limits = Limits {
             threads: 1,
             read_bytes: 10.0,
@@ -240,10 +253,9 @@ mod tests {
             bf16_flops: Some(400.0),
             hand_off: Duration::ZERO,
         };
-        assert_eq!(limits.seconds(Precision::F32, 20.0, 100.0), 2.0);
-        assert_eq!(limits.seconds(Precision::F32, 20.0, 400.0), 4.0);
-        assert_eq!(limits.seconds(Precision::Bf16, 0.0, 400.0), 1.0);
+        assert_eq!(limits.flops(Precision::F32), 100.0);
+        assert_eq!(limits.flops(Precision::Bf16), 400.0);
         let without = Limits { bf16_flops: None, ..limits };
-        assert_eq!(without.seconds(Precision::Bf16, 0.0, 400.0), 4.0);
+        assert_eq!(without.flops(Precision::Bf16), 100.0);
     }
 }

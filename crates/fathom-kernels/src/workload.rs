@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{Limits, Reading};
+use crate::limits::Reading;
 use crate::machine::Machine;
 use crate::{
     Attention, Backend, ColumnSums, Cpu, DType, Kv, KvShape, Linear, Rows, Span, WeightView,
@@ -25,16 +25,14 @@ pub struct Measured {
     pub work: Work,
     /// Seconds of a run; the median.
     pub seconds: f64,
-    /// The fraction reached of the machine's limit, bandwidth or the matrix rate, whichever takes longer, with
-    /// memory as fast as just before and after; the median.
+    /// The fraction reached of the machine's limit just before and after, bandwidth or the matrix rate, whichever
+    /// takes longer; the median.
     pub of_limit: f64,
 }
 
 /// Measures `run`, which takes `work`, `repeats` times as often as twenty milliseconds allow, after one to warm up.
 pub fn measure(
-    cpu: &Cpu,
-    limits: &Limits,
-    memory: &Reading<'_>,
+    limits: &Reading<'_>,
     repeats: usize,
     work: Work,
     mut run: impl FnMut(),
@@ -42,7 +40,8 @@ pub fn measure(
     const AT_LEAST: Duration = Duration::from_millis(20);
     run();
     let (mut seconds, mut of_limit) = (Vec::new(), Vec::new());
-    let mut before = memory.bytes_per_s();
+    let limit = || limits.seconds(work.bytes, work.flops);
+    let mut before = limit();
     for _ in 0..repeats.max(1) {
         let (start, mut times) = (Instant::now(), Vec::new());
         while times.is_empty() || start.elapsed() < AT_LEAST {
@@ -51,10 +50,9 @@ pub fn measure(
             times.push(start.elapsed().as_secs_f64());
         }
         let time = median(times);
-        let after = memory.bytes_per_s();
-        let now = Limits { read_bytes: (before + after) / 2.0, ..*limits };
+        let after = limit();
         seconds.push(time);
-        of_limit.push(now.seconds(cpu.precision(), work.bytes, work.flops) / time);
+        of_limit.push((before + after) / 2.0 / time);
         before = after;
     }
     Measured { work, seconds: median(seconds), of_limit: median(of_limit) }

@@ -34,7 +34,7 @@ struct Line {
 struct Bench<'a> {
     cpu: &'a Cpu,
     limits: Limits,
-    memory: Reading<'a>,
+    now: Reading<'a>,
     repeats: usize,
 }
 
@@ -49,7 +49,7 @@ pub fn run(
     let lines = shapes.len() * (5 + TOKENS.len());
     let bar = progress::bar(output, "measuring", "kernels", lines as u64);
     let (mut products, mut attention) = (Vec::new(), Vec::new());
-    let bench = Bench { cpu, limits: limits::measure(cpu), memory: Reading::new(cpu), repeats };
+    let bench = Bench { cpu, limits: limits::measure(cpu), now: Reading::new(cpu), repeats };
     for &shape in shapes {
         for (what, k, n) in shape.shape().products() {
             let runs = bench.multiply(k, n, what == "head");
@@ -123,7 +123,7 @@ impl Bench<'_> {
     }
 
     fn measure(&self, work: Work, run: impl FnMut()) -> Measured {
-        measure(self.cpu, &self.limits, &self.memory, self.repeats, work, run)
+        measure(&self.now, self.repeats, work, run)
     }
 }
 
