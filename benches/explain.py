@@ -177,8 +177,8 @@ def main() -> None:
         shutil.rmtree(run / "explain", ignore_errors=True)
         analyses = [] if name == "all" else [f"--{analysis}" for analysis in name.split("+")]
         findings.append(step(f"explain {name}", "explain", run, *analyses))
-    output = "\n".join(findings)
-    print("\n```json\n" + output.strip() + "\n```")
+    if findings:
+        print("\n```json\n" + "\n".join(findings).strip() + "\n```")
 
 
 if __name__ == "__main__":

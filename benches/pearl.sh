@@ -5,7 +5,7 @@
 #
 # TARGET and DRAFT are a small trained pair. heavier.py gives them the cost of larger models and leaves their text as it is:
 # a pass of the target then takes eight to ten times as long as one of the draft, as in the published pairs. One JSON file for each
-# batch size is left in OUT beside the tables; one that is there already is not measured again. A quarter of an hour on two cores
+# batch size is left in OUT beside the tables; one that is there already is not measured again. Half an hour on two cores
 # that have nothing else to do.
 set -euo pipefail
 fathom=$1 target=$2 draft=$3 data=$4 out=$5
@@ -20,7 +20,7 @@ measure() { # measure BATCH_SIZE PROMPTS STEPS AR_TOKENS
     [[ -s $file ]] && return
     "$fathom" bench --target "$out/target" --draft "$out/draft" --data "$data" --precision bf16 \
         --modes ar,sd,pearl,auto --batch-sizes "$1" --limit "$2" --steps "$3" --ar-tokens "$4" \
-        --repeats 5 --json > "$file.part"
+        --repeats 9 --json > "$file.part"
     mv "$file.part" "$file"
 }
 measure 1 2 100 200

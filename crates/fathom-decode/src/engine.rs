@@ -4,6 +4,7 @@
 //! its own; token ids go back and forth over channels, and nothing else is shared. Requests join and leave
 //! at any step.
 
+mod admission;
 mod draft_worker;
 mod metrics;
 mod options;
@@ -16,11 +17,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_kernels::Backend;
-use fathom_model::{Error, LogitRows, Model, PREFILL_CHUNK, Result, SequenceOptions, Step};
+use fathom_model::{Error, LogitRows, Model, Result, Step};
 
 use crate::{
-    AdaptiveGamma, AutoMode, Completion, EndRules, GreedyJudge, Judge, Lengths, LogitsJudge, Mode,
-    Outcome, Phase, Proposal, Sampler, Speeds, ar, sd,
+    Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Phase, Planner, Proposal,
+    Sampler, ar, sd,
 };
 use draft_worker::{DraftJob, DraftWorker};
 pub use metrics::EngineMetrics;
@@ -34,9 +35,7 @@ pub struct Engine<'a, B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
-    speeds: Speeds,
-    gamma: AdaptiveGamma,
-    auto: AutoMode,
+    planner: Planner,
     /// Most tokens of a sequence, prompt included.
     context: usize,
     waiting: VecDeque<Slot<'a, B>>,
@@ -88,9 +87,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             target,
             draft,
             options,
-            speeds: Speeds::default(),
-            gamma: gamma_of(options.gamma),
-            auto: AutoMode::default(),
+            planner: Planner::new(options.gamma),
             context,
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
@@ -193,7 +190,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             return Err(Error::Request(message.to_owned()));
         }
         if options.gamma != self.options.gamma {
-            self.gamma = gamma_of(options.gamma);
+            self.planner.set_gamma(options.gamma);
         }
         self.options = options;
         Ok(())
@@ -253,7 +250,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         };
         let batch = self.running.len();
         let updates = self.judge(mode, chunks, &scores)?;
-        self.speeds.record_overhead(batch, mode, start.elapsed().as_secs_f64() - work);
+        self.planner.speeds.record_overhead(batch, mode, start.elapsed().as_secs_f64() - work);
         Ok(updates)
     }
 
@@ -278,114 +275,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))
     }
 
-    /// Moves waiting requests into the batch while there is room.
-    fn admit(&mut self) {
-        let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
-        while in_batch(self) < self.options.batch_size {
-            let Some(slot) = self.waiting.front() else { break };
-            // A request alone always fits: see `submit`.
-            let fits = self.pages_wanted() + self.pages(slot) <= self.options.kv_pages;
-            if !fits && in_batch(self) > 0 {
-                break;
-            }
-            let Some(mut slot) = self.waiting.pop_front() else { break };
-            slot.number = self.next_slot;
-            self.next_slot += 1;
-            slot.sequence = Some(self.target.new_sequence(SequenceOptions {
-                planned_len: Some(slot.planned_len),
-                ..Default::default()
-            }));
-            self.prefilling.push_back(slot);
-        }
-    }
-
-    /// Prefills at most a chunk of tokens, of the oldest requests first: both models' caches then hold that
-    /// much more of their texts. Requests whose text is in the caches but for its last token, as before every step, run.
-    fn prefill_chunk(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let mut room = PREFILL_CHUNK;
-        let mut feeds: Vec<Vec<u32>> = Vec::new();
-        for slot in &self.prefilling {
-            let tokens = slot.unfilled(room);
-            room -= tokens.len();
-            feeds.push(tokens.to_vec());
-        }
-        if feeds.iter().any(|tokens| !tokens.is_empty()) {
-            let all = self.prefilling.iter_mut().zip(&feeds);
-            let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
-            self.target.backend().set_beside(self.draft.is_some());
-            if let Some(draft) = &self.draft {
-                let items =
-                    fed.iter_mut().map(|(slot, tokens)| slot.prefill_item(tokens)).collect();
-                let forget = std::mem::take(&mut self.forget);
-                draft.send(DraftJob { items, gamma: 0, beside: true, forget });
-            }
-            let steps = fed.iter_mut().filter_map(|(slot, tokens)| {
-                let sequence = slot.sequence.as_mut()?;
-                Some(Step { sequence, tokens, logits: LogitRows::None })
-            });
-            self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
-            if let Some(draft) = &mut self.draft {
-                draft.receive()?;
-            }
-            self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
-        }
-        let filled = |slot: &Slot<'a, B>| slot.unfilled(1).is_empty();
-        while self.prefilling.front().is_some_and(filled) {
-            self.running.extend(self.prefilling.pop_front());
-        }
-        Ok(())
-    }
-
-    /// Pages that a sequence's cache may hold at the end of the next step.
-    fn pages(&self, slot: &Slot<'a, B>) -> usize {
-        slot.reach(self.options.max_gamma()).div_ceil(B::KV_PAGE)
-    }
-
-    /// The same of all admitted requests together.
-    fn pages_wanted(&self) -> usize {
-        self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
-    }
-
-    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to wait; they
-    /// keep their text and resume where they were.
-    fn preempt(&mut self) {
-        while self.pages_wanted() > self.options.kv_pages {
-            let youngest = match self.prefilling.pop_back() {
-                None if self.running.len() > 1 => self.running.pop(),
-                youngest => youngest,
-            };
-            let Some(mut slot) = youngest else { break };
-            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
-            self.metrics.preemptions += 1;
-            self.metrics.wasted += slot.release();
-            self.waiting.push_front(slot);
-        }
-    }
-
     /// How the next step is made: the way of decoding, and γ.
     fn plan(&mut self) -> (Mode, usize) {
         let runs: Vec<usize> = self.running.iter().map(|slot| slot.runs.open()).collect();
-        let lengths = Mode::ALL.map(|mode| match mode {
-            Mode::Ar => Lengths::same(0),
-            mode => self.gamma.lengths(mode, &runs, &self.speeds),
-        });
-        let mode = match self.options.mode {
-            ModeChoice::Always(mode) => mode,
-            ModeChoice::Auto => {
-                let expected = Mode::ALL.map(|mode| {
-                    let forecast = self.speeds.forecast(mode, &runs)?;
-                    Some(forecast.tokens_per_second(lengths[mode as usize]))
-                });
-                self.auto.choose(runs.len(), |mode| expected[mode as usize])
-            }
-        };
-        let lengths = lengths[mode as usize];
-        let gamma = match mode {
-            Mode::Ar => 0,
-            Mode::Sd => lengths.post_verify,
-            Mode::Pearl => lengths.of_step(self.running.iter().map(|slot| slot.pearl.phase())),
-        };
+        let phases = self.running.iter().map(|slot| slot.pearl.phase());
+        let (mode, gamma) = self.planner.plan(self.options.mode, &runs, phases);
         let all_in_pre = || self.running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {
             Mode::Ar => {}
@@ -420,7 +314,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.metrics.draft_seconds += report.seconds;
         self.metrics.draft_cost.record(report.drafting / gamma as f64);
         let beside = mode == Mode::Pearl;
-        self.speeds.record_draft(self.running.len(), beside, gamma, report.drafting);
+        self.planner.speeds.record_draft(self.running.len(), beside, gamma, report.drafting);
         let mut chunks = report.chunks;
         let chunk = |slot: &Slot<'a, B>| chunks.remove(&slot.number).unwrap_or_default();
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
@@ -448,15 +342,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
         self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
-        self.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
+        self.planner.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
         Ok((scores, seconds))
-    }
-
-    /// Pages of the target's caches.
-    fn pages_held(&self) -> usize {
-        let admitted = self.running.iter().chain(&self.prefilling);
-        let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());
-        sequences.map(|sequence| sequence.len().div_ceil(B::KV_PAGE)).sum()
     }
 
     /// Judges what was drafted, commits what holds, rolls both models back to it, and lets finished
@@ -491,7 +378,11 @@ impl<'a, B: Backend> Engine<'a, B> {
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge)?,
             };
             slot.roll_back(&self.target)?;
-            self.speeds.record_acceptance(slot.runs.open(), outcome.judged, outcome.accepted);
+            self.planner.speeds.record_acceptance(
+                slot.runs.open(),
+                outcome.judged,
+                outcome.accepted,
+            );
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
             self.metrics.acceptance.record(&outcome);
@@ -510,12 +401,5 @@ impl<'a, B: Backend> Engine<'a, B> {
         self.release_where(|slot| slot.text.is_finished());
         self.metrics.judge_seconds += start.elapsed().as_secs_f64();
         Ok(updates)
-    }
-}
-
-fn gamma_of(gamma: Gamma) -> AdaptiveGamma {
-    match gamma {
-        Gamma::Fixed(gamma) => AdaptiveGamma::fixed(gamma),
-        Gamma::Adaptive(limits) => AdaptiveGamma::new(limits),
     }
 }

@@ -24,6 +24,7 @@ mod metrics;
 mod mode;
 mod pass_cost;
 mod pearl;
+mod planner;
 mod proposal;
 mod run_acceptance;
 mod running;
@@ -38,19 +39,21 @@ mod threads;
 mod verify;
 mod vocabulary;
 
-pub use auto_mode::AutoMode;
+pub(crate) use auto_mode::AutoMode;
 pub use completion::{Completion, EndRules, Finish, StopCheck};
-pub use gamma::{AdaptiveGamma, GammaLimits, Lengths};
+pub(crate) use gamma::AdaptiveGamma;
+pub use gamma::{GammaLimits, Lengths};
 pub use metrics::{Acceptance, Runs};
 pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
+pub(crate) use planner::Planner;
 pub use proposal::{Drafted, Proposal};
 pub use running::{Line, Mean};
 pub use sampling::{
     Distribution, GreedyJudge, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
     philox4x32,
 };
-pub use speeds::{Forecast, Speeds};
+pub(crate) use speeds::Speeds;
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;
 pub use threads::{Placement, ThreadSplit};

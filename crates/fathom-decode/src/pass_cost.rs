@@ -6,7 +6,7 @@ use crate::running::Mean;
 const NOISE: f64 = 0.1;
 /// How much the machine's speed changes from pass to pass, likewise: other programs, other machines on the same
 /// host. It makes passes over many rows and over few slower by the same factor.
-const SPEED_DRIFT: f64 = 0.03;
+const SPEED_DRIFT: f64 = 0.015;
 /// How much either part of the cost changes by itself, as longer contexts do.
 const SHAPE_DRIFT: f64 = 0.005;
 /// Before a second number of rows was seen: how much of a pass may be in its rows.
@@ -14,6 +14,8 @@ const UNKNOWN_SPLIT: f64 = 0.5;
 /// What lies further from the expected than so many standard deviations counts as that far: another program's
 /// interruption says little about the next pass.
 const OUTLIER: f64 = 3.0;
+/// No pass takes less, in seconds, whatever a coarse clock says.
+const SHORTEST: f64 = 1e-9;
 /// Standard deviations that a hopeful estimate lies below the expected one.
 const HOPE: f64 = 2.0;
 
@@ -54,6 +56,19 @@ impl Covariance {
         let (pass, row) = (self.pass + self.both * rows, self.both + self.row * rows);
         (pass, row, pass + row * rows)
     }
+
+    /// Variance of `row` if the seconds of a pass over `rows` rows were known.
+    fn row_given_seconds(self, rows: f64) -> f64 {
+        let (_, row, seconds) = self.with_seconds(rows);
+        if seconds > 0.0 { (self.row - row * row / seconds).max(0.0) } else { 0.0 }
+    }
+
+    /// The nearest that there can be: differences of nearly equal numbers are rounded.
+    fn possible(self) -> Covariance {
+        let (pass, row) = (self.pass.max(0.0), self.row.max(0.0));
+        let most = (pass * row).sqrt();
+        Covariance { pass, both: self.both.max(-most).min(most), row }
+    }
 }
 
 impl Default for PassCost {
@@ -93,17 +108,10 @@ impl PassCost {
     }
 }
 
-impl Covariance {
-    /// Variance of `row` if the seconds of a pass over `rows` rows were known.
-    fn row_given_seconds(self, rows: f64) -> f64 {
-        let (_, row, seconds) = self.with_seconds(rows);
-        if seconds > 0.0 { (self.row - row * row / seconds).max(0.0) } else { 0.0 }
-    }
-}
-
 impl Estimate {
     /// Nothing is known of how the first pass splits: as if all of it were in the pass.
     fn first(rows: f64, seconds: f64) -> Estimate {
+        let seconds = seconds.max(SHORTEST);
         let (noise, split) = (NOISE * seconds, UNKNOWN_SPLIT * seconds);
         let covariance = Covariance {
             pass: noise * noise + split * split,
@@ -120,26 +128,28 @@ impl Estimate {
     /// After another pass.
     fn next(self, rows: f64, seconds: f64) -> Estimate {
         let Estimate { mut pass, mut row, mut covariance } = self;
-        let expected = self.seconds(rows);
+        let expected = self.seconds(rows).max(SHORTEST);
         let (speed, shape) = (SPEED_DRIFT * SPEED_DRIFT, SHAPE_DRIFT * expected);
         covariance.pass += speed * pass * pass + shape * shape;
         covariance.both += speed * pass * row;
         covariance.row += speed * row * row + (shape / rows).powi(2);
 
         let (with_pass, with_row, variance) = covariance.with_seconds(rows);
-        let variance = (variance + (NOISE * expected).powi(2)).max(f64::MIN_POSITIVE);
+        let variance = variance.max(0.0) + (NOISE * expected).powi(2);
         let bound = OUTLIER * variance.sqrt();
-        let surprise = (seconds - expected).clamp(-bound, bound);
+        let surprise = (seconds - expected).max(-bound).min(bound);
         pass += with_pass / variance * surprise;
         row += with_row / variance * surprise;
         covariance.pass -= with_pass * with_pass / variance;
         covariance.both -= with_pass * with_row / variance;
         covariance.row -= with_row * with_row / variance;
+        let covariance = covariance.possible();
         // Neither part is negative; what such a pass costs stays.
+        let seconds = (pass + row * rows).max(0.0);
         if row < 0.0 {
-            (pass, row) = (pass + row * rows, 0.0);
+            (pass, row) = (seconds, 0.0);
         } else if pass < 0.0 {
-            (pass, row) = (0.0, row + pass / rows);
+            (pass, row) = (0.0, seconds / rows);
         }
         Estimate { pass, row, covariance }
     }
@@ -209,6 +219,23 @@ mod tests {
         for rows in [8.0, 2.0, 30.0, 1.0] {
             (0..50).for_each(|_| cost.record(rows, 0.0));
             assert!(cost.at(1.0).unwrap() >= 0.0 && cost.hopeful(64.0).unwrap() >= 0.0);
+        }
+    }
+
+    proptest::proptest! {
+        /// Whatever a clock says, estimates are numbers one can plan with.
+        #[test]
+        fn estimates_are_finite_and_never_negative(
+            passes in proptest::collection::vec((1_u32..4096, 0.0_f64..100.0, 0_i32..12), 1..200),
+        ) {
+            let mut cost = PassCost::default();
+            for (rows, seconds, tens) in passes {
+                cost.record(f64::from(rows), seconds / 10_f64.powi(tens));
+                for rows in [1.0, 17.0, 5000.0] {
+                    let (at, hopeful) = (cost.at(rows).unwrap(), cost.hopeful(rows).unwrap());
+                    assert!(at.is_finite() && 0.0 <= hopeful && hopeful <= at, "{cost:?}");
+                }
+            }
         }
     }
 }

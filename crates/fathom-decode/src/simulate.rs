@@ -3,8 +3,8 @@
 use fathom_model::Result;
 
 use crate::{
-    Completion, Drafted, EndRules, Judge, Lengths, Mode, Pearl, Proposal, Purpose, RequestRng,
-    Runs, Verdict, ar, sd,
+    Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal, Purpose,
+    RequestRng, Runs, Verdict, ar, sd,
 };
 
 /// How much is simulated.
@@ -51,27 +51,30 @@ impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
     /// A step that drafts `gamma` tokens for every sequence and scores `rows` in all. In PEARL it takes as
     /// long as the slower of the two.
     fn step(&self, mode: Mode, gamma: usize, rows: usize) -> f64 {
-        let draft = gamma as f64 * self.draft;
-        let pass = (self.pass)(rows as f64);
-        match mode {
-            Mode::Ar => pass,
-            Mode::Sd => draft + pass,
-            Mode::Pearl => draft.max(pass),
-        }
+        seconds(mode, gamma as f64 * self.draft, (self.pass)(rows as f64))
+    }
+}
+
+/// Seconds of a step whose chunk and whose pass take so long.
+pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
+    match mode {
+        Mode::Ar => pass,
+        Mode::Sd => draft + pass,
+        Mode::Pearl => draft.max(pass),
     }
 }
 
 /// One sequence on its way.
-struct Simulation {
+pub(crate) struct Simulation {
     text: Completion<'static>,
-    pearl: Pearl,
-    runs: Runs,
+    pub(crate) pearl: Pearl,
+    pub(crate) runs: Runs,
     judge: BernoulliJudge,
 }
 
 impl Simulation {
     /// With its first token, which is the target's own.
-    fn new(acceptance: f64, rng: RequestRng) -> Result<Simulation> {
+    pub(crate) fn new(acceptance: f64, rng: RequestRng) -> Result<Simulation> {
         let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
         let mut text = Completion::new(Vec::new(), end);
         let mut judge = BernoulliJudge { acceptance, rng, position: 0 };
@@ -80,7 +83,7 @@ impl Simulation {
     }
 
     /// What the target is to score in the next step.
-    fn rows(&self, mode: Mode, gamma: usize) -> usize {
+    pub(crate) fn rows(&self, mode: Mode, gamma: usize) -> usize {
         1 + match mode {
             Mode::Ar => 0,
             Mode::Sd => gamma,
@@ -88,7 +91,7 @@ impl Simulation {
         }
     }
 
-    fn step(&mut self, mode: Mode, gamma: usize) -> Result<()> {
+    pub(crate) fn step(&mut self, mode: Mode, gamma: usize) -> Result<Outcome> {
         self.judge.position = self.text.tokens().len();
         let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
         let outcome = match mode {
@@ -97,7 +100,7 @@ impl Simulation {
             Mode::Pearl => self.pearl.step(&mut self.text, chunk, &mut self.judge)?,
         };
         self.runs.record(&outcome);
-        Ok(())
+        Ok(outcome)
     }
 }
 
@@ -126,7 +129,9 @@ pub fn run(
             };
             let rows = batch.iter().map(|sequence| sequence.rows(mode, gamma)).sum();
             seconds += costs.step(mode, gamma, rows);
-            batch.iter_mut().try_for_each(|sequence| sequence.step(mode, gamma))?;
+            for sequence in &mut batch {
+                sequence.step(mode, gamma)?;
+            }
         }
         for sequence in batch {
             let tokens = sequence.text.generated().len();

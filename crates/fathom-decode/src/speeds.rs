@@ -65,6 +65,7 @@ impl Speeds {
     }
 
     /// Running share of judged drafts that were accepted; `None` before the first.
+    #[cfg(test)]
     pub fn acceptance(&self) -> Option<f64> {
         self.acceptance.overall()
     }
@@ -153,6 +154,7 @@ impl Forecast {
     }
 
     /// Expected tokens per step of one sequence.
+    #[cfg(test)]
     pub fn tokens_per_step(&self, lengths: Lengths) -> f64 {
         self.step(lengths).tokens
     }

@@ -9,8 +9,9 @@ use bytemuck::Pod;
 /// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a packed
 /// panel straddles two cache lines.
 pub(crate) struct Aligned<T: Pod> {
-    /// What the allocator gave: some bytes more than `len` elements take.
+    /// What the allocator gave, as `layout` asked: some bytes more than `len` elements take.
     allocation: NonNull<u8>,
+    layout: Layout,
     /// The first boundary within.
     data: NonNull<T>,
     len: usize,
@@ -27,13 +28,33 @@ const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
     pub(crate) fn zeroed(len: usize) -> Aligned<T> {
+        Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE)
+    }
+
+    /// For what is read from end to end again and again: the last page is huge too if it is nearly full, though it
+    /// then takes all of its memory.
+    pub(crate) fn zeroed_to_stream(len: usize) -> Aligned<T> {
+        Aligned::allocate(len, Self::bytes(len).saturating_add(HUGE_PAGE / 4) / HUGE_PAGE)
+    }
+
+    fn bytes(len: usize) -> usize {
+        len.saturating_mul(size_of::<T>())
+    }
+
+    /// `len` elements, the first of their bytes in so many huge pages.
+    fn allocate(len: usize, huge_pages: usize) -> Aligned<T> {
+        let huge = huge_pages.saturating_mul(HUGE_PAGE);
+        let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };
+        let size = Self::bytes(len).max(huge).saturating_add(boundary);
+        let layout = Layout::from_size_align(size, align_of::<T>());
+        let layout = layout.unwrap_or_else(|_| panic!("{len} elements: too many"));
         if len == 0 {
-            return Aligned { allocation: NonNull::dangling(), data: NonNull::dangling(), len };
+            let (allocation, data) = (NonNull::dangling(), NonNull::dangling());
+            return Aligned { allocation, layout, data, len };
         }
-        let Placed { layout, boundary, huge } = Self::place(len);
         // Aligned by hand: an allocator asked for zeros *and* a large alignment clears the memory
         // itself, where it could have taken untouched pages from the system.
-        // SAFETY: the layout is not empty, as `len > 0`.
+        // SAFETY: the layout is not empty: it has room for a boundary.
         let pointer = unsafe { alloc_zeroed(layout) };
         let Some(allocation) = NonNull::new(pointer) else { handle_alloc_error(layout) };
         let offset = pointer.addr().next_multiple_of(boundary) - pointer.addr();
@@ -45,7 +66,7 @@ impl<T: Pod> Aligned<T> {
             // failure changes nothing but speed.
             unsafe { libc::madvise(data.as_ptr().cast(), huge, libc::MADV_HUGEPAGE) };
         }
-        Aligned { allocation, data, len }
+        Aligned { allocation, layout, data, len }
     }
 
     pub(crate) fn filled(len: usize, value: T) -> Aligned<T> {
@@ -66,28 +87,6 @@ impl<T: Pod> Aligned<T> {
             *self = Aligned::zeroed(len);
         }
     }
-
-    /// Where `len` elements go.
-    fn place(len: usize) -> Placed {
-        let bytes = len.saturating_mul(size_of::<T>());
-        // The last page is huge too if it is nearly full: it takes all of its memory.
-        let huge = bytes.saturating_add(HUGE_PAGE / 4) / HUGE_PAGE * HUGE_PAGE;
-        let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };
-        let size = bytes.max(huge).saturating_add(boundary);
-        let layout = Layout::from_size_align(size, align_of::<T>());
-        let layout = layout.unwrap_or_else(|_| panic!("{len} elements: too many"));
-        Placed { layout, boundary, huge }
-    }
-}
-
-/// Where an array goes.
-struct Placed {
-    /// Of the allocation.
-    layout: Layout,
-    /// What its elements start on.
-    boundary: usize,
-    /// Bytes from there on that are to lie in huge pages.
-    huge: usize,
 }
 
 impl<T: Pod> Default for Aligned<T> {
@@ -99,8 +98,8 @@ impl<T: Pod> Default for Aligned<T> {
 impl<T: Pod> Drop for Aligned<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with this very layout.
-            unsafe { dealloc(self.allocation.as_ptr(), Self::place(self.len).layout) }
+            // SAFETY: allocated with this very layout.
+            unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
         }
     }
 }

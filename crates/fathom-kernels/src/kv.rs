@@ -126,9 +126,15 @@ fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
     match storage {
         Storage::F32 => words.zip(key).for_each(|(word, k)| *word = k.to_bits()),
         Storage::Bf16 => {
-            for (word, pair) in words.zip(key.chunks(2)) {
-                let high = pair.get(1).map_or(0, |&k| bf16_bits(k));
-                *word = bf16_bits(pair[0]) | high << 16;
+            // Rounded some at a time, in vectors, before each goes to its place.
+            const AT_ONCE: usize = 32;
+            let mut words = words;
+            for key in key.chunks(AT_ONCE) {
+                let mut bits = [0; AT_ONCE];
+                bits.iter_mut().zip(key).for_each(|(bits, &k)| *bits = bf16_bits(k));
+                let pairs = bits.chunks_exact(2).take(key.len().div_ceil(2));
+                // Pairs first: a zip takes from its first even if the second is at its end.
+                pairs.zip(&mut words).for_each(|(pair, word)| *word = pair[0] | pair[1] << 16);
             }
         }
     }

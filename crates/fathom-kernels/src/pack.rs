@@ -67,7 +67,7 @@ pub(crate) struct Panels {
 impl Panels {
     pub(crate) fn zeroed(columns: usize, k: usize, storage: Storage) -> Panels {
         let words = columns.div_ceil(PANEL) * storage.steps(k) * PANEL;
-        Panels { storage, columns, k, words: Aligned::zeroed(words) }
+        Panels { storage, columns, k, words: Aligned::zeroed_to_stream(words) }
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -163,8 +163,13 @@ fn pack_column(bytes: &[u8], dtype: DType, storage: Storage, words: &mut [u32]) 
     }
 }
 
+/// The nearest bfloat16, ties to even, as `bf16::from_f32` rounds; without a branch, so that loops over it become
+/// vector code.
+#[inline(always)]
 pub(crate) fn bf16_bits(x: f32) -> u32 {
-    u32::from(bf16::from_f32(x).to_bits())
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { nearest }
 }
 
 /// The number stored in `bytes`.
@@ -223,6 +228,32 @@ pub(crate) unsafe fn store_packed<S: Simd, P: Product>(
             s.store(out.cast::<f32>().add(k), s.round_bf16(values));
         } else {
             s.store(out.cast::<f32>().add(k), values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        let edges = [
+            0,
+            1,
+            0x7fff,
+            0x8000,
+            0x8001,
+            0x18000,
+            0x7f7f_ffff,
+            0x7f80_0000,
+            0x7f80_0001,
+            0x7fff_ffff,
+        ];
+        let signed = edges.into_iter().flat_map(|bits| [bits, bits | 1 << 31]);
+        for bits in signed.chain((0..u32::MAX).step_by(65_521)) {
+            let x = f32::from_bits(bits);
+            assert_eq!(bf16_bits(x), u32::from(bf16::from_f32(x).to_bits()), "{bits:#010x}");
         }
     }
 }

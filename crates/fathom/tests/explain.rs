@@ -87,7 +87,7 @@ fn what_is_gone_or_changed_is_named() {
     assert_refused(&explain(&[]), &["traces.jsonl", "give `--traces`"]);
 
     fs::rename(scanned.model.path(), scanned.path("moved")).unwrap();
-    assert_refused(&explain(&[]), &["the run's model is not here", "give `--model`"]);
+    assert_refused(&explain(&[]), &["the run's model is not here", "with `--model`"]);
     // What the scan measured is explained without a model.
     succeed(&["explain", &run_dir, "--effect", "--quiet"]);
 

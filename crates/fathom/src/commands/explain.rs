@@ -180,7 +180,9 @@ impl Args {
         let resolved = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name));
         resolved.map_err(|error| match &self.model {
             Some(_) => error,
-            None => Error::Request(format!("the run's model is not here: {error}; give `--model`")),
+            None => Error::Request(format!(
+                "the run's model is not here: {error}; if it is elsewhere, name that with `--model`"
+            )),
         })
     }
 }

@@ -1,0 +1,104 @@
+//! Who is in the batch: admission by room in the caches, prefill, and who has to wait when they are full.
+
+use std::time::Instant;
+
+use fathom_kernels::Backend;
+use fathom_model::{LogitRows, PREFILL_CHUNK, Result, SequenceOptions, Step};
+
+use super::Engine;
+use super::draft_worker::DraftJob;
+use super::slot::Slot;
+
+impl<'a, B: Backend> Engine<'a, B> {
+    /// Moves waiting requests into the batch while there is room.
+    pub(super) fn admit(&mut self) {
+        let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
+        while in_batch(self) < self.options.batch_size {
+            let Some(slot) = self.waiting.front() else { break };
+            // A request alone always fits: see `submit`.
+            let fits = self.pages_wanted() + self.pages(slot) <= self.options.kv_pages;
+            if !fits && in_batch(self) > 0 {
+                break;
+            }
+            let Some(mut slot) = self.waiting.pop_front() else { break };
+            slot.number = self.next_slot;
+            self.next_slot += 1;
+            slot.sequence = Some(self.target.new_sequence(SequenceOptions {
+                planned_len: Some(slot.planned_len),
+                ..Default::default()
+            }));
+            self.prefilling.push_back(slot);
+        }
+    }
+
+    /// Prefills at most a chunk of tokens, of the oldest requests first: both models' caches then hold that
+    /// much more of their texts. Requests whose text is in the caches but for its last token, as before every step, run.
+    pub(super) fn prefill_chunk(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let mut room = PREFILL_CHUNK;
+        let mut feeds: Vec<Vec<u32>> = Vec::new();
+        for slot in &self.prefilling {
+            let tokens = slot.unfilled(room);
+            room -= tokens.len();
+            feeds.push(tokens.to_vec());
+        }
+        if feeds.iter().any(|tokens| !tokens.is_empty()) {
+            let all = self.prefilling.iter_mut().zip(&feeds);
+            let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
+            self.target.backend().set_beside(self.draft.is_some());
+            if let Some(draft) = &self.draft {
+                let items =
+                    fed.iter_mut().map(|(slot, tokens)| slot.prefill_item(tokens)).collect();
+                let forget = std::mem::take(&mut self.forget);
+                draft.send(DraftJob { items, gamma: 0, beside: true, forget });
+            }
+            let steps = fed.iter_mut().filter_map(|(slot, tokens)| {
+                let sequence = slot.sequence.as_mut()?;
+                Some(Step { sequence, tokens, logits: LogitRows::None })
+            });
+            self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
+            if let Some(draft) = &mut self.draft {
+                draft.receive()?;
+            }
+            self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
+        }
+        let filled = |slot: &Slot<'a, B>| slot.unfilled(1).is_empty();
+        while self.prefilling.front().is_some_and(filled) {
+            self.running.extend(self.prefilling.pop_front());
+        }
+        Ok(())
+    }
+
+    /// Pages that a sequence's cache may hold at the end of the next step.
+    fn pages(&self, slot: &Slot<'a, B>) -> usize {
+        slot.reach(self.options.max_gamma()).div_ceil(B::KV_PAGE)
+    }
+
+    /// The same of all admitted requests together.
+    fn pages_wanted(&self) -> usize {
+        self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
+    }
+
+    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to wait; they
+    /// keep their text and resume where they were.
+    pub(super) fn preempt(&mut self) {
+        while self.pages_wanted() > self.options.kv_pages {
+            let youngest = match self.prefilling.pop_back() {
+                None if self.running.len() > 1 => self.running.pop(),
+                youngest => youngest,
+            };
+            let Some(mut slot) = youngest else { break };
+            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
+            self.metrics.preemptions += 1;
+            self.metrics.wasted += slot.release();
+            self.waiting.push_front(slot);
+        }
+    }
+
+    /// Pages of the target's caches.
+    pub(super) fn pages_held(&self) -> usize {
+        let admitted = self.running.iter().chain(&self.prefilling);
+        let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());
+        sequences.map(|sequence| sequence.len().div_ceil(B::KV_PAGE)).sum()
+    }
+}

@@ -1,0 +1,188 @@
+//! What the next step is: the way of decoding, and γ, by what the steps before it cost and brought.
+
+use crate::engine::{Gamma, ModeChoice};
+use crate::{AdaptiveGamma, AutoMode, Lengths, Mode, Phase, Speeds};
+
+/// Plans steps, and is told what came of them.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    /// What was measured.
+    pub speeds: Speeds,
+    gamma: AdaptiveGamma,
+    auto: AutoMode,
+}
+
+impl Planner {
+    /// One that knows nothing yet.
+    pub fn new(gamma: Gamma) -> Planner {
+        let gamma = adaptive(gamma);
+        Planner { speeds: Speeds::default(), gamma, auto: AutoMode::default() }
+    }
+
+    /// Goes on with another choice of γ; what was measured is kept.
+    pub fn set_gamma(&mut self, gamma: Gamma) {
+        self.gamma = adaptive(gamma);
+    }
+
+    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs have so many tokens
+    /// by now, and which are in these phases.
+    pub fn plan(
+        &mut self,
+        choice: ModeChoice,
+        runs: &[usize],
+        phases: impl Iterator<Item = Phase>,
+    ) -> (Mode, usize) {
+        let Planner { speeds, gamma, auto } = self;
+        let mut lengths = |mode| match mode {
+            Mode::Ar => Lengths::same(0),
+            mode => gamma.lengths(mode, runs, speeds),
+        };
+        let (mode, lengths) = match choice {
+            ModeChoice::Always(mode) => (mode, lengths(mode)),
+            ModeChoice::Auto => {
+                let lengths = Mode::ALL.map(lengths);
+                let expected = Mode::ALL.map(|mode| {
+                    let forecast = speeds.forecast(mode, runs)?;
+                    Some(forecast.tokens_per_second(lengths[mode as usize]))
+                });
+                let mode = auto.choose(runs.len(), |mode| expected[mode as usize]);
+                (mode, lengths[mode as usize])
+            }
+        };
+        match mode {
+            Mode::Pearl => (mode, lengths.of_step(phases)),
+            _ => (mode, lengths.post_verify),
+        }
+    }
+}
+
+fn adaptive(gamma: Gamma) -> AdaptiveGamma {
+    match gamma {
+        Gamma::Fixed(gamma) => AdaptiveGamma::fixed(gamma),
+        Gamma::Adaptive(limits) => AdaptiveGamma::new(limits),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::simulate::{self, Simulation};
+    use crate::{GammaLimits, Purpose, RequestRng};
+
+    /// Steps of every way before it counts, as in the benchmark.
+    const WARM_UP: usize = 20;
+    /// Tokens' worth of steps that count, in a batch.
+    const STEPS: usize = 3000;
+
+    /// What its parts cost beside a pass of the target over nothing; the truth, which the planner sees through noise.
+    #[derive(Clone, Copy, Debug)]
+    struct Machine {
+        /// A drafted token, and a row of a pass.
+        draft: f64,
+        row: f64,
+        /// By how much draft and target slow each other down.
+        beside: f64,
+    }
+
+    impl Machine {
+        /// Seconds of a chunk and of a pass.
+        fn costs(self, mode: Mode, gamma: usize, rows: usize) -> (f64, f64) {
+            let slower = if mode == Mode::Pearl { self.beside } else { 1.0 };
+            (slower * self.draft * gamma as f64, slower * (1.0 + self.row * rows as f64))
+        }
+    }
+
+    /// Around 1, deviating by `share`.
+    fn noise(rng: &RequestRng, at: usize, share: f64) -> f64 {
+        let centred = |purpose| rng.uniform(at, purpose) - 0.5;
+        // Two uniform numbers have a sixth of variance.
+        let normal = (centred(Purpose::Accept) + centred(Purpose::Draft)) * 6.0_f64.sqrt();
+        (share * normal).exp()
+    }
+
+    /// Tokens per second of `choice`, by what its steps truly cost, after a warm-up of every way. The machine's speed
+    /// wanders, and measured times are noisy besides.
+    fn speed(
+        machine: Machine,
+        acceptance: f64,
+        batch: usize,
+        choice: ModeChoice,
+        gamma: Gamma,
+    ) -> f64 {
+        let mut planner = Planner::new(gamma);
+        let rng = RequestRng::new(9, 9);
+        let (mut step, mut slowness) = (0, 1.0_f64);
+        let mut tokens_per_second = |choice, steps| {
+            let new = |request| Simulation::new(acceptance, RequestRng::new(5, request)).unwrap();
+            let mut all: Vec<_> = (0..batch as u64).map(new).collect();
+            let (mut tokens, mut seconds) = (0, 0.0);
+            for _ in 0..steps {
+                step += 3;
+                slowness = (slowness * noise(&rng, step, 0.02)).clamp(0.7, 1.4);
+                let runs: Vec<usize> = all.iter().map(|one| one.runs.open()).collect();
+                let phases = all.iter().map(|one| one.pearl.phase());
+                let (mode, gamma) = planner.plan(choice, &runs, phases);
+                if mode != Mode::Pearl {
+                    all.iter_mut().for_each(|one| _ = one.pearl.clear());
+                }
+                let rows = all.iter().map(|one| one.rows(mode, gamma)).sum();
+                let (draft, pass) = machine.costs(mode, gamma, rows);
+                seconds += simulate::seconds(mode, draft, pass);
+                let (speeds, beside) = (&mut planner.speeds, mode == Mode::Pearl);
+                let seen = |at| slowness * noise(&rng, step + at, 0.08);
+                speeds.record_target(batch, beside, rows, seen(1) * pass);
+                speeds.record_draft(batch, beside, gamma, seen(2) * draft);
+                for one in &mut all {
+                    let run = one.runs.open();
+                    let outcome = one.step(mode, gamma).unwrap();
+                    speeds.record_acceptance(run, outcome.judged, outcome.accepted);
+                    tokens += outcome.committed;
+                }
+            }
+            tokens as f64 / seconds
+        };
+        for mode in Mode::ALL {
+            tokens_per_second(ModeChoice::Always(mode), WARM_UP);
+        }
+        tokens_per_second(choice, STEPS / batch)
+    }
+
+    const ADAPTIVE: Gamma = Gamma::Adaptive(GammaLimits { start: 4, max: 16 });
+
+    /// Whatever a machine's costs, `auto` makes at least 0.97 of the best way's tokens, looks at the others included.
+    #[test]
+    fn auto_keeps_up_with_the_best_way_on_any_machine() {
+        for batch in [1, 4, 8, 16] {
+            for (draft, row) in [(0.05, 0.005), (0.12, 0.02), (0.12, 0.06), (0.3, 0.02)] {
+                for acceptance in [0.6, 0.85, 0.97] {
+                    for beside in [1.0, 1.6] {
+                        let machine = Machine { draft, row, beside };
+                        let speed = |choice| speed(machine, acceptance, batch, choice, ADAPTIVE);
+                        let ways = Mode::ALL.map(|mode| speed(ModeChoice::Always(mode)));
+                        let best = ways.into_iter().fold(0.0, f64::max);
+                        let share = speed(ModeChoice::Auto) / best;
+                        assert!(share > 0.97, "{batch} {machine:?} {acceptance}: {share:.3}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// γ that adapts is as good as the best that one could have fixed.
+    #[test]
+    fn gamma_keeps_up_with_the_best_fixed_one() {
+        for (batch, draft, row) in [(1, 0.1, 0.005), (4, 0.12, 0.02), (8, 0.12, 0.06)] {
+            for acceptance in [0.7, 0.93] {
+                for mode in [Mode::Sd, Mode::Pearl] {
+                    let machine = Machine { draft, row, beside: 1.2 };
+                    let choice = ModeChoice::Always(mode);
+                    let speed = |gamma| speed(machine, acceptance, batch, choice, gamma);
+                    let fixed = (1..=16).map(|gamma| speed(Gamma::Fixed(gamma)));
+                    let share = speed(ADAPTIVE) / fixed.fold(0.0, f64::max);
+                    assert!(share > 0.97, "{mode} {batch} {machine:?} {acceptance}: {share:.3}");
+                }
+            }
+        }
+    }
+}
