@@ -38,52 +38,33 @@ impl Mean {
     }
 }
 
-/// A least-squares line y = a + b·x, b ≥ 0, that forgets as [`Mean`] does: what a pass costs by its rows.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A least-squares line y = a + b·x, b ≥ 0: what a pass cost by its rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Line {
     x: Mean,
     y: Mean,
     xx: Mean,
     xy: Mean,
-    /// b, as far as it could be seen.
-    slope: f64,
-}
-
-impl Default for Line {
-    /// The plain least-squares line.
-    fn default() -> Line {
-        Line::new(1.0)
-    }
 }
 
 impl Line {
-    /// Through nothing yet.
-    pub fn new(decay: f64) -> Line {
-        let mean = Mean::new(decay);
-        Line { x: mean, y: mean, xx: mean, xy: mean, slope: 0.0 }
-    }
-
     /// Counts an observation.
     pub fn record(&mut self, x: f64, y: f64) {
         self.x.record(x);
         self.y.record(y);
         self.xx.record(x * x);
         self.xy.record(x * y);
-        let mean = |mean: &Mean| mean.value().unwrap_or(0.0);
-        let (x, y) = (mean(&self.x), mean(&self.y));
-        let variance = mean(&self.xx) - x * x;
-        // Without spread in x there is no slope to be seen, and the last one seen holds; a pass over more
-        // rows is never cheaper.
-        if variance > 1e-3 * x * x {
-            self.slope = ((mean(&self.xy) - x * y) / variance).max(0.0);
-        }
     }
 
     /// `None` before the first observation.
     pub fn at(&self, at: f64) -> Option<f64> {
         let (x, y) = (self.x.value()?, self.y.value()?);
+        let variance = self.xx.value()? - x * x;
+        // Without spread in x there is no slope to be seen; a pass over more rows is never cheaper.
+        let spread = variance > 1e-3 * x * x;
+        let slope = if spread { ((self.xy.value()? - x * y) / variance).max(0.0) } else { 0.0 };
         // A pass does not cost less than a row's share of the mean one.
-        Some((y + self.slope * (at - x)).max(y * (at / x).min(1.0)))
+        Some((y + slope * (at - x)).max(y * (at / x).min(1.0)))
     }
 }
 
@@ -104,21 +85,17 @@ mod tests {
 
     #[test]
     fn a_line_goes_through_its_points() {
-        let mut line = Line::new(0.9);
-        assert_eq!(line.at(1.0), None);
-        line.record(4.0, 10.0);
-        assert_eq!((line.at(8.0), line.at(1.0)), (Some(10.0), Some(10.0))); // one point: no slope
-        (0..40).for_each(|i| line.record(f64::from(i % 5), 2.0 + 0.5 * f64::from(i % 5)));
-        assert!((line.at(8.0).unwrap() - 6.0).abs() < 0.2);
-        (0..40).for_each(|i| line.record(f64::from(i % 5), 5.0 - f64::from(i % 5)));
-        assert!((line.at(8.0).unwrap() - 3.0).abs() < 0.5); // never cheaper
-    }
-
-    #[test]
-    fn a_slope_is_remembered_where_none_is_to_be_seen() {
-        let mut line = Line::new(0.9);
-        (0..40).for_each(|i| line.record(f64::from(1 + i % 5), 2.0 + f64::from(1 + i % 5)));
-        (0..200).for_each(|_| line.record(1.0, 3.0));
-        assert!((line.at(5.0).unwrap() - 7.0).abs() < 0.1);
+        let through = |points: &[(f64, f64)]| {
+            let mut line = Line::default();
+            points.iter().for_each(|&(x, y)| line.record(x, y));
+            line
+        };
+        assert_eq!(Line::default().at(1.0), None);
+        let one = through(&[(4.0, 10.0)]); // no slope
+        assert_eq!((one.at(8.0), one.at(1.0)), (Some(10.0), Some(10.0)));
+        let rising = through(&[(0.0, 2.0), (2.0, 3.0), (4.0, 4.0)]);
+        assert!((rising.at(8.0).unwrap() - 6.0).abs() < 1e-9);
+        let falling = through(&[(0.0, 5.0), (2.0, 3.0), (4.0, 1.0)]); // never cheaper
+        assert!((falling.at(8.0).unwrap() - 3.0).abs() < 1e-9);
     }
 }
