@@ -126,7 +126,13 @@ impl Plan<'_> {
             }
             for repeat in 0..self.repeats {
                 for (engine, runs) in engines.iter_mut().zip(&mut all) {
-                    for run in runs.iter_mut().filter_map(|runs| runs.get_mut(repeat)) {
+                    let turn = runs.iter_mut().filter_map(|runs| runs.get_mut(repeat));
+                    let mut turn: Vec<_> = turn.collect();
+                    // There and back: what one way leaves behind does not always meet the same other.
+                    if repeat % 2 == 1 {
+                        turn.reverse();
+                    }
+                    for run in turn {
                         self.once(engine, batch, run)?;
                     }
                 }
