@@ -104,15 +104,20 @@ impl<'a> Reading<'a> {
         })
     }
 
-    /// The least time in which `bytes` can be read and `flops` computed, the two overlapping perfectly.
+    /// The least time in which `bytes` can be read and `flops` computed at the moment.
     pub fn seconds(&self, bytes: f64, flops: f64) -> f64 {
         let bf16 = match self.cpu.precision {
             Precision::Bf16 => bf16_flops(self.cpu, 1),
             Precision::F32 => None,
         };
         let rate = bf16.unwrap_or_else(|| f32_flops(self.cpu, 1));
-        (bytes / self.bytes_per_s()).max(flops / rate)
+        overlapping(bytes / self.bytes_per_s(), flops / rate)
     }
+}
+
+/// Seconds of reading and of computing that overlap perfectly.
+fn overlapping(reading: f64, computing: f64) -> f64 {
+    reading.max(computing)
 }
 
 fn hand_off(cpu: &Cpu) -> Duration {
@@ -245,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_matrix_rate_is_that_of_the_precision_where_it_has_one() {
+    fn the_least_time_is_that_of_the_slower_of_reading_and_computing() {
         let limits = Limits {
             threads: 1,
             read_bytes: 10.0,
@@ -253,9 +258,13 @@ mod tests {
             bf16_flops: Some(400.0),
             hand_off: Duration::ZERO,
         };
-        assert_eq!(limits.flops(Precision::F32), 100.0);
-        assert_eq!(limits.flops(Precision::Bf16), 400.0);
+        let seconds = |limits: Limits, precision, bytes: f64, flops: f64| {
+            overlapping(bytes / limits.read_bytes, flops / limits.flops(precision))
+        };
+        assert_eq!(seconds(limits, Precision::F32, 20.0, 100.0), 2.0);
+        assert_eq!(seconds(limits, Precision::F32, 20.0, 400.0), 4.0);
+        assert_eq!(seconds(limits, Precision::Bf16, 0.0, 400.0), 1.0);
         let without = Limits { bf16_flops: None, ..limits };
-        assert_eq!(without.flops(Precision::Bf16), 100.0);
+        assert_eq!(seconds(without, Precision::Bf16, 0.0, 400.0), 4.0);
     }
 }
