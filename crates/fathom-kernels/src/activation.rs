@@ -81,10 +81,10 @@ impl Kernel for Elementwise<'_> {
         let operands = self.x.chunks(S::LANES).zip(self.y.chunks(S::LANES));
         for ((x, y), out) in operands.zip(self.out.chunks_mut(S::LANES)) {
             let x = s.load_some(x);
+            let [activated] = if matches!(self.op, Op::Mul) { [x] } else { silu_of(s, [x]) };
             let result = match self.op {
-                Op::Silu => silu_of(s, x),
-                Op::Mul => s.mul(x, s.load_some(y)),
-                Op::SiluMul => s.mul(silu_of(s, x), s.load_some(y)),
+                Op::Silu => activated,
+                Op::Mul | Op::SiluMul => s.mul(activated, s.load_some(y)),
             };
             s.store_some(out, result);
         }
@@ -93,9 +93,15 @@ impl Kernel for Elementwise<'_> {
 
 /// `x / (1 + e^-x)`
 #[inline(always)]
-pub(crate) fn silu_of<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    let e = exp(s, s.sub(s.splat(0.0), x));
-    s.div(x, s.add(s.splat(1.0), e))
+pub(crate) fn silu_of<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
+    let mut minus_x = x;
+    for minus_x in &mut minus_x {
+        *minus_x = s.sub(s.splat(0.0), *minus_x);
+    }
+    for (x, e) in x.iter_mut().zip(exp(s, minus_x)) {
+        *x = s.div(*x, s.add(s.splat(1.0), e));
+    }
+    x
 }
 
 /// Index of the first largest element; 0 if there is none that compares (all NaN).

@@ -194,8 +194,11 @@ fn add_head<'a, S: Simd>(
             let minus_lse = s.splat(minus_lse);
             let scores = scores[group.clone()].chunks_exact(S::LANES);
             if visible.start <= group.start && group.end <= visible.end {
-                for (sum, x) in sum.iter_mut().zip(scores) {
-                    let p = exp2(s, s.fma(s.load_some(x), scale, minus_lse));
+                let mut y = [minus_lse; GROUP];
+                for (y, x) in y.iter_mut().zip(scores) {
+                    *y = s.fma(s.load_some(x), scale, minus_lse);
+                }
+                for (sum, p) in sum.iter_mut().zip(exp2(s, y)) {
                     *sum = s.add_f64(*sum, p);
                 }
             } else {
@@ -203,7 +206,7 @@ fn add_head<'a, S: Simd>(
                     sum.iter_mut().zip(scores).zip(group.clone().step_by(S::LANES))
                 {
                     if visible.start < key + S::LANES && key < visible.end {
-                        let p = exp2(s, s.fma(s.load_some(x), scale, minus_lse));
+                        let [p] = exp2(s, [s.fma(s.load_some(x), scale, minus_lse)]);
                         *sum = s.add_f64(*sum, mask(s, &visible, key, p, 0.0));
                     }
                 }

@@ -21,6 +21,9 @@ pub(crate) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
 /// Panels whose sums stay in L2 while k runs.
 pub(crate) const GROUP: usize = 8;
 
+/// Vectors of a gate that are activated together.
+const AT_ONCE: usize = 4;
+
 /// Where a product's result goes.
 #[derive(Clone, Copy)]
 pub(crate) enum Epilogue<'a> {
@@ -101,19 +104,24 @@ impl ProductKernel for Finish<'_> {
                 let rows = rows.zip(self.gate.chunks_exact(SCRATCH_STRIDE));
                 for ((row, sums), gate) in rows {
                     let (sums, gate) = (&sums[..columns.len()], &gate[..columns.len()]);
-                    for panel in self.panels.clone() {
-                        let (block, k) =
-                            (panel * PANEL / k_block::<P>(), panel * PANEL % k_block::<P>());
-                        // SAFETY: these columns are this thread's, and a block holds whole panels.
-                        let out = unsafe { out.block(row, block) };
-                        let first = (panel - self.panels.start) * PANEL;
-                        for i in (0..PANEL).step_by(S::LANES) {
-                            // Zeros beyond the last column, as packing writes them.
-                            let from = (first + i).min(columns.len());
-                            let (gate, sums) = (&gate[from..], &sums[from..]);
-                            let gated = s.mul(silu_of(s, s.load_some(gate)), s.load_some(sums));
-                            // SAFETY: as above.
-                            unsafe { store_packed::<S, P>(s, round, gated, out, k + i) };
+                    let padded = self.panels.len() * PANEL;
+                    for first in (0..padded).step_by(AT_ONCE * S::LANES) {
+                        // Zeros beyond the last column, as packing writes them.
+                        let vectors = (first..).step_by(S::LANES).map(|i| i.min(columns.len()));
+                        let mut activated = [s.splat(0.0); AT_ONCE];
+                        for (x, from) in activated.iter_mut().zip(vectors.clone()) {
+                            *x = s.load_some(&gate[from..]);
+                        }
+                        let activated = silu_of(s, activated);
+                        let inside = (first..padded).step_by(S::LANES).zip(vectors);
+                        for (x, (i, from)) in activated.into_iter().zip(inside) {
+                            let column = columns.start + i;
+                            let (block, k) = (column / k_block::<P>(), column % k_block::<P>());
+                            let gated = s.mul(x, s.load_some(&sums[from..]));
+                            // SAFETY: these columns are this thread's, and a block holds whole vectors.
+                            unsafe {
+                                store_packed::<S, P>(s, round, gated, out.block(row, block), k);
+                            }
                         }
                     }
                 }

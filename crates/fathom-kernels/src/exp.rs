@@ -7,6 +7,9 @@
 //!
 //! `2^y` needs neither the multiplication nor the two-part reduction: `y = n + r` is exact. Softmax uses it,
 //! with log₂e part of the scale: 11 operations on a vector of scores where `e^x` takes 15.
+//!
+//! Both take several vectors and go step by step through all of them: one vector is a chain of some 50
+//! cycles, and a core looks ahead too few operations to overlap chains that stand one after the other.
 
 use crate::simd::Simd;
 
@@ -16,31 +19,42 @@ const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
 /// `e^x` for every lane: +∞ above 88.73, NaN for NaN. Below -86.98 the true value
 /// or 0, below -104 always 0.
 #[inline(always)]
-pub(crate) fn exp<S: Simd>(s: S, x: S::F32) -> S::F32 {
+#[allow(clippy::needless_range_loop)] // i indexes all arrays alike
+pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
     // ln 2 in two parts: n · LN2_HIGH is exact for every n that occurs.
     const LN2_HIGH: f32 = 0.693_145_75;
     const LN2_LOW: f32 = 1.428_606_8e-6;
     const Q: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_552, 0.008_363_233, 0.001_392_625_f32];
 
-    // The bounds come first, so that a NaN in x passes both.
-    let x = s.max(s.splat(-110.0), s.min(s.splat(89.0), x));
-    let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND)), s.splat(ROUND));
-    let r = s.fma(n, s.splat(-LN2_HIGH), x);
-    let r = s.fma(n, s.splat(-LN2_LOW), r);
-    let mut q = s.splat(Q[4]);
-    q = s.fma(q, r, s.splat(Q[3]));
-    q = s.fma(q, r, s.splat(Q[2]));
-    q = s.fma(q, r, s.splat(Q[1]));
-    q = s.fma(q, r, s.splat(Q[0]));
-    q = s.fma(q, r, s.splat(1.0));
-    let e_r = s.fma(q, r, s.splat(1.0));
-    s.scale(e_r, n)
+    let mut n = x;
+    for i in 0..N {
+        // The bounds come first, so that a NaN in x passes both.
+        x[i] = s.max(s.splat(-110.0), s.min(s.splat(89.0), x[i]));
+        n[i] = s.fma(x[i], s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
+    }
+    let mut r = x;
+    for i in 0..N {
+        n[i] = s.sub(n[i], s.splat(ROUND));
+        r[i] = s.fma(n[i], s.splat(-LN2_HIGH), x[i]);
+        r[i] = s.fma(n[i], s.splat(-LN2_LOW), r[i]);
+    }
+    let mut q = [s.splat(Q[4]); N];
+    for coefficient in [Q[3], Q[2], Q[1], Q[0], 1.0, 1.0] {
+        for i in 0..N {
+            q[i] = s.fma(q[i], r[i], s.splat(coefficient));
+        }
+    }
+    for i in 0..N {
+        q[i] = s.scale(q[i], n[i]);
+    }
+    q
 }
 
 /// `2^y` for every lane up to 128 — what larger ones give is not said: within 1 ulp, 1.25 where there is no fused multiply-add.
 /// Exactly 1 for 0 and NaN for NaN; below -125.5 the true value or 0, below -150 always 0.
 #[inline(always)]
-pub(crate) fn exp2<S: Simd>(s: S, y: S::F32) -> S::F32 {
+#[allow(clippy::needless_range_loop)] // i indexes all arrays alike
+pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32; N] {
     // (2^r - 1) / r, the largest error of 1 + r·q(r) relative to 2^r being 1.6e-8: a quarter of f32's
     // rounding unit.
     const Q: [f32; 6] = [
@@ -51,16 +65,26 @@ pub(crate) fn exp2<S: Simd>(s: S, y: S::F32) -> S::F32 {
         0.001_339_886_8,
         0.000_153_533_28,
     ];
-    let y = s.max(s.splat(-160.0), y);
-    let n = s.sub(s.add(y, s.splat(ROUND)), s.splat(ROUND));
-    let r = s.sub(y, n);
-    let mut q = s.splat(Q[5]);
-    q = s.fma(q, r, s.splat(Q[4]));
-    q = s.fma(q, r, s.splat(Q[3]));
-    q = s.fma(q, r, s.splat(Q[2]));
-    q = s.fma(q, r, s.splat(Q[1]));
-    q = s.fma(q, r, s.splat(Q[0]));
-    s.scale(s.fma(q, r, s.splat(1.0)), n)
+    let mut n = y;
+    for i in 0..N {
+        y[i] = s.max(s.splat(-160.0), y[i]);
+        n[i] = s.add(y[i], s.splat(ROUND));
+    }
+    let mut r = y;
+    for i in 0..N {
+        n[i] = s.sub(n[i], s.splat(ROUND));
+        r[i] = s.sub(y[i], n[i]);
+    }
+    let mut q = [s.splat(Q[5]); N];
+    for coefficient in [Q[4], Q[3], Q[2], Q[1], Q[0], 1.0] {
+        for i in 0..N {
+            q[i] = s.fma(q[i], r[i], s.splat(coefficient));
+        }
+    }
+    for i in 0..N {
+        q[i] = s.scale(q[i], n[i]);
+    }
+    q
 }
 
 #[cfg(test)]
@@ -88,7 +112,8 @@ mod tests {
         fn run<S: Simd>(self, s: S) {
             for x in self.values.chunks_mut(S::LANES) {
                 let v = s.load_some(x);
-                s.store_some(x, if self.base_2 { exp2(s, v) } else { exp(s, v) });
+                let [y] = if self.base_2 { exp2(s, [v]) } else { exp(s, [v]) };
+                s.store_some(x, y);
             }
         }
     }

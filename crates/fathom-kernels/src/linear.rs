@@ -283,6 +283,27 @@ fn multiply_piece(
     }
 }
 
+/// What the calls of a register tile prefetch for those that come after them, each its share.
+struct Ahead {
+    first: *const u32,
+    /// Words of a call.
+    share: usize,
+    per_step: usize,
+}
+
+impl Ahead {
+    /// `words` from `first` on, shared by `calls` calls of `steps` steps.
+    fn new(first: *const u32, words: usize, calls: usize, steps: usize) -> Ahead {
+        let share = words.div_ceil(calls);
+        Ahead { first, share, per_step: share.div_ceil(steps.max(1)) }
+    }
+
+    /// Where call `i` begins, and how far it moves on each step.
+    fn share(&self, i: usize) -> (*const u32, usize) {
+        (self.first.wrapping_add(i * self.share), self.per_step)
+    }
+}
+
 /// Sums over all k of a group of panels, for some rows.
 struct Accumulate<'a> {
     w: &'a Linear,
@@ -321,7 +342,17 @@ impl ProductKernel for Accumulate<'_> {
                 (k_start / k_block::<P>(), k_start % k_block::<P>() / P::K * P::A_WORDS);
             let first_step = k_start / P::K;
             let steps = (k_end - k_start).div_ceil(P::K);
-            for panel in together.clone().step_by(at_once) {
+            // What is read of x after this slice: these rows' next block of k, or their first one again, or
+            // that of the rows that come next.
+            let (next_block, next_row) = if k_end < k {
+                (k_end / k_block::<P>(), rows.start)
+            } else {
+                (0, if next.is_some() { rows.start } else { rows.end % x.rows() })
+            };
+            let next_a = x.words().wrapping_add((next_block * x.rows() + next_row) * ROW_STRIDE);
+            let calls = together.len().div_ceil(at_once) * tiles_of_rows;
+            let ahead_in_a = Ahead::new(next_a, rows.len() * ROW_STRIDE, calls, steps);
+            for (call, panel) in together.clone().step_by(at_once).enumerate() {
                 let count = at_once.min(together.end - panel);
                 // The next slice of weights: of panels at hand, their next slice of k, the next panels,
                 // what comes after.
@@ -338,6 +369,7 @@ impl ProductKernel for Accumulate<'_> {
                     Some(bias) if k_end == k => bias[panel * PANEL..].as_ptr(),
                     _ => std::ptr::null(),
                 };
+                let ahead = Ahead::new(next, steps * PANEL, tiles_of_rows, steps);
                 let column = (panel - panels.start) * PANEL;
                 for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
                     let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
@@ -357,10 +389,9 @@ impl ProductKernel for Accumulate<'_> {
                             prefetch: if one_stream {
                                 (slice(panel, first_step).wrapping_add(WORDS_AHEAD), PANEL)
                             } else {
-                                // The tiles over this slice share the prefetching of the next one.
-                                let words = steps * PANEL / tiles_of_rows;
-                                (next.wrapping_add(i * words), PANEL / tiles_of_rows)
+                                ahead.share(i)
                             },
+                            prefetch_a: ahead_in_a.share(call * tiles_of_rows + i),
                         };
                         P::tiles(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }

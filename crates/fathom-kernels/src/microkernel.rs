@@ -48,13 +48,15 @@ pub(crate) struct Tile {
     pub(crate) bias: *const f32,
     /// Where in W to prefetch from meanwhile, and by how many words to move on each step.
     pub(crate) prefetch: (*const u32, usize),
+    /// The same in A, into L2: what later tiles read. Only vector registers heed it.
+    pub(crate) prefetch_a: (*const u32, usize),
 }
 
 impl Tile {
-    /// Runs as a tile of `ROWS` rows and `VECTORS` vectors.
+    /// Runs `count` tiles of `ROWS` rows and `VECTORS` vectors, side by side.
     ///
     /// # Safety
-    /// As [`tile`].
+    /// As [`tile`], for each of them.
     #[inline(always)]
     pub(crate) unsafe fn run<
         S: Simd,
@@ -64,12 +66,32 @@ impl Tile {
     >(
         self,
         s: S,
+        count: usize,
     ) {
-        s.vectorize(TileKernel::<P, ROWS, VECTORS>(self, PhantomData));
+        s.vectorize(TileKernel::<P, ROWS, VECTORS> { first: self, count, product: PhantomData });
+    }
+
+    /// The tile `vectors` vectors of columns further: a number of whole panels, or less than one.
+    #[inline(always)]
+    fn beside<S: Simd>(&self, vectors: usize) -> Tile {
+        let per_panel = PANEL / S::LANES;
+        let offset = vectors / per_panel * self.panel_stride + vectors % per_panel * S::LANES;
+        let column = vectors * S::LANES;
+        Tile {
+            w: self.w.wrapping_add(offset),
+            prefetch: (self.prefetch.0.wrapping_add(offset), self.prefetch.1),
+            c: self.c.wrapping_add(column),
+            bias: if self.bias.is_null() { self.bias } else { self.bias.wrapping_add(column) },
+            ..*self
+        }
     }
 }
 
-struct TileKernel<P, const ROWS: usize, const VECTORS: usize>(Tile, PhantomData<P>);
+struct TileKernel<P, const ROWS: usize, const VECTORS: usize> {
+    first: Tile,
+    count: usize,
+    product: PhantomData<P>,
+}
 
 impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
     for TileKernel<P, ROWS, VECTORS>
@@ -77,8 +99,10 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        // SAFETY: `Tile::run`, the only place that makes one, has the same contract.
-        unsafe { tile::<S, P, ROWS, VECTORS>(s, &self.0) }
+        for i in 0..self.count {
+            // SAFETY: `Tile::run`, the only place that makes one, has the same contract.
+            unsafe { tile::<S, P, ROWS, VECTORS>(s, &self.first.beside::<S>(i * VECTORS)) }
+        }
     }
 }
 
@@ -110,13 +134,19 @@ pub(crate) unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const 
         for v in 0..VECTORS {
             w[v] = t.w.add(offset(v));
         }
-        let (mut a, mut next) = (t.a, t.prefetch.0);
+        let (mut a, mut next, mut next_a) = (t.a, t.prefetch.0, t.prefetch_a.0);
         for _ in 0..t.steps {
             P::step(s, &mut acc, a, &w);
             for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
                 s.prefetch(next.wrapping_add(offset(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
+            // Of many rows, which their L2 does not keep, tiles are full or nearly so; a tile of few has no
+            // time for it. Decided here, not at run time: a branch in this loop costs accumulators.
+            if ROWS * 4 > S::TILE_ROWS * 3 {
+                s.prefetch_l2(next_a);
+                next_a = next_a.wrapping_add(t.prefetch_a.1);
+            }
             a = a.add(P::A_WORDS);
             for v in 0..VECTORS {
                 w[v] = w[v].add(PANEL);
@@ -145,22 +175,17 @@ pub(crate) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
     vectors: usize,
     tile: Tile,
 ) {
-    let per_panel = PANEL / S::LANES;
     let wide = S::tile_vectors(rows);
-    let mut v = 0;
-    while v < vectors {
-        let n = if vectors - v >= wide { wide } else { 2 };
-        // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and
-        // narrow ones follow wide ones, so `v` is a multiple of `n` within its panel.
-        unsafe {
-            let offset = v / per_panel * tile.panel_stride + v % per_panel * S::LANES;
-            let w = tile.w.add(offset);
-            let prefetch = (tile.prefetch.0.wrapping_add(offset), tile.prefetch.1);
-            let c = tile.c.add(v * S::LANES);
-            let bias = if tile.bias.is_null() { tile.bias } else { tile.bias.add(v * S::LANES) };
-            s.tile::<P>(rows, n, Tile { w, c, bias, prefetch, ..tile });
+    let (count, rest) = (vectors / wide, vectors % wide);
+    // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and narrow
+    // tiles follow wide ones, so each starts at a multiple of its width within its panel.
+    unsafe {
+        if count > 0 {
+            s.tile::<P>(rows, wide, count, tile);
         }
-        v += n;
+        if rest > 0 {
+            s.tile::<P>(rows, 2, rest / 2, tile.beside::<S>(count * wide));
+        }
     }
 }
 

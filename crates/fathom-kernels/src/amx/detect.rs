@@ -113,6 +113,7 @@ impl WholeNumbers {
             resume: true,
             bias: std::ptr::null(),
             prefetch: (w.as_ptr(), 0),
+            prefetch_a: (a.as_ptr(), 0),
         };
         // SAFETY: `a`, `w` and `c` hold all rows, steps and panels.
         unsafe { TilePairs::<U>::tiles(Portable, rows, panels * PANEL / Portable::LANES, tile) };

@@ -71,6 +71,7 @@ impl Call {
             resume: self.resume,
             bias: if self.bias { bias.as_ptr() } else { std::ptr::null() },
             prefetch: (w.as_ptr(), PANEL),
+            prefetch_a: (a.as_ptr(), 0),
         };
         let vectors = self.panels * PANEL / Portable::LANES;
         // SAFETY: the vectors hold all rows, steps and panels.
@@ -147,6 +148,7 @@ proptest! {
                 resume: call.resume || last,
                 bias: if call.bias && last { bias.as_ptr() } else { std::ptr::null() },
                 prefetch: (w.as_ptr(), 0),
+                prefetch_a: (a.as_ptr(), 0),
             };
             let vectors = columns / Portable::LANES;
             // SAFETY: the vectors hold all rows, steps and panels.

@@ -143,6 +143,7 @@ impl<'a> Queries<'a> {
                 resume: i > 0,
                 bias: std::ptr::null(),
                 prefetch: (w.as_ptr().wrapping_add(next), PANEL),
+                prefetch_a: (a.as_ptr(), 0),
             };
             // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
             unsafe { P::tiles(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };

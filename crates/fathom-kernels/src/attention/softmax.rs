@@ -51,7 +51,8 @@ pub(super) fn softmax<S: Simd, P: Product>(
         let before = s.load_some(&old[row..]);
         let after = s.max(s.load_some(&largest[row..]), before);
         s.store_some(&mut max[row..], after);
-        s.store_some(&mut rescale[row..], exp2(s, s.sub(before, after)));
+        let [change] = exp2(s, [s.sub(before, after)]);
+        s.store_some(&mut rescale[row..], change);
     }
 
     for (row, ((keys, scores), pairs)) in visible
@@ -123,34 +124,31 @@ fn exponentials<S: Simd, P: Product>(
     if *keys == (0..BLOCK) {
         let groups = scores.chunks_exact_mut(GROUP * S::LANES);
         for (x, pairs) in groups.zip(pairs.chunks_exact_mut(GROUP * S::LANES)) {
-            let vectors = x.chunks_exact_mut(S::LANES).zip(pairs.chunks_exact_mut(S::LANES));
-            for (sum, (x, pairs)) in sum.iter_mut().zip(vectors) {
-                let p = exponential::<S, P>(s, round, x, pairs, scale, minus_max);
+            let mut y = [s.splat(0.0); GROUP];
+            for (y, x) in y.iter_mut().zip(x.chunks_exact(S::LANES)) {
+                *y = s.fma(s.load_some(x), scale, minus_max);
+            }
+            let p = exp2(s, y);
+            let to = x.chunks_exact_mut(S::LANES).zip(pairs.chunks_exact_mut(S::LANES));
+            for ((sum, p), (x, pairs)) in sum.iter_mut().zip(p).zip(to) {
                 *sum = s.add(*sum, p);
+                put::<S, P>(s, round, p, x, pairs);
             }
         }
     } else {
         for (x, key) in vectors_mut::<S, P>(scores, keys) {
-            let pairs = &mut pairs[key..];
-            let p = exponential::<S, P>(s, round, x, pairs, scale, minus_max);
+            let [p] = exp2(s, [s.fma(s.load_some(x), scale, minus_max)]);
             sum[0] = s.add(sum[0], p);
+            put::<S, P>(s, round, p, x, &mut pairs[key..]);
         }
     }
     let [a, b, c, d] = sum;
     s.add(s.add(a, b), s.add(c, d))
 }
 
-/// One vector of [`exponentials`].
+/// Writes a vector of probabilities in the form the second product reads: `pairs`, or `x`.
 #[inline(always)]
-fn exponential<S: Simd, P: Product>(
-    s: S,
-    round: bool,
-    x: &mut [f32],
-    pairs: &mut [u16],
-    scale: S::F32,
-    minus_max: S::F32,
-) -> S::F32 {
-    let p = exp2(s, s.fma(s.load_some(x), scale, minus_max));
+fn put<S: Simd, P: Product>(s: S, round: bool, p: S::F32, x: &mut [f32], pairs: &mut [u16]) {
     if P::A_PAIRS {
         assert!(pairs.len() >= S::LANES);
         // SAFETY: asserted.
@@ -158,7 +156,6 @@ fn exponential<S: Simd, P: Product>(
     } else {
         s.store_some(x, if round { s.round_bf16(p) } else { p });
     }
-    p
 }
 
 /// The vectors of a block that hold any of `keys`, in whole groups, all of which the second product reads;

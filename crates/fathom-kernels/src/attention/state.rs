@@ -63,8 +63,7 @@ impl State {
             let (max, sum) = (s.load_some(&self.max[first..]), s.load_some(&self.sum[first..]));
             let next_max = s.load_some(&next.max[first..]);
             let largest = s.max(next_max, max);
-            let keep = exp2(s, s.sub(max, largest));
-            let take = exp2(s, s.sub(next_max, largest));
+            let [keep, take] = exp2(s, [s.sub(max, largest), s.sub(next_max, largest)]);
             let merged = s.fma(s.load_some(&next.sum[first..]), take, s.mul(sum, keep));
             let [mut maxes, mut sums, mut keeps, mut takes] = [[0.0; MAX_LANES]; 4];
             for (array, x) in

@@ -27,9 +27,15 @@ impl<'a> Values<'a> {
     #[inline(always)]
     pub(super) fn add<S: Simd, P: Product>(&mut self, s: S) {
         let rows = self.tile.clone();
+        // All rows see the same, as they do in all blocks but those at the ends of what they see.
+        let (first, last) = (self.keys(rows.start), self.keys(rows.end - 1));
+        if first == last {
+            self.add_keys::<S, P>(s, rows, first);
+            return;
+        }
         // In whole groups of k: one that only some rows see entirely is an edge.
-        let start = self.keys(rows.end - 1).start.next_multiple_of(P::GROUP);
-        let end = self.keys(rows.start).end / P::GROUP * P::GROUP;
+        let start = last.start.next_multiple_of(P::GROUP);
+        let end = first.end / P::GROUP * P::GROUP;
         if start < end {
             self.add_edge::<S, P>(s, rows.clone(), |keys| keys.start..start);
             self.add_tile::<S, P>(s, rows.clone(), start..end);
@@ -158,6 +164,7 @@ impl<'a> Values<'a> {
             resume: true,
             bias: std::ptr::null(),
             prefetch: (w.as_ptr().wrapping_add(self.words_to_next_block()), PANEL),
+            prefetch_a: (a, 0),
         }
     }
 }

@@ -70,7 +70,8 @@ impl ProductKernel for Weights<'_> {
                     let scale = s.splat(queries.scale_log2());
                     let minus_lse = s.splat(minus_log2(lse.row(batch_row)[head]));
                     for (out, x) in out.chunks_mut(S::LANES).zip(scores.chunks(S::LANES)) {
-                        s.store_some(out, exp2(s, s.fma(s.load_some(x), scale, minus_lse)));
+                        let [weight] = exp2(s, [s.fma(s.load_some(x), scale, minus_lse)]);
+                        s.store_some(out, weight);
                     }
                 }
             }

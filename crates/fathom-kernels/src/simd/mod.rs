@@ -51,11 +51,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Vectors (of columns) in the register tile used for `rows` rows: few rows take more columns at
     /// once, so that enough independent chains are in flight to hide the latency of fma.
     fn tile_vectors(rows: usize) -> usize;
-    /// Runs the register tile of `rows` rows and `vectors` vectors: 2 or `tile_vectors(rows)`.
+    /// Runs `count` register tiles of `rows` rows and `vectors` vectors, 2 or `tile_vectors(rows)`, side by
+    /// side; `tile` is the first.
     ///
     /// # Safety
-    /// As [`crate::microkernel::tile`].
-    unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, tile: Tile);
+    /// As [`crate::microkernel::tile`], for each of them.
+    unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, count: usize, tile: Tile);
 
     /// # Safety
     /// `p` is valid for reading `LANES` f32.
@@ -150,11 +151,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 macro_rules! tile_table {
     ($($vectors:literal vectors: $($rows:literal)+;)+) => {
         #[inline(always)]
-        unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, tile: Tile) {
+        unsafe fn tile<P: RegisterProduct>(
+            self,
+            rows: usize,
+            vectors: usize,
+            count: usize,
+            tile: Tile,
+        ) {
             // SAFETY: the caller's promise, handed on.
             unsafe {
                 match (rows, vectors) {
-                    $($(($rows, $vectors) => tile.run::<Self, P, $rows, $vectors>(self),)+)+
+                    $($(($rows, $vectors) => tile.run::<Self, P, $rows, $vectors>(self, count),)+)+
                     _ => unreachable!("no register tile of {rows} rows by {vectors} vectors"),
                 }
             }
