@@ -7,7 +7,8 @@
 //!   has taken them to where they are wanted;
 //! - **k blocks** of [`ROW_WORDS`](crate::microkernel::ROW_WORDS) words: one panel's slice is at most
 //!   32 KiB and stays in L1
-//! - while the **register tiles** of all row blocks go over it.
+//! - while the **register tiles** of all row blocks go over it, asking meanwhile for the next slice into L1
+//!   and for what is read of the rows after it into L2.
 //!
 //! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does `2 · r · k · n`
 //! operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core reads 39 GB/s and does

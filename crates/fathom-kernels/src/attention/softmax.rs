@@ -4,8 +4,9 @@
 //! A row of 128 scores is 8 vectors of 16: a load and a maximum each, then some 14 operations each for
 //! `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the two products
 //! at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a row is a chain of
-//! some 40 cycles. So the tile's rows go through each phase together, and what is one
-//! number a row (maximum, rescaling) is computed for all rows in one vector.
+//! some 40 cycles, and so is the power of a vector. So the tile's rows go through each phase together, several vectors
+//! go through `2^y` step by step ([`crate::exp`]), and what is one number a row (maximum, rescaling) is computed
+//! for all rows in one vector.
 
 use std::ops::Range;
 
