@@ -81,17 +81,17 @@ impl Kernel for Elementwise<'_> {
         let operands = self.x.chunks(S::LANES).zip(self.y.chunks(S::LANES));
         for ((x, y), out) in operands.zip(self.out.chunks_mut(S::LANES)) {
             let x = s.load_some(x);
-            let [activated] = if matches!(self.op, Op::Mul) { [x] } else { silu_of(s, [x]) };
             let result = match self.op {
-                Op::Silu => activated,
-                Op::Mul | Op::SiluMul => s.mul(activated, s.load_some(y)),
+                Op::Silu => silu_of(s, [x])[0],
+                Op::Mul => s.mul(x, s.load_some(y)),
+                Op::SiluMul => s.mul(silu_of(s, [x])[0], s.load_some(y)),
             };
             s.store_some(out, result);
         }
     }
 }
 
-/// `x / (1 + e^-x)`
+/// `x / (1 + e^-x)` of each of some vectors.
 #[inline(always)]
 pub(crate) fn silu_of<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
     let mut minus_x = x;

@@ -118,6 +118,29 @@ mod tests {
         }
     }
 
+    /// Four vectors at a time.
+    struct Together<'a> {
+        base_2: bool,
+        values: &'a mut [f32],
+    }
+
+    impl Kernel for Together<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.values.chunks_exact_mut(4 * S::LANES) {
+                let mut v = [s.splat(0.0); 4];
+                for (v, x) in v.iter_mut().zip(x.chunks_exact(S::LANES)) {
+                    *v = s.load_some(x);
+                }
+                let v = if self.base_2 { exp2(s, v) } else { exp(s, v) };
+                for (v, x) in v.into_iter().zip(x.chunks_exact_mut(S::LANES)) {
+                    s.store_some(x, v);
+                }
+            }
+        }
+    }
+
     fn each_isa(base_2: bool, test: impl Fn(Isa, &dyn Fn(&[f32]) -> Vec<f32>)) {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
             test(isa, &|x| {
@@ -147,6 +170,22 @@ mod tests {
     fn within_the_stated_error_of_f64() {
         assert_within_stated_error(false, NORMAL, 88.7, f64::exp);
         assert_within_stated_error(true, -125.49, 127.9, f64::exp2);
+    }
+
+    #[test]
+    fn several_vectors_have_the_bits_of_each_alone() {
+        let edges = [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e30, 88.8, -126.0];
+        let between = (0..1016).map(|i| (i as f32 - 900.0) / 7.3);
+        let x: Vec<f32> = edges.into_iter().chain(between).collect();
+        for base_2 in [false, true] {
+            each_isa(base_2, |isa, alone| {
+                let mut together = x.clone();
+                let kernel = Together { base_2, values: &mut together };
+                Supported::new(isa).unwrap().run(kernel);
+                let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&together), bits(&alone(&x)), "{isa}");
+            });
+        }
     }
 
     #[test]
