@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::attention::{AttentionScratch, Queries, check, mask, minus_log2, union, within_block};
 use crate::cpu::Cpu;
-use crate::exp::exp2;
+use crate::exp::exp2_scaled;
 use crate::kv::{BLOCK, Kv};
 use crate::microkernel::{ROW_STRIDE, even_parts};
 use crate::product::{ForProduct, Product, ProductKernel};
@@ -192,21 +192,19 @@ fn add_head<'a, S: Simd>(
         }
         for Row { scores, minus_lse, visible } in rows.clone() {
             let minus_lse = s.splat(minus_lse);
-            let scores = scores[group.clone()].chunks_exact(S::LANES);
+            let scores = &scores[group.clone()];
             if visible.start <= group.start && group.end <= visible.end {
-                let mut y = [minus_lse; GROUP];
-                for (y, x) in y.iter_mut().zip(scores) {
-                    *y = s.fma(s.load_some(x), scale, minus_lse);
-                }
-                for (sum, p) in sum.iter_mut().zip(exp2(s, y)) {
+                let p: [_; GROUP] = exp2_scaled(s, scores, scale, minus_lse);
+                for (sum, p) in sum.iter_mut().zip(p) {
                     *sum = s.add_f64(*sum, p);
                 }
             } else {
+                let vectors = scores.chunks_exact(S::LANES);
                 for ((sum, x), key) in
-                    sum.iter_mut().zip(scores).zip(group.clone().step_by(S::LANES))
+                    sum.iter_mut().zip(vectors).zip(group.clone().step_by(S::LANES))
                 {
                     if visible.start < key + S::LANES && key < visible.end {
-                        let [p] = exp2(s, [s.fma(s.load_some(x), scale, minus_lse)]);
+                        let [p] = exp2_scaled(s, x, scale, minus_lse);
                         *sum = s.add_f64(*sum, mask(s, &visible, key, p, 0.0));
                     }
                 }

@@ -24,7 +24,8 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
     // ln 2 in two parts: n · LN2_HIGH is exact for every n that occurs.
     const LN2_HIGH: f32 = 0.693_145_75;
     const LN2_LOW: f32 = 1.428_606_8e-6;
-    const Q: [f32; 5] = [0.5, 0.166_665_76, 0.041_666_552, 0.008_363_233, 0.001_392_625_f32];
+    const E_R: [f32; 7] =
+        [1.0, 1.0, 0.5, 0.166_665_76, 0.041_666_552, 0.008_363_233, 0.001_392_625_f32];
 
     let mut n = x;
     for i in 0..N {
@@ -38,16 +39,7 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
         r[i] = s.fma(n[i], s.splat(-LN2_HIGH), x[i]);
         r[i] = s.fma(n[i], s.splat(-LN2_LOW), r[i]);
     }
-    let mut q = [s.splat(Q[4]); N];
-    for coefficient in [Q[3], Q[2], Q[1], Q[0], 1.0, 1.0] {
-        for i in 0..N {
-            q[i] = s.fma(q[i], r[i], s.splat(coefficient));
-        }
-    }
-    for i in 0..N {
-        q[i] = s.scale(q[i], n[i]);
-    }
-    q
+    scaled_polynomial(s, E_R, r, n)
 }
 
 /// `2^y` for every lane up to 128 — what larger ones give is not said: within 1 ulp, 1.25 where there is no fused multiply-add.
@@ -55,9 +47,9 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // i indexes all arrays alike
 pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32; N] {
-    // (2^r - 1) / r, the largest error of 1 + r·q(r) relative to 2^r being 1.6e-8: a quarter of f32's
-    // rounding unit.
-    const Q: [f32; 6] = [
+    // The largest error relative to 2^r is 1.6e-8: a quarter of f32's rounding unit.
+    const POWER_R: [f32; 7] = [
+        1.0,
         std::f32::consts::LN_2,
         0.240_226_48,
         0.055_503_324,
@@ -75,16 +67,44 @@ pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32
         n[i] = s.sub(n[i], s.splat(ROUND));
         r[i] = s.sub(y[i], n[i]);
     }
-    let mut q = [s.splat(Q[5]); N];
-    for coefficient in [Q[4], Q[3], Q[2], Q[1], Q[0], 1.0] {
+    scaled_polynomial(s, POWER_R, r, n)
+}
+
+/// `2^(scale·x + shift)` of `N` vectors of scores x, [`exp2`]'s: scale and shift in units of ln 2.
+#[inline(always)]
+pub(crate) fn exp2_scaled<S: Simd, const N: usize>(
+    s: S,
+    scores: &[f32],
+    scale: S::F32,
+    shift: S::F32,
+) -> [S::F32; N] {
+    let mut y = [shift; N];
+    for (y, x) in y.iter_mut().zip(scores.chunks_exact(S::LANES)) {
+        *y = s.fma(s.load_some(x), scale, shift);
+    }
+    exp2(s, y)
+}
+
+/// `2^n · Σ cᵢ·rⁱ`, by Horner's rule.
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // as above
+fn scaled_polynomial<S: Simd, const N: usize>(
+    s: S,
+    c: [f32; 7],
+    r: [S::F32; N],
+    n: [S::F32; N],
+) -> [S::F32; N] {
+    let [rest @ .., highest] = c;
+    let mut sum = [s.splat(highest); N];
+    for c in rest.into_iter().rev() {
         for i in 0..N {
-            q[i] = s.fma(q[i], r[i], s.splat(coefficient));
+            sum[i] = s.fma(sum[i], r[i], s.splat(c));
         }
     }
     for i in 0..N {
-        q[i] = s.scale(q[i], n[i]);
+        sum[i] = s.scale(sum[i], n[i]);
     }
-    q
+    sum
 }
 
 #[cfg(test)]
@@ -101,40 +121,23 @@ mod tests {
     }
     const NORMAL: f64 = -86.98;
 
-    struct Each<'a> {
+    /// `N` vectors at a time.
+    struct Each<'a, const N: usize> {
         base_2: bool,
         values: &'a mut [f32],
     }
 
-    impl Kernel for Each<'_> {
+    impl<const N: usize> Kernel for Each<'_, N> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            for x in self.values.chunks_mut(S::LANES) {
-                let v = s.load_some(x);
-                let [y] = if self.base_2 { exp2(s, [v]) } else { exp(s, [v]) };
-                s.store_some(x, y);
-            }
-        }
-    }
-
-    /// Four vectors at a time.
-    struct Together<'a> {
-        base_2: bool,
-        values: &'a mut [f32],
-    }
-
-    impl Kernel for Together<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            for x in self.values.chunks_exact_mut(4 * S::LANES) {
-                let mut v = [s.splat(0.0); 4];
-                for (v, x) in v.iter_mut().zip(x.chunks_exact(S::LANES)) {
+            for x in self.values.chunks_mut(N * S::LANES) {
+                let mut v = [s.splat(0.0); N];
+                for (v, x) in v.iter_mut().zip(x.chunks(S::LANES)) {
                     *v = s.load_some(x);
                 }
                 let v = if self.base_2 { exp2(s, v) } else { exp(s, v) };
-                for (v, x) in v.into_iter().zip(x.chunks_exact_mut(S::LANES)) {
+                for (v, x) in v.into_iter().zip(x.chunks_mut(S::LANES)) {
                     s.store_some(x, v);
                 }
             }
@@ -145,7 +148,7 @@ mod tests {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
             test(isa, &|x| {
                 let mut y = x.to_vec();
-                Supported::new(isa).unwrap().run(Each { base_2, values: &mut y });
+                Supported::new(isa).unwrap().run(Each::<1> { base_2, values: &mut y });
                 y
             });
         }
@@ -180,8 +183,7 @@ mod tests {
         for base_2 in [false, true] {
             each_isa(base_2, |isa, alone| {
                 let mut together = x.clone();
-                let kernel = Together { base_2, values: &mut together };
-                Supported::new(isa).unwrap().run(kernel);
+                Supported::new(isa).unwrap().run(Each::<4> { base_2, values: &mut together });
                 let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&together), bits(&alone(&x)), "{isa}");
             });

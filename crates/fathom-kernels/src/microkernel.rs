@@ -71,11 +71,18 @@ impl Tile {
         s.vectorize(TileKernel::<P, ROWS, VECTORS> { first: self, count, product: PhantomData });
     }
 
-    /// The tile `vectors` vectors of columns further: a number of whole panels, or less than one.
+    /// Words of W to the vector of columns that is `vectors` further: within the panel, or in a later one if this one
+    /// is the first of its panel.
     #[inline(always)]
-    fn beside<S: Simd>(&self, vectors: usize) -> Tile {
+    fn offset<S: Simd>(&self, vectors: usize) -> usize {
         let per_panel = PANEL / S::LANES;
-        let offset = vectors / per_panel * self.panel_stride + vectors % per_panel * S::LANES;
+        vectors / per_panel * self.panel_stride + vectors % per_panel * S::LANES
+    }
+
+    /// The tile `vectors` vectors of columns further.
+    #[inline(always)]
+    pub(crate) fn beside<S: Simd>(&self, vectors: usize) -> Tile {
+        let offset = self.offset::<S>(vectors);
         let column = vectors * S::LANES;
         Tile {
             w: self.w.wrapping_add(offset),
@@ -128,17 +135,15 @@ pub(crate) unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const 
                 }
             }
         }
-        let per_panel = PANEL / S::LANES;
-        let offset = |v: usize| v / per_panel * t.panel_stride + v % per_panel * S::LANES;
         let mut w = [t.w; VECTORS];
         for v in 0..VECTORS {
-            w[v] = t.w.add(offset(v));
+            w[v] = t.w.add(t.offset::<S>(v));
         }
         let (mut a, mut next, mut next_a) = (t.a, t.prefetch.0, t.prefetch_a.0);
         for _ in 0..t.steps {
             P::step(s, &mut acc, a, &w);
             for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
-                s.prefetch(next.wrapping_add(offset(v)));
+                s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
             // Of many rows, which their L2 does not keep, tiles are full or nearly so; a tile of few has no

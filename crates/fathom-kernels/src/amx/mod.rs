@@ -178,12 +178,7 @@ unsafe fn all_panels<S: Simd, U: TileUnit>(
     groups: usize,
     tile: &Tile,
 ) {
-    let at = |panel: usize| Tile {
-        w: tile.w.wrapping_add(panel * tile.panel_stride),
-        c: tile.c.wrapping_add(panel * PANEL),
-        prefetch: (tile.prefetch.0.wrapping_add(panel * tile.panel_stride), tile.prefetch.1),
-        ..*tile
-    };
+    let at = |panel: usize| tile.beside::<S>(panel * PANEL / S::LANES);
     let mut panel = 0;
     while panel < panels {
         // SAFETY: the caller's promise, for panels from `panel` on.

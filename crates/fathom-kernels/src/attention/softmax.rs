@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::{AttentionScratch, mask, within_block};
-use crate::exp::exp2;
+use crate::exp::{exp2, exp2_scaled};
 use crate::kv::BLOCK;
 use crate::microkernel::ROW_STRIDE;
 use crate::product::Product;
@@ -125,11 +125,7 @@ fn exponentials<S: Simd, P: Product>(
     if *keys == (0..BLOCK) {
         let groups = scores.chunks_exact_mut(GROUP * S::LANES);
         for (x, pairs) in groups.zip(pairs.chunks_exact_mut(GROUP * S::LANES)) {
-            let mut y = [s.splat(0.0); GROUP];
-            for (y, x) in y.iter_mut().zip(x.chunks_exact(S::LANES)) {
-                *y = s.fma(s.load_some(x), scale, minus_max);
-            }
-            let p = exp2(s, y);
+            let p: [_; GROUP] = exp2_scaled(s, x, scale, minus_max);
             let to = x.chunks_exact_mut(S::LANES).zip(pairs.chunks_exact_mut(S::LANES));
             for ((sum, p), (x, pairs)) in sum.iter_mut().zip(p).zip(to) {
                 *sum = s.add(*sum, p);
@@ -138,7 +134,7 @@ fn exponentials<S: Simd, P: Product>(
         }
     } else {
         for (x, key) in vectors_mut::<S, P>(scores, keys) {
-            let [p] = exp2(s, [s.fma(s.load_some(x), scale, minus_max)]);
+            let [p] = exp2_scaled(s, x, scale, minus_max);
             sum[0] = s.add(sum[0], p);
             put::<S, P>(s, round, p, x, &mut pairs[key..]);
         }
