@@ -49,12 +49,14 @@ pub struct Attention {
 
 /// A run of consecutive rows of a batch that belong to one sequence.
 ///
-/// The rows hold positions `kv_len .. kv_len + rows.len()` of that sequence, where `kv_len` is
-/// [`Backend::kv_len`] of `kv`: the cache length does not move until [`Backend::advance_kv`].
+/// What is appended begins at [`Backend::kv_len`] of `kv`, which does not move until [`Backend::advance_kv`].
+/// Queries can be of any positions whose keys are there, appended ones included.
 #[derive(Debug)]
 pub struct Span<'a, Kv> {
     /// Which rows of the batch.
     pub rows: Range<usize>,
+    /// Position of the first of them in the sequence.
+    pub first_position: usize,
     /// The sequence's keys and values.
     pub kv: &'a mut Kv,
 }
@@ -222,7 +224,7 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// The sums of one layer, `[heads, tokens]`.
     fn column_sums(&self, sums: &Self::ColumnSums, layer: usize, tokens: usize) -> Vec<f64>;
-    /// The probabilities themselves, `[heads, span rows, kv_len + span rows]`: for short sequences.
+    /// The probabilities themselves, `[heads, span rows, keys up to the last row's own]`: for short sequences.
     fn attention_weights(
         &self,
         attention: &Attention,

@@ -59,7 +59,7 @@ pub(crate) fn add(
     if span.rows.is_empty() {
         return;
     }
-    let start = span.kv.len();
+    let start = span.first_position;
     let blocks = (start + span.rows.len()).div_ceil(BLOCK);
     let first_key = attention.window.map_or(0, |window| (start + 1).saturating_sub(window));
     let first_block = first_key / BLOCK;
@@ -114,7 +114,7 @@ impl ProductKernel for AddBlocks<'_> {
                 kv_head,
                 q,
                 first: batch_rows.start,
-                position: span.kv.len() + batch_rows.start - span.rows.start,
+                position: span.first_position + batch_rows.start - span.rows.start,
                 positions: batch_rows.len(),
             };
             let rows = queries.rows();

@@ -386,7 +386,8 @@ impl Backend for Cpu {
         let spans: Vec<_> = spans.iter_mut().map(Mutex::new).collect();
         self.split_rows(spans.len(), SCATTERED * k.as_slice().len(), |part| {
             for span in &spans[part] {
-                let Span { rows, kv } = &mut **lock(span);
+                let Span { rows, first_position, kv } = &mut **lock(span);
+                assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
                 kv.append(layer, k.slice(rows.clone()), v.slice(rows.clone()));
             }
         });

@@ -173,13 +173,13 @@ impl<'a> Attending<'a> {
     /// Attention of the layer that was used longest ago.
     pub fn run(&mut self) {
         self.attention.layer = (self.attention.layer + 1) % self.layers;
-        let spans = [Span { rows: 0..self.rows, kv: &mut self.kv }];
+        let spans = [all_of(self.rows, &mut self.kv)];
         self.cpu.attend(&self.attention, &self.q, &spans, &mut self.out, Some(&mut self.lse));
     }
 
     /// The second pass of the sink scores over what [`Attending::run`] just saw: half its operations.
     pub fn add_column_sums(&mut self) {
-        let span = Span { rows: 0..self.rows, kv: &mut self.kv };
+        let span = all_of(self.rows, &mut self.kv);
         self.cpu.add_column_sums(&self.attention, &self.q, &self.lse, &span, &mut self.sums);
     }
 }
@@ -188,8 +188,13 @@ impl<'a> Attending<'a> {
 fn append(cpu: &Cpu, kv: &mut Kv, layers: std::ops::Range<usize>, width: usize, tokens: usize) {
     let values = filled(cpu, tokens, width);
     for layer in layers {
-        cpu.append_kv(layer, &values, &values, &mut [Span { rows: 0..tokens, kv: &mut *kv }]);
+        cpu.append_kv(layer, &values, &values, &mut [all_of(tokens, kv)]);
     }
+}
+
+/// A batch of one sequence: `rows` tokens behind what is in its cache.
+fn all_of(rows: usize, kv: &mut Kv) -> Span<'_, Kv> {
+    Span { rows: 0..rows, first_position: kv.len(), kv }
 }
 
 /// Varied numbers of the size activations have.

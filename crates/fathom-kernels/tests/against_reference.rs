@@ -86,7 +86,7 @@ proptest! {
                 let kv_width = attention.kv_heads * attention.head_dim;
                 let rows_k = rows_of(&cpu, &sequence.k[before * kv_width..], kv_width);
                 let rows_v = rows_of(&cpu, &sequence.v[before * kv_width..], kv_width);
-                let mut spans = [Span { rows: 0..rows, kv: &mut kv }];
+                let mut spans = [Span { rows: 0..rows, first_position: before, kv: &mut kv }];
                 cpu.append_kv(attention.layer, &rows_k, &rows_v, &mut spans);
                 let (q, lse) = (rows_of(&cpu, q, width), rows_of(&cpu, &lse, attention.heads));
                 let weights = cpu.attention_weights(&attention, &q, &lse, &spans[0]);

@@ -192,7 +192,7 @@ fn assert_batch_is_its_sequences_alone(
     let mut spans = Vec::new();
     let mut first = 0;
     for (kv, (_, rows)) in caches.iter_mut().zip(lengths) {
-        spans.push(Span { rows: first..first + rows, kv });
+        spans.push(Span { rows: first..first + rows, first_position: cpu.kv_len(kv), kv });
         first += rows;
     }
     let [q, k, v] = [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(cpu, x, w));
@@ -221,7 +221,7 @@ fn column_sums_are_the_same_in_any_chunks_and_threads() {
                     let (k, v) = (part(&sequence.k, kv_width), part(&sequence.v, kv_width));
                     let mut out = cpu.alloc(n, width);
                     let mut lse = cpu.alloc(n, attention.heads);
-                    let mut spans = [Span { rows: 0..n, kv: &mut kv }];
+                    let mut spans = [Span { rows: 0..n, first_position: from, kv: &mut kv }];
                     cpu.append_kv(0, &k, &v, &mut spans);
                     cpu.attend(&attention, &q, &spans, &mut out, Some(&mut lse));
                     cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);

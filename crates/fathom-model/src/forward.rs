@@ -1,5 +1,6 @@
 //! The forward pass: every supported architecture, every batch shape, one function.
 
+use std::mem;
 use std::ops::Range;
 
 use fathom_kernels::{Attention, Backend, Span};
@@ -191,14 +192,18 @@ impl<B: Backend> Model<B> {
             .zip(parts)
             .map(|(piece, part)| {
                 let Sequence { kv, column_sums, .. } = &mut *piece.sequence;
-                (Span { rows: part.rows.clone(), kv }, column_sums.as_mut())
+                let Part { rows, first_position, .. } = part;
+                let span = Span { rows: rows.clone(), first_position: *first_position, kv };
+                (span, column_sums.as_mut())
             })
             .unzip();
         let any_sums = sums.iter().any(Option::is_some);
+        let last = self.layers.len() - 1;
+        let all_rows_needed = any_sums || taps.want_rows_after_keys(last);
 
         let n = batch.ids.len();
         let mut work = self.take_work(n);
-        let Work { x, operand, q, k, v, ctx, lse, stages, gated, .. } = &mut work;
+        let Work { x, operand, q, k, v, ctx, lse, stages, gated, chosen } = &mut work;
 
         b.embed(&self.embed, &batch.ids, x);
         taps.tap(b, Site::Embed, 0, x, parts)?;
@@ -224,6 +229,16 @@ impl<B: Backend> Model<B> {
             let attention = self.attention(l);
             let weights_wanted = taps.wants(Site::AttnWeights, l);
             b.append_kv(l, k, v, &mut spans);
+            if l == last && !all_rows_needed && batch.logit_rows.len() < n {
+                // Later tokens read nothing of this layer but keys and values: rows without logits end here.
+                self.keep_rows(x, &batch.logit_rows, chosen);
+                self.keep_rows(q, &batch.logit_rows, ctx);
+                b.resize(ctx, batch.logit_rows.len(), b.shape(q).1);
+                for (span, rows) in spans.iter_mut().zip(&batch.logit_ranges) {
+                    span.first_position += span.rows.len() - rows.len();
+                    span.rows = rows.clone();
+                }
+            }
             let lse_wanted = (any_sums || weights_wanted).then_some(&mut *lse);
             b.attend(&attention, q, &spans, ctx, lse_wanted);
             for (span, sums) in spans.iter().zip(&mut sums) {
@@ -271,17 +286,13 @@ impl<B: Backend> Model<B> {
         let probed = taps.wants(Site::FinalNorm, 0) || taps.wants(Site::Logits, 0);
 
         // A probe sees every row; without one only the rows that need logits are computed.
-        let n = batch.ids.len();
-        let rows = if probed { (0..n).collect() } else { batch.logit_rows.clone() };
         let Work { x, chosen, operand, .. } = work;
-        let chosen = if rows.len() < n {
-            b.gather(x, &rows, chosen);
-            chosen
-        } else {
-            x
-        };
-        if !rows.is_empty() {
-            self.norm(chosen, &self.final_norm, operand, (Site::FinalNorm, 0), taps, &batch.parts)?;
+        let rows = if probed { batch.ids.len() } else { batch.logit_rows.len() };
+        if rows < b.shape(x).0 {
+            self.keep_rows(x, &batch.logit_rows, chosen);
+        }
+        if rows > 0 {
+            self.norm(x, &self.final_norm, operand, (Site::FinalNorm, 0), taps, &batch.parts)?;
         }
         let (mut logits, mut best) = (b.alloc(0, vocab), Vec::new());
         if taps.wants(Site::Logits, 0) || !batch.logit_rows.is_empty() {
@@ -289,7 +300,7 @@ impl<B: Backend> Model<B> {
             match head {
                 Head::Argmax { limit } => best = b.linear_argmax(unembed, operand, limit),
                 Head::Logits => {
-                    b.resize(&mut logits, rows.len(), vocab);
+                    b.resize(&mut logits, rows, vocab);
                     b.linears(&[unembed], operand, &mut [&mut logits]);
                 }
             }
@@ -301,6 +312,12 @@ impl<B: Backend> Model<B> {
             logits = asked;
         }
         Ok(Scores { logits, best, steps: batch.logit_ranges.clone() })
+    }
+
+    /// `x = x[rows]`; `spare` has as many columns and is overwritten.
+    fn keep_rows(&self, x: &mut B::Rows, rows: &[usize], spare: &mut B::Rows) {
+        self.backend.gather(x, rows, spare);
+        mem::swap(x, spare);
     }
 
     /// `out = norm(x)`, as matrix products take it; the f32 form is there only if a probe wants it.

@@ -10,19 +10,21 @@ use crate::{
     LogitRows, Model, ModelConfig, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
 };
 
-/// Multiplications and additions of a prefill of `tokens` tokens, without logits: two for each weight of the
-/// layers' matrices and each token; and for each query head, each token and each key it sees (not the upper
-/// half of the triangle, which is never computed) two of `q · k` and two of `p · v` for each component.
+/// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for each weight of
+/// the layers' matrices and each token; and for each query head, each token and each key it sees (not the
+/// upper half of the triangle, which is never computed) two of `q · k` and two of `p · v` for each
+/// component. Of the last layer only keys and values are needed.
 pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { layers, hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
-    let qkvo = hidden * head_dim * (2 * heads + 2 * kv_heads);
-    let linear = 2.0 * ((qkvo + 3 * hidden * intermediate) * layers * tokens) as f64;
+    let kv = hidden * head_dim * 2 * kv_heads;
+    let qo_mlp = hidden * head_dim * 2 * heads + 3 * hidden * intermediate;
+    let linear = 2.0 * ((kv * layers + qo_mlp * (layers - 1)) * tokens) as f64;
     let seen = |window: &Option<usize>| {
         let window = window.unwrap_or(tokens).min(tokens);
         // The first `window` rows see 1, 2, … keys, the others `window` each.
         window * (window + 1) / 2 + (tokens - window) * window
     };
-    let keys: usize = config.windows.iter().map(seen).sum();
+    let keys: usize = config.windows[..layers - 1].iter().map(seen).sum();
     linear + 4.0 * (heads * head_dim) as f64 * keys as f64
 }
 
@@ -138,11 +140,11 @@ mod tests {
     use super::*;
     use crate::SyntheticShape;
 
-    /// Counted by hand: 2 layers, hidden 4, intermediate 8, 2 heads of 2 over 1, 3 tokens.
+    /// Counted by hand: 3 layers, hidden 4, intermediate 8, 2 heads of 2 over 1, 3 tokens.
     #[test]
     fn a_prefills_operations_are_counted() {
         let shape = SyntheticShape {
-            layers: 2,
+            layers: 3,
             hidden: 4,
             intermediate: 8,
             heads: 2,
@@ -154,11 +156,11 @@ mod tests {
         crate::write_synthetic(dir.path(), &shape, 1).unwrap();
         let mut config = ModelConfig::from_dir(dir.path()).unwrap();
         let weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8; // q, k and v, o, MLP
-        let per_layer = 2 * weights * 3;
+        let linear = 2 * (2 * weights + 2 * 4 * 2) * 3; // two whole layers, k and v of the last
         let attention = |keys: usize| 4 * 2 * 2 * keys;
-        assert_eq!(prefill_flops(&config, 3), (2 * (per_layer + attention(6))) as f64);
-        config.windows = vec![None, Some(2)];
-        let expected = 2 * per_layer + attention(6) + attention(5);
+        assert_eq!(prefill_flops(&config, 3), (linear + 2 * attention(6)) as f64);
+        config.windows = vec![None, Some(2), None];
+        let expected = linear + attention(6) + attention(5);
         assert_eq!(prefill_flops(&config, 3), expected as f64);
     }
 }

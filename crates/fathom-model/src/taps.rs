@@ -55,6 +55,12 @@ impl<'a> Taps<'a> {
         self.access(site, layer) != Access::Skip
     }
 
+    /// Whether anything of layer `layer` after its keys and values, or of what follows the layers.
+    pub fn want_rows_after_keys(&self, layer: usize) -> bool {
+        let of_all = |site: Site| if site.per_layer() { layer } else { 0 };
+        Site::all().filter(|&site| site > Site::V).any(|site| self.wants(site, of_all(site)))
+    }
+
     /// Shows `x` `[batch rows, width]` to the probe, part by part, and takes back what it edited.
     pub fn tap<B: Backend>(
         &mut self,

@@ -21,7 +21,7 @@ pub(crate) struct Work<B: Backend> {
     /// `silu(gate) · up`, `[n, intermediate]`.
     pub gated: B::Operand,
     pub stages: Stages<B>,
-    /// Rows of the residual stream that need logits.
+    /// Rows of the residual stream that need logits, while they are being gathered. `[≤ n, hidden]`
     pub chosen: B::Rows,
 }
 

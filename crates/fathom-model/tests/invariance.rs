@@ -180,6 +180,64 @@ fn looking_does_not_change_a_bit() {
     }
 }
 
+/// Rows without logits leave the pass in the last layer, unless somebody looks at what follows.
+#[test]
+fn logits_are_the_same_whichever_rows_have_them() {
+    const WANTED: [[LogitRows; 2]; 6] = [
+        [LogitRows::None, LogitRows::None],
+        [LogitRows::None, LogitRows::Last],
+        [LogitRows::Last, LogitRows::All],
+        [LogitRows::All, LogitRows::None],
+        [LogitRows::Last, LogitRows::Last],
+        [LogitRows::None, LogitRows::All],
+    ];
+    for golden in GOLDENS {
+        let dir = fixture("golden").join(golden);
+        for precision in PRECISIONS {
+            let model = load(&dir, precision);
+            let vocab = model.config().vocab;
+            let texts: Vec<Vec<u32>> =
+                (0..WANTED.len()).map(|i| text(&model, 139 + 5 * i, i as u32)).collect();
+            let whole: Vec<Vec<u32>> =
+                texts.iter().map(|ids| run(&model, ids, ids.len()).0).collect();
+            for mut probe in [None, Some(Onlooker(0))] {
+                let mut sequences: Vec<_> = texts
+                    .iter()
+                    .map(|ids| {
+                        let planned_len = Some(ids.len());
+                        model.new_sequence(SequenceOptions { planned_len, sink_scores: false })
+                    })
+                    .collect();
+                for part in 0..2 {
+                    let cut = |ids: &[u32]| 1 + ids.len() * 2 / 3;
+                    let mut steps: Vec<_> = sequences
+                        .iter_mut()
+                        .zip(texts.iter().zip(WANTED))
+                        .map(|(sequence, (ids, logits))| {
+                            let (head, tail) = ids.split_at(cut(ids));
+                            let tokens = if part == 0 { head } else { tail };
+                            Step { sequence, tokens, logits: logits[part] }
+                        })
+                        .collect();
+                    let probe = probe.as_mut().map(|probe| probe as &mut dyn Probe);
+                    let out = model.forward(&mut steps, probe).unwrap();
+                    for (i, ids) in texts.iter().enumerate() {
+                        let rows = if part == 0 { 0..cut(ids) } else { cut(ids)..ids.len() };
+                        let rows = match WANTED[i][part] {
+                            LogitRows::None => rows.end..rows.end,
+                            LogitRows::Last => rows.end - 1..rows.end,
+                            LogitRows::All => rows,
+                        };
+                        let want = &whole[i][rows.start * vocab..rows.end * vocab];
+                        let what = format!("{golden} {precision:?} sequence {i} part {part}");
+                        assert!(bits(&out.step(model.backend(), i)) == want, "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_truncated_sequence_goes_on_as_if_the_rest_had_never_been() {
     for golden in GOLDENS {

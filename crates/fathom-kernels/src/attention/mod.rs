@@ -204,7 +204,7 @@ fn all_queries<'a>(
                 kv_head,
                 q,
                 first: rows.start,
-                position: span.kv.len() + rows.start - span.rows.start,
+                position: span.first_position + rows.start - span.rows.start,
                 positions: rows.len(),
             })
         })

@@ -12,7 +12,7 @@ use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
 use crate::{Attention, Span};
 
-/// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, kv_len + rows]`.
+/// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, keys up to the last row's own]`.
 pub(crate) fn weights(
     cpu: &Cpu,
     attention: &Attention,
@@ -22,7 +22,7 @@ pub(crate) fn weights(
 ) -> Vec<f32> {
     check(attention, q, std::slice::from_ref(span));
     assert_eq!((lse.rows(), lse.columns()), (q.rows(), attention.heads), "log-sum-exp");
-    let keys = span.kv.len() + span.rows.len();
+    let keys = span.first_position + span.rows.len();
     let mut weights = vec![0.0; attention.heads * span.rows.len() * keys];
     let out = SharedMut::new(&mut weights);
     let all: Vec<_> = all_queries(attention, q, std::slice::from_ref(span)).collect();

@@ -150,7 +150,7 @@ pub fn attend_chunk(
     let v = rows_of(cpu, &sequence.v[from * kv_width..to * kv_width], kv_width);
     let mut out = cpu.alloc(to - from, width);
     let mut lse = cpu.alloc(to - from, attention.heads);
-    let mut spans = [Span { rows: 0..to - from, kv }];
+    let mut spans = [Span { rows: 0..to - from, first_position: from, kv }];
     cpu.append_kv(attention.layer, &k, &v, &mut spans);
     cpu.attend(attention, &q, &spans, &mut out, Some(&mut lse));
     let [span] = spans;
