@@ -82,7 +82,7 @@ pub(crate) fn add(
         let blocks = block..blocks.min(block + per_task);
         let kernel = AddBlocks { attention, q, lse, span, kv_head, blocks, heads: &heads, scratch };
         cpu.isa.run_product(ForProduct {
-            storage: span.kv.storage,
+            storage: span.kv.storage(),
             precision: cpu.precision,
             kernel,
         });

@@ -382,13 +382,19 @@ impl Backend for Cpu {
     }
 
     fn append_kv(&self, layer: usize, k: &Rows, v: &Rows, spans: &mut [Span<'_, Kv>]) {
+        let Some(Span { kv, .. }) = spans.first() else { return };
+        for x in [k, v] {
+            assert_eq!(x.columns(), kv.width(), "columns of keys and values");
+        }
+        let arrivals = spans.iter_mut().flat_map(|Span { rows, first_position, kv }| {
+            assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
+            kv.arrivals(rows.clone())
+        });
         // Each is one thread's.
-        let spans: Vec<_> = spans.iter_mut().map(Mutex::new).collect();
-        self.split_rows(spans.len(), SCATTERED * k.as_slice().len(), |part| {
-            for span in &spans[part] {
-                let Span { rows, first_position, kv } = &mut **lock(span);
-                assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
-                kv.append(layer, k.slice(rows.clone()), v.slice(rows.clone()));
+        let arrivals: Vec<_> = arrivals.map(Mutex::new).collect();
+        self.split_rows(arrivals.len(), SCATTERED * k.as_slice().len(), |part| {
+            for arrivals in &arrivals[part] {
+                lock(arrivals).write(layer, k, v);
             }
         });
     }

@@ -6,9 +6,12 @@
 //! - values `[head_dim, BLOCK keys]`, k being the key: the result is `p · V`, a column for every
 //!   component.
 
+use std::ops::Range;
+
 use crate::aligned::Aligned;
 use crate::microkernel::PANEL;
 use crate::pack::{Storage, bf16_bits};
+use crate::rows::Rows;
 use crate::{KvShape, Precision};
 
 /// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position 0,
@@ -17,15 +20,24 @@ pub(crate) const BLOCK: usize = 128;
 
 /// Keys and values of one sequence, all layers.
 pub struct Kv {
-    shape: KvShape,
-    pub(crate) storage: Storage,
+    layout: Layout,
     pages: Vec<Aligned<u32>>,
     len: usize,
 }
 
 impl Kv {
     pub(crate) fn new(shape: KvShape, precision: Precision) -> Kv {
-        Kv { shape, storage: Storage::of_cache(precision), pages: Vec::new(), len: 0 }
+        let layout = Layout { shape, storage: Storage::of_cache(precision) };
+        Kv { layout, pages: Vec::new(), len: 0 }
+    }
+
+    pub(crate) fn storage(&self) -> Storage {
+        self.layout.storage
+    }
+
+    /// Numbers of a token's keys, or values, in a layer.
+    pub(crate) fn width(&self) -> usize {
+        self.layout.shape.kv_heads * self.layout.shape.head_dim
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -47,45 +59,30 @@ impl Kv {
         assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
     }
 
-    /// Writes keys and values `[n, kv_heads · head_dim]` at positions `len .. len + n` of a layer.
-    pub(crate) fn append(&mut self, layer: usize, k: &[f32], v: &[f32]) {
-        let KvShape { layers, kv_heads, head_dim } = self.shape;
-        assert!(layer < layers, "layer {layer} of {layers}");
-        assert_eq!(k.len(), v.len(), "as many keys as values");
-        let width = kv_heads * head_dim;
-        let tokens = k.len() / width;
-        assert_eq!(tokens * width, k.len(), "rows of {kv_heads} heads of {head_dim}");
-        let page_words = layers * kv_heads * (self.keys_words() + self.values_words());
-        while self.pages.len() * BLOCK < self.len + tokens {
-            self.pages.push(Aligned::zeroed(page_words));
+    /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that several threads
+    /// can write, for memory that nobody has touched yet takes longer to get than to fill.
+    pub(crate) fn arrivals(&mut self, rows: Range<usize>) -> impl Iterator<Item = Arrivals<'_>> {
+        let (layout, start, end) = (self.layout, self.len, self.len + rows.len());
+        while self.pages.len() * BLOCK < end {
+            self.pages.push(Aligned::zeroed(layout.page_words()));
         }
-        for (i, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-            let (page, token) = ((self.len + i) / BLOCK, (self.len + i) % BLOCK);
-            for head in 0..kv_heads {
-                let columns = head * head_dim..(head + 1) * head_dim;
-                let at = self.at(layer, head);
-                let (keys_words, values_words) = (self.keys_words(), self.values_words());
-                let (key_stride, value_stride) = (self.keys_stride(), self.values_stride());
-                let words = &mut self.pages[page][at..][..keys_words + values_words];
-                let (keys, values) = words.split_at_mut(keys_words);
-                let key_panel = &mut keys[token / PANEL * key_stride..][..key_stride];
-                put_key(self.storage, key_panel, token % PANEL, &k[columns.clone()]);
-                let value_panels = values.chunks_exact_mut(value_stride);
-                for (panel, v) in value_panels.zip(v[columns].chunks(PANEL)) {
-                    put_values(self.storage, panel, token, v);
-                }
-            }
-        }
+        let pages = start / BLOCK..end.div_ceil(BLOCK);
+        self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
+            let tokens = start.max(i * BLOCK)..end.min((i + 1) * BLOCK);
+            let rows = rows.start + (tokens.start - start)..rows.start + (tokens.end - start);
+            Arrivals { layout, page, first_token: tokens.start % BLOCK, rows }
+        })
     }
 
     /// Keys of block `block`: `[BLOCK / 32]` panels of [`Kv::keys_stride`] words.
     pub(crate) fn keys(&self, layer: usize, head: usize, block: usize) -> &[u32] {
-        &self.pages[block][self.at(layer, head)..][..self.keys_words()]
+        &self.pages[block][self.layout.at(layer, head)..][..self.layout.keys_words()]
     }
 
     /// Values of block `block`: `[head_dim / 32]` panels of [`Kv::values_stride`] words.
     pub(crate) fn values(&self, layer: usize, head: usize, block: usize) -> &[u32] {
-        &self.pages[block][self.at(layer, head) + self.keys_words()..][..self.values_words()]
+        let at = self.layout.at(layer, head) + self.layout.keys_words();
+        &self.pages[block][at..][..self.layout.values_words()]
     }
 
     /// Words from any key or value of block `block` to the one in its place in the next block, wherever
@@ -99,24 +96,78 @@ impl Kv {
 
     /// Words of a panel of keys.
     pub(crate) fn keys_stride(&self) -> usize {
-        self.storage.steps(self.shape.head_dim) * PANEL
+        self.layout.keys_stride()
     }
 
     /// Words of a panel of values.
     pub(crate) fn values_stride(&self) -> usize {
+        self.layout.values_stride()
+    }
+}
+
+/// Where things lie in a page.
+#[derive(Clone, Copy)]
+struct Layout {
+    shape: KvShape,
+    storage: Storage,
+}
+
+impl Layout {
+    fn page_words(self) -> usize {
+        self.shape.layers * self.shape.kv_heads * (self.keys_words() + self.values_words())
+    }
+
+    fn at(self, layer: usize, head: usize) -> usize {
+        (layer * self.shape.kv_heads + head) * (self.keys_words() + self.values_words())
+    }
+
+    fn keys_stride(self) -> usize {
+        self.storage.steps(self.shape.head_dim) * PANEL
+    }
+
+    fn values_stride(self) -> usize {
         self.storage.steps(BLOCK) * PANEL
     }
 
-    fn keys_words(&self) -> usize {
+    fn keys_words(self) -> usize {
         BLOCK / PANEL * self.keys_stride()
     }
 
-    fn values_words(&self) -> usize {
+    fn values_words(self) -> usize {
         self.shape.head_dim.div_ceil(PANEL) * self.values_stride()
     }
+}
 
-    fn at(&self, layer: usize, head: usize) -> usize {
-        (layer * self.shape.kv_heads + head) * (self.keys_words() + self.values_words())
+/// Tokens of a batch that go to one page.
+pub(crate) struct Arrivals<'a> {
+    layout: Layout,
+    page: &'a mut [u32],
+    /// The first one's place in the page.
+    first_token: usize,
+    /// Their rows of the batch.
+    rows: Range<usize>,
+}
+
+impl Arrivals<'_> {
+    /// Writes their keys and values of a layer, `[batch rows, kv_heads · head_dim]`.
+    pub(crate) fn write(&mut self, layer: usize, k: &Rows, v: &Rows) {
+        let KvShape { layers, head_dim, .. } = self.layout.shape;
+        assert!(layer < layers, "layer {layer} of {layers}");
+        let (storage, keys_words) = (self.layout.storage, self.layout.keys_words());
+        let (key_stride, value_stride) = (self.layout.keys_stride(), self.layout.values_stride());
+        for (token, row) in (self.first_token..).zip(self.rows.clone()) {
+            let heads = k.row(row).chunks_exact(head_dim).zip(v.row(row).chunks_exact(head_dim));
+            for (head, (k, v)) in heads.enumerate() {
+                let words = &mut self.page[self.layout.at(layer, head)..];
+                let (keys, values) = words.split_at_mut(keys_words);
+                let key_panel = &mut keys[token / PANEL * key_stride..][..key_stride];
+                put_key(storage, key_panel, token % PANEL, k);
+                let value_panels = values.chunks_exact_mut(value_stride);
+                for (panel, v) in value_panels.zip(v.chunks(PANEL)) {
+                    put_values(storage, panel, token, v);
+                }
+            }
+        }
     }
 }
 

@@ -101,7 +101,7 @@ impl<'a> Queries<'a> {
         let stride = kv.keys_stride();
         let of_keys =
             &kv.keys(layer, self.kv_head, block)[panels.start * stride..panels.end * stride];
-        let steps = keys.start / kv.storage.k_per_word()..kv.storage.steps(keys.end);
+        let steps = keys.start / kv.storage().k_per_word()..kv.storage().steps(keys.end);
         let panels = kv.values(layer, self.kv_head, block).chunks_exact(kv.values_stride());
         let of_values = panels.map(|panel| &panel[steps.start * PANEL..steps.end * PANEL]);
         for words in [of_keys].into_iter().chain(of_values) {

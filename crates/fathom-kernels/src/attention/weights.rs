@@ -28,7 +28,7 @@ pub(crate) fn weights(
     let all: Vec<_> = all_queries(attention, q, std::slice::from_ref(span)).collect();
     cpu.tasks_with_scratch(all.len(), all.iter().map(Queries::work).sum(), |task, scratch| {
         let kernel = Weights { queries: all[task], lse, out, span, keys, scratch };
-        let storage = span.kv.storage;
+        let storage = span.kv.storage();
         cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
     });
     weights
