@@ -126,10 +126,8 @@ impl ProductKernel for AddBlocks<'_> {
             scores.reserve(rows * ROW_STRIDE);
             queries.pack::<S, P>(s, round, packed);
             lses.clear();
-            lses.extend((0..rows).map(|row| {
-                let (batch_row, head) = queries.source(row);
-                minus_log2(lse.row(batch_row)[head])
-            }));
+            let of_row = |(batch_row, head): (usize, usize)| minus_log2(lse.row(batch_row)[head]);
+            lses.extend(queries.sources().map(of_row));
             for block in blocks.clone() {
                 let keys = within_block(&seen, block);
                 if keys.is_empty() {

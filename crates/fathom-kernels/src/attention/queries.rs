@@ -1,5 +1,6 @@
 //! The rows of a task: which keys they see, their packed form, their scores.
 
+use std::iter::repeat_n;
 use std::ops::Range;
 
 use super::STRETCH;
@@ -63,7 +64,8 @@ impl<'a> Queries<'a> {
     /// Keys each row sees, row by row.
     pub(crate) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
         visible.clear();
-        visible.extend((0..self.rows()).map(|row| self.visible(row)));
+        let first_of_each = (0..self.rows()).step_by(self.group());
+        visible.extend(first_of_each.flat_map(|row| repeat_n(self.visible(row), self.group())));
     }
 
     /// Batch row and query head of row `row`.
@@ -71,10 +73,11 @@ impl<'a> Queries<'a> {
         (self.first + row / self.group(), self.kv_head * self.group() + row % self.group())
     }
 
-    fn query(&self, row: usize) -> &'a [f32] {
-        let (batch_row, head) = self.source(row);
-        let head_dim = self.attention.head_dim;
-        &self.q.row(batch_row)[head * head_dim..(head + 1) * head_dim]
+    /// [`Queries::source`] of each row.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+        let heads = self.kv_head * self.group()..(self.kv_head + 1) * self.group();
+        let batch_rows = self.first..self.first + self.positions;
+        batch_rows.flat_map(move |row| heads.clone().map(move |head| (row, head)))
     }
 
     /// Packs the queries.
@@ -82,8 +85,9 @@ impl<'a> Queries<'a> {
     pub(crate) fn pack<S: Simd, P: Product>(&self, s: S, round: bool, packed: &mut Aligned<u32>) {
         let (rows, head_dim) = (self.rows(), self.attention.head_dim);
         packed.reserve(head_dim.div_ceil(k_block::<P>()) * rows * ROW_STRIDE);
-        for row in 0..rows {
-            for (block, x) in self.query(row).chunks(k_block::<P>()).enumerate() {
+        for (row, (batch_row, head)) in self.sources().enumerate() {
+            let query = &self.q.row(batch_row)[head * head_dim..(head + 1) * head_dim];
+            for (block, x) in query.chunks(k_block::<P>()).enumerate() {
                 let at = (block * rows + row) * ROW_STRIDE;
                 if let Some(out) = packed[at..].first_chunk_mut() {
                     pack_row::<S, P>(s, round, x, out);

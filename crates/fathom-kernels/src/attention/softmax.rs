@@ -35,12 +35,15 @@ pub(super) fn softmax<S: Simd, P: Product>(
     assert!(tile.len() <= MAX_TILE_ROWS, "a register tile of {} rows", tile.len());
     let AttentionScratch { scores, probabilities, visible, part, .. } = scratch;
     let visible = &visible[tile.clone()];
+    // Found once for all rows, as most blocks are seen whole by all of them.
+    let sees = |row: usize| within_block(&visible[row], block);
+    let all_see_all = sees(0) == (0..BLOCK) && sees(visible.len() - 1) == (0..BLOCK);
+    let keys_of = |row: usize| if all_see_all { 0..BLOCK } else { sees(row) };
     // The scale is positive: the largest score is the largest scaled.
     let mut largest = [f32::NEG_INFINITY; MAX_TILE_ROWS];
-    for ((keys, scores), largest) in
-        visible.iter().zip(scores.chunks_mut(ROW_STRIDE)).zip(&mut largest)
-    {
-        let keys = within_block(keys, block);
+    let rows_of_scores = scores.chunks_mut(ROW_STRIDE).take(tile.len());
+    for (row, (scores, largest)) in rows_of_scores.zip(&mut largest).enumerate() {
+        let keys = keys_of(row);
         *largest = largest_score::<S, P>(s, &mut scores[..BLOCK], &keys) * scale;
     }
 
@@ -56,13 +59,10 @@ pub(super) fn softmax<S: Simd, P: Product>(
         s.store_some(&mut rescale[row..], change);
     }
 
-    for (row, ((keys, scores), pairs)) in visible
-        .iter()
-        .zip(scores.chunks_mut(ROW_STRIDE))
-        .zip(probabilities.chunks_mut(ROW_STRIDE))
-        .enumerate()
-    {
-        let keys = within_block(keys, block);
+    let rows_of_scores = scores.chunks_mut(ROW_STRIDE).take(tile.len());
+    let rows_of_pairs = probabilities.chunks_mut(ROW_STRIDE);
+    for (row, (scores, pairs)) in rows_of_scores.zip(rows_of_pairs).enumerate() {
+        let keys = keys_of(row);
         if keys.is_empty() {
             continue;
         }

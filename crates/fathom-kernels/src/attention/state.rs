@@ -95,7 +95,7 @@ impl State {
         }
     }
 
-    /// Writes `O / sum`, and the log-sum-exp where it is asked for.
+    /// Writes `O · 1/sum`, and the log-sum-exp where it is asked for.
     #[inline(always)]
     pub(super) fn finish<S: Simd>(
         &self,
@@ -105,15 +105,15 @@ impl State {
         lse: Option<SharedMut>,
     ) {
         let (heads, head_dim) = (queries.attention.heads, queries.attention.head_dim);
-        for row in 0..queries.rows() {
-            let (batch_row, head) = queries.source(row);
+        for (row, (batch_row, head)) in queries.sources().enumerate() {
             let at = batch_row * heads + head;
             // SAFETY: the rows of all queries are disjoint (row, head).
             let out = unsafe { out.slice(at * head_dim..(at + 1) * head_dim) };
-            let sum = s.splat(self.sum[row]);
+            // One division a row: its latency is that of ten multiplications.
+            let share = s.splat(1.0 / self.sum[row]);
             let result = &self.out[row * width(queries)..][..head_dim];
             for (out, x) in out.chunks_mut(S::LANES).zip(result.chunks(S::LANES)) {
-                s.store_some(out, s.div(s.load_some(x), sum));
+                s.store_some(out, s.mul(s.load_some(x), share));
             }
             if let Some(lse) = lse {
                 let log2 = f64::from(self.max[row]) + f64::from(self.sum[row]).log2();
