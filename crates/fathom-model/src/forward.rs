@@ -31,7 +31,8 @@ pub struct Step<'a, B: Backend> {
     pub sequence: &'a mut Sequence<B>,
     /// One token for decoding, a chunk for prefill or verification. Not empty.
     pub tokens: &'a [u32],
-    /// Which of these tokens need logits.
+    /// Which of these tokens need logits. Of the others the last layer is computed only as far as later tokens
+    /// read it, unless the probe wants the rest.
     pub logits: LogitRows,
 }
 
