@@ -382,11 +382,8 @@ impl Backend for Cpu {
     }
 
     fn append_kv(&self, layer: usize, k: &Rows, v: &Rows, spans: &mut [Span<'_, Kv>]) {
-        let Some(Span { kv, .. }) = spans.first() else { return };
-        for x in [k, v] {
-            assert_eq!(x.columns(), kv.width(), "columns of keys and values");
-        }
         let arrivals = spans.iter_mut().flat_map(|Span { rows, first_position, kv }| {
+            assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
             assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
             kv.arrivals(rows.clone())
         });

@@ -49,7 +49,9 @@ mod state;
 mod values;
 mod weights;
 
-pub(crate) use queries::{Queries, blocks, mask, minus_log2, union, within_block};
+pub(crate) use queries::{
+    Queries, blocks, mask, minus_log2, same_within_block, union, within_block,
+};
 pub(crate) use weights::weights;
 
 /// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy, enough

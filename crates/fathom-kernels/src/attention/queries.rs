@@ -167,6 +167,14 @@ pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     clamp(keys.start)..clamp(keys.end)
 }
 
+/// What each of `visible`'s rows sees of block `block`, if it is the same for all, as in all blocks but those at the ends
+/// of what they see.
+#[inline(always)]
+pub(crate) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
+    let first = within_block(&visible[0], block);
+    (within_block(&visible[visible.len() - 1], block) == first).then_some(first)
+}
+
 /// Blocks that hold `keys`, which are not empty.
 pub(crate) fn blocks(keys: &Range<usize>) -> Range<usize> {
     keys.start / BLOCK..keys.end.div_ceil(BLOCK)

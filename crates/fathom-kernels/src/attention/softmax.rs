@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionScratch, mask, within_block};
+use super::{AttentionScratch, mask, same_within_block, within_block};
 use crate::exp::{exp2, exp2_scaled};
 use crate::kv::BLOCK;
 use crate::microkernel::ROW_STRIDE;
@@ -35,10 +35,8 @@ pub(super) fn softmax<S: Simd, P: Product>(
     assert!(tile.len() <= MAX_TILE_ROWS, "a register tile of {} rows", tile.len());
     let AttentionScratch { scores, probabilities, visible, part, .. } = scratch;
     let visible = &visible[tile.clone()];
-    // Found once for all rows, as most blocks are seen whole by all of them.
-    let sees = |row: usize| within_block(&visible[row], block);
-    let all_see_all = sees(0) == (0..BLOCK) && sees(visible.len() - 1) == (0..BLOCK);
-    let keys_of = |row: usize| if all_see_all { 0..BLOCK } else { sees(row) };
+    let same = same_within_block(visible, block);
+    let keys_of = |row: usize| same.clone().unwrap_or_else(|| within_block(&visible[row], block));
     // The scale is positive: the largest score is the largest scaled.
     let mut largest = [f32::NEG_INFINITY; MAX_TILE_ROWS];
     let rows_of_scores = scores.chunks_mut(ROW_STRIDE).take(tile.len());

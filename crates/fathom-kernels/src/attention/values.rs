@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{AttentionScratch, Queries, within_block};
+use super::{AttentionScratch, Queries, same_within_block, within_block};
 use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
 use crate::product::Product;
 use crate::simd::Simd;
@@ -27,12 +27,11 @@ impl<'a> Values<'a> {
     #[inline(always)]
     pub(super) fn add<S: Simd, P: Product>(&mut self, s: S) {
         let rows = self.tile.clone();
-        // All rows see the same, as they do in all blocks but those at the ends of what they see.
-        let (first, last) = (self.keys(rows.start), self.keys(rows.end - 1));
-        if first == last {
-            self.add_keys::<S, P>(s, rows, first);
+        if let Some(keys) = same_within_block(&self.scratch.visible[rows.clone()], self.block) {
+            self.add_keys::<S, P>(s, rows, keys);
             return;
         }
+        let (first, last) = (self.keys(rows.start), self.keys(rows.end - 1));
         // In whole groups of k: one that only some rows see entirely is an edge.
         let start = last.start.next_multiple_of(P::GROUP);
         let end = first.end / P::GROUP * P::GROUP;
