@@ -11,28 +11,12 @@ mod python;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::message::Message;
 use crate::special_tokens::{SpecialTokens, read_json_object};
 use crate::text_file::read_text;
 use crate::{Error, Result};
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// `system`, `user`, `assistant` or what else the template knows.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message of the user.
-    pub fn user(content: impl Into<String>) -> Message {
-        Message { role: "user".to_owned(), content: content.into() }
-    }
-}
 
 /// The day templates are told it is unless [`RenderOptions::date`] says otherwise: the date Llama 3.x
 /// templates themselves fall back on. A fixed day keeps prompts, and so sink positions, reproducible.
@@ -81,6 +65,16 @@ impl ChatTemplate {
         &self.path
     }
 
+    /// Whether the template's source has this name in it, as a word of its own. One that does not cannot
+    /// look at a variable or a field so called.
+    pub fn mentions(&self, name: &str) -> bool {
+        let of_word = |c: char| c.is_alphanumeric() || c == '_';
+        self.source.match_indices(name).any(|(at, _)| {
+            let (before, after) = (&self.source[..at], &self.source[at + name.len()..]);
+            !before.ends_with(of_word) && !after.starts_with(of_word) && !name.is_empty()
+        })
+    }
+
     /// Writes a conversation down. The result holds every special token there is to be: tokenise it
     /// without adding any.
     ///
@@ -108,10 +102,7 @@ impl ChatTemplate {
                 set(name, Value::from(flag));
             }
         }
-        let messages = messages
-            .iter()
-            .map(|message| serde_json::json!({ "role": message.role, "content": message.content }));
-        set("messages", messages.collect());
+        set("messages", messages.iter().map(Message::to_json).collect());
         engine::run(&self.source, &variables, options.date.unwrap_or(PINNED_DATE))
             .map_err(|problem| Error::file(&self.path, format!("the chat template {problem}")))
     }

@@ -1,35 +1,66 @@
 //! JSONL files that come from strangers, one line at a time.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::{Path, PathBuf};
 
+use encoding_rs_io::{DecodeReaderBytes, DecodeReaderBytesBuilder};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::{Error, Result};
+use crate::python_json::{without_lone_surrogates, without_non_finite};
+use crate::{Error, Remark, Result};
 
 /// A line longer than this is refused before it is read: 64 MiB, ten million token ids.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-/// Reads lines without ever holding more than one. Blank lines are skipped but counted.
+/// Bytes looked at to tell what kind of file it is.
+const HEAD: u64 = 64;
+
+/// Files that are no text, by what they begin with, and what to do with them.
+const OTHERS: [(&[u8], &str); 6] = [
+    (b"\x1f\x8b", "is gzip-compressed; decompress it first (`gunzip`)"),
+    (b"\x28\xb5\x2f\xfd", "is zstd-compressed; decompress it first (`unzstd`)"),
+    (b"BZh", "is bzip2-compressed; decompress it first (`bunzip2`)"),
+    (b"\xfd7zXZ\0", "is xz-compressed; decompress it first (`unxz`)"),
+    (b"PK\x03\x04", "is a zip archive; unpack it first (`unzip`)"),
+    (
+        b"PAR1",
+        "is a Parquet file; write it as JSONL first (pandas: `to_json(..., orient=\"records\", lines=True)`)",
+    ),
+];
+
+/// Reads lines without ever holding more than one. Blank lines are skipped but counted. UTF-16 with a
+/// byte order mark, as PowerShell writes it, is read as well.
 pub(crate) struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Decoded>,
     /// Lines read so far.
     count: usize,
 }
 
+/// A file as UTF-8, wherever its byte order mark says that it is UTF-16.
+type Decoded = DecodeReaderBytes<io::Chain<Cursor<Vec<u8>>, File>, Vec<u8>>;
+
 impl Lines {
     pub(crate) fn open(path: &Path) -> Result<Lines> {
-        let file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
+        let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
         let metadata = file.metadata().map_err(Error::io(path, "cannot be read"))?;
         if metadata.is_dir() {
             return Err(Error::file(path, "is a directory, not a file"));
         }
-        Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), count: 0 })
+        let mut head = Vec::new();
+        let read = file.by_ref().take(HEAD).read_to_end(&mut head);
+        read.map_err(Error::io(path, "cannot be read"))?;
+        if let Some((_, problem)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return Err(Error::file(path, *problem));
+        }
+        let whole = Cursor::new(head).chain(file);
+        let decoded = DecodeReaderBytesBuilder::new().utf8_passthru(true).build(whole);
+        Ok(Lines { path: path.to_owned(), reader: BufReader::new(decoded), count: 0 })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -67,6 +98,26 @@ impl Lines {
     }
 }
 
+/// A line as standard JSON, and a remark where that took a repair that matters.
+pub(crate) fn standard_json<'a>(
+    path: &Path,
+    line: usize,
+    text: &'a str,
+) -> (Cow<'a, str>, Option<Remark>) {
+    let (text, surrogates) = without_lone_surrogates(text);
+    let text = match serde_json::from_str::<serde::de::IgnoredAny>(&text) {
+        Ok(_) => text,
+        Err(_) => without_non_finite(&text).map_or(text, Cow::Owned),
+    };
+    let remark = (surrogates > 0).then(|| {
+        let text = format!(
+            "holds {surrogates} lone surrogates (half a character each), read as U+FFFD, \u{FFFD}"
+        );
+        Remark::line("lone-surrogates", path, line, text)
+    });
+    (text, remark)
+}
+
 /// One line's JSON object: known fields are parsed on demand, all others left alone.
 pub(crate) struct Record<'a> {
     path: &'a Path,
@@ -75,6 +126,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
+    /// `text` is a line as [`standard_json`] makes it.
     pub(crate) fn parse(path: &'a Path, line: usize, text: &'a str) -> Result<Record<'a>> {
         match serde_json::from_str(text) {
             Ok(fields) => Ok(Record { path, line, fields }),
@@ -83,10 +135,21 @@ impl<'a> Record<'a> {
                 Err(Error::line(path, line, "must be a JSON object, `{...}`"))
             }
             Err(error) => {
-                let column = error.column();
-                Err(Error::line(path, line, format!("is not valid JSON (column {column})")))
+                let mut problem = format!("is not valid JSON (column {})", error.column());
+                if matches!(text.trim(), "{" | "[" | "[{") {
+                    problem += "; one JSON object a line is expected, not one over several lines";
+                }
+                Err(Error::line(path, line, problem))
             }
         }
+    }
+
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    pub(crate) fn line(&self) -> usize {
+        self.line
     }
 
     /// Whether the field is there and not null.
@@ -119,13 +182,18 @@ impl<'a> Record<'a> {
         fields.iter().find_map(|field| serde_json::from_str(self.fields.get(*field)?.get()).ok())
     }
 
+    /// The field as a string, if it is one.
+    pub(crate) fn text(&self, field: &str) -> Option<String> {
+        serde_json::from_str(self.fields.get(field)?.get()).ok()
+    }
+
     pub(crate) fn error(&self, problem: impl Into<String>) -> Error {
         Error::line(self.path, self.line, problem)
     }
 }
 
 /// Marks messages of our own `Deserialize` implementations among serde's.
-const OWN: &str = "found ";
+pub(crate) const OWN: &str = "found ";
 
 fn own_detail(error: &serde_json::Error) -> Option<String> {
     let message = error.to_string();

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::chat_template::Message;
-use crate::jsonl::{Lines, Record};
-use crate::text_encoder::TextEncoder;
-use crate::{Error, Result};
+use crate::conversation::{Conversation, answer_left_out};
+use crate::jsonl::{Lines, Record, standard_json};
+use crate::text_encoder::{Encoded, TextEncoder, locate};
+use crate::{Error, Remarks, Result};
 
 /// One prompt of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,78 +24,127 @@ pub enum PromptContent {
     /// One text, which a chat template takes as a user message.
     Text(String),
     /// A conversation, which needs a chat template.
-    Messages(Vec<Message>),
+    Messages(Conversation),
 }
 
 const ACCEPTED: &str = "`prompt`, `problem`, `question`, `turns` or `messages`";
 
+impl PromptContent {
+    /// Puts a system message in front, unless there is one.
+    pub fn with_system(self, text: &str) -> PromptContent {
+        let mut conversation = match self {
+            PromptContent::Text(prompt) => vec![crate::Message::user(prompt)].into(),
+            PromptContent::Messages(conversation) => conversation,
+        };
+        conversation.add_system(text);
+        PromptContent::Messages(conversation)
+    }
+}
+
 impl Prompt {
+    /// As [`Prompt::read`], remarks left aside.
+    ///
+    /// # Errors
+    /// As [`Prompt::read`].
+    pub fn parse(path: &Path, line: usize, text: &str) -> Result<Prompt> {
+        Prompt::read(path, line, text, &mut Remarks::new())
+    }
+
     /// Reads one JSONL line: the first of `prompt`, `problem`, `question` (strings), `turns` (the
-    /// first of a list of strings) and `messages` (a list of `role` and `content`) that is there.
+    /// first of a list of strings) and `messages` (a list of `role` and `content`) that is there, with
+    /// `tools`, `documents` and `chat_template_kwargs`. An answer at the end of `messages` is left out,
+    /// with a remark.
     ///
     /// # Errors
     /// A line that is not such an object, with the file and the line in the message.
-    pub fn parse(path: &Path, line: usize, text: &str) -> Result<Prompt> {
-        let record = Record::parse(path, line, text)?;
-        let content = content(&record)?;
+    pub fn read(path: &Path, line: usize, text: &str, remarks: &mut Remarks) -> Result<Prompt> {
+        let (text, repaired) = standard_json(path, line, text);
+        let record = Record::parse(path, line, &text)?;
+        let content = content(&record, remarks)?;
+        remarks.extend(repaired);
         Ok(Prompt { path: path.to_owned(), line, content })
     }
 
     /// The ids the model is given, generation prompt included.
     ///
     /// # Errors
-    /// No tokenizer; messages without a chat template; a template that fails; ids the model cannot
-    /// be given.
+    /// No tokenizer; messages without a chat template; a template that fails, or that has no use for a
+    /// field of the conversation; ids the model cannot be given.
     pub fn token_ids(&self, encoder: &TextEncoder) -> Result<Vec<u32>> {
-        let ids = match &self.content {
-            PromptContent::Text(text) => encoder.prompt_ids(text),
-            PromptContent::Messages(messages) => encoder.chat_ids(messages),
+        Ok(self.encode(encoder)?.ids)
+    }
+
+    /// As [`Prompt::token_ids`], with what was remarkable about it.
+    ///
+    /// # Errors
+    /// As [`Prompt::token_ids`].
+    pub fn encode(&self, encoder: &TextEncoder) -> Result<Encoded> {
+        let encoded = match &self.content {
+            PromptContent::Text(text) => encoder.prompt_ids(text).map(Encoded::from),
+            PromptContent::Messages(conversation) => encoder.conversation_ids(conversation),
         };
-        ids.and_then(|ids| encoder.check_ids(&ids).map(|()| ids)).map_err(|error| match error {
-            Error::Request(problem) => Error::line(&self.path, self.line, problem),
-            other => other,
-        })
+        encoded
+            .and_then(|encoded| encoder.check_ids(&encoded.ids).map(|()| encoded))
+            .map(|encoded| encoded.at(&self.path, self.line))
+            .map_err(|error| locate(error, &self.path, self.line))
     }
 }
 
-fn content(record: &Record) -> Result<PromptContent> {
+fn content(record: &Record, remarks: &mut Remarks) -> Result<PromptContent> {
     for field in ["prompt", "problem", "question"] {
         if let Some(text) = record.get::<String>(field, "a string")? {
-            return non_empty(record, field, text);
+            return prompt_text(record, field, text);
         }
     }
     if let Some(turns) = record.get::<Vec<String>>("turns", "a list of strings")? {
         let first = turns.into_iter().next().unwrap_or_default();
-        return non_empty(record, "turns", first);
+        return prompt_text(record, "turns", first);
     }
-    let messages: Option<Vec<Message>> =
-        record.get("messages", "a list of objects with the strings `role` and `content`")?;
-    match messages {
-        Some(messages) if messages.is_empty() => Err(record.error("`messages` is empty")),
-        Some(messages) => Ok(PromptContent::Messages(messages)),
-        None => Err(record.error(format!("has none of {ACCEPTED}"))),
+    let Some(conversation) = Conversation::read(record)? else {
+        return Err(record.error(format!("has none of {ACCEPTED}")));
+    };
+    let (conversation, answer) = conversation.split_answer();
+    if answer.is_some() {
+        remarks.add(answer_left_out(record));
+    }
+    match conversation.is_empty() {
+        true => Err(record.error("`messages` holds only an answer of the assistant")),
+        false => Ok(PromptContent::Messages(conversation)),
     }
 }
 
-fn non_empty(record: &Record, field: &str, text: String) -> Result<PromptContent> {
-    match text.is_empty() {
-        true => Err(record.error(format!("`{field}` is empty"))),
-        false => Ok(PromptContent::Text(text)),
+/// A text, or a conversation of that text where the line has more for the template.
+fn prompt_text(record: &Record, field: &str, text: String) -> Result<PromptContent> {
+    if text.is_empty() {
+        return Err(record.error(format!("`{field}` is empty")));
     }
+    let conversation = Conversation::of_prompt(record, &text)?;
+    Ok(match conversation.is_plain() {
+        true => PromptContent::Text(text),
+        false => PromptContent::Messages(conversation),
+    })
+}
+
+/// As [`read_prompts_with`], remarks left aside.
+///
+/// # Errors
+/// As [`read_prompts_with`].
+pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
+    read_prompts_with(path, &mut Remarks::new())
 }
 
 /// The prompts of a file: one a line, as JSONL or, in a file named `*.txt`, as plain text.
 ///
 /// # Errors
 /// A file that cannot be read or holds no prompts; a line that is none.
-pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
+pub fn read_prompts_with(path: &Path, remarks: &mut Remarks) -> Result<Vec<Prompt>> {
     let plain = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
     let mut lines = Lines::open(path)?;
     let mut prompts = Vec::new();
     while let Some((line, text)) = lines.next_line()? {
         prompts.push(match plain {
             true => Prompt { path: path.to_owned(), line, content: PromptContent::Text(text) },
-            false => Prompt::parse(path, line, &text)?,
+            false => Prompt::read(path, line, &text, remarks)?,
         });
     }
     match prompts.is_empty() {

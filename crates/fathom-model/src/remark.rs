@@ -44,7 +44,7 @@ pub enum About {
 impl Remark {
     /// About a file as a whole.
     pub fn file(kind: &'static str, path: &Path, text: impl Into<String>) -> Remark {
-        Remark { file: Some(path.to_owned()), ..Remark::new(kind, About::Input, text) }
+        Remark { file: Some(path.to_owned()), ..Remark::input(kind, text) }
     }
 
     /// About a line of a JSONL file; `line` counts from 1.
@@ -55,6 +55,11 @@ impl Remark {
     /// About a setting.
     pub fn advice(kind: &'static str, text: impl Into<String>) -> Remark {
         Remark::new(kind, About::Advice, text)
+    }
+
+    /// About a text that is not yet known to be a line of a file.
+    pub fn input(kind: &'static str, text: impl Into<String>) -> Remark {
+        Remark::new(kind, About::Input, text)
     }
 
     fn new(kind: &'static str, about: About, text: impl Into<String>) -> Remark {

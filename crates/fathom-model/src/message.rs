@@ -1,0 +1,173 @@
+//! One turn of a conversation, with everything a chat template may look at.
+
+use serde::de::{self, Deserialize, Deserializer};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::brief::brief;
+use crate::jsonl::OWN;
+
+/// One turn of a conversation: what HuggingFace's templates are given as `messages[i]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool` or what else the template knows.
+    pub role: String,
+    /// What was said.
+    pub content: Content,
+    /// Its other fields, such as `reasoning_content`, `tool_calls` or `name`, in their order.
+    pub fields: Map<String, Value>,
+}
+
+/// `content` of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// There is none, as beside `tool_calls`.
+    Absent,
+    /// `null`, which templates can tell from [`Content::Absent`].
+    Null,
+    /// A text.
+    Text(String),
+    /// The texts of a list of `{"type": "text", "text": …}`.
+    Parts(Vec<String>),
+}
+
+impl Message {
+    /// A message with a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        let content = Content::Text(content.into());
+        Message { role: role.into(), content, fields: Map::new() }
+    }
+
+    /// A message of the user.
+    pub fn user(content: impl Into<String>) -> Message {
+        Message::new("user", content)
+    }
+
+    /// As the JSON object a template is given: `role`, `content`, then the other fields.
+    pub fn to_json(&self) -> Value {
+        let mut object = Map::new();
+        object.insert("role".to_owned(), Value::from(self.role.as_str()));
+        let content = match &self.content {
+            Content::Absent => None,
+            Content::Null => Some(Value::Null),
+            Content::Text(text) => Some(Value::from(text.as_str())),
+            Content::Parts(texts) => Some(
+                texts
+                    .iter()
+                    .map(|text| serde_json::json!({ "type": "text", "text": text }))
+                    .collect(),
+            ),
+        };
+        object.extend(content.map(|content| ("content".to_owned(), content)));
+        object.extend(self.fields.iter().map(|(name, value)| (name.clone(), value.clone())));
+        Value::Object(object)
+    }
+}
+
+impl Content {
+    /// The text; empty where there is none, or where it is in parts.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Content::Text(text) => text,
+            Content::Absent | Content::Null | Content::Parts(_) => "",
+        }
+    }
+
+    /// The text that it ends with; empty where there is none.
+    pub(crate) fn last_text(&self) -> &str {
+        match self {
+            Content::Parts(texts) => texts.last().map_or("", String::as_str),
+            other => other.as_str(),
+        }
+    }
+}
+
+impl Serialize for Message {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Message {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Message, D::Error> {
+        let mut fields = Map::deserialize(deserializer)?;
+        let wrong = |problem: String| de::Error::custom(format!("{OWN}{problem}"));
+        let role = match fields.shift_remove("role") {
+            Some(Value::String(role)) => role,
+            Some(_) => return Err(wrong("a `role` that is no string".to_owned())),
+            None => return Err(wrong("a message without `role`".to_owned())),
+        };
+        let content = match fields.shift_remove("content") {
+            None if fields.values().all(Value::is_null) => {
+                return Err(wrong(format!(
+                    "a message of role `{}` without `content`",
+                    brief(&role)
+                )));
+            }
+            None => Content::Absent,
+            Some(Value::Null) => Content::Null,
+            Some(Value::String(text)) => Content::Text(text),
+            Some(Value::Array(parts)) => {
+                let texts = parts.iter().map(part_text).collect::<Result<_, String>>();
+                Content::Parts(texts.map_err(wrong)?)
+            }
+            Some(_) => {
+                return Err(wrong("`content` that is neither a text nor a list".to_owned()));
+            }
+        };
+        Ok(Message { role, content, fields })
+    }
+}
+
+/// The text of one part of a content list.
+fn part_text(part: &Value) -> Result<String, String> {
+    let kind = part.get("type").and_then(Value::as_str);
+    match (kind, part.get("text").and_then(Value::as_str)) {
+        (Some("text"), Some(text)) => Ok(text.to_owned()),
+        (Some("text"), None) => Err("a content part of type `text` without `text`".to_owned()),
+        (Some(other), _) => {
+            let other = brief(other);
+            Err(format!("a content part of type `{other}`, where only `text` can be read"))
+        }
+        (None, _) => Err("a content part without `type`".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        for source in [
+            r#"{"role":"user","content":"Hi"}"#,
+            r#"{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}"#,
+            r#"{"role":"assistant","content":null,"tool_calls":[{"id":1}],"name":"x"}"#,
+            r#"{"role":"assistant","reasoning_content":"because"}"#,
+        ] {
+            let message: Message = serde_json::from_str(source).unwrap();
+            assert_eq!(serde_json::to_string(&message).unwrap(), source);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_said() {
+        for (source, expected) in [
+            (r#"{"content": "Hi"}"#, "a message without `role`"),
+            (r#"{"role": 1, "content": "Hi"}"#, "a `role` that is no string"),
+            (r#"{"role": "user"}"#, "a message of role `user` without `content`"),
+            (r#"{"role": "user", "name": null}"#, "without `content`"),
+            (r#"{"role": "user", "content": 3}"#, "neither a text nor a list"),
+            (r#"{"role": "user", "content": ["a"]}"#, "a content part without `type`"),
+            (r#"{"role": "user", "content": [{"type": "text"}]}"#, "without `text`"),
+            (
+                r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#,
+                "a content part of type `image_url`",
+            ),
+        ] {
+            let message = serde_json::from_str::<Message>(source).unwrap_err().to_string();
+            assert!(message.contains(expected), "{source}: {message}");
+        }
+    }
+}
