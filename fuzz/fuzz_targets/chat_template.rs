@@ -14,7 +14,7 @@ fuzz_target!(|template: &str| {
     };
     let options = RenderOptions { add_generation_prompt: Some(true), ..RenderOptions::default() };
     let messages = [
-        Message { role: "system".to_owned(), content: "Be brief.".to_owned() },
+        Message::new("system", "Be brief."),
         Message::user("What is 2 + 2?"),
     ];
     let template = ChatTemplate::new(Path::new("chat_template.jinja"), template, special);

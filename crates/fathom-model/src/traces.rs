@@ -328,6 +328,12 @@ impl TraceReader {
         &self.writers
     }
 
+    /// Forgets what was remarkable about the lines read so far, and who wrote them.
+    pub fn forget(&mut self) {
+        self.remarks = Remarks::new();
+        self.writers.clear();
+    }
+
     fn read(&mut self, line: usize, text: &str) -> Result<Trace> {
         let path = self.lines.path();
         let (text, repaired) = standard_json(path, line, text);

@@ -14,7 +14,7 @@ fn scan(c: &mut Criterion) {
     let shape = SyntheticShape { layers: 4, vocab: 8192, ..SyntheticShape::QWEN2_5_0_5B };
     write_synthetic(dir.path(), &shape, 1).unwrap();
     let ids = (0..TOKENS as u32).map(|i| i * 31 % 8192).collect();
-    let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0 };
+    let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0, remarks: Vec::new() };
 
     let mut group = c.benchmark_group("scan");
     group.sample_size(10).throughput(Throughput::Elements(TOKENS as u64));

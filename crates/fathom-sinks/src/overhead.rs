@@ -34,7 +34,7 @@ pub struct Overhead {
 /// As [`scan_trace`].
 pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> Result<Overhead> {
     let ids = synthetic_ids(model.config(), tokens);
-    let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0 };
+    let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0, remarks: Vec::new() };
     let bare = ScanOptions::new(Preset::Paper);
     let attention = ScanOptions { attention: true, ..bare.clone() };
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use fathom_kernels::Backend;
-use fathom_model::{Error, Model, PREFILL_CHUNK, Result, SequenceOptions, TokenizedTrace};
+use fathom_model::{
+    Error, Model, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -33,6 +35,9 @@ pub struct ScanOptions {
     pub limit: Option<usize>,
     /// Whether prompts went through the model's chat template.
     pub chat_template: bool,
+    /// What else was said about prompts.
+    #[serde(skip_serializing_if = "PromptOptions::is_default", default)]
+    pub prompts: PromptOptions,
     /// Operand precision: `f32` or `bf16`.
     pub precision: String,
 }
@@ -51,6 +56,7 @@ impl ScanOptions {
             max_tokens: None,
             limit: None,
             chat_template: true,
+            prompts: PromptOptions::default(),
             precision: "f32".to_owned(),
         }
     }

@@ -52,6 +52,7 @@ impl Planted {
             line: index + 1,
             ids: sequence.input_ids.clone(),
             prompt_len: sequence.prompt_len,
+            remarks: Vec::new(),
         };
         let traces = truth.sequences.iter().enumerate().map(trace).collect();
         (Planted::new(dir, model_dir, traces, true), truth)

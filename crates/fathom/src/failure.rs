@@ -23,19 +23,24 @@ impl Failure {
         }
     }
 
-    /// The message on one line. File names and template messages come from strangers: what could move
-    /// a terminal's cursor is shown, not sent.
+    /// The message on one line.
     pub fn one_line(&self) -> String {
-        let mut line = String::new();
-        for c in self.to_string().chars() {
-            match c {
-                '\n' | '\r' | '\t' => line.push(' '),
-                c if c.is_control() => line.extend(c.escape_default()),
-                c => line.push(c),
-            }
-        }
-        line
+        one_line(&self.to_string())
     }
+}
+
+/// A message on one line. File names and template messages come from strangers: what could move a
+/// terminal's cursor is shown, not sent.
+pub fn one_line(message: &str) -> String {
+    let mut line = String::new();
+    for c in message.chars() {
+        match c {
+            '\n' | '\r' | '\t' => line.push(' '),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
 }
 
 impl fmt::Display for Failure {

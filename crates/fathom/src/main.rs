@@ -14,8 +14,10 @@ mod kernel_speed;
 mod model_args;
 mod pair_args;
 mod progress;
+mod prompt_args;
 mod speed_tables;
 mod subject;
+mod traces;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::{ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer};
+use fathom_model::{ChatTemplate, Error, Model, PromptOptions, Result, TextEncoder, Tokenizer};
 
 use crate::cli::Output;
 use crate::progress;
@@ -115,13 +115,20 @@ pub fn load_on(dir: &Path, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
 pub struct TextFiles {
     pub tokenizer: Option<Tokenizer>,
     pub template: Option<ChatTemplate>,
+    pub options: PromptOptions,
 }
 
 impl TextFiles {
     /// Reads the tokenizer of `dir` and, unless `bare_text`, its chat template.
-    pub fn from_dir(dir: &Path, bare_text: bool) -> Result<TextFiles> {
+    pub fn from_dir(dir: &Path, bare_text: bool, options: PromptOptions) -> Result<TextFiles> {
         let template = if bare_text { None } else { ChatTemplate::from_dir(dir)? };
-        Ok(TextFiles { tokenizer: Tokenizer::find(dir)?, template })
+        TextFiles { tokenizer: Tokenizer::find(dir)?, template, options }.checked()
+    }
+
+    /// These files, options that would have no effect refused.
+    pub fn checked(self) -> Result<TextFiles> {
+        self.options.check(self.tokenizer.as_ref(), self.template.as_ref())?;
+        Ok(self)
     }
 
     /// The encoder for a model with `vocab_size` embeddings.
@@ -129,7 +136,7 @@ impl TextFiles {
         TextEncoder {
             tokenizer: self.tokenizer.as_ref(),
             template: self.template.as_ref(),
-            render: RenderOptions::default(),
+            render: self.options.render(),
             vocab_size,
         }
     }

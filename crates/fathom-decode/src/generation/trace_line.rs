@@ -33,15 +33,16 @@ impl TraceLine {
     pub fn head(&self, task: &Task) -> Map<String, Value> {
         let SamplingParams { temperature, top_k, top_p, seed, max_tokens, stop, ignore_eos } =
             &self.params;
-        let (field, prompt) = match task.prompt.as_ref() {
-            PromptContent::Text(text) => ("prompt", json!(text)),
-            PromptContent::Messages(messages) => ("messages", json!(messages)),
+        let prompt = match task.prompt.as_ref() {
+            PromptContent::Text(text) => vec![("prompt", json!(text))],
+            PromptContent::Messages(conversation) => conversation.to_fields(),
         };
-        let fields = [
+        let place = [
             ("index", json!(task.index)),
             ("prompt_index", json!(task.prompt_index)),
             ("sample", json!(task.sample)),
-            (field, prompt),
+        ];
+        let origin = [
             ("model", json!(self.origin.model)),
             ("weights", json!(self.origin.weights)),
             ("precision", json!(self.origin.precision)),
@@ -54,7 +55,8 @@ impl TraceLine {
             ("ignore_eos", json!(ignore_eos)),
             ("prompt_len", json!(task.ids.len())),
         ];
-        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        let fields = place.into_iter().chain(prompt).chain(origin);
+        fields.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// The whole line, as an object.
@@ -104,9 +106,10 @@ mod tests {
 
     #[test]
     fn a_line_is_a_trace_with_its_exact_ids() {
-        for prompt in
-            [PromptContent::Text("a".into()), PromptContent::Messages(vec![Message::user("a")])]
-        {
+        for prompt in [
+            PromptContent::Text("a".into()),
+            PromptContent::Messages(vec![Message::user("a")].into()),
+        ] {
             let line = line(prompt);
             assert!(!line.contains('\n'));
             let trace = Trace::parse(Path::new("out.jsonl"), 2, &line).unwrap();

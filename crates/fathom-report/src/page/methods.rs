@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use fathom_model::PromptOptions;
 use fathom_sinks::Preset;
 
 use super::{Part, size};
@@ -78,6 +79,7 @@ fn manifest(out: &mut String, source: &Source) {
         ("candidates for the reference", reference),
         ("attention", if o.attention { "measured" } else { "not measured" }.to_owned()),
         ("chat template", if o.chat_template { "applied" } else { "not applied" }.to_owned()),
+        ("prompts", prompts(&o.prompts)),
         ("most tokens of a trace", limit(o.max_tokens)),
         ("most traces", limit(o.limit)),
         ("precision", o.precision.clone()),
@@ -93,4 +95,19 @@ fn manifest(out: &mut String, source: &Source) {
         let _ = write!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", escape(&value));
     }
     out.push_str("</table></div>");
+    if !m.remarks.is_empty() {
+        out.push_str("<p>Remarks of the scan:</p><ul class=\"remarks\">");
+        for remark in &m.remarks {
+            let _ = write!(out, "<li>{}</li>", escape(&remark.to_string()));
+        }
+        out.push_str("</ul>");
+    }
+}
+
+/// What was said about prompts beside the model's own files.
+fn prompts(options: &PromptOptions) -> String {
+    match options.is_default() {
+        true => "as the model's files say".to_owned(),
+        false => serde_json::to_string(options).unwrap_or_default(),
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use fathom_model::{Error, ModelConfig, Result};
+use fathom_model::{Error, ModelConfig, Remark, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -31,6 +31,9 @@ pub struct Manifest {
     pub engine: String,
     /// How sinks were looked for.
     pub options: ScanOptions,
+    /// What was remarkable about the model's files and the traces.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub remarks: Vec<Remark>,
     /// What was found, once the run is complete.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub counts: Option<Counts>,
@@ -110,6 +113,7 @@ impl Manifest {
             traces,
             engine,
             options,
+            remarks: Vec::new(),
             counts: None,
         }
     }
@@ -153,6 +157,7 @@ impl Manifest {
             let mut manifest = manifest.clone();
             manifest.status = Status::Running;
             manifest.counts = None;
+            manifest.remarks.clear(); // they follow from the rest
             manifest.model.id.clear();
             manifest.traces.file.clear();
             serde_json::to_value(manifest).unwrap_or_default()

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{CaptureRequest, Edit, Edits, Error, ModelConfig, Result, Site, TraceReader};
+use fathom_model::{CaptureRequest, Edit, Edits, Error, ModelConfig, Remarks, Result, Site};
 use serde_json::json;
 
 use crate::cli::Output;
@@ -11,6 +11,8 @@ use crate::failure::Failure;
 use crate::indices::Indices;
 use crate::model_args::{ModelArgs, TextFiles};
 use crate::progress;
+use crate::prompt_args::PromptArgs;
+use crate::traces::{of_other_writers, read_trace};
 
 /// Write activations of one pass to a safetensors file
 ///
@@ -28,9 +30,6 @@ pub struct Args {
     /// With --traces: which line to run, counted from 0
     #[arg(long, value_name = "I", requires = "traces", default_value_t = 0)]
     index: usize,
-    /// With --traces: encode the prompt as bare text even where the model has a chat template
-    #[arg(long, requires = "traces")]
-    no_chat_template: bool,
     /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in, attn_out,
     /// attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in, mlp_gate, mlp_up,
     /// mlp_act, mlp_elementwise, mlp_out, final_norm, logits
@@ -55,6 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "GIB", default_value_t = 8)]
     max_gib: u64,
     #[command(flatten)]
+    prompts: PromptArgs,
+    #[command(flatten)]
     model: ModelArgs,
 }
 
@@ -77,7 +78,9 @@ fn parse_site(text: &str) -> Result<(Site, Option<usize>), String> {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let dir = args.model.dir()?;
     let config = ModelConfig::from_dir(&dir)?;
-    let ids = args.token_ids(&dir, &config)?;
+    let mut remarks = Remarks::new();
+    let ids = args.token_ids(&dir, &config, &mut remarks)?;
+    progress::remarks(output, &remarks)?;
     let layers = match &args.layers {
         Some(layers) => layers.resolve("layer", config.layers)?,
         None => Vec::new(),
@@ -109,7 +112,13 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
     let file = args.out.display().to_string();
     if output.json {
-        writeln!(out, "{}", json!({ "file": file, "tokens": ids.len(), "bytes": bytes }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({
+                "file": file, "tokens": ids.len(), "bytes": bytes, "remarks": remarks.into_vec()
+            })
+        )?;
     } else {
         writeln!(out, "{file}")?;
     }
@@ -117,8 +126,18 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    fn token_ids(&self, dir: &Path, config: &ModelConfig) -> Result<Vec<u32>> {
+    fn token_ids(
+        &self,
+        dir: &Path,
+        config: &ModelConfig,
+        remarks: &mut Remarks,
+    ) -> Result<Vec<u32>> {
         if let Some(path) = &self.text.ids {
+            if self.prompts.no_chat_template || !self.prompts.options().is_default() {
+                let problem =
+                    "--ids gives the token ids themselves: options about prompts need --traces";
+                return Err(Error::Request(problem.to_owned()));
+            }
             let ids = read_ids(path)?;
             return match ids.iter().find(|id| **id as usize >= config.vocab) {
                 Some(id) => Err(Error::file(
@@ -130,14 +149,10 @@ impl Args {
         }
         // clap sees to it that one of the two is there.
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
-        let text = TextFiles::from_dir(dir, self.no_chat_template)?;
-        match TraceReader::open(path)?.nth(self.index) {
-            Some(trace) => Ok(trace?.token_ids(&text.encoder(config.vocab))?.ids),
-            None => {
-                let problem = format!("has no trace {}, counted from 0", self.index);
-                Err(Error::file(path, problem))
-            }
-        }
+        let text = TextFiles::from_dir(dir, self.prompts.no_chat_template, self.prompts.options())?;
+        let (trace, writers) = read_trace(path, &text, config, self.index, remarks)?;
+        remarks.extend(of_other_writers(path, &writers, dir)?);
+        Ok(trace.ids)
     }
 }
 

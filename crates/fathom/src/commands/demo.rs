@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fathom_model::{Error, ModelConfig, Result};
+use fathom_model::{Error, ModelConfig, PromptOptions, Remarks, Result};
 use fathom_report::{Format, Report, level_table, sink_table, summary, token_table};
 use fathom_sinks::plant::{Mismatch, PlantOptions, PlantedTruth, plant};
 use fathom_sinks::{
@@ -15,9 +15,10 @@ use fathom_sinks::{
 use serde_json::json;
 
 use crate::cli::Output;
-use crate::commands::scan::{Job, read_traces};
+use crate::commands::scan::Job;
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, TextFiles};
+use crate::traces::read_traces;
 
 /// Traces whose text is in the report.
 const TEXTS: usize = 30;
@@ -117,8 +118,9 @@ fn scan(
     output: Output,
 ) -> Result<Run> {
     let config = ModelConfig::from_dir(model_dir)?;
-    let text = TextFiles::from_dir(model_dir, false)?;
-    let traces = read_traces(traces_file, &text, &config, None)?;
+    let text = TextFiles::from_dir(model_dir, false, PromptOptions::default())?;
+    let mut remarks = Remarks::new();
+    let (traces, _) = read_traces(traces_file, &text, &config, None, &mut remarks)?;
     let model = model_args::load(model_dir, compute, output)?;
     let job = Job {
         model: &model,
@@ -131,6 +133,7 @@ fn scan(
             precision: compute.precision.name().to_owned(),
             ..ScanOptions::new(Preset::Paper)
         },
+        remarks: remarks.into_vec(),
     };
     job.run(run_dir, false, output)
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Checkpoint, Error, ModelConfig, Result};
+use fathom_model::{Checkpoint, Error, ModelConfig, Remarks, Result};
 use fathom_report::finding;
 use fathom_sinks::Run;
 use fathom_sinks::explain::{
@@ -14,10 +14,11 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::cli::Output;
-use crate::commands::scan::{engine, read_traces};
+use crate::commands::scan::engine;
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
 use crate::progress;
+use crate::traces::read_traces;
 
 /// Explain the sinks of a run: how they form and what they do
 ///
@@ -150,8 +151,9 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
 
     let options = &manifest.options;
     let config = ModelConfig::from_dir(&dir)?;
-    let text = TextFiles::from_dir(&dir, !options.chat_template)?;
-    let traces = read_traces(traces, &text, &config, options.limit)?;
+    let text = TextFiles::from_dir(&dir, !options.chat_template, options.prompts.clone())?;
+    // What is remarkable about them was told by the scan, and is in the run's manifest.
+    let (traces, _) = read_traces(traces, &text, &config, options.limit, &mut Remarks::new())?;
     let precision = match options.precision.as_str() {
         "bf16" => Precision::Bf16,
         _ => Precision::F32,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::Cpu;
-use fathom_model::{Error, Model, ModelConfig, Result, TokenizedTrace, TraceReader};
+use fathom_model::{Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace};
 use fathom_report::{Format, sink_table, summary};
 use fathom_sinks::{
     Manifest, ModelNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
@@ -18,6 +18,8 @@ use crate::failure::Failure;
 use crate::indices::Indices;
 use crate::model_args::{ModelArgs, TextFiles};
 use crate::progress;
+use crate::prompt_args::PromptArgs;
+use crate::traces::{of_other_writers, read_traces};
 
 /// Find the attention sinks in traces of a model
 ///
@@ -28,7 +30,8 @@ use crate::progress;
 #[command(after_help = "Example:\n  \
     fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \
     fathom table run\n\n\
-    A trace is a line {\"prompt\": \"…\", \"output\": \"…\"} or {\"input_ids\": […]}.")]
+    A trace is a line {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with the \
+    assistant's answer, or {\"input_ids\": […]}.")]
 pub struct Args {
     /// JSONL file of traces
     #[arg(long, value_name = "FILE")]
@@ -61,12 +64,11 @@ pub struct Args {
     /// Look at the first N traces
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Encode prompts as bare text even where the model has a chat template
-    #[arg(long)]
-    no_chat_template: bool,
     /// Go on with the run in --out
     #[arg(long)]
     resume: bool,
+    #[command(flatten)]
+    prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -91,10 +93,13 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     let dir = args.model.dir()?;
     let config = ModelConfig::from_dir(&dir)?;
-    let text = TextFiles::from_dir(&dir, args.no_chat_template)?;
+    let text = TextFiles::from_dir(&dir, args.prompts.no_chat_template, args.prompts.options())?;
     let options = args.options(&text)?;
-    let traces = read_traces(&args.traces, &text, &config, options.limit)?;
-    note_long_traces(&traces, &config, &options, output);
+    let mut remarks = Remarks::new();
+    let (traces, writers) = read_traces(&args.traces, &text, &config, options.limit, &mut remarks)?;
+    remarks.extend(of_other_writers(&args.traces, &writers, &dir)?);
+    remarks.extend(long_traces(&traces, &config, &options));
+    progress::remarks(output, &remarks)?;
     let model = args.model.load(&dir, output)?;
     let job = Job {
         model: &model,
@@ -103,6 +108,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         traces_note: TracesNote::new(&args.traces)?,
         text: &text,
         options,
+        remarks: remarks.into_vec(),
     };
     let run = job.run(&args.out, args.resume, output)?;
     report(&run, output, out)
@@ -122,49 +128,29 @@ impl Args {
             max_tokens: number(self.max_tokens),
             limit: number(self.limit),
             chat_template: text.template.is_some(),
+            prompts: text.options.clone(),
             precision: self.model.compute.precision.name().to_owned(),
             ..defaults
         })
     }
 }
 
-/// Says so when traces go beyond what the model was made for: it runs, but as HuggingFace would run it.
-fn note_long_traces(
+/// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace would run it.
+fn long_traces(
     traces: &[TokenizedTrace],
     config: &ModelConfig,
     options: &ScanOptions,
-    output: Output,
-) {
+) -> Option<Remark> {
     let cut = options.max_tokens.unwrap_or(usize::MAX);
     let longest = traces.iter().map(|trace| trace.ids.len().min(cut)).max().unwrap_or(0);
     let limit = config.max_position_embeddings;
-    if longest > limit {
-        progress::note(
-            output,
-            &format!(
-                "note: the longest trace has {longest} tokens, and the model's \
-                 max_position_embeddings is {limit}; --max-tokens {limit} stays within it"
-            ),
+    (longest > limit).then(|| {
+        let text = format!(
+            "the longest trace has {longest} tokens, and the model's max_position_embeddings is {limit}; \
+             --max-tokens {limit} stays within it"
         );
-    }
-}
-
-/// The first `limit` traces of a file, as token ids.
-pub fn read_traces(
-    path: &Path,
-    text: &TextFiles,
-    config: &ModelConfig,
-    limit: Option<usize>,
-) -> Result<Vec<TokenizedTrace>> {
-    let encoder = text.encoder(config.vocab);
-    let traces: Vec<TokenizedTrace> = TraceReader::open(path)?
-        .take(limit.unwrap_or(usize::MAX))
-        .map(|trace| trace?.token_ids(&encoder))
-        .collect::<Result<_>>()?;
-    match traces.is_empty() {
-        true => Err(Error::file(path, "holds no traces")),
-        false => Ok(traces),
-    }
+        Remark::advice("long-traces", text)
+    })
 }
 
 /// Everything a scan is made of.
@@ -175,13 +161,15 @@ pub struct Job<'a> {
     pub traces_note: TracesNote,
     pub text: &'a TextFiles,
     pub options: ScanOptions,
+    pub remarks: Vec<Remark>,
 }
 
 impl Job<'_> {
     /// Scans into `dir` with a progress bar.
     pub fn run(self, dir: &Path, resume: bool, output: Output) -> Result<Run> {
         let engine = engine(self.model);
-        let manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
+        let mut manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
+        manifest.remarks = self.remarks;
         let writer = match resume {
             true => RunWriter::resume(dir, manifest)?,
             false => RunWriter::create(dir, manifest)?,
@@ -222,7 +210,13 @@ fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure>
     let traces = run.detections()?;
     let row = SinkRow::new(&manifest.model.id, Some(manifest.model.rope_base), &traces);
     if output.json {
-        writeln!(out, "{}", json!({ "run": run.dir(), "counts": manifest.counts, "sinks": row }))?;
+        writeln!(
+            out,
+            "{}",
+            json!({
+                "run": run.dir(), "counts": manifest.counts, "sinks": row, "remarks": manifest.remarks
+            })
+        )?;
     } else {
         let table = sink_table(&[row]).render(Format::Markdown);
         write!(out, "{}\n{table}", summary(manifest, &traces))?;

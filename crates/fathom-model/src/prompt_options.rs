@@ -1,0 +1,100 @@
+//! How prompts are written down for a model: the user's choices beside the checkpoint's own files.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::chat_template::{ChatTemplate, RenderOptions};
+use crate::message::Message;
+use crate::{Error, Result, Tokenizer};
+
+/// What the user says about prompts. With the checkpoint's files and the traces, it decides all ids.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PromptOptions {
+    /// A system message for conversations that have none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub system: Option<String>,
+    /// Variables for the chat template; a line's own come before these.
+    #[serde(skip_serializing_if = "Map::is_empty", default)]
+    pub template_kwargs: Map<String, Value>,
+    /// The day that templates are told it is; `None` is [`crate::PINNED_DATE`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub date: Option<jiff::civil::Date>,
+    /// Whether a prompt begins with BOS; `None` leaves it to the checkpoint's files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub bos: Option<bool>,
+}
+
+impl PromptOptions {
+    /// Whether all is left to the checkpoint's files.
+    pub fn is_default(&self) -> bool {
+        *self == PromptOptions::default()
+    }
+
+    /// What a template is given beside the messages.
+    pub fn render(&self) -> RenderOptions {
+        RenderOptions {
+            date: self.date,
+            variables: self.template_kwargs.clone(),
+            ..RenderOptions::default()
+        }
+    }
+
+    /// Refuses a choice that would have no effect.
+    ///
+    /// # Errors
+    /// A choice about a chat template where there is none, or that this one has no use for; one about BOS
+    /// where the tokenizer names none.
+    pub fn check(
+        &self,
+        tokenizer: Option<&Tokenizer>,
+        template: Option<&ChatTemplate>,
+    ) -> Result<()> {
+        let refuse = |problem: String| Err(Error::Request(problem));
+        if self.bos.is_some() && tokenizer.is_none_or(|tokenizer| tokenizer.bos_id().is_none()) {
+            return refuse("--bos: the model's tokenizer names no BOS token".to_owned());
+        }
+        let about_template = [
+            ("--system", self.system.is_some()),
+            ("--template-kwargs", !self.template_kwargs.is_empty()),
+            ("--date", self.date.is_some()),
+        ];
+        let Some(template) = template else {
+            return match about_template.iter().find(|(_, given)| *given) {
+                None => Ok(()),
+                Some((flag, _)) => {
+                    refuse(format!("{flag} needs a chat template, and prompts are bare text here"))
+                }
+            };
+        };
+        let path = template.path().display();
+        let unused = self.template_kwargs.keys().find(|name| !template.mentions(name));
+        if let Some(name) = unused {
+            return refuse(format!(
+                "--template-kwargs: the chat template has no use for `{}` ({path})",
+                crate::brief::brief(name)
+            ));
+        }
+        if self.date.is_some() && !template.mentions("strftime_now") {
+            let instead = match template.mentions("date_string") {
+                true => "; it takes `date_string`, by --template-kwargs",
+                false => "",
+            };
+            return refuse(format!(
+                "--date: the chat template does not ask for the date ({path}){instead}"
+            ));
+        }
+        match &self.system {
+            Some(system) if !self.shows(template, system)? => {
+                refuse(format!("--system: the chat template leaves a system message out ({path})"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a system message reaches the prompt.
+    fn shows(&self, template: &ChatTemplate, system: &str) -> Result<bool> {
+        let user = Message::user("Hello");
+        let with = template.render(&[Message::new("system", system), user.clone()], &self.render());
+        Ok(with? != template.render(&[user], &self.render())?)
+    }
+}
