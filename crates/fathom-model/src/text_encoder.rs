@@ -1,5 +1,7 @@
 //! From a prompt to the ids a model is given.
 
+use serde_json::Value;
+
 use crate::chat_template::{ChatTemplate, Message, RenderOptions};
 use crate::tokenizer::check_bos;
 use crate::{Error, Result, Tokenizer};
@@ -32,16 +34,25 @@ impl TextEncoder<'_> {
     /// The ids of a conversation up to where the next answer begins.
     ///
     /// # Errors
-    /// No tokenizer; no chat template; a template that fails.
+    /// No tokenizer; no chat template; a template that fails, or that writes nothing.
     pub fn chat_ids(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let Some(template) = self.template else {
             return Err(Error::Request(
                 "messages need a chat template, and the model directory has none".to_owned(),
             ));
         };
-        let render = RenderOptions { add_generation_prompt: Some(true), ..self.render.clone() };
+        let mut render = RenderOptions { add_generation_prompt: Some(true), ..self.render.clone() };
+        // `apply_chat_template` gives these to every template.
+        for name in ["tools", "documents"] {
+            render.variables.entry(name).or_insert(Value::Null);
+        }
+        let text = template.render(messages, &render)?;
+        if text.is_empty() {
+            let problem = "the chat template writes nothing for this conversation";
+            return Err(Error::file(template.path(), problem));
+        }
         // The template has written every special token there is to be.
-        self.tokenizer()?.encode(&template.render(messages, &render)?, false)
+        self.tokenizer()?.encode(&text, false)
     }
 
     /// The ids of an answer, to follow those of its prompt.
