@@ -25,9 +25,15 @@ use crate::progress;
 pub struct Args {
     #[command(flatten)]
     text: Text,
-    /// With --traces: which line to run, counted from 0
-    #[arg(long, value_name = "I", requires = "traces", default_value_t = 0)]
-    index: usize,
+    /// With --traces: which line to run, counted from 0, or from -1 at the end
+    #[arg(
+        long,
+        value_name = "I",
+        requires = "traces",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    index: i64,
     /// With --traces: encode the prompt as bare text even where the model has a chat template
     #[arg(long, requires = "traces")]
     no_chat_template: bool,
@@ -36,11 +42,11 @@ pub struct Args {
     /// mlp_act, mlp_elementwise, mlp_out, final_norm, logits
     #[arg(long, value_delimiter = ',', required = true, value_parser = parse_site, value_name = "SITES")]
     sites: Vec<(Site, Option<usize>)>,
-    /// Layers, counted from 0, such as `3,17..22` (22 excluded) [default: all]
-    #[arg(long, value_name = "LAYERS")]
+    /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..` [default: all]
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
     layers: Option<Indices>,
-    /// Positions, counted from 0, such as `0,100..200` [default: all]
-    #[arg(long, value_name = "POSITIONS")]
+    /// Positions, counted from 0, such as `0,100..200`; from the end, `-1` or `-10..` [default: all]
+    #[arg(long, value_name = "POSITIONS", allow_hyphen_values = true)]
     positions: Option<Indices>,
     /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change being zero,
     /// scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW) or
@@ -131,13 +137,14 @@ impl Args {
         // clap sees to it that one of the two is there.
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
         let text = TextFiles::from_dir(dir, self.no_chat_template)?;
-        match TraceReader::open(path)?.nth(self.index) {
-            Some(trace) => Ok(trace?.token_ids(&text.encoder(config.vocab))?.ids),
-            None => {
-                let problem = format!("has no trace {}, counted from 0", self.index);
-                Err(Error::file(path, problem))
-            }
-        }
+        let absent = || Error::file(path, format!("has no trace {}, counted from 0", self.index));
+        let from_start = match self.index {
+            0.. => self.index,
+            from_end => TraceReader::open(path)?.count() as i64 + from_end,
+        };
+        let index = usize::try_from(from_start).map_err(|_| absent())?;
+        let trace = TraceReader::open(path)?.nth(index).ok_or_else(absent)??;
+        Ok(trace.token_ids(&text.encoder(config.vocab))?.ids)
     }
 }
 
