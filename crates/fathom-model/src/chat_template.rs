@@ -6,17 +6,18 @@
 mod budget;
 mod engine;
 mod environment;
+mod find;
 mod instrument;
 mod python;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use self::find::{Source, Sources};
 use crate::message::Message;
-use crate::special_tokens::{SpecialTokens, read_json_object};
-use crate::text_file::read_text;
-use crate::{Error, Result};
+use crate::special_tokens::SpecialTokens;
+use crate::{Error, Remark, Result};
 
 /// The day templates are told it is unless [`RenderOptions::date`] says otherwise: the date Llama 3.x
 /// templates themselves fall back on. A fixed day keeps prompts, and so sink positions, reproducible.
@@ -38,50 +39,63 @@ pub struct RenderOptions {
 /// A checkpoint's chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    path: PathBuf,
-    source: String,
+    sources: Sources,
     special: SpecialTokens,
 }
 
 impl ChatTemplate {
-    /// Finds the template of a checkpoint: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (a string, or a list of `name` and `template` from which `default`
-    /// or the only one is taken), else `chat_template.json`. `None` when there is none.
+    /// Finds the template of a checkpoint as transformers 5 does for a tokenizer:
+    /// `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else `chat_template` of
+    /// `tokenizer_config.json` (a string, or a list of `name` and `template`). Of several, `tool_use`
+    /// is rendered where tools are given, and `default` otherwise. `None` when there is none.
     ///
     /// # Errors
-    /// A file that cannot be read, or a template of another kind.
+    /// A file that cannot be read, a template of another kind, or an empty one.
     pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>> {
-        let Some((path, source)) = find(dir)? else { return Ok(None) };
-        Ok(Some(ChatTemplate { path, source, special: SpecialTokens::from_dir(dir)? }))
+        let Some(sources) = find::find(dir)? else { return Ok(None) };
+        Ok(Some(ChatTemplate { sources, special: SpecialTokens::from_dir(dir)? }))
+    }
+
+    /// What is to be said of a directory in which [`ChatTemplate::from_dir`] finds no template: files
+    /// that hold one and are not read.
+    pub fn unread(dir: &Path) -> Vec<Remark> {
+        find::unread(dir)
     }
 
     /// A template from its source; `path` is named in messages.
     pub fn new(path: &Path, source: impl Into<String>, special: SpecialTokens) -> ChatTemplate {
-        ChatTemplate { path: path.to_owned(), source: source.into(), special }
+        let source = Source { path: path.to_owned(), text: source.into() };
+        let sources = Sources { default: Some(source), tool_use: None, remarks: Vec::new() };
+        ChatTemplate { sources, special }
     }
 
-    /// The file the template was found in.
+    /// The file the template was found in: the one rendered without tools, where there are two.
     pub fn path(&self) -> &Path {
-        &self.path
+        let Sources { default, tool_use, .. } = &self.sources;
+        default.as_ref().or(tool_use.as_ref()).map_or(Path::new(""), |source| &source.path)
+    }
+
+    /// What was found and not used, or is doubtful.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.sources.remarks
     }
 
     /// Whether the template's source has this name in it, as a word of its own. One that does not cannot
     /// look at a variable or a field so called.
     pub fn mentions(&self, name: &str) -> bool {
-        let of_word = |c: char| c.is_alphanumeric() || c == '_';
-        self.source.match_indices(name).any(|(at, _)| {
-            let (before, after) = (&self.source[..at], &self.source[at + name.len()..]);
-            !before.ends_with(of_word) && !after.starts_with(of_word) && !name.is_empty()
-        })
+        let Sources { default, tool_use, .. } = &self.sources;
+        [default, tool_use].into_iter().flatten().any(|source| has_word(&source.text, name))
     }
 
     /// Writes a conversation down. The result holds every special token there is to be: tokenise it
-    /// without adding any.
+    /// without adding any. `tools` among the variables, unless null, choose the template called
+    /// `tool_use` where there is one.
     ///
     /// # Errors
     /// A template that is not valid, refuses the conversation (its own message is told), or goes
-    /// beyond the bounds.
+    /// beyond the bounds; no template for a conversation without tools.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
+        let source = self.source(options)?;
         let mut variables = options.variables.clone();
         let mut set = |name: &str, value: Value| drop(variables.insert(name.to_owned(), value));
         for (name, token) in [
@@ -103,49 +117,26 @@ impl ChatTemplate {
             }
         }
         set("messages", messages.iter().map(Message::to_json).collect());
-        engine::run(&self.source, &variables, options.date.unwrap_or(PINNED_DATE))
-            .map_err(|problem| Error::file(&self.path, format!("the chat template {problem}")))
+        engine::run(&source.text, &variables, options.date.unwrap_or(PINNED_DATE))
+            .map_err(|problem| Error::file(&source.path, format!("the chat template {problem}")))
+    }
+
+    /// The template that these options call for.
+    fn source(&self, options: &RenderOptions) -> Result<&Source> {
+        let tools = options.variables.get("tools").is_some_and(|tools| !tools.is_null());
+        let Sources { default, tool_use, .. } = &self.sources;
+        tool_use.as_ref().filter(|_| tools).or(default.as_ref()).ok_or_else(|| {
+            let problem = "has a chat template for tools only, called `tool_use`, and none called \
+                           `default`";
+            Error::file(self.path(), problem)
+        })
     }
 }
 
-/// The template of a directory and the file it is in.
-fn find(dir: &Path) -> Result<Option<(PathBuf, String)>> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(source) = read_text(&path)? {
-        return Ok(Some((path, source)));
-    }
-    for name in ["tokenizer_config.json", "chat_template.json"] {
-        let path = dir.join(name);
-        let Some(object) = read_json_object(&path)? else { continue };
-        match object.get("chat_template") {
-            None | Some(Value::Null) => {}
-            Some(Value::String(source)) => return Ok(Some((path, source.clone()))),
-            Some(Value::Array(list)) => {
-                let source = default_of(list).ok_or_else(|| {
-                    Error::field(
-                        &path,
-                        "chat_template",
-                        "is a list in which one `{\"name\": \"default\", \"template\": ...}`, or a \
-                         single template, was expected",
-                    )
-                })?;
-                return Ok(Some((path, source)));
-            }
-            Some(_) => {
-                let problem = "must be a string or a list of `name` and `template`";
-                return Err(Error::field(&path, "chat_template", problem));
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// The template called `default`, or the only one.
-fn default_of(list: &[Value]) -> Option<String> {
-    let is_default = |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-    let entry = match list {
-        [only] => only,
-        _ => list.iter().find(is_default)?,
-    };
-    entry.get("template")?.as_str().map(str::to_owned)
+fn has_word(text: &str, word: &str) -> bool {
+    let of_word = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        !word.is_empty() && !before.ends_with(of_word) && !after.starts_with(of_word)
+    })
 }

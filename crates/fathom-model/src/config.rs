@@ -14,7 +14,7 @@ pub use architecture::Architecture;
 use fields::Fields;
 
 use crate::brief::brief;
-use crate::text_file::read_text;
+use crate::text_file::{read_text, without_bom};
 use crate::{Error, Result, RopeConfig};
 
 // What a config may ask for. Far beyond any checkpoint, and small enough that no product of two of
@@ -124,7 +124,8 @@ impl ModelConfig {
 }
 
 fn json(path: &Path, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| Error::file(path, format!("is not JSON: {error}")))
+    serde_json::from_str(without_bom(text))
+        .map_err(|error| Error::file(path, format!("is not JSON: {error}")))
 }
 
 fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<ModelConfig> {

@@ -217,7 +217,14 @@ impl TextEncoder<'_> {
 
     /// A conversation as the template writes it down, up to where the next answer begins.
     fn write_prompt(&self, conversation: &Conversation) -> Result<(String, Vec<Remark>)> {
-        self.render(conversation, true)
+        let (text, remarks) = self.render(conversation, true)?;
+        match (text.is_empty(), self.template) {
+            (true, Some(template)) => {
+                let problem = "the chat template writes nothing for this conversation";
+                Err(Error::file(template.path(), problem))
+            }
+            _ => Ok((text, remarks)),
+        }
     }
 
     /// The part of a written prompt that begins the answer: what is not there without it, or, where the
@@ -250,6 +257,10 @@ impl TextEncoder<'_> {
                 RenderOptions { add_generation_prompt: Some(prompt), ..self.render.clone() };
             for (name, value) in variables {
                 options.variables.insert(name.clone(), value.clone());
+            }
+            // `apply_chat_template` gives these to every template.
+            for name in ["tools", "documents"] {
+                options.variables.entry(name).or_insert(Value::Null);
             }
             // The line's own word comes before the setting for all lines.
             if variables.contains_key("enable_thinking") {

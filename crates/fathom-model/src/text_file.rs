@@ -27,10 +27,18 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
     }
     let bytes = fs::read(path).map_err(Error::io(path, "cannot be read"))?;
     let text = String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
-        Error::file(path, format!("is not UTF-8 text (byte {offset})"))
+        let problem = match error.as_bytes() {
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16 text; save it as UTF-8".to_owned(),
+            _ => format!("is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()),
+        };
+        Error::file(path, problem)
     })?;
     Ok(Some(text))
+}
+
+/// JSON text without the byte order mark that some editors begin a file with, and that says nothing.
+pub(crate) fn without_bom(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -48,5 +56,14 @@ mod tests {
             message.ends_with("config.json: is 1048576 MiB long, expected at most 256"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn utf_16_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("chat_template.jinja");
+        fs::write(&path, b"\xff\xfex\0").unwrap();
+        let message = read_text(&path).unwrap_err().to_string();
+        assert!(message.ends_with("is UTF-16 text; save it as UTF-8"), "{message}");
     }
 }

@@ -233,7 +233,9 @@ fn the_date_is_what_it_is_told() {
 fn from_files(files: &[(&str, &str)]) -> Result<Option<ChatTemplate>, String> {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
-        fs::write(dir.path().join(name), text).unwrap();
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
     }
     ChatTemplate::from_dir(dir.path()).map_err(|error| error.to_string())
 }
@@ -249,7 +251,8 @@ fn where_the_template_is_found() {
     let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
     assert_eq!(text_from_files(&[jinja, string, json]), "from jinja <s>");
     assert_eq!(text_from_files(&[string, json]), "string");
-    assert_eq!(text_from_files(&[json]), "json");
+    // transformers' tokenizers do not read it: only processors do.
+    assert!(from_files(&[json]).unwrap().is_none());
     let list = r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]}"#;
     assert_eq!(text_from_files(&[("tokenizer_config.json", list)]), "list");
     let only = r#"{"chat_template": [{"name": "rag", "template": "only"}]}"#;
@@ -275,6 +278,103 @@ fn templates_of_other_kinds_are_refused() {
             "{message}"
         );
     }
+}
+
+fn rendered(files: &[(&str, &str)], tools: Value) -> Result<String, String> {
+    let variables = [("tools".to_owned(), tools)].into_iter().collect();
+    let template = from_files(files)?.unwrap();
+    template
+        .render(&[], &RenderOptions { variables, ..RenderOptions::default() })
+        .map_err(|error| error.to_string())
+}
+
+/// Each as `AutoTokenizer.from_pretrained(dir).apply_chat_template(..., tools=...)` of transformers 5.24.
+#[test]
+fn which_template_is_rendered_with_tools() {
+    let jinja = ("chat_template.jinja", "jinja");
+    let tools = ("additional_chat_templates/tool_use.jinja", "extra tools");
+    let rag = ("additional_chat_templates/rag.jinja", "extra rag");
+    let other = ("additional_chat_templates/default.jinja", "extra default");
+    let string = ("tokenizer_config.json", r#"{"chat_template": "string"}"#);
+    let list = r#"{"chat_template": [{"name": "default", "template": "one"},
+        {"name": "tool_use", "template": "list tools"}, {"name": "default", "template": "list"}]}"#;
+    let list = ("tokenizer_config.json", list);
+    let object = r#"{"chat_template": {"default": "object", "tool_use": "object tools"}}"#;
+    let object = ("tokenizer_config.json", object);
+    for (files, without, with) in [
+        (&[jinja, string][..], "jinja", "jinja"),
+        (&[jinja, list], "jinja", "jinja"),
+        (&[jinja, tools, string], "jinja", "extra tools"),
+        (&[jinja, tools, rag], "jinja", "extra tools"),
+        (&[jinja, other], "extra default", "extra default"),
+        (&[list], "list", "list tools"),
+        (&[object], "object", "object tools"),
+    ] {
+        assert_eq!(rendered(files, Value::Null).unwrap(), without, "{files:?}");
+        assert_eq!(rendered(files, serde_json::json!([])).unwrap(), with, "{files:?}");
+    }
+    let only_tools =
+        ("tokenizer_config.json", r#"{"chat_template": {"tool_use": "x", "rag": "y"}}"#);
+    for files in [&[tools][..], &[tools, string], &[only_tools]] {
+        rendered(files, serde_json::json!([])).unwrap();
+        let message = rendered(files, Value::Null).unwrap_err();
+        assert!(message.contains("none called `default`"), "{message}");
+    }
+    let message = from_files(&[rag, string]).unwrap_err();
+    assert!(message.contains("holds templates called `rag`"), "{message}");
+}
+
+#[test]
+fn templates_that_are_there_and_not_read() {
+    let jinja = ("chat_template.jinja", "jinja");
+    let string = ("tokenizer_config.json", r#"{"chat_template": "string"}"#);
+    let same = ("tokenizer_config.json", r#"{"chat_template": "jinja"}"#);
+    let json = ("chat_template.json", r#"{"chat_template": "jinja"}"#);
+    let broken = ("chat_template.json", "{");
+    let one = r#"{"chat_template": [{"name": "rag", "template": "only"}]}"#;
+    for (files, remarks) in [
+        (&[jinja][..], &[][..]),
+        (&[jinja, same, json], &[]),
+        (
+            &[jinja, string],
+            &["tokenizer_config.json: `chat_template` is not read: chat_template.jinja"],
+        ),
+        (&[string, json], &["chat_template.json: is not read, as in transformers"]),
+        (&[jinja, broken], &["chat_template.json: is not read, as in transformers"]),
+        (
+            &[("tokenizer_config.json", one)],
+            &["a list of one template called `rag`, which is used"],
+        ),
+        (
+            &[("chat_template.jinja", "\u{feff}x")],
+            &["begins with a byte order mark, which is kept"],
+        ),
+    ] {
+        let template = from_files(files).unwrap().unwrap();
+        let told: Vec<String> = template.remarks().iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), remarks.len(), "{files:?}: {told:?}");
+        assert!(told.iter().zip(remarks).all(|(told, part)| told.contains(part)), "{told:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert!(ChatTemplate::unread(dir.path()).is_empty());
+    fs::write(dir.path().join(json.0), json.1).unwrap();
+    assert!(ChatTemplate::from_dir(dir.path()).unwrap().is_none());
+    let [remark] = &ChatTemplate::unread(dir.path())[..] else { panic!("one remark") };
+    assert!(remark.to_string().contains("copy the template into chat_template.jinja"), "{remark}");
+}
+
+#[test]
+fn empty_templates_are_refused() {
+    for files in [
+        [("chat_template.jinja", "")],
+        [("chat_template.jinja", "\n \n")],
+        [("tokenizer_config.json", r#"{"chat_template": ""}"#)],
+    ] {
+        let message = from_files(&files).unwrap_err();
+        assert!(message.contains("holds an empty chat template"), "{message}");
+    }
+    // A byte order mark is text, as Python reads it.
+    assert_eq!(text_from_files(&[("chat_template.jinja", "\u{feff}x")]), "\u{feff}x");
 }
 
 /// Pieces of templates, put together at random.

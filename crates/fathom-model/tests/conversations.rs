@@ -16,26 +16,26 @@ const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures
 
 /// Writes everything down that it is given.
 const ALL: &str = "{%- if tools %}TOOLS {{ tools | tojson }}\n{% endif -%}\
-    {%- for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}\n\
+    {%- for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}{{ '\n' }}\
     {%- if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif -%}\
     {{- m.content }}{% for call in m.tool_calls %}CALL {{ call.function.name }}{% endfor -%}\
     <|im_end|>\n{% endfor -%}\
-    {%- if add_generation_prompt %}<|im_start|>assistant\n\
+    {%- if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}\
     {%- if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}\
     {%- endif %}";
 
 /// Knows roles and texts only.
 const PLAIN: &str = "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-    {%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Ends its prompt as DeepSeek-R1's does.
 const THINKING: &str = "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-    {%- endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n<think>\n{{ '' }}{% endif %}";
+    {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n<think>\n{{ '' }}{% endif %}";
 
 /// Goes through the parts of a content.
 const PARTS: &str = "{%- for m in messages %}{{ m.role }}:\
     {%- if m.content is string %}{{ m.content }}{% else %}\
-    {%- for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}\n{% endfor -%}\
+    {%- for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{{ '\n' }}{% endfor -%}\
     {%- if add_generation_prompt %}assistant:{% endif %}";
 
 fn tokenizer() -> Tokenizer {

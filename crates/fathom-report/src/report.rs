@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
+use fathom_sinks::replace_bytes;
 
 use crate::Format;
 use crate::figure::{Figure, whole_svg};
@@ -87,7 +88,7 @@ impl Report {
             parts.push(Part { source, figures: drawn.clone(), files: shown });
         }
         let html = page::page(&parts, &self.compared, &shown, texts);
-        fs::write(page, html).map_err(Error::io(page, "cannot be written"))?;
+        replace(page, &html)?;
         Ok(ReportFiles { page: page.to_owned(), figures: files })
     }
 }
@@ -131,6 +132,12 @@ fn file_name(name: &str) -> String {
     name.trim_matches(['.', '-']).to_owned()
 }
 
+/// Replaces a file as a whole; where the name is a link, the file it names.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let file = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    replace_bytes(&file, text.as_bytes())
+}
+
 fn write_figures(dir: &Path, drawn: &[Drawn], files: &mut Vec<PathBuf>) -> Result<()> {
     let present: Vec<&Figure> = drawn.iter().flatten().collect();
     if present.is_empty() {
@@ -141,7 +148,7 @@ fn write_figures(dir: &Path, drawn: &[Drawn], files: &mut Vec<PathBuf>) -> Resul
         let texts = [("svg", whole_svg(figure)), ("csv", figure.data.render(Format::Csv))];
         for (extension, text) in texts {
             let path = dir.join(format!("{}.{extension}", figure.name));
-            fs::write(&path, text).map_err(Error::io(&path, "cannot be written"))?;
+            replace(&path, &text)?;
             files.push(path);
         }
     }

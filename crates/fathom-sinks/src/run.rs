@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
 
+pub use durable::replace_bytes;
 pub use fingerprint::Fingerprints;
 pub use manifest::{Counts, Manifest, ModelNote, Status, TracesNote};
 pub use read::{NormRow, TraceText};
@@ -93,8 +94,13 @@ impl Run {
     /// Opens a run that may not have finished: what it recorded so far can be read.
     ///
     /// # Errors
-    /// A directory that holds no run, or one of another version of the format.
+    /// A file, a directory that holds no run, or one of another version of the format.
     pub fn open_unfinished(dir: &Path) -> Result<Run> {
+        if dir.is_file() {
+            let problem = "is a file, expected the directory of a run (`fathom table --detections` reads \
+                           detections from a file)";
+            return Err(Error::file(dir, problem));
+        }
         let Some(manifest) = Manifest::read(&dir.join(MANIFEST))? else {
             return Err(Error::file(dir, format!("holds no run: there is no {MANIFEST}")));
         };

@@ -1,18 +1,30 @@
-//! Lists of layers and positions as people type them: `3,17..22`.
+//! Lists of layers and positions as people type them: `3,17..22`, `-1`.
 
-use std::ops::Range;
 use std::str::FromStr;
 
 use fathom_model::Error;
 
-/// Numbers and ranges, comma separated: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end).
+/// Numbers and ranges, comma separated: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end). Negative
+/// numbers count from the end, as Python's do: `-1` is the last, `-3..` are the last three.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Indices(Vec<Part>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Range(Range<usize>),
-    From(usize),
+struct Part {
+    first: i64,
+    end: End,
+    /// As it was typed, for messages.
+    text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The first number itself.
+    First,
+    /// All that there are.
+    Open,
+    Excluded(i64),
+    Included(i64),
 }
 
 impl Indices {
@@ -20,25 +32,49 @@ impl Indices {
     /// are) bound them, so that a typo cannot ask for a list that fills the memory.
     ///
     /// # Errors
-    /// A number that is not below `limit`.
+    /// A number that is not there, or a range that holds nothing.
     pub fn resolve(&self, what: &str, limit: usize) -> Result<Vec<usize>, Error> {
+        let absent = |number: i64| {
+            Error::Request(format!(
+                "{what} {number} was asked for, but there are {limit}, counted from 0"
+            ))
+        };
+        let count = i64::try_from(limit).unwrap_or(i64::MAX);
+        let from_start = |number: i64| if number < 0 { number + count } else { number };
+        // The number itself, where it is there.
+        let there = |number: i64| match usize::try_from(from_start(number)) {
+            Ok(index) if index < limit => Ok(index),
+            _ => Err(absent(number)),
+        };
         let mut numbers = Vec::new();
-        for part in &self.0 {
-            let range = match part {
-                Part::Range(range) => range.clone(),
-                Part::From(start) => *start..limit.max(start + 1),
+        for Part { first, end, text } in &self.0 {
+            let start = there(*first)?;
+            let end = match *end {
+                End::First => start + 1,
+                End::Open => limit,
+                End::Included(last) => there(last)? + 1,
+                End::Excluded(end) if from_start(end) == count => limit,
+                // Named by its last number, which is what is missing.
+                End::Excluded(end) if end > 0 => there(end - 1)? + 1,
+                End::Excluded(end) => there(end)?,
             };
-            if range.end > limit {
-                return Err(Error::Request(format!(
-                    "{what} {} was asked for, but there are {limit}, counted from 0",
-                    range.end - 1
-                )));
+            if start >= end {
+                return Err(Error::Request(format!("the range `{text}` holds no {what}")));
             }
-            numbers.extend(range);
+            numbers.extend(start..end);
         }
         numbers.sort_unstable();
         numbers.dedup();
         Ok(numbers)
+    }
+
+    /// Whether a number counts from the end.
+    pub fn from_end(&self) -> bool {
+        let negative = |part: &Part| match part.end {
+            End::Excluded(end) | End::Included(end) => part.first < 0 || end < 0,
+            End::First | End::Open => part.first < 0,
+        };
+        self.0.iter().any(negative)
     }
 }
 
@@ -52,23 +88,32 @@ impl FromStr for Indices {
 
 fn parse(part: &str) -> Result<Part, String> {
     let error = || {
-        format!("`{part}` is neither a number nor a range such as `17..22`, `17..=21` or `17..`")
+        format!(
+            "`{part}` is neither a number nor a range such as `17..22`, `17..=21`, `17..` or `-3..`"
+        )
     };
-    // One below the largest, so that a range can end behind it.
-    let number = |text: &str| text.parse().ok().filter(|n| *n < usize::MAX).ok_or_else(error);
-    let Some((start, end)) = part.split_once("..") else {
-        let number = number(part)?;
-        return Ok(Part::Range(number..number + 1));
+    // No model has more; sums stay far from what a number can hold.
+    let number = |text: &str| {
+        text.parse::<i64>().ok().filter(|n| n.unsigned_abs() < u64::MAX >> 2).ok_or_else(error)
     };
-    let start = number(start)?;
-    let range = match end.strip_prefix('=') {
-        _ if end.is_empty() => return Ok(Part::From(start)),
-        Some(end) => start..number(end)? + 1,
-        None => start..number(end)?,
+    let text = part.to_owned();
+    let Some((first, end)) = part.split_once("..") else {
+        return Ok(Part { first: number(part)?, end: End::First, text });
     };
-    match range.is_empty() {
+    let first = number(first)?;
+    let end = match end.strip_prefix('=') {
+        _ if end.is_empty() => End::Open,
+        Some(end) => End::Included(number(end)?),
+        None => End::Excluded(number(end)?),
+    };
+    let empty = match end {
+        End::Excluded(end) => (first < 0) == (end < 0) && first >= end,
+        End::Included(end) => (first < 0) == (end < 0) && first > end,
+        End::First | End::Open => false,
+    };
+    match empty {
         true => Err(format!("the range `{part}` holds nothing")),
-        false => Ok(Part::Range(range)),
+        false => Ok(Part { first, end, text }),
     }
 }
 
@@ -89,6 +134,24 @@ mod tests {
     }
 
     #[test]
+    fn negative_numbers_count_from_the_end() {
+        assert_eq!(resolve("-1", 48).unwrap(), [47]);
+        assert_eq!(resolve("-3..", 48).unwrap(), [45, 46, 47]);
+        assert_eq!(resolve("-5..-1", 9).unwrap(), [4, 5, 6, 7]);
+        assert_eq!(resolve("-2..=-1, 0", 9).unwrap(), [0, 7, 8]);
+        assert_eq!(resolve("2..-1", 5).unwrap(), [2, 3]);
+        assert_eq!(resolve("-2..5", 5).unwrap(), [3, 4]);
+        assert_eq!(
+            resolve("-5", 4).unwrap_err(),
+            "layer -5 was asked for, but there are 4, counted from 0"
+        );
+        assert_eq!(resolve("3..-1", 4).unwrap_err(), "the range `3..-1` holds no layer");
+        assert!(resolve("0..0", 4).is_err() && resolve("-1..0", 4).is_err());
+        assert!("0,2..-1".parse::<Indices>().unwrap().from_end());
+        assert!(!"0,2..".parse::<Indices>().unwrap().from_end());
+    }
+
+    #[test]
     fn what_is_not_there_is_refused() {
         assert_eq!(
             resolve("46..49", 48).unwrap_err(),
@@ -100,8 +163,18 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_the_part_that_is_wrong() {
-        for bad in ["", "a", "1,,2", "3..1", "2..2", "-1", "1...3", "1..=", &usize::MAX.to_string()]
-        {
+        for bad in [
+            "",
+            "a",
+            "1,,2",
+            "3..1",
+            "2..2",
+            "--1",
+            "-1..-1",
+            "1...3",
+            "1..=",
+            &usize::MAX.to_string(),
+        ] {
             assert!(bad.parse::<Indices>().is_err(), "{bad}");
         }
         assert!("1,x..3".parse::<Indices>().unwrap_err().contains("`x..3`"));

@@ -32,7 +32,8 @@ pub fn read_traces(
     }
 }
 
-/// As [`read_traces`], one trace, counted from 0. The lines before it are read, but not tokenised.
+/// As [`read_traces`], one trace, counted from 0, or from -1 at the end. The others are read, but not
+/// tokenised.
 ///
 /// # Errors
 /// As [`read_traces`]; fewer traces than that.
@@ -40,18 +41,21 @@ pub fn read_trace(
     path: &Path,
     text: &TextFiles,
     config: &ModelConfig,
-    index: usize,
+    index: i64,
     remarks: &mut Remarks,
 ) -> Result<(TokenizedTrace, Vec<Writer>)> {
+    let absent = || Error::file(path, format!("has no trace {index}, counted from 0"));
+    let from_start = match index {
+        0.. => index,
+        from_end => TraceReader::open(path)?.count() as i64 + from_end,
+    };
+    let index = usize::try_from(from_start).map_err(|_| absent())?;
     let mut reader = TraceReader::open(path)?;
     if let Some(before) = index.checked_sub(1) {
         reader.nth(before);
     }
     reader.forget(); // what was remarkable about the lines before
-    let Some(trace) = reader.next() else {
-        return Err(Error::file(path, format!("has no trace {index}, counted from 0")));
-    };
-    let trace = tokenize(trace?, text, config, remarks)?;
+    let trace = tokenize(reader.next().ok_or_else(absent)??, text, config, remarks)?;
     remarks.extend(reader.remarks().iter().cloned());
     Ok((trace, reader.writers().to_vec()))
 }

@@ -114,6 +114,44 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
+fn negative_numbers_count_from_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let traces = fixture("planted/basic/traces.jsonl");
+    let count = fs::read_to_string(&traces).unwrap().lines().count();
+    let capture = |name: &str, index: &str, layers: &str, positions: &str| {
+        let out = dir.path().join(name);
+        let mut capture = fathom();
+        capture.arg("capture").arg("--model").arg(fixture("planted/basic")).arg("--traces");
+        capture.arg(&traces).args(["--sites", "resid_post", "--index", index, "--layers", layers]);
+        capture.args(["--positions", positions, "--out"]).arg(&out);
+        (capture.output().unwrap(), out)
+    };
+    let (output, last) = capture("last", "-1", "-1", "-3..-1");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let last = fs::read(last).unwrap();
+    let tensors = SafeTensors::deserialize(&last).unwrap();
+    let names = tensors.names();
+    assert_eq!((names.len(), tensors.tensor(names[0]).unwrap().shape()[0]), (1, 2));
+    let layer = names[0].strip_prefix("resid_post.").unwrap();
+    let (output, same) = capture("same", &(count - 1).to_string(), layer, "-3,-2");
+    assert!(output.status.success());
+    assert_eq!(fs::read(same).unwrap(), last);
+
+    let (refused, _) = capture("no", &format!("-{}", count + 1), "0", "0");
+    common::assert_refused(&refused, &["has no trace -"]);
+    let (refused, _) = capture("no", "0", "-999", "0");
+    common::assert_refused(&refused, &["layer -999 was asked for"]);
+    let planted = fixture("planted/basic").display().to_string();
+    let traces = traces.display().to_string();
+    let scan =
+        ["scan", "--model", &planted, "--traces", &traces, "--out", "no", "--reference", "-1"];
+    let refused = common::run(&scan);
+    assert_eq!(refused.status.code(), Some(2));
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert!(stderr.contains("among the first positions"), "{stderr}");
+}
+
+#[test]
 fn captures_too_large_are_refused_with_the_number() {
     let dir = tempfile::tempdir().unwrap();
     let ids = dir.path().join("ids.txt");

@@ -176,6 +176,29 @@ fn samples_differ_and_are_reproducible() {
 
 /// Killed at any moment, `--resume` ends with the bytes of an undisturbed run.
 #[test]
+fn the_same_samples_are_said_to_be_the_same() {
+    let prompt = ["--prompt", "def add(a, b):", "--max-tokens", "2"];
+    let told = |args: &[&str]| {
+        let output = generate(&[&prompt, args].concat()).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap().matches("will be the same").count()
+    };
+    assert_eq!(told(&["-n", "2"]), 1);
+    assert_eq!(told(&["-n", "2", "--temperature", "1"]), 0);
+    assert_eq!(told(&[]), 0);
+}
+
+#[test]
+fn all_tokens_as_vllm_and_hugging_face_write_it() {
+    let args = ["--prompt", "def add(a, b):", "--max-tokens", "8", "--temperature", "1"];
+    let with = |k: &str| stdout(generate(&[&args[..], &["--top-k", k]].concat()));
+    assert_eq!(with("-1"), with("0"));
+    let refused = generate(&[&args[..], &["--top-k", "-2"]].concat()).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("0 or -1 for all"));
+}
+
+#[test]
 fn killed_and_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = prompts(&dir);

@@ -41,7 +41,13 @@ impl Planted {
         let traces = self.write("traces.jsonl", traces);
         let mut command = fathom();
         command.arg("scan").arg("--model").arg(self.dir.path().join("planted"));
-        command.arg("--traces").arg(traces).arg("--out").arg(run).args(["--threads", "1"]).args(args);
+        command
+            .arg("--traces")
+            .arg(traces)
+            .arg("--out")
+            .arg(run)
+            .args(["--threads", "1"])
+            .args(args);
         command.output().unwrap()
     }
 
@@ -142,7 +148,8 @@ fn a_tag_that_the_template_has_written_already() {
 #[test]
 fn a_lone_surrogate() {
     let planted = Planted::new();
-    let line = "{\"prompt\": \"What is 6 times 7?\", \"output\": \"ok \\ud83d end\", \"score\": NaN}\n";
+    let line =
+        "{\"prompt\": \"What is 6 times 7?\", \"output\": \"ok \\ud83d end\", \"score\": NaN}\n";
     remarks(&planted, line, "lone-surrogates", &["traces.jsonl: line 1: ", "U+FFFD"]);
 }
 
@@ -209,7 +216,11 @@ fn the_templates_refusal_names_file_and_line() {
     planted.write("planted/chat_template.jinja", template);
     let lines = format!("{CLEAN}{{\"prompt\": \"x <bad>\", \"output\": \"y\"}}\n{CLEAN}");
     let output = planted.scan(&lines, &[]);
-    let parts = ["traces.jsonl: line 2: the chat template refuses", "no bad content", "chat_template.jinja"];
+    let parts = [
+        "traces.jsonl: line 2: the chat template refuses",
+        "no bad content",
+        "chat_template.jinja",
+    ];
     assert_refused(&output, &parts);
     let prompts = planted.write("prompts.jsonl", &lines);
     let output = fathom()
@@ -219,7 +230,10 @@ fn the_templates_refusal_names_file_and_line() {
         .arg(prompts)
         .output()
         .unwrap();
-    assert_refused(&output, &["prompts.jsonl: line 2: the chat template refuses", "no bad content"]);
+    assert_refused(
+        &output,
+        &["prompts.jsonl: line 2: the chat template refuses", "no bad content"],
+    );
 }
 
 #[test]
@@ -254,7 +268,10 @@ fn choices_about_prompts() {
     let run = planted.dir.path().join("run");
     succeed(&["explain", run.to_str().unwrap(), "--entropy", "--threads", "1"]);
     for (args, part) in [
-        (&["--template-kwargs", "{\"enable_thinking\": false}"][..], "no use for `enable_thinking`"),
+        (
+            &["--template-kwargs", "{\"enable_thinking\": false}"][..],
+            "no use for `enable_thinking`",
+        ),
         (&["--template-kwargs", "[]"], "is no JSON object"),
         (&["--date", "2025-01-31"], "does not ask for the date"),
         (&["--date", "yesterday"], "expected a day such as 2025-01-31"),

@@ -277,6 +277,35 @@ fn bad_input_is_refused_in_one_sentence() {
 }
 
 #[test]
+fn a_full_disk_leaves_the_old_page() {
+    let dir = copy();
+    let old = report(dir.path(), &["run"], &[]);
+    let before = contents(dir.path());
+    // Files may grow to less than the page's size; to be killed for trying is turned off.
+    let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", old.len() / 1024);
+    let output = std::process::Command::new("sh")
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_fathom"), "report"])
+        .arg(dir.path().join("run"))
+        .args(["--texts", "2", "--out"])
+        .arg(dir.path().join("report.html"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_refused(&output, &["report.html", "cannot be written"]);
+    assert_eq!(contents(dir.path()), before);
+}
+
+#[test]
+fn a_file_of_a_run_is_not_its_directory() {
+    for command in ["table", "report", "explain"] {
+        for file in ["detections.jsonl", "run.json"] {
+            let path = explained().join("run").join(file).display().to_string();
+            assert_refused(&run(&[command, &path]), &[file, "is a file, expected the directory"]);
+        }
+    }
+}
+
+#[test]
 fn what_strangers_wrote_is_shown_and_not_obeyed() {
     let dir = copy();
     let evil = "</script><img src=x onerror=alert(1)>\u{2028}\"' <!--";

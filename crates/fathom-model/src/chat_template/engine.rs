@@ -46,7 +46,10 @@ pub(super) fn run(
         let render = || render(source, variables, date).map_err(describe);
         match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render) {
             Ok(thread) => thread.join().unwrap_or_else(|_| Err("cannot be rendered".to_owned())),
-            Err(error) => Err(format!("cannot be rendered: {error}")),
+            Err(error) => Err(format!(
+                "cannot be rendered, for no thread can be started: {error}; is the limit on processes \
+                 reached?"
+            )),
         }
     })
 }
@@ -60,7 +63,9 @@ fn render(
         let problem = format!("is larger than {} KiB", MAX_SOURCE_BYTES >> 10);
         return Err(Error::new(ErrorKind::SyntaxError, problem));
     }
-    let source = without_generation_tags(source);
+    // Jinja2 reads every kind of line end as `\n`, in text and in literals.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = without_generation_tags(&source);
     check_tokens(&source)?;
 
     let root = Value::from_serialize(variables);

@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value, 
 use minijinja_contrib::pycompat;
 
 use super::budget::{Budget, ELEMENT, Stop};
-use super::instrument::{CHARGE, CONCAT, CYCLE, MULTIPLY};
+use super::instrument::{CHARGE, CONCAT, CYCLE, ITERATE, MULTIPLY};
 use super::python::{JsonStyle, json, str_of};
 
 /// Jinja's sandbox has the same limit.
@@ -83,7 +83,7 @@ fn add_jinja(env: &mut Environment) {
     }
     env.add_test("in", tests::is_in);
     env.add_test("integer", tests::is_integer);
-    env.add_test("iterable", tests::is_iterable);
+    env.add_test("iterable", is_iterable);
     for name in ["le", "<="] {
         env.add_test(name, tests::is_le);
     }
@@ -116,6 +116,10 @@ fn add_jinja(env: &mut Environment) {
 fn add_bounded(env: &mut Environment, budget: &Budget) {
     let b = budget.clone();
     env.add_filter(CHARGE, move |value: Value| b.charge(&value).map(|()| value));
+    env.add_filter(ITERATE, |value: Value| match is_iterable(&value) {
+        true => Ok(value),
+        false => Err(invalid(&format!("a value of type {} cannot be iterated over", value.kind()))),
+    });
     let b = budget.clone();
     env.add_function(CONCAT, move |left: &Value, right: &Value| {
         Ok::<_, Error>(str_of(left, &b)? + &str_of(right, &b)?)
@@ -239,6 +243,11 @@ fn method(
         "format" => Err(Error::new(ErrorKind::UnknownMethod, "string has no method named format")),
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }
+}
+
+/// What Python's `iter` takes, and undefined, which Jinja takes for nothing.
+fn is_iterable(value: &Value) -> bool {
+    !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
 /// `left * right`: numbers, or a string or list repeated.

@@ -10,6 +10,8 @@ use minijinja::machinery::ast::{self, BinOpKind, CallArg, Expr, Spanned, Stmt};
 
 /// The filter that pays for a value and hands it on.
 pub(super) const CHARGE: &str = "__charge";
+/// The filter that hands on what Python iterates over, and refuses the rest.
+pub(super) const ITERATE: &str = "__iterate";
 /// The function behind `~`.
 pub(super) const CONCAT: &str = "__concat";
 /// The function behind `*`.
@@ -53,7 +55,7 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
             node,
             ast::ForLoop {
                 target: target(&node.target),
-                iter: expression(&node.iter),
+                iter: filtered(ITERATE, expression(&node.iter)),
                 filter_expr: node.filter_expr.as_ref().map(expression),
                 recursive: node.recursive,
                 body: body(&node.body),
@@ -285,9 +287,14 @@ fn paid(expr: Expr) -> Expr {
     if matches!(expr, Expr::Const(_)) {
         return expr;
     }
+    filtered(CHARGE, expr)
+}
+
+/// `expr | name`.
+fn filtered<'a>(name: &'static str, expr: Expr<'a>) -> Expr<'a> {
     let span = expr.span();
-    let charge = ast::Filter { name: CHARGE, expr: Some(expr), args: Vec::new() };
-    Expr::Filter(Spanned::new(charge, span))
+    let filter = ast::Filter { name, expr: Some(expr), args: Vec::new() };
+    Expr::Filter(Spanned::new(filter, span))
 }
 
 /// `name(left, right)`.

@@ -25,11 +25,13 @@ impl Fingerprints {
     /// # Errors
     /// A file that cannot be read.
     pub fn of(dir: &Path) -> Result<Fingerprints> {
-        const TOKENIZER: [&str; 4] = [
+        const TOKENIZER: [&str; 6] = [
             "tokenizer.json",
             "tokenizer_config.json",
             "chat_template.jinja",
             "chat_template.json",
+            "additional_chat_templates/default.jinja",
+            "additional_chat_templates/tool_use.jinja",
         ];
         let single = dir.join("model.safetensors");
         let weights = match single.exists() {

@@ -27,19 +27,25 @@ use crate::traces::{of_other_writers, read_trace};
 pub struct Args {
     #[command(flatten)]
     text: Text,
-    /// With --traces: which line to run, counted from 0
-    #[arg(long, value_name = "I", requires = "traces", default_value_t = 0)]
-    index: usize,
+    /// With --traces: which line to run, counted from 0, or from -1 at the end
+    #[arg(
+        long,
+        value_name = "I",
+        requires = "traces",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    index: i64,
     /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in, attn_out,
     /// attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in, mlp_gate, mlp_up,
     /// mlp_act, mlp_elementwise, mlp_out, final_norm, logits
     #[arg(long, value_delimiter = ',', required = true, value_parser = parse_site, value_name = "SITES")]
     sites: Vec<(Site, Option<usize>)>,
-    /// Layers, counted from 0, such as `3,17..22` (22 excluded) [default: all]
-    #[arg(long, value_name = "LAYERS")]
+    /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..` [default: all]
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
     layers: Option<Indices>,
-    /// Positions, counted from 0, such as `0,100..200` [default: all]
-    #[arg(long, value_name = "POSITIONS")]
+    /// Positions, counted from 0, such as `0,100..200`; from the end, `-1` or `-10..` [default: all]
+    #[arg(long, value_name = "POSITIONS", allow_hyphen_values = true)]
     positions: Option<Indices>,
     /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change being zero,
     /// scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW) or

@@ -11,7 +11,7 @@ use fathom_decode::generation::{
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Backend, Cpu};
-use fathom_model::{Error, Prompt, PromptContent, Result, read_prompts};
+use fathom_model::{Error, Prompt, PromptContent, Remark, Result, read_prompts};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -100,8 +100,9 @@ struct Sampling {
     /// Choose among the most likely tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
-    /// Choose among the K most likely tokens; 0: among all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    /// Choose among the K most likely tokens; 0 or -1: among all
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = parse_top_k,
+          allow_negative_numbers = true)]
     top_k: usize,
     /// Key of the randomness, together with a text's number and a token's position
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -115,6 +116,14 @@ struct Sampling {
     /// Go on after an end-of-text token
     #[arg(long)]
     ignore_eos: bool,
+}
+
+/// vLLM writes -1 for all, HuggingFace 0.
+fn parse_top_k(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(0),
+        _ => text.parse().map_err(|_| "expected a number of tokens, or 0 or -1 for all".to_owned()),
+    }
 }
 
 /// `--mode`.
@@ -133,6 +142,13 @@ enum ModeName {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let params = args.params();
     params.validate()?;
+    if args.samples > 1 && params.temperature == 0.0 {
+        let text = format!(
+            "the {} texts of each prompt will be the same at temperature 0; give --temperature",
+            args.samples
+        );
+        progress::note(output, &Remark::advice("same-samples", text).to_string());
+    }
     let pair = args.pair.open(args.draft.as_deref(), args.no_chat_template)?;
     let options = args.engine_options(&pair);
     options.validate()?;

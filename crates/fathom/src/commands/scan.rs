@@ -47,7 +47,8 @@ pub struct Args {
     #[arg(long, value_name = "τ", value_parser = parse_threshold)]
     threshold: Option<f32>,
     /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the largest norm
-    #[arg(long, value_name = "POSITIONS", default_value = "0")]
+    #[arg(long, value_name = "POSITIONS", default_value = "0", value_parser = parse_reference,
+          allow_hyphen_values = true)]
     reference: Indices,
     /// The reference is a primary sink where its norm rises by at least so many times the mean token's
     #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
@@ -71,6 +72,14 @@ pub struct Args {
     prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+fn parse_reference(text: &str) -> Result<Indices, String> {
+    let positions: Indices = text.parse()?;
+    match positions.from_end() {
+        true => Err("the reference is among the first positions, counted from 0".to_owned()),
+        false => Ok(positions),
+    }
 }
 
 fn parse_threshold(text: &str) -> Result<f32, String> {
