@@ -60,7 +60,8 @@ impl Measured {
 
     /// The speedup over plain decoding that the simulator expects, given what a drafted token, a pass over so and so
     /// many tokens, and `ar`'s pass cost here, which share of drafts was accepted, and γ. A step takes what the models'
-    /// work in that step takes, and nothing else. `None` where there are no drafts, or no one way of decoding.
+    /// work in that step takes, and nothing else. `None` where there are no drafts, no one way of decoding, or texts that
+    /// the draft could not follow to their end.
     ///
     /// # Errors
     /// None of its own; see [`simulate::run`].
@@ -71,6 +72,9 @@ impl Measured {
         else {
             return Ok(None);
         };
+        if metrics.beyond_draft > 0 {
+            return Ok(None);
+        }
         let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
         let gamma = |mean: &Mean| mean.value().unwrap_or(self.gamma).round().max(1.0) as usize;
         let lengths = Lengths {
