@@ -46,8 +46,9 @@ impl Default for Size {
 }
 
 impl AutoMode {
-    /// The way to make the next step with `batch` sequences and `plain` others, for which nothing is drafted. `speed` is
-    /// what a way is expected to make, in tokens per second; `None` where nothing is known.
+    /// The way to make the next step with `batch` sequences and `plain` others, for which nothing
+    /// is drafted. `speed` is what a way is expected to make, in tokens per second; `None` where
+    /// nothing is known.
     pub fn choose(
         &mut self,
         batch: usize,

@@ -4,8 +4,8 @@
 //! its own; token ids go back and forth over channels, and nothing else is shared. Requests join and leave
 //! at any step.
 //!
-//! What a request may ask and what its text is depends on the target alone. A text that the draft cannot follow goes on
-//! without drafts, in whatever batch and mode.
+//! What a request may ask and what its text is depends on the target alone. A text that the draft
+//! cannot follow goes on without drafts, in whatever batch and mode.
 
 mod admission;
 mod draft_worker;
@@ -52,8 +52,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// An engine over a target and, for every mode but [`Mode::Ar`], a draft of the same vocabulary
     /// ([`crate::shared_vocabulary`]).
     ///
-    /// The vocabulary and the context are the target's. Where the draft has less of either, a text that goes beyond it goes
-    /// on without drafts; it is the same text.
+    /// The vocabulary and the context are the target's. Where the draft has less of either, a text
+    /// that goes beyond it goes on without drafts; it is the same text.
     ///
     /// # Errors
     /// Options that have no meaning or need a draft that is not there, or a thread the operating system
@@ -95,7 +95,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         })
     }
 
-    /// Queues a request. Its text ends at the target's context at the latest, or where it fills all of the key/value cache.
+    /// Queues a request. Its text ends at the target's context at the latest, or where it fills all
+    /// of the key/value cache.
     ///
     /// # Errors
     /// Sampling parameters that have no meaning; stop strings nobody watches for; a prompt that is empty, does not leave room for a token,
@@ -265,9 +266,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded once more: what a
-    /// benchmark does between the ways of decoding it compares. A draft that could not follow their texts to the end takes
-    /// the prompts in again.
+    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded
+    /// once more: what a benchmark does between the ways of decoding it compares. A draft that
+    /// could not follow their texts to the end takes the prompts in again.
     ///
     /// # Errors
     /// None of its own; it passes on what the models return.

@@ -24,8 +24,9 @@ impl Planner {
         self.gamma = adaptive(gamma);
     }
 
-    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs have so many tokens
-    /// by now, and which are in these phases; and `plain` others beside them, for which nothing is drafted.
+    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs
+    /// have so many tokens by now, and which are in these phases; and `plain` others beside them,
+    /// for which nothing is drafted.
     pub fn plan(
         &mut self,
         choice: ModeChoice,

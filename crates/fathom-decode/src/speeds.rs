@@ -70,8 +70,9 @@ impl Speeds {
         self.acceptance.overall()
     }
 
-    /// What is expected of `mode` with sequences whose runs have so many tokens by now, and `plain` others, for which
-    /// nothing is drafted; `None` until its costs, and for a mode that drafts the acceptance, have been measured.
+    /// What is expected of `mode` with sequences whose runs have so many tokens by now, and `plain`
+    /// others, for which nothing is drafted; `None` until its costs, and for a mode that drafts the
+    /// acceptance, have been measured.
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
         let class = size_class(runs.len() + plain);
         let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
@@ -267,7 +268,8 @@ impl Forecast {
         gamma as f64 * self.draft
     }
 
-    /// Seconds of a pass over so many tokens of every sequence that speculates, and one of every other.
+    /// Seconds of a pass over so many tokens of every sequence that speculates, and one of every
+    /// other.
     fn target(&self, rows_each: f64) -> f64 {
         let rows = rows_each * self.batch as f64 + self.plain as f64;
         let seconds = (self.pass_seconds)(&self.target, rows);
@@ -388,5 +390,27 @@ pub(crate) mod tests {
             assert!(known > 5.0 && unknown < 2.5, "{mode}: {known} {unknown}");
             assert!((both - (known + unknown) / 2.0).abs() < 1e-9, "{mode}: {both}");
         }
+    }
+
+    /// Two sequences speculate beside two that cannot: these get a token of each step and add a row
+    /// to each pass, and the draft's costs are those of drafting for two.
+    #[test]
+    fn sequences_that_do_not_speculate_are_reckoned_with() {
+        let (draft, pass, row) = (0.1, 1.0, 0.05);
+        let mut speeds = measured(draft, pass, row, 0.8, 4);
+        let sd = |speeds: &Speeds, runs: &[usize], plain| speeds.forecast(Mode::Sd, runs, plain);
+        assert!(sd(&speeds, &[0; 2], 2).is_none(), "drafting for two was never measured");
+        (0..50).for_each(|_| speeds.record_draft(2, false, 4, 4.0 * draft / 2.0));
+        let lengths = Lengths::same(3);
+        let each = sd(&speeds, &[0; 4], 0).unwrap().tokens_per_step(lengths);
+        let expected = (2.0 * each + 2.0) / (3.0 * draft / 2.0 + pass + row * (2.0 * 4.0 + 2.0));
+        let forecast = sd(&speeds, &[0; 2], 2).unwrap().tokens_per_second(lengths);
+        assert!((forecast / expected - 1.0).abs() < 0.01, "{forecast} {expected}");
+        // Plain decoding is the same for all.
+        let ar = |runs: &[usize], plain| {
+            let forecast = speeds.forecast(Mode::Ar, runs, plain).unwrap();
+            forecast.tokens_per_second(Lengths::same(0))
+        };
+        assert_eq!(ar(&[0; 4], 0), ar(&[0], 3));
     }
 }

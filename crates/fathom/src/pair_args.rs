@@ -8,7 +8,6 @@ use fathom_kernels::{Backend, Cpu, CpuError, Isa};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
 };
-use fathom_report::plural;
 
 use crate::cli::Output;
 use crate::model_args::{self, ComputeArgs, Precision};
@@ -94,7 +93,8 @@ impl Checkpoint {
     }
 }
 
-/// The target's vocabulary, with a draft or without; a draft must name the same tokens, however many rows it has.
+/// The target's vocabulary, with a draft or without; a draft must name the same tokens, however
+/// many rows it has.
 fn vocabulary(target: &Checkpoint, draft: Option<&Checkpoint>) -> Result<usize> {
     let other = draft.unwrap_or(target);
     let shared = |ids: usize| {
@@ -128,15 +128,16 @@ impl Pair {
         self.target.context()
     }
 
-    /// What to tell the user where texts of up to `longest` tokens, prompt included, go beyond the draft's context.
+    /// What to tell the user where texts of up to `longest` tokens, prompt included, go beyond the
+    /// draft's context.
     pub fn draft_remark(&self, longest: usize) -> Option<String> {
         let draft = self.draft.as_ref()?;
         let (context, target) = (draft.context(), self.context());
         (longest.min(target) > context).then(|| {
             format!(
-                "the draft `{}` has a context of {}, the target {target}: texts go on without speculation beyond it",
+                "the draft `{}` has a context of {context} tokens, the target {target}: texts go \
+                 on without speculation beyond it",
                 draft.name,
-                plural(context, "token"),
             )
         })
     }

@@ -31,8 +31,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// Prefills at most a chunk of tokens, of the oldest requests first: the target's caches then hold that much more of
-    /// their texts, and so do the draft's of texts it can follow. Requests whose text is in the caches but for its last token, as before every step, run.
+    /// Prefills at most a chunk of tokens, of the oldest requests first: the target's caches then
+    /// hold that much more of their texts, and so do the draft's of texts it can follow. Requests
+    /// whose text is in the caches but for its last token, as before every step, run.
     pub(super) fn prefill_chunk(&mut self) -> Result<()> {
         let start = Instant::now();
         let mut room = PREFILL_CHUNK;

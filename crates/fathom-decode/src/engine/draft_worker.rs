@@ -263,7 +263,8 @@ impl<B: Backend> Draft<B> {
                 (Some(all), _) if !sampler.params().is_greedy() => {
                     let logits = all.step(self.model.backend(), i);
                     let Ok(drafted) = sampler.draft(&logits, d.sequence.len()) else {
-                        // No numbers: it has nothing to propose here, which is no reason for the text to end.
+                        // No numbers: it has nothing to propose here, which is no reason for the
+                        // text to end.
                         d.item.gamma = 0;
                         continue;
                     };
@@ -317,5 +318,36 @@ mod tests {
         worker.send(job(1));
         let error = worker.receive().err().unwrap().to_string();
         assert!(error.contains("the draft stopped"), "{error}");
+    }
+
+    /// What was forgotten is gone: a job that builds on it finds only what it brings itself.
+    #[test]
+    fn a_forgotten_sequence_is_gone() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+        let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
+        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let vocab = model.config().vocab;
+        let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
+        let mut worker = DraftWorker::spawn(model, vocab).unwrap();
+        let mut chunk = |slot, keep, tail: &[u32], forget| {
+            let (tail, sampler) = (tail.to_vec(), Arc::clone(&sampler));
+            let item = DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler };
+            if forget {
+                worker.forget(slot);
+            }
+            worker.send(DraftJob { items: vec![item], gamma: 6, beside: false });
+            worker.receive().unwrap().chunks.remove(&slot).unwrap()
+        };
+        let (whole, last) = (chunk(1, 0, &[5, 6, 7], false), chunk(2, 0, &[7], false));
+        assert_ne!(whole, last);
+        assert_eq!(chunk(1, 2, &[7], false), whole);
+        assert_eq!(chunk(1, 2, &[7], true), last);
+    }
+
+    #[test]
+    fn a_draft_follows_a_text_to_its_own_context_and_with_its_own_tokens() {
+        let limits = DraftLimits { context: 3, vocab: 10 };
+        assert!(limits.allow(&[9]) && limits.allow(&[0, 9, 9]));
+        assert!(!limits.allow(&[0, 0, 0, 0]) && !limits.allow(&[0, 10]));
     }
 }

@@ -1,4 +1,5 @@
-//! The draft's part in a step: how the step is planned, what the draft is asked for, and what it is spared.
+//! The draft's part in a step: how the step is planned, what the draft is asked for, and what it is
+//! spared.
 
 use std::time::Instant;
 
@@ -25,7 +26,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let speculating = || running.iter().filter(|slot| slot.speculates());
         let runs: Vec<usize> = speculating().map(|slot| slot.runs.open()).collect();
         let plain = running.len() - runs.len();
-        // Without any sequence that speculates every way of decoding is plain decoding, and there is nothing to learn of it.
+        // Without any sequence that speculates every way of decoding is plain decoding, and there
+        // is nothing to learn of it.
         let (mode, gamma) = match runs.is_empty() {
             true => (Mode::Ar, 0),
             false => {
@@ -52,8 +54,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         (mode, gamma)
     }
 
-    /// Sets the draft to work on a chunk of `gamma` tokens for every running request that has room for drafts. `None`
-    /// where none has.
+    /// Sets the draft to work on a chunk of `gamma` tokens for every running request that has room
+    /// for drafts. `None` where none has.
     pub(super) fn start_drafting(&mut self, mode: Mode, gamma: usize) -> Option<Asked> {
         let draft = self.draft.as_ref()?;
         let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
@@ -93,7 +95,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// Prefills, in the draft, the prompts of running requests of which it holds nothing though it could follow them.
+    /// Prefills, in the draft, the prompts of running requests of which it holds nothing though it
+    /// could follow them.
     pub(super) fn draft_takes_prompts_in(&mut self) -> Result<()> {
         let Some(draft) = &mut self.draft else { return Ok(()) };
         let items: Vec<_> = self.running.iter_mut().filter_map(Slot::prompt_item).collect();

@@ -26,7 +26,8 @@ pub(super) struct Slot<'a, B: Backend> {
     drafted_len: usize,
     /// What the draft can follow; `None` without one.
     limits: Option<DraftLimits>,
-    /// Whether it can follow this text. Once it cannot, it never can, unless the text is taken back.
+    /// Whether it can follow this text. Once it cannot, it never can, unless the text is taken
+    /// back.
     speculates: bool,
     pub runs: Runs,
     pub acceptance: Acceptance,
@@ -61,7 +62,8 @@ impl<'a, B: Backend> Slot<'a, B> {
         self.limits.is_some_and(|limits| limits.allow(self.text.tokens()))
     }
 
-    /// Whether tokens are drafted for this text, or pending. If not, every way of decoding is plain decoding.
+    /// Whether tokens are drafted for this text, or pending. If not, every way of decoding is plain
+    /// decoding.
     pub fn speculates(&self) -> bool {
         self.speculates
     }
@@ -85,8 +87,8 @@ impl<'a, B: Backend> Slot<'a, B> {
         &rest[..most.min(rest.len())]
     }
 
-    /// What the draft is told to do so that it prefills `tokens`, the next of the text. `None` where it cannot
-    /// follow the text.
+    /// What the draft is told to do so that it prefills `tokens`, the next of the text. `None`
+    /// where it cannot follow the text.
     pub fn prefill_item(&mut self, tokens: &[u32]) -> Option<DraftItem> {
         if !self.speculates {
             return None;
@@ -103,8 +105,8 @@ impl<'a, B: Backend> Slot<'a, B> {
         if missing { self.prefill_item(&prefix) } else { None }
     }
 
-    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as far as
-    /// there is room. `None` where there is none.
+    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as
+    /// far as there is room. `None` where there is none.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
         let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
@@ -122,8 +124,8 @@ impl<'a, B: Backend> Slot<'a, B> {
         DraftItem { slot, planned_len, keep, tail, gamma, sampler }
     }
 
-    /// Most drafts after the text: as many as it may still get, and as the draft can follow. Its context need not hold
-    /// the last of them.
+    /// Most drafts after the text: as many as it may still get, and as the draft can follow. Its
+    /// context need not hold the last of them.
     fn room(&self) -> usize {
         let followed = match self.limits {
             Some(limits) if self.speculates => limits.context + 1 - self.text.tokens().len(),
@@ -139,7 +141,8 @@ impl<'a, B: Backend> Slot<'a, B> {
         self.text.tokens().len() + drafts.max(1)
     }
 
-    /// Whether the draft could follow the text before the last step and no longer can. It then holds nothing of it.
+    /// Whether the draft could follow the text before the last step and no longer can. It then
+    /// holds nothing of it.
     pub fn outgrows_draft(&mut self) -> bool {
         if !self.speculates || self.is_followed() {
             return false;

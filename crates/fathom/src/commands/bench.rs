@@ -87,7 +87,8 @@ pub struct Args {
     /// Prompts of each benchmark; those that fill no batch are left out
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Leave out prompts with more tokens [default: what leaves room for the text in the target's context]
+    /// Leave out prompts with more tokens [default: what leaves room for the text in the target's
+    /// context]
     #[arg(long, value_name = "N")]
     max_prompt_tokens: Option<usize>,
     /// Tokens to draft at a time; `auto` measures which length is fastest

@@ -40,7 +40,8 @@ use crate::progress;
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
-    /// A smaller model with the target's vocabulary, which drafts; a text beyond its context goes on without
+    /// A smaller model with the target's vocabulary, which drafts; a text beyond its context goes
+    /// on without
     #[arg(long, value_name = "D")]
     draft: Option<String>,
     /// How to decode [default: pearl with a draft, ar without]
