@@ -22,7 +22,8 @@ const WORTH_CHANGING: f64 = 1.02;
 /// nothing. Batch sizes are told apart by powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct AutoMode {
-    sizes: BTreeMap<usize, Size>,
+    /// By how many sequences speculate, and how many there are.
+    sizes: BTreeMap<(usize, usize), Size>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,10 +46,17 @@ impl Default for Size {
 }
 
 impl AutoMode {
-    /// The way to make the next step with `batch` sequences. `speed` is what a way is expected to make, in
-    /// tokens per second; `None` where nothing is known.
-    pub fn choose(&mut self, batch: usize, speed: impl Fn(Mode) -> Option<f64>) -> Mode {
-        let size = self.sizes.entry(size_class(batch)).or_default();
+    /// The way to make the next step with `batch` sequences and `plain` others, for which nothing
+    /// is drafted. `speed` is what a way is expected to make, in tokens per second; `None` where
+    /// nothing is known.
+    pub fn choose(
+        &mut self,
+        batch: usize,
+        plain: usize,
+        speed: impl Fn(Mode) -> Option<f64>,
+    ) -> Mode {
+        let sizes = (size_class(batch), size_class(batch + plain));
+        let size = self.sizes.entry(sizes).or_default();
         let mode = size.choose(speed);
         size.taken.insert(mode, size.steps);
         size.steps += 1;
@@ -107,7 +115,7 @@ mod tests {
     ) -> BTreeMap<Mode, usize> {
         let mut taken = BTreeMap::new();
         for _ in 0..steps {
-            let mode = auto.choose(batch, |mode| seen.get(&mode).copied());
+            let mode = auto.choose(batch, 0, |mode| seen.get(&mode).copied());
             seen.insert(mode, speeds[mode as usize]);
             *taken.entry(mode).or_default() += 1;
         }

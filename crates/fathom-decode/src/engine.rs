@@ -3,9 +3,13 @@
 //! The target runs on the calling thread with its own group of threads, the draft on a worker thread with
 //! its own; token ids go back and forth over channels, and nothing else is shared. Requests join and leave
 //! at any step.
+//!
+//! What a request may ask and what its text is depends on the target alone. A text that the draft
+//! cannot follow goes on without drafts, in whatever batch and mode.
 
 mod admission;
 mod draft_worker;
+mod drafting;
 mod metrics;
 mod options;
 mod request;
@@ -20,10 +24,10 @@ use fathom_kernels::Backend;
 use fathom_model::{Error, LogitRows, Model, Result, Step};
 
 use crate::{
-    Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Phase, Planner, Proposal,
+    Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal,
     Sampler, ar, sd,
 };
-use draft_worker::{DraftJob, DraftWorker};
+use draft_worker::DraftWorker;
 pub use metrics::EngineMetrics;
 pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Update};
@@ -36,21 +40,20 @@ pub struct Engine<'a, B: Backend> {
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
-    /// Most tokens of a sequence, prompt included.
-    context: usize,
     waiting: VecDeque<Slot<'a, B>>,
     /// Admitted; their prompts are not yet all in the caches.
     prefilling: VecDeque<Slot<'a, B>>,
     running: Vec<Slot<'a, B>>,
     next_slot: u64,
-    /// Slots whose draft sequences are no longer needed.
-    forget: Vec<u64>,
     metrics: EngineMetrics,
 }
 
 impl<'a, B: Backend> Engine<'a, B> {
     /// An engine over a target and, for every mode but [`Mode::Ar`], a draft of the same vocabulary
     /// ([`crate::shared_vocabulary`]).
+    ///
+    /// The vocabulary and the context are the target's. Where the draft has less of either, a text
+    /// that goes beyond it goes on without drafts; it is the same text.
     ///
     /// # Errors
     /// Options that have no meaning or need a draft that is not there, or a thread the operating system
@@ -63,18 +66,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         options: EngineOptions,
     ) -> Result<Engine<'a, B>> {
         options.validate()?;
-        let mut context = target.config().max_position_embeddings;
-        let mut vocab = target.config().vocab;
-        if let Some(draft) = &draft {
-            context = context.min(draft.config().max_position_embeddings);
-            vocab = vocab.min(draft.config().vocab);
-        } else if options.mode != ModeChoice::Always(Mode::Ar) {
+        let vocab = target.config().vocab;
+        if draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
             let message = "speculative decoding needs a draft model; expected one, or mode `ar`";
             return Err(Error::Request(message.to_owned()));
         }
         if options.vocab > vocab {
             return Err(Error::Request(format!(
-                "the vocabulary has {} tokens; expected at most {vocab}, which is what both models have",
+                "the vocabulary has {} tokens; expected at most {vocab}, the rows of the target's logits",
                 options.vocab
             )));
         }
@@ -88,17 +87,16 @@ impl<'a, B: Backend> Engine<'a, B> {
             draft,
             options,
             planner: Planner::new(options.gamma),
-            context,
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
             running: Vec::new(),
             next_slot: 0,
-            forget: Vec::new(),
             metrics: EngineMetrics::default(),
         })
     }
 
-    /// Queues a request. Its text ends at the models' context at the latest.
+    /// Queues a request. Its text ends at the target's context at the latest, or where it fills all
+    /// of the key/value cache.
     ///
     /// # Errors
     /// Sampling parameters that have no meaning; stop strings nobody watches for; a prompt that is empty, does not leave room for a token,
@@ -106,7 +104,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn submit(&mut self, request: Request<'a>) -> Result<()> {
         let Request { id, prompt, params, eos, stop } = request;
         let sampler = Arc::new(Sampler::new(params, id, self.options.vocab)?);
-        let longest = self.context.min(self.options.kv_pages.saturating_mul(B::KV_PAGE));
+        let context = self.target.config().max_position_embeddings;
+        let longest = context.min(self.options.kv_pages.saturating_mul(B::KV_PAGE));
         let refuse =
             |problem: String| Err(Error::Request(format!("the prompt of request {id} {problem}")));
         if prompt.is_empty() {
@@ -114,14 +113,14 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
         if prompt.len() >= longest {
             return refuse(format!(
-                "has {} tokens; expected fewer than {longest}, the models' context or what the \
+                "has {} tokens; expected fewer than {longest}, the target's context or what the \
                  key/value cache may hold",
                 prompt.len()
             ));
         }
         if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.options.vocab) {
             return refuse(format!(
-                "holds token {token}; expected ids below {}, the shared vocabulary",
+                "holds token {token}; expected ids below {}, the target's vocabulary",
                 self.options.vocab
             ));
         }
@@ -134,7 +133,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let eos = if params.ignore_eos { Arc::default() } else { eos };
         let max_tokens = params.max_tokens.min(longest - prompt.len());
         let text = Completion::new(prompt, EndRules { eos, max_tokens, stop });
-        self.waiting.push_back(Slot::new(id, text, sampler));
+        let limits = self.draft.as_ref().map(DraftWorker::limits);
+        self.waiting.push_back(Slot::new(id, text, sampler, limits));
         Ok(())
     }
 
@@ -142,7 +142,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub fn cancel(&mut self, id: u64) {
         self.waiting.retain(|slot| slot.request != id);
         for slot in self.prefilling.iter().filter(|slot| slot.request == id) {
-            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
+            self.draft_forgets(slot.number);
         }
         self.prefilling.retain(|slot| slot.request != id);
         self.release_where(|slot| slot.request == id);
@@ -150,8 +150,8 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Takes running requests out of the batch for good.
     fn release_where(&mut self, leaves: impl Fn(&Slot<'a, B>) -> bool) {
-        for slot in self.running.extract_if(.., |slot| leaves(slot)) {
-            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
+        for slot in self.running.extract_if(.., |slot| leaves(slot)).collect::<Vec<_>>() {
+            self.draft_forgets(slot.number);
         }
     }
 
@@ -236,15 +236,15 @@ impl<'a, B: Backend> Engine<'a, B> {
                 (vec![Proposal::new(); self.running.len()], scores, scoring)
             }
             Mode::Sd => {
-                self.start_drafting(mode, gamma);
-                let (chunks, drafting) = self.finish_drafting(mode, gamma)?;
+                let asked = self.start_drafting(mode, gamma);
+                let (chunks, drafting) = self.finish_drafting(mode, asked)?;
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, drafting + scoring)
             }
             Mode::Pearl => {
-                self.start_drafting(mode, gamma);
+                let asked = self.start_drafting(mode, gamma);
                 let (scores, scoring) = self.score(mode, None)?;
-                let (chunks, drafting) = self.finish_drafting(mode, gamma)?;
+                let (chunks, drafting) = self.finish_drafting(mode, asked)?;
                 (chunks, scores, drafting.max(scoring))
             }
         };
@@ -266,58 +266,15 @@ impl<'a, B: Backend> Engine<'a, B> {
         Ok(())
     }
 
-    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded once more: what a
-    /// benchmark does between the ways of decoding it compares.
+    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded
+    /// once more: what a benchmark does between the ways of decoding it compares. A draft that
+    /// could not follow their texts to the end takes the prompts in again.
     ///
     /// # Errors
-    /// None of its own; it passes on what the target returns.
+    /// None of its own; it passes on what the models return.
     pub fn rewind(&mut self) -> Result<()> {
-        self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))
-    }
-
-    /// How the next step is made: the way of decoding, and γ.
-    fn plan(&mut self) -> (Mode, usize) {
-        let runs: Vec<usize> = self.running.iter().map(|slot| slot.runs.open()).collect();
-        let phases = self.running.iter().map(|slot| slot.pearl.phase());
-        let (mode, gamma) = self.planner.plan(self.options.mode, &runs, phases);
-        let all_in_pre = || self.running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
-        match mode {
-            Mode::Ar => {}
-            Mode::Pearl if all_in_pre() => self.metrics.gamma_pre_verify.record(gamma as f64),
-            _ => self.metrics.gamma_post_verify.record(gamma as f64),
-        }
-        if mode != Mode::Pearl {
-            for slot in &mut self.running {
-                self.metrics.wasted += slot.drop_pending();
-            }
-        }
-        self.metrics.gamma = gamma;
-        *self.metrics.steps.entry(mode).or_default() += 1;
-        (mode, gamma)
-    }
-
-    /// Sets the draft to work on a chunk of `gamma` tokens for every running request.
-    fn start_drafting(&mut self, mode: Mode, gamma: usize) {
-        let Some(draft) = &self.draft else { return };
-        let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma)).collect();
-        let forget = std::mem::take(&mut self.forget);
-        draft.send(DraftJob { items, gamma, beside: mode == Mode::Pearl, forget });
-    }
-
-    /// Waits for the chunks, one for every running request, empty where there was no room; and the
-    /// seconds the draft worked.
-    fn finish_drafting(&mut self, mode: Mode, gamma: usize) -> Result<(Vec<Proposal>, f64)> {
-        let Some(draft) = &mut self.draft else { return Ok((Vec::new(), 0.0)) };
-        let start = Instant::now();
-        let report = draft.receive()?;
-        self.metrics.wait_seconds += start.elapsed().as_secs_f64();
-        self.metrics.draft_seconds += report.seconds;
-        self.metrics.draft_cost.record(report.drafting / gamma as f64);
-        let beside = mode == Mode::Pearl;
-        self.planner.speeds.record_draft(self.running.len(), beside, gamma, report.drafting);
-        let mut chunks = report.chunks;
-        let chunk = |slot: &Slot<'a, B>| chunks.remove(&slot.number).unwrap_or_default();
-        Ok((self.running.iter().map(chunk).collect(), report.seconds))
+        self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))?;
+        self.draft_takes_prompts_in()
     }
 
     /// The target's pass: the last committed token and the drafts that follow it, of every request; and
@@ -378,6 +335,11 @@ impl<'a, B: Backend> Engine<'a, B> {
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge)?,
             };
             slot.roll_back(&self.target)?;
+            if slot.outgrows_draft()
+                && let Some(draft) = &self.draft
+            {
+                draft.forget(slot.number);
+            }
             self.planner.speeds.record_acceptance(
                 slot.runs.open(),
                 outcome.judged,

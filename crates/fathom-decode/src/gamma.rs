@@ -72,14 +72,21 @@ impl AdaptiveGamma {
         AdaptiveGamma { fixed: Some(gamma), ..AdaptiveGamma::new(limits) }
     }
 
-    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens by now: what may
-    /// be hoped to be fastest, so that a γ is tried again when what is known of its cost has become old. What was
-    /// chosen holds until something else is clearly faster.
-    pub fn lengths(&mut self, mode: Mode, runs: &[usize], speeds: &Speeds) -> Lengths {
+    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens
+    /// by now, and `plain` others, for which nothing is drafted: what may be hoped to be fastest,
+    /// so that a γ is tried again when what is known of its cost has become old. What was chosen
+    /// holds until something else is clearly faster.
+    pub fn lengths(
+        &mut self,
+        mode: Mode,
+        runs: &[usize],
+        plain: usize,
+        speeds: &Speeds,
+    ) -> Lengths {
         if let Some(gamma) = self.fixed {
             return Lengths::same(gamma);
         }
-        let Some(forecast) = speeds.forecast(mode, runs).map(Forecast::hopeful) else {
+        let Some(forecast) = speeds.forecast(mode, runs, plain).map(Forecast::hopeful) else {
             return Lengths::same(self.limits.start);
         };
         let mut best = self.fastest(&forecast, Lengths::same);
@@ -110,16 +117,16 @@ mod tests {
     use crate::speeds::tests::measured;
 
     fn gamma(adaptive: &mut AdaptiveGamma, speeds: &Speeds) -> usize {
-        adaptive.lengths(Mode::Pearl, &[0], speeds).post_verify
+        adaptive.lengths(Mode::Pearl, &[0], 0, speeds).post_verify
     }
 
     #[test]
     fn before_anything_is_measured_gamma_is_the_start() {
         let speeds = Speeds::default();
         let mut adaptive = AdaptiveGamma::new(GammaLimits { start: 6, max: 9 });
-        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 4], &speeds), Lengths::same(6));
+        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 4], 0, &speeds), Lengths::same(6));
         let speeds = measured(0.1, 1.0, 0.0, 0.9, 1);
-        assert_eq!(AdaptiveGamma::fixed(1).lengths(Mode::Sd, &[0], &speeds), Lengths::same(1));
+        assert_eq!(AdaptiveGamma::fixed(1).lengths(Mode::Sd, &[0], 0, &speeds), Lengths::same(1));
     }
 
     /// Published rule: γ = target cost / draft cost, where more would make the target wait.
@@ -137,7 +144,7 @@ mod tests {
     fn chunks_are_shorter_while_the_target_has_little_to_score() {
         let speeds = measured(0.2, 1.0, 0.1, 0.9, 1);
         let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
-        let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, &[0], &speeds);
+        let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, &[0], 0, &speeds);
         assert!(pre_verify == 5 && post_verify > 5, "{pre_verify} {post_verify}");
     }
 
@@ -157,6 +164,6 @@ mod tests {
         assert_eq!(gamma(&mut adaptive, &speeds), 10);
         // Another batch size has its own costs.
         let start = Lengths::same(GammaLimits::default().start);
-        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 8], &speeds), start);
+        assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 8], 0, &speeds), start);
     }
 }

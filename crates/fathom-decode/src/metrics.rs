@@ -52,11 +52,15 @@ impl Acceptance {
         self.accepted.iter_mut().take(outcome.accepted).for_each(|n| *n += 1);
     }
 
+    /// Drafts accepted.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.iter().sum()
+    }
+
     /// Share of judged drafts that were accepted; `None` before the first.
     pub fn rate(&self) -> Option<f64> {
         let judged: u64 = self.judged.iter().sum();
-        let accepted: u64 = self.accepted.iter().sum();
-        (judged > 0).then(|| accepted as f64 / judged as f64)
+        (judged > 0).then(|| self.accepted() as f64 / judged as f64)
     }
 
     /// The same for the 1st, 2nd, … draft judged in a pass of the target.

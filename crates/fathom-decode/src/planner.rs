@@ -24,28 +24,30 @@ impl Planner {
         self.gamma = adaptive(gamma);
     }
 
-    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs have so many tokens
-    /// by now, and which are in these phases.
+    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs
+    /// have so many tokens by now, and which are in these phases; and `plain` others beside them,
+    /// for which nothing is drafted.
     pub fn plan(
         &mut self,
         choice: ModeChoice,
         runs: &[usize],
+        plain: usize,
         phases: impl Iterator<Item = Phase>,
     ) -> (Mode, usize) {
         let Planner { speeds, gamma, auto } = self;
         let mut lengths = |mode| match mode {
             Mode::Ar => Lengths::same(0),
-            mode => gamma.lengths(mode, runs, speeds),
+            mode => gamma.lengths(mode, runs, plain, speeds),
         };
         let (mode, lengths) = match choice {
             ModeChoice::Always(mode) => (mode, lengths(mode)),
             ModeChoice::Auto => {
                 let lengths = Mode::ALL.map(lengths);
                 let expected = Mode::ALL.map(|mode| {
-                    let forecast = speeds.forecast(mode, runs)?;
+                    let forecast = speeds.forecast(mode, runs, plain)?;
                     Some(forecast.tokens_per_second(lengths[mode as usize]))
                 });
-                let mode = auto.choose(runs.len(), |mode| expected[mode as usize]);
+                let mode = auto.choose(runs.len(), plain, |mode| expected[mode as usize]);
                 (mode, lengths[mode as usize])
             }
         };
@@ -122,7 +124,7 @@ mod tests {
                 slowness = (slowness * noise(&rng, step, 0.02)).clamp(0.7, 1.4);
                 let runs: Vec<usize> = all.iter().map(|one| one.runs.open()).collect();
                 let phases = all.iter().map(|one| one.pearl.phase());
-                let (mode, gamma) = planner.plan(choice, &runs, phases);
+                let (mode, gamma) = planner.plan(choice, &runs, 0, phases);
                 if mode != Mode::Pearl {
                     all.iter_mut().for_each(|one| _ = one.pearl.clear());
                 }

@@ -70,24 +70,34 @@ impl Speeds {
         self.acceptance.overall()
     }
 
-    /// What is expected of `mode` with sequences whose runs have so many tokens by now; `None` until its costs,
-    /// and for a mode that drafts the acceptance, have been measured.
-    pub fn forecast(&self, mode: Mode, runs: &[usize]) -> Option<Forecast> {
-        let class = size_class(runs.len());
-        let costs = self.costs.get(&(class, mode == Mode::Pearl))?;
-        costs.target.at(1.0)?;
+    /// What is expected of `mode` with sequences whose runs have so many tokens by now, and `plain`
+    /// others, for which nothing is drafted; `None` until its costs, and for a mode that drafts the
+    /// acceptance, have been measured.
+    pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
+        let class = size_class(runs.len() + plain);
+        let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
+        let target = costs(runs.len() + plain)?.target;
+        target.at(1.0)?;
         let (draft, survival) = match mode {
             Mode::Ar => (0.0, None),
-            _ => (costs.draft.value()?, Some(self.acceptance.survival()?)),
+            _ => (costs(runs.len())?.draft.value()?, Some(self.acceptance.survival()?)),
         };
         let overhead = self.overheads.get(&(class, mode)).and_then(Mean::value).unwrap_or(0.0);
         let mut places = BTreeMap::new();
         for &run in runs {
             *places.entry(same_chances(run)).or_default() += 1;
         }
-        let batch = runs.len();
-        let (target, pass_seconds) = (costs.target, PassCost::at as _);
-        Some(Forecast { mode, batch, places, draft, target, pass_seconds, overhead, survival })
+        Some(Forecast {
+            mode,
+            batch: runs.len(),
+            plain,
+            places,
+            draft,
+            target,
+            pass_seconds: PassCost::at,
+            overhead,
+            survival,
+        })
     }
 
     fn costs(&mut self, batch: usize, beside: bool) -> &mut Costs {
@@ -107,7 +117,10 @@ const HORIZON: f64 = 32.0;
 #[derive(Clone, Debug)]
 pub struct Forecast {
     mode: Mode,
+    /// Sequences that speculate.
     batch: usize,
+    /// Sequences that get the target's next token in every step, whatever the way.
+    plain: usize,
     /// How many sequences are at which place of a run.
     places: BTreeMap<usize, usize>,
     draft: f64,
@@ -150,10 +163,11 @@ impl Forecast {
     /// Expected tokens per second of the whole batch.
     pub fn tokens_per_second(&self, lengths: Lengths) -> f64 {
         let step = self.step(lengths);
-        self.batch as f64 * step.tokens / (self.seconds(step, lengths) + self.overhead)
+        let tokens = self.batch as f64 * step.tokens + self.plain as f64;
+        tokens / (self.seconds(step, lengths) + self.overhead)
     }
 
-    /// Expected tokens per step of one sequence.
+    /// Expected tokens per step of a sequence that speculates.
     #[cfg(test)]
     pub fn tokens_per_step(&self, lengths: Lengths) -> f64 {
         self.step(lengths).tokens
@@ -254,9 +268,11 @@ impl Forecast {
         gamma as f64 * self.draft
     }
 
-    /// Seconds of a pass over so many tokens of every sequence.
+    /// Seconds of a pass over so many tokens of every sequence that speculates, and one of every
+    /// other.
     fn target(&self, rows_each: f64) -> f64 {
-        let seconds = (self.pass_seconds)(&self.target, rows_each * self.batch as f64);
+        let rows = rows_each * self.batch as f64 + self.plain as f64;
+        let seconds = (self.pass_seconds)(&self.target, rows);
         seconds.unwrap_or(f64::INFINITY)
     }
 }
@@ -298,13 +314,13 @@ pub(crate) mod tests {
     fn nothing_is_expected_before_it_is_measured() {
         let mut speeds = Speeds::default();
         speeds.record_target(3, false, 3, 1.0);
-        assert!(speeds.forecast(Mode::Ar, &[0; 4]).is_some());
-        assert!(speeds.forecast(Mode::Ar, &[0]).is_none());
+        assert!(speeds.forecast(Mode::Ar, &[0; 4], 0).is_some());
+        assert!(speeds.forecast(Mode::Ar, &[0], 0).is_none());
         speeds.record_draft(4, false, 2, 1.0);
-        assert!(speeds.forecast(Mode::Sd, &[0; 4]).is_none());
+        assert!(speeds.forecast(Mode::Sd, &[0; 4], 0).is_none());
         speeds.record_acceptance(0, 1, 1);
-        assert!(speeds.forecast(Mode::Sd, &[0; 4]).is_some());
-        assert!(speeds.forecast(Mode::Pearl, &[0; 4]).is_none()); // nothing worked beside anything yet
+        assert!(speeds.forecast(Mode::Sd, &[0; 4], 0).is_some());
+        assert!(speeds.forecast(Mode::Pearl, &[0; 4], 0).is_none()); // nothing worked beside anything yet
     }
 
     /// The forecast is the simulator's answer: the state machine's, not only a formula's.
@@ -329,7 +345,7 @@ pub(crate) mod tests {
                 }
                 let lengths = Lengths { pre_verify: pre, post_verify: post };
                 let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs).unwrap();
-                let forecast = speeds.forecast(mode, &vec![0; batch]).unwrap();
+                let forecast = speeds.forecast(mode, &vec![0; batch], 0).unwrap();
                 let relative = forecast.tokens_per_second(lengths) / simulated.tokens_per_second;
                 assert!((relative - 1.0).abs() < 0.04, "{mode} {lengths:?} {batch}: {relative}");
                 let relative = forecast.tokens_per_step(lengths) / simulated.tokens_per_step;
@@ -342,7 +358,7 @@ pub(crate) mod tests {
     fn an_interrupted_step_does_not_count_for_what_it_took() {
         let mut speeds = measured(0.1, 1.0, 0.0, 0.9, 1);
         let speed = |speeds: &Speeds| {
-            speeds.forecast(Mode::Sd, &[0]).unwrap().tokens_per_second(Lengths::same(4))
+            speeds.forecast(Mode::Sd, &[0], 0).unwrap().tokens_per_second(Lengths::same(4))
         };
         let before = speed(&speeds);
         speeds.record_target(1, false, 5, 50.0);
@@ -367,12 +383,34 @@ pub(crate) mod tests {
         }
         for mode in [Mode::Sd, Mode::Pearl] {
             let tokens = |runs: &[usize]| {
-                speeds.forecast(mode, runs).unwrap().tokens_per_step(Lengths::same(6))
+                speeds.forecast(mode, runs, 0).unwrap().tokens_per_step(Lengths::same(6))
             };
             let (known, unknown, both) =
                 (tokens(&[200; 4]), tokens(&[0; 4]), tokens(&[200, 0, 300, 0]));
             assert!(known > 5.0 && unknown < 2.5, "{mode}: {known} {unknown}");
             assert!((both - (known + unknown) / 2.0).abs() < 1e-9, "{mode}: {both}");
         }
+    }
+
+    /// Two sequences speculate beside two that cannot: these get a token of each step and add a row
+    /// to each pass, and the draft's costs are those of drafting for two.
+    #[test]
+    fn sequences_that_do_not_speculate_are_reckoned_with() {
+        let (draft, pass, row) = (0.1, 1.0, 0.05);
+        let mut speeds = measured(draft, pass, row, 0.8, 4);
+        let sd = |speeds: &Speeds, runs: &[usize], plain| speeds.forecast(Mode::Sd, runs, plain);
+        assert!(sd(&speeds, &[0; 2], 2).is_none(), "drafting for two was never measured");
+        (0..50).for_each(|_| speeds.record_draft(2, false, 4, 4.0 * draft / 2.0));
+        let lengths = Lengths::same(3);
+        let each = sd(&speeds, &[0; 4], 0).unwrap().tokens_per_step(lengths);
+        let expected = (2.0 * each + 2.0) / (3.0 * draft / 2.0 + pass + row * (2.0 * 4.0 + 2.0));
+        let forecast = sd(&speeds, &[0; 2], 2).unwrap().tokens_per_second(lengths);
+        assert!((forecast / expected - 1.0).abs() < 0.01, "{forecast} {expected}");
+        // Plain decoding is the same for all.
+        let ar = |runs: &[usize], plain| {
+            let forecast = speeds.forecast(Mode::Ar, runs, plain).unwrap();
+            forecast.tokens_per_second(Lengths::same(0))
+        };
+        assert_eq!(ar(&[0; 4], 0), ar(&[0], 3));
     }
 }

@@ -143,6 +143,28 @@ fn top_k_and_top_p_are_applied_to_both_models() {
     }
 }
 
+/// A draft that does not know one of the target's tokens, and is given up in the middle of the
+/// text.
+#[test]
+fn a_draft_that_falls_short_changes_no_distribution() {
+    let params = sampled(0.8);
+    let truth = truth(&params);
+    let short = Toy { vocab: TOKENS - 1, ..draft() };
+    for mode in [Mode::Sd, Mode::Pearl] {
+        let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+        for request in 0..SAMPLES {
+            let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+            let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+            let mut text = Completion::new(vec![0], end);
+            let gamma = |step| if step < 2 { 2 } else { 0 };
+            decode(mode, &mut text, &sampler, target(), short, gamma);
+            counts[index(text.generated())] += 1;
+        }
+        let chi2 = chi2(&counts, &truth);
+        assert!(chi2 < CRITICAL, "{mode}: χ² = {chi2}");
+    }
+}
+
 /// Randomness belongs to positions and drafts never add a token of their own accord, so PEARL's sampled
 /// text does not depend on γ, and therefore not on when γ adapts.
 #[test]

@@ -58,8 +58,9 @@ impl PairArgs {
     /// Reads everything but the weights, and checks that the two speak one language.
     pub fn open(&self, draft: Option<&str>, bare_text: bool) -> Result<Pair> {
         let resolve = |model: &str| fathom_model::resolve_model_dir(model, |n| std::env::var_os(n));
-        let target = Checkpoint::open(resolve(&self.target)?)?;
-        let draft = draft.map(|draft| Checkpoint::open(resolve(draft)?)).transpose()?;
+        let open = |model: &str| Checkpoint::open(model, resolve(model)?);
+        let target = open(&self.target)?;
+        let draft = draft.map(open).transpose()?;
         let template = if bare_text { None } else { ChatTemplate::from_dir(&target.dir)? };
         let vocab = vocabulary(&target, draft.as_ref())?;
         Ok(Pair { target, draft, template, vocab, precision: self.precision, isa: self.isa })
@@ -73,29 +74,41 @@ fn cores() -> usize {
 
 /// A checkpoint but for its weights.
 struct Checkpoint {
+    /// As the user calls it.
+    name: String,
     dir: PathBuf,
     config: ModelConfig,
     tokenizer: Tokenizer,
 }
 
 impl Checkpoint {
-    fn open(dir: PathBuf) -> Result<Checkpoint> {
+    fn open(name: &str, dir: PathBuf) -> Result<Checkpoint> {
         let config = ModelConfig::from_dir(&dir)?;
         let tokenizer = Tokenizer::from_dir(&dir)?;
-        Ok(Checkpoint { dir, config, tokenizer })
+        Ok(Checkpoint { name: name.to_owned(), dir, config, tokenizer })
+    }
+
+    fn context(&self) -> usize {
+        self.config.max_position_embeddings
     }
 }
 
-/// Token ids that both models know, and that name the same token in both.
+/// The target's vocabulary, with a draft or without; a draft must name the same tokens, however
+/// many rows it has.
 fn vocabulary(target: &Checkpoint, draft: Option<&Checkpoint>) -> Result<usize> {
     let other = draft.unwrap_or(target);
-    let ids = target.config.vocab.max(other.config.vocab);
-    let shared = shared_vocabulary(
-        |id| target.tokenizer.id_to_token(id),
-        |id| other.tokenizer.id_to_token(id),
-        u32::try_from(ids).unwrap_or(u32::MAX),
-    )?;
-    Ok(shared.min(target.config.vocab).min(other.config.vocab))
+    let shared = |ids: usize| {
+        shared_vocabulary(
+            |id| target.tokenizer.id_to_token(id),
+            |id| other.tokenizer.id_to_token(id),
+            u32::try_from(ids).unwrap_or(u32::MAX),
+        )
+    };
+    let (rows, of_other) = (target.config.vocab, other.config.vocab);
+    if of_other > rows {
+        shared(of_other)?;
+    }
+    shared(rows)
 }
 
 /// A target and perhaps a draft, ready to be loaded.
@@ -103,17 +116,30 @@ pub struct Pair {
     target: Checkpoint,
     draft: Option<Checkpoint>,
     template: Option<ChatTemplate>,
-    /// Ids from here on are padding.
+    /// Ids from here on are padding of the target's logits.
     pub vocab: usize,
     precision: Precision,
     isa: Option<Isa>,
 }
 
 impl Pair {
-    /// Most tokens of a sequence in both models.
+    /// Most tokens of a sequence: the target's context, whatever the draft's.
     pub fn context(&self) -> usize {
-        let context = |checkpoint: &Checkpoint| checkpoint.config.max_position_embeddings;
-        self.draft.as_ref().map_or(usize::MAX, context).min(context(&self.target))
+        self.target.context()
+    }
+
+    /// What to tell the user where texts of up to `longest` tokens, prompt included, go beyond the
+    /// draft's context.
+    pub fn draft_remark(&self, longest: usize) -> Option<String> {
+        let draft = self.draft.as_ref()?;
+        let (context, target) = (draft.context(), self.context());
+        (longest.min(target) > context).then(|| {
+            format!(
+                "the draft `{}` has a context of {context} tokens, the target {target}: texts go \
+                 on without speculation beyond it",
+                draft.name,
+            )
+        })
     }
 
     /// Pages of the caches of `batch` sequences that reach the end of the context.

@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{assert_refused, fathom, fixture};
+use common::{Checkpoint, assert_refused, fathom, fixture};
 use serde_json::Value;
 
 fn bench(args: &[&str]) -> Command {
@@ -99,6 +99,36 @@ fn the_natural_protocol_gives_every_mode_the_same_tokens() {
             assert_eq!(tokens.len(), 3);
             assert!(tokens.iter().all(|count| *count == tokens[0]), "{tokens:?}");
         }
+    }
+}
+
+/// A draft with a shorter context leaves no prompt out; what it does not reach is decoded without
+/// it.
+#[test]
+fn a_draft_with_a_shorter_context() {
+    let short = Checkpoint::copy_of_dir(&fixture("models/draft-weak"));
+    short.edit_config(|config| drop(config.insert("max_position_embeddings".into(), 90.into())));
+    let mut command = fathom();
+    command.arg("bench").arg("--target").arg(fixture("models/draft"));
+    command.arg("--draft").arg(short.path()).arg("--data").arg(fixture("prompts"));
+    command.args(["--benchmarks", "AIME", "--batch-sizes", "4", "--accounting", "whole-machine"]);
+    command.args(["--steps", "30", "--ar-tokens", "60", "--repeats", "2", "--json"]);
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(
+        stderr.matches("has a context of 90 tokens, the target 4096").count(),
+        1,
+        "{stderr}"
+    );
+    assert!(!stderr.contains("left out"), "{stderr}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let whole = accounting(&report, "whole_machine");
+    for (row, breakdown) in
+        whole["rows"].as_array().unwrap().iter().zip(whole["breakdown"].as_array().unwrap())
+    {
+        assert!(row["num_tokens"].as_u64().unwrap() >= 8 * 30, "{row}");
+        assert!(breakdown["predicted_speedup"].is_null(), "{breakdown}");
     }
 }
 

@@ -325,6 +325,95 @@ fn a_draft_that_speaks_another_language() {
     refuse_draft(other.path(), &["draft's tokenizer is not the target's", "id 3000 is"]);
 }
 
+/// A draft with a shorter context than the target's is used as far as it goes: the text is the
+/// target's, and that speculation ends is said once.
+#[test]
+fn a_draft_with_a_shorter_context() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = Checkpoint::copy_of_dir(&draft());
+    short.edit_config(|config| drop(config.insert("max_position_embeddings".into(), 64.into())));
+    let path = dir.path().join("prompts.jsonl");
+    // Within the draft's context, and beyond it.
+    let long = "one two three ".repeat(40);
+    let asked = ["What is 6 times 7?", long.as_str()];
+    fs::write(&path, asked.map(|text| json!({ "prompt": text }).to_string() + "\n").concat())
+        .unwrap();
+    let run = |name: &str, args: &[&str]| -> (Vec<u8>, String) {
+        let out = dir.path().join(name);
+        let mut command = fathom();
+        command.arg("generate").arg("--target").arg(target()).args(args);
+        command.args(["--max-tokens", "150", "--ignore-eos"]).arg("--prompts").arg(&path);
+        let output = command.arg("--out").arg(&out).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        (fs::read(out).unwrap(), stderr)
+    };
+    let (expected, stderr) = run("ar", &[]);
+    assert!(!stderr.contains("context"), "{stderr}");
+    let texts = lines(std::str::from_utf8(&expected).unwrap());
+    let prompt_len = |i: usize| texts[i]["prompt_len"].as_u64().unwrap() as usize;
+    assert!(prompt_len(0) < 64 && prompt_len(1) > 64);
+    for (i, text) in texts.iter().enumerate() {
+        assert_eq!(text["input_ids"].as_array().unwrap().len(), prompt_len(i) + 150);
+        assert_eq!(text["finish_reason"], "length");
+    }
+    let short = short.path().to_str().unwrap();
+    let remark = format!(
+        "the draft `{short}` has a context of 64 tokens, the target 4096: texts go on without \
+         speculation beyond it"
+    );
+    for mode in ["sd", "pearl", "auto", "ar"] {
+        for batch in ["1", "2"] {
+            let args = ["--draft", short, "--mode", mode, "--batch-size", batch];
+            let (texts, stderr) = run(&format!("{mode}{batch}"), &args);
+            assert!(texts == expected, "{mode}, batch {batch}");
+            let said = stderr.matches(&remark).count();
+            assert_eq!(said, usize::from(mode != "ar"), "{mode}: {stderr}");
+        }
+    }
+    // Nothing is said where no text gets there.
+    let mut command = fathom();
+    command.arg("generate").arg("--target").arg(target()).args(["--draft", short]);
+    command.args(["--prompt", "a", "--max-tokens", "5", "--json"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let whole: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(whole["metrics"]["steps"]["pearl"].as_u64().unwrap() > 0, "{whole}");
+}
+
+/// Rows of the draft's embedding that name no token, or that it lacks, are no matter of the text's.
+#[test]
+fn a_draft_with_other_rows() {
+    const HIDDEN_BYTES: usize = 256;
+    let prompt = ["--prompt", "def add(a, b):", "--max-tokens", "60", "--ignore-eos", "--json"];
+    let ids = |text: &str| serde_json::from_str::<Value>(text).unwrap()["texts"].clone();
+    let expected = ids(&stdout(generate(&[&prompt[..], &["--mode", "ar"]].concat())));
+    for rows in [4200, 3000, 300] {
+        let other = Checkpoint::copy_of_dir(&draft());
+        other.edit_config(|config| drop(config.insert("vocab_size".into(), rows.into())));
+        other.edit_weights("model.safetensors", |header, data| {
+            let mut all = Vec::new();
+            for (name, entry) in header.iter_mut().filter(|(name, _)| *name != "__metadata__") {
+                let offset = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
+                let mut values = data[offset(0)..offset(1)].to_vec();
+                if name == "model.embed_tokens.weight" {
+                    values.resize(rows * HIDDEN_BYTES, 0x3f);
+                    entry["shape"][0] = rows.into();
+                }
+                entry["data_offsets"] = json!([all.len(), all.len() + values.len()]);
+                all.extend(values);
+            }
+            *data = all;
+        });
+        for mode in ["sd", "pearl", "auto"] {
+            let mut command = fathom();
+            command.arg("generate").arg("--target").arg(target()).arg("--draft").arg(other.path());
+            command.args(prompt).args(["--mode", mode]);
+            assert_eq!(ids(&stdout(command)), expected, "{rows} rows, {mode}");
+        }
+    }
+}
+
 #[test]
 fn a_draft_that_is_spoilt() {
     let cut = Checkpoint::copy_of_dir(&draft());

@@ -58,9 +58,11 @@ impl Measured {
         self.tokens() as f64 / self.sequence_steps.max(1) as f64
     }
 
-    /// The speedup over plain decoding that the simulator expects, given what a drafted token, a pass over so and so
-    /// many tokens, and `ar`'s pass cost here, which share of drafts was accepted, and γ. A step takes what the models'
-    /// work in that step takes, and nothing else. `None` where there are no drafts, or no one way of decoding.
+    /// The speedup over plain decoding that the simulator expects, given what a drafted token, a
+    /// pass over so and so many tokens, and `ar`'s pass cost here, which share of drafts was
+    /// accepted, and γ. A step takes what the models' work in that step takes, and nothing else.
+    /// `None` where there are no drafts, no one way of decoding, or texts that the draft could not
+    /// follow to their end.
     ///
     /// # Errors
     /// None of its own; see [`simulate::run`].
@@ -71,6 +73,9 @@ impl Measured {
         else {
             return Ok(None);
         };
+        if metrics.beyond_draft > 0 {
+            return Ok(None);
+        }
         let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
         let gamma = |mean: &Mean| mean.value().unwrap_or(self.gamma).round().max(1.0) as usize;
         let lengths = Lengths {
@@ -140,6 +145,10 @@ mod tests {
         pearl.sequence_steps = 400;
         let of_four = pearl.predicted_speedup(&ar).unwrap().unwrap();
         assert!((of_four / expected - 1.0).abs() < 0.03, "{of_four} {expected}");
+        // Texts that the draft cannot follow are not simulated.
+        let mut beyond = pearl.clone();
+        beyond.metrics.beyond_draft = 1;
+        assert_eq!(beyond.predicted_speedup(&ar).unwrap(), None);
         let auto = Measured { mode: ModeChoice::Auto, ..pearl };
         assert_eq!(auto.predicted_speedup(&ar).unwrap(), None);
     }

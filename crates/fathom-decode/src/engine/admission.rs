@@ -31,8 +31,9 @@ impl<'a, B: Backend> Engine<'a, B> {
         }
     }
 
-    /// Prefills at most a chunk of tokens, of the oldest requests first: both models' caches then hold that
-    /// much more of their texts. Requests whose text is in the caches but for its last token, as before every step, run.
+    /// Prefills at most a chunk of tokens, of the oldest requests first: the target's caches then
+    /// hold that much more of their texts, and so do the draft's of texts it can follow. Requests
+    /// whose text is in the caches but for its last token, as before every step, run.
     pub(super) fn prefill_chunk(&mut self) -> Result<()> {
         let start = Instant::now();
         let mut room = PREFILL_CHUNK;
@@ -45,19 +46,19 @@ impl<'a, B: Backend> Engine<'a, B> {
         if feeds.iter().any(|tokens| !tokens.is_empty()) {
             let all = self.prefilling.iter_mut().zip(&feeds);
             let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
-            self.target.backend().set_beside(self.draft.is_some());
-            if let Some(draft) = &self.draft {
-                let items =
-                    fed.iter_mut().map(|(slot, tokens)| slot.prefill_item(tokens)).collect();
-                let forget = std::mem::take(&mut self.forget);
-                draft.send(DraftJob { items, gamma: 0, beside: true, forget });
+            let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
+            let items: Vec<_> = items.collect();
+            let beside = !items.is_empty();
+            self.target.backend().set_beside(beside);
+            if let Some(draft) = self.draft.as_ref().filter(|_| beside) {
+                draft.send(DraftJob { items, gamma: 0, beside });
             }
             let steps = fed.iter_mut().filter_map(|(slot, tokens)| {
                 let sequence = slot.sequence.as_mut()?;
                 Some(Step { sequence, tokens, logits: LogitRows::None })
             });
             self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
-            if let Some(draft) = &mut self.draft {
+            if let Some(draft) = self.draft.as_mut().filter(|_| beside) {
                 draft.receive()?;
             }
             self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
@@ -88,7 +89,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 youngest => youngest,
             };
             let Some(mut slot) = youngest else { break };
-            self.forget.extend(self.draft.as_ref().map(|_| slot.number));
+            self.draft_forgets(slot.number);
             self.metrics.preemptions += 1;
             self.metrics.wasted += slot.release();
             self.waiting.push_front(slot);

@@ -36,8 +36,29 @@ pub(super) struct DraftJob {
     pub gamma: usize,
     /// Whether the target is at work at the same time.
     pub beside: bool,
-    /// Sequences that are no longer needed.
-    pub forget: Vec<u64>,
+}
+
+/// What a draft can follow. A text beyond it goes on without.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DraftLimits {
+    /// The draft's context: the most tokens it is fed.
+    pub context: usize,
+    /// Ids from here on it cannot be fed, and never drafts.
+    pub vocab: usize,
+}
+
+impl DraftLimits {
+    /// Whether a token may be drafted after `text`.
+    pub fn allow(self, text: &[u32]) -> bool {
+        text.len() <= self.context && text.iter().all(|&token| (token as usize) < self.vocab)
+    }
+}
+
+/// What the thread is told. Only a job is answered.
+enum Order {
+    Work(DraftJob),
+    /// A sequence that is no longer needed.
+    Forget(u64),
 }
 
 /// What came of it.
@@ -52,19 +73,31 @@ pub(super) struct DraftReport {
 
 /// A handle on the thread; dropping it ends the thread.
 pub(super) struct DraftWorker {
-    jobs: Option<Sender<DraftJob>>,
+    limits: DraftLimits,
+    orders: Option<Sender<Order>>,
     reports: Receiver<Result<DraftReport>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl DraftWorker {
+    /// Ids from `vocab` on are padding of the target's logits.
     pub fn spawn<B: Backend>(model: Model<B>, vocab: usize) -> Result<DraftWorker> {
-        let (jobs, inbox) = channel();
+        let config = model.config();
+        let limits =
+            DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
+        let (orders, inbox) = channel();
         let (outbox, reports) = channel();
-        let mut draft = Draft { model, vocab, sequences: HashMap::new() };
+        let mut draft = Draft { model, vocab: limits.vocab, sequences: HashMap::new() };
         let run = move || {
             draft.model.backend().adopt_thread();
-            for job in inbox {
+            for order in inbox {
+                let job = match order {
+                    Order::Work(job) => job,
+                    Order::Forget(slot) => {
+                        draft.sequences.remove(&slot);
+                        continue;
+                    }
+                };
                 let report = draft.work(job);
                 let failed = report.is_err();
                 if outbox.send(report).is_err() || failed {
@@ -76,14 +109,28 @@ impl DraftWorker {
         let thread = thread.map_err(|error| {
             Error::Request(format!("the draft's thread cannot be started: {error}"))
         })?;
-        Ok(DraftWorker { jobs: Some(jobs), reports, thread: Some(thread) })
+        Ok(DraftWorker { limits, orders: Some(orders), reports, thread: Some(thread) })
+    }
+
+    /// What the draft can follow.
+    pub fn limits(&self) -> DraftLimits {
+        self.limits
     }
 
     /// Sets the draft to work. A draft that has stopped says so in [`DraftWorker::receive`].
     pub fn send(&self, job: DraftJob) {
-        if let Some(jobs) = &self.jobs {
+        self.order(Order::Work(job));
+    }
+
+    /// Gives up a sequence, where there is one.
+    pub fn forget(&self, slot: u64) {
+        self.order(Order::Forget(slot));
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
             // Fails only where the thread has ended; its reason is in `receive`.
-            drop(jobs.send(job));
+            drop(orders.send(order));
         }
     }
 
@@ -105,7 +152,7 @@ impl DraftWorker {
 
 impl Drop for DraftWorker {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
             // A panic was or would have been told by `receive`.
             drop(thread.join());
@@ -135,9 +182,6 @@ impl<B: Backend> Draft<B> {
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
         let start = Instant::now();
         self.model.backend().set_beside(job.beside);
-        for slot in job.forget {
-            self.sequences.remove(&slot);
-        }
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
         self.take_in(&mut all)?;
@@ -217,7 +261,14 @@ impl<B: Backend> Draft<B> {
             let sampler = &d.item.sampler;
             let drafted = match (&scores.logits, scores.best[i].first()) {
                 (Some(all), _) if !sampler.params().is_greedy() => {
-                    sampler.draft(&all.step(self.model.backend(), i), d.sequence.len())?
+                    let logits = all.step(self.model.backend(), i);
+                    let Ok(drafted) = sampler.draft(&logits, d.sequence.len()) else {
+                        // No numbers: it has nothing to propose here, which is no reason for the
+                        // text to end.
+                        d.item.gamma = 0;
+                        continue;
+                    };
+                    drafted
                 }
                 (_, Some(&token)) => Drafted { token, q: None },
                 (_, None) => continue,
@@ -256,7 +307,7 @@ mod tests {
                 gamma: 2,
                 sampler,
             };
-            DraftJob { items: vec![item], gamma: 2, beside: false, forget: Vec::new() }
+            DraftJob { items: vec![item], gamma: 2, beside: false }
         };
         let mut worker = DraftWorker::spawn(model, vocab).unwrap();
         worker.send(job(1));
@@ -267,5 +318,36 @@ mod tests {
         worker.send(job(1));
         let error = worker.receive().err().unwrap().to_string();
         assert!(error.contains("the draft stopped"), "{error}");
+    }
+
+    /// What was forgotten is gone: a job that builds on it finds only what it brings itself.
+    #[test]
+    fn a_forgotten_sequence_is_gone() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+        let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
+        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let vocab = model.config().vocab;
+        let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
+        let mut worker = DraftWorker::spawn(model, vocab).unwrap();
+        let mut chunk = |slot, keep, tail: &[u32], forget| {
+            let (tail, sampler) = (tail.to_vec(), Arc::clone(&sampler));
+            let item = DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler };
+            if forget {
+                worker.forget(slot);
+            }
+            worker.send(DraftJob { items: vec![item], gamma: 6, beside: false });
+            worker.receive().unwrap().chunks.remove(&slot).unwrap()
+        };
+        let (whole, last) = (chunk(1, 0, &[5, 6, 7], false), chunk(2, 0, &[7], false));
+        assert_ne!(whole, last);
+        assert_eq!(chunk(1, 2, &[7], false), whole);
+        assert_eq!(chunk(1, 2, &[7], true), last);
+    }
+
+    #[test]
+    fn a_draft_follows_a_text_to_its_own_context_and_with_its_own_tokens() {
+        let limits = DraftLimits { context: 3, vocab: 10 };
+        assert!(limits.allow(&[9]) && limits.allow(&[0, 9, 9]));
+        assert!(!limits.allow(&[0, 0, 0, 0]) && !limits.allow(&[0, 10]));
     }
 }

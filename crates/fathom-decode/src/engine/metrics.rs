@@ -13,6 +13,9 @@ pub struct EngineMetrics {
     pub tokens: usize,
     /// Drafts that never became text.
     pub wasted: usize,
+    /// Steps of a sequence whose text the draft cannot follow: longer than its context, or with a
+    /// token it does not have.
+    pub beyond_draft: usize,
     /// Judged and accepted drafts.
     pub acceptance: Acceptance,
     /// γ of the last step.

@@ -34,7 +34,7 @@ pub struct EngineOptions {
     /// Most pages ([`fathom_kernels::Backend::KV_PAGE`] tokens each) that the key/value caches of all running
     /// requests together may hold, in each model; at least 1.
     pub kv_pages: usize,
-    /// Ids from here on are padding of the logits and name no token.
+    /// Ids from here on are padding of the target's logits and name no token.
     pub vocab: usize,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fathom_kernels::Backend;
 use fathom_model::{Model, Result, Sequence};
 
-use super::draft_worker::DraftItem;
+use super::draft_worker::{DraftItem, DraftLimits};
 use crate::{Acceptance, Completion, Drafted, Pearl, Runs, Sampler};
 
 /// One request and everything that is its own.
@@ -24,13 +24,23 @@ pub(super) struct Slot<'a, B: Backend> {
     /// The target's cache; `None` while waiting.
     pub sequence: Option<Sequence<B>>,
     drafted_len: usize,
+    /// What the draft can follow; `None` without one.
+    limits: Option<DraftLimits>,
+    /// Whether it can follow this text. Once it cannot, it never can, unless the text is taken
+    /// back.
+    speculates: bool,
     pub runs: Runs,
     pub acceptance: Acceptance,
 }
 
 impl<'a, B: Backend> Slot<'a, B> {
-    pub fn new(request: u64, text: Completion<'a>, sampler: Arc<Sampler>) -> Slot<'a, B> {
-        Slot {
+    pub fn new(
+        request: u64,
+        text: Completion<'a>,
+        sampler: Arc<Sampler>,
+        limits: Option<DraftLimits>,
+    ) -> Slot<'a, B> {
+        let mut slot = Slot {
             request,
             number: 0,
             planned_len: text.tokens().len(),
@@ -39,9 +49,23 @@ impl<'a, B: Backend> Slot<'a, B> {
             pearl: Pearl::new(),
             sequence: None,
             drafted_len: 0,
+            limits,
+            speculates: false,
             runs: Runs::default(),
             acceptance: Acceptance::default(),
-        }
+        };
+        slot.speculates = slot.is_followed();
+        slot
+    }
+
+    fn is_followed(&self) -> bool {
+        self.limits.is_some_and(|limits| limits.allow(self.text.tokens()))
+    }
+
+    /// Whether tokens are drafted for this text, or pending. If not, every way of decoding is plain
+    /// decoding.
+    pub fn speculates(&self) -> bool {
+        self.speculates
     }
 
     /// What the target is fed to judge `drafts`.
@@ -63,19 +87,29 @@ impl<'a, B: Backend> Slot<'a, B> {
         &rest[..most.min(rest.len())]
     }
 
-    /// What the draft is told to do so that it prefills `tokens`, the next of the text.
-    pub fn prefill_item(&mut self, tokens: &[u32]) -> DraftItem {
+    /// What the draft is told to do so that it prefills `tokens`, the next of the text. `None`
+    /// where it cannot follow the text.
+    pub fn prefill_item(&mut self, tokens: &[u32]) -> Option<DraftItem> {
+        if !self.speculates {
+            return None;
+        }
         let keep = self.drafted_len;
         self.drafted_len += tokens.len();
-        self.item(keep, tokens.to_vec(), 0)
+        Some(self.item(keep, tokens.to_vec(), 0))
     }
 
-    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as long as
-    /// the text may still get. `None` where it may get no more.
+    /// The same for all of the prompt, where the draft holds nothing of it.
+    pub fn prompt_item(&mut self) -> Option<DraftItem> {
+        let prefix = self.prefix().to_vec();
+        let missing = self.drafted_len == 0 && !prefix.is_empty();
+        if missing { self.prefill_item(&prefix) } else { None }
+    }
+
+    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as
+    /// far as there is room. `None` where there is none.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
-        let room = self.text.remaining().saturating_sub(self.pearl.pending().len());
-        let gamma = gamma.min(room);
+        let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
         if gamma == 0 {
             return None;
         }
@@ -90,11 +124,32 @@ impl<'a, B: Backend> Slot<'a, B> {
         DraftItem { slot, planned_len, keep, tail, gamma, sampler }
     }
 
+    /// Most drafts after the text: as many as it may still get, and as the draft can follow. Its
+    /// context need not hold the last of them.
+    fn room(&self) -> usize {
+        let followed = match self.limits {
+            Some(limits) if self.speculates => limits.context + 1 - self.text.tokens().len(),
+            _ => 0,
+        };
+        followed.min(self.text.remaining())
+    }
+
     /// Most tokens that a cache holds at the end of a step with chunks of at most `gamma`: text, pending drafts
-    /// and the chunk, as far as the text may get.
+    /// and the chunk, as far as there is room; without room, text and the target's next token.
     pub fn reach(&self, gamma: usize) -> usize {
-        let text = self.text.tokens().len();
-        text + (self.pearl.pending().len() + gamma).min(self.text.remaining())
+        let drafts = (self.pearl.pending().len() + gamma).min(self.room());
+        self.text.tokens().len() + drafts.max(1)
+    }
+
+    /// Whether the draft could follow the text before the last step and no longer can. It then
+    /// holds nothing of it.
+    pub fn outgrows_draft(&mut self) -> bool {
+        if !self.speculates || self.is_followed() {
+            return false;
+        }
+        self.speculates = false;
+        self.drafted_len = 0;
+        true
     }
 
     /// Takes both caches back to what holds.
@@ -111,6 +166,7 @@ impl<'a, B: Backend> Slot<'a, B> {
     pub fn rewind(&mut self, target: &Model<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
+        self.speculates = self.is_followed();
         (self.runs, self.acceptance) = (Runs::default(), Acceptance::default());
         self.roll_back(target)
     }

@@ -87,7 +87,8 @@ pub struct Args {
     /// Prompts of each benchmark; those that fill no batch are left out
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Leave out prompts with more tokens [default: what leaves room for the text in the models' context]
+    /// Leave out prompts with more tokens [default: what leaves room for the text in the target's
+    /// context]
     #[arg(long, value_name = "N")]
     max_prompt_tokens: Option<usize>,
     /// Tokens to draft at a time; `auto` measures which length is fastest
@@ -306,10 +307,17 @@ impl Args {
             GammaArg::Auto => GammaLimits::default().max,
             GammaArg::Fixed(gamma) => gamma,
         };
-        let room = pair.context().saturating_sub(self.protocol().reach(max_gamma));
+        let reach = self.protocol().reach(max_gamma);
+        let room = pair.context().saturating_sub(reach);
         let longest = self.max_prompt_tokens.unwrap_or(room).min(pair.context() - 1);
         let read = |name: &String| self.read_benchmark(name, pair, longest, output);
-        self.benchmarks.iter().map(read).collect()
+        let benchmarks = self.benchmarks.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let prompts = benchmarks.iter().flat_map(|benchmark| &benchmark.prompts);
+        let longest = prompts.map(Vec::len).max().unwrap_or(0).saturating_add(reach);
+        if let Some(remark) = pair.draft_remark(longest) {
+            progress::note(output, &remark);
+        }
+        Ok(benchmarks)
     }
 
     fn read_benchmark(

@@ -40,7 +40,8 @@ use crate::progress;
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
-    /// A smaller model with the target's vocabulary, which drafts
+    /// A smaller model with the target's vocabulary, which drafts; a text beyond its context goes
+    /// on without
     #[arg(long, value_name = "D")]
     draft: Option<String>,
     /// How to decode [default: pearl with a draft, ar without]
@@ -73,7 +74,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
     /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each model
-    /// [default: no limit but the models' context]
+    /// [default: no limit but the target's context]
     #[arg(long, value_name = "N")]
     kv_pages: Option<usize>,
 }
@@ -155,6 +156,11 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE))?;
     if let (Some(path), false) = (&args.out, args.resume) {
         TraceFile::check_new(path)?;
+    }
+    let longest = tasks.iter().map(|task| task.ids.len()).max().unwrap_or(0);
+    let longest = longest.saturating_add(params.max_tokens);
+    if let Some(remark) = pair.draft_remark(longest).filter(|_| args.mode() != ModeName::Ar) {
+        progress::note(output, &remark);
     }
 
     let placement = args.pair.placement();
@@ -242,7 +248,7 @@ impl Args {
             (ids.len() >= longest).then(|| {
                 let limit = match longest < pair.context() {
                     true => "what --kv-pages allows",
-                    false => "the models' context",
+                    false => "the target's context",
                 };
                 format!("has {} tokens; expected fewer than {longest}, {limit}", ids.len())
             })
