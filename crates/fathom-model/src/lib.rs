@@ -1,5 +1,6 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
+mod adapter;
 mod batch;
 mod brief;
 mod capture;
@@ -8,6 +9,7 @@ mod config;
 mod decode_stream;
 mod edit;
 mod error;
+mod file_check;
 mod fingerprint;
 mod forward;
 mod hub;
@@ -35,10 +37,11 @@ mod work;
 
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions};
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, RecommendedSampling};
 pub use decode_stream::DecodeStream;
 pub use edit::{Change, Edit, EditProbe, Edits, Positions};
 pub use error::{Error, Result};
+pub use file_check::check_file;
 pub use fingerprint::file_fingerprint;
 pub use forward::{LogitRows, Logits, PREFILL_CHUNK, Step};
 pub use hub::resolve_model_dir;
@@ -53,6 +56,7 @@ pub use special_tokens::SpecialTokens;
 pub use speed::{DecodeSpeed, decode_speed, prefill_flops, synthetic_ids};
 pub use synthetic::{SyntheticShape, write_synthetic};
 pub use text_encoder::TextEncoder;
+pub use text_file::read_text;
 pub use tokenizer::{Tokenizer, check_bos};
 pub use traces::{TokenizedTrace, Trace, TraceContent, TraceReader};
 pub use weights::{Checkpoint, TensorInfo, TensorView, parse_header, parse_index};
