@@ -32,12 +32,12 @@ pub(super) fn rope(
         return of(root, older.as_ref(), context, remarks);
     };
     let rope = of(root, Some(&newer), context, remarks)?;
-    // Both layouts in one file: versions of transformers differ in which of them counts.
+    // Both layouts in one file: transformers reads the older one.
     if let Some(older) = older
         && of(root, Some(&older), context, &mut Vec::new()).ok().as_ref() != Some(&rope)
     {
-        let text = "holds both `rope_parameters` and `rope_scaling`, which differ; \
-                    `rope_parameters` is used";
+        let text = "holds both `rope_parameters` and `rope_scaling`, which differ: the former is \
+                    used, where transformers takes the latter";
         remarks.push(root.remark("two-ropes", text));
     }
     Ok(rope)

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::ModelConfig;
 use super::fields::{Fields, shown};
+use super::{Architecture, ModelConfig};
 use crate::Remark;
 
 /// A field of other families, and whether a value of it would change anything.
@@ -47,6 +47,11 @@ pub(super) fn remark(fields: &Fields<'_>, config: &ModelConfig) -> Option<Remark
         if let Some(value) = fields.get(name).filter(|value| matters(value)) {
             add(name, value);
         }
+    }
+    if let Some(value) = fields.get("sliding_window").filter(|value| is_given(value))
+        && config.architecture == Architecture::Llama
+    {
+        add("sliding_window", value);
     }
     // Neutral where it is what attention divides by anyway.
     let usual = 1.0 / (config.head_dim as f64).sqrt();
