@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::file_check::check_file;
 use crate::python_json::{without_lone_surrogates, without_non_finite};
 use crate::{Error, Remark, Result};
 
@@ -47,6 +48,7 @@ type Decoded = DecodeReaderBytes<io::Chain<Cursor<Vec<u8>>, File>, Vec<u8>>;
 
 impl Lines {
     pub(crate) fn open(path: &Path) -> Result<Lines> {
+        check_file(path)?;
         let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
         let metadata = file.metadata().map_err(Error::io(path, "cannot be read"))?;
         if metadata.is_dir() {

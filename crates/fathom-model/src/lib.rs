@@ -1,5 +1,6 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
+mod adapter;
 mod batch;
 mod brief;
 mod capture;
@@ -9,6 +10,7 @@ mod conversation;
 mod decode_stream;
 mod edit;
 mod error;
+mod file_check;
 mod fingerprint;
 mod forward;
 mod hub;
@@ -41,11 +43,12 @@ mod written_twice;
 
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, PINNED_DATE, RenderOptions};
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, RecommendedSampling};
 pub use conversation::{Conversation, parse_template_kwargs};
 pub use decode_stream::DecodeStream;
 pub use edit::{Change, Edit, EditProbe, Edits, Positions};
 pub use error::{Error, Result};
+pub use file_check::check_file;
 pub use fingerprint::file_fingerprint;
 pub use forward::{LogitRows, Logits, PREFILL_CHUNK, Step};
 pub use hub::resolve_model_dir;
@@ -62,6 +65,7 @@ pub use special_tokens::SpecialTokens;
 pub use speed::{DecodeSpeed, decode_speed, prefill_flops, synthetic_ids};
 pub use synthetic::{SyntheticShape, write_synthetic};
 pub use text_encoder::{Encoded, TextEncoder};
+pub use text_file::read_text;
 pub use tokenizer::{Tokenizer, check_bos};
 pub use traces::{Answer, TokenizedTrace, Trace, TraceContent, TraceReader, Writer};
 pub use weights::{Checkpoint, TensorInfo, TensorView, parse_header, parse_index};

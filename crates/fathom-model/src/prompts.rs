@@ -79,11 +79,8 @@ impl Prompt {
     /// # Errors
     /// As [`Prompt::token_ids`].
     pub fn encode(&self, encoder: &TextEncoder) -> Result<Encoded> {
-        let encoded = match &self.content {
-            PromptContent::Text(text) => encoder.prompt_ids(text).map(Encoded::from),
-            PromptContent::Messages(conversation) => encoder.conversation_ids(conversation),
-        };
-        encoded
+        encoder
+            .prompt(&self.content)
             .and_then(|encoded| encoder.check_ids(&encoded.ids).map(|()| encoded))
             .map(|encoded| encoded.at(&self.path, self.line))
             .map_err(|error| locate(error, &self.path, self.line))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::text_file::{read_text, without_bom};
+use crate::text_file::read_text;
 use crate::{Error, Result};
 
 /// The special tokens templates and tokenizers refer to by name, as text; `None` where the files say nothing.
@@ -64,7 +64,7 @@ fn token_string(path: &Path, object: &Map<String, Value>, key: &str) -> Result<O
 /// The JSON object in `path`; `None` when the file does not exist.
 pub(crate) fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     let Some(text) = read_text(path)? else { return Ok(None) };
-    match serde_json::from_str(without_bom(&text)) {
+    match serde_json::from_str(&text) {
         Ok(Value::Object(object)) => Ok(Some(object)),
         Ok(_) => Err(Error::file(path, "must hold a JSON object")),
         Err(error) => Err(Error::file(path, format!("is not valid JSON: {error}"))),

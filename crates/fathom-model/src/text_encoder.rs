@@ -7,8 +7,9 @@ use serde_json::{Map, Value};
 use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::conversation::Conversation;
 use crate::message::Message;
+use crate::prompts::PromptContent;
 use crate::template_fields::fit;
-use crate::tokenizer::check_bos;
+use crate::tokenizer::{NO_TOKENIZER, check_bos};
 use crate::traces::Answer;
 use crate::written_twice::{may_be_written_twice, written_twice};
 use crate::{Error, Remark, Result, Tokenizer};
@@ -67,6 +68,17 @@ impl TextEncoder<'_> {
         match self.template {
             Some(_) => self.chat_ids(&[Message::user(prompt)]),
             None => self.tokenizer()?.encode(prompt, true),
+        }
+    }
+
+    /// The ids of what a prompt asks, up to where the answer begins.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::conversation_ids`].
+    pub fn prompt(&self, content: &PromptContent) -> Result<Encoded> {
+        match content {
+            PromptContent::Text(text) => self.prompt_ids(text).map(Encoded::from),
+            PromptContent::Messages(conversation) => self.conversation_ids(conversation),
         }
     }
 
@@ -273,10 +285,10 @@ impl TextEncoder<'_> {
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.ok_or_else(|| {
-            Error::Request(
-                "holds text, but the model directory has no tokenizer.json to encode it with"
-                    .to_owned(),
-            )
+            Error::Request(format!(
+                "holds text, but the model directory has no tokenizer.json to encode it with; \
+                 {NO_TOKENIZER}"
+            ))
         })
     }
 }

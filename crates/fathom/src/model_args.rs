@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::{ChatTemplate, Error, Model, PromptOptions, Result, TextEncoder, Tokenizer};
+use fathom_model::{
+    ChatTemplate, Checkpoint, Error, Model, ModelConfig, PromptOptions, Remark, Result,
+    TextEncoder, Tokenizer,
+};
 
 use crate::cli::Output;
 use crate::progress;
@@ -110,25 +113,44 @@ pub fn load_on(dir: &Path, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
     model
 }
 
+/// What is remarkable about a checkpoint's config and weights.
+///
+/// # Errors
+/// Weights that cannot be read, or that lack what the config asks for.
+pub fn checkpoint_remarks(dir: &Path, config: &ModelConfig) -> Result<Vec<Remark>> {
+    let mut remarks = config.remarks.clone();
+    remarks.extend(Checkpoint::open(dir)?.remarks(config)?);
+    Ok(remarks)
+}
+
 /// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit ids
 /// need none.
 pub struct TextFiles {
     pub tokenizer: Option<Tokenizer>,
     pub template: Option<ChatTemplate>,
     pub options: PromptOptions,
+    /// Templates that are there and not read.
+    unread: Vec<Remark>,
 }
 
 impl TextFiles {
     /// Reads the tokenizer of `dir` and, unless `bare_text`, its chat template.
     pub fn from_dir(dir: &Path, bare_text: bool, options: PromptOptions) -> Result<TextFiles> {
         let template = if bare_text { None } else { ChatTemplate::from_dir(dir)? };
-        TextFiles { tokenizer: Tokenizer::find(dir)?, template, options }.checked()
+        let unread = match (&template, bare_text) {
+            (None, false) => ChatTemplate::unread(dir),
+            _ => Vec::new(),
+        };
+        let tokenizer = Tokenizer::find(dir)?;
+        options.check(tokenizer.as_ref(), template.as_ref())?;
+        Ok(TextFiles { tokenizer, template, options, unread })
     }
 
-    /// These files, options that would have no effect refused.
-    pub fn checked(self) -> Result<TextFiles> {
-        self.options.check(self.tokenizer.as_ref(), self.template.as_ref())?;
-        Ok(self)
+    /// What is remarkable about them.
+    pub fn remarks(&self) -> impl Iterator<Item = Remark> {
+        let tokenizer = self.tokenizer.iter().flat_map(Tokenizer::remarks);
+        let template = self.template.iter().flat_map(ChatTemplate::remarks);
+        tokenizer.chain(template).chain(&self.unread).cloned()
     }
 
     /// The encoder for a model with `vocab_size` embeddings.

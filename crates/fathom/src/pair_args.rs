@@ -6,11 +6,13 @@ use clap::Args;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Backend, Cpu, CpuError, Isa};
 use fathom_model::{
-    ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
+    ChatTemplate, Error, Model, ModelConfig, PromptOptions, RecommendedSampling, Remark, Result,
+    TextEncoder, Tokenizer,
 };
 
 use crate::cli::Output;
-use crate::model_args::{self, ComputeArgs, Precision};
+use crate::model_args::{self, ComputeArgs, Precision, TextFiles, checkpoint_remarks};
+use crate::prompt_args::PromptArgs;
 
 /// Which model's text, and how to run it and its draft.
 #[derive(Debug, Args)]
@@ -56,14 +58,14 @@ impl PairArgs {
     }
 
     /// Reads everything but the weights, and checks that the two speak one language.
-    pub fn open(&self, draft: Option<&str>, bare_text: bool) -> Result<Pair> {
-        let resolve = |model: &str| fathom_model::resolve_model_dir(model, |n| std::env::var_os(n));
-        let open = |model: &str| Checkpoint::open(model, resolve(model)?);
-        let target = open(&self.target)?;
-        let draft = draft.map(open).transpose()?;
-        let template = if bare_text { None } else { ChatTemplate::from_dir(&target.dir)? };
+    pub fn open(&self, draft: Option<&str>, prompts: &PromptArgs) -> Result<Pair> {
+        let (bare_text, options) = (prompts.no_chat_template, prompts.options());
+        let target = Checkpoint::open(&self.target, bare_text, options)?;
+        // A draft is given ids: what its files say about prompts does not matter.
+        let of_draft = |draft| Checkpoint::open(draft, true, PromptOptions::default());
+        let draft = draft.map(of_draft).transpose()?;
         let vocab = vocabulary(&target, draft.as_ref())?;
-        Ok(Pair { target, draft, template, vocab, precision: self.precision, isa: self.isa })
+        Ok(Pair { target, draft, vocab, precision: self.precision, isa: self.isa })
     }
 }
 
@@ -79,13 +81,25 @@ struct Checkpoint {
     dir: PathBuf,
     config: ModelConfig,
     tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    prompts: PromptOptions,
+    remarks: Vec<Remark>,
 }
 
 impl Checkpoint {
-    fn open(name: &str, dir: PathBuf) -> Result<Checkpoint> {
+    fn open(name: &str, bare_text: bool, prompts: PromptOptions) -> Result<Checkpoint> {
+        let dir = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name))?;
         let config = ModelConfig::from_dir(&dir)?;
-        let tokenizer = Tokenizer::from_dir(&dir)?;
-        Ok(Checkpoint { name: name.to_owned(), dir, config, tokenizer })
+        let text = TextFiles::from_dir(&dir, bare_text, prompts)?;
+        let mut remarks = checkpoint_remarks(&dir, &config)?;
+        remarks.extend(text.remarks());
+        let TextFiles { tokenizer, template, options: prompts, .. } = text;
+        let tokenizer = match tokenizer {
+            Some(tokenizer) => tokenizer,
+            None => Tokenizer::from_dir(&dir)?, // says what is missing
+        };
+        let name = name.to_owned();
+        Ok(Checkpoint { name, dir, config, tokenizer, template, prompts, remarks })
     }
 
     fn context(&self) -> usize {
@@ -115,7 +129,6 @@ fn vocabulary(target: &Checkpoint, draft: Option<&Checkpoint>) -> Result<usize> 
 pub struct Pair {
     target: Checkpoint,
     draft: Option<Checkpoint>,
-    template: Option<ChatTemplate>,
     /// Ids from here on are padding of the target's logits.
     pub vocab: usize,
     precision: Precision,
@@ -128,17 +141,23 @@ impl Pair {
         self.target.context()
     }
 
-    /// What to tell the user where texts of up to `longest` tokens, prompt included, go beyond the
-    /// draft's context.
-    pub fn draft_remark(&self, longest: usize) -> Option<String> {
+    /// What is remarkable about the two checkpoints, the target's first.
+    pub fn remarks(&self) -> impl Iterator<Item = Remark> {
+        let draft = self.draft.iter().flat_map(|draft| &draft.remarks);
+        self.target.remarks.iter().chain(draft).cloned()
+    }
+
+    /// The remark that texts of up to `longest` tokens, prompt included, go beyond the draft's context.
+    pub fn draft_remark(&self, longest: usize) -> Option<Remark> {
         let draft = self.draft.as_ref()?;
         let (context, target) = (draft.context(), self.context());
         (longest.min(target) > context).then(|| {
-            format!(
-                "the draft `{}` has a context of {context} tokens, the target {target}: texts go \
-                 on without speculation beyond it",
+            let text = format!(
+                "the draft `{}` has a context of {context} tokens, the target {target}: texts go on \
+                 without speculation beyond it",
                 draft.name,
-            )
+            );
+            Remark::advice("draft-context", text)
         })
     }
 
@@ -152,17 +171,27 @@ impl Pair {
         &self.target.config.eos_token_ids
     }
 
+    /// How the target's authors recommend to choose tokens.
+    pub fn recommended_sampling(&self) -> &RecommendedSampling {
+        &self.target.config.recommended_sampling
+    }
+
     /// The target's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.target.tokenizer
+    }
+
+    /// A system message for conversations that have none, where one was asked for.
+    pub fn system(&self) -> Option<&str> {
+        self.target.prompts.system.as_deref()
     }
 
     /// Makes token ids of prompts.
     pub fn encoder(&self) -> TextEncoder<'_> {
         TextEncoder {
             tokenizer: Some(&self.target.tokenizer),
-            template: self.template.as_ref(),
-            render: RenderOptions::default(),
+            template: self.target.template.as_ref(),
+            render: self.target.prompts.render(),
             vocab_size: self.vocab,
         }
     }

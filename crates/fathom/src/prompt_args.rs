@@ -5,7 +5,7 @@ use fathom_model::{PromptOptions, parse_template_kwargs};
 use serde_json::{Map, Value};
 
 /// What the user says about prompts, beside the checkpoint's own files.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Prompts")]
 pub struct PromptArgs {
     /// Give prompts to the model as bare text even where it has a chat template

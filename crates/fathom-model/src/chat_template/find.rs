@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::special_tokens::read_json_object;
-use crate::text_file::read_text;
+use crate::text_file::read_text_with_mark;
 use crate::{Error, Remark, Result};
 
 const JINJA: &str = "chat_template.jinja";
@@ -114,7 +114,7 @@ fn checked(dir: &Path, mut sources: Sources) -> Result<Sources> {
 fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
     let mut named = BTreeMap::new();
     let path = dir.join(JINJA);
-    if let Some(text) = read_text(&path)? {
+    if let Some(text) = read_text_with_mark(&path)? {
         named.insert("default".to_owned(), Source { path, text });
     }
     let folder = dir.join(ADDITIONAL);
@@ -132,7 +132,7 @@ fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
         else {
             continue;
         };
-        if let Some(text) = read_text(&path)? {
+        if let Some(text) = read_text_with_mark(&path)? {
             named.insert(name, Source { path, text });
         }
     }

@@ -10,7 +10,7 @@ use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
 use fathom_kernels::workload::median;
-use fathom_model::{Error, Result, read_prompts};
+use fathom_model::{Encoded, Error, Remark, Remarks, Result, read_prompts_with};
 use fathom_report::{
     BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
 };
@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
 use crate::pair_args::{Pair, PairArgs};
 use crate::progress;
+use crate::prompt_args::PromptArgs;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
 ///
@@ -151,10 +152,13 @@ struct Benchmark {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let pair = args.pair.open(Some(&args.draft), false)?;
+    let pair = args.pair.open(Some(&args.draft), &PromptArgs::default())?;
     let options = args.engine_options(&pair);
     options.validate()?;
-    let benchmarks = args.read_benchmarks(&pair, output)?;
+    let mut remarks = Remarks::new();
+    remarks.extend(pair.remarks());
+    let benchmarks = args.read_benchmarks(&pair, &mut remarks)?;
+    progress::remarks(output, &remarks)?;
     let eos: Arc<[u32]> = pair.eos().into();
 
     let mut accountings = Vec::with_capacity(args.accounting.len());
@@ -302,7 +306,7 @@ impl Args {
         }
     }
 
-    fn read_benchmarks(&self, pair: &Pair, output: Output) -> Result<Vec<Benchmark>> {
+    fn read_benchmarks(&self, pair: &Pair, remarks: &mut Remarks) -> Result<Vec<Benchmark>> {
         let max_gamma = match self.gamma {
             GammaArg::Auto => GammaLimits::default().max,
             GammaArg::Fixed(gamma) => gamma,
@@ -310,13 +314,11 @@ impl Args {
         let reach = self.protocol().reach(max_gamma);
         let room = pair.context().saturating_sub(reach);
         let longest = self.max_prompt_tokens.unwrap_or(room).min(pair.context() - 1);
-        let read = |name: &String| self.read_benchmark(name, pair, longest, output);
-        let benchmarks = self.benchmarks.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let mut read = |name: &String| self.read_benchmark(name, pair, longest, remarks);
+        let benchmarks = self.benchmarks.iter().map(&mut read).collect::<Result<Vec<_>>>()?;
         let prompts = benchmarks.iter().flat_map(|benchmark| &benchmark.prompts);
         let longest = prompts.map(Vec::len).max().unwrap_or(0).saturating_add(reach);
-        if let Some(remark) = pair.draft_remark(longest) {
-            progress::note(output, &remark);
-        }
+        remarks.extend(pair.draft_remark(longest));
         Ok(benchmarks)
     }
 
@@ -325,7 +327,7 @@ impl Args {
         name: &str,
         pair: &Pair,
         longest: usize,
-        output: Output,
+        remarks: &mut Remarks,
     ) -> Result<Benchmark> {
         // A name, not a path: it stays in the directory.
         if Path::new(name).file_name().is_none_or(|file| file != name) {
@@ -337,19 +339,20 @@ impl Args {
         let encoder = pair.encoder();
         let mut prompts = Vec::new();
         let mut left_out = 0;
-        for prompt in read_prompts(&path)? {
+        for prompt in read_prompts_with(&path, remarks)? {
             if prompts.len() == self.limit as usize {
                 break;
             }
-            let ids = prompt.token_ids(&encoder)?;
+            let Encoded { ids, remarks: more, .. } = prompt.encode(&encoder)?;
+            remarks.extend(more);
             match ids.len() <= longest {
                 true => prompts.push(ids),
                 false => left_out += 1,
             }
         }
         if left_out > 0 {
-            let note = format!("{name}: {left_out} prompts of more than {longest} tokens left out");
-            progress::note(output, &note);
+            let text = format!("{left_out} prompts of more than {longest} tokens are left out");
+            remarks.add(Remark::advice("long-prompts", format!("{name}: {text}")));
         }
         Ok(Benchmark { name: name.to_owned(), prompts })
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::cli::Output;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles};
+use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
 use crate::progress;
 use crate::prompt_args::PromptArgs;
 use crate::traces::{of_other_writers, read_trace};
@@ -85,6 +85,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let dir = args.model.dir()?;
     let config = ModelConfig::from_dir(&dir)?;
     let mut remarks = Remarks::new();
+    remarks.extend(checkpoint_remarks(&dir, &config)?);
     let ids = args.token_ids(&dir, &config, &mut remarks)?;
     progress::remarks(output, &remarks)?;
     let layers = match &args.layers {
@@ -156,6 +157,7 @@ impl Args {
         // clap sees to it that one of the two is there.
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
         let text = TextFiles::from_dir(dir, self.prompts.no_chat_template, self.prompts.options())?;
+        remarks.extend(text.remarks());
         let (trace, writers) = read_trace(path, &text, config, self.index, remarks)?;
         remarks.extend(of_other_writers(path, &writers, dir)?);
         Ok(trace.ids)

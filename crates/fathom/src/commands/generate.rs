@@ -11,7 +11,9 @@ use fathom_decode::generation::{
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Backend, Cpu};
-use fathom_model::{Error, Prompt, PromptContent, Remark, Result, read_prompts};
+use fathom_model::{
+    Encoded, Error, Prompt, PromptContent, Remark, Remarks, Result, read_prompts_with,
+};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -21,6 +23,7 @@ use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
 use crate::pair_args::{Pair, PairArgs};
 use crate::progress;
+use crate::prompt_args::PromptArgs;
 
 /// Generate text, with a draft model to make it faster
 ///
@@ -64,9 +67,8 @@ pub struct Args {
     resume: bool,
     #[command(flatten)]
     sampling: Sampling,
-    /// Give prompts to the model as bare text even where it has a chat template
-    #[arg(long)]
-    no_chat_template: bool,
+    #[command(flatten)]
+    prompts: PromptArgs,
     /// Most texts at a time
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
@@ -95,16 +97,15 @@ struct Source {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct Sampling {
-    /// Randomness: 0 takes the most likely token, always
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f32,
-    /// Choose among the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Choose among the K most likely tokens; 0 or -1: among all
-    #[arg(long, value_name = "K", default_value_t = 0, value_parser = parse_top_k,
-          allow_negative_numbers = true)]
-    top_k: usize,
+    /// Randomness: 0 takes the most likely token, always [default: 0]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Choose among the most likely tokens that together have this probability [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Choose among the K most likely tokens; 0 or -1: among all [default: 0]
+    #[arg(long, value_name = "K", value_parser = parse_top_k, allow_negative_numbers = true)]
+    top_k: Option<usize>,
     /// Key of the randomness, together with a text's number and a token's position
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -143,25 +144,17 @@ enum ModeName {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let params = args.params();
     params.validate()?;
-    if args.samples > 1 && params.temperature == 0.0 {
-        let text = format!(
-            "the {} texts of each prompt will be the same at temperature 0; give --temperature",
-            args.samples
-        );
-        progress::note(output, &Remark::advice("same-samples", text).to_string());
-    }
-    let pair = args.pair.open(args.draft.as_deref(), args.no_chat_template)?;
+    let pair = args.pair.open(args.draft.as_deref(), &args.prompts)?;
     let options = args.engine_options(&pair);
     options.validate()?;
-    let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE))?;
+    let mut remarks = Remarks::new();
+    remarks.extend(pair.remarks());
+    let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE), &mut remarks)?;
     if let (Some(path), false) = (&args.out, args.resume) {
         TraceFile::check_new(path)?;
     }
-    let longest = tasks.iter().map(|task| task.ids.len()).max().unwrap_or(0);
-    let longest = longest.saturating_add(params.max_tokens);
-    if let Some(remark) = pair.draft_remark(longest).filter(|_| args.mode() != ModeName::Ar) {
-        progress::note(output, &remark);
-    }
+    remarks.extend(args.advice(&pair, &tasks));
+    progress::remarks(output, &remarks)?;
 
     let placement = args.pair.placement();
     let (target, draft) = pair.load(placement, output)?;
@@ -200,7 +193,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         seconds: start.elapsed().as_secs_f64(),
         placement: Some(placement),
     };
-    destination.finish(&decoding, output, out)
+    destination.finish(&decoding, remarks.into_vec(), output, out)
 }
 
 impl Args {
@@ -208,14 +201,35 @@ impl Args {
         let Sampling { temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos } =
             &self.sampling;
         SamplingParams {
-            temperature: *temperature,
-            top_k: *top_k,
-            top_p: *top_p,
+            temperature: temperature.unwrap_or(0.0),
+            top_k: top_k.unwrap_or(0),
+            top_p: top_p.unwrap_or(1.0),
             seed: *seed,
             max_tokens: *max_tokens,
             stop: stop.clone(),
             ignore_eos: *ignore_eos,
         }
+    }
+
+    /// What the user may want to ask for otherwise.
+    fn advice(&self, pair: &Pair, tasks: &[Task]) -> Vec<Remark> {
+        let Sampling { temperature, top_p, top_k, max_tokens, .. } = &self.sampling;
+        let asked = temperature.is_some() || top_p.is_some() || top_k.is_some();
+        let recommended = if asked { None } else { pair.recommended_sampling().remark() };
+        let same = self.samples > 1 && self.params().is_greedy();
+        let same = same.then(|| {
+            let samples = self.samples;
+            let text = format!(
+                "the {samples} texts of each prompt will be the same at temperature 0; give --temperature"
+            );
+            Remark::advice("same-samples", text)
+        });
+        let longest = tasks.iter().map(|task| task.ids.len()).max().unwrap_or(0);
+        let beyond = match self.mode() {
+            ModeName::Ar => None,
+            _ => pair.draft_remark(longest.saturating_add(*max_tokens)),
+        };
+        recommended.into_iter().chain(same).chain(beyond).collect()
     }
 
     fn mode(&self) -> ModeName {
@@ -242,7 +256,7 @@ impl Args {
     }
 
     /// The prompts as token ids, each known to fit.
-    fn tasks(&self, pair: &Pair, kv_tokens: usize) -> Result<Vec<Task>> {
+    fn tasks(&self, pair: &Pair, kv_tokens: usize, remarks: &mut Remarks) -> Result<Vec<Task>> {
         let (encoder, longest) = (pair.encoder(), pair.context().min(kv_tokens));
         let too_long = |ids: &[u32]| {
             (ids.len() >= longest).then(|| {
@@ -257,8 +271,12 @@ impl Args {
         match (&self.source.prompts, &self.source.prompt) {
             (Some(path), _) => {
                 let limit = self.limit.map_or(usize::MAX, |n| n as usize);
-                for prompt in read_prompts(path)?.into_iter().take(limit) {
-                    let ids = prompt.token_ids(&encoder)?;
+                for mut prompt in read_prompts_with(path, remarks)?.into_iter().take(limit) {
+                    if let Some(system) = pair.system() {
+                        prompt.content = prompt.content.with_system(system);
+                    }
+                    let Encoded { ids, remarks: more, .. } = prompt.encode(&encoder)?;
+                    remarks.extend(more);
                     if let Some(problem) = too_long(&ids) {
                         return Err(Error::line(
                             path,
@@ -275,12 +293,17 @@ impl Args {
                 if text.is_empty() {
                     return Err(Error::Request("--prompt is empty; expected a text".to_owned()));
                 }
-                let ids = encoder.prompt_ids(text)?;
+                let mut content = PromptContent::Text(text.to_owned());
+                if let Some(system) = pair.system() {
+                    content = content.with_system(system);
+                }
+                let Encoded { ids, remarks: more, .. } = encoder.prompt(&content)?;
                 encoder.check_ids(&ids)?;
+                remarks.extend(more);
                 if let Some(problem) = too_long(&ids) {
                     return Err(Error::Request(format!("--prompt {problem}")));
                 }
-                tokenized.push((PromptContent::Text(text.to_owned()), ids));
+                tokenized.push((content, ids));
             }
         }
         Ok(Task::list(tokenized, self.samples as usize))
@@ -375,6 +398,7 @@ impl Destination {
     fn finish(
         self,
         decoding: &Decoding<'_>,
+        remarks: Vec<Remark>,
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
@@ -387,10 +411,18 @@ impl Destination {
             }
             Destination::Lines(..) => tell(),
             Destination::Object(_, _, texts) => {
-                writeln!(out, "{}", json!({ "texts": texts, "metrics": metrics() }))?;
+                writeln!(
+                    out,
+                    "{}",
+                    json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
+                )?;
             }
             Destination::File(path, _) if output.json => {
-                writeln!(out, "{}", json!({ "file": path, "metrics": metrics() }))?;
+                writeln!(
+                    out,
+                    "{}",
+                    json!({ "file": path, "metrics": metrics(), "remarks": remarks })
+                )?;
             }
             Destination::File(path, _) => {
                 writeln!(out, "{}", path.display())?;

@@ -16,7 +16,7 @@ use crate::cli::Output;
 use crate::commands::table::PresetName;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles};
+use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
 use crate::progress;
 use crate::prompt_args::PromptArgs;
 use crate::traces::{of_other_writers, read_traces};
@@ -105,6 +105,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let text = TextFiles::from_dir(&dir, args.prompts.no_chat_template, args.prompts.options())?;
     let options = args.options(&text)?;
     let mut remarks = Remarks::new();
+    remarks.extend(checkpoint_remarks(&dir, &config)?);
+    remarks.extend(text.remarks());
     let (traces, writers) = read_traces(&args.traces, &text, &config, options.limit, &mut remarks)?;
     remarks.extend(of_other_writers(&args.traces, &writers, &dir)?);
     remarks.extend(long_traces(&traces, &config, &options));
