@@ -24,9 +24,11 @@ impl Fingerprints {
     /// # Errors
     /// A file that cannot be read.
     pub fn of(dir: &Path) -> Result<Fingerprints> {
-        const TOKENIZER: [&str; 6] = [
+        const TOKENIZER: [&str; 8] = [
             "tokenizer.json",
             "tokenizer_config.json",
+            "added_tokens.json",
+            "special_tokens_map.json",
             "chat_template.jinja",
             "chat_template.json",
             "additional_chat_templates/default.jinja",
