@@ -140,6 +140,7 @@ fn a_tag_that_the_template_has_written_already() {
         "written-twice",
         &["traces.jsonl: line 1: ", "`<think>`", "written once"],
     );
+    planted.scan(line("<think>\\nSix."), &[]);
     let with = planted.tokens();
     planted.scan(line("Six."), &[]);
     assert_eq!(planted.tokens(), with, "as many tokens as where it was written once");
