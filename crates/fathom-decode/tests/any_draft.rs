@@ -60,7 +60,7 @@ enum Weights {
 enum Rope {
     Same,
     Default,
-    LongRope,
+    Long,
     /// These are for `LLAMA` only: Phi3's class knows no others.
     Linear,
     Dynamic,
@@ -106,12 +106,12 @@ fn draft(base: Base) -> impl Strategy<Value = Draft> {
             Rope::Same,
             Rope::Same,
             Rope::Default,
-            Rope::LongRope,
+            Rope::Long,
             Rope::Linear,
             Rope::Dynamic,
             Rope::Yarn,
         ],
-        _ => vec![Rope::Same, Rope::Same, Rope::Default, Rope::LongRope],
+        _ => vec![Rope::Same, Rope::Same, Rope::Default, Rope::Long],
     };
     (
         prop_oneof![1..12_usize, 12..100_usize, Just(4096)],
@@ -201,7 +201,7 @@ impl Case {
                 Rope::Linear => json!({ "rope_type": "linear", "factor": 4.0 }),
                 Rope::Dynamic => json!({ "rope_type": "dynamic", "factor": 2.0 }),
                 Rope::Yarn => json!({ "rope_type": "yarn", "factor": 4.0 }),
-                Rope::LongRope => json!({
+                Rope::Long => json!({
                     "rope_type": "longrope",
                     "factor": 2.0,
                     "short_factor": vec![1.5; pairs],
