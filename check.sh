@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything a change must pass, in one command: format, lints, documentation, tests, dependencies, and a
-# short run of every fuzz target; the report is opened in Chromium where that is installed. Needs a Rust
-# toolchain with rustfmt and clippy, and a C/C++ compiler.
+# short run of every fuzz target; the report is opened in Chromium where that is installed, and a trained model
+# is run where Python can fetch it (100 MB, once). Needs a Rust toolchain with rustfmt and clippy, and a C/C++
+# compiler.
 # FUZZ_SECONDS is the time each fuzz target gets.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -24,6 +25,18 @@ if command -v chromedriver >/dev/null && { command -v chromium || command -v goo
 else
     echo "SKIPPED: no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)"
 fi
+
+step "really trained models"
+prepared=0
+./tests/real/prepare.sh || prepared=$?
+case $prepared in
+    0) cargo test -p fathom --test real --locked -- --ignored --nocapture ;;
+    75)
+        echo "SKIPPED: SmolLM2 (above)"
+        cargo test -p fathom --test real --locked -- --ignored --nocapture stories260k
+        ;;
+    *) exit "$prepared" ;;
+esac
 
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

@@ -196,6 +196,51 @@ fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn what_was_killed_for_something_else_changes_nothing() {
+    let scanned = Scanned::new();
+    let run_dir = scanned.path("run");
+    let dir = Path::new(&run_dir).join("explain");
+    let explain = |analysis: &str| {
+        let mut explain = fathom();
+        explain.args(["explain", &run_dir, "--quiet", "--max-sinks", "6", "--threads", "1"]);
+        explain.arg(analysis).stdout(Stdio::null());
+        explain
+    };
+    let all = [("--neurons", "neurons"), ("--suppress", "suppress")];
+    let clean = all.map(|(analysis, _)| {
+        assert!(explain(analysis).status().unwrap().success());
+        let files = explained(&run_dir);
+        fs::remove_dir_all(&dir).unwrap();
+        files
+    });
+    for (killed, then) in [(0, 1), (1, 0)] {
+        let ((analysis, name), (other, _)) = (all[killed], all[then]);
+        // As soon as it has intervened in the first of two traces.
+        let kill = || {
+            drop(fs::remove_dir_all(&dir)); // of a kill that came too late
+            let mut child = explain(analysis).spawn().unwrap();
+            let reached = || dir.join("parts").join(format!("{name}-0.cbor")).exists();
+            while !reached() && child.try_wait().unwrap().is_none() {
+                std::thread::yield_now();
+            }
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+            reached()
+        };
+        assert!((0..5).any(|_| kill()), "no kill of {analysis} came in time");
+        assert!(explain(other).status().unwrap().success());
+        let (file, bytes) = clean[then].first_key_value().unwrap();
+        assert!(explained(&run_dir)[file] == *bytes, "{other} after {analysis} was killed");
+        // What the killed one had learnt is still there, and the rest of it makes the same result.
+        assert!(dir.join("parts").join(format!("{name}-0.cbor")).exists());
+        assert!(explain(analysis).status().unwrap().success());
+        let own = |(file, bytes): (&PathBuf, &Vec<u8>)| (file.clone(), bytes.clone());
+        let both: BTreeMap<PathBuf, Vec<u8>> = clean.iter().flatten().map(own).collect();
+        assert!(explained(&run_dir) == both, "{analysis}, killed, then {other}");
+    }
+}
+
+#[test]
 fn a_capture_can_be_edited() {
     let dir = tempfile::tempdir().unwrap();
     let model = fixture("planted/basic").display().to_string();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collect::Collector;
 use super::gram::squared_distances;
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::separation::{separability, silhouette};
 use super::subjects::{Others, Subject, Token, sample, secondary_tokens};
@@ -245,8 +245,8 @@ impl Level {
 }
 
 impl<B: Backend> Observer<B> for ClustersObserver {
-    fn name(&self) -> &'static str {
-        "clusters"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Clusters)
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {

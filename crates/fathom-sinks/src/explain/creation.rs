@@ -7,7 +7,7 @@ use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
 use super::ExplainOptions;
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::Mean;
 use super::subjects::{Subject, Token, created_at, creation_layers, sample};
@@ -84,8 +84,8 @@ impl CreationObserver {
 }
 
 impl<B: Backend> Observer<B> for CreationObserver {
-    fn name(&self) -> &'static str {
-        "creation"
+    fn learner(&self) -> Learner {
+        Learner::Creation
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {
@@ -131,6 +131,9 @@ impl<B: Backend> Observer<B> for CreationObserver {
 
     fn add(&mut self, part: &[u8]) -> bool {
         let Some(traces) = decode::<Vec<Trace>>(part) else { return false };
+        if traces.len() != self.layers.len() {
+            return false;
+        }
         for (creation, trace) in self.layers.iter_mut().zip(traces) {
             creation.activations.extend(trace.activations);
             let sum = &mut creation.direction;

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use fathom_kernels::Backend;
 use fathom_model::{Checkpoint, Error, Model, Result, TokenizedTrace, file_fingerprint};
+use serde::Serialize;
 
 use super::clusters::ClustersObserver;
 use super::creation::CreationObserver;
 use super::effect::EffectObserver;
 use super::entropy::EntropyObserver;
 use super::neurons::{HeadObserver, Ranked};
-use super::parts::Parts;
+use super::parts::{self, Parts};
 use super::pass::{Observer, observe};
 use super::pca::PcaObserver;
 use super::stages::StagesObserver;
@@ -24,7 +25,7 @@ use super::{
     Suppress, Swap,
 };
 use crate::run::{DETECTIONS, MANIFEST};
-use crate::{Fingerprints, Run, TraceDetection, TracesNote};
+use crate::{Fingerprints, Run, ScanOptions, TraceDetection, TracesNote};
 
 /// Analyses of a run that are to be done.
 #[derive(Clone, Debug)]
@@ -73,19 +74,8 @@ impl<'a> Explanation<'a> {
     pub fn new(run: &'a Run, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
         let fingerprint = file_fingerprint(&run.dir().join(DETECTIONS))?;
         let detections_sha256 = fingerprint.trim_start_matches("sha256:").to_owned();
-        let missing = |analysis: &Analysis| {
-            let (dir, sha) = (run.dir(), detections_sha256.as_str());
-            !match analysis {
-                Analysis::Stages => store::is_current::<Stages>(dir, sha, options),
-                Analysis::Swap => store::is_current::<Swap>(dir, sha, options),
-                Analysis::Effect => store::is_current::<Effect>(dir, sha, options),
-                Analysis::Entropy => store::is_current::<Entropy>(dir, sha, options),
-                Analysis::Suppress => store::is_current::<Suppress>(dir, sha, options),
-                Analysis::Neurons => store::is_current::<Neurons>(dir, sha, options),
-                Analysis::Pca => store::is_current::<Pca>(dir, sha, options),
-                Analysis::Clusters => store::is_current::<Clusters>(dir, sha, options),
-            }
-        };
+        let missing =
+            |analysis: &Analysis| !is_current(run.dir(), &detections_sha256, options, *analysis);
         let mut analyses: Vec<Analysis> = asked.iter().copied().filter(missing).collect();
         analyses.sort_unstable();
         analyses.dedup();
@@ -135,6 +125,11 @@ impl<'a> Explanation<'a> {
         self.analyses.contains(&analysis)
     }
 
+    /// Whether an analysis, asked for or not, has its result.
+    fn has_result(&self, analysis: Analysis) -> bool {
+        is_current(self.run.dir(), &self.detections_sha256, self.options, analysis)
+    }
+
     fn write<T: AnalysisResult>(&self, result: T) -> Result<()> {
         store::write(self.run.dir(), &self.detections_sha256, self.options, result)
     }
@@ -149,12 +144,13 @@ impl<'a> Explanation<'a> {
             let subjects = Subject::scanned(&self.detections);
             self.write(EffectObserver::new(&subjects, layers, true, self.options).finish())?;
         }
+        Parts::tidy(self.run.dir(), &|analysis| self.has_result(analysis));
         Ok(())
     }
 
     /// Does everything, running the run's traces through its model again, and stores each result as soon
     /// as it is known. What is learnt of a trace is kept until then, so that an explanation that is
-    /// interrupted goes on from there and ends with the same bytes.
+    /// interrupted goes on from there and ends with the same bytes, whatever else is asked for before that.
     ///
     /// # Errors
     /// Traces that are not those of the detections; a pass that fails; a result that cannot be written.
@@ -165,7 +161,9 @@ impl<'a> Explanation<'a> {
     ) -> Result<()> {
         let Inputs { model, traces, engine, .. } = *inputs;
         let subjects = Subject::all(traces, &self.detections)?;
-        let parts = Parts::open(self.run.dir(), &self.key(engine))?;
+        let key = self.key(engine)?;
+        let have_result = |analysis| self.has_result(analysis);
+        let parts = Parts::open(self.run.dir(), &key, &self.analyses, &have_result)?;
         let layers = model.config().layers;
         let options = self.options;
         let rule = &self.run.manifest().options;
@@ -211,17 +209,33 @@ impl<'a> Explanation<'a> {
         if let Some(creation) = creation {
             self.again(inputs, &subjects, (creation, heads), &parts, progress)?;
         }
-        parts.remove()
+        parts.finish(&self.analyses)
     }
 
-    /// What parts depend on, beside the run.
-    fn key(&self, engine: &str) -> String {
-        let (version, ExplainOptions { seed, max_sinks }) =
-            (env!("CARGO_PKG_VERSION"), self.options);
-        let detections = &self.detections_sha256;
-        format!(
-            "fathom {version}, {engine}, detections {detections}, seed {seed}, max_sinks {max_sinks}\n"
-        )
+    /// What parts depend on, whatever was asked for.
+    fn key(&self, engine: &str) -> Result<String> {
+        #[derive(Serialize)]
+        struct Key<'a> {
+            format: u32,
+            fathom: &'a str,
+            engine: &'a str,
+            model: &'a Fingerprints,
+            scan: &'a ScanOptions,
+            detections_sha256: &'a str,
+            options: ExplainOptions,
+        }
+        let manifest = self.run.manifest();
+        let key = Key {
+            format: parts::FORMAT,
+            fathom: env!("CARGO_PKG_VERSION"),
+            engine,
+            model: &manifest.model.fingerprints,
+            scan: &manifest.options,
+            detections_sha256: &self.detections_sha256,
+            options: self.options,
+        };
+        serde_json::to_string(&key)
+            .map_err(|error| Error::Request(format!("parts cannot be named: {error}")))
     }
 
     /// Runs the traces again: with sinks clamped, and without the neurons that make them.
@@ -250,6 +264,20 @@ impl<'a> Explanation<'a> {
         }
         heads.map(|heads| self.write(Neurons::of(variants.ranked, heads))).transpose()?;
         Ok(())
+    }
+}
+
+/// Whether the stored result of an analysis is that of these detections and options, by this version.
+fn is_current(dir: &Path, sha: &str, options: ExplainOptions, analysis: Analysis) -> bool {
+    match analysis {
+        Analysis::Stages => store::is_current::<Stages>(dir, sha, options),
+        Analysis::Swap => store::is_current::<Swap>(dir, sha, options),
+        Analysis::Effect => store::is_current::<Effect>(dir, sha, options),
+        Analysis::Entropy => store::is_current::<Entropy>(dir, sha, options),
+        Analysis::Suppress => store::is_current::<Suppress>(dir, sha, options),
+        Analysis::Neurons => store::is_current::<Neurons>(dir, sha, options),
+        Analysis::Pca => store::is_current::<Pca>(dir, sha, options),
+        Analysis::Clusters => store::is_current::<Clusters>(dir, sha, options),
     }
 }
 

@@ -6,7 +6,7 @@ use fathom_kernels::Backend;
 use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::spearman;
 use super::subjects::{Subject, sample};
@@ -187,8 +187,8 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
 }
 
 impl<B: Backend> Observer<B> for EffectObserver {
-    fn name(&self) -> &'static str {
-        "effect"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Effect)
     }
 
     fn wants_scores(&self) -> bool {

@@ -7,7 +7,7 @@ use fathom_model::{Model, Result, Sequence, Site};
 use serde::{Deserialize, Serialize};
 
 use super::gram::{eigenvalues, smaller_gram};
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::Subject;
 use super::{Analysis, AnalysisResult};
@@ -119,8 +119,8 @@ fn positions(first: usize, length: usize) -> impl Iterator<Item = usize> {
 }
 
 impl<B: Backend> Observer<B> for EntropyObserver {
-    fn name(&self) -> &'static str {
-        "entropy"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Entropy)
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {
@@ -178,8 +178,8 @@ impl<B: Backend> Observer<B> for EntropyObserver {
     }
 
     fn add(&mut self, part: &[u8]) -> bool {
-        let trace: Option<Option<TraceEntropy>> = decode(part);
-        trace.map(|trace| self.traces.extend(trace)).is_some()
+        let trace: Option<TraceEntropy> = decode(part);
+        trace.map(|trace| self.traces.push(trace)).is_some()
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::again::{Changes, Outcome};
 use super::creation::Creation;
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::Mean;
 use super::subjects::Subject;
@@ -167,6 +167,11 @@ impl Ranked {
         })
     }
 
+    /// All that its edits depend on, as parts are sealed with it.
+    pub fn change(&self) -> (usize, &[usize]) {
+        (self.layer, &self.ablated)
+    }
+
     /// What to change in every trace's pass.
     ///
     /// # Errors
@@ -281,8 +286,8 @@ impl HeadObserver {
 }
 
 impl<B: Backend> Observer<B> for HeadObserver {
-    fn name(&self) -> &'static str {
-        "heads"
+    fn learner(&self) -> Learner {
+        Learner::Heads
     }
 
     fn wants_scores(&self) -> bool {

@@ -8,13 +8,13 @@ use fathom_model::{
 };
 
 use super::ExplainProgress;
-use super::parts::Parts;
+use super::parts::{Learner, Parts};
 use super::subjects::Subject;
 
 /// What an analysis does with the pass: it learns of one trace after the other, and adds them up.
 pub(super) trait Observer<B: Backend> {
-    /// The name its parts are kept under.
-    fn name(&self) -> &'static str;
+    /// Whose its parts are.
+    fn learner(&self) -> Learner;
 
     /// Tokens it runs beside the pass over a trace.
     fn more_tokens(&self, _subject: &Subject<'_>) -> usize {
@@ -100,17 +100,16 @@ pub(super) fn observe<B: Backend>(
     progress: &mut dyn ExplainProgress,
 ) -> Result<()> {
     let left = |subject: &Subject<'_>| {
-        let learnt = |observer: &&mut dyn Observer<B>| parts.has(observer.name(), subject.number);
+        let learnt = |observer: &&mut dyn Observer<B>| parts.has(observer.learner().of(subject));
         let left = || observers.iter().filter(|observer| !learnt(observer));
         let more: usize = left().map(|observer| observer.more_tokens(subject)).sum();
         if left().next().is_some() { subject.ids.len() + more } else { 0 }
     };
     progress.start("observing", "tokens", subjects.iter().map(left).sum());
     for subject in subjects {
-        let number = subject.number;
         let mut left: Vec<&mut dyn Observer<B>> = Vec::new();
         for observer in observers.iter_mut() {
-            let part = parts.read(observer.name(), number);
+            let part = parts.read(observer.learner().of(subject));
             if !part.is_some_and(|part| observer.add(&part)) {
                 left.push(&mut **observer);
             }
@@ -121,7 +120,7 @@ pub(super) fn observe<B: Backend>(
         observe_one(model, subject, &mut left, progress)?;
         for observer in left {
             let part = observer.part()?;
-            parts.write(observer.name(), number, &part)?;
+            parts.write(observer.learner().of(subject), &part)?;
             observer.add(&part);
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collect::{Collector, TraceRows};
 use super::gram::{eigenpairs, gram};
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Others, Subject, Token, created_at, creation_layers, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions};
@@ -129,8 +129,8 @@ impl PcaObserver {
 type Part = (TraceRows, TraceRows, [Vec<f32>; 2]);
 
 impl<B: Backend> Observer<B> for PcaObserver {
-    fn name(&self) -> &'static str {
-        "pca"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Pca)
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {
@@ -172,6 +172,9 @@ impl<B: Backend> Observer<B> for PcaObserver {
 
     fn add(&mut self, part: &[u8]) -> bool {
         let Some(layers) = decode::<Vec<Part>>(part) else { return false };
+        if layers.len() != self.layers.len() {
+            return false;
+        }
         for (layer, (inputs, outputs, reference)) in self.layers.iter_mut().zip(layers) {
             layer.inputs.add(inputs);
             layer.outputs.add(outputs);

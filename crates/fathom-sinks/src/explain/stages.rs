@@ -6,7 +6,7 @@ use fathom_kernels::Backend;
 use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Subject, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions, SinkNote, Summary};
@@ -157,8 +157,8 @@ impl StagesObserver {
 }
 
 impl<B: Backend> Observer<B> for StagesObserver {
-    fn name(&self) -> &'static str {
-        "stages"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Stages)
     }
 
     fn begin(&mut self, subject: &Subject<'_>) {

@@ -151,6 +151,11 @@ impl Clamped {
         }
     }
 
+    /// All that its edits depend on beside the trace, as parts are sealed with it.
+    pub fn change(&self) -> (usize, f32, &[f32]) {
+        (self.layer, self.norm, &self.direction)
+    }
+
     /// What to change in a trace's pass, and in what is written after it.
     ///
     /// # Errors

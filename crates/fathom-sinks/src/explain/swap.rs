@@ -10,7 +10,7 @@ use fathom_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::parts::{decode, encode};
+use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Subject, Token, sample, secondary_tokens};
 use super::{Analysis, AnalysisResult, ExplainOptions, Share};
@@ -136,8 +136,8 @@ impl SwapObserver {
 }
 
 impl<B: Backend> Observer<B> for SwapObserver {
-    fn name(&self) -> &'static str {
-        "swap"
+    fn learner(&self) -> Learner {
+        Learner::For(Analysis::Swap)
     }
 
     fn more_tokens(&self, subject: &Subject<'_>) -> usize {

@@ -2,13 +2,14 @@
 
 use fathom_kernels::Backend;
 use fathom_model::{Edits, Model, Result};
+use serde::de::DeserializeOwned;
 
-use super::ExplainProgress;
 use super::again::run_again;
 use super::neurons::{AblatedTrace, Ranked};
-use super::parts::{Parts, decode, encode};
+use super::parts::{Learner, PartId, Parts, decode, encode};
 use super::subjects::Subject;
 use super::suppress::{CONTINUED, Clamped, ClampedTrace, continued_from};
+use super::{Analysis, ExplainProgress};
 use crate::ScanOptions;
 
 /// All that is changed, one at a time.
@@ -18,10 +19,6 @@ pub(super) struct Variants {
     /// Layers whose neurons are ablated.
     pub ranked: Vec<Ranked>,
 }
-
-/// The names their parts are kept under.
-const SUPPRESS: &str = "suppress";
-const NEURONS: &str = "neurons";
 
 impl Variants {
     /// Runs each trace that is not known yet through the model: once plainly and once with each change
@@ -38,41 +35,52 @@ impl Variants {
         text: &dyn Fn(&[u32]) -> Option<String>,
         progress: &mut dyn ExplainProgress,
     ) -> Result<()> {
-        let passes = |trace: usize| {
-            let clamped = if parts.has(SUPPRESS, trace) { 0 } else { self.clamped.len() };
-            let ranked = if parts.has(NEURONS, trace) { 0 } else { self.ranked.len() };
-            if clamped + ranked == 0 { 0 } else { 1 + clamped + ranked }
-        };
-        let tokens = subjects.iter().map(|subject| subject.ids.len() * passes(subject.number));
+        let clamps = encode(&self.clamped.iter().map(Clamped::change).collect::<Vec<_>>())?;
+        let ablations = encode(&self.ranked.iter().map(Ranked::change).collect::<Vec<_>>())?;
+        let clamping = |s| Learner::For(Analysis::Suppress).of(s).with(&clamps);
+        let ablating = |s| Learner::For(Analysis::Neurons).of(s).with(&ablations);
+
+        let left = |id: PartId<'_>, changes| if parts.has(id) { 0 } else { changes };
+        let tokens = subjects.iter().map(|subject| {
+            let clamped = left(clamping(subject), self.clamped.len());
+            let ranked = left(ablating(subject), self.ranked.len());
+            if clamped + ranked == 0 { 0 } else { subject.ids.len() * (1 + clamped + ranked) }
+        });
         let tokens = tokens.sum();
         if tokens > 0 {
             progress.start("intervening", "tokens", tokens);
         }
         for subject in subjects {
-            let part = |name| parts.read(name, subject.number);
-            let clamped: Option<Vec<ClampedTrace>> = part(SUPPRESS).and_then(|part| decode(&part));
-            let ranked: Option<Vec<AblatedTrace>> = part(NEURONS).and_then(|part| decode(&part));
-            let (clamped, ranked) = match (clamped, ranked) {
-                (Some(clamped), Some(ranked)) => (clamped, ranked),
-                (clamped, ranked) => {
-                    let left = Left {
-                        clamped: if clamped.is_some() { &[] } else { &self.clamped },
-                        ranked: if ranked.is_some() { &[] } else { &self.ranked },
-                    };
-                    let (more_clamped, more_ranked) =
-                        left.run(model, subject, rule, text, progress)?;
-                    let (clamped, ranked) =
-                        (clamped.unwrap_or(more_clamped), ranked.unwrap_or(more_ranked));
-                    parts.write(SUPPRESS, subject.number, &encode(&clamped)?)?;
-                    parts.write(NEURONS, subject.number, &encode(&ranked)?)?;
-                    (clamped, ranked)
-                }
+            let clamped = kept(parts, clamping(subject), self.clamped.len());
+            let ranked = kept(parts, ablating(subject), self.ranked.len());
+            let left = Left {
+                clamped: if clamped.is_some() { &[] } else { &self.clamped },
+                ranked: if ranked.is_some() { &[] } else { &self.ranked },
             };
+            let (more_clamped, more_ranked) = left.run(model, subject, rule, text, progress)?;
+            if clamped.is_none() {
+                parts.write(clamping(subject), &encode(&more_clamped)?)?;
+            }
+            if ranked.is_none() {
+                parts.write(ablating(subject), &encode(&more_ranked)?)?;
+            }
+            let (clamped, ranked) =
+                (clamped.unwrap_or(more_clamped), ranked.unwrap_or(more_ranked));
             self.clamped.iter_mut().zip(clamped).for_each(|(sum, trace)| sum.add(trace));
             self.ranked.iter_mut().zip(ranked).for_each(|(sum, trace)| sum.add(trace));
         }
         Ok(())
     }
+}
+
+/// What each of so many changes did to a trace, where that is known. Of no changes there is nothing to know,
+/// and nothing is ever kept: they are those of an analysis that was not asked for.
+fn kept<T: DeserializeOwned>(parts: &Parts, id: PartId<'_>, changes: usize) -> Option<Vec<T>> {
+    if changes == 0 {
+        return Some(Vec::new());
+    }
+    let traces: Vec<T> = decode(&parts.read(id)?)?;
+    (traces.len() == changes).then_some(traces)
 }
 
 /// What is left to do for one trace.

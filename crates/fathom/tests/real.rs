@@ -1,0 +1,228 @@
+//! Models that were really trained, against what HuggingFace transformers computes from them in f32.
+//!
+//! Run by `check.sh`, which prepares the models; `tests/real/README.md` says where they come from.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{fixture, succeed};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A model and a place for what is computed from it.
+struct Real {
+    model: String,
+    dir: TempDir,
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+fn tensors(file: &Path) -> Tensors {
+    let bytes = fs::read(file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let of = |(name, tensor): (String, safetensors::tensor::TensorView<'_>)| {
+        assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
+        let values = tensor.data().as_chunks().0.iter().map(|x| f32::from_le_bytes(*x));
+        (name, (tensor.shape().to_vec(), values.collect()))
+    };
+    tensors.tensors().into_iter().map(of).collect()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    let ids = value.as_array().unwrap().iter();
+    ids.map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+impl Real {
+    fn new(model: &Path) -> Real {
+        let model = model.display().to_string();
+        Real { model, dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    /// What `fathom capture` writes for these tokens.
+    fn capture(&self, ids: &Value, sites: &str) -> Tensors {
+        let (tokens, out) = (self.path("ids.json"), self.path("capture.safetensors"));
+        fs::write(&tokens, ids.to_string()).unwrap();
+        let of = ["capture", "--model", &self.model, "--ids", &tokens, "--sites", sites];
+        succeed(&[&of[..], &["--out", &out, "--quiet"]].concat());
+        tensors(Path::new(&out))
+    }
+
+    /// The ids of a prompt, and those `fathom generate` writes behind it.
+    fn generate(&self, prompt: &str, tokens: usize, more: &[&str]) -> (Vec<u32>, Vec<u32>) {
+        let (prompts, out) = (self.path("prompts.jsonl"), self.path("texts.jsonl"));
+        fs::write(&prompts, json!({ "prompt": prompt }).to_string() + "\n").unwrap();
+        let tokens = tokens.to_string();
+        let of = ["generate", "--target", &self.model, "--prompts", &prompts, "--out", &out];
+        succeed(&[&of[..], &["--max-tokens", &tokens, "--quiet"], more].concat());
+        let line: Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+        fs::remove_file(out).unwrap();
+        let mut ids = ids(&line["input_ids"]);
+        let written = ids.split_off(usize::try_from(line["prompt_len"].as_u64().unwrap()).unwrap());
+        (ids, written)
+    }
+}
+
+/// The largest of some errors, and where.
+#[derive(Default)]
+struct Worst {
+    error: f64,
+    at: String,
+}
+
+impl Worst {
+    fn take(&mut self, error: f64, at: impl FnOnce() -> String) {
+        if error.is_nan() || error > self.error {
+            (self.error, self.at) = (error, at());
+        }
+    }
+
+    fn check(&self, what: &str, most: f64) {
+        println!(
+            "{what}: off by at most {:.1e} ({}), where {most:.0e} is allowed",
+            self.error, self.at
+        );
+        assert!(self.error <= most, "{what}: {:.2e} at {}", self.error, self.at);
+    }
+}
+
+/// Rows of `[rows, width]`.
+fn norms(values: &[f32], width: usize) -> Vec<f64> {
+    let norm = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    values.chunks_exact(width).map(norm).collect()
+}
+
+/// Columns of `[heads, T]`.
+fn mean_of_heads(scores: &[f32], tokens: usize) -> Vec<f64> {
+    let heads = (scores.len() / tokens) as f64;
+    let mean = |t: usize| scores[t..].iter().step_by(tokens).map(|x| f64::from(*x)).sum::<f64>();
+    (0..tokens).map(|t| mean(t) / heads).collect()
+}
+
+#[test]
+#[ignore = "needs target/real/smollm2: tests/real/prepare.sh"]
+fn smollm2_is_what_it_is_in_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let model = root.join("target/real/smollm2");
+    assert!(model.join("made-from").exists(), "run tests/real/prepare.sh first");
+    let text = fs::read_to_string(root.join("tests/real/smollm2.json")).unwrap();
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    let real = Real::new(&model);
+
+    let captured = real.capture(&expected["ids"], "resid_post,sink_score");
+    let tokens = expected["ids"].as_array().unwrap().len();
+    let (mut norm_error, mut score_error) = (Worst::default(), Worst::default());
+    for layer in 0..30 {
+        let (shape, states) = &captured[&format!("resid_post.{layer}")];
+        assert_eq!(shape[..], [tokens, 576]);
+        let wanted = floats(&expected["resid_post_norm"][layer]);
+        assert_eq!(wanted.len(), tokens);
+        for (t, (norm, wanted)) in norms(states, 576).into_iter().zip(wanted).enumerate() {
+            norm_error.take((norm / wanted - 1.0).abs(), || format!("layer {layer}, token {t}"));
+        }
+        let (shape, scores) = &captured[&format!("sink_score.{layer}")];
+        assert_eq!(shape[..], [9, tokens]);
+        let wanted = floats(&expected["sink_score"][layer]);
+        assert_eq!(wanted.len(), tokens);
+        for (t, (score, wanted)) in
+            mean_of_heads(scores, tokens).into_iter().zip(wanted).enumerate()
+        {
+            score_error.take((score - wanted).abs(), || format!("layer {layer}, token {t}"));
+        }
+    }
+    norm_error.check("norm of resid_post, relative", 1e-4);
+    score_error.check("sink score, absolute", 1e-5);
+
+    // The text is what the ids stand for, and a prompt goes through the model's own chat template.
+    let story = expected["story"].as_str().unwrap();
+    let (prompt, _) = real.generate(story, 1, &["--no-chat-template"]);
+    assert_eq!(prompt, ids(&expected["ids"]));
+    for greedy in expected["greedy"].as_array().unwrap() {
+        let text = greedy["prompt"].as_str().unwrap();
+        let (prompt, written) = real.generate(text, 200, &[]);
+        assert_eq!(prompt, ids(&greedy["prompt_ids"]), "{text}");
+        assert_eq!(written, ids(&greedy["output_ids"]), "{text}");
+    }
+
+    // By transformers' own norms and scores the first token is a sink from the MLP of layer 11 on.
+    let (traces, run) = (real.path("traces.jsonl"), real.path("run"));
+    fs::write(&traces, json!({ "input_ids": expected["ids"] }).to_string() + "\n").unwrap();
+    succeed(&["scan", "--model", &real.model, "--traces", &traces, "--out", &run, "--quiet"]);
+    let found = fs::read_to_string(Path::new(&run).join("detections.jsonl")).unwrap();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let layers = ids(&found["candidate_sinks"]["0"]["layer"]);
+    assert!((11..=27).all(|layer| layers.contains(&layer)), "{layers:?}");
+}
+
+/// `$FATHOM_REAL_MODELS/stories260k`, or the same beside the checkout.
+fn stories() -> Option<PathBuf> {
+    let beside = || fixture("../../../shared/real");
+    let models = std::env::var_os("FATHOM_REAL_MODELS").map_or_else(beside, PathBuf::from);
+    let dir = models.join("stories260k");
+    if dir.join("model.safetensors").exists() {
+        return Some(dir);
+    }
+    println!("SKIPPED: no stories260k in {}: give FATHOM_REAL_MODELS", models.display());
+    None
+}
+
+#[test]
+#[ignore = "needs stories260k, which is not ours to ship: FATHOM_REAL_MODELS"]
+fn stories260k_is_what_it_is_in_transformers() {
+    let Some(dir) = stories() else { return };
+    let json = |name: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(dir.join(name)).unwrap()).unwrap()
+    };
+    let real = Real::new(&dir);
+    let captured = real.capture(&json("s260.ids.json"), "embed,resid_post,logits,sink_score");
+    let mut compared = 0;
+    let (mut error, mut score_error) = (Worst::default(), Worst::default());
+    for (name, (shape, wanted)) in tensors(&dir.join("ref.safetensors")) {
+        if name == "sink_incl" {
+            // [layers, heads, T]
+            let layers = wanted.chunks_exact(wanted.len() / shape[0]);
+            for (layer, wanted) in layers.enumerate() {
+                let (ours, scores) = &captured[&format!("sink_score.{layer}")];
+                assert_eq!(ours[..], shape[1..]);
+                for (i, (score, wanted)) in scores.iter().zip(wanted).enumerate() {
+                    let at =
+                        || format!("layer {layer}, head {}, token {}", i / shape[2], i % shape[2]);
+                    score_error.take(f64::from((score - wanted).abs()), at);
+                }
+            }
+            compared += 1;
+        } else if let Some((ours, values)) = captured.get(&name) {
+            assert_eq!(*ours, shape, "{name}");
+            let largest = wanted.iter().fold(0f32, |most, x| most.max(x.abs()));
+            for (value, wanted) in values.iter().zip(&wanted) {
+                error.take(f64::from((value - wanted).abs() / largest), || name.clone());
+            }
+            compared += 1;
+        } else {
+            assert_eq!(name, "sink_strict", "which leaves out each token's attention to itself");
+        }
+    }
+    assert_eq!(compared, 8, "embed, five layers, logits, sink scores");
+    error.check("embed, resid_post and logits, relative to the largest", 1e-4);
+    score_error.check("sink score, absolute", 1e-5);
+
+    for greedy in json("s260.gen.json").as_array().unwrap() {
+        let text = greedy["prompt"].as_str().unwrap();
+        let wanted = ids(&greedy["gen"]);
+        let (prompt, written) = real.generate(text, wanted.len(), &[]);
+        assert_eq!(prompt, ids(&greedy["ids"]), "{text}");
+        assert_eq!(written, wanted, "{text}");
+    }
+}
