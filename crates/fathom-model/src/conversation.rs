@@ -75,11 +75,6 @@ impl Conversation {
         }
     }
 
-    /// One message of the user, with the line's `tools`, `documents` and `chat_template_kwargs`.
-    pub(crate) fn of_prompt(record: &Record, prompt: &str) -> Result<Conversation> {
-        Ok(Conversation { messages: vec![Message::user(prompt)], variables: variables(record)? })
-    }
-
     /// Whether it says no more than the one text of its user.
     pub(crate) fn is_plain(&self) -> bool {
         match &self.messages[..] {
@@ -93,7 +88,7 @@ impl Conversation {
 
 /// What a line gives its chat template beside the messages. Lists and objects with nothing in them say
 /// nothing.
-fn variables(record: &Record) -> Result<Map<String, Value>> {
+pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
     let mut variables = Map::new();
     for name in ["tools", "documents"] {
         let list: Option<Vec<Value>> = record.get(name, "a list")?;
@@ -137,8 +132,10 @@ pub fn parse_template_kwargs(text: &str) -> Result<Map<String, Value>> {
 }
 
 /// The remark that a conversation's last turn was left out, because an answer to it is to be generated.
-pub(crate) fn answer_left_out(record: &Record) -> Remark {
-    let text = "`messages` ends with an answer of the assistant, which is left out: another one is \
-                generated in its place";
+pub(crate) fn answer_left_out(record: &Record, field: &str) -> Remark {
+    let text = format!(
+        "`{field}` ends with an answer of the assistant, which is left out: another one is generated in its \
+         place"
+    );
     Remark::line("answer-left-out", record.path(), record.line(), text)
 }

@@ -1,104 +1,15 @@
-//! JSONL files that come from strangers, one line at a time.
+//! The JSON objects of rows that come from strangers, one at a time.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use encoding_rs_io::{DecodeReaderBytes, DecodeReaderBytesBuilder};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::file_check::check_file;
 use crate::python_json::{without_lone_surrogates, without_non_finite};
 use crate::{Error, Remark, Result};
-
-/// A line longer than this is refused before it is read: 64 MiB, ten million token ids.
-const MAX_LINE_BYTES: u64 = 64 << 20;
-
-/// Bytes looked at to tell what kind of file it is.
-const HEAD: u64 = 64;
-
-/// Files that are no text, by what they begin with, and what to do with them.
-const OTHERS: [(&[u8], &str); 6] = [
-    (b"\x1f\x8b", "is gzip-compressed; decompress it first (`gunzip`)"),
-    (b"\x28\xb5\x2f\xfd", "is zstd-compressed; decompress it first (`unzstd`)"),
-    (b"BZh", "is bzip2-compressed; decompress it first (`bunzip2`)"),
-    (b"\xfd7zXZ\0", "is xz-compressed; decompress it first (`unxz`)"),
-    (b"PK\x03\x04", "is a zip archive; unpack it first (`unzip`)"),
-    (
-        b"PAR1",
-        "is a Parquet file; write it as JSONL first (pandas: `to_json(..., orient=\"records\", lines=True)`)",
-    ),
-];
-
-/// Reads lines without ever holding more than one. Blank lines are skipped but counted. UTF-16 with a
-/// byte order mark, as PowerShell writes it, is read as well.
-pub(crate) struct Lines {
-    path: PathBuf,
-    reader: BufReader<Decoded>,
-    /// Lines read so far.
-    count: usize,
-}
-
-/// A file as UTF-8, wherever its byte order mark says that it is UTF-16.
-type Decoded = DecodeReaderBytes<io::Chain<Cursor<Vec<u8>>, File>, Vec<u8>>;
-
-impl Lines {
-    pub(crate) fn open(path: &Path) -> Result<Lines> {
-        check_file(path)?;
-        let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
-        let metadata = file.metadata().map_err(Error::io(path, "cannot be read"))?;
-        if metadata.is_dir() {
-            return Err(Error::file(path, "is a directory, not a file"));
-        }
-        let mut head = Vec::new();
-        let read = file.by_ref().take(HEAD).read_to_end(&mut head);
-        read.map_err(Error::io(path, "cannot be read"))?;
-        if let Some((_, problem)) = OTHERS.iter().find(|(magic, _)| head.starts_with(magic)) {
-            return Err(Error::file(path, *problem));
-        }
-        let whole = Cursor::new(head).chain(file);
-        let decoded = DecodeReaderBytesBuilder::new().utf8_passthru(true).build(whole);
-        Ok(Lines { path: path.to_owned(), reader: BufReader::new(decoded), count: 0 })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The next line that is not blank, with its 1-based number and without its line end.
-    pub(crate) fn next_line(&mut self) -> Result<Option<(usize, String)>> {
-        loop {
-            let mut bytes = Vec::new();
-            let read = (&mut self.reader)
-                .take(MAX_LINE_BYTES + 1)
-                .read_until(b'\n', &mut bytes)
-                .map_err(Error::io(&self.path, "cannot be read"))?;
-            if read == 0 {
-                return Ok(None);
-            }
-            self.count += 1;
-            if bytes.len() as u64 > MAX_LINE_BYTES {
-                let problem = format!("is longer than {} MiB", MAX_LINE_BYTES >> 20);
-                return Err(Error::line(&self.path, self.count, problem));
-            }
-            let mut text = String::from_utf8(bytes).map_err(|error| {
-                let offset = error.utf8_error().valid_up_to();
-                Error::line(&self.path, self.count, format!("is not UTF-8 text (byte {offset})"))
-            })?;
-            text.truncate(text.trim_end_matches(['\n', '\r']).len());
-            if self.count == 1 && text.starts_with('\u{FEFF}') {
-                text.drain(..'\u{FEFF}'.len_utf8());
-            }
-            if !text.trim().is_empty() {
-                return Ok(Some((self.count, text)));
-            }
-        }
-    }
-}
 
 /// A line as standard JSON, and a remark where that took a repair that matters.
 pub(crate) fn standard_json<'a>(
@@ -182,6 +93,12 @@ impl<'a> Record<'a> {
     /// The first of `fields` that is a whole number ≥ 0.
     pub(crate) fn first_integer(&self, fields: &[&str]) -> Option<u64> {
         fields.iter().find_map(|field| serde_json::from_str(self.fields.get(*field)?.get()).ok())
+    }
+
+    /// The field as any JSON, unless it is absent or null.
+    pub(crate) fn value(&self, field: &str) -> Option<serde_json::Value> {
+        let value: serde_json::Value = serde_json::from_str(self.fields.get(field)?.get()).ok()?;
+        (!value.is_null()).then_some(value)
     }
 
     /// The field as a string, if it is one.

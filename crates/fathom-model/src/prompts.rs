@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::conversation::{Conversation, answer_left_out};
-use crate::jsonl::{Lines, Record, standard_json};
+use crate::jsonl::{Record, standard_json};
+use crate::rows::{Row, Rows};
+use crate::shapes::{RowFields, conversation_of};
 use crate::text_encoder::{Encoded, TextEncoder, locate};
 use crate::{Error, Remarks, Result};
 
@@ -27,7 +29,8 @@ pub enum PromptContent {
     Messages(Conversation),
 }
 
-const ACCEPTED: &str = "`prompt`, `problem`, `question`, `turns` or `messages`";
+const ACCEPTED: &str =
+    "`prompt`, `problem`, `question`, `turns`, `messages`, `conversations` or `instruction`";
 
 impl PromptContent {
     /// Puts a system message in front, unless there is one.
@@ -47,7 +50,7 @@ impl Prompt {
     /// # Errors
     /// As [`Prompt::read`].
     pub fn parse(path: &Path, line: usize, text: &str) -> Result<Prompt> {
-        Prompt::read(path, line, text, &mut Remarks::new())
+        Prompt::read(path, line, text, &RowFields::default(), &mut Remarks::new())
     }
 
     /// Reads one JSONL line: the first of `prompt`, `problem`, `question` (strings), `turns` (the
@@ -57,10 +60,16 @@ impl Prompt {
     ///
     /// # Errors
     /// A line that is not such an object, with the file and the line in the message.
-    pub fn read(path: &Path, line: usize, text: &str, remarks: &mut Remarks) -> Result<Prompt> {
+    pub fn read(
+        path: &Path,
+        line: usize,
+        text: &str,
+        fields: &RowFields,
+        remarks: &mut Remarks,
+    ) -> Result<Prompt> {
         let (text, repaired) = standard_json(path, line, text);
         let record = Record::parse(path, line, &text)?;
-        let content = content(&record, remarks)?;
+        let content = content(&record, fields, remarks)?;
         remarks.extend(repaired);
         Ok(Prompt { path: path.to_owned(), line, content })
     }
@@ -87,39 +96,48 @@ impl Prompt {
     }
 }
 
-fn content(record: &Record, remarks: &mut Remarks) -> Result<PromptContent> {
-    for field in ["prompt", "problem", "question"] {
-        if let Some(text) = record.get::<String>(field, "a string")? {
-            return prompt_text(record, field, text);
-        }
-    }
-    if let Some(turns) = record.get::<Vec<String>>("turns", "a list of strings")? {
-        let first = turns.into_iter().next().unwrap_or_default();
-        return prompt_text(record, "turns", first);
-    }
-    let Some(conversation) = Conversation::read(record)? else {
-        return Err(record.error(format!("has none of {ACCEPTED}")));
+fn content(record: &Record, fields: &RowFields, remarks: &mut Remarks) -> Result<PromptContent> {
+    const NAMES: [&str; 7] =
+        ["prompt", "problem", "question", "turns", "messages", "conversations", "instruction"];
+    let chosen = fields.prompt.as_deref();
+    let Some(field) = chosen.or_else(|| NAMES.into_iter().find(|name| record.has(name))) else {
+        // Llama-Nemotron calls its conversation so.
+        let is_list = record.value("input").is_some_and(|input| input.is_array());
+        return match is_list {
+            true => conversation(record, "input", remarks),
+            false => Err(record.error(format!("has none of {ACCEPTED}"))),
+        };
     };
-    let (conversation, answer) = conversation.split_answer();
-    if answer.is_some() {
-        remarks.add(answer_left_out(record));
+    if field == "turns" && chosen.is_none() {
+        let turns: Vec<String> = record.get("turns", "a list of strings")?.unwrap_or_default();
+        return first_turn(record, turns.into_iter().next().unwrap_or_default());
     }
-    match conversation.is_empty() {
-        true => Err(record.error("`messages` holds only an answer of the assistant")),
-        false => Ok(PromptContent::Messages(conversation)),
+    conversation(record, field, remarks)
+}
+
+fn first_turn(record: &Record, text: String) -> Result<PromptContent> {
+    match text.is_empty() {
+        true => Err(record.error("`turns` is empty")),
+        false => Ok(PromptContent::Text(text)),
     }
 }
 
-/// A text, or a conversation of that text where the line has more for the template.
-fn prompt_text(record: &Record, field: &str, text: String) -> Result<PromptContent> {
-    if text.is_empty() {
-        return Err(record.error(format!("`{field}` is empty")));
+/// The text or the conversation of a field, without the answer that it may end with.
+fn conversation(record: &Record, field: &str, remarks: &mut Remarks) -> Result<PromptContent> {
+    let (conversation, answer) = conversation_of(record, field)?.split_answer();
+    if answer.is_some() {
+        remarks.add(answer_left_out(record, field));
     }
-    let conversation = Conversation::of_prompt(record, &text)?;
-    Ok(match conversation.is_plain() {
-        true => PromptContent::Text(text),
-        false => PromptContent::Messages(conversation),
-    })
+    match conversation.first() {
+        None => Err(record.error(format!("`{field}` holds only an answer of the assistant"))),
+        Some(only) if conversation.is_plain() && only.content.as_str().is_empty() => {
+            Err(record.error(format!("`{field}` is empty")))
+        }
+        Some(only) if conversation.is_plain() && field != "messages" => {
+            Ok(PromptContent::Text(only.content.as_str().to_owned()))
+        }
+        Some(_) => Ok(PromptContent::Messages(conversation)),
+    }
 }
 
 /// As [`read_prompts_with`], remarks left aside.
@@ -127,21 +145,25 @@ fn prompt_text(record: &Record, field: &str, text: String) -> Result<PromptConte
 /// # Errors
 /// As [`read_prompts_with`].
 pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
-    read_prompts_with(path, &mut Remarks::new())
+    read_prompts_with(path, &RowFields::default(), &mut Remarks::new())
 }
 
-/// The prompts of a file: one a line, as JSONL or, in a file named `*.txt`, as plain text.
+/// The prompts of a data set (see [`crate::TraceReader::open`]), or of a file named `*.txt`, a line each.
 ///
 /// # Errors
 /// A file that cannot be read or holds no prompts; a line that is none.
-pub fn read_prompts_with(path: &Path, remarks: &mut Remarks) -> Result<Vec<Prompt>> {
+pub fn read_prompts_with(
+    path: &Path,
+    fields: &RowFields,
+    remarks: &mut Remarks,
+) -> Result<Vec<Prompt>> {
     let plain = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
-    let mut lines = Lines::open(path)?;
+    let mut rows = Rows::open(path)?;
     let mut prompts = Vec::new();
-    while let Some((line, text)) = lines.next_line()? {
+    while let Some(Row { file, line, text }) = rows.next_row()? {
         prompts.push(match plain {
-            true => Prompt { path: path.to_owned(), line, content: PromptContent::Text(text) },
-            false => Prompt::read(path, line, &text, remarks)?,
+            true => Prompt { path: file.to_path_buf(), line, content: PromptContent::Text(text) },
+            false => Prompt::read(&file, line, &text, fields, remarks)?,
         });
     }
     match prompts.is_empty() {

@@ -133,6 +133,9 @@ impl TextEncoder<'_> {
         match answer {
             Answer::Text(output) => self.conversation_with_output(conversation, output),
             Answer::Turn(turn) => self.conversation_with_turn(conversation, turn),
+            Answer::Thought { thinking, answer } => {
+                self.conversation_with_thought(conversation, thinking, answer)
+            }
         }
     }
 
@@ -161,6 +164,32 @@ impl TextEncoder<'_> {
             );
             Remark::input("written-twice", text)
         }));
+        Ok(encoded)
+    }
+
+    /// Thinking and answer as the template writes `reasoning_content`, or where it knows none, the thinking
+    /// between `<think>` tags as DeepSeek-R1 writes it.
+    fn conversation_with_thought(
+        &self,
+        conversation: &Conversation,
+        thinking: &str,
+        answer: &str,
+    ) -> Result<Encoded> {
+        if self.template.is_some_and(|template| template.mentions("reasoning_content")) {
+            let mut turn = Message::new("assistant", answer);
+            turn.fields.insert("reasoning_content".to_owned(), Value::from(thinking));
+            return self.conversation_with_turn(conversation, &turn);
+        }
+        let output = format!("<think>\n{thinking}\n</think>\n\n{answer}");
+        let mut encoded = match (self.template, conversation.messages.as_slice()) {
+            (None, [only]) if conversation.is_plain() => {
+                self.prompt_with_output(only.content.as_str(), &output)?
+            }
+            _ => self.conversation_with_output(conversation, &output)?,
+        };
+        let text = "thinking and answer are in fields of their own, and the chat template knows no \
+                    `reasoning_content`: the thinking is put between `<think>` tags in front of the answer";
+        encoded.remarks.push(Remark::input("think-tags", text));
         Ok(encoded)
     }
 

@@ -1,14 +1,17 @@
 //! Traces: what a model was asked and what it answered, one JSON object a line.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::conversation::Conversation;
-use crate::jsonl::{Lines, Record, TokenId, standard_json};
+use crate::jsonl::{Record, TokenId, standard_json};
 use crate::message::Message;
+use crate::rows::{Row, Rows};
+use crate::shapes::{self, Reading, RowFields};
 use crate::text_encoder::{Encoded, TextEncoder, locate};
-use crate::{Remark, Remarks, Result};
+use crate::{Error, Remark, Remarks, Result};
 
 /// Most writers that are told apart in one file.
 const MAX_WRITERS: usize = 8;
@@ -59,6 +62,13 @@ pub enum Answer {
     Text(String),
     /// A turn of the assistant with more than a text, which the chat template writes down.
     Turn(Message),
+    /// Thinking and answer, kept apart by the data set.
+    Thought {
+        /// What comes first.
+        thinking: String,
+        /// What comes after it.
+        answer: String,
+    },
 }
 
 /// A trace as the model sees it.
@@ -77,40 +87,72 @@ pub struct TokenizedTrace {
 }
 
 impl Trace {
-    /// As [`Trace::read`], remarks left aside.
+    /// The one trace of a row, remarks left aside.
     ///
     /// # Errors
-    /// As [`Trace::read`].
+    /// As [`Trace::read`]; a row with several answers.
     pub fn parse(path: &Path, line: usize, text: &str) -> Result<Trace> {
-        Trace::read(path, line, text, &mut Remarks::new())
+        let fields = RowFields::default();
+        let mut traces = Trace::read(path, line, text, &fields, &mut Remarks::new())?;
+        match (traces.pop(), traces.len()) {
+            (Some(trace), 0) => Ok(trace),
+            (_, others) => {
+                let problem = format!("holds {} traces, expected one", others + 1);
+                Err(Error::line(path, line, problem))
+            }
+        }
     }
 
-    /// Reads one line: an object with `input_ids` (and `prompt_len`, `attention_mask`), with `prompt`
-    /// and `output`, or with `messages`, the last of which is the answer unless there is an `output`;
-    /// the latter two with `tools`, `documents` and `chat_template_kwargs`. Where several are there the
-    /// first of these is used; other keys are ignored.
+    /// Reads one row: an object with `input_ids` (and `prompt_len`, `attention_mask`), or one of the
+    /// shapes in which data sets are published, or as `fields` says; with `tools`, `documents` and
+    /// `chat_template_kwargs`. Several rows of ids, and several answers, are several traces; other keys
+    /// are ignored.
     ///
     /// # Errors
-    /// Anything else, with the file and the line in the message.
-    pub fn read(path: &Path, line: usize, text: &str, remarks: &mut Remarks) -> Result<Trace> {
+    /// Anything else, or a row that can be read in two ways, with the file and the line in the message.
+    pub fn read(
+        path: &Path,
+        line: usize,
+        text: &str,
+        fields: &RowFields,
+        remarks: &mut Remarks,
+    ) -> Result<Vec<Trace>> {
         let (text, repaired) = standard_json(path, line, text);
-        let trace = Trace::of(&Record::parse(path, line, &text)?, remarks)?;
+        let (traces, _) = Trace::of(&Record::parse(path, line, &text)?, fields, remarks)?;
         remarks.extend(repaired);
-        Ok(trace)
+        Ok(traces)
     }
 
-    fn of(record: &Record, remarks: &mut Remarks) -> Result<Trace> {
-        let (path, line) = (record.path().to_owned(), record.line());
+    /// The traces of a row, and the fields they were read from.
+    fn of(
+        record: &Record,
+        fields: &RowFields,
+        remarks: &mut Remarks,
+    ) -> Result<(Vec<Trace>, String)> {
+        let (path, line) = (record.path(), record.line());
         let index = record
             .first_integer(&["index", "sample_idx", "id"])
             .unwrap_or(line.saturating_sub(1) as u64);
-        let text = record.has("prompt") && record.has("output");
-        let content = match record.has("input_ids") {
-            true => ids(record, remarks)?,
-            false if record.has("messages") && !text => messages(record)?,
-            false => prompt_output(record)?,
+        let trace = |content| Trace { path: path.to_owned(), line, index, content };
+        if record.has("input_ids") && *fields == RowFields::default() {
+            let contents = ids(record, remarks)?;
+            return Ok((contents.into_iter().map(trace).collect(), "`input_ids`".to_owned()));
+        }
+        let Some(Reading { how, conversation, answers }) = shapes::read(record, fields)? else {
+            return Err(no_trace(record));
         };
-        Ok(Trace { path, line, index, content })
+        let content = |answer| match (conversation.first(), answer) {
+            (Some(only), Answer::Text(output)) if conversation.is_plain() => {
+                TraceContent::Text { prompt: only.content.as_str().to_owned(), output }
+            }
+            (_, answer) => TraceContent::Messages { conversation: conversation.clone(), answer },
+        };
+        let contents: Vec<TraceContent> = answers.into_iter().map(content).collect();
+        let says_nothing = |content: &TraceContent| matches!(content, TraceContent::Text { prompt, output } if prompt.is_empty() && output.is_empty());
+        match contents.iter().any(says_nothing) {
+            true => Err(record.error(format!("{how} are both empty"))),
+            false => Ok((contents.into_iter().map(trace).collect(), how)),
+        }
     }
 
     /// The token ids of the trace.
@@ -159,20 +201,49 @@ impl Trace {
     }
 }
 
-fn ids(record: &Record, remarks: &mut Remarks) -> Result<TraceContent> {
-    let ids: Vec<TokenId> =
-        record.get("input_ids", "a list of token ids (whole numbers ≥ 0)")?.unwrap_or_default();
+/// The rows of ids of a line: one, or a list of them.
+fn ids(record: &Record, remarks: &mut Remarks) -> Result<Vec<TraceContent>> {
+    const EXPECTED: &str = "a list of token ids (whole numbers ≥ 0)";
+    let nested =
+        record.value("input_ids").is_some_and(|ids| ids.get(0).is_some_and(|row| row.is_array()));
+    let prompt_len: usize = record.get("prompt_len", "a whole number ≥ 0")?.unwrap_or(0);
+    if !nested {
+        let ids: Vec<TokenId> = record.get("input_ids", EXPECTED)?.unwrap_or_default();
+        let mask = record.get::<Vec<Mask>>("attention_mask", "a list of 0 and 1")?;
+        return Ok(vec![row_of_ids(record, ids, mask, prompt_len, remarks)?]);
+    }
+    let rows: Vec<Vec<TokenId>> = record.get("input_ids", EXPECTED)?.unwrap_or_default();
+    let masks: Option<Vec<Vec<Mask>>> =
+        record.get("attention_mask", "a list of lists of 0 and 1")?;
+    if let Some(masks) = masks.as_ref().filter(|masks| masks.len() != rows.len()) {
+        let (masks, rows) = (masks.len(), rows.len());
+        let problem = format!("`attention_mask` has {masks} rows but `input_ids` has {rows}");
+        return Err(record.error(problem));
+    }
+    let masks = masks.map(|masks| masks.into_iter().map(Some).collect());
+    let masks: Vec<Option<Vec<Mask>>> =
+        masks.unwrap_or_else(|| rows.iter().map(|_| None).collect());
+    let rows = rows.into_iter().zip(masks);
+    rows.map(|(ids, mask)| row_of_ids(record, ids, mask, prompt_len, remarks)).collect()
+}
+
+fn row_of_ids(
+    record: &Record,
+    ids: Vec<TokenId>,
+    mask: Option<Vec<Mask>>,
+    prompt_len: usize,
+    remarks: &mut Remarks,
+) -> Result<TraceContent> {
     if ids.is_empty() {
         return Err(record.error("`input_ids` is empty"));
     }
-    let prompt_len: usize = record.get("prompt_len", "a whole number ≥ 0")?.unwrap_or(0);
     if prompt_len > ids.len() {
         return Err(record.error(format!(
             "`prompt_len` is {prompt_len} but there are only {} `input_ids`",
             ids.len()
         )));
     }
-    let (start, end) = padding(record, ids.len())?;
+    let (start, end) = padding(record, mask, ids.len())?;
     if start + end > 0 {
         let text = format!(
             "`attention_mask` is 0 for {start} tokens at the start and {end} at the end: padding, which was \
@@ -192,10 +263,8 @@ fn ids(record: &Record, remarks: &mut Remarks) -> Result<TraceContent> {
 }
 
 /// How many tokens of a row `attention_mask` names padding, at its start and at its end.
-fn padding(record: &Record, tokens: usize) -> Result<(usize, usize)> {
-    let Some(mask) = record.get::<Vec<Mask>>("attention_mask", "a list of 0 and 1")? else {
-        return Ok((0, 0));
-    };
+fn padding(record: &Record, mask: Option<Vec<Mask>>, tokens: usize) -> Result<(usize, usize)> {
+    let Some(mask) = mask else { return Ok((0, 0)) };
     if mask.len() != tokens {
         let problem = format!(
             "`attention_mask` has {} entries but there are {tokens} `input_ids`",
@@ -231,68 +300,28 @@ impl<'de> Deserialize<'de> for Mask {
     }
 }
 
-fn prompt_output(record: &Record) -> Result<TraceContent> {
-    let prompt: Option<String> = record.get("prompt", "a string")?;
-    let output: Option<String> = record.get("output", "a string")?;
-    match (prompt, output) {
-        (Some(prompt), Some(output)) if prompt.is_empty() && output.is_empty() => {
-            Err(record.error("`prompt` and `output` are both empty"))
-        }
-        (Some(prompt), Some(output)) => {
-            let conversation = Conversation::of_prompt(record, &prompt)?;
-            Ok(match conversation.is_plain() {
-                true => TraceContent::Text { prompt, output },
-                false => TraceContent::Messages { conversation, answer: Answer::Text(output) },
-            })
-        }
-        (prompt, output) => {
-            let missing = match (prompt, output) {
-                (None, None) => "neither `input_ids` nor `prompt` and `output`",
-                (None, _) => "`output` but no `prompt`",
-                _ => "`prompt` but no `output`",
-            };
-            Err(record.error(format!(
-                "has {missing}; a trace is {{\"input_ids\": [...]}}, \
-                 {{\"prompt\": \"...\", \"output\": \"...\"}} or {{\"messages\": [...]}}"
-            )))
-        }
-    }
-}
-
-/// A conversation that ends with its answer, or whose answer is `output`.
-fn messages(record: &Record) -> Result<TraceContent> {
-    let (conversation, last) = Conversation::read(record)?.unwrap_or_default().split_answer();
-    let output: Option<String> = record.get("output", "a string")?;
-    let answer = match (output, last) {
-        (Some(_), Some(_)) => {
-            return Err(record.error(
-                "has two answers: `output`, and the turn of the assistant that `messages` ends with",
-            ));
-        }
-        (Some(output), None) => Answer::Text(output),
-        (None, Some(Message { content: crate::Content::Text(text), fields, .. }))
-            if fields.values().all(serde_json::Value::is_null) =>
-        {
-            Answer::Text(text)
-        }
-        (None, Some(turn)) => Answer::Turn(turn),
-        (None, None) => {
-            return Err(record.error(
-                "has `messages` that do not end with an answer of the assistant, and no `output`",
-            ));
-        }
+/// Why a row is no trace.
+fn no_trace(record: &Record) -> Error {
+    let missing = match (record.has("prompt"), record.has("output")) {
+        (true, false) => "`prompt` but no `output`",
+        (false, true) => "`output` but no `prompt`",
+        _ => "neither `input_ids` nor `prompt` and `output`",
     };
-    match conversation.is_empty() {
-        true => Err(record.error("`messages` holds only an answer of the assistant")),
-        false => Ok(TraceContent::Messages { conversation, answer }),
-    }
+    record.error(format!(
+        "has {missing}; a trace is {{\"input_ids\": [...]}}, {{\"prompt\": \"...\", \"output\": \"...\"}}, \
+         {{\"messages\": [...]}} or another published shape, or say --prompt-field and --output-field"
+    ))
 }
 
-/// Reads a trace file line by line; only one line is held at a time.
+/// Reads traces row by row; only one row is held at a time.
 pub struct TraceReader {
-    lines: Lines,
+    rows: Rows,
+    fields: RowFields,
+    /// Traces of the row that was read last.
+    ready: VecDeque<Trace>,
     remarks: Remarks,
     writers: Vec<Writer>,
+    shapes: BTreeMap<String, usize>,
 }
 
 /// A model that wrote lines of a trace file with `fathom generate`.
@@ -309,13 +338,32 @@ pub struct Writer {
 }
 
 impl TraceReader {
-    /// Opens a JSONL file of traces.
+    /// Opens a data set: a JSONL, JSON or Parquet file, several, or standard input.
     ///
     /// # Errors
     /// A file that cannot be opened.
     pub fn open(path: &Path) -> Result<TraceReader> {
-        let lines = Lines::open(path)?;
-        Ok(TraceReader { lines, remarks: Remarks::new(), writers: Vec::new() })
+        TraceReader::open_with(path, RowFields::default())
+    }
+
+    /// As [`TraceReader::open`], with prompt and output where `fields` says.
+    ///
+    /// # Errors
+    /// As [`TraceReader::open`].
+    pub fn open_with(path: &Path, fields: RowFields) -> Result<TraceReader> {
+        Ok(TraceReader {
+            rows: Rows::open(path)?,
+            fields,
+            ready: VecDeque::new(),
+            remarks: Remarks::new(),
+            writers: Vec::new(),
+            shapes: BTreeMap::new(),
+        })
+    }
+
+    /// How many rows were read from which fields.
+    pub fn shapes(&self) -> &BTreeMap<String, usize> {
+        &self.shapes
     }
 
     /// What was remarkable about the lines read so far.
@@ -334,11 +382,13 @@ impl TraceReader {
         self.writers.clear();
     }
 
-    fn read(&mut self, line: usize, text: &str) -> Result<Trace> {
-        let path = self.lines.path();
+    fn read(&mut self, Row { file: path, line, text }: &Row) -> Result<()> {
+        let (path, line) = (path.as_ref(), *line);
         let (text, repaired) = standard_json(path, line, text);
         let record = Record::parse(path, line, &text)?;
-        let trace = Trace::of(&record, &mut self.remarks)?;
+        let (traces, shape) = Trace::of(&record, &self.fields, &mut self.remarks)?;
+        self.ready.extend(traces);
+        *self.shapes.entry(shape).or_default() += 1;
         self.remarks.extend(repaired);
         if let (true, Some(weights)) = (record.has("input_ids"), record.text("weights")) {
             let model = record.text("model").unwrap_or_default();
@@ -348,7 +398,7 @@ impl TraceReader {
                 self.writers.push(Writer { model, weights, line, lines: 1 });
             }
         }
-        Ok(trace)
+        Ok(())
     }
 }
 
@@ -356,7 +406,15 @@ impl Iterator for TraceReader {
     type Item = Result<Trace>;
 
     fn next(&mut self) -> Option<Result<Trace>> {
-        let next = self.lines.next_line().transpose()?;
-        Some(next.and_then(|(line, text)| self.read(line, &text)))
+        while self.ready.is_empty() {
+            let row = match self.rows.next_row() {
+                Ok(row) => row?,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Err(error) = self.read(&row) {
+                return Some(Err(error));
+            }
+        }
+        self.ready.pop_front().map(Ok)
     }
 }

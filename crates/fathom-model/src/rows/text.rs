@@ -1,0 +1,52 @@
+//! One row a line.
+
+use std::io::{BufRead, Read};
+use std::path::{Path, PathBuf};
+
+use super::MAX_ROW_BYTES;
+use super::open::Text;
+use crate::{Error, Result};
+
+/// Reads lines. Blank lines are skipped but counted.
+pub(super) struct Lines {
+    path: PathBuf,
+    text: Text,
+    /// Lines read so far.
+    count: usize,
+}
+
+impl Lines {
+    pub(super) fn new(path: &Path, text: Text) -> Lines {
+        Lines { path: path.to_owned(), text, count: 0 }
+    }
+
+    /// The next line that is not blank, with its 1-based number and without its line end.
+    pub(super) fn next_line(&mut self) -> Result<Option<(usize, String)>> {
+        loop {
+            let mut bytes = Vec::new();
+            let read = (&mut self.text)
+                .take(MAX_ROW_BYTES + 1)
+                .read_until(b'\n', &mut bytes)
+                .map_err(Error::io(&self.path, "cannot be read"))?;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.count += 1;
+            if bytes.len() as u64 > MAX_ROW_BYTES {
+                let problem = format!("is longer than {} MiB", MAX_ROW_BYTES >> 20);
+                return Err(Error::line(&self.path, self.count, problem));
+            }
+            let mut text = String::from_utf8(bytes).map_err(|error| {
+                let offset = error.utf8_error().valid_up_to();
+                Error::line(&self.path, self.count, format!("is not UTF-8 text (byte {offset})"))
+            })?;
+            text.truncate(text.trim_end_matches(['\n', '\r']).len());
+            if self.count == 1 && text.starts_with('\u{FEFF}') {
+                text.drain(..'\u{FEFF}'.len_utf8());
+            }
+            if !text.trim().is_empty() {
+                return Ok(Some((self.count, text)));
+            }
+        }
+    }
+}
