@@ -53,6 +53,6 @@ pub use special_tokens::SpecialTokens;
 pub use speed::{DecodeSpeed, decode_speed, prefill_flops, synthetic_ids};
 pub use synthetic::{SyntheticShape, write_synthetic};
 pub use text_encoder::TextEncoder;
-pub use tokenizer::{Tokenizer, check_bos};
+pub use tokenizer::{Tokenizer, TokenizerFiles, check_bos};
 pub use traces::{TokenizedTrace, Trace, TraceContent, TraceReader};
 pub use weights::{Checkpoint, TensorInfo, TensorView, parse_header, parse_index};
