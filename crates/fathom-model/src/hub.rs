@@ -1,36 +1,52 @@
 //! Where a model named on the command line lies on this disk.
 
+mod advice;
+mod cache;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::brief::brief;
+use crate::file_check::exists;
 use crate::{Error, Result};
 
 /// The directory of a model: an existing directory as it is, or `org/name` or `org/name@revision`
 /// in the HuggingFace cache. Nothing is downloaded.
 ///
 /// `env` looks up environment variables; pass `|name| std::env::var_os(name)`. The cache is
-/// `$HF_HUB_CACHE`, `$HF_HOME/hub` or `~/.cache/huggingface/hub`, the first that is set.
+/// `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or
+/// `~/.cache/huggingface/hub`, the first that is set; `~` and variables inside them are expanded, as
+/// `huggingface_hub` does.
 ///
 /// # Errors
-/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache.
+/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache; a folder
+/// of the cache that holds snapshots, a URL, or another name that is nearly one: the message says what to
+/// type instead.
 pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = Path::new(spec);
     if path.is_dir() {
-        return Ok(path.to_owned());
+        return match advice::snapshots(path, cache::dir(&env).as_deref()) {
+            None => Ok(path.to_owned()),
+            Some(problem) => Err(Error::file(path, problem)),
+        };
     }
     if path.is_file() {
         return Err(Error::file(path, "is a file; a model is a directory with a config.json"));
     }
-    let Some(id) = HubId::parse(spec) else {
+    if path.is_symlink() {
+        exists(path)?; // a link to nothing
+    }
+    let (id, instead) = (HubId::parse(spec), advice::hub_id(spec));
+    let Some(id) = id.filter(|_| instead.is_none()) else {
+        let instead = instead.map(|id| format!("; give `{id}`")).unwrap_or_default();
         return Err(Error::Request(format!(
             "model `{}` is neither an existing directory nor a hub id (`org/name` or \
-             `org/name@revision`)",
+             `org/name@revision`){instead}",
             brief(spec)
         )));
     };
-    let Some(cache) = cache_dir(env) else {
+    let Some(cache) = cache::dir(&env) else {
         return Err(Error::Request(format!(
             "model `{spec}` is not a directory, and there is no HuggingFace cache to look in: none of \
              HF_HUB_CACHE, HF_HOME and HOME is set"
@@ -44,15 +60,6 @@ pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> 
             id.download_command()
         ))
     })
-}
-
-/// The cache directory `huggingface_hub` uses under these environment variables.
-fn cache_dir(env: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let set = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
 }
 
 /// `org/name` or a bare `name`, with an optional revision.

@@ -1,7 +1,7 @@
 //! From a prompt to the ids a model is given.
 
 use crate::chat_template::{ChatTemplate, Message, RenderOptions};
-use crate::tokenizer::check_bos;
+use crate::tokenizer::{NO_TOKENIZER, check_bos};
 use crate::{Error, Result, Tokenizer};
 
 /// Everything that decides which ids a text becomes.
@@ -80,10 +80,10 @@ impl TextEncoder<'_> {
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.ok_or_else(|| {
-            Error::Request(
-                "holds text, but the model directory has no tokenizer.json to encode it with"
-                    .to_owned(),
-            )
+            Error::Request(format!(
+                "holds text, but the model directory has no tokenizer.json to encode it with; \
+                 {NO_TOKENIZER}"
+            ))
         })
     }
 }

@@ -1,36 +1,66 @@
 //! Reading small text files that come from strangers.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
+use crate::file_check::{exists, refuse_lfs_pointer};
 use crate::{Error, Result};
 
 /// Longest file that is read: the largest published tokenizers and indexes have a tenth of it.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// The whole of a regular file as UTF-8 text; `None` when it does not exist.
+/// The whole of a regular file as text; `None` when it does not exist. UTF-8, or UTF-16 with a byte order
+/// mark, as PowerShell writes it; the mark is not part of the text.
 ///
 /// Anything that is not a regular file of a sane size is refused before it is opened: a pipe would never
 /// end, and a sparse file can claim more than there is memory.
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
-    match fs::metadata(path) {
-        Ok(metadata) if metadata.len() > MAX_BYTES => {
-            let mib = metadata.len() >> 20;
-            let problem = format!("is {mib} MiB long, expected at most {}", MAX_BYTES >> 20);
-            return Err(Error::file(path, problem));
-        }
-        Ok(metadata) if metadata.is_file() => {}
-        Ok(_) => return Err(Error::file(path, "is not a regular file")),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(path, "cannot be read")(error)),
+///
+/// # Errors
+/// As said; a link to nothing, a Git LFS pointer, bytes that are no text.
+pub fn read_text(path: &Path) -> Result<Option<String>> {
+    if !exists(path)? {
+        return Ok(None);
+    }
+    let metadata = fs::metadata(path).map_err(Error::io(path, "cannot be read"))?;
+    if metadata.len() > MAX_BYTES {
+        let mib = metadata.len() >> 20;
+        let problem = format!("is {mib} MiB long, expected at most {}", MAX_BYTES >> 20);
+        return Err(Error::file(path, problem));
+    }
+    if !metadata.is_file() {
+        return Err(Error::file(path, "is not a regular file"));
     }
     let bytes = fs::read(path).map_err(Error::io(path, "cannot be read"))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let offset = error.utf8_error().valid_up_to();
+    refuse_lfs_pointer(path, &bytes)?;
+    decode(path, bytes).map(Some)
+}
+
+/// The text of a file's bytes; `path` is only for messages.
+fn decode(path: &Path, mut bytes: Vec<u8>) -> Result<String> {
+    match bytes.as_slice() {
+        [0xFF, 0xFE, text @ ..] if !text.is_empty() => {
+            return utf16(path, text, u16::from_le_bytes);
+        }
+        [0xFE, 0xFF, text @ ..] if !text.is_empty() => {
+            return utf16(path, text, u16::from_be_bytes);
+        }
+        _ => {}
+    }
+    let mark = if bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+    bytes.drain(..mark);
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = mark + error.utf8_error().valid_up_to();
         Error::file(path, format!("is not UTF-8 text (byte {offset})"))
-    })?;
-    Ok(Some(text))
+    })
+}
+
+fn utf16(path: &Path, bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String> {
+    let (units, rest) = bytes.as_chunks();
+    let text = char::decode_utf16(units.iter().map(|&bytes| unit(bytes))).collect();
+    match (text, rest) {
+        (Ok(text), []) => Ok(text),
+        _ => Err(Error::file(path, "begins as UTF-16 text, but is none; expected UTF-8")),
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,10 @@ use crate::text_file::read_text;
 use crate::token_text::token_bytes;
 use crate::{Error, Result};
 
+/// How to come by a `tokenizer.json`.
+pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow tokenizer \
+     (tokenizer.model, tekken.json) with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
+
 /// A checkpoint's tokenizer: what HuggingFace's fast tokenizer does with `tokenizer.json`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -31,11 +35,8 @@ impl Tokenizer {
     /// No `tokenizer.json`, or one that cannot be used.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         Tokenizer::find(dir)?.ok_or_else(|| {
-            Error::file(
-                &dir.join("tokenizer.json"),
-                "does not exist; copy it from the model's repository, or convert a slow tokenizer \
-                 with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`",
-            )
+            let problem = format!("does not exist; {NO_TOKENIZER}");
+            Error::file(&dir.join("tokenizer.json"), problem)
         })
     }
 

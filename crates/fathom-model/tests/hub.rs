@@ -119,3 +119,102 @@ fn names_cannot_leave_the_cache() {
     }
     assert!(resolve("org/name.v1@up", vars).is_err(), "what a ref holds is checked too");
 }
+
+/// `HF_HUB_CACHE`, then its older name, then `HF_HOME`; `~` and variables inside them count as
+/// `huggingface_hub` has it.
+#[test]
+fn variables_of_the_cache_are_expanded_in_their_order() {
+    let home = tempfile::tempdir().unwrap();
+    let hub = home.path().join("x/hub");
+    fs::create_dir_all(hub.parent().unwrap()).unwrap();
+    fs::rename(cache().keep(), &hub).unwrap();
+    let with = |name: &str, value: &str| {
+        let vars = [(name, Path::new(value)), ("HOME", home.path()), ("PART", Path::new("x"))];
+        resolve("org/name.v1", &vars)
+    };
+    let found = Ok("0123abc".to_owned());
+    assert_eq!(with("HUGGINGFACE_HUB_CACHE", hub.to_str().unwrap()), found);
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+        for value in ["~/x/hub", "$HOME/x/hub", "${HOME}/x/hub", "~/$PART/hub", "$HOME/${PART}/hub"]
+        {
+            assert_eq!(with(name, value), found, "{name}={value}");
+        }
+    }
+    assert_eq!(with("HF_HOME", "~/x"), found);
+    assert_eq!(with("HF_HOME", "$HOME/$PART"), found);
+    // What is not set, another user's home and a brace without end stay as they are written.
+    for value in ["$NONE/x", "~other/x", "${HOME/x", "$", "${}", "x~/hub"] {
+        let message = with("HF_HUB_CACHE", value).unwrap_err();
+        assert!(message.contains(&format!("cache {value};")), "{message}");
+    }
+    let elsewhere = Path::new("/nowhere");
+    let order = [("HF_HUB_CACHE", &*hub), ("HUGGINGFACE_HUB_CACHE", elsewhere)];
+    assert_eq!(resolve("org/name.v1", &order), found);
+    let order = [("HUGGINGFACE_HUB_CACHE", &*hub), ("HF_HOME", elsewhere)];
+    assert_eq!(resolve("org/name.v1", &order), found);
+}
+
+/// The folder people see in the cache is not the checkpoint: it is said which is.
+#[test]
+fn a_folder_of_the_cache_says_what_to_type() {
+    let cache = cache();
+    let root = cache.path().join("models--org--name.v1");
+    let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", cache.path())];
+    for path in [root.clone(), root.join("snapshots"), root.join("snapshots/.")] {
+        let message = resolve(path.to_str().unwrap(), vars).unwrap_err();
+        assert!(message.ends_with("holds a model's snapshots; give `org/name.v1`"), "{message}");
+        // Of a cache that is not in force, the snapshot itself.
+        let message = resolve(path.to_str().unwrap(), &[]).unwrap_err();
+        let snapshot = fs::canonicalize(root.join("snapshots/0123abc")).unwrap();
+        assert!(message.ends_with(&format!("give `{}`", snapshot.display())), "{message}");
+    }
+    let snapshot = root.join("snapshots/4567def");
+    assert_eq!(resolve(snapshot.to_str().unwrap(), vars).unwrap(), "4567def");
+    fs::write(root.join("config.json"), "{}").unwrap();
+    assert_eq!(resolve(root.to_str().unwrap(), vars).unwrap(), "models--org--name.v1");
+
+    let empty = cache.path().join("models--org--other");
+    fs::create_dir_all(empty.join("snapshots")).unwrap();
+    let message = resolve(empty.to_str().unwrap(), vars).unwrap_err();
+    assert!(message.ends_with("holds none; download it with `hf download org/other`"), "{message}");
+}
+
+#[test]
+fn names_that_are_nearly_a_hub_id_say_what_to_type() {
+    let cache = cache();
+    let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", cache.path())];
+    for (spec, instead) in [
+        ("https://hub.example/org/name", "org/name"),
+        ("https://hub.example/org/name/", "org/name"),
+        ("https://hub.example/org/name?not-for-all-audiences=true", "org/name"),
+        ("https://hub.example/org/name/tree/main", "org/name"),
+        ("https://hub.example/org/name/blob/main/config.json", "org/name"),
+        ("https://hub.example/org/name/tree/v1.0", "org/name@v1.0"),
+        ("https://hub.example/org/name.git", "org/name"),
+        ("hub.co/org/name", "org/name"),
+        ("hf://org/name", "org/name"),
+        ("hf://models/org/name", "org/name"),
+        ("org/name/", "org/name"),
+        ("models--org--name", "org/name"),
+        ("hub/models--org--name--with--more", "org/name--with--more"),
+    ] {
+        let message = resolve(spec, vars).unwrap_err();
+        assert!(message.contains("neither an existing directory nor a hub id"), "{message}");
+        assert!(message.ends_with(&format!("; give `{instead}`")), "{spec}: {message}");
+    }
+    for spec in ["https://hub.example/org", "https://", "hf://", "a/b/c", "org/", "https://h/../x"]
+    {
+        let message = resolve(spec, vars).unwrap_err();
+        assert!(message.ends_with("`org/name@revision`)"), "{spec}: {message}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_no_directory_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("model");
+    std::os::unix::fs::symlink("gone", &link).unwrap();
+    let message = resolve(link.to_str().unwrap(), &[]).unwrap_err();
+    assert!(message.contains("model: is a link to gone, which does not exist"), "{message}");
+}

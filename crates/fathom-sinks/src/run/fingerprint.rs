@@ -1,10 +1,9 @@
 //! Knowing a checkpoint again.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
-use fathom_model::{Error, Result, file_fingerprint, parse_index};
+use fathom_model::{Error, Result, file_fingerprint, parse_index, read_text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -48,7 +47,7 @@ impl Fingerprints {
 /// The shards an index names, sorted.
 fn shards(dir: &Path) -> Result<BTreeSet<String>> {
     let path = dir.join("model.safetensors.index.json");
-    let text = fs::read_to_string(&path).map_err(Error::io(&path, "cannot be read"))?;
+    let text = read_text(&path)?.ok_or_else(|| Error::file(&path, "does not exist"))?;
     Ok(parse_index(&path, &text)?.into_values().collect())
 }
 
