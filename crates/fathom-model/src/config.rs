@@ -4,6 +4,8 @@ mod architecture;
 mod fields;
 mod rope;
 mod rope_kind;
+mod sampling;
+mod unread;
 mod windows;
 
 use std::path::Path;
@@ -12,10 +14,12 @@ use serde_json::Value;
 
 pub use architecture::Architecture;
 use fields::Fields;
+pub use sampling::RecommendedSampling;
 
+use crate::adapter::Adapter;
 use crate::brief::brief;
 use crate::text_file::read_text;
-use crate::{Error, Result, RopeConfig};
+use crate::{Error, Remark, Result, RopeConfig};
 
 // What a config may ask for. Far beyond any checkpoint, and small enough that no product of two of
 // them overflows.
@@ -70,28 +74,38 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// Padding token, where there is one.
     pub pad_token_id: Option<u32>,
+    /// How `generation_config.json` recommends to choose tokens.
+    pub recommended_sampling: RecommendedSampling,
+    /// What the files hold and was not used, or used otherwise than they say.
+    pub remarks: Vec<Remark>,
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint directory.
+    /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint directory. An
+    /// adapter beside them is remarked on.
     ///
     /// # Errors
-    /// No `config.json`, or either file cannot be used; see [`ModelConfig::parse`].
+    /// No `config.json`, perhaps because the directory is an adapter's; either file cannot be used, see
+    /// [`ModelConfig::parse`].
     pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
         let path = dir.join("config.json");
-        let Some(text) = read_text(&path)? else {
-            return Err(Error::file(
-                &path,
-                "does not exist, expected the config of a HuggingFace checkpoint",
-            ));
+        let (text, adapter) = (read_text(&path)?, Adapter::find(dir)?);
+        let Some(text) = text else {
+            let missing = "does not exist, expected the config of a HuggingFace checkpoint";
+            return Err(match adapter {
+                Some(adapter) => adapter.refusal(),
+                None => Error::file(&path, missing),
+            });
         };
         let generation_path = dir.join("generation_config.json");
-        match read_text(&generation_path)? {
-            None => ModelConfig::parse(&path, &text),
+        let mut config = match read_text(&generation_path)? {
+            None => ModelConfig::parse(&path, &text)?,
             Some(generation) => {
-                ModelConfig::parse_with_generation(&path, &text, &generation_path, &generation)
+                ModelConfig::parse_with_generation(&path, &text, &generation_path, &generation)?
             }
-        }
+        };
+        config.remarks.extend(adapter.map(|adapter| adapter.remark()));
+        Ok(config)
     }
 
     /// Parses the text of a `config.json`, in the layout of transformers 4 or 5; `path` is only for
@@ -128,7 +142,8 @@ fn json(path: &Path, text: &str) -> Result<Value> {
 }
 
 fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<ModelConfig> {
-    let architecture = Architecture::of(fields)?;
+    let mut remarks = Vec::new();
+    let architecture = Architecture::of(fields, &mut remarks)?;
     refuse_unsupported(fields, architecture)?;
     let defaults = architecture.defaults();
 
@@ -149,7 +164,7 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
 
     let windows = windows::windows(fields, architecture, layers)?;
     let context = rope::Context { architecture, head_dim, max_position_embeddings, windows };
-    let rope = rope::rope(fields, &context)?;
+    let rope = rope::rope(fields, &context, &mut remarks)?;
 
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
     let (qkv_bias, o_bias) = match architecture {
@@ -158,7 +173,7 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
         Architecture::Mistral | Architecture::Phi3 => (false, false),
     };
     let tokens = TokenFields { config: fields, generation };
-    Ok(ModelConfig {
+    let mut config = ModelConfig {
         architecture,
         layers,
         hidden,
@@ -177,10 +192,15 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
         qk_norm: architecture == Architecture::Qwen3,
         fused_projections: architecture == Architecture::Phi3,
         max_position_embeddings,
-        bos_token_id: tokens.one("bos_token_id", defaults.bos)?,
+        bos_token_id: tokens.one("bos_token_id", defaults.bos, &mut remarks)?,
         eos_token_ids: tokens.all("eos_token_id", defaults.eos)?,
-        pad_token_id: tokens.one("pad_token_id", defaults.pad)?,
-    })
+        pad_token_id: tokens.one("pad_token_id", defaults.pad, &mut remarks)?,
+        recommended_sampling: generation.map(RecommendedSampling::read).unwrap_or_default(),
+        remarks: Vec::new(),
+    };
+    remarks.extend(unread::remark(fields, &config));
+    config.remarks = remarks;
+    Ok(config)
 }
 
 /// Fields that would make it another network than the one Fathom runs.
@@ -263,16 +283,29 @@ struct TokenFields<'a> {
 }
 
 impl TokenFields<'_> {
-    fn one(&self, name: &str, default: Option<u32>) -> Result<Option<u32>> {
-        let generation = self.generation.map(|fields| fields.token_id(name)).transpose()?.flatten();
-        let config = self.config.token_id(name)?;
-        Ok(generation.or(config).or(default.filter(|_| !self.names(name))))
+    /// A single token. Of a list the first counts, and of several that is remarked on.
+    fn one(
+        &self,
+        name: &str,
+        default: Option<u32>,
+        remarks: &mut Vec<Remark>,
+    ) -> Result<Option<u32>> {
+        let mut found = None;
+        for fields in self.generation.into_iter().chain([self.config]) {
+            let ids = fields.single_token_id(name)?;
+            if let [first, _, ..] = ids[..] {
+                let text = format!("`{name}` lists {} tokens, of which {first} is used", ids.len());
+                remarks.push(fields.remark("several-tokens", text));
+            }
+            found = found.or(ids.first().copied());
+        }
+        Ok(found.or(default.filter(|_| !self.names(name))))
     }
 
     fn all(&self, name: &str, default: Option<u32>) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         for fields in self.generation.into_iter().chain([self.config]) {
-            for id in fields.token_ids(name)?.unwrap_or_default() {
+            for id in fields.token_ids(name)? {
                 if !ids.contains(&id) {
                     ids.push(id);
                 }

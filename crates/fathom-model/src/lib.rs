@@ -1,5 +1,6 @@
 //! A checkpoint and its forward pass, with sites to look into it.
 
+mod adapter;
 mod batch;
 mod brief;
 mod capture;
@@ -36,7 +37,7 @@ mod work;
 
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, Message, PINNED_DATE, RenderOptions};
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, RecommendedSampling};
 pub use decode_stream::DecodeStream;
 pub use edit::{Change, Edit, EditProbe, Edits, Positions};
 pub use error::{Error, Result};

@@ -77,6 +77,20 @@ pub enum RopeKind {
     },
 }
 
+impl RopeKind {
+    /// Its `rope_type`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            RopeKind::Default => "default",
+            RopeKind::Linear { .. } => "linear",
+            RopeKind::Dynamic { .. } => "dynamic",
+            RopeKind::Llama3 { .. } => "llama3",
+            RopeKind::Yarn { .. } => "yarn",
+            RopeKind::LongRope { .. } => "longrope",
+        }
+    }
+}
+
 /// The frequencies in force for a sequence of some length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFrequencies {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Architecture, ModelConfig, RopeKind};
+use fathom_model::{About, Architecture, Checkpoint, ModelConfig, RopeKind, check_file};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -375,6 +375,318 @@ fn files_that_are_no_config_are_refused() {
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert_eq!(message(None), "is not a regular file");
+}
+
+/// The remarks of a config, as shown.
+fn remarks(config: &Value) -> Vec<String> {
+    parse(config).unwrap().remarks.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn configs_that_are_used_as_they_are_have_no_remarks() {
+    for dir in goldens() {
+        for name in ["config.json", "config.v5.json"] {
+            let text = std::fs::read_to_string(dir.join(name)).unwrap();
+            let config = ModelConfig::parse(Path::new(name), &text).unwrap();
+            assert_eq!(config.remarks, [], "{}", dir.display());
+        }
+    }
+    let path = crate_file("tests/data/huggingface/configs.json");
+    let cases: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for case in cases["cases"].as_array().unwrap() {
+        // Llama's class has no window.
+        let expected = usize::from(
+            case["config"]["model_type"] == "llama" && !case["config"]["sliding_window"].is_null(),
+        );
+        assert_eq!(remarks(&case["config"]).len(), expected, "{}", case["name"]);
+    }
+}
+
+/// Fields of a rotary embedding that its type does not use change nothing, whatever they were meant for.
+#[test]
+fn rope_fields_without_effect_are_named() {
+    let yarn = |more: Value| {
+        let mut rope =
+            json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        rope.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        remarks(&with("qwen3", json!({"rope_scaling": rope})))
+    };
+    let said = |names: &str, has: &str, it: &str, kind: &str| {
+        vec![format!(
+            "m/config.json: {names} {has} no effect: the rope type {kind} does not use {it}, in transformers \
+             neither"
+        )]
+    };
+    assert_eq!(yarn(json!({})), [""; 0]);
+    assert_eq!(
+        yarn(json!({"attn_factor": 0.878})),
+        said("`rope_scaling.attn_factor`", "has", "it", "yarn")
+    );
+    assert_eq!(
+        yarn(
+            json!({"attn_factor": 0.8, "beta_fats": 32, "low_freq_factor": null, "finetuned": true})
+        ),
+        said("`rope_scaling.attn_factor`, `rope_scaling.beta_fats`", "have", "them", "yarn")
+    );
+    // Two that count together, and only where there is no attention_factor.
+    assert_eq!(yarn(json!({"mscale": 0.7, "mscale_all_dim": 0.8})), [""; 0]);
+    assert_eq!(yarn(json!({"mscale": 0.7})), said("`rope_scaling.mscale`", "has", "it", "yarn"));
+    assert_eq!(
+        yarn(json!({"mscale": 0.7, "mscale_all_dim": 0.8, "attention_factor": 1.0})),
+        said("`rope_scaling.mscale`, `rope_scaling.mscale_all_dim`", "have", "them", "yarn")
+    );
+    // Both names of the type.
+    assert_eq!(yarn(json!({"type": "yarn"})), [""; 0]);
+    assert_eq!(yarn(json!({"type": "linear"})), said("`rope_scaling.type`", "has", "it", "yarn"));
+
+    let rope = json!({"rope_type": "default", "rope_theta": 1e6, "factor": 8.0});
+    assert_eq!(
+        remarks(&with("llama", json!({"rope_parameters": rope}))),
+        said("`rope_parameters.factor`", "has", "it", "default")
+    );
+    let nested = json!({"full_attention": {"rope_type": "linear", "factor": 2.0, "mscale": 2}});
+    assert_eq!(
+        remarks(&with("qwen2", json!({"rope_parameters": nested}))),
+        said("`rope_parameters.full_attention.mscale`", "has", "it", "linear")
+    );
+    // Phi3 takes the trained length from the top level, or its default.
+    let phi3 = |nested: u32| {
+        let factors = vec![1.0; 8];
+        let rope = json!({"rope_type": "longrope", "short_factor": factors, "long_factor": factors,
+            "original_max_position_embeddings": nested});
+        remarks(&with(
+            "phi3",
+            json!({"rope_parameters": rope, "original_max_position_embeddings": 64}),
+        ))
+    };
+    assert_eq!(phi3(64), [""; 0]);
+    let name = "`rope_parameters.original_max_position_embeddings`";
+    assert_eq!(phi3(128), said(name, "has", "it", "longrope"));
+    // Names from a stranger stay short.
+    let many: serde_json::Map<String, Value> =
+        (0..100).map(|i| (format!("{i}\n{}", "x".repeat(10_000)), json!(1))).collect();
+    let [said] = &yarn(json!(many))[..] else { panic!() };
+    assert!(said.contains(" and 95 more have no effect") && said.len() < 2000, "{said}");
+    assert!(!said.contains(char::is_control));
+}
+
+#[test]
+fn two_layouts_that_differ_are_remarked_on() {
+    let both = |factor: f64| {
+        remarks(&with(
+            "llama",
+            json!({
+                "rope_scaling": {"type": "linear", "factor": factor},
+                "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+            }),
+        ))
+    };
+    assert_eq!(both(4.0), [""; 0]);
+    assert!(both(2.0)[0].contains("holds both `rope_parameters` and `rope_scaling`"));
+}
+
+/// Fields of other families that would change the computation, which these classes do not read.
+#[test]
+fn fields_of_other_families_are_named() {
+    let said = |changes: Value| remarks(&with("llama", changes));
+    assert_eq!(
+        said(json!({"attn_logit_softcapping": 50.0, "logit_scale": 0.0625, "qk_layernorm": true})),
+        [
+            "m/config.json: `attn_logit_softcapping` (50.0), `logit_scale` (0.0625), `qk_layernorm` (true) have no \
+          effect: LlamaForCausalLM does not read them, in transformers neither"
+        ]
+    );
+    assert_eq!(said(json!({"attention_multiplier": 0.0078125})).len(), 1);
+    assert_eq!(said(json!({"no_rope_layers": [1, 1, 1, 0]})).len(), 1);
+    assert!(said(json!({"sliding_window": 64}))[0].contains("`sliding_window` (64) has no effect"));
+    // Values that would change nothing.
+    let neutral = json!({"attn_logit_softcapping": null, "logit_scale": 1, "qk_layernorm": false,
+        "attention_multiplier": 0.25, "embedding_multiplier": 1.0, "no_rope_layers": [], "clip_qkv": null, "sliding_window": null});
+    assert_eq!(said(neutral), [""; 0]);
+}
+
+#[test]
+fn token_ids_in_the_spellings_of_published_configs() {
+    let ids = |changes: Value| {
+        let config = parse(&with("llama", changes)).unwrap();
+        (config.bos_token_id, config.eos_token_ids, config.remarks.len())
+    };
+    assert_eq!(ids(json!({"eos_token_id": -1})), (Some(1), vec![], 0));
+    assert_eq!(ids(json!({"eos_token_id": [-1, 7]})), (Some(1), vec![7], 0));
+    assert_eq!(ids(json!({"bos_token_id": [5], "eos_token_id": 3})), (Some(5), vec![3], 0));
+    assert_eq!(ids(json!({"bos_token_id": [], "eos_token_id": 3})), (None, vec![3], 0));
+    assert_eq!(ids(json!({"bos_token_id": [5, 6], "eos_token_id": 3})), (Some(5), vec![3], 1));
+    assert_eq!(
+        remarks(&with("llama", json!({"bos_token_id": [5, 6]}))),
+        ["m/config.json: `bos_token_id` lists 2 tokens, of which 5 is used"]
+    );
+    let message = parse(&with("llama", json!({"bos_token_id": ["<s>"]}))).unwrap_err();
+    assert_eq!(message, "m/config.json: `bos_token_id` is a list, expected a token id");
+}
+
+/// transformers goes by `model_type`, so a class it does not know is what that says.
+#[test]
+fn a_causal_class_nobody_knows_is_what_its_model_type_says() {
+    for (family, class) in [
+        ("llama", "LLaMAForCausalLM"),
+        ("mistral", "MyMistralForCausalLM"),
+        ("phi3", "Phi3SmallForCausalLM"),
+    ] {
+        let config = parse(&with(family, json!({"architectures": [class]}))).unwrap();
+        let named = parse(&base(family)).unwrap();
+        assert_eq!(config.architecture, named.architecture);
+        let [remark] = &config.remarks[..] else { panic!("{:?}", config.remarks) };
+        assert_eq!(remark.kind, "unknown-class");
+        let run_as = format!("names `{class}`, and the model is run as {}", named.architecture);
+        assert!(remark.text.contains(&run_as), "{remark}");
+    }
+    for class in
+        ["LlamaForTokenClassification", "LlamaForQuestionAnswering", "LlamaRewardModel", ""]
+    {
+        let message = parse(&with("llama", json!({"architectures": [class]}))).unwrap_err();
+        assert!(message.contains("is not supported"), "{message}");
+    }
+    let unknown = json!({"architectures": ["NewForCausalLM"], "model_type": "new"});
+    assert!(parse(&with("llama", unknown)).unwrap_err().contains("`NewForCausalLM`, which is not"));
+}
+
+/// Notepad and PowerShell write a byte order mark, and UTF-16.
+#[test]
+fn configs_may_begin_with_a_byte_order_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let text = base("llama").to_string();
+    let read = |bytes: Vec<u8>| {
+        std::fs::write(&path, bytes).unwrap();
+        ModelConfig::from_dir(dir.path()).map_err(|error| error.to_string())
+    };
+    let utf16 = |bytes: fn(u16) -> [u8; 2]| {
+        let marked = format!("\u{FEFF}{text}");
+        marked.encode_utf16().flat_map(bytes).collect::<Vec<u8>>()
+    };
+    let plain = read(text.clone().into_bytes()).unwrap();
+    assert_eq!(read(format!("\u{FEFF}{text}").into_bytes()).unwrap(), plain);
+    assert_eq!(read(utf16(u16::to_le_bytes)).unwrap(), plain);
+    assert_eq!(read(utf16(u16::to_be_bytes)).unwrap(), plain);
+    let mut cut = utf16(u16::to_le_bytes);
+    cut.pop();
+    for bytes in [cut, vec![0xFF, 0xFE, 0x00, 0xD8]] {
+        let message = read(bytes).unwrap_err();
+        assert!(
+            message.ends_with("begins as UTF-16 text, but is none; expected UTF-8"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn git_lfs_pointers_are_named() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "generation_config.json", "adapter_config.json"] {
+        std::fs::write(dir.path().join("config.json"), base("llama").to_string()).unwrap();
+        std::fs::write(dir.path().join(name), pointer).unwrap();
+        let message = ModelConfig::from_dir(dir.path()).unwrap_err().to_string();
+        let said = format!("{name}: is a Git LFS pointer, not the file itself; run `git lfs pull`");
+        assert!(message.contains(&said), "{message}");
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+    }
+    // For readers of other files; what is longer only talks of pointers.
+    let path = dir.path().join("traces.jsonl");
+    check_file(&path).unwrap();
+    std::fs::write(&path, pointer).unwrap();
+    assert!(check_file(&path).unwrap_err().to_string().contains("is a Git LFS pointer"));
+    std::fs::write(&path, pointer.repeat(50)).unwrap();
+    check_file(&path).unwrap();
+    check_file(dir.path()).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_are_named_even_where_the_file_is_optional() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "generation_config.json", "adapter_config.json"] {
+        std::fs::write(dir.path().join("config.json"), base("llama").to_string()).unwrap();
+        let path = dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("../../blobs/none", &path).unwrap();
+        let message = ModelConfig::from_dir(dir.path()).unwrap_err().to_string();
+        let said = format!(
+            "{name}: is a link to ../../blobs/none, which does not exist (an interrupted download?)"
+        );
+        assert!(message.ends_with(&said), "{message}");
+        assert!(check_file(&path).unwrap_err().to_string().ends_with(&said));
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn adapters_are_named_alone_and_beside_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let adapter = r#"{"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8}"#;
+    let named = "adapter_config.json: is a LoRA adapter (r 8) of `org/base`";
+    write("adapter_config.json", adapter);
+    let message = ModelConfig::from_dir(dir.path()).unwrap_err().to_string();
+    assert!(message.contains(&format!("{named}, not a model; merge it")), "{message}");
+    let message = Checkpoint::open(dir.path()).unwrap_err().to_string();
+    assert!(message.contains(&format!("{named}, not a model; merge it")), "{message}");
+
+    write("config.json", &base("llama").to_string());
+    let remark = |adapter: &str| {
+        write("adapter_config.json", adapter);
+        let config = ModelConfig::from_dir(dir.path()).unwrap();
+        let [remark] = &config.remarks[..] else { panic!("{:?}", config.remarks) };
+        assert_eq!(remark.kind, "adapter");
+        remark.to_string()
+    };
+    assert!(remark(adapter).contains(&format!("{named}, which is not applied")));
+    for odd in ["", "[]", r#"{"r": "8", "peft_type": 3, "base_model_name_or_path": ""}"#] {
+        assert!(remark(odd).contains("adapter_config.json: is an adapter, which is not"), "{odd}");
+    }
+}
+
+#[test]
+fn sampling_that_is_recommended_is_told() {
+    let said = |generation: Value| {
+        let path = Path::new("config.json");
+        let (config, generation) = (base("llama").to_string(), generation.to_string());
+        let config = ModelConfig::parse_with_generation(path, &config, path, &generation).unwrap();
+        assert_eq!(config.remarks, []);
+        config.recommended_sampling.remark().map(|remark| {
+            assert_eq!(
+                (remark.kind.as_ref(), remark.about),
+                ("sampling-recommended", About::Advice)
+            );
+            remark.to_string()
+        })
+    };
+    assert_eq!(
+        said(json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20})).unwrap(),
+        "generation_config.json recommends temperature 0.6, top-p 0.95, top-k 20; greedy decoding is used: \
+         --temperature 0.6 --top-p 0.95 --top-k 20 takes up the recommendation"
+    );
+    assert_eq!(
+        said(json!({"do_sample": true, "min_p": 0.05, "repetition_penalty": 1.05})).unwrap(),
+        "generation_config.json recommends temperature 1, repetition_penalty 1.05, min_p 0.05; greedy decoding \
+         is used: --temperature 1 takes up the recommendation; there is no option for repetition_penalty 1.05 \
+         and min_p 0.05"
+    );
+    // What changes greedy text too.
+    assert_eq!(
+        said(json!({"no_repeat_ngram_size": 3})).unwrap(),
+        "generation_config.json recommends no_repeat_ngram_size 3; greedy decoding is used: there is no option \
+         for no_repeat_ngram_size 3"
+    );
+    // Greedy, as transformers is without do_sample; and values that say nothing.
+    for quiet in [
+        json!({}),
+        json!({"do_sample": false, "temperature": 0.6, "top_p": 0.9, "min_p": 0.1}),
+        json!({"temperature": 0.6, "top_k": 50, "repetition_penalty": 1.0}),
+        json!({"do_sample": "yes", "repetition_penalty": "much"}),
+    ] {
+        assert_eq!(said(quiet), None);
+    }
 }
 
 /// JSON values of the kinds that configs hold, sensible and not.

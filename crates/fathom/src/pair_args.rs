@@ -6,7 +6,8 @@ use clap::Args;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Backend, Cpu, CpuError, Isa};
 use fathom_model::{
-    ChatTemplate, Error, Model, ModelConfig, RenderOptions, Result, TextEncoder, Tokenizer,
+    ChatTemplate, Error, Model, ModelConfig, RecommendedSampling, RenderOptions, Result,
+    TextEncoder, Tokenizer,
 };
 
 use crate::cli::Output;
@@ -124,6 +125,11 @@ impl Pair {
     /// Tokens that end a text of the target.
     pub fn eos(&self) -> &[u32] {
         &self.target.config.eos_token_ids
+    }
+
+    /// How the target's authors recommend to choose tokens.
+    pub fn recommended_sampling(&self) -> &RecommendedSampling {
+        &self.target.config.recommended_sampling
     }
 
     /// The target's tokenizer.

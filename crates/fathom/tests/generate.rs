@@ -354,3 +354,29 @@ fn help_shows_an_example() {
     let help = succeed(&["generate", "--help"]);
     assert!(help.contains("fathom generate --target ./target --draft ./draft"), "{help}");
 }
+
+/// What the authors recommend is told once, and only to those who chose nothing themselves.
+#[test]
+fn recommended_sampling_is_told_where_none_was_asked_for() {
+    let checkpoint = Checkpoint::copy_of("models/draft");
+    let stderr = |args: &[&str]| {
+        let mut command = fathom();
+        command.arg("generate").arg("--target").arg(checkpoint.path());
+        let output =
+            command.args(["--prompt", "A", "--max-tokens", "2"]).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(!stderr(&[]).contains("remark"));
+    checkpoint.edit_json("generation_config.json", |config| {
+        config.insert("do_sample".into(), json!(true));
+        config.insert("temperature".into(), json!(0.6));
+        config.insert("top_k".into(), json!(20));
+    });
+    let said = "fathom: remark: generation_config.json recommends temperature 0.6, top-k 20; greedy decoding is used";
+    assert!(stderr(&[]).contains(said), "{}", stderr(&[]));
+    for asked in [&["--temperature", "0"][..], &["--top-p", "0.9"], &["--top-k", "5"], &["--quiet"]]
+    {
+        assert!(!stderr(asked).contains("remark"), "{asked:?}");
+    }
+}

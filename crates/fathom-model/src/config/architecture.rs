@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::fields::Fields;
-use crate::Result;
 use crate::brief::brief;
+use crate::{Remark, Result};
 
 /// The model classes Fathom runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,10 @@ impl Architecture {
 
     /// The architecture a config names: the first of `architectures`, or `model_type` without them.
     /// `LlamaModel`, as exports without the output head call themselves, counts as Llama.
-    pub(super) fn of(fields: &Fields<'_>) -> Result<Architecture> {
+    ///
+    /// HuggingFace loads by `model_type`. So a causal model of a class nobody knows is what its
+    /// `model_type` says, with a remark; a class for another task, or another class Fathom runs, is not.
+    pub(super) fn of(fields: &Fields<'_>, remarks: &mut Vec<Remark>) -> Result<Architecture> {
         let classes = fields.texts("architectures")?.unwrap_or_default();
         let model_type = fields.text("model_type")?;
         let find = |is_it: &dyn Fn(Architecture) -> bool| {
@@ -67,29 +70,37 @@ impl Architecture {
             let problem = format!("is `{name}`, which is not supported; supported are {supported}");
             fields.error(field, problem)
         };
-        match (classes.first(), model_type) {
-            (None, None) => {
-                let problem = "is missing, expected the name of a model class";
-                Err(fields.error("architectures", problem))
-            }
-            (None, Some(name)) => {
-                find(&|a| a.model_type() == name).ok_or_else(|| unsupported("model_type", name))
-            }
-            (Some(class), model_type) => {
-                let stem = class.strip_suffix("ForCausalLM").or(class.strip_suffix("Model"));
-                let found = find(&|a| Some(a.stem()) == stem)
-                    .ok_or_else(|| unsupported("architectures", class))?;
-                // HuggingFace loads by model_type: a config that says two things is another model there.
-                match model_type.filter(|&name| name != found.model_type()) {
-                    None => Ok(found),
-                    Some(other) => {
-                        let (other, expected) = (brief(other), found.model_type());
-                        let problem = format!(
-                            "is `{other}`, expected `{expected}` as `architectures` names {class}"
-                        );
-                        Err(fields.error("model_type", problem))
-                    }
+        let of_type = model_type.and_then(|name| find(&|a| a.model_type() == name));
+        let Some(&class) = classes.first() else {
+            return match model_type {
+                None => {
+                    let problem = "is missing, expected the name of a model class";
+                    Err(fields.error("architectures", problem))
                 }
+                Some(name) => of_type.ok_or_else(|| unsupported("model_type", name)),
+            };
+        };
+        let stem = class.strip_suffix("ForCausalLM").or(class.strip_suffix("Model"));
+        let Some(found) = find(&|a| Some(a.stem()) == stem) else {
+            let causal = class.ends_with("ForCausalLM");
+            let found =
+                of_type.filter(|_| causal).ok_or_else(|| unsupported("architectures", class))?;
+            let text = format!(
+                "`architectures` names `{}`, and the model is run as {found}, the class of its \
+                 `model_type`, as transformers does",
+                brief(class)
+            );
+            remarks.push(fields.remark("unknown-class", text));
+            return Ok(found);
+        };
+        // A config that says two things is another model to HuggingFace.
+        match model_type.filter(|&name| name != found.model_type()) {
+            None => Ok(found),
+            Some(other) => {
+                let (other, expected) = (brief(other), found.model_type());
+                let problem =
+                    format!("is `{other}`, expected `{expected}` as `architectures` names {class}");
+                Err(fields.error("model_type", problem))
             }
         }
     }

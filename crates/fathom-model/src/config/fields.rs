@@ -1,40 +1,69 @@
 //! Typed access to the fields of a JSON object, with errors that name file and field.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Remark, Result};
 
 /// Most token ids one field may list.
 const MAX_IDS: usize = 1000;
 
 /// A JSON object of a file, possibly nested. `null` counts as absent unless a method says otherwise.
-#[derive(Clone)]
 pub(super) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
     map: &'a Map<String, Value>,
+    /// Names that were asked for, so that the others are known to have no effect.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Fields<'a> {
     /// The top-level object of a file.
     pub(super) fn root(path: &'a Path, value: &'a Value) -> Result<Fields<'a>> {
         match value {
-            Value::Object(map) => Ok(Fields { path, prefix: String::new(), map }),
+            Value::Object(map) => Ok(Fields::new(path, String::new(), map)),
             _ => Err(Error::file(path, format!("is {}, expected a JSON object", shown(value)))),
         }
     }
 
+    fn new(path: &'a Path, prefix: String, map: &'a Map<String, Value>) -> Fields<'a> {
+        Fields { path, prefix, map, read: RefCell::default() }
+    }
+
+    /// A field's name as messages give it: dotted where nested.
+    pub(super) fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// A remark about this file.
+    pub(super) fn remark(&self, kind: &'static str, text: impl Into<String>) -> Remark {
+        Remark::file(kind, self.path, text)
+    }
+
     /// An error about a field.
     pub(super) fn error(&self, name: &str, problem: impl Into<String>) -> Error {
-        Error::field(self.path, format!("{}{name}", self.prefix), problem)
+        Error::field(self.path, self.full_name(name), problem)
     }
 
     /// Whether the field is there, even as `null`.
     pub(super) fn names(&self, name: &str) -> bool {
         self.map.contains_key(name)
+    }
+
+    /// Fields that are not null and that nobody asked for, in the order of their names.
+    pub(super) fn unread(&self) -> Vec<&'a str> {
+        let read = self.read.borrow();
+        let given = self.map.iter().filter(|(_, value)| !value.is_null());
+        given.map(|(name, _)| name.as_str()).filter(|name| !read.contains(*name)).collect()
+    }
+
+    /// Takes back that a field was asked for: its value had no effect.
+    pub(super) fn had_no_effect(&self, name: &str) {
+        self.read.borrow_mut().remove(name);
     }
 
     /// Whether the object has no fields at all.
@@ -44,7 +73,9 @@ impl<'a> Fields<'a> {
 
     /// The value of a field.
     pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|value| !value.is_null())
+        let (name, value) = self.map.get_key_value(name)?;
+        self.read.borrow_mut().insert(name.clone());
+        Some(value).filter(|value| !value.is_null())
     }
 
     /// A nested object.
@@ -52,7 +83,7 @@ impl<'a> Fields<'a> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Object(map)) => {
-                Ok(Some(Fields { path: self.path, prefix: format!("{}{name}.", self.prefix), map }))
+                Ok(Some(Fields::new(self.path, format!("{}.", self.full_name(name)), map)))
             }
             Some(other) => Err(self.wrong(name, other, "an object")),
         }
@@ -134,30 +165,30 @@ impl<'a> Fields<'a> {
         items.iter().map(number).collect::<Result<_>>().map(Some)
     }
 
-    /// A token id. `-1` is an old way of saying that there is none.
-    pub(super) fn token_id(&self, name: &str) -> Result<Option<u32>> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(value) if value.as_i64() == Some(-1) => Ok(None),
-            Some(value) => {
-                token_id(value).map(Some).ok_or_else(|| self.wrong(name, value, "a token id"))
-            }
-        }
+    /// A field that should hold one token id; it may be the first of a list.
+    pub(super) fn single_token_id(&self, name: &str) -> Result<Vec<u32>> {
+        self.ids(name, "a token id")
     }
 
-    /// A token id or a list of them.
-    pub(super) fn token_ids(&self, name: &str) -> Result<Option<Vec<u32>>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        let ids = match value {
-            Value::Array(items) if items.len() <= MAX_IDS => items.iter().map(token_id).collect(),
-            Value::Array(items) => {
+    /// A field that may hold a token id or a list of them.
+    pub(super) fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
+        self.ids(name, "a token id or a list of token ids")
+    }
+
+    /// Token ids, alone or in a list. `-1` is an old way of saying that there is none.
+    fn ids(&self, name: &str, expected: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.get(name) else { return Ok(Vec::new()) };
+        let items = match value {
+            Value::Array(items) if items.len() > MAX_IDS => {
                 let problem =
                     format!("lists {} token ids, expected at most {MAX_IDS}", items.len());
                 return Err(self.error(name, problem));
             }
-            single => token_id(single).map(|id| vec![id]),
+            Value::Array(items) => items.as_slice(),
+            single => std::slice::from_ref(single),
         };
-        ids.map(Some).ok_or_else(|| self.wrong(name, value, "a token id or a list of token ids"))
+        let given = items.iter().filter(|item| item.as_i64() != Some(-1));
+        given.map(token_id).collect::<Option<_>>().ok_or_else(|| self.wrong(name, value, expected))
     }
 
     fn wrong(&self, name: &str, value: &Value, expected: &str) -> Error {

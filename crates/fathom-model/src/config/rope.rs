@@ -6,7 +6,8 @@
 use super::Architecture;
 use super::fields::Fields;
 use super::rope_kind::KindFields;
-use crate::{Result, RopeConfig, RopeKind};
+use crate::brief::brief;
+use crate::{Remark, Result, RopeConfig, RopeKind};
 
 /// Largest length in positions: f32 holds every whole number up to it.
 pub(super) const MAX_POSITIONS: usize = 1 << 24;
@@ -21,19 +22,41 @@ pub(super) struct Context {
 }
 
 /// Reads the rotary embedding of a config.
-pub(super) fn rope(root: &Fields<'_>, context: &Context) -> Result<RopeConfig> {
-    let scaling = match root.object("rope_parameters")?.filter(|fields| !fields.is_empty()) {
-        Some(parameters) => Some(parameters),
-        None => root.object("rope_scaling")?,
+pub(super) fn rope(
+    root: &Fields<'_>,
+    context: &Context,
+    remarks: &mut Vec<Remark>,
+) -> Result<RopeConfig> {
+    let older = root.object("rope_scaling")?.filter(|fields| !fields.is_empty());
+    let Some(newer) = root.object("rope_parameters")?.filter(|fields| !fields.is_empty()) else {
+        return of(root, older.as_ref(), context, remarks);
     };
-    let Some(scaling) = scaling else { return one(root, None, context) };
-    if !["full_attention", "sliding_attention"].iter().any(|name| scaling.names(name)) {
-        return one(root, Some(&scaling), context);
+    let rope = of(root, Some(&newer), context, remarks)?;
+    // Both layouts in one file: transformers reads the older one.
+    if let Some(older) = older
+        && of(root, Some(&older), context, &mut Vec::new()).ok().as_ref() != Some(&rope)
+    {
+        let text = "holds both `rope_parameters` and `rope_scaling`, which differ: the former is \
+                    used, where transformers takes the latter";
+        remarks.push(root.remark("two-ropes", text));
     }
+    Ok(rope)
+}
 
-    // Nested per layer type: only the types that occur matter, and they must agree.
+/// Reads the rotary embedding of the object `scaling`, which may be nested per layer type.
+fn of(
+    root: &Fields<'_>,
+    scaling: Option<&Fields<'_>>,
+    context: &Context,
+    remarks: &mut Vec<Remark>,
+) -> Result<RopeConfig> {
+    let types = ["full_attention", "sliding_attention"];
+    let nested = scaling.filter(|scaling| types.iter().any(|name| scaling.names(name)));
+    let Some(scaling) = nested else { return one(root, scaling, context, remarks) };
+
+    // Only the types that occur matter, and they must agree.
     let mut agreed: Option<RopeConfig> = None;
-    for (name, slides) in [("full_attention", false), ("sliding_attention", true)] {
+    for (name, slides) in types.into_iter().zip([false, true]) {
         if !context.windows.iter().any(|window| window.is_some() == slides) {
             continue;
         }
@@ -42,7 +65,7 @@ pub(super) fn rope(root: &Fields<'_>, context: &Context) -> Result<RopeConfig> {
                 scaling.error(name, "is missing although the model has layers of this type")
             );
         };
-        let found = one(root, Some(&nested), context)?;
+        let found = one(root, Some(&nested), context, remarks)?;
         if agreed.as_ref().is_some_and(|agreed| *agreed != found) {
             let problem = "differs from that of full_attention, which is not supported: all layers share one rotary embedding";
             return Err(scaling.error(name, problem));
@@ -51,18 +74,50 @@ pub(super) fn rope(root: &Fields<'_>, context: &Context) -> Result<RopeConfig> {
     }
     match agreed {
         Some(rope) => Ok(rope),
-        None => one(root, Some(&scaling), context),
+        None => one(root, Some(scaling), context, remarks),
     }
 }
 
 /// Reads one set of rotary fields.
-fn one(root: &Fields<'_>, scaling: Option<&Fields<'_>>, context: &Context) -> Result<RopeConfig> {
+fn one(
+    root: &Fields<'_>,
+    scaling: Option<&Fields<'_>>,
+    context: &Context,
+    remarks: &mut Vec<Remark>,
+) -> Result<RopeConfig> {
     let rotary_dim = rotary_dim(root, scaling, context)?;
     let kind = match scaling {
         Some(scaling) => KindFields { root, scaling, rotary_dim, context }.read()?,
         None => RopeKind::Default,
     };
-    Ok(RopeConfig { theta: theta(root, scaling, &kind, context)?, rotary_dim, kind })
+    let rope = RopeConfig { theta: theta(root, scaling, &kind, context)?, rotary_dim, kind };
+    remarks.extend(scaling.and_then(|scaling| without_effect(scaling, &rope.kind)));
+    Ok(rope)
+}
+
+/// A remark about the fields of a rotary embedding that nothing was read from: those of another type, and
+/// those of none. transformers has no use for them either.
+fn without_effect(scaling: &Fields<'_>, kind: &RopeKind) -> Option<Remark> {
+    const SHOWN: usize = 5;
+    // A note of how the model came about.
+    let unread: Vec<&str> =
+        scaling.unread().into_iter().filter(|&name| name != "finetuned").collect();
+    let more = unread.len().saturating_sub(SHOWN);
+    let shown = unread.iter().take(SHOWN).map(|name| scaling.full_name(name));
+    let mut names = shown.map(|name| format!("`{}`", brief(&name))).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        names += &format!(" and {more} more");
+    }
+    let (has, them) = match unread.len() {
+        0 => return None,
+        1 => ("has", "it"),
+        _ => ("have", "them"),
+    };
+    let kind = kind.name();
+    let text = format!(
+        "{names} {has} no effect: the rope type {kind} does not use {them}, in transformers neither"
+    );
+    Some(scaling.remark("unused-rope-fields", text))
 }
 
 /// `rope_theta`, of the nested object before the top level.

@@ -1,5 +1,7 @@
 //! The rope types with their parameters, HuggingFace's defaults filled in.
 
+use serde_json::Value;
+
 use super::Architecture;
 use super::fields::Fields;
 use super::rope::{Context, MAX_POSITIONS};
@@ -21,7 +23,12 @@ pub(super) struct KindFields<'a> {
 impl KindFields<'_> {
     /// Reads the rope type and its parameters.
     pub(super) fn read(&self) -> Result<RopeKind> {
-        let field = if self.scaling.get("rope_type").is_some() { "rope_type" } else { "type" };
+        // Both names of the field are asked for: transformers writes both.
+        let (newer, older) = (self.scaling.get("rope_type"), self.scaling.get("type"));
+        if newer.is_some() && older != newer {
+            self.scaling.had_no_effect("type");
+        }
+        let field = if newer.is_some() { "rope_type" } else { "type" };
         match self.name(field)? {
             "default" => Ok(RopeKind::Default),
             "linear" => Ok(RopeKind::Linear { factor: self.required("factor")? }),
@@ -104,6 +111,11 @@ impl KindFields<'_> {
         };
         let (mscale, mscale_all_dim) = (given("mscale")?, given("mscale_all_dim")?);
         let attention_factor = self.attention_factor()?;
+        // They count together, and only where there is no factor.
+        if attention_factor.is_some() || mscale.is_none() || mscale_all_dim.is_none() {
+            self.scaling.had_no_effect("mscale");
+            self.scaling.had_no_effect("mscale_all_dim");
+        }
         Ok(RopeKind::Yarn {
             factor,
             attention_factor: attention_factor
@@ -152,12 +164,14 @@ impl KindFields<'_> {
     fn original(&self) -> Result<usize> {
         let name = "original_max_position_embeddings";
         let range = 2..=MAX_POSITIONS;
-        if let Some(top) = self.root.size(name, range.clone())? {
-            return Ok(top);
-        }
         let defaults = self.context.architecture.defaults();
-        if let Some(default) = defaults.original_max_position_embeddings {
-            return Ok(default);
+        let top = self.root.size(name, range.clone())?;
+        if let Some(top) = top.or(defaults.original_max_position_embeddings) {
+            // Asked for only to know whether it says the same.
+            if self.scaling.get(name).and_then(Value::as_u64) != u64::try_from(top).ok() {
+                self.scaling.had_no_effect(name);
+            }
+            return Ok(top);
         }
         let longest = self.context.max_position_embeddings.max(2);
         Ok(self.scaling.size(name, range)?.unwrap_or(longest))

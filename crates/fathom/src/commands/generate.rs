@@ -11,7 +11,7 @@ use fathom_decode::generation::{
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Backend, Cpu};
-use fathom_model::{Error, Prompt, PromptContent, Result, read_prompts};
+use fathom_model::{Error, Prompt, PromptContent, Remark, Result, read_prompts};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
@@ -94,15 +94,15 @@ struct Source {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct Sampling {
-    /// Randomness: 0 takes the most likely token, always
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temperature: f32,
-    /// Choose among the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Choose among the K most likely tokens; 0: among all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
+    /// Randomness: 0 takes the most likely token, always [default: 0]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Choose among the most likely tokens that together have this probability [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Choose among the K most likely tokens; 0: among all [default: 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
     /// Key of the randomness, together with a text's number and a token's position
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -134,6 +134,9 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let params = args.params();
     params.validate()?;
     let pair = args.pair.open(args.draft.as_deref(), args.no_chat_template)?;
+    if let Some(remark) = args.sampling_remark(&pair) {
+        progress::note(output, &format!("fathom: remark: {remark}"));
+    }
     let options = args.engine_options(&pair);
     options.validate()?;
     let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE))?;
@@ -186,14 +189,21 @@ impl Args {
         let Sampling { temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos } =
             &self.sampling;
         SamplingParams {
-            temperature: *temperature,
-            top_k: *top_k,
-            top_p: *top_p,
+            temperature: temperature.unwrap_or(0.0),
+            top_k: top_k.unwrap_or(0),
+            top_p: top_p.unwrap_or(1.0),
             seed: *seed,
             max_tokens: *max_tokens,
             stop: stop.clone(),
             ignore_eos: *ignore_eos,
         }
+    }
+
+    /// What the target's authors recommend, where nothing was asked for.
+    fn sampling_remark(&self, pair: &Pair) -> Option<Remark> {
+        let Sampling { temperature, top_p, top_k, .. } = &self.sampling;
+        let asked = temperature.is_some() || top_p.is_some() || top_k.is_some();
+        if asked { None } else { pair.recommended_sampling().remark() }
     }
 
     fn mode(&self) -> ModeName {
