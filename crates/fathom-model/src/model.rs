@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use fathom_kernels::{Backend, KvShape, WeightView};
+use fathom_kernels::{Backend, KvShape};
 
+use crate::weights::{LayerTensors, ModelTensors, Projection, Vector};
 use crate::work::Work;
 use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
 
@@ -58,19 +59,20 @@ impl<B: Backend> Model<B> {
     ) -> Result<Model<B>> {
         let config = ModelConfig::from_dir(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.check(&config)?;
+        let tensors = ModelTensors::of(&config);
         let packer = Packer { backend: &backend, checkpoint: &checkpoint };
-        let ModelConfig { hidden, vocab, .. } = config;
 
-        let embed = packer.linear("model.embed_tokens", vocab, hidden, false)?;
-        let final_norm = packer.vector("model.norm.weight", hidden)?;
+        let embed = packer.linear(&tensors.embed)?;
+        let final_norm = packer.vector(&tensors.final_norm)?;
         let lm_head = match checkpoint.ties_word_embeddings(&config)? {
             true => None,
-            false => Some(packer.linear("lm_head", vocab, hidden, false)?),
+            false => Some(packer.linear(&tensors.lm_head)?),
         };
         let mut layers = Vec::with_capacity(config.layers);
-        for l in 0..config.layers {
-            layers.push(packer.layer(l, &config)?);
-            progress(l + 1, config.layers);
+        for layer in &tensors.layers {
+            layers.push(packer.layer(layer)?);
+            progress(layers.len(), config.layers);
         }
         let weights_fingerprint = checkpoint.fingerprint();
         let work = Mutex::default();
@@ -145,87 +147,46 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Reads tensors by HuggingFace name, checks them and packs them.
+/// Reads tensors, checks them and packs them.
 struct Packer<'a, B: Backend> {
     backend: &'a B,
     checkpoint: &'a Checkpoint,
 }
 
 impl<B: Backend> Packer<'_, B> {
-    fn layer(&self, l: usize, config: &ModelConfig) -> Result<Layer<B>> {
-        let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
-        let (q_rows, kv_rows) = (heads * head_dim, kv_heads * head_dim);
-        let name = |part: &str| format!("model.layers.{l}.{part}");
-
-        let [q, k, v] = if config.fused_projections {
-            let rows = [q_rows, kv_rows, kv_rows];
-            self.stacked(&name("self_attn.qkv_proj"), rows, hidden, config.qkv_bias)?
-        } else {
-            let linear = |part, rows| {
-                self.linear(&name(&format!("self_attn.{part}_proj")), rows, hidden, config.qkv_bias)
-            };
-            [linear("q", q_rows)?, linear("k", kv_rows)?, linear("v", kv_rows)?]
-        };
-        let [gate, up] = if config.fused_projections {
-            let rows = [intermediate, intermediate];
-            self.stacked(&name("mlp.gate_up_proj"), rows, hidden, config.mlp_bias)?
-        } else {
-            let linear =
-                |part: &str| self.linear(&name(part), intermediate, hidden, config.mlp_bias);
-            [linear("mlp.gate_proj")?, linear("mlp.up_proj")?]
-        };
-        let head_norm = |part: &str| match config.qk_norm {
-            true => self.vector(&name(part), head_dim).map(Some),
-            false => Ok(None),
-        };
+    fn layer(&self, tensors: &LayerTensors) -> Result<Layer<B>> {
+        let head_norm =
+            |norm: &Option<Vector>| norm.as_ref().map(|norm| self.vector(norm)).transpose();
         Ok(Layer {
-            attn_norm: self.vector(&name("input_layernorm.weight"), hidden)?,
-            q,
-            k,
-            v,
-            q_norm: head_norm("self_attn.q_norm.weight")?,
-            k_norm: head_norm("self_attn.k_norm.weight")?,
-            o: self.linear(&name("self_attn.o_proj"), hidden, q_rows, config.o_bias)?,
-            mlp_norm: self.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate,
-            up,
-            down: self.linear(&name("mlp.down_proj"), hidden, intermediate, config.mlp_bias)?,
+            attn_norm: self.vector(&tensors.attn_norm)?,
+            q: self.linear(&tensors.q)?,
+            k: self.linear(&tensors.k)?,
+            v: self.linear(&tensors.v)?,
+            q_norm: head_norm(&tensors.q_norm)?,
+            k_norm: head_norm(&tensors.k_norm)?,
+            o: self.linear(&tensors.o)?,
+            mlp_norm: self.vector(&tensors.mlp_norm)?,
+            gate: self.linear(&tensors.gate)?,
+            up: self.linear(&tensors.up)?,
+            down: self.linear(&tensors.down)?,
         })
     }
 
-    /// `{name}.weight` `[rows, columns]` and, if the config says so, `{name}.bias` `[rows]`.
-    fn linear(&self, name: &str, rows: usize, columns: usize, bias: bool) -> Result<B::Linear> {
-        let [linear] = self.stacked(name, [rows], columns, bias)?;
+    fn linear(&self, projection: &Projection) -> Result<B::Linear> {
+        let Projection { name, rows, total_rows, columns, bias } = projection;
+        let weight =
+            self.checkpoint.rows(&format!("{name}.weight"), rows.clone(), *total_rows, *columns)?;
+        let bias = match bias {
+            true => Some(self.checkpoint.vector(&format!("{name}.bias"), *total_rows)?),
+            false => None,
+        };
+        let linear =
+            self.backend.linear_from(weight, bias.as_ref().map(|bias| &bias[rows.clone()]));
+        self.checkpoint.release();
         Ok(linear)
     }
 
-    /// One tensor that stacks several projections, split into them.
-    fn stacked<const N: usize>(
-        &self,
-        name: &str,
-        rows: [usize; N],
-        columns: usize,
-        bias: bool,
-    ) -> Result<[B::Linear; N]> {
-        let total = rows.iter().sum();
-        let weight: WeightView<'_> =
-            self.checkpoint.matrix(&format!("{name}.weight"), total, columns)?;
-        let bias = match bias {
-            true => Some(self.checkpoint.vector(&format!("{name}.bias"), total)?),
-            false => None,
-        };
-        let mut first = 0;
-        let linears = rows.map(|rows| {
-            let range = first..first + rows;
-            first = range.end;
-            let bias = bias.as_ref().map(|bias| &bias[range.clone()]);
-            self.backend.linear_from(weight.slice_rows(range), bias)
-        });
-        self.checkpoint.release();
-        Ok(linears)
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<B::Vector> {
-        Ok(self.backend.vector_from(&self.checkpoint.vector(name, len)?))
+    fn vector(&self, vector: &Vector) -> Result<B::Vector> {
+        Ok(self.backend.vector_from(&self.checkpoint.vector(&vector.name, vector.len)?))
     }
 }

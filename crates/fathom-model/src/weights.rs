@@ -2,10 +2,13 @@
 
 mod header;
 mod index;
+mod layout;
+mod naming;
+mod remarks;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::vector::first_non_finite;
@@ -13,12 +16,16 @@ use fathom_kernels::{DType, WeightView};
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use crate::adapter::Adapter;
 use crate::brief::brief;
+use crate::file_check::{check_file, exists};
 use crate::text_file::read_text;
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, ModelConfig, Remark, Result};
 
 pub use header::{TensorInfo, parse_header};
 pub use index::parse_index;
+pub(crate) use layout::{LayerTensors, ModelTensors, Projection, Vector};
+use naming::Naming;
 
 /// One file with all the weights.
 const SINGLE: &str = "model.safetensors";
@@ -35,10 +42,11 @@ pub struct Checkpoint {
     pub(crate) shards: Vec<Shard>,
     /// Shard and place in the shard's `tensors`, by name.
     tensors: HashMap<String, (usize, usize)>,
-    /// Whether names lack the `model.` in front, as in exports of the model without its output head.
-    unprefixed: bool,
+    naming: Naming,
     /// The file that says what there is: the single one or the index.
     origin: PathBuf,
+    /// What was noticed when it was opened.
+    remarks: Vec<Remark>,
 }
 
 /// One mapped safetensors file.
@@ -72,7 +80,7 @@ impl Checkpoint {
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let single = dir.join(SINGLE);
         if exists(&single)? {
-            return Checkpoint::single(single);
+            return Checkpoint::single(dir, single);
         }
         let index = dir.join(INDEX);
         match read_text(&index)? {
@@ -81,12 +89,12 @@ impl Checkpoint {
         }
     }
 
-    fn single(path: PathBuf) -> Result<Checkpoint> {
+    fn single(dir: &Path, path: PathBuf) -> Result<Checkpoint> {
         let shard = Shard::open(path.clone())?;
         let names =
             shard.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), (0, i)));
         let tensors = names.collect();
-        Ok(Checkpoint::new(path, vec![shard], tensors))
+        Ok(Checkpoint::new(path, vec![shard], tensors, remarks::beside_single(dir)))
     }
 
     fn sharded(dir: &Path, index: PathBuf, text: &str) -> Result<Checkpoint> {
@@ -122,16 +130,23 @@ impl Checkpoint {
             };
             tensors.insert(tensor.clone(), place);
         }
-        Ok(Checkpoint::new(index, shards, tensors))
+        let unnamed = remarks::unnamed(dir, |name| names.binary_search(&name).is_ok());
+        Ok(Checkpoint::new(index, shards, tensors, unnamed.into_iter().collect()))
     }
 
     fn new(
         origin: PathBuf,
         shards: Vec<Shard>,
         tensors: HashMap<String, (usize, usize)>,
+        mut remarks: Vec<Remark>,
     ) -> Checkpoint {
-        let unprefixed = !tensors.keys().any(|name| name.starts_with("model."));
-        Checkpoint { shards, tensors, unprefixed, origin }
+        let naming = Naming::of(tensors.keys().map(String::as_str));
+        if !naming.prefix.is_empty() {
+            let prefix = brief(&naming.prefix);
+            let text = format!("all tensor names begin with `{prefix}`, which is taken off");
+            remarks.push(Remark::file("tensor-prefix", &origin, text));
+        }
+        Checkpoint { shards, tensors, naming, origin, remarks }
     }
 
     /// Whether there is a tensor of this HuggingFace name.
@@ -139,14 +154,14 @@ impl Checkpoint {
         self.find(name).is_some()
     }
 
-    /// The tensor of this HuggingFace name; in a checkpoint without the leading `model.`, names with it
-    /// find their tensors nevertheless.
+    /// The tensor of this HuggingFace name; in a checkpoint without the leading `model.`, or with a prefix
+    /// before all names, HuggingFace's find their tensors nevertheless.
     ///
     /// # Errors
     /// There is none, or its elements are not BF16, F16 or F32.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((shard, tensor)) = self.find(name) else {
-            return Err(Error::tensor(&self.origin, name, "is missing"));
+            return Err(self.missing(name));
         };
         let Some(dtype) = tensor.weight_dtype() else {
             let problem = format!("is of dtype {}, expected BF16, F16 or F32", tensor.dtype);
@@ -161,8 +176,23 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::tensor`]; another shape, or an element that is NaN or infinite.
     pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<WeightView<'_>> {
-        let TensorView { dtype, bytes, .. } = self.checked(name, &[rows, columns])?;
-        Ok(WeightView { bytes, dtype, rows, columns })
+        self.rows(name, 0..rows, rows, columns)
+    }
+
+    /// Some rows of a weight matrix of `total_rows`, every element of them finite.
+    pub(crate) fn rows(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+        total_rows: usize,
+        columns: usize,
+    ) -> Result<WeightView<'_>> {
+        let TensorView { dtype, bytes, file, .. } = self.shaped(name, &[total_rows, columns])?;
+        let part = WeightView { bytes, dtype, rows: total_rows, columns }.slice_rows(rows.clone());
+        match first_non_finite(part) {
+            None => Ok(part),
+            Some((row, column)) => Err(not_finite(file, name, &[rows.start + row, column])),
+        }
     }
 
     /// A vector of exactly this length, widened to f32, every element finite.
@@ -170,7 +200,10 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let TensorView { dtype, bytes, .. } = self.checked(name, &[len])?;
+        let TensorView { dtype, bytes, file, .. } = self.shaped(name, &[len])?;
+        if let Some((_, i)) = first_non_finite(WeightView { bytes, dtype, rows: 1, columns: len }) {
+            return Err(not_finite(file, name, &[i]));
+        }
         let halves = bytes.as_chunks().0.iter();
         Ok(match dtype {
             DType::Bf16 => halves.map(|&element| bf16::from_le_bytes(element).to_f32()).collect(),
@@ -202,35 +235,37 @@ impl Checkpoint {
         self.shards.iter().for_each(Shard::release);
     }
 
-    /// A tensor of exactly this shape with finite elements.
-    fn checked(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+    /// A tensor of exactly this shape.
+    fn shaped(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let tensor = self.tensor(name)?;
-        let wrong = |problem| Err(Error::tensor(tensor.file, name, problem));
-        if tensor.shape != shape {
-            let found = brief(&format!("{:?}", tensor.shape));
-            return wrong(format!("has shape {found}, expected {shape:?}"));
+        if tensor.shape == shape {
+            return Ok(tensor);
         }
-        let TensorView { bytes, dtype, .. } = tensor;
-        let flat = WeightView { bytes, dtype, rows: 1, columns: shape.iter().product() };
-        match first_non_finite(flat) {
-            None => Ok(tensor),
-            Some((_, i)) => wrong(format!(
-                "is NaN or infinite at {:?}, expected finite numbers",
-                place(i, shape)
-            )),
-        }
+        let found = brief(&format!("{:?}", tensor.shape));
+        let problem = format!("has shape {found}, expected {shape:?}");
+        Err(Error::tensor(tensor.file, name, problem))
     }
 
     fn find(&self, name: &str) -> Option<(&Shard, &TensorInfo)> {
-        let bare = name.strip_prefix("model.").filter(|_| self.unprefixed);
-        let (shard, tensor) = *self.tensors.get(name).or_else(|| self.tensors.get(bare?))?;
+        let (shard, tensor) = self.place(name)?;
         let shard = &self.shards[shard];
         Some((shard, &shard.tensors[tensor]))
     }
+
+    /// Shard and place in it of the tensor of a HuggingFace name.
+    fn place(&self, name: &str) -> Option<(usize, usize)> {
+        self.naming.candidates(name).find_map(|name| self.tensors.get(&name).copied())
+    }
+}
+
+fn not_finite(file: &Path, name: &str, place: &[usize]) -> Error {
+    let problem = format!("is NaN or infinite at {place:?}, expected finite numbers");
+    Error::tensor(file, name, problem)
 }
 
 impl Shard {
     pub(crate) fn open(path: PathBuf) -> Result<Shard> {
+        check_file(&path)?;
         let metadata = std::fs::metadata(&path).map_err(Error::io(&path, "cannot be read"))?;
         // Before opening: a pipe would wait for a writer.
         if !metadata.is_file() {
@@ -260,20 +295,17 @@ impl Shard {
     }
 }
 
-fn exists(path: &Path) -> Result<bool> {
-    match std::fs::metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io(path, "cannot be read")(error)),
-    }
-}
-
-/// Why a directory has no weights: it is none, or it has those of another format.
+/// Why a directory has no weights: it is none, or it has those of another format or of an adapter.
 fn no_weights(dir: &Path) -> Error {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) => return Error::io(dir, "cannot be read as a directory")(error),
     };
+    match Adapter::find(dir) {
+        Ok(None) => {}
+        Ok(Some(adapter)) => return adapter.refusal(),
+        Err(error) => return error,
+    }
     let mut others: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| {
@@ -287,14 +319,4 @@ fn no_weights(dir: &Path) -> Error {
         Some(other) => format!("; `{other}` is not read, only safetensors of these names are"),
     };
     Error::file(dir, format!("has no weights, expected {SINGLE} or {INDEX}{instead}"))
-}
-
-/// Indices of element `i` of a row-major tensor.
-fn place(mut i: usize, shape: &[usize]) -> Vec<usize> {
-    let mut indices = vec![0; shape.len()];
-    for (index, &size) in indices.iter_mut().zip(shape).rev() {
-        *index = i % size;
-        i /= size;
-    }
-    indices
 }

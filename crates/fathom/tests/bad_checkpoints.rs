@@ -233,3 +233,108 @@ fn pipes_in_place_of_files_do_not_hang() {
         checkpoint.scan_is_refused(&[name]);
     }
 }
+
+const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 2740656\n";
+
+/// A checkpoint with a tokenizer and a trace of text.
+fn with_tokenizer() -> Checkpoint {
+    let checkpoint = Checkpoint::copy_of("models/draft");
+    checkpoint.write("traces.jsonl", r#"{"prompt": "a", "output": "b"}"#);
+    checkpoint
+}
+
+/// What it consists of.
+const FILES: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    WEIGHTS,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+
+/// `git clone` without Git LFS leaves pointers.
+#[test]
+fn git_lfs_pointers_in_place_of_any_file() {
+    for name in FILES {
+        let checkpoint = with_tokenizer();
+        checkpoint.write(name, LFS);
+        checkpoint.scan_is_refused(&[name, "is a Git LFS pointer", "`git lfs pull`"]);
+    }
+}
+
+/// A download that was interrupted, or a cache without its blobs.
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_in_place_of_any_file() {
+    for name in FILES.into_iter().chain(["special_tokens_map.json", "adapter_config.json"]) {
+        let checkpoint = with_tokenizer();
+        let _ = fs::remove_file(checkpoint.file(name));
+        std::os::unix::fs::symlink("../../blobs/none", checkpoint.file(name)).unwrap();
+        let link = "is a link to ../../blobs/none, which does not exist";
+        checkpoint.scan_is_refused(&[name, link]);
+    }
+}
+
+#[test]
+fn an_adapter_alone() {
+    let checkpoint = Checkpoint::planted();
+    fs::remove_file(checkpoint.file("config.json")).unwrap();
+    fs::remove_file(checkpoint.file(WEIGHTS)).unwrap();
+    let adapter = json!({"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 8});
+    checkpoint.write("adapter_config.json", adapter.to_string());
+    checkpoint.scan_is_refused(&[
+        "adapter_config.json",
+        "LoRA adapter (r 8) of `org/base`",
+        "merge",
+    ]);
+}
+
+#[test]
+fn tensor_names_of_a_part_and_of_an_adapter() {
+    let checkpoint = Checkpoint::planted();
+    let original = fs::read(checkpoint.file(WEIGHTS)).unwrap();
+    let rename = |rename: &dyn Fn(&str) -> String| {
+        checkpoint.write(WEIGHTS, &original);
+        checkpoint.edit_weights(WEIGHTS, |header, _| {
+            let renamed = std::mem::take(header).into_iter();
+            header.extend(renamed.map(|(name, entry)| match name.as_str() {
+                "__metadata__" => (name, entry),
+                _ => (rename(&name), entry),
+            }));
+        });
+    };
+    rename(&|name| match name {
+        "lm_head.weight" => name.to_owned(),
+        _ => format!("language_model.{name}"),
+    });
+    checkpoint
+        .scan_is_refused(&["is missing; the file has `language_model.model.embed_tokens.weight`"]);
+    rename(&|name| name.replace("up_proj.", "up_proj.base_layer."));
+    checkpoint.scan_is_refused(&["up_proj.base_layer.weight`", "an adapter that is not merged"]);
+    // A prefix that all share is no obstacle.
+    rename(&|name| format!("_orig_mod.{name}"));
+    checkpoint.scan_succeeds(&[]);
+}
+
+#[test]
+fn a_folder_of_the_cache_or_a_url_in_place_of_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("models--org--name");
+    fs::create_dir_all(root.join("snapshots/0123abc")).unwrap();
+    fs::create_dir_all(root.join("refs")).unwrap();
+    fs::write(root.join("refs/main"), "0123abc").unwrap();
+    for model in [root.to_str().unwrap(), "https://hub.example/org/name/tree/main", "org/name/"] {
+        let mut scan = fathom();
+        scan.env("HUGGINGFACE_HUB_CACHE", dir.path()).arg("scan");
+        scan.args(["--model", model, "--traces", "t.jsonl", "--out"]).arg(dir.path().join("run"));
+        assert_refused(&scan.output().unwrap(), &["give `org/name`"]);
+    }
+}
+
+#[test]
+fn a_slow_tokenizer_alone_says_how_to_convert_it() {
+    let checkpoint = with_tokenizer();
+    fs::rename(checkpoint.file("tokenizer.json"), checkpoint.file("tokenizer.model")).unwrap();
+    checkpoint.scan_is_refused(&["has no tokenizer.json", "tokenizer.model", "save_pretrained"]);
+}
