@@ -70,6 +70,6 @@ pub use speed::{DecodeSpeed, decode_speed, prefill_flops, synthetic_ids};
 pub use synthetic::{SyntheticShape, write_synthetic};
 pub use text_encoder::{Encoded, TextEncoder};
 pub use text_file::read_text;
-pub use tokenizer::{Tokenizer, check_bos};
+pub use tokenizer::{Tokenizer, TokenizerFiles, check_bos};
 pub use traces::{Answer, TokenizedTrace, Trace, TraceContent, TraceReader, Writer};
 pub use weights::{Checkpoint, TensorInfo, TensorView, parse_header, parse_index};

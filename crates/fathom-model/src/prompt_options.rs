@@ -19,7 +19,7 @@ pub struct PromptOptions {
     /// The day that templates are told it is; `None` is [`crate::PINNED_DATE`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub date: Option<jiff::civil::Date>,
-    /// Whether a prompt begins with BOS; `None` leaves it to the checkpoint's files.
+    /// Whether a bare text begins with BOS; `None` leaves it to the checkpoint's files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bos: Option<bool>,
 }
@@ -52,6 +52,13 @@ impl PromptOptions {
         let refuse = |problem: String| Err(Error::Request(problem));
         if self.bos.is_some() && tokenizer.is_none_or(|tokenizer| tokenizer.bos_id().is_none()) {
             return refuse("--bos: the model's tokenizer names no BOS token".to_owned());
+        }
+        if let (Some(_), Some(template)) = (self.bos, template) {
+            return refuse(format!(
+                "--bos is about bare text, and here the chat template writes the special tokens ({}); add \
+                 --no-chat-template",
+                template.path().display()
+            ));
         }
         let about_template = [
             ("--system", self.system.is_some()),

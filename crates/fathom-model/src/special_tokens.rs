@@ -4,8 +4,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::Result;
 use crate::text_file::read_text;
-use crate::{Error, Result};
+use crate::tokenizer::declared::Declared;
+use crate::tokenizer::files::{Beside, CONFIG, SPECIAL_TOKENS_MAP, json_object};
 
 /// The special tokens templates and tokenizers refer to by name, as text; `None` where the files say nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +23,9 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Reads `tokenizer_config.json`, and `special_tokens_map.json` for what is not there.
+    /// Reads the tokens that `tokenizer_config.json` and `special_tokens_map.json` name, with
+    /// transformers 5's precedence: the second overrides the first, unless that has an
+    /// `added_tokens_decoder`; then the second is not read.
     ///
     /// A token is a string or, as HuggingFace serialises `AddedToken`, an object with `content`.
     /// Neither file has to exist.
@@ -29,45 +33,33 @@ impl SpecialTokens {
     /// # Errors
     /// A file that cannot be read, is not a JSON object, or holds a token of another kind.
     pub fn from_dir(dir: &Path) -> Result<SpecialTokens> {
-        let mut tokens = SpecialTokens::default();
-        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
-            let path = dir.join(name);
-            let Some(object) = read_json_object(&path)? else { continue };
-            for (slot, key) in [
-                (&mut tokens.bos, "bos_token"),
-                (&mut tokens.eos, "eos_token"),
-                (&mut tokens.unk, "unk_token"),
-                (&mut tokens.pad, "pad_token"),
-            ] {
-                if slot.is_none() {
-                    *slot = token_string(&path, &object, key)?;
-                }
-            }
-        }
-        Ok(tokens)
+        let beside = Beside {
+            dir: dir.to_owned(),
+            config: read_json_object(&dir.join(CONFIG))?.unwrap_or_default(),
+            special_tokens_map: read_json_object(&dir.join(SPECIAL_TOKENS_MAP))?,
+            added_tokens: None,
+        };
+        Ok(SpecialTokens::from(&Declared::gather(&beside)?))
     }
 }
 
-/// `object[key]` as a token: a string, or an `AddedToken` object; `None` when absent or null.
-fn token_string(path: &Path, object: &Map<String, Value>, key: &str) -> Result<Option<String>> {
-    let content = match object.get(key) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(Value::Object(added_token)) => added_token.get("content"),
-        other => other,
-    };
-    match content {
-        Some(Value::String(token)) => Ok(Some(token.clone())),
-        _ => Err(Error::field(path, key, "must be a string or an object with a string `content`")),
+impl From<&Declared> for SpecialTokens {
+    fn from(declared: &Declared) -> SpecialTokens {
+        let token = |name| declared.get(name).map(str::to_owned);
+        SpecialTokens {
+            bos: token("bos_token"),
+            eos: token("eos_token"),
+            unk: token("unk_token"),
+            pad: token("pad_token"),
+        }
     }
 }
 
 /// The JSON object in `path`; `None` when the file does not exist.
 pub(crate) fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(object)) => Ok(Some(object)),
-        Ok(_) => Err(Error::file(path, "must hold a JSON object")),
-        Err(error) => Err(Error::file(path, format!("is not valid JSON: {error}"))),
+    match read_text(path)? {
+        Some(text) => json_object(path, &text).map(Some),
+        None => Ok(None),
     }
 }
 
@@ -98,9 +90,19 @@ mod tests {
         ]);
         let tokens = SpecialTokens::from_dir(dir.path()).unwrap();
         assert_eq!(tokens.bos.as_deref(), Some("<s>"));
-        assert_eq!(tokens.eos.as_deref(), Some("</s>"), "tokenizer_config.json comes first");
+        assert_eq!(tokens.eos.as_deref(), Some("<other>"), "special_tokens_map.json overrides");
         assert_eq!(tokens.pad.as_deref(), Some("<pad>"));
         assert_eq!(tokens.unk, None);
+    }
+
+    #[test]
+    fn with_added_tokens_decoder_the_other_file_is_not_read() {
+        let dir = dir(&[
+            ("tokenizer_config.json", r#"{"eos_token": "</s>", "added_tokens_decoder": {}}"#),
+            ("special_tokens_map.json", r#"{"pad_token": "<pad>", "eos_token": "<other>"}"#),
+        ]);
+        let tokens = SpecialTokens::from_dir(dir.path()).unwrap();
+        assert_eq!((tokens.eos.as_deref(), tokens.pad), (Some("</s>"), None));
     }
 
     #[test]

@@ -222,12 +222,13 @@ impl TextEncoder<'_> {
         Ok(encoded)
     }
 
-    /// The ids of an answer, to follow those of its prompt.
+    /// The ids of an answer, to follow those of its prompt: without BOS, and without the mark that
+    /// some tokenizers put before the first word of a text.
     ///
     /// # Errors
     /// No tokenizer.
     pub fn output_ids(&self, output: &str) -> Result<Vec<u32>> {
-        self.tokenizer()?.encode(output, false)
+        self.tokenizer()?.encode_continuation(output)
     }
 
     /// Id of BOS, where a tokenizer names one.

@@ -46,9 +46,13 @@ pub(crate) fn read_text_with_mark(path: &Path) -> Result<Option<String>> {
 
 /// The text of a file's bytes; `path` is only for messages.
 fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
-    match bytes.get(..2) {
-        Some([0xFF, 0xFE]) => return utf16(path, &bytes[2..], u16::from_le_bytes),
-        Some([0xFE, 0xFF]) => return utf16(path, &bytes[2..], u16::from_be_bytes),
+    match bytes.as_slice() {
+        [0xFF, 0xFE, text @ ..] if !text.is_empty() => {
+            return utf16(path, text, u16::from_le_bytes);
+        }
+        [0xFE, 0xFF, text @ ..] if !text.is_empty() => {
+            return utf16(path, text, u16::from_be_bytes);
+        }
         _ => {}
     }
     String::from_utf8(bytes).map_err(|error| {

@@ -1,42 +1,68 @@
-//! Text to token ids and back, through a checkpoint's own `tokenizer.json`.
+//! Text to token ids and back, through a checkpoint's own `tokenizer.json` and what transformers 5
+//! lays over it from the files beside it (`docs/parity.md`).
+
+mod continuation;
+pub(crate) mod declared;
+pub(crate) mod files;
+mod framing;
+mod overlay;
+mod token;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde_json::Value;
+
+use self::declared::Declared;
+pub use self::files::TokenizerFiles;
+use self::files::{CONFIG, TOKENIZER};
+use self::framing::Framing;
+use self::overlay::Listed;
 use crate::brief::brief;
 use crate::decode_stream::DecodeStream;
-use crate::special_tokens::{SpecialTokens, read_json_object};
-use crate::text_file::read_text;
+use crate::special_tokens::SpecialTokens;
 use crate::token_text::token_bytes;
-use crate::{Error, Result};
+use crate::{Error, Remark, Result};
 
 /// How to come by a `tokenizer.json`.
 pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow tokenizer \
      (tokenizer.model, tekken.json) with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
 
-/// A checkpoint's tokenizer: what HuggingFace's fast tokenizer does with `tokenizer.json`.
+/// A checkpoint's tokenizer: the ids transformers 5 gives.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
     special: SpecialTokens,
-    /// `add_bos_token` of `tokenizer_config.json`, which overrides the post-processor of `tokenizer.json`.
-    add_bos: Option<bool>,
+    /// What the post-processor puts around a text, where it is of that form.
+    framing: Option<Framing>,
+    /// Whether the user wants BOS in front of a bare text, whatever the post-processor does.
+    bos: Option<bool>,
     /// A token put before another to see how that one decodes in the middle of a text.
     anchor: Option<u32>,
+    remarks: Vec<Remark>,
+}
+
+/// The parts of `tokenizer.json` that are read beside the library.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    added_tokens: Vec<Listed>,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` with the special tokens named in `tokenizer_config.json`.
+    /// Loads `tokenizer.json` and lays over it the tokens that `tokenizer_config.json`,
+    /// `added_tokens.json` and `special_tokens_map.json` declare, as transformers 5 does.
     ///
     /// Truncation and padding stored in `tokenizer.json` are switched off, as HuggingFace does unless
     /// asked: the ids of a text are all its ids.
     ///
     /// # Errors
-    /// No `tokenizer.json`, or one that cannot be used.
+    /// No `tokenizer.json`, or files that cannot be used.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         Tokenizer::find(dir)?.ok_or_else(|| {
             let problem = format!("does not exist; {NO_TOKENIZER}");
-            Error::file(&dir.join("tokenizer.json"), problem)
+            Error::file(&dir.join(TOKENIZER), problem)
         })
     }
 
@@ -44,28 +70,107 @@ impl Tokenizer {
     /// a checkpoint can be scanned on explicit token ids without one.
     ///
     /// # Errors
-    /// A `tokenizer.json` that cannot be used.
+    /// Files that cannot be used.
     pub fn find(dir: &Path) -> Result<Option<Tokenizer>> {
-        let path = dir.join("tokenizer.json");
-        let Some(text) = read_text(&path)? else { return Ok(None) };
+        match TokenizerFiles::read(dir)? {
+            Some(files) => Tokenizer::from_files(&files).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// [`Tokenizer::from_dir`], from the files' texts.
+    ///
+    /// # Errors
+    /// Files that cannot be used.
+    pub fn from_files(files: &TokenizerFiles) -> Result<Tokenizer> {
+        let path = files.dir.join(TOKENIZER);
         let unusable =
             |problem: &str| Error::file(&path, format!("is not a usable tokenizer: {problem}"));
-        if let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&text) {
+        let outline = serde_json::from_str::<Outline>(&files.tokenizer);
+        if let Err(error) = &outline
+            && !error.is_data()
+        {
             return Err(Error::file(&path, format!("is not valid JSON: {error}")));
         }
         let mut inner: tokenizers::Tokenizer =
-            guarded(|| text.parse()).map_err(|problem| unusable(&problem))?;
+            guarded(|| files.tokenizer.parse()).map_err(|problem| unusable(&problem))?;
+        let listed = outline.map_err(|error| unusable(&brief(&error.to_string())))?.added_tokens;
+        let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unusable(&brief(&error.to_string())))?;
-        let config_path = dir.join("tokenizer_config.json");
-        let config = read_json_object(&config_path)?.unwrap_or_default();
-        let add_bos = config.get("add_bos_token").and_then(serde_json::Value::as_bool);
-        let special = SpecialTokens::from_dir(dir)?;
-        let mut tokenizer = Tokenizer { inner, path, special, add_bos, anchor: None };
+
+        let beside = files.beside()?;
+        let mut declared = Declared::gather(&beside)?;
+        padding.into_iter().for_each(|token| declared.default_pad(token));
+        let (declared, remarks) = overlay::lay_over(&mut inner, &files.dir, declared, listed)?;
+        let special = SpecialTokens::from(&declared);
+        if let Some(Value::Bool(split)) = beside.config.get("split_special_tokens") {
+            inner.set_encode_special_tokens(*split);
+        }
+        let framing = guarded(|| Framing::of(&inner)).map_err(|problem| unusable(&problem))?;
+        let mut tokenizer =
+            Tokenizer { inner, path, special, framing, bos: None, anchor: None, remarks };
         tokenizer.anchor = tokenizer.encode("a", false)?.last().copied();
         // A post-processor that cannot work says so now and not in the middle of a run.
         tokenizer.encode("a", true)?;
-        Ok(Some(tokenizer))
+        tokenizer.remark_on_config(&files.dir.join(CONFIG), &beside.config);
+        Ok(tokenizer)
+    }
+
+    /// Keys of `tokenizer_config.json` that say otherwise than what is done.
+    fn remark_on_config(&mut self, path: &Path, config: &serde_json::Map<String, Value>) {
+        let says = |key: &str| config.get(key).and_then(Value::as_bool);
+        let mut remark = |kind, text| self.remarks.push(Remark::file(kind, path, text));
+        if says("fix_mistral_regex") == Some(true) {
+            let text = "`fix_mistral_regex` is not applied: tokenizer.json is used as it is";
+            remark("fix-mistral-regex", text.to_owned());
+        }
+        let Some(framing) = &self.framing else { return };
+        let id = |token: &Option<String>| self.inner.token_to_id(token.as_deref()?);
+        let bos = id(&self.special.bos).is_some_and(|id| framing.front.contains(&id));
+        let eos = id(&self.special.eos).is_some_and(|id| framing.back.contains(&id));
+        let rule = "transformers 5 goes by the post-processor of tokenizer.json";
+        if let Some(said) = says("add_bos_token").filter(|said| *said != bos) {
+            let (done, other) = match bos {
+                true => ("BOS", "`--bos no` leaves it out"),
+                false => ("no BOS", "`--bos yes` adds it"),
+            };
+            let text = format!("`add_bos_token` is {said}, but {done} is added: {rule}; {other}");
+            remark(ADD_BOS, text);
+        }
+        if let Some(said) = says("add_eos_token").filter(|said| *said != eos) {
+            let done = if eos { "EOS" } else { "no EOS" };
+            let text = format!("`add_eos_token` is {said}, but {done} is added: {rule}");
+            remark("add-eos-token", text);
+        }
+    }
+
+    /// What was found in the files that a user should know.
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
+
+    /// Decides about BOS in front of a bare text, whatever the post-processor of `tokenizer.json` does:
+    /// `Some(true)` for exactly one, `Some(false)` for none but what the text itself holds,
+    /// `None` for what the post-processor does.
+    ///
+    /// # Errors
+    /// No BOS is named, or the post-processor does not put a text once between special tokens.
+    pub fn set_bos(&mut self, bos: Option<bool>) -> Result<()> {
+        if bos.is_some() {
+            if self.bos_id().is_none() {
+                let problem = "names no BOS token that could be added or left out";
+                return Err(Error::file(&self.path.with_file_name(CONFIG), problem));
+            }
+            if self.framing.is_none() {
+                let problem = "has a post-processor about whose BOS nothing can be decided";
+                return Err(Error::file(&self.path, problem));
+            }
+            // What was doubtful is decided.
+            self.remarks.retain(|remark| remark.kind != ADD_BOS);
+        }
+        self.bos = bos;
+        Ok(())
     }
 
     /// The ids of `text`. Special tokens written in the text are recognised either way;
@@ -75,27 +180,36 @@ impl Tokenizer {
     /// # Errors
     /// A text this tokenizer has no ids for.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
-        let encode = |special| {
-            guarded(|| self.inner.encode_fast(text, special))
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|problem| {
-                    Error::file(&self.path, format!("cannot encode a text: {problem}"))
-                })
-        };
-        let mut ids = encode(add_special_tokens)?;
-        if let (true, Some(add_bos), Some(bos)) = (add_special_tokens, self.add_bos, self.bos_id())
+        if let (true, Some(bos), Some(id), Some(framing)) =
+            (add_special_tokens, self.bos, self.bos_id(), &self.framing)
         {
-            // `add_bos_token` decides about exactly one BOS in front, whatever the post-processor did;
-            // a BOS written in the text itself stays.
-            let written = encode(false)?;
-            let added = ids.len() > written.len() && ids.first() == Some(&bos);
-            match (add_bos, added) {
-                (true, false) => ids.insert(0, bos),
-                (false, true) => drop(ids.remove(0)),
-                _ => {}
+            let mut ids: Vec<u32> = framing.front.iter().copied().filter(|i| *i != id).collect();
+            ids.extend(self.encode(text, false)?);
+            ids.extend(&framing.back);
+            if bos && ids.first() != Some(&id) {
+                ids.insert(0, id);
             }
+            return Ok(ids);
         }
-        Ok(ids)
+        self.ids(|| {
+            let encoding = self.inner.encode_fast(text, add_special_tokens)?;
+            Ok(encoding.get_ids().to_vec())
+        })
+    }
+
+    /// The ids of a text that goes on from another, such as an answer from its prompt: no special
+    /// tokens around it and no mark or space before its first character, where the tokenizer puts one
+    /// at the start of a text. Inside the text everything is as ever.
+    ///
+    /// # Errors
+    /// A text this tokenizer has no ids for.
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(|| continuation::encode(&self.inner, text))
+    }
+
+    fn ids(&self, encode: impl FnOnce() -> tokenizers::Result<Vec<u32>>) -> Result<Vec<u32>> {
+        guarded(encode)
+            .map_err(|problem| Error::file(&self.path, format!("cannot encode a text: {problem}")))
     }
 
     /// The text of `ids`, special tokens kept. Ids outside the vocabulary are left out, as
@@ -178,16 +292,14 @@ impl Tokenizer {
         self.special.eos.as_deref().and_then(|token| self.token_to_id(token))
     }
 
-    /// What is remarkable about its files.
-    pub fn remarks(&self) -> &[crate::Remark] {
-        &[]
-    }
-
     /// The `tokenizer.json` this was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
+
+/// Kind of the remark about `add_bos_token`.
+const ADD_BOS: &str = "add-bos-token";
 
 /// Refuses ids that begin with BOS twice.
 ///

@@ -394,7 +394,11 @@ fn configs_that_are_used_as_they_are_have_no_remarks() {
     let path = crate_file("tests/data/huggingface/configs.json");
     let cases: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     for case in cases["cases"].as_array().unwrap() {
-        assert_eq!(remarks(&case["config"]), [""; 0], "{}", case["name"]);
+        // Llama's class has no window.
+        let expected = usize::from(
+            case["config"]["model_type"] == "llama" && !case["config"]["sliding_window"].is_null(),
+        );
+        assert_eq!(remarks(&case["config"]).len(), expected, "{}", case["name"]);
     }
 }
 

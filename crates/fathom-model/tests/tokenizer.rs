@@ -71,12 +71,11 @@ fn special_tokens_and_sizes() {
     assert_eq!(tokenizer.id_to_token(4096), None);
 }
 
+/// As in transformers 5. Until then `add_bos_token` decided for some classes; see docs/parity.md.
 #[test]
-fn add_bos_token_decides_about_the_bos() {
+fn the_post_processor_decides_about_the_bos() {
     let off = metaspace_with(r#"{"bos_token": "<s>", "add_bos_token": false}"#);
-    assert_eq!(off.encode("the", true).unwrap(), off.encode("the", false).unwrap());
-    // A BOS written in the text is the text's own.
-    assert_eq!(off.encode("<s>the", true).unwrap(), off.encode("<s>the", false).unwrap());
+    assert_eq!(off.encode("the", true).unwrap(), metaspace().encode("the", true).unwrap());
     let on = metaspace_with(r#"{"bos_token": "<s>", "add_bos_token": true}"#);
     assert_eq!(on.encode("the", true).unwrap(), metaspace().encode("the", true).unwrap());
 
@@ -86,7 +85,7 @@ fn add_bos_token_decides_about_the_bos() {
     let config = r#"{"bos_token": "<s>", "add_bos_token": true}"#;
     let files = [("tokenizer.json", &*bare.to_string()), ("tokenizer_config.json", config)];
     let added = from_files(&files).unwrap();
-    assert_eq!(added.encode("the", true).unwrap(), metaspace().encode("the", true).unwrap());
+    assert_eq!(added.encode("the", true).unwrap(), added.encode("the", false).unwrap());
 }
 
 /// `truncation` and `padding` of a tokenizer.json apply only when asked for in HuggingFace.

@@ -141,8 +141,11 @@ impl TextFiles {
             (None, false) => ChatTemplate::unread(dir),
             _ => Vec::new(),
         };
-        let tokenizer = Tokenizer::find(dir)?;
+        let mut tokenizer = Tokenizer::find(dir)?;
         options.check(tokenizer.as_ref(), template.as_ref())?;
+        if let Some(tokenizer) = &mut tokenizer {
+            tokenizer.set_bos(options.bos)?;
+        }
         Ok(TextFiles { tokenizer, template, options, unread })
     }
 

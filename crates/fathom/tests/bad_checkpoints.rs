@@ -236,7 +236,14 @@ fn pipes_in_place_of_files_do_not_hang() {
 
 const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 2740656\n";
 
-/// What a planted checkpoint and its traces consist of, as far as a scan reads it.
+/// A checkpoint with a tokenizer and a trace of text.
+fn with_tokenizer() -> Checkpoint {
+    let checkpoint = Checkpoint::copy_of("models/draft");
+    checkpoint.write("traces.jsonl", r#"{"prompt": "a", "output": "b"}"#);
+    checkpoint
+}
+
+/// What it consists of.
 const FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -250,7 +257,7 @@ const FILES: [&str; 6] = [
 #[test]
 fn git_lfs_pointers_in_place_of_any_file() {
     for name in FILES {
-        let checkpoint = Checkpoint::planted();
+        let checkpoint = with_tokenizer();
         checkpoint.write(name, LFS);
         checkpoint.scan_is_refused(&[name, "is a Git LFS pointer", "`git lfs pull`"]);
     }
@@ -261,7 +268,7 @@ fn git_lfs_pointers_in_place_of_any_file() {
 #[test]
 fn links_to_nothing_in_place_of_any_file() {
     for name in FILES.into_iter().chain(["special_tokens_map.json", "adapter_config.json"]) {
-        let checkpoint = Checkpoint::planted();
+        let checkpoint = with_tokenizer();
         let _ = fs::remove_file(checkpoint.file(name));
         std::os::unix::fs::symlink("../../blobs/none", checkpoint.file(name)).unwrap();
         let link = "is a link to ../../blobs/none, which does not exist";
@@ -327,8 +334,7 @@ fn a_folder_of_the_cache_or_a_url_in_place_of_a_model() {
 
 #[test]
 fn a_slow_tokenizer_alone_says_how_to_convert_it() {
-    let checkpoint = Checkpoint::planted();
+    let checkpoint = with_tokenizer();
     fs::rename(checkpoint.file("tokenizer.json"), checkpoint.file("tokenizer.model")).unwrap();
-    checkpoint.write("traces.jsonl", r#"{"prompt": "a", "output": "b"}"#);
     checkpoint.scan_is_refused(&["has no tokenizer.json", "tokenizer.model", "save_pretrained"]);
 }

@@ -117,7 +117,7 @@ impl Checkpoint {
         } else if nearest.is_none() && !list.iter().any(|(name, _)| self.contains(name)) {
             let first = self.names().min().map(brief).unwrap_or_default();
             format!("is missing, and so is every other; the file has names such as `{first}`")
-        } else if name == "lm_head.weight" {
+        } else if nearest.is_none() && name == "lm_head.weight" {
             "is missing, and `tie_word_embeddings` is not true in config.json; is it a model without \
              its output head?"
                 .to_owned()

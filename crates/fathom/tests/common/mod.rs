@@ -14,7 +14,7 @@ use tempfile::TempDir;
 /// The built binary, without whatever the environment says about colours and caches.
 pub fn fathom() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
-    for name in ["HF_HUB_CACHE", "HF_HOME", "NO_COLOR", "RUST_BACKTRACE"] {
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "NO_COLOR", "RUST_BACKTRACE"] {
         command.env_remove(name);
     }
     command

@@ -1,0 +1,372 @@
+//! The tokens that the files beside `tokenizer.json` declare, gathered as transformers 5 does in
+//! `PreTrainedTokenizerBase._from_pretrained`. `docs/parity.md` says the rules in words.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use serde_json::{Map, Value};
+
+use super::files::{ADDED_TOKENS, Beside, CONFIG, SPECIAL_TOKENS_MAP};
+use super::token::{Flags, Token, not_a_token};
+use crate::brief::brief;
+use crate::{Error, Result};
+
+/// The names every tokenizer has, in transformers' order.
+const NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", PAD, "cls_token", "mask_token"];
+const PAD: &str = "pad_token";
+const EXTRA: &str = "extra_special_tokens";
+/// What `extra_special_tokens` was called before transformers 5.
+const ADDITIONAL: &str = "additional_special_tokens";
+const OWN: &str = "model_specific_special_tokens";
+const WITH_IDS: &str = "added_tokens_decoder";
+
+/// What the files beside `tokenizer.json` declare.
+#[derive(Debug, Default)]
+pub(crate) struct Declared {
+    /// The tokens with a name (`bos_token`), the model's own names after [`NAMES`].
+    pub named: Vec<(String, Token)>,
+    /// Special tokens without a name.
+    pub extra: Vec<Token>,
+    /// Tokens declared together with an id.
+    pub with_ids: BTreeMap<u32, Token>,
+    /// The file `with_ids` comes from.
+    pub ids_from: &'static str,
+    /// Whether a file has something to say about the padding token, be it that there is none.
+    says_pad: bool,
+    /// What stands in a file, but is not read because another declaration comes first.
+    pub unread: Vec<Unread>,
+}
+
+/// A declaration that is not read.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    pub file: &'static str,
+    pub field: String,
+    pub content: String,
+    /// The id it is declared with.
+    pub id: Option<u64>,
+}
+
+impl Declared {
+    /// Reads the declarations.
+    ///
+    /// # Errors
+    /// A declaration of another kind than a token.
+    pub fn gather(beside: &Beside) -> Result<Declared> {
+        let mut declared = Declared::default();
+        let mut from_map = HashSet::new();
+        let mut given = Map::new();
+        // The model's own names. Keys of other kinds that end alike (`add_bos_token`) name nothing.
+        let mut own = Map::new();
+        for (key, value) in &beside.config {
+            if is_own_name(key) && value.is_string() {
+                own.insert(key.clone(), value.clone());
+            } else if is_own_name(key)
+                || NAMES.contains(&&**key)
+                || [EXTRA, ADDITIONAL].contains(&&**key)
+            {
+                given.insert(key.clone(), value.clone());
+            }
+        }
+        if given.contains_key(ADDITIONAL) && !given.get(EXTRA).is_some_and(is_truthy) {
+            let old = given.shift_remove(ADDITIONAL).unwrap_or_default();
+            given.insert(EXTRA.to_owned(), old);
+        }
+        take_own_names(&mut given, &mut own);
+        if own.is_empty() {
+            match beside.config.get(OWN) {
+                None | Some(Value::Null) => {}
+                Some(Value::Object(names)) => own = names.clone(),
+                Some(_) => return Err(beside.problem(CONFIG, OWN, "must be an object of tokens")),
+            }
+        }
+
+        match beside.config.get(WITH_IDS) {
+            Some(tokens) => {
+                declared.read_decoder(beside, tokens)?;
+                declared.leave_unread(beside);
+            }
+            None => {
+                if let Some(map) = &beside.special_tokens_map {
+                    declared.lay_map_over(map, &mut given, &mut from_map);
+                    take_own_names(&mut given, &mut own);
+                }
+                declared.read_added_tokens(beside, &given, &from_map)?;
+            }
+        }
+        declared.says_pad = given.contains_key(PAD);
+        declared.name(beside, &given, &own, &from_map)?;
+        declared.read_extra(beside, &given)?;
+        Ok(declared)
+    }
+
+    /// The text of a token by a name every tokenizer has.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let (_, token) = self.named.iter().take(NAMES.len()).find(|(key, _)| key == name)?;
+        Some(&token.content)
+    }
+
+    /// Names the padding token, where no file has said anything about it.
+    pub fn default_pad(&mut self, content: String) {
+        if !self.says_pad {
+            let before = |name: &String| NAMES[..4].contains(&&**name);
+            let at = self.named.iter().take_while(|(name, _)| before(name)).count();
+            self.named.insert(at, (PAD.to_owned(), Token { content, flags: None }));
+        }
+    }
+
+    /// `added_tokens_decoder`: `{"32000": {"content": "<x>", …}}`.
+    fn read_decoder(&mut self, beside: &Beside, tokens: &Value) -> Result<()> {
+        let Value::Object(tokens) = tokens else {
+            return Err(beside.problem(CONFIG, WITH_IDS, "must be an object of tokens by id"));
+        };
+        self.ids_from = CONFIG;
+        let path = beside.dir.join(CONFIG);
+        for (id, token) in tokens {
+            let field = format!("{WITH_IDS}.{id}");
+            let Ok(id) = id.parse() else {
+                let problem =
+                    format!("must be keyed by token ids below 2³², not by `{}`", brief(id));
+                return Err(beside.problem(CONFIG, WITH_IDS, &problem));
+            };
+            let Value::Object(token) = token else { return Err(not_a_token(&path, &field)) };
+            self.declare(CONFIG, id, Token::from_object(&path, &field, token)?);
+        }
+        Ok(())
+    }
+
+    /// Of two tokens with the same id, the later one stays.
+    pub fn declare(&mut self, file: &'static str, id: u32, token: Token) {
+        self.ids_from = file;
+        let content = token.content.clone();
+        if let Some(Token { content: old, .. }) = self.with_ids.insert(id, token)
+            && old != content
+        {
+            let field = old.clone();
+            self.unread.push(Unread { file, field, content: old, id: Some(id.into()) });
+        }
+    }
+
+    /// `added_tokens.json`: `{"<x>": 32000}`.
+    fn read_added_tokens(
+        &mut self,
+        beside: &Beside,
+        given: &Map<String, Value>,
+        from_map: &HashSet<String>,
+    ) -> Result<()> {
+        let Some(tokens) = &beside.added_tokens else { return Ok(()) };
+        let named = NAMES.iter().filter_map(|name| match given.get(*name)? {
+            Value::String(content) => Some(content),
+            // transformers compares before it has made a token of an object in tokenizer_config.json.
+            Value::Object(token) if from_map.contains(*name) => match token.get("content")? {
+                Value::String(content) => Some(content),
+                _ => None,
+            },
+            _ => None,
+        });
+        let extra = given.get(EXTRA).and_then(Value::as_array).into_iter().flatten();
+        let special: HashSet<&str> = named
+            .map(String::as_str)
+            .chain(extra.filter_map(Value::as_str))
+            .filter(|content| !content.is_empty())
+            .collect();
+        for (content, id) in tokens {
+            let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
+                return Err(beside.problem(ADDED_TOKENS, content, "must be a token id below 2³²"));
+            };
+            let special = special.contains(content.as_str());
+            let flags = Flags { normalized: Some(!special), special, ..Flags::default() };
+            self.declare(ADDED_TOKENS, id, Token { content: content.clone(), flags: Some(flags) });
+        }
+        Ok(())
+    }
+
+    /// Without `added_tokens_decoder`, `special_tokens_map.json` overrides `tokenizer_config.json`.
+    fn lay_map_over(
+        &mut self,
+        map: &Map<String, Value>,
+        given: &mut Map<String, Value>,
+        from_map: &mut HashSet<String>,
+    ) {
+        for (key, value) in map {
+            let mut value = value.clone();
+            if key == EXTRA {
+                if let (Value::Array(more), Some(Value::Array(known))) =
+                    (&mut value, given.get(EXTRA))
+                {
+                    let known = known.iter().cloned();
+                    *more = known.chain(std::mem::take(more)).collect();
+                }
+            } else if is_own_name(key) || NAMES.contains(&&**key) {
+                if let Value::Object(token) = &mut value {
+                    token.insert("special".to_owned(), Value::Bool(true));
+                }
+                if let (Some(old), Some(content)) =
+                    (given.get(key).and_then(content_of), content_of(&value))
+                    && old != content
+                {
+                    let (field, content) = (key.clone(), old.to_owned());
+                    self.unread.push(Unread { file: CONFIG, field, content, id: None });
+                }
+                from_map.insert(key.clone());
+            } else if key != ADDITIONAL {
+                continue;
+            }
+            given.insert(key.clone(), value);
+        }
+    }
+
+    /// With `added_tokens_decoder`, the two older files are not read.
+    fn leave_unread(&mut self, beside: &Beside) {
+        let file = SPECIAL_TOKENS_MAP;
+        for (field, value) in beside.special_tokens_map.iter().flatten() {
+            let tokens = match value {
+                Value::Array(tokens) => tokens.as_slice(),
+                token => std::slice::from_ref(token),
+            };
+            self.unread.extend(tokens.iter().filter_map(content_of).map(|content| Unread {
+                file,
+                field: field.clone(),
+                content: content.to_owned(),
+                id: None,
+            }));
+        }
+        self.unread.extend(beside.added_tokens.iter().flatten().map(|(content, id)| Unread {
+            file: ADDED_TOKENS,
+            field: content.clone(),
+            content: content.clone(),
+            id: id.as_u64(),
+        }));
+    }
+
+    /// The named tokens: [`NAMES`] first, then the model's own, those of `own` after the others.
+    fn name(
+        &mut self,
+        beside: &Beside,
+        given: &Map<String, Value>,
+        own: &Map<String, Value>,
+        from_map: &HashSet<String>,
+    ) -> Result<()> {
+        let mut named: Vec<(&str, Option<Token>)> = NAMES.map(|name| (name, None)).to_vec();
+        let mut at: HashMap<&str, usize> = NAMES.iter().enumerate().map(|(i, n)| (*n, i)).collect();
+        let mut set = |name, token| match at.get(name) {
+            Some(i) => named[*i].1 = Some(token),
+            None => {
+                at.insert(name, named.len());
+                named.push((name, Some(token)));
+            }
+        };
+        let by_content: HashMap<&str, &Token> =
+            self.with_ids.values().map(|token| (token.content.as_str(), token)).collect();
+        for (name, value) in given.iter().filter(|(name, value)| {
+            // Objects of the model's own are tokens only where they say so.
+            let tagged = value.get("__type").and_then(Value::as_str) == Some("AddedToken");
+            let own =
+                is_own_name(name) && (value.is_string() || tagged || from_map.contains(*name));
+            !value.is_null() && (own || NAMES.contains(&&***name))
+        }) {
+            let file = if from_map.contains(name) { SPECIAL_TOKENS_MAP } else { CONFIG };
+            let path = beside.dir.join(file);
+            let Some(token) = Token::parse(&path, name, value)? else {
+                if is_own_name(name) {
+                    continue;
+                }
+                return Err(not_a_token(&path, name));
+            };
+            // A name takes over the flags declared with the id.
+            let flagged = by_content.get(token.content.as_str());
+            let token = match flagged {
+                Some(flagged) if !is_own_name(name) => (*flagged).clone(),
+                _ => token,
+            };
+            set(name, token);
+        }
+        for (name, value) in own {
+            let path = beside.dir.join(CONFIG);
+            let token =
+                Token::parse(&path, name, value)?.ok_or_else(|| not_a_token(&path, name))?;
+            set(name, token);
+        }
+        self.named =
+            named.into_iter().filter_map(|(name, token)| Some((name.to_owned(), token?))).collect();
+        Ok(())
+    }
+
+    fn read_extra(&mut self, beside: &Beside, given: &Map<String, Value>) -> Result<()> {
+        let (key, value) = match (given.get(EXTRA), given.get(ADDITIONAL)) {
+            (Some(extra), unread) => {
+                let unread = unread.and_then(Value::as_array).into_iter().flatten();
+                self.unread.extend(unread.filter_map(content_of).map(|content| Unread {
+                    file: beside.file_with(ADDITIONAL),
+                    field: ADDITIONAL.to_owned(),
+                    content: content.to_owned(),
+                    id: None,
+                }));
+                (EXTRA, extra)
+            }
+            (None, Some(additional)) => (ADDITIONAL, additional),
+            (None, None) => return Ok(()),
+        };
+        let file = beside.file_with(key);
+        let tokens = match value {
+            Value::Null => return Ok(()),
+            Value::Array(tokens) => tokens,
+            _ => return Err(beside.problem(file, key, "must be a list of tokens")),
+        };
+        let path = beside.dir.join(file);
+        for (i, token) in tokens.iter().enumerate() {
+            let field = format!("{key}[{i}]");
+            let token = Token::parse(&path, &field, token)?;
+            self.extra.push(token.ok_or_else(|| not_a_token(&path, &field))?);
+        }
+        Ok(())
+    }
+}
+
+impl Beside {
+    fn problem(&self, file: &str, field: &str, problem: &str) -> Error {
+        Error::field(&self.dir.join(file), brief(field), problem)
+    }
+
+    /// The file that a list of special tokens stands in.
+    fn file_with(&self, key: &str) -> &'static str {
+        let with_ids = self.config.contains_key(WITH_IDS);
+        match self.special_tokens_map.as_ref().is_some_and(|map| map.contains_key(key)) {
+            true if !with_ids => SPECIAL_TOKENS_MAP,
+            _ => CONFIG,
+        }
+    }
+}
+
+/// `extra_special_tokens` may also be an object: those are names of the model's own.
+fn take_own_names(given: &mut Map<String, Value>, own: &mut Map<String, Value>) {
+    if given.get(EXTRA).is_some_and(Value::is_object)
+        && let Some(Value::Object(names)) = given.shift_remove(EXTRA)
+    {
+        own.extend(names);
+    }
+}
+
+fn is_own_name(key: &str) -> bool {
+    key.ends_with("_token") && !NAMES.contains(&key)
+}
+
+/// The text of a token, where `value` is one.
+fn content_of(value: &Value) -> Option<&str> {
+    match value {
+        Value::Object(token) => token.get("content")?.as_str(),
+        other => other.as_str(),
+    }
+}
+
+/// What Python takes for true.
+fn is_truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(value) => *value,
+        Value::Number(value) => value.as_f64() != Some(0.0),
+        Value::String(value) => !value.is_empty(),
+        Value::Array(value) => !value.is_empty(),
+        Value::Object(value) => !value.is_empty(),
+    }
+}

@@ -1,0 +1,29 @@
+//! What a post-processor puts around a text.
+
+use tokenizers::{Encoding, Token};
+
+/// The special tokens in front of a text and behind it.
+pub(super) struct Framing {
+    pub front: Vec<u32>,
+    pub back: Vec<u32>,
+}
+
+impl Framing {
+    /// Asks the post-processor; `None` where it does not put the text once between special tokens.
+    ///
+    /// # Errors
+    /// A post-processor that does not work.
+    pub fn of(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Option<Framing>> {
+        // No vocabulary has this id.
+        const TEXT: u32 = u32::MAX;
+        let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+        let framed = tokenizer.post_process(text, None, true)?;
+        let mut parts = framed.get_ids().split(|id| *id == TEXT);
+        Ok(match (parts.next(), parts.next(), parts.next()) {
+            (Some(front), Some(back), None) => {
+                Some(Framing { front: front.to_vec(), back: back.to_vec() })
+            }
+            _ => None,
+        })
+    }
+}
