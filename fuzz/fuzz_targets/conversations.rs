@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use fathom_model::{
-    ChatTemplate, Prompt, Remarks, RenderOptions, SpecialTokens, TextEncoder, Tokenizer, Trace,
+    ChatTemplate, Prompt, Remarks, RenderOptions, RowFields, SpecialTokens, TextEncoder, Tokenizer, Trace,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -34,16 +34,26 @@ fuzz_target!(|line: &str| {
     };
     let mut remarks = Remarks::new();
     let path = Path::new("lines.jsonl");
-    let trace = Trace::read(path, 1, line, &mut remarks);
-    match trace.and_then(|trace| trace.token_ids(&encoder)) {
-        Ok(trace) => {
-            assert!(!trace.ids.is_empty() && trace.prompt_len <= trace.ids.len());
-            assert!(trace.ids.iter().all(|id| *id < 4096));
-        }
-        Err(error) => assert!(error.to_string().starts_with("lines.jsonl: line 1: "), "{error}"),
-    }
-    let prompt = Prompt::read(path, 1, line, &mut remarks);
-    if let Err(error) = prompt.and_then(|prompt| prompt.encode(&encoder)) {
+    let fields = RowFields::default();
+    let check = |error: fathom_model::Error| {
         assert!(error.to_string().starts_with("lines.jsonl: line 1: "), "{error}");
+    };
+    match Trace::read(path, 1, line, &fields, &mut remarks) {
+        Err(error) => check(error),
+        Ok(traces) => {
+            for trace in traces {
+                match trace.token_ids(&encoder) {
+                    Ok(trace) => {
+                        assert!(!trace.ids.is_empty() && trace.prompt_len <= trace.ids.len());
+                        assert!(trace.ids.iter().all(|id| *id < 4096));
+                    }
+                    Err(error) => check(error),
+                }
+            }
+        }
+    }
+    let prompt = Prompt::read(path, 1, line, &fields, &mut remarks);
+    if let Err(error) = prompt.and_then(|prompt| prompt.encode(&encoder)) {
+        check(error);
     }
 });

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Result;
+use crate::{Error, Result};
 use open::Reader;
 
 /// A row longer than this is refused before it is read: 64 MiB, ten million token ids.
@@ -56,8 +56,18 @@ impl Rows {
     /// The next row that is not blank.
     pub(crate) fn next_row(&mut self) -> Result<Option<Row>> {
         while let Some((file, reader)) = &mut self.open {
-            if let Some((line, text)) = reader.next_row()? {
-                return Ok(Some(Row { file: Arc::clone(file), line, text }));
+            match reader.next_row() {
+                Ok(Some((line, text))) => {
+                    return Ok(Some(Row { file: Arc::clone(file), line, text }));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    // A line that cannot be read has an end; nothing else can be found again.
+                    if !matches!(reader, Reader::Lines(_)) || !matches!(error, Error::Line { .. }) {
+                        (self.open, self.files) = (None, VecDeque::new());
+                    }
+                    return Err(error);
+                }
             }
             self.open = self.files.pop_front().map(Rows::start).transpose()?;
         }

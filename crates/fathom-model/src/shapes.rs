@@ -4,7 +4,7 @@
 //! A shape is known by its fields. Where a row has the fields of several, the shapes of data sets whose
 //! rows do come before the general ones; if two others say different things, the row is refused by name.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::Result;
 use crate::conversation::{Conversation, variables};

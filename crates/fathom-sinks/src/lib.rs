@@ -34,8 +34,9 @@ pub use overhead::{Overhead, overhead};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{
-    Counts, Fingerprints, LayerScores, Manifest, ModelNote, NormRow, Run, RunTable, RunWriter,
-    Status, TraceResult, TraceScores, TraceText, TracesNote, replace_bytes,
+    Counts, Fingerprints, Growth, LayerScores, Manifest, ModelNote, NormRow, ReadNote, Run,
+    RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores, TraceText, TracesNote,
+    ids_sha256, replace_bytes,
 };
 pub use scalars::{CandidateCosines, FinalState, TraceScalars};
 pub use scan::{Progress, ScanOptions, TraceScan, scan, scan_trace};

@@ -28,7 +28,9 @@ use fathom_model::{Error, Result};
 
 pub use durable::replace_bytes;
 pub use fingerprint::Fingerprints;
-pub use manifest::{Counts, Manifest, ModelNote, Status, TracesNote};
+pub use manifest::{
+    Counts, Growth, Manifest, ModelNote, ReadNote, Skipped, Status, TracesNote, ids_sha256,
+};
 pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};

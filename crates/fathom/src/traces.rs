@@ -3,33 +3,73 @@
 use std::path::Path;
 
 use fathom_model::{
-    Checkpoint, Error, ModelConfig, Remark, Remarks, Result, TokenizedTrace, Trace, TraceReader,
-    Writer,
+    Checkpoint, Error, ModelConfig, Remark, Remarks, Result, RowFields, TokenizedTrace, Trace,
+    TraceReader, Writer,
 };
+use fathom_sinks::{ReadNote, Skipped, ids_sha256};
 
 use crate::model_args::TextFiles;
 
-/// The first `limit` traces of a file, and the models that wrote their ids; what is remarkable about them
-/// is added to `remarks`.
+/// Traces of a data set as token ids.
+pub struct Traces {
+    pub traces: Vec<TokenizedTrace>,
+    /// The models that wrote their ids.
+    pub writers: Vec<Writer>,
+    /// What was read of the file.
+    pub note: ReadNote,
+}
+
+/// How rows are to be read.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    pub fields: RowFields,
+    /// Take so many traces.
+    pub limit: Option<usize>,
+    /// Pass over rows that cannot be read.
+    pub skip_bad_lines: bool,
+}
+
+/// The first traces of a data set; what is remarkable about them is added to `remarks`.
 ///
 /// # Errors
-/// A file that cannot be read or holds no traces; a line that is none, or that cannot become ids.
+/// A file that cannot be read or holds no traces; a row that is none, or that cannot become ids, unless
+/// such rows are passed over.
 pub fn read_traces(
     path: &Path,
     text: &TextFiles,
     config: &ModelConfig,
-    limit: Option<usize>,
+    reading: &Reading,
     remarks: &mut Remarks,
-) -> Result<(Vec<TokenizedTrace>, Vec<Writer>)> {
-    let mut reader = TraceReader::open(path)?;
-    let traces = reader.by_ref().take(limit.unwrap_or(usize::MAX));
-    let traces = traces.map(|trace| tokenize(trace?, text, config, remarks));
-    let traces: Vec<TokenizedTrace> = traces.collect::<Result<_>>()?;
-    remarks.extend(reader.remarks().iter().cloned());
-    match traces.is_empty() {
-        true => Err(Error::file(path, "holds no traces")),
-        false => Ok((traces, reader.writers().to_vec())),
+) -> Result<Traces> {
+    let Reading { fields, limit, skip_bad_lines } = reading;
+    let mut reader = TraceReader::open_with(path, fields.clone())?;
+    let mut traces = Vec::new();
+    let mut skipped = Skipped::default();
+    while traces.len() < limit.unwrap_or(usize::MAX) {
+        let Some(trace) = reader.next() else { break };
+        match trace.and_then(|trace| tokenize(trace, text, config, remarks)) {
+            Ok(trace) => traces.push(trace),
+            Err(error @ Error::Line { .. }) if *skip_bad_lines => skipped.add(error.to_string()),
+            Err(error) => return Err(error),
+        }
     }
+    remarks.extend(reader.remarks().iter().cloned());
+    if let Some(first) = skipped.lines.first() {
+        let text = format!("passed over {} rows, the first because: {first}", skipped.count);
+        remarks.add(Remark::advice("skipped-rows", text));
+    }
+    if traces.is_empty() {
+        return Err(Error::file(path, "holds no traces"));
+    }
+    let note = ReadNote {
+        traces: traces.len(),
+        ids_sha256: ids_sha256(&traces),
+        fields: reader.shapes().clone(),
+        prompt_field: fields.prompt.clone(),
+        output_field: fields.output.clone(),
+        skipped,
+    };
+    Ok(Traces { traces, writers: reader.writers().to_vec(), note })
 }
 
 /// As [`read_traces`], one trace, counted from 0, or from -1 at the end. The others are read, but not
@@ -41,20 +81,22 @@ pub fn read_trace(
     path: &Path,
     text: &TextFiles,
     config: &ModelConfig,
+    fields: &RowFields,
     index: i64,
     remarks: &mut Remarks,
 ) -> Result<(TokenizedTrace, Vec<Writer>)> {
     let absent = || Error::file(path, format!("has no trace {index}, counted from 0"));
+    let open = || TraceReader::open_with(path, fields.clone());
     let from_start = match index {
         0.. => index,
-        from_end => TraceReader::open(path)?.count() as i64 + from_end,
+        from_end => open()?.count() as i64 + from_end,
     };
     let index = usize::try_from(from_start).map_err(|_| absent())?;
-    let mut reader = TraceReader::open(path)?;
+    let mut reader = open()?;
     if let Some(before) = index.checked_sub(1) {
         reader.nth(before);
     }
-    reader.forget(); // what was remarkable about the lines before
+    reader.forget(); // what was remarkable about the rows before
     let trace = tokenize(reader.next().ok_or_else(absent)??, text, config, remarks)?;
     remarks.extend(reader.remarks().iter().cloned());
     Ok((trace, reader.writers().to_vec()))

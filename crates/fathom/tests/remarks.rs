@@ -241,9 +241,10 @@ fn the_templates_refusal_names_file_and_line() {
 fn files_of_other_kinds_say_what_to_do() {
     let planted = Planted::new();
     for (bytes, part) in [
-        (&b"\x1f\x8b\x08\0\0"[..], "is gzip-compressed; decompress it first"),
-        (b"\x28\xb5\x2f\xfd\0", "is zstd-compressed; decompress it first"),
-        (b"PAR1\x15\x04", "is a Parquet file"),
+        (&b"BZh91AY\0"[..], "is bzip2-compressed; decompress it first"),
+        (b"PK\x03\x04\0", "is a zip archive"),
+        (b"PAR1\x15\x04", "cannot be read as Parquet"),
+        (b"\x1f\x8b\x08\0\0", "cannot be read"),
     ] {
         assert_refused(&planted.scan(bytes, &[]), &["traces.jsonl: ", part]);
     }

@@ -13,15 +13,35 @@ pub(super) struct Lines {
     text: Text,
     /// Lines read so far.
     count: usize,
+    /// Whether the last line was too long and its rest is still to come.
+    cut: bool,
 }
 
 impl Lines {
     pub(super) fn new(path: &Path, text: Text) -> Lines {
-        Lines { path: path.to_owned(), text, count: 0 }
+        Lines { path: path.to_owned(), text, count: 0, cut: false }
+    }
+
+    /// To the end of a line that is not looked at, so that what follows can be read.
+    fn pass_over_line(&mut self) -> Result<()> {
+        loop {
+            let buffer = self.text.fill_buf().map_err(Error::io(&self.path, "cannot be read"))?;
+            let (length, ends) = match buffer.iter().position(|byte| *byte == b'\n') {
+                Some(at) => (at + 1, true),
+                None => (buffer.len(), buffer.is_empty()),
+            };
+            self.text.consume(length);
+            if ends {
+                return Ok(());
+            }
+        }
     }
 
     /// The next line that is not blank, with its 1-based number and without its line end.
     pub(super) fn next_line(&mut self) -> Result<Option<(usize, String)>> {
+        if std::mem::take(&mut self.cut) {
+            self.pass_over_line()?;
+        }
         loop {
             let mut bytes = Vec::new();
             let read = (&mut self.text)
@@ -33,6 +53,7 @@ impl Lines {
             }
             self.count += 1;
             if bytes.len() as u64 > MAX_ROW_BYTES {
+                self.cut = true;
                 let problem = format!("is longer than {} MiB", MAX_ROW_BYTES >> 20);
                 return Err(Error::line(&self.path, self.count, problem));
             }

@@ -1,15 +1,17 @@
 //! `run.json`: enough to repeat the run, and to refuse to mix it with another.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use fathom_model::{Error, ModelConfig, Remark, Result};
+use fathom_model::{Error, ModelConfig, Remark, Result, TokenizedTrace, data_files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::durable;
 use super::fingerprint::{Fingerprints, file_sha256};
 use crate::{Class, Finding, ScanOptions, TraceDetection};
+use sha2::{Digest, Sha256};
 
 /// Version of the run directory's layout.
 const FORMAT: u32 = 1;
@@ -74,8 +76,68 @@ pub struct ModelNote {
 pub struct TracesNote {
     /// The file as the user named it.
     pub file: String,
-    /// SHA-256 of the file.
+    /// SHA-256 of the file, or over the names and digests of several; empty for standard input.
     pub sha256: String,
+    /// What was read of it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read: Option<ReadNote>,
+    /// Where the run was continued with more traces than before.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub grown: Vec<Growth>,
+}
+
+/// What was read of a trace file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadNote {
+    /// Traces.
+    pub traces: usize,
+    /// SHA-256 over their token ids: which traces they are, whatever file they are in.
+    pub ids_sha256: String,
+    /// How many rows were read from which fields.
+    pub fields: BTreeMap<String, usize>,
+    /// Where prompt and output were said to be.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prompt_field: Option<String>,
+    /// See `prompt_field`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub output_field: Option<String>,
+    /// Lines that were passed over.
+    #[serde(skip_serializing_if = "Skipped::is_empty", default)]
+    pub skipped: Skipped,
+}
+
+/// Lines that could not be read and were passed over, as asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// How many.
+    pub count: usize,
+    /// Why, for each of the first thousand.
+    pub lines: Vec<String>,
+}
+
+/// A run that was complete, or under way, and went on with more traces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// Traces before.
+    pub from: usize,
+    /// Traces after.
+    pub to: usize,
+}
+
+impl Skipped {
+    /// Counts a line; `problem` names it.
+    pub fn add(&mut self, problem: String) {
+        const LISTED: usize = 1000;
+        self.count += 1;
+        if self.lines.len() < LISTED {
+            self.lines.push(problem);
+        }
+    }
+
+    /// Whether there were none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
 }
 
 /// What a run found.
@@ -151,10 +213,16 @@ impl Manifest {
     }
 
     /// Refuses to go on with a run that was started with something else. What the model and the traces
-    /// are called may change.
-    pub(super) fn check_same_run(&self, path: &Path, asked: &Manifest) -> Result<()> {
+    /// are called may change; and with `grown`, how many traces there are.
+    pub(super) fn check_same_run(&self, path: &Path, asked: &Manifest, grown: bool) -> Result<()> {
         let identity = |manifest: &Manifest| {
             let mut manifest = manifest.clone();
+            if grown {
+                manifest.options.limit = None;
+                manifest.traces.sha256.clear();
+                manifest.traces.read = None;
+            }
+            manifest.traces.grown.clear();
             manifest.status = Status::Running;
             manifest.counts = None;
             manifest.remarks.clear(); // they follow from the rest
@@ -208,13 +276,36 @@ impl ModelNote {
 }
 
 impl TracesNote {
-    /// Reads the traces file.
+    /// Reads the traces file, or the files that a directory or a pattern names.
     ///
     /// # Errors
     /// A file that cannot be read.
     pub fn new(path: &Path) -> Result<TracesNote> {
-        Ok(TracesNote { file: path.display().to_string(), sha256: file_sha256(path)? })
+        let sha256 = match data_files(path)?.as_deref() {
+            None => String::new(),
+            Some([one]) => file_sha256(one)?,
+            Some(several) => {
+                let mut hasher = Sha256::new();
+                for file in several {
+                    hasher.update(format!("{} {}\n", file.display(), file_sha256(file)?));
+                }
+                format!("{:x}", hasher.finalize())
+            }
+        };
+        let file = path.display().to_string();
+        Ok(TracesNote { file, sha256, read: None, grown: Vec::new() })
     }
+}
+
+/// SHA-256 over the ids of traces, their prompts' lengths and their sample indices.
+pub fn ids_sha256(traces: &[TokenizedTrace]) -> String {
+    let mut hasher = Sha256::new();
+    for trace in traces {
+        let head = [trace.index, trace.prompt_len as u64, trace.ids.len() as u64];
+        head.iter().for_each(|number| hasher.update(number.to_le_bytes()));
+        trace.ids.iter().for_each(|id| hasher.update(id.to_le_bytes()));
+    }
+    format!("{:x}", hasher.finalize())
 }
 
 impl Counts {

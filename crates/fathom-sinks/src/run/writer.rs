@@ -5,9 +5,10 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Error, Result};
+use fathom_model::{Error, Result, TokenizedTrace};
 
-use super::merge::{merge, part};
+use super::manifest::{Growth, TracesNote, ids_sha256};
+use super::merge::{merge, part, split};
 use super::rows::{TableWriter, TraceId};
 use super::{
     Counts, DETECTIONS, MANIFEST, Manifest, PARTS, Run, RunTable, Status, TraceScores, durable,
@@ -75,6 +76,19 @@ impl RunWriter {
     /// A directory that holds something else; a run of another model, traces, version or options; one
     /// that another process is writing; damage that an interruption cannot explain.
     pub fn resume(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
+        RunWriter::resume_with(dir, manifest, &[])
+    }
+
+    /// As [`RunWriter::resume`], also where there are more `traces` than the run was started with, because
+    /// its limit grew or lines were appended: those of the run must be the first of them.
+    ///
+    /// # Errors
+    /// As [`RunWriter::resume`].
+    pub fn resume_with(
+        dir: &Path,
+        manifest: Manifest,
+        traces: &[TokenizedTrace],
+    ) -> Result<RunWriter> {
         let path = dir.join(MANIFEST);
         let Some(existing) = Manifest::read(&path)? else {
             if dir.exists() && !only_debris(dir)? {
@@ -83,10 +97,16 @@ impl RunWriter {
             }
             return RunWriter::start(dir, manifest);
         };
-        existing.check_same_run(&path, &manifest)?;
+        let grown = existing.traces.read.as_ref().is_some_and(|read| {
+            read.traces < traces.len() && read.ids_sha256 == ids_sha256(&traces[..read.traces])
+        });
+        existing.check_same_run(&path, &manifest, grown)?;
         let detections = lock(&dir.join(DETECTIONS))?;
         let mut writer =
             RunWriter { dir: dir.to_owned(), manifest: existing, detections, traces: 0 };
+        if grown {
+            writer.grow(manifest)?;
+        }
         if writer.is_complete() {
             writer.traces = writer.manifest.counts.map_or(0, |counts| counts.traces);
             writer.remove_parts()?;
@@ -94,6 +114,29 @@ impl RunWriter {
             writer.recover()?;
         }
         Ok(writer)
+    }
+
+    /// Makes of the run one that is under way, with more traces to come. A complete one gets the parts back
+    /// that its tables were made of, so that it ends with the same tables as if it had had all from the start.
+    fn grow(&mut self, asked: Manifest) -> Result<()> {
+        let traces = |note: &TracesNote| note.read.as_ref().map_or(0, |read| read.traces);
+        let growth = Growth { from: traces(&self.manifest.traces), to: traces(&asked.traces) };
+        if self.is_complete() {
+            let done = self.manifest.counts.map_or(0, |counts| counts.traces);
+            let parts = self.dir.join(PARTS);
+            fs::create_dir_all(&parts).map_err(Error::io(&parts, "cannot be created"))?;
+            for table in RunTable::all(self.manifest.options.attention) {
+                split(&self.dir, *table, done)?;
+            }
+        }
+        let mut grown = std::mem::take(&mut self.manifest.traces.grown);
+        grown.push(growth);
+        self.manifest.traces = TracesNote { grown, ..asked.traces };
+        self.manifest.options.limit = asked.options.limit;
+        self.manifest.remarks = asked.remarks;
+        self.manifest.counts = None;
+        self.manifest.status = Status::Running;
+        self.manifest.write(&self.dir.join(MANIFEST))
     }
 
     fn start(dir: &Path, manifest: Manifest) -> Result<RunWriter> {

@@ -10,7 +10,7 @@ use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
 use fathom_kernels::workload::median;
-use fathom_model::{Encoded, Error, Remark, Remarks, Result, read_prompts_with};
+use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prompts_with};
 use fathom_report::{
     BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
 };
@@ -339,7 +339,7 @@ impl Args {
         let encoder = pair.encoder();
         let mut prompts = Vec::new();
         let mut left_out = 0;
-        for prompt in read_prompts_with(&path, remarks)? {
+        for prompt in read_prompts_with(&path, &RowFields::default(), remarks)? {
             if prompts.len() == self.limit as usize {
                 break;
             }

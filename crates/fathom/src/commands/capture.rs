@@ -12,6 +12,7 @@ use crate::indices::Indices;
 use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
 use crate::progress;
 use crate::prompt_args::PromptArgs;
+use crate::row_args::RowArgs;
 use crate::traces::{of_other_writers, read_trace};
 
 /// Write activations of one pass to a safetensors file
@@ -59,6 +60,8 @@ pub struct Args {
     /// Refuse to write more than this many GiB
     #[arg(long, value_name = "GIB", default_value_t = 8)]
     max_gib: u64,
+    #[command(flatten)]
+    rows: RowArgs,
     #[command(flatten)]
     prompts: PromptArgs,
     #[command(flatten)]
@@ -158,7 +161,8 @@ impl Args {
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
         let text = TextFiles::from_dir(dir, self.prompts.no_chat_template, self.prompts.options())?;
         remarks.extend(text.remarks());
-        let (trace, writers) = read_trace(path, &text, config, self.index, remarks)?;
+        let (trace, writers) =
+            read_trace(path, &text, config, &self.rows.fields(), self.index, remarks)?;
         remarks.extend(of_other_writers(path, &writers, dir)?);
         Ok(trace.ids)
     }

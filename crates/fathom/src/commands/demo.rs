@@ -18,7 +18,7 @@ use crate::cli::Output;
 use crate::commands::scan::Job;
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, TextFiles};
-use crate::traces::read_traces;
+use crate::traces::{Reading, Traces, read_traces};
 
 /// Traces whose text is in the report.
 const TEXTS: usize = 30;
@@ -120,7 +120,8 @@ fn scan(
     let config = ModelConfig::from_dir(model_dir)?;
     let text = TextFiles::from_dir(model_dir, false, PromptOptions::default())?;
     let mut remarks = Remarks::new();
-    let (traces, _) = read_traces(traces_file, &text, &config, None, &mut remarks)?;
+    let reading = Reading::default();
+    let Traces { traces, .. } = read_traces(traces_file, &text, &config, &reading, &mut remarks)?;
     let model = model_args::load(model_dir, compute, output)?;
     let job = Job {
         model: &model,

@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Checkpoint, Error, ModelConfig, Remarks, Result};
+use fathom_model::{Checkpoint, Error, ModelConfig, Remarks, Result, RowFields, data_files};
 use fathom_report::finding;
-use fathom_sinks::Run;
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_model, check_traces,
     result_file,
 };
+use fathom_sinks::{ReadNote, Run};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ use crate::commands::scan::engine;
 use crate::failure::Failure;
 use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
 use crate::progress;
-use crate::traces::read_traces;
+use crate::traces::{Reading, Traces, read_traces};
 
 /// Explain the sinks of a run: how they form and what they do
 ///
@@ -142,7 +142,12 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
     let manifest = run.manifest();
     let dir = args.model_dir(&manifest.model.id)?;
     let traces = args.traces.as_deref().unwrap_or(Path::new(&manifest.traces.file));
-    if args.traces.is_none() && !traces.exists() {
+    if args.traces.is_none() && manifest.traces.sha256.is_empty() {
+        let problem =
+            "the run's traces came from standard input, and are gone: it cannot be explained";
+        return Err(Error::Request(problem.to_owned()));
+    }
+    if args.traces.is_none() && data_files(traces).is_err() {
         let problem = "the run's traces are not here any more: give `--traces`";
         return Err(Error::file(traces, problem));
     }
@@ -153,7 +158,17 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
     let config = ModelConfig::from_dir(&dir)?;
     let text = TextFiles::from_dir(&dir, !options.chat_template, options.prompts.clone())?;
     // What is remarkable about them was told by the scan, and is in the run's manifest.
-    let (traces, _) = read_traces(traces, &text, &config, options.limit, &mut Remarks::new())?;
+    let read = manifest.traces.read.as_ref();
+    let field = |field: fn(&ReadNote) -> &Option<String>| read.and_then(|read| field(read).clone());
+    let reading = Reading {
+        fields: RowFields {
+            prompt: field(|read| &read.prompt_field),
+            output: field(|read| &read.output_field),
+        },
+        limit: options.limit,
+        skip_bad_lines: read.is_some_and(|read| !read.skipped.is_empty()),
+    };
+    let Traces { traces, .. } = read_traces(traces, &text, &config, &reading, &mut Remarks::new())?;
     let precision = match options.precision.as_str() {
         "bf16" => Precision::Bf16,
         _ => Precision::F32,

@@ -12,7 +12,7 @@ use fathom_decode::generation::{
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Backend, Cpu};
 use fathom_model::{
-    Encoded, Error, Prompt, PromptContent, Remark, Remarks, Result, read_prompts_with,
+    Encoded, Error, Prompt, PromptContent, Remark, Remarks, Result, RowFields, read_prompts_with,
 };
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(short = 'n', long = "samples", value_name = "K", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: u32,
-    /// Write the texts to this file, a JSON line each; new, unless --resume
+    /// Write the texts to this file, a JSON line each; new, unless --resume; `-` is standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Go on with the file in --out
@@ -67,8 +67,12 @@ pub struct Args {
     resume: bool,
     #[command(flatten)]
     sampling: Sampling,
+    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the fields of
+    /// published data sets]
+    #[arg(long, value_name = "FIELD", requires = "prompts")]
+    prompt_field: Option<String>,
     #[command(flatten)]
-    prompts: PromptArgs,
+    prompt_args: PromptArgs,
     /// Most texts at a time
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
@@ -144,13 +148,13 @@ enum ModeName {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let params = args.params();
     params.validate()?;
-    let pair = args.pair.open(args.draft.as_deref(), &args.prompts)?;
+    let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
     let options = args.engine_options(&pair);
     options.validate()?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE), &mut remarks)?;
-    if let (Some(path), false) = (&args.out, args.resume) {
+    if let (Some(path), false) = (args.file(), args.resume) {
         TraceFile::check_new(path)?;
     }
     remarks.extend(args.advice(&pair, &tasks));
@@ -232,6 +236,10 @@ impl Args {
         recommended.into_iter().chain(same).chain(beyond).collect()
     }
 
+    fn row_fields(&self) -> RowFields {
+        RowFields { prompt: self.prompt_field.clone(), output: None }
+    }
+
     fn mode(&self) -> ModeName {
         let usual = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
         self.mode.unwrap_or(usual)
@@ -271,7 +279,9 @@ impl Args {
         match (&self.source.prompts, &self.source.prompt) {
             (Some(path), _) => {
                 let limit = self.limit.map_or(usize::MAX, |n| n as usize);
-                for mut prompt in read_prompts_with(path, remarks)?.into_iter().take(limit) {
+                for mut prompt in
+                    read_prompts_with(path, &self.row_fields(), remarks)?.into_iter().take(limit)
+                {
                     if let Some(system) = pair.system() {
                         prompt.content = prompt.content.with_system(system);
                     }
@@ -309,14 +319,24 @@ impl Args {
         Ok(Task::list(tokenized, self.samples as usize))
     }
 
+    /// The file to write to, unless that is standard output.
+    fn file(&self) -> Option<&PathBuf> {
+        self.out.as_ref().filter(|path| path.as_os_str() != "-")
+    }
+
     fn destination(&self, line: TraceLine, tasks: &[Task], output: Output) -> Result<Destination> {
-        Ok(match &self.out {
+        Ok(match self.file() {
+            None if self.resume => {
+                let problem =
+                    "--resume: lines on standard output cannot be resumed; give --out a file";
+                return Err(Error::Request(problem.to_owned()));
+            }
             Some(path) if self.resume => {
                 Destination::File(path.clone(), TraceFile::resume(path, line, tasks)?)
             }
             Some(path) => Destination::File(path.clone(), TraceFile::create(path, line)?),
             None if output.json => Destination::Object(line, InOrder::default(), Vec::new()),
-            None if tasks.len() == 1 => Destination::Text,
+            None if tasks.len() == 1 && self.out.is_none() => Destination::Text,
             None => Destination::Lines(line, InOrder::default()),
         })
     }

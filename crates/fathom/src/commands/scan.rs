@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::Cpu;
-use fathom_model::{Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace};
+use fathom_model::{Error, Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace};
 use fathom_report::{Format, sink_table, summary};
 use fathom_sinks::{
-    Manifest, ModelNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
+    Manifest, ModelNote, ReadNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
 };
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -19,7 +19,8 @@ use crate::indices::Indices;
 use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
 use crate::progress;
 use crate::prompt_args::PromptArgs;
-use crate::traces::{of_other_writers, read_traces};
+use crate::row_args::RowArgs;
+use crate::traces::{Reading, Traces, of_other_writers, read_traces};
 
 /// Find the attention sinks in traces of a model
 ///
@@ -33,7 +34,8 @@ use crate::traces::{of_other_writers, read_traces};
     A trace is a line {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with the \
     assistant's answer, or {\"input_ids\": […]}.")]
 pub struct Args {
-    /// JSONL file of traces
+    /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a pattern of such files, or
+    /// `-` for standard input
     #[arg(long, value_name = "FILE")]
     traces: PathBuf,
     /// Run directory to write; new or empty, unless --resume
@@ -69,6 +71,8 @@ pub struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
+    rows: RowArgs,
+    #[command(flatten)]
     prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
@@ -97,8 +101,14 @@ fn parse_rise(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    if !args.resume {
-        RunWriter::check_free(&args.out)?;
+    match args.resume {
+        true if args.traces.as_os_str() == "-" => {
+            let problem =
+                "--resume: a run from standard input cannot be resumed; give --traces a file";
+            return Err(Failure::Input(Error::Request(problem.to_owned())));
+        }
+        true => {}
+        false => RunWriter::check_free(&args.out)?,
     }
     let dir = args.model.dir()?;
     let config = ModelConfig::from_dir(&dir)?;
@@ -107,7 +117,13 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let mut remarks = Remarks::new();
     remarks.extend(checkpoint_remarks(&dir, &config)?);
     remarks.extend(text.remarks());
-    let (traces, writers) = read_traces(&args.traces, &text, &config, options.limit, &mut remarks)?;
+    let Traces { traces, writers, note } =
+        read_traces(&args.traces, &text, &config, &args.reading(), &mut remarks)?;
+    args.say_how(&note, output);
+    if args.traces.as_os_str() == "-" {
+        let text = "a run from standard input cannot be resumed or explained: its traces are gone afterwards";
+        remarks.add(Remark::advice("standard-input", text));
+    }
     remarks.extend(of_other_writers(&args.traces, &writers, &dir)?);
     remarks.extend(long_traces(&traces, &config, &options));
     progress::remarks(output, &remarks)?;
@@ -116,7 +132,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         model: &model,
         note: ModelNote::new(&args.model.model, &dir, &config)?,
         traces: &traces,
-        traces_note: TracesNote::new(&args.traces)?,
+        traces_note: TracesNote { read: Some(note), ..TracesNote::new(&args.traces)? },
         text: &text,
         options,
         remarks: remarks.into_vec(),
@@ -126,6 +142,26 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
+    fn reading(&self) -> Reading {
+        Reading {
+            fields: self.rows.fields(),
+            limit: self.limit.and_then(|limit| usize::try_from(limit).ok()),
+            skip_bad_lines: self.rows.skip_bad_lines,
+        }
+    }
+
+    /// With --verbose: from which fields rows were read.
+    fn say_how(&self, note: &ReadNote, output: Output) {
+        if self.rows.verbose {
+            for (fields, rows) in &note.fields {
+                progress::note(
+                    output,
+                    &format!("{}: {rows} rows read from {fields}", self.traces.display()),
+                );
+            }
+        }
+    }
+
     fn options(&self, text: &TextFiles) -> Result<ScanOptions> {
         let defaults = ScanOptions::new(self.preset.into());
         let number = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
@@ -182,7 +218,7 @@ impl Job<'_> {
         let mut manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
         manifest.remarks = self.remarks;
         let writer = match resume {
-            true => RunWriter::resume(dir, manifest)?,
+            true => RunWriter::resume_with(dir, manifest, self.traces)?,
             false => RunWriter::create(dir, manifest)?,
         };
         let token_text =
