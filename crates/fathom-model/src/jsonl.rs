@@ -23,8 +23,9 @@ pub(crate) fn standard_json<'a>(
         Err(_) => without_non_finite(&text).map_or(text, Cow::Owned),
     };
     let remark = (surrogates > 0).then(|| {
+        let plural = if surrogates == 1 { "" } else { "s" };
         let text = format!(
-            "holds {surrogates} lone surrogates (half a character each), read as U+FFFD, \u{FFFD}"
+            "holds {surrogates} lone surrogate{plural} (half a character), read as U+FFFD, \u{FFFD}"
         );
         Remark::line("lone-surrogates", path, line, text)
     });

@@ -86,13 +86,4 @@ mod tests {
             "{message}"
         );
     }
-
-    #[test]
-    fn utf_16_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("chat_template.jinja");
-        fs::write(&path, b"\xff\xfex\0").unwrap();
-        let message = read_text(&path).unwrap_err().to_string();
-        assert!(message.ends_with("is UTF-16 text; save it as UTF-8"), "{message}");
-    }
 }
