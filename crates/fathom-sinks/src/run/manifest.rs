@@ -213,11 +213,17 @@ impl Manifest {
     }
 
     /// Refuses to go on with a run that was started with something else. What the model and the traces
-    /// are called may change; and with `grown`, how many traces there are.
-    pub(super) fn check_same_run(&self, path: &Path, asked: &Manifest, grown: bool) -> Result<()> {
+    /// are called may change; and with `same_start`, where the traces begin as those of the run, what follows
+    /// them.
+    pub(super) fn check_same_run(
+        &self,
+        path: &Path,
+        asked: &Manifest,
+        same_start: bool,
+    ) -> Result<()> {
         let identity = |manifest: &Manifest| {
             let mut manifest = manifest.clone();
-            if grown {
+            if same_start {
                 manifest.options.limit = None;
                 manifest.traces.sha256.clear();
                 manifest.traces.read = None;

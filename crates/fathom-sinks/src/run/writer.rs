@@ -97,14 +97,16 @@ impl RunWriter {
             }
             return RunWriter::start(dir, manifest);
         };
-        let grown = existing.traces.read.as_ref().is_some_and(|read| {
-            read.traces < traces.len() && read.ids_sha256 == ids_sha256(&traces[..read.traces])
+        // The traces say more than the file they are in, which may have been appended to.
+        let before = existing.traces.read.as_ref().map_or(0, |read| read.traces);
+        let same_start = existing.traces.read.as_ref().is_some_and(|read| {
+            traces.get(..before).is_some_and(|first| read.ids_sha256 == ids_sha256(first))
         });
-        existing.check_same_run(&path, &manifest, grown)?;
+        existing.check_same_run(&path, &manifest, same_start)?;
         let detections = lock(&dir.join(DETECTIONS))?;
         let mut writer =
             RunWriter { dir: dir.to_owned(), manifest: existing, detections, traces: 0 };
-        if grown {
+        if same_start && before < traces.len() {
             writer.grow(manifest)?;
         }
         if writer.is_complete() {
