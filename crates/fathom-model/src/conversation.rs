@@ -17,7 +17,8 @@ const RESERVED: [&str; 3] = ["messages", "add_generation_prompt", "continue_fina
 pub struct Conversation {
     /// The turns; never empty.
     pub messages: Vec<Message>,
-    /// `tools`, `documents` and the entries of `chat_template_kwargs`, by the template's name for them.
+    /// `tools`, `documents` and the entries of `chat_template_kwargs`, by the template's name for
+    /// them.
     pub variables: Map<String, Value>,
 }
 
@@ -63,8 +64,8 @@ impl Conversation {
         fields
     }
 
-    /// The `messages` of a line with `tools`, `documents` and `chat_template_kwargs`; `None` where it
-    /// has no `messages`.
+    /// The `messages` of a line with `tools`, `documents` and `chat_template_kwargs`; `None` where
+    /// it has no `messages`.
     pub(crate) fn read(record: &Record) -> Result<Option<Conversation>> {
         let messages: Option<Vec<Message>> =
             record.get("messages", "a list of objects with the strings `role` and `content`")?;
@@ -86,8 +87,8 @@ impl Conversation {
     }
 }
 
-/// What a line gives its chat template beside the messages. Lists and objects with nothing in them say
-/// nothing.
+/// What a line gives its chat template beside the messages. Lists and objects with nothing in them
+/// say nothing.
 pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
     let mut variables = Map::new();
     for name in ["tools", "documents"] {
@@ -131,7 +132,8 @@ pub fn parse_template_kwargs(text: &str) -> Result<Map<String, Value>> {
     Ok(kwargs)
 }
 
-/// The remark that a conversation's last turn was left out, because an answer to it is to be generated.
+/// The remark that a conversation's last turn was left out, because an answer to it is to be
+/// generated.
 pub(crate) fn answer_left_out(record: &Record, field: &str) -> Remark {
     let text = format!(
         "`{field}` ends with an answer of the assistant, which is left out: another one is generated in its \

@@ -7,7 +7,8 @@ use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::message::Message;
 use crate::{Error, Result, Tokenizer};
 
-/// What the user says about prompts. With the checkpoint's files and the traces, it decides all ids.
+/// What the user says about prompts. With the checkpoint's files and the traces, it decides all
+/// ids.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PromptOptions {
     /// A system message for conversations that have none.
@@ -42,8 +43,8 @@ impl PromptOptions {
     /// Refuses a choice that would have no effect.
     ///
     /// # Errors
-    /// A choice about a chat template where there is none, or that this one has no use for; one about BOS
-    /// where the tokenizer names none.
+    /// A choice about a chat template where there is none, or that this one has no use for; one
+    /// about BOS where the tokenizer names none.
     pub fn check(
         &self,
         tokenizer: Option<&Tokenizer>,

@@ -54,9 +54,9 @@ impl Prompt {
     }
 
     /// Reads one JSONL line: the first of `prompt`, `problem`, `question` (strings), `turns` (the
-    /// first of a list of strings) and `messages` (a list of `role` and `content`) that is there, with
-    /// `tools`, `documents` and `chat_template_kwargs`. An answer at the end of `messages` is left out,
-    /// with a remark.
+    /// first of a list of strings) and `messages` (a list of `role` and `content`) that is there,
+    /// with `tools`, `documents` and `chat_template_kwargs`. An answer at the end of `messages` is
+    /// left out, with a remark.
     ///
     /// # Errors
     /// A line that is not such an object, with the file and the line in the message.
@@ -77,8 +77,8 @@ impl Prompt {
     /// The ids the model is given, generation prompt included.
     ///
     /// # Errors
-    /// No tokenizer; messages without a chat template; a template that fails, or that has no use for a
-    /// field of the conversation; ids the model cannot be given.
+    /// No tokenizer; messages without a chat template; a template that fails, or that has no use
+    /// for a field of the conversation; ids the model cannot be given.
     pub fn token_ids(&self, encoder: &TextEncoder) -> Result<Vec<u32>> {
         Ok(self.encode(encoder)?.ids)
     }
@@ -148,7 +148,8 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
     read_prompts_with(path, &RowFields::default(), &mut Remarks::new())
 }
 
-/// The prompts of a data set (see [`crate::TraceReader::open`]), or of a file named `*.txt`, a line each.
+/// The prompts of a data set (see [`crate::TraceReader::open`]), or of a file named `*.txt`, a line
+/// each.
 ///
 /// # Errors
 /// A file that cannot be read or holds no prompts; a line that is none.

@@ -1,11 +1,13 @@
-//! JSON as Python writes it: `NaN` and `Infinity` among the numbers, and lone surrogates in strings.
+//! JSON as Python writes it: `NaN` and `Infinity` among the numbers, and lone surrogates in
+//! strings.
 //!
 //! Python's `json` writes and reads both, the JSON standard has neither. What follows makes them
 //! standard without changing anything else, so that one line of a data set does not refuse all.
 
 use std::borrow::Cow;
 
-/// Replaces each lone surrogate, `\ud83d` without its other half, by `\ufffd`; says how many there were.
+/// Replaces each lone surrogate, `\ud83d` without its other half, by `\ufffd`; says how many there
+/// were.
 pub(crate) fn without_lone_surrogates(text: &str) -> (Cow<'_, str>, usize) {
     // No escape of a surrogate begins otherwise.
     if !text.contains("\\ud") && !text.contains("\\uD") {
@@ -25,7 +27,8 @@ pub(crate) fn without_lone_surrogates(text: &str) -> (Cow<'_, str>, usize) {
                 rest = &escape[6..];
                 continue;
             }
-            // The backslash and what it escapes: `\\` must not be looked at as the start of the next.
+            // The backslash and what it escapes: `\\` must not be looked at as the start of the
+            // next.
             (None, _) => 1 + escape[1..].chars().next().map_or(0, char::len_utf8),
         };
         out.push_str(&escape[..taken]);
@@ -46,7 +49,8 @@ fn surrogate(text: &str) -> Option<u32> {
     (0xD800..0xE000).contains(&unit).then_some(unit)
 }
 
-/// Replaces `NaN`, `Infinity` and `-Infinity` outside strings by `null`; `None` where there are none.
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside strings by `null`; `None` where there are
+/// none.
 pub(crate) fn without_non_finite(text: &str) -> Option<String> {
     if !text.contains("NaN") && !text.contains("Infinity") {
         return None;

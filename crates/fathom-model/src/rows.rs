@@ -1,8 +1,8 @@
-//! The rows of data sets as they lie about: JSONL and JSON arrays, plain or compressed, Parquet, several
-//! files at once, and standard input. Every row is the text of one JSON value.
+//! The rows of data sets as they lie about: JSONL and JSON arrays, plain or compressed, Parquet,
+//! several files at once, and standard input. Every row is the text of one JSON value.
 //!
-//! Files come from strangers: only one row is held at a time, and what is decompressed may not exceed
-//! what a data set's own redundancy explains.
+//! Files come from strangers: only one row is held at a time, and what is decompressed may not
+//! exceed what a data set's own redundancy explains.
 
 mod array;
 mod files;

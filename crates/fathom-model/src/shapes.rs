@@ -1,8 +1,9 @@
-//! The shapes in which reasoning data sets are published, and what each says: a conversation, and the
-//! answers it was given.
+//! The shapes in which reasoning data sets are published, and what each says: a conversation, and
+//! the answers it was given.
 //!
-//! A shape is known by its fields. Where a row has the fields of several, the shapes of data sets whose
-//! rows do come before the general ones; if two others say different things, the row is refused by name.
+//! A shape is known by its fields. Where a row has the fields of several, the shapes of data sets
+//! whose rows do come before the general ones; if two others say different things, the row is
+//! refused by name.
 
 use serde_json::Value;
 
@@ -19,8 +20,8 @@ const PROMPTS: [&str; 5] = ["prompt", "problem", "question", "query", "instructi
 const OUTPUTS: [&str; 6] =
     ["output", "completion", "response", "generated_solution", "solution", "generations"];
 
-/// Prompt, thinking and answer of data sets that keep the three apart: s1K-1.1, s1K, OpenThoughts with
-/// its metadata. The first that is there.
+/// Prompt, thinking and answer of data sets that keep the three apart: s1K-1.1, s1K, OpenThoughts
+/// with its metadata. The first that is there.
 const THOUGHTS: [[&str; 3]; 4] = [
     ["question", "deepseek_thinking_trajectory", "deepseek_attempt"],
     ["question", "thinking_trajectories", "attempt"],
@@ -183,8 +184,8 @@ fn thought(record: &Record, prompt: &str, thinking: &str, answer: &str) -> Resul
     Ok(Reading { how, conversation, answers })
 }
 
-/// What was asked: a text, messages, or `from` and `value` as in ShareGPT; with the row's system message
-/// and what else its template is given.
+/// What was asked: a text, messages, or `from` and `value` as in ShareGPT; with the row's system
+/// message and what else its template is given.
 pub(crate) fn conversation_of(record: &Record, field: &str) -> Result<Conversation> {
     if field == "messages" {
         let conversation = Conversation::read(record)?;

@@ -1,5 +1,5 @@
-//! What of a conversation reaches the prompt. A chat template takes what it asks for and says nothing
-//! of the rest; here the rest is refused, or remarked on, by name.
+//! What of a conversation reaches the prompt. A chat template takes what it asks for and says
+//! nothing of the rest; here the rest is refused, or remarked on, by name.
 
 use std::collections::BTreeSet;
 
@@ -100,8 +100,8 @@ fn says(message: &Message, name: &str) -> bool {
         && message.fields[name] != Value::Object(Map::new())
 }
 
-/// Contents in parts as the template can take them: as they are where it goes through lists, else as a
-/// text where it is one part.
+/// Contents in parts as the template can take them: as they are where it goes through lists, else
+/// as a text where it is one part.
 fn fit_contents(
     template: &ChatTemplate,
     messages: &[Message],

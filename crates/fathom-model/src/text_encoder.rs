@@ -20,8 +20,8 @@ pub struct TextEncoder<'a> {
     pub tokenizer: Option<&'a Tokenizer>,
     /// The checkpoint's chat template; `None` takes prompts as bare text.
     pub template: Option<&'a ChatTemplate>,
-    /// What the template is given beside the messages; a line's own variables come before these. The
-    /// generation prompt is always added.
+    /// What the template is given beside the messages; a line's own variables come before these.
+    /// The generation prompt is always added.
     pub render: RenderOptions,
     /// Rows of the model's embedding: ids from here on cannot be looked up.
     pub vocab_size: usize,
@@ -123,8 +123,8 @@ impl TextEncoder<'_> {
     /// The ids of a conversation and of the answer it was given.
     ///
     /// # Errors
-    /// As [`TextEncoder::conversation_ids`]; an answer that the template does not write down where its
-    /// prompt for one ends.
+    /// As [`TextEncoder::conversation_ids`]; an answer that the template does not write down where
+    /// its prompt for one ends.
     pub fn conversation_with_answer(
         &self,
         conversation: &Conversation,
@@ -167,8 +167,8 @@ impl TextEncoder<'_> {
         Ok(encoded)
     }
 
-    /// Thinking and answer as the template writes `reasoning_content`, or where it knows none, the thinking
-    /// between `<think>` tags as DeepSeek-R1 writes it.
+    /// Thinking and answer as the template writes `reasoning_content`, or where it knows none, the
+    /// thinking between `<think>` tags as DeepSeek-R1 writes it.
     fn conversation_with_thought(
         &self,
         conversation: &Conversation,
@@ -193,7 +193,8 @@ impl TextEncoder<'_> {
         Ok(encoded)
     }
 
-    /// An answer that is more than a text, as the template writes it down: without what ends the turn.
+    /// An answer that is more than a text, as the template writes it down: without what ends the
+    /// turn.
     fn conversation_with_turn(
         &self,
         conversation: &Conversation,
@@ -236,7 +237,8 @@ impl TextEncoder<'_> {
         self.tokenizer?.bos_id()
     }
 
-    /// Refuses ids a model cannot be given: none at all, two leading BOS, or one outside its vocabulary.
+    /// Refuses ids a model cannot be given: none at all, two leading BOS, or one outside its
+    /// vocabulary.
     ///
     /// # Errors
     /// As said, each naming what was found.
@@ -269,8 +271,8 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// The part of a written prompt that begins the answer: what is not there without it, or, where the
-    /// template makes no difference, what follows the last message.
+    /// The part of a written prompt that begins the answer: what is not there without it, or, where
+    /// the template makes no difference, what follows the last message.
     fn generation_prompt<'t>(&self, conversation: &Conversation, text: &'t str) -> Result<&'t str> {
         let (turns, _) = self.write_turns(conversation)?;
         let same = text.chars().zip(turns.chars()).take_while(|(a, b)| a == b);
@@ -323,8 +325,8 @@ impl TextEncoder<'_> {
     }
 }
 
-/// Puts the place of a line before a message about it; the template or tokenizer that could not take
-/// the line is named behind it.
+/// Puts the place of a line before a message about it; the template or tokenizer that could not
+/// take the line is named behind it.
 pub(crate) fn locate(error: Error, path: &Path, line: usize) -> Error {
     match error {
         Error::Request(problem) => Error::line(path, line, problem),

@@ -12,11 +12,11 @@ const MAX_BYTES: u64 = 256 << 20;
 /// The byte order mark, which some editors begin a file with.
 const MARK: char = '\u{FEFF}';
 
-/// The whole of a regular file as text; `None` when it does not exist. UTF-8, or UTF-16 with a byte order
-/// mark, as PowerShell writes it; the mark is not part of the text.
+/// The whole of a regular file as text; `None` when it does not exist. UTF-8, or UTF-16 with a byte
+/// order mark, as PowerShell writes it; the mark is not part of the text.
 ///
-/// Anything that is not a regular file of a sane size is refused before it is opened: a pipe would never
-/// end, and a sparse file can claim more than there is memory.
+/// Anything that is not a regular file of a sane size is refused before it is opened: a pipe would
+/// never end, and a sparse file can claim more than there is memory.
 ///
 /// # Errors
 /// As said; a link to nothing, a Git LFS pointer, bytes that are no text.

@@ -23,7 +23,8 @@ pub struct Trace {
     pub path: PathBuf,
     /// 1-based line number in that file.
     pub line: usize,
-    /// The sample index published with it (`index`, `sample_idx` or `id`); its 0-based line otherwise.
+    /// The sample index published with it (`index`, `sample_idx` or `id`); its 0-based line
+    /// otherwise.
     pub index: u64,
     /// What was recorded.
     pub content: TraceContent,
@@ -78,7 +79,8 @@ pub struct TokenizedTrace {
     pub index: u64,
     /// 1-based line number in the trace file.
     pub line: usize,
-    /// Prompt and answer; never empty, all below the model's vocabulary size, at most one leading BOS.
+    /// Prompt and answer; never empty, all below the model's vocabulary size, at most one leading
+    /// BOS.
     pub ids: Vec<u32>,
     /// How many of `ids` are the prompt, chat-template tokens included; 0 where that is not known.
     pub prompt_len: usize,
@@ -103,13 +105,14 @@ impl Trace {
         }
     }
 
-    /// Reads one row: an object with `input_ids` (and `prompt_len`, `attention_mask`), or one of the
-    /// shapes in which data sets are published, or as `fields` says; with `tools`, `documents` and
-    /// `chat_template_kwargs`. Several rows of ids, and several answers, are several traces; other keys
-    /// are ignored.
+    /// Reads one row: an object with `input_ids` (and `prompt_len`, `attention_mask`), or one of
+    /// the shapes in which data sets are published, or as `fields` says; with `tools`, `documents`
+    /// and `chat_template_kwargs`. Several rows of ids, and several answers, are several traces;
+    /// other keys are ignored.
     ///
     /// # Errors
-    /// Anything else, or a row that can be read in two ways, with the file and the line in the message.
+    /// Anything else, or a row that can be read in two ways, with the file and the line in the
+    /// message.
     pub fn read(
         path: &Path,
         line: usize,

@@ -25,9 +25,9 @@ pub(crate) fn may_be_written_twice(output: &str) -> bool {
     output.trim_start().starts_with(['<', '['])
 }
 
-/// Finds tags (`<think>`, `<|channel|>`, `[THINK]`) from which on `prompt`, but for white space at its
-/// end, is what `output` begins with. Only whole tags count: a prompt that ends with `>` and an output
-/// that begins with `>` have nothing in common.
+/// Finds tags (`<think>`, `<|channel|>`, `[THINK]`) from which on `prompt`, but for white space at
+/// its end, is what `output` begins with. Only whole tags count: a prompt that ends with `>` and an
+/// output that begins with `>` have nothing in common.
 pub(crate) fn written_twice<'a>(prompt: &'a str, output: &str) -> Option<WrittenTwice<'a>> {
     let tags = prompt.trim_end();
     let space = &prompt[tags.len()..];

@@ -17,8 +17,8 @@ use crate::progress;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A HuggingFace checkpoint directory, or the hub id (`org/name`, `org/name@revision`) of one in the
-    /// HuggingFace cache
+    /// A HuggingFace checkpoint directory, or the hub id (`org/name`, `org/name@revision`) of one
+    /// in the HuggingFace cache
     #[arg(long, value_name = "M")]
     pub model: String,
     #[command(flatten)]
@@ -29,13 +29,15 @@ pub struct ModelArgs {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ComputeArgs {
-    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32 in both
+    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32
+    /// in both
     #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
     pub precision: Precision,
     /// Threads to compute with [default: one per CPU this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this machine runs]
+    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this
+    /// machine runs]
     #[arg(long, value_name = "SET", value_parser = isa(), hide_short_help = true)]
     pub isa: Option<Isa>,
 }
@@ -123,8 +125,8 @@ pub fn checkpoint_remarks(dir: &Path, config: &ModelConfig) -> Result<Vec<Remark
     Ok(remarks)
 }
 
-/// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit ids
-/// need none.
+/// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit
+/// ids need none.
 pub struct TextFiles {
     pub tokenizer: Option<Tokenizer>,
     pub template: Option<ChatTemplate>,

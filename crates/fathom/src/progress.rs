@@ -8,8 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cli::Output;
 use crate::failure::one_line;
 
-/// A bar counting `unit`s ("tokens", "layers") with their rate and the time left. Nothing is drawn with
-/// `--quiet`, or where stderr is not a terminal.
+/// A bar counting `unit`s ("tokens", "layers") with their rate and the time left. Nothing is drawn
+/// with `--quiet`, or where stderr is not a terminal.
 pub fn bar(output: Output, what: &'static str, unit: &str, total: u64) -> ProgressBar {
     if output.quiet {
         return ProgressBar::hidden();

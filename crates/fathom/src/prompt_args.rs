@@ -18,10 +18,12 @@ pub struct PromptArgs {
     /// `chat_template_kwargs` come before these
     #[arg(long, value_name = "JSON", value_parser = kwargs)]
     template_kwargs: Option<Kwargs>,
-    /// The day that chat templates are told it is, YYYY-MM-DD or `today` [default: 2024-07-26, always]
+    /// The day that chat templates are told it is, YYYY-MM-DD or `today` [default: 2024-07-26,
+    /// always]
     #[arg(long, value_name = "DATE", value_parser = date)]
     date: Option<jiff::civil::Date>,
-    /// Whether a bare text begins with the tokenizer's BOS [default: as HuggingFace transformers does]
+    /// Whether a bare text begins with the tokenizer's BOS [default: as HuggingFace transformers
+    /// does]
     #[arg(long, value_enum, value_name = "YES|NO")]
     bos: Option<YesNo>,
 }

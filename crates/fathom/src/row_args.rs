@@ -1,4 +1,5 @@
-//! Where in the rows of a data set prompt and output are: the arguments of every command that reads one.
+//! Where in the rows of a data set prompt and output are: the arguments of every command that reads
+//! one.
 
 use clap::Args;
 use fathom_model::RowFields;
@@ -7,8 +8,8 @@ use fathom_model::RowFields;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Rows")]
 pub struct RowArgs {
-    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the fields of
-    /// published data sets]
+    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the
+    /// fields of published data sets]
     #[arg(long, value_name = "FIELD")]
     prompt_field: Option<String>,
     /// Where a row's output is: a text, or several, each a trace

@@ -32,8 +32,8 @@ pub struct Reading {
 /// The first traces of a data set; what is remarkable about them is added to `remarks`.
 ///
 /// # Errors
-/// A file that cannot be read or holds no traces; a row that is none, or that cannot become ids, unless
-/// such rows are passed over.
+/// A file that cannot be read or holds no traces; a row that is none, or that cannot become ids,
+/// unless such rows are passed over.
 pub fn read_traces(
     path: &Path,
     text: &TextFiles,
@@ -72,8 +72,8 @@ pub fn read_traces(
     Ok(Traces { traces, writers: reader.writers().to_vec(), note })
 }
 
-/// As [`read_traces`], one trace, counted from 0, or from -1 at the end. The others are read, but not
-/// tokenised.
+/// As [`read_traces`], one trace, counted from 0, or from -1 at the end. The others are read, but
+/// not tokenised.
 ///
 /// # Errors
 /// As [`read_traces`]; fewer traces than that.
@@ -117,7 +117,8 @@ fn tokenize(
     Ok(trace)
 }
 
-/// Remarks on ids that another model than the one of `dir` wrote: they may mean something else here.
+/// Remarks on ids that another model than the one of `dir` wrote: they may mean something else
+/// here.
 ///
 /// # Errors
 /// Weights that cannot be read.

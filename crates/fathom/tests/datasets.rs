@@ -1,5 +1,5 @@
-//! Data sets as they lie about, on the command line: kinds of files, shapes, rows that cannot be read, and
-//! runs that grow.
+//! Data sets as they lie about, on the command line: kinds of files, shapes, rows that cannot be
+//! read, and runs that grow.
 
 #![allow(clippy::unwrap_used)]
 

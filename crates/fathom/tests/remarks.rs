@@ -1,5 +1,5 @@
-//! What users are told about input that was used nevertheless: one line on stderr, the same in `run.json`
-//! and `--json`, and exit code 2 with `--strict`.
+//! What users are told about input that was used nevertheless: one line on stderr, the same in
+//! `run.json` and `--json`, and exit code 2 with `--strict`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -70,7 +70,8 @@ fn told(output: &Output) -> Vec<String> {
     lines.map(str::to_owned).collect()
 }
 
-/// Checks that a scan makes one remark of a kind, on stderr and in run.json, and refuses with --strict.
+/// Checks that a scan makes one remark of a kind, on stderr and in run.json, and refuses with
+/// --strict.
 #[track_caller]
 fn remarks(planted: &Planted, lines: &str, kind: &str, parts: &[&str]) {
     let output = planted.scan(lines, &[]);

@@ -7,8 +7,8 @@ use super::MAX_ROW_BYTES;
 use super::open::Text;
 use crate::{Error, Result};
 
-/// Reads the elements of the array that a text is. Only their ends are found here: strings and brackets;
-/// what an element holds is checked where it is parsed.
+/// Reads the elements of the array that a text is. Only their ends are found here: strings and
+/// brackets; what an element holds is checked where it is parsed.
 pub(super) struct Elements {
     path: PathBuf,
     text: Text,

@@ -19,8 +19,8 @@ use crate::{Error, Result};
 const HEAD: u64 = 64;
 /// Decompressed bytes that are read of a file however small it is.
 const FREE_BYTES: u64 = 256 << 20;
-/// Decompressed bytes beyond that for each compressed one: JSONL shrinks to a tenth, repetitive JSONL to
-/// a fiftieth; gzip can make a thousand of one, and zstd many more.
+/// Decompressed bytes beyond that for each compressed one: JSONL shrinks to a tenth, repetitive
+/// JSONL to a fiftieth; gzip can make a thousand of one, and zstd many more.
 const MAX_RATIO: u64 = 400;
 
 /// Files that cannot be read, by what they begin with, and what to do with them.
@@ -103,9 +103,11 @@ impl Reader {
     }
 }
 
-/// Whether the first thing in a text is a `[`: then it is one array. White space before it is passed over.
+/// Whether the first thing in a text is a `[`: then it is one array. White space before it is
+/// passed over.
 fn begins_with_bracket(text: &mut Text) -> io::Result<bool> {
-    // As much as one buffer holds is looked at; a file does not begin with more white space than that.
+    // As much as one buffer holds is looked at; a file does not begin with more white space than
+    // that.
     let buffer = text.fill_buf()?;
     let first = buffer.iter().find(|byte| !byte.is_ascii_whitespace());
     let first = match buffer.strip_prefix(b"\xEF\xBB\xBF") {

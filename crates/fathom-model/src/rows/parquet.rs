@@ -1,4 +1,5 @@
-//! One row a row of a Parquet file, as data sets on the hub have them: nested lists and structs included.
+//! One row a row of a Parquet file, as data sets on the hub have them: nested lists and structs
+//! included.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -18,7 +18,8 @@ use crate::traces::{of_other_writers, read_trace};
 /// Write activations of one pass to a safetensors file
 ///
 /// Tensors are called `site.layer` (`resid_post.17`), f32, one row a position; per-head sites are
-/// [heads, positions, head_dim]. TransformerLens names (`blocks.17.hook_resid_post`) are understood too.
+/// [heads, positions, head_dim]. TransformerLens names (`blocks.17.hook_resid_post`) are understood
+/// too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom capture --model ./qwen --traces traces.jsonl --index 3 --sites resid_post,mlp_out \
@@ -37,21 +38,23 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     index: i64,
-    /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in, attn_out,
-    /// attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in, mlp_gate, mlp_up,
-    /// mlp_act, mlp_elementwise, mlp_out, final_norm, logits
+    /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in,
+    /// attn_out, attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in,
+    /// mlp_gate, mlp_up, mlp_act, mlp_elementwise, mlp_out, final_norm, logits
     #[arg(long, value_delimiter = ',', required = true, value_parser = parse_site, value_name = "SITES")]
     sites: Vec<(Site, Option<usize>)>,
-    /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..` [default: all]
+    /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..`
+    /// [default: all]
     #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
     layers: Option<Indices>,
-    /// Positions, counted from 0, such as `0,100..200`; from the end, `-1` or `-10..` [default: all]
+    /// Positions, counted from 0, such as `0,100..200`; from the end, `-1` or `-10..` [default:
+    /// all]
     #[arg(long, value_name = "POSITIONS", allow_hyphen_values = true)]
     positions: Option<Indices>,
-    /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change being zero,
-    /// scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW) or
-    /// add(FILE:TENSOR:ROW), the last two from a capture; may be given several times. Neurons and other
-    /// columns are named in brackets: `mlp_elementwise.3[17,40]@*=zero`
+    /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change
+    /// being zero, scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW)
+    /// or add(FILE:TENSOR:ROW), the last two from a capture; may be given several times. Neurons
+    /// and other columns are named in brackets: `mlp_elementwise.3[17,40]@*=zero`
     #[arg(long = "edit", value_name = "EDIT")]
     edits: Vec<String>,
     /// The file to write; must not exist yet

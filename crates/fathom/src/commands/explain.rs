@@ -22,9 +22,9 @@ use crate::traces::{Reading, Traces, read_traces};
 
 /// Explain the sinks of a run: how they form and what they do
 ///
-/// Runs the run's traces through its model again and writes RUN/explain/ANALYSIS.json for each analysis.
-/// Analyses share one pass over the traces; what takes more says so. What is there already is kept, so an
-/// interrupted explain goes on where it stopped.
+/// Runs the run's traces through its model again and writes RUN/explain/ANALYSIS.json for each
+/// analysis. Analyses share one pass over the traces; what takes more says so. What is there
+/// already is kept, so an interrupted explain goes on where it stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \

@@ -25,8 +25,9 @@ use crate::traces::{Reading, Traces, of_other_writers, read_traces};
 /// Find the attention sinks in traces of a model
 ///
 /// Runs every trace of a JSONL file through the model once and writes a run directory: run.json,
-/// detections.jsonl, sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace is on disk
-/// before the next begins; a scan that was killed goes on with --resume and ends with the same bytes.
+/// detections.jsonl, sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace
+/// is on disk before the next begins; a scan that was killed goes on with --resume and ends with
+/// the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \
@@ -34,8 +35,8 @@ use crate::traces::{Reading, Traces, of_other_writers, read_traces};
     A trace is a line {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with the \
     assistant's answer, or {\"input_ids\": […]}.")]
 pub struct Args {
-    /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a pattern of such files, or
-    /// `-` for standard input
+    /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a pattern of such
+    /// files, or `-` for standard input
     #[arg(long, value_name = "FILE")]
     traces: PathBuf,
     /// Run directory to write; new or empty, unless --resume
@@ -48,11 +49,13 @@ pub struct Args {
     /// 0.95 or 0.9]
     #[arg(long, value_name = "τ", value_parser = parse_threshold)]
     threshold: Option<f32>,
-    /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the largest norm
+    /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the
+    /// largest norm
     #[arg(long, value_name = "POSITIONS", default_value = "0", value_parser = parse_reference,
           allow_hyphen_values = true)]
     reference: Indices,
-    /// The reference is a primary sink where its norm rises by at least so many times the mean token's
+    /// The reference is a primary sink where its norm rises by at least so many times the mean
+    /// token's
     #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
     rise: f32,
     /// Measure sink scores as well: the attention every token receives, per layer and head
@@ -182,7 +185,8 @@ impl Args {
     }
 }
 
-/// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace would run it.
+/// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace would
+/// run it.
 fn long_traces(
     traces: &[TokenizedTrace],
     config: &ModelConfig,
