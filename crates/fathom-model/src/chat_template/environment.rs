@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value, 
 use minijinja_contrib::pycompat;
 
 use super::budget::{Budget, ELEMENT, Stop};
-use super::instrument::{CHARGE, CONCAT, CYCLE, ITERATE, MULTIPLY};
+use super::instrument::{CHARGE, CONCAT, CYCLE, ITERATE, MULTIPLY, ORDER};
 use super::python::{JsonStyle, json, str_of};
 
 /// Jinja's sandbox has the same limit.
@@ -119,6 +119,12 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
     env.add_filter(ITERATE, |value: Value| match is_iterable(&value) {
         true => Ok(value),
         false => Err(invalid(&format!("a value of type {} cannot be iterated over", value.kind()))),
+    });
+    env.add_filter(ORDER, |value: Value| match value.kind() {
+        ValueKind::None | ValueKind::Undefined => {
+            Err(invalid(&format!("a value of type {} has no order", value.kind())))
+        }
+        _ => Ok(value),
     });
     let b = budget.clone();
     env.add_function(CONCAT, move |left: &Value, right: &Value| {

@@ -12,6 +12,8 @@ use minijinja::machinery::ast::{self, BinOpKind, CallArg, Expr, Spanned, Stmt};
 pub(super) const CHARGE: &str = "__charge";
 /// The filter that hands on what Python iterates over, and refuses the rest.
 pub(super) const ITERATE: &str = "__iterate";
+/// The filter that refuses what has no order, None and undefined, on either side of `<` and its like.
+pub(super) const ORDER: &str = "__order";
 /// The function behind `~`.
 pub(super) const CONCAT: &str = "__concat";
 /// The function behind `*`.
@@ -21,6 +23,22 @@ pub(super) const CYCLE: &str = "__cycle";
 
 /// What looks at its value without going through it, and is used on whole conversations in loops.
 const FREE_FILTERS: [&str; 6] = ["length", "count", "first", "last", "default", "d"];
+/// Filters that go through what they are given, as Python's `iter` does.
+const ITERATING_FILTERS: [&str; 13] = [
+    "groupby",
+    "join",
+    "list",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "select",
+    "selectattr",
+    "sort",
+    "unique",
+];
 const FREE_TESTS: [&str; 14] = [
     "defined",
     "undefined",
@@ -166,6 +184,15 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
                 op @ (BinOpKind::ScAnd | BinOpKind::ScOr) => {
                     Expr::BinOp(at(node, ast::BinOp { op, left, right }))
                 }
+                op @ (BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte) => {
+                    let ordered = |side| filtered(ORDER, paid(side));
+                    let (left, right) = (ordered(left), ordered(right));
+                    Expr::BinOp(at(node, ast::BinOp { op, left, right }))
+                }
+                op @ BinOpKind::In => {
+                    let right = filtered(ITERATE, paid(right));
+                    Expr::BinOp(at(node, ast::BinOp { op, left: paid(left), right }))
+                }
                 op => {
                     Expr::BinOp(at(node, ast::BinOp { op, left: paid(left), right: paid(right) }))
                 }
@@ -188,9 +215,12 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             },
         )),
         Expr::Filter(node) => {
-            let value = |value| match FREE_FILTERS.contains(&node.name) {
-                true => expression(value),
-                false => paid(expression(value)),
+            let value = |value| match node.name {
+                name if FREE_FILTERS.contains(&name) => expression(value),
+                name if ITERATING_FILTERS.contains(&name) => {
+                    filtered(ITERATE, paid(expression(value)))
+                }
+                _ => paid(expression(value)),
             };
             let expr = node.expr.as_ref().map(value);
             let filter = ast::Filter { name: node.name, expr, args: arguments(&node.args) };
