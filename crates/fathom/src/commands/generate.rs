@@ -208,6 +208,7 @@ impl Args {
             max_tokens: *max_tokens,
             stop: stop.clone(),
             ignore_eos: *ignore_eos,
+            ..SamplingParams::default()
         }
     }
 
