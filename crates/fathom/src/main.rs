@@ -15,6 +15,7 @@ mod model_args;
 mod pair_args;
 mod progress;
 mod prompt_args;
+mod sampling_args;
 mod speed_tables;
 mod subject;
 mod traces;
