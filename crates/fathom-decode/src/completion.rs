@@ -10,6 +10,8 @@ use fathom_model::Result;
 pub enum Finish {
     /// An end-of-text token, which is the last of the tokens.
     Eos,
+    /// A stop token, which is the last of the tokens.
+    StopToken,
     /// A stop string was completed by the last token.
     Stop,
     /// As many tokens as were asked for.
@@ -24,6 +26,8 @@ pub type StopCheck<'a> = Box<dyn FnMut(u32) -> Result<bool> + Send + 'a>;
 pub struct EndRules<'a> {
     /// Tokens that end the text; empty to ignore them.
     pub eos: Arc<[u32]>,
+    /// Other tokens that end the text.
+    pub stop_tokens: Arc<[u32]>,
     /// Most tokens after the prompt.
     pub max_tokens: usize,
     /// Stop strings.
@@ -94,6 +98,8 @@ impl<'a> Completion<'a> {
         };
         self.finish = if self.end.eos.contains(&token) {
             Some(Finish::Eos)
+        } else if self.end.stop_tokens.contains(&token) {
+            Some(Finish::StopToken)
         } else if stopped {
             Some(Finish::Stop)
         } else if self.generated().len() >= self.end.max_tokens {

@@ -99,11 +99,12 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// of the key/value cache.
     ///
     /// # Errors
-    /// Sampling parameters that have no meaning; stop strings nobody watches for; a prompt that is empty, does not leave room for a token,
+    /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop strings nobody
+    /// watches for; a prompt that is empty, does not leave room for a token,
     /// or names a token outside the vocabulary.
     pub fn submit(&mut self, request: Request<'a>) -> Result<()> {
         let Request { id, prompt, params, eos, stop } = request;
-        let sampler = Arc::new(Sampler::new(params, id, self.options.vocab)?);
+        let sampler = Sampler::new(params, id, self.options.vocab)?.with_eos(&eos)?;
         let context = self.target.config().max_position_embeddings;
         let longest = context.min(self.options.kv_pages.saturating_mul(B::KV_PAGE));
         let refuse =
@@ -131,10 +132,11 @@ impl<'a, B: Backend> Engine<'a, B> {
             )));
         }
         let eos = if params.ignore_eos { Arc::default() } else { eos };
+        let stop_tokens = params.stop_token_ids.as_slice().into();
         let max_tokens = params.max_tokens.min(longest - prompt.len());
-        let text = Completion::new(prompt, EndRules { eos, max_tokens, stop });
+        let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
         let limits = self.draft.as_ref().map(DraftWorker::limits);
-        self.waiting.push_back(Slot::new(id, text, sampler, limits));
+        self.waiting.push_back(Slot::new(id, text, Arc::new(sampler), limits));
         Ok(())
     }
 
@@ -281,7 +283,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// the seconds it took.
     fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Scores<B>, f64)> {
         let start = Instant::now();
-        let all_greedy = self.running.iter().all(|slot| slot.sampler.params().is_greedy());
+        let argmax_only = self.running.iter().all(Slot::takes_argmax);
         let feeds: Vec<Vec<u32>> = match chunks {
             Some(chunks) => {
                 self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
@@ -293,7 +295,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             .zip(&feeds)
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::All })
             .collect();
-        let scores = Scores::of(&self.target, &mut steps, all_greedy, self.options.vocab)?;
+        let scores = Scores::of(&self.target, &mut steps, argmax_only, self.options.vocab)?;
         let seconds = start.elapsed().as_secs_f64();
         let rows = feeds.iter().map(Vec::len).sum::<usize>();
         self.metrics.verify_seconds += seconds;
@@ -316,15 +318,17 @@ impl<'a, B: Backend> Engine<'a, B> {
         let mut updates = Vec::with_capacity(self.running.len());
         for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
             let before = slot.text.generated().len();
+            let position = slot.text.tokens().len();
             let logits;
             let judge: &mut dyn Judge = match &scores.logits {
-                Some(all) if !slot.sampler.params().is_greedy() => {
+                Some(all) if !slot.takes_argmax() => {
                     logits = all.step(backend, i);
                     &mut LogitsJudge {
                         sampler: &slot.sampler,
                         logits: &logits,
                         vocab: self.target.config().vocab,
-                        position: slot.text.tokens().len(),
+                        position,
+                        history: slot.history.as_mut(),
                     }
                 }
                 _ => &mut GreedyJudge { best: &scores.best[i] },
@@ -334,6 +338,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 Mode::Sd => sd::step(&mut slot.text, &chunk, judge)?,
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge)?,
             };
+            slot.count_from(position);
             slot.roll_back(&self.target)?;
             if slot.outgrows_draft()
                 && let Some(draft) = &self.draft

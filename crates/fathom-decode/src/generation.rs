@@ -52,7 +52,7 @@ impl Task {
 pub struct Generation {
     /// What it continues.
     pub task: Task,
-    /// Its text, without the end-of-text token and without the stop string that ended it.
+    /// Its text, without the token or the stop string that ended it.
     pub output: String,
     /// Its tokens, with the token that ended it.
     pub tokens: Vec<u32>,
@@ -131,15 +131,16 @@ impl<'a, B: Backend> Generator<'a, B> {
     }
 
     fn submit(&mut self, task: Task) -> Result<()> {
-        let stops = &self.params.stop;
+        let SamplingParams { stop, min_tokens, .. } = &self.params;
+        let stream = || TextStream::new(self.tokenizer, stop.clone()).with_min_tokens(*min_tokens);
         self.engine.submit(Request {
             id: task.index,
             prompt: task.ids.to_vec(),
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
-            stop: TextStream::stop_check(self.tokenizer, stops),
+            stop: stream().into_stop_check(),
         })?;
-        let stream = TextStream::new(self.tokenizer, stops.clone());
+        let stream = stream();
         let open = Open { task, stream, output: String::new(), tokens: Vec::new() };
         self.open.insert(open.task.index, open);
         Ok(())
@@ -150,7 +151,8 @@ impl<'a, B: Backend> Generator<'a, B> {
         let Some(mut open) = self.open.remove(&index) else { return Ok(None) };
         open.tokens.extend(&tokens);
         let count = tokens.len();
-        if done.as_ref().is_some_and(|done| done.finish == Finish::Eos) {
+        let finish = done.as_ref().map(|done| done.finish);
+        if matches!(finish, Some(Finish::Eos | Finish::StopToken)) {
             tokens.pop(); // it ends the text and is no part of it
         }
         let mut text = String::new();

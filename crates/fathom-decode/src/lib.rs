@@ -50,7 +50,7 @@ pub(crate) use planner::Planner;
 pub use proposal::{Drafted, Proposal};
 pub use running::{Line, Mean};
 pub use sampling::{
-    Distribution, GreedyJudge, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
+    Distribution, GreedyJudge, History, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
     philox4x32,
 };
 pub(crate) use speeds::Speeds;

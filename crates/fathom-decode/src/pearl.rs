@@ -111,7 +111,7 @@ mod tests {
     /// One step after another, as in DESIGN 2.12, γ = 3.
     #[test]
     fn a_sequence_goes_through_its_phases() {
-        let end = EndRules { eos: [18].into(), max_tokens: 100, stop: None };
+        let end = EndRules { eos: [18].into(), max_tokens: 100, ..EndRules::default() };
         let mut text = Completion::new(vec![10], end);
         let mut pearl = Pearl::new();
         let mut step = |chunk_tokens: &[u32]| {

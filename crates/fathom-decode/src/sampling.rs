@@ -1,11 +1,14 @@
 //! From a row of logits to a token, and the exact speculative acceptance test.
 
 mod distribution;
+mod history;
 mod params;
+mod processing;
 mod rng;
 mod sampler;
 
 pub use distribution::Distribution;
+pub use history::History;
 pub use params::SamplingParams;
 pub use rng::{Purpose, RequestRng, philox4x32};
 pub use sampler::{GreedyJudge, LogitsJudge, Sampler};

@@ -6,13 +6,20 @@
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
+    /// Bytes at the beginning of `held` in which no stop string counts that is complete there.
+    exempt: usize,
     stopped: bool,
 }
 
 impl StopStrings {
     /// Watches for `stops`, none of them empty; with none the text passes through.
     pub fn new(stops: Vec<String>) -> StopStrings {
-        StopStrings { stops, held: String::new(), stopped: false }
+        StopStrings { stops, held: String::new(), exempt: 0, stopped: false }
+    }
+
+    /// Whether there is nothing to watch for.
+    pub fn is_empty(&self) -> bool {
+        self.stops.is_empty()
     }
 
     /// Whether a stop string has appeared.
@@ -26,13 +33,29 @@ impl StopStrings {
             return String::new();
         }
         self.held.push_str(piece);
-        if let Some(start) = first_stop(&self.held, &self.stops) {
+        if let Some(start) = first_stop(&self.held, self.exempt, &self.stops) {
             self.stopped = true;
             self.held.truncate(start);
             return std::mem::take(&mut self.held);
         }
+        self.release()
+    }
+
+    /// Takes a piece in which no stop string counts; one that begins in it may count later.
+    pub fn push_exempt(&mut self, piece: &str) -> String {
+        if self.stopped {
+            return String::new();
+        }
+        self.held.push_str(piece);
+        self.exempt = self.held.len();
+        self.release()
+    }
+
+    /// What is certainly text.
+    fn release(&mut self) -> String {
         let undecided = self.stops.iter().map(|stop| undecided(&self.held, stop)).max();
         let certain = self.held.len() - undecided.unwrap_or(0);
+        self.exempt = self.exempt.saturating_sub(certain);
         let rest = self.held.split_off(certain);
         std::mem::replace(&mut self.held, rest)
     }
@@ -43,9 +66,17 @@ impl StopStrings {
     }
 }
 
-/// Where the stop string begins that is complete first; of two complete at once, the longer.
-fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
-    let found = stops.iter().filter_map(|stop| text.find(stop).map(|at| (at + stop.len(), at)));
+/// Where the stop string begins that is complete first, but not within the first `exempt` bytes; of two
+/// complete at once, the longer.
+fn first_stop(text: &str, exempt: usize, stops: &[String]) -> Option<usize> {
+    let found = stops.iter().filter_map(|stop| {
+        let mut from = (exempt + 1).saturating_sub(stop.len());
+        while !text.is_char_boundary(from) {
+            from += 1; // ends at the latest at the text's end
+        }
+        let at = from + text.get(from..)?.find(stop)?;
+        Some((at + stop.len(), at))
+    });
     found.min().map(|(_, start)| start)
 }
 
@@ -91,6 +122,35 @@ mod tests {
             let expected = cut(&text, &stops);
             prop_assert_eq!(stopped, expected.len() < text.len());
             prop_assert_eq!(given, expected);
+        }
+    }
+
+    proptest! {
+        /// Stop strings complete within the first pieces do not count, those complete later do, wherever
+        /// they begin: as if the text were read letter by letter and nothing looked for at first.
+        #[test]
+        fn exempt_pieces_end_nothing(
+            exempt in prop::collection::vec("[abé]{0,4}", 0..6),
+            pieces in prop::collection::vec("[abé]{0,4}", 0..8),
+            stops in prop::collection::vec("[abé]{1,4}", 0..3),
+        ) {
+            let mut watch = StopStrings::new(stops.clone());
+            let mut given = String::new();
+            exempt.iter().for_each(|piece| given += &watch.push_exempt(piece));
+            prop_assert!(!watch.stopped());
+            pieces.iter().for_each(|piece| given += &watch.push(piece));
+            let stopped = watch.stopped();
+            given += &watch.finish();
+
+            let (free, text) = (exempt.concat().len(), exempt.concat() + &pieces.concat());
+            let mut ends = text.char_indices().map(|(i, letter)| i + letter.len_utf8());
+            let longest = |end: usize| {
+                let ending = stops.iter().filter(|stop| text[..end].ends_with(*stop));
+                ending.map(String::len).max().map(|longest| end - longest)
+            };
+            let cut = ends.find_map(|end| if end > free { longest(end) } else { None });
+            prop_assert_eq!(stopped, cut.is_some());
+            prop_assert_eq!(given, &text[..cut.unwrap_or(text.len())]);
         }
     }
 

@@ -9,12 +9,21 @@ use crate::{StopCheck, StopStrings};
 pub struct TextStream<'a> {
     decode: DecodeStream<'a>,
     stops: StopStrings,
+    /// Tokens whose text completes no stop string.
+    exempt: usize,
 }
 
 impl<'a> TextStream<'a> {
     /// The text of a generation by `tokenizer`'s model that ends at any of `stops`.
     pub fn new(tokenizer: &'a Tokenizer, stops: Vec<String>) -> TextStream<'a> {
-        TextStream { decode: tokenizer.decode_stream(), stops: StopStrings::new(stops) }
+        TextStream { decode: tokenizer.decode_stream(), stops: StopStrings::new(stops), exempt: 0 }
+    }
+
+    /// The same, but a stop string that is complete within the text of the first `min_tokens` tokens does
+    /// not count, as in vLLM.
+    #[must_use]
+    pub fn with_min_tokens(self, min_tokens: usize) -> TextStream<'a> {
+        TextStream { exempt: min_tokens, ..self }
     }
 
     /// Takes the next token and returns the text that is certain by now, which may be empty.
@@ -22,7 +31,12 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// What the tokenizer fails on.
     pub fn push(&mut self, token: u32) -> Result<String> {
-        Ok(self.stops.push(&self.decode.push(token)?))
+        let piece = self.decode.push(token)?;
+        if self.exempt == 0 {
+            return Ok(self.stops.push(&piece));
+        }
+        self.exempt -= 1;
+        Ok(self.stops.push_exempt(&piece))
     }
 
     /// The generation has ended: the rest of its text.
@@ -30,19 +44,27 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// What the tokenizer fails on.
     pub fn finish(mut self) -> Result<String> {
-        let rest = self.stops.push(&self.decode.finish()?);
+        let rest = self.decode.finish()?;
+        let rest = match self.exempt {
+            0 => self.stops.push(&rest),
+            _ => self.stops.push_exempt(&rest),
+        };
         Ok(rest + &self.stops.finish())
     }
 
     /// A [`StopCheck`] for a generation that ends at any of `stops`; `None` without any.
     pub fn stop_check(tokenizer: &'a Tokenizer, stops: &[String]) -> Option<StopCheck<'a>> {
-        if stops.is_empty() {
+        TextStream::new(tokenizer, stops.to_vec()).into_stop_check()
+    }
+
+    /// This stream as a [`StopCheck`]; `None` without any stop string.
+    pub fn into_stop_check(mut self) -> Option<StopCheck<'a>> {
+        if self.stops.is_empty() {
             return None;
         }
-        let mut stream = TextStream::new(tokenizer, stops.to_vec());
         Some(Box::new(move |token| {
-            stream.push(token)?;
-            Ok(stream.stops.stopped())
+            self.push(token)?;
+            Ok(self.stops.stopped())
         }))
     }
 }

@@ -145,10 +145,39 @@ fn every_mode_continues_as_huggingface_does() {
 /// requests are sent back to wait, against each request alone.
 #[test]
 fn a_request_in_a_crowd_has_the_text_it_has_alone() {
+    crowd(200, |_, params| params);
+}
+
+/// The same with penalties, bias, stop tokens and min-tokens, of every second request: what a request is
+/// counted by survives waiting, and is its own.
+#[test]
+fn a_penalised_request_in_a_crowd_has_the_text_it_has_alone() {
+    crowd(100, |id, params| {
+        if id % 2 == 0 {
+            return params;
+        }
+        let choose = |what, values: &[f32]| values[random(id, what, values.len() as u32) as usize];
+        SamplingParams {
+            min_p: choose(6, &[0.0, 0.02]),
+            repetition_penalty: choose(7, &[1.0, 1.2, 2.0]),
+            presence_penalty: choose(8, &[0.0, 1.0]),
+            frequency_penalty: choose(9, &[0.0, 0.5, -0.2]),
+            logit_bias: [(random(id, 10, 128), 2.0), (random(id, 11, 128), -9.0)].into(),
+            min_tokens: random(id, 12, 2) as usize * params.max_tokens / 2,
+            stop_token_ids: vec![random(id, 13, 128), random(id, 14, 128)],
+            ..params
+        }
+    });
+}
+
+/// A number below `below` that belongs to a request.
+fn random(id: u64, what: u32, below: u32) -> u32 {
+    philox4x32([id as u32, what, 0, 0], [9, 9])[0] % below
+}
+
+fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
     let name = "qwen2";
     let vocab = load(&golden(name), Precision::Bf16, 1).config().vocab;
-    let random =
-        |id: u64, what: u32, below: u32| philox4x32([id as u32, what, 0, 0], [9, 9])[0] % below;
     let make = |id: u64| {
         let prompt: Vec<u32> =
             (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, vocab as u32)).collect();
@@ -161,7 +190,7 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
             ..SamplingParams::default()
         };
         let eos: Arc<[u32]> = (0..vocab as u32).filter(|token| token % 40 == 7).collect();
-        Request { id, prompt, params, eos, stop: None }
+        Request { id, prompt, params: more(id, params), eos, stop: None }
     };
     let cancelled = |id: u64| random(id, 5, 8) == 0;
     let engine = |mode, batch_size, kv_pages| {
@@ -170,20 +199,19 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
         let options = EngineOptions { batch_size, kv_pages, ..options(mode, 3, vocab) };
         Engine::new(target, Some(draft), options).unwrap()
     };
-    const REQUESTS: u64 = 200;
     for mode in Mode::ALL {
         let mut alone = engine(mode, 1, 100);
-        (0..REQUESTS).for_each(|id| alone.submit(make(id)).unwrap());
+        (0..requests).for_each(|id| alone.submit(make(id)).unwrap());
         let alone = run(&mut alone);
 
         let mut crowd = engine(mode, 5, 6);
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
         let mut finished = 0;
         for step in 0.. {
-            if step < REQUESTS {
+            if step < requests {
                 crowd.submit(make(step)).unwrap();
             }
-            if let Some(id) = u64::checked_sub(step, 7).filter(|&id| id < REQUESTS && cancelled(id))
+            if let Some(id) = u64::checked_sub(step, 7).filter(|&id| id < requests && cancelled(id))
             {
                 crowd.cancel(id);
             }
@@ -196,12 +224,12 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
                     finished += 1;
                 }
             }
-            if step >= REQUESTS && crowd.pending() == 0 {
+            if step >= requests && crowd.pending() == 0 {
                 break;
             }
         }
-        let kept = (0..REQUESTS).filter(|&id| !cancelled(id)).count();
-        assert!(finished >= kept && finished < REQUESTS as usize, "{finished}");
+        let kept = (0..requests).filter(|&id| !cancelled(id)).count();
+        assert!(finished >= kept && finished < requests as usize, "{finished}");
         assert!(crowd.metrics().preemptions > 0, "the caches were meant to be tight");
     }
 }

@@ -18,6 +18,33 @@ struct Case {
     /// Two tokens in a row that end the text.
     stop: Option<[u32; 2]>,
     max_tokens: usize,
+    /// Penalties, bias and how the text may end.
+    params: SamplingParams,
+}
+
+/// Most tokens are told apart by logits a few units wide: the parameters change many choices.
+fn params() -> impl Strategy<Value = SamplingParams> {
+    (
+        prop_oneof![Just(1.0), 1.0..3.0_f32, 0.5..1.0_f32],
+        prop_oneof![Just(0.0), -2.0..2.0_f32],
+        prop_oneof![Just(0.0), -0.5..2.0_f32],
+        prop::collection::btree_map(0..VOCAB as u32, -3.0..3.0_f32, 0..4),
+        prop::collection::vec(0..VOCAB as u32, 0..3),
+        prop_oneof![Just(0), 1..20_usize],
+    )
+        .prop_map(
+            |(repetition, presence, frequency, logit_bias, stop_token_ids, min_tokens)| {
+                SamplingParams {
+                    repetition_penalty: repetition,
+                    presence_penalty: presence,
+                    frequency_penalty: frequency,
+                    logit_bias,
+                    stop_token_ids,
+                    min_tokens,
+                    ..SamplingParams::default()
+                }
+            },
+        )
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -36,6 +63,7 @@ fn case() -> impl Strategy<Value = Case> {
             eos,
             stop,
             max_tokens,
+            params: SamplingParams::default(),
         })
 }
 
@@ -44,10 +72,16 @@ fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<
     let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck<'_> {
         Box::new(move |token| Ok(last.replace(token) == Some(first) && token == second))
     });
-    let end = EndRules { eos: case.eos.clone().into(), max_tokens: case.max_tokens, stop };
+    let params = SamplingParams {
+        max_tokens: case.max_tokens.max(case.params.min_tokens),
+        ..case.params.clone()
+    };
+    let stop_tokens = params.stop_token_ids.clone().into();
+    let end =
+        EndRules { eos: case.eos.clone().into(), stop_tokens, max_tokens: case.max_tokens, stop };
     let mut text = Completion::new(case.prompt.clone(), end);
     let target = Toy::target(VOCAB, case.seed);
-    let sampler = Sampler::new(SamplingParams::default(), 0, VOCAB).unwrap();
+    let sampler = Sampler::new(params, 0, VOCAB).unwrap().with_eos(&case.eos).unwrap();
     decode(mode, &mut text, &sampler, target, target.draft(case.agreement), gamma);
     (text.generated().to_vec(), text.finish().unwrap())
 }
@@ -58,16 +92,58 @@ fn greedy(case: &Case) -> Vec<u32> {
     let mut tokens = case.prompt.clone();
     let mut text = Vec::new();
     while text.len() < case.max_tokens {
-        let logits = target.logits(&tokens);
+        let logits = penalised(case, target.logits(&tokens), &text);
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let token = logits.iter().position(|&logit| logit == largest).unwrap() as u32;
         tokens.push(token);
         text.push(token);
-        if case.eos.contains(&token) || case.stop.is_some_and(|stop| text.ends_with(&stop)) {
+        let ends = case.eos.contains(&token) || case.params.stop_token_ids.contains(&token);
+        if ends || case.stop.is_some_and(|stop| text.ends_with(&stop)) {
             break;
         }
     }
     text
+}
+
+/// The logits after a prompt and `text`, with vLLM's penalties, counted anew.
+fn penalised(case: &Case, mut logits: Vec<f32>, text: &[u32]) -> Vec<f32> {
+    let params = &case.params;
+    for (id, logit) in (0_u32..).zip(&mut logits) {
+        let count = text.iter().filter(|&&token| token == id).count();
+        if text.len() < params.min_tokens
+            && (case.eos.contains(&id) || params.stop_token_ids.contains(&id))
+        {
+            *logit = f32::NEG_INFINITY;
+        }
+        *logit += params.logit_bias.get(&id).copied().unwrap_or(0.0);
+        if count > 0 || case.prompt.contains(&id) {
+            match *logit > 0.0 {
+                true => *logit /= params.repetition_penalty,
+                false => *logit *= params.repetition_penalty,
+            }
+        }
+        *logit -= params.frequency_penalty * count as f32;
+        if count > 0 {
+            *logit -= params.presence_penalty;
+        }
+    }
+    logits
+}
+
+/// All ways of decoding, with every γ and with one that changes, give the tokens that are expected.
+fn every_way_gives(case: &Case, schedule: u32, expected: &[u32]) -> Result<(), TestCaseError> {
+    let (ar, finish) = generate(case, Mode::Ar, |_| 1);
+    prop_assert_eq!(&ar, expected);
+    for mode in [Mode::Sd, Mode::Pearl] {
+        for gamma in 1..=12 {
+            prop_assert_eq!(&generate(case, mode, |_| gamma), &(ar.clone(), finish));
+        }
+        // γ may change at every step, as it does when it adapts; an empty chunk is one that had
+        // no room to be drafted.
+        let changing = |step| (philox4x32([step as u32, 0, 0, 0], [schedule, 0])[0] % 7) as usize;
+        prop_assert_eq!(generate(case, mode, changing), (ar.clone(), finish));
+    }
+    Ok(())
 }
 
 proptest! {
@@ -75,32 +151,45 @@ proptest! {
 
     #[test]
     fn every_way_gives_the_greedy_tokens(case in case(), schedule in any::<u32>()) {
-        let expected = greedy(&case);
-        let (ar, finish) = generate(&case, Mode::Ar, |_| 1);
-        prop_assert_eq!(&ar, &expected);
-        for mode in [Mode::Sd, Mode::Pearl] {
-            for gamma in 1..=12 {
-                prop_assert_eq!(&generate(&case, mode, |_| gamma), &(ar.clone(), finish));
-            }
-            // γ may change at every step, as it does when it adapts; an empty chunk is one that had
-            // no room to be drafted.
-            let changing = |step| (philox4x32([step as u32, 0, 0, 0], [schedule, 0])[0] % 7) as usize;
-            prop_assert_eq!(generate(&case, mode, changing), (ar.clone(), finish));
-        }
+        every_way_gives(&case, schedule, &greedy(&case))?;
+    }
+
+    /// The same with penalties, bias, stop tokens and min-tokens: what a row's logits become depends on
+    /// the drafts before it.
+    #[test]
+    fn every_way_gives_the_penalised_greedy_tokens(
+        case in case(),
+        params in params(),
+        schedule in any::<u32>(),
+    ) {
+        let case = Case { params, ..case };
+        every_way_gives(&case, schedule, &greedy(&case))?;
     }
 }
 
 /// Each of the ends is met, in PEARL, within a chunk: the text stops exactly there.
 #[test]
 fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
-    let base =
-        Case { seed: 5, agreement: 1.0, prompt: vec![1], eos: vec![], stop: None, max_tokens: 20 };
+    let base = Case {
+        seed: 5,
+        agreement: 1.0,
+        prompt: vec![1],
+        eos: vec![],
+        stop: None,
+        max_tokens: 20,
+        params: SamplingParams::default(),
+    };
     let full = greedy(&base);
     for at in 1..full.len() {
         let first_time = !full[..at].contains(&full[at]);
         if first_time {
             let case = Case { eos: vec![full[at]], ..base.clone() };
             let expected = (full[..=at].to_vec(), Finish::Eos);
+            assert_eq!(generate(&case, Mode::Pearl, |_| 6), expected);
+            let params =
+                SamplingParams { stop_token_ids: vec![full[at]], ..SamplingParams::default() };
+            let case = Case { params, ..base.clone() };
+            let expected = (full[..=at].to_vec(), Finish::StopToken);
             assert_eq!(generate(&case, Mode::Pearl, |_| 6), expected);
         }
         let stop = [full[at - 1], full[at]];

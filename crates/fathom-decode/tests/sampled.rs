@@ -10,9 +10,9 @@ mod toy;
 
 use fathom_decode::{
     Completion, Distribution, Drafted, EndRules, Judge, LogitsJudge, Mode, Sampler, SamplingParams,
-    Verdict,
+    Verdict, sd,
 };
-use toy::{Toy, decode};
+use toy::{Toy, counted, decode};
 
 const SAMPLES: u64 = 65_625;
 const CRITICAL: f64 = 124.8;
@@ -33,13 +33,28 @@ fn sampled(temperature: f32) -> SamplingParams {
     SamplingParams { temperature, seed: 42, max_tokens: LENGTH, ..SamplingParams::default() }
 }
 
-/// p after `prefix`, in f64: softmax(logits / T), then top-k, then top-p, by their definitions.
+/// p after `prefix`, whose first token is the prompt, in f64: bias, penalties, softmax(logits / T), then
+/// min-p, then top-k, then top-p, by their definitions.
 fn naive(params: &SamplingParams, prefix: &[u32]) -> Vec<f64> {
     let logits = target().logits(prefix);
-    let mut p: Vec<f64> = logits[..TOKENS]
-        .iter()
-        .map(|&l| (f64::from(l) / f64::from(params.temperature)).exp())
-        .collect();
+    let penalised = |id: usize| {
+        let id = id as u32;
+        let bias = params.logit_bias.get(&id).copied().unwrap_or(0.0);
+        let logit = f64::from(logits[id as usize]) + f64::from(bias);
+        let count = prefix[1..].iter().filter(|&&token| token == id).count();
+        let factor = f64::from(params.repetition_penalty);
+        let scaled = match prefix.contains(&id) {
+            true if logit > 0.0 => logit / factor,
+            true => logit * factor,
+            false => logit,
+        };
+        let once = if count > 0 { f64::from(params.presence_penalty) } else { 0.0 };
+        scaled - f64::from(params.frequency_penalty) * count as f64 - once
+    };
+    let mut p: Vec<f64> =
+        (0..TOKENS).map(|id| (penalised(id) / f64::from(params.temperature)).exp()).collect();
+    let most = p.iter().copied().fold(0.0, f64::max);
+    p.iter_mut().filter(|p| **p < f64::from(params.min_p) * most).for_each(|p| *p = 0.0);
     let normalise = |p: &mut Vec<f64>| {
         let total: f64 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= total);
@@ -143,6 +158,110 @@ fn top_k_and_top_p_are_applied_to_both_models() {
     }
 }
 
+/// Every penalty alone, and all together.
+fn penalties() -> [SamplingParams; 6] {
+    [
+        SamplingParams { repetition_penalty: 1.8, ..sampled(0.8) },
+        SamplingParams { presence_penalty: 1.5, ..sampled(0.8) },
+        SamplingParams { frequency_penalty: 0.9, ..sampled(0.8) },
+        SamplingParams { logit_bias: [(0, 1.5), (2, -1.0)].into(), ..sampled(1.2) },
+        SamplingParams { min_p: 0.3, ..sampled(1.0) },
+        SamplingParams {
+            repetition_penalty: 1.3,
+            presence_penalty: -0.8,
+            frequency_penalty: 0.7,
+            logit_bias: [(1, 0.9)].into(),
+            min_p: 0.1,
+            top_p: 0.95,
+            ..sampled(0.9)
+        },
+    ]
+}
+
+/// What a row's distribution is depends on the drafts before it, for target and draft.
+#[test]
+fn penalties_count_the_drafts_before_a_row() {
+    for params in penalties() {
+        let truth = truth(&params);
+        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2)] {
+            let chi2 = chi2(&count(&params, mode, gamma), &truth);
+            assert!(chi2 < CRITICAL, "{params:?} {mode}: χ² = {chi2}");
+        }
+    }
+}
+
+/// No text ends before its time, and what may stand there until then is distributed as without the token
+/// that would have ended it.
+#[test]
+fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
+    let params = SamplingParams { min_tokens: LENGTH, ..sampled(0.8) };
+    let banned = SamplingParams { logit_bias: [(1, -1e9)].into(), ..sampled(0.8) };
+    let truth = truth(&banned);
+    for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2)] {
+        let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+        for request in 0..SAMPLES {
+            let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+            let sampler = sampler.with_eos(&[1]).unwrap();
+            let end = EndRules { eos: [1].into(), max_tokens: LENGTH, ..EndRules::default() };
+            let mut text = Completion::new(vec![0], end);
+            decode(mode, &mut text, &sampler, target(), draft(), |_| gamma);
+            counts[index(text.generated())] += 1;
+        }
+        let chi2 = chi2(&counts, &truth);
+        assert!(chi2 < CRITICAL, "{mode}: χ² = {chi2}");
+    }
+}
+
+/// The test has teeth: a judge whose penalties count the text but not the drafts is found out.
+#[test]
+fn a_judge_that_forgets_the_drafts_is_found_out() {
+    struct Forgetful<'a> {
+        sampler: &'a Sampler,
+        text: Vec<u32>,
+        logits: Vec<f32>,
+    }
+    impl Forgetful<'_> {
+        fn row(&self, row: usize) -> Vec<f32> {
+            let mut logits = self.logits[row * (TOKENS + 1)..][..TOKENS + 1].to_vec();
+            let history = counted(self.sampler, 1, &self.text).unwrap();
+            self.sampler.process(&mut logits, &history);
+            logits
+        }
+    }
+    impl Judge for Forgetful<'_> {
+        fn judge(&mut self, row: usize, draft: &Drafted) -> fathom_model::Result<Verdict> {
+            self.sampler.judge(&self.row(row), draft, self.text.len() + row)
+        }
+        fn sample(&mut self, row: usize) -> fathom_model::Result<u32> {
+            self.sampler.sample(&self.row(row), self.text.len() + row)
+        }
+    }
+    let params = SamplingParams { frequency_penalty: 0.9, ..sampled(0.8) };
+    let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+    for request in 0..SAMPLES {
+        let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+        let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+        let mut text = Completion::new(vec![0], end);
+        while !text.is_finished() {
+            let mut prefix = text.tokens().to_vec();
+            let mut logits = target().logits(&prefix);
+            let mut chunk = Vec::new();
+            for _ in 0..2 {
+                let mut own = draft().logits(&prefix);
+                sampler.process(&mut own, &counted(&sampler, 1, &prefix).unwrap());
+                chunk.push(sampler.draft(&own, prefix.len()).unwrap());
+                prefix.push(chunk[chunk.len() - 1].token);
+                logits.extend(target().logits(&prefix));
+            }
+            let (sampler, tokens) = (&sampler, text.tokens().to_vec());
+            sd::step(&mut text, &chunk, &mut Forgetful { sampler, text: tokens, logits }).unwrap();
+        }
+        counts[index(text.generated())] += 1;
+    }
+    let chi2 = chi2(&counts, &truth(&params));
+    assert!(chi2 > 10.0 * CRITICAL, "χ² = {chi2}");
+}
+
 /// A draft that does not know one of the target's tokens, and is given up in the middle of the
 /// text.
 #[test]
@@ -205,8 +324,13 @@ fn a_judge_without_the_residual_is_found_out() {
             let position = text.tokens().len();
             let drafted = sampler.draft(&draft().logits(text.tokens()), position).unwrap();
             let logits = target().logits(text.tokens());
-            let inner =
-                LogitsJudge { sampler: &sampler, logits: &logits, vocab: TOKENS + 1, position };
+            let inner = LogitsJudge {
+                sampler: &sampler,
+                logits: &logits,
+                vocab: TOKENS + 1,
+                position,
+                history: None,
+            };
             fathom_decode::Pearl::new()
                 .step(&mut text, vec![drafted], &mut Careless { inner })
                 .unwrap();

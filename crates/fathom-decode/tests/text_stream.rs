@@ -70,3 +70,33 @@ fn a_stop_string_is_seen_before_the_letter_behind_it_is_complete() {
     let pieces = ids.iter().map(|id| stream.push(*id).unwrap()).collect::<Vec<_>>();
     assert_eq!(pieces, [" ", "é"]);
 }
+
+/// Within the first tokens no stop string counts, for the check and for the text alike; one that is
+/// completed by the next token does, wherever it begins.
+#[test]
+fn stop_strings_wait_for_min_tokens() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode("one two one two one", false).unwrap();
+    let text_of = |count: usize| tokenizer.decode(&ids[..count]).unwrap();
+    let stop = "one";
+    for min_tokens in 0..=ids.len() {
+        let stream =
+            || TextStream::new(&tokenizer, vec![stop.to_owned()]).with_min_tokens(min_tokens);
+        let mut check = stream().into_stop_check().unwrap();
+        let stopped_at = ids.iter().position(|&id| check(id).unwrap());
+        let completed = |count: &usize| {
+            let (before, text) = (text_of(count - 1), text_of(*count));
+            text.matches(stop).count() > before.matches(stop).count()
+        };
+        let expected = (min_tokens + 1..=ids.len()).find(completed);
+        assert_eq!(stopped_at.map(|at| at + 1), expected, "{min_tokens}");
+
+        let mut own = stream();
+        let taken = &ids[..expected.unwrap_or(ids.len())];
+        let pieces: String = taken.iter().map(|&id| own.push(id).unwrap()).collect();
+        let streamed = pieces + &own.finish().unwrap();
+        let whole = text_of(taken.len());
+        let cut = if expected.is_some() { whole.rfind(stop).unwrap() } else { whole.len() };
+        assert_eq!(streamed, whole[..cut], "{min_tokens}");
+    }
+}

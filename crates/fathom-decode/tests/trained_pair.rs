@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
-use fathom_decode::{GammaLimits, Mode, SamplingParams};
+use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
 use fathom_model::{ChatTemplate, Model, RenderOptions, TextEncoder, Tokenizer, read_prompts};
 
@@ -76,9 +76,21 @@ impl Pair {
 
 /// All texts, by prompt.
 fn texts(engine: &mut Engine<'_, Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    texts_with(engine, prompts, |_| SamplingParams {
+        max_tokens: TOKENS,
+        ..SamplingParams::default()
+    })
+}
+
+/// The same, each with parameters of its own.
+fn texts_with(
+    engine: &mut Engine<'_, Cpu>,
+    prompts: &[Vec<u32>],
+    params: impl Fn(usize) -> SamplingParams,
+) -> Vec<Vec<u32>> {
     let eos: Arc<[u32]> = vec![2].into();
     for (id, prompt) in (0..).zip(prompts) {
-        let params = SamplingParams { max_tokens: TOKENS, ..SamplingParams::default() };
+        let params = params(id as usize);
         let (prompt, eos) = (prompt.clone(), Arc::clone(&eos));
         engine.submit(Request { id, prompt, params, eos, stop: None }).unwrap();
     }
@@ -147,6 +159,76 @@ fn a_draft_that_is_the_target_is_always_accepted() {
             assert_eq!(rate("draft"), 1.0);
             let weak = rate("draft-weak");
             assert!((0.1..0.95).contains(&weak), "{weak}");
+        }
+    }
+}
+
+/// Parameters that no two prompts share; every fifth has none, and is decoded beside the others.
+fn penalties(prompt: usize) -> SamplingParams {
+    let random =
+        |what: u32, below: u32| philox4x32([prompt as u32, what, 0, 0], [6, 28])[0] % below;
+    let choose = |what: u32, values: &[f32]| values[random(what, values.len() as u32) as usize];
+    let plain = SamplingParams { max_tokens: 24, ..SamplingParams::default() };
+    if prompt % 5 == 4 {
+        return plain;
+    }
+    let bias =
+        (0..random(0, 4)).map(|i| (random(10 + i, 200), choose(20 + i, &[-100.0, -2.0, 3.0])));
+    SamplingParams {
+        repetition_penalty: choose(1, &[1.0, 1.1, 1.5, 0.9]),
+        presence_penalty: choose(2, &[0.0, 0.6, 2.0, -0.5]),
+        frequency_penalty: choose(3, &[0.0, 0.3, 1.5]),
+        logit_bias: bias.collect(),
+        min_tokens: random(4, 3) as usize * 8,
+        stop_token_ids: (0..random(5, 3)).map(|i| random(30 + i, 200)).collect(),
+        ..plain
+    }
+}
+
+/// Greedy text with penalties, bias, stop tokens and min-tokens, different for every text of a batch, is
+/// that of plain decoding alone.
+#[test]
+fn penalised_texts_are_those_of_plain_decoding() {
+    let prompts: Vec<_> = prompts().into_iter().filter(|prompt| prompt.len() < 200).collect();
+    assert!(prompts.len() >= 10);
+    let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
+    let precision = Precision::F32;
+    let pair = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
+    let mut plain = pair.engine("draft-weak", ModeChoice::Always(Mode::Ar), Gamma::Fixed(1), 1);
+    let expected = texts_with(&mut plain, &prompts, penalties);
+    let unpenalised = texts(&mut plain, &prompts);
+    let changed = expected.iter().zip(&unpenalised).filter(|(own, usual)| !usual.starts_with(own));
+    assert!(changed.count() >= 6);
+    for (round, gamma) in (1..=8).enumerate() {
+        for (turn, mode) in
+            [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto]
+                .into_iter()
+                .enumerate()
+        {
+            let batch = 1 + (round + 2 * turn) % 5;
+            let first = (round * 3 + turn) % (prompts.len() - 5);
+            let mut engine = pair.engine("draft-weak", mode, Gamma::Fixed(gamma), batch);
+            let own = texts_with(&mut engine, &prompts[first..first + 6], |i| penalties(first + i));
+            assert_eq!(own, expected[first..first + 6], "{mode:?} γ={gamma} batch {batch}");
+        }
+    }
+}
+
+/// The draft counts what the target counts: one that is the target proposes what the target says, in
+/// every mode, drawn or not.
+#[test]
+fn a_penalised_draft_that_is_the_target_is_always_accepted() {
+    let prompts = &prompts()[..6];
+    let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
+    let precision = Precision::F32;
+    let pair = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
+    for mode in [Mode::Sd, Mode::Pearl] {
+        for temperature in [0.0, 0.8] {
+            let mut engine = pair.engine("draft", ModeChoice::Always(mode), Gamma::Fixed(4), 3);
+            let params = |prompt| SamplingParams { temperature, min_p: 0.02, ..penalties(prompt) };
+            texts_with(&mut engine, prompts, params);
+            let acceptance = &engine.metrics().acceptance;
+            assert_eq!(acceptance.rate(), Some(1.0), "{mode} {temperature}");
         }
     }
 }

@@ -664,15 +664,26 @@ fn sampling_that_is_recommended_is_told() {
     assert_eq!(
         said(json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20})).unwrap(),
         "generation_config.json recommends temperature 0.6, top-p 0.95, top-k 20; greedy decoding is used: \
-         --temperature 0.6 --top-p 0.95 --top-k 20 takes up the recommendation"
+         --sampling recommended takes up the recommendation"
     );
     assert_eq!(
         said(json!({"do_sample": true, "min_p": 0.05, "repetition_penalty": 1.05})).unwrap(),
-        "generation_config.json recommends temperature 1, repetition_penalty 1.05, min_p 0.05; greedy decoding \
-         is used: --temperature 1 takes up the recommendation; there is no option for repetition_penalty 1.05 \
-         and min_p 0.05"
+        "generation_config.json recommends temperature 1, min-p 0.05, repetition-penalty 1.05; greedy decoding \
+         is used: --sampling recommended takes up the recommendation"
+    );
+    assert_eq!(
+        said(json!({"do_sample": true, "typical_p": 0.9, "encoder_repetition_penalty": 1.5}))
+            .unwrap(),
+        "generation_config.json recommends temperature 1, encoder_repetition_penalty 1.5, typical_p 0.9; greedy \
+         decoding is used: --sampling recommended takes up the recommendation; there is no option for \
+         encoder_repetition_penalty 1.5 and typical_p 0.9"
     );
     // What changes greedy text too.
+    assert_eq!(
+        said(json!({"repetition_penalty": 1.1, "min_p": 0.2})).unwrap(),
+        "generation_config.json recommends repetition-penalty 1.1; greedy decoding is used: --sampling \
+         recommended takes up the recommendation"
+    );
     assert_eq!(
         said(json!({"no_repeat_ngram_size": 3})).unwrap(),
         "generation_config.json recommends no_repeat_ngram_size 3; greedy decoding is used: there is no option \

@@ -16,6 +16,7 @@ mod pair_args;
 mod progress;
 mod prompt_args;
 mod row_args;
+mod sampling_args;
 mod speed_tables;
 mod subject;
 mod traces;

@@ -13,7 +13,7 @@ use fathom_model::{
 };
 
 use super::scores::Scores;
-use crate::{Drafted, Proposal, Sampler};
+use crate::{Drafted, History, Proposal, Sampler};
 
 /// Tokens a sequence is behind by before it drafts, after a step that accepted everything.
 const RIDES_ALONG: usize = 2;
@@ -22,6 +22,7 @@ const RIDES_ALONG: usize = 2;
 /// and draft `gamma` tokens after it (none: just take in).
 pub(super) struct DraftItem {
     pub slot: u64,
+    /// Length of the prompt.
     pub planned_len: usize,
     pub keep: usize,
     pub tail: Vec<u32>,
@@ -87,14 +88,14 @@ impl DraftWorker {
             DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
         let (orders, inbox) = channel();
         let (outbox, reports) = channel();
-        let mut draft = Draft { model, vocab: limits.vocab, sequences: HashMap::new() };
+        let mut draft = Draft { model, vocab: limits.vocab, known: HashMap::new() };
         let run = move || {
             draft.model.backend().adopt_thread();
             for order in inbox {
                 let job = match order {
                     Order::Work(job) => job,
                     Order::Forget(slot) => {
-                        draft.sequences.remove(&slot);
+                        draft.known.remove(&slot);
                         continue;
                     }
                 };
@@ -168,13 +169,22 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 struct Draft<B: Backend> {
     model: Model<B>,
     vocab: usize,
-    sequences: HashMap<u64, Sequence<B>>,
+    known: HashMap<u64, Known<B>>,
+}
+
+/// What is kept of a request between jobs.
+struct Known<B: Backend> {
+    sequence: Sequence<B>,
+    /// The tokens of the sequence and what was drafted after them, counted, where logits are processed
+    /// by it.
+    history: Option<History>,
 }
 
 /// A request during one job.
 struct Drafting<B: Backend> {
     item: DraftItem,
     sequence: Sequence<B>,
+    history: Option<History>,
     chunk: Proposal,
 }
 
@@ -193,9 +203,9 @@ impl<B: Backend> Draft<B> {
             }
             self.draft_one(drafting)?;
         }
-        let chunks = all.into_iter().map(|drafting| {
-            self.sequences.insert(drafting.item.slot, drafting.sequence);
-            (drafting.item.slot, drafting.chunk)
+        let chunks = all.into_iter().map(|Drafting { item, sequence, history, chunk }| {
+            self.known.insert(item.slot, Known { sequence, history });
+            (item.slot, chunk)
         });
         Ok(DraftReport {
             chunks: chunks.collect(),
@@ -207,10 +217,16 @@ impl<B: Backend> Draft<B> {
     /// Rolls a request's sequence back to what holds.
     fn begin(&mut self, item: DraftItem) -> Result<Drafting<B>> {
         let options = SequenceOptions { planned_len: Some(item.planned_len), ..Default::default() };
-        let known = self.sequences.remove(&item.slot);
-        let mut sequence = known.unwrap_or_else(|| self.model.new_sequence(options));
+        let known = self.known.remove(&item.slot);
+        let Known { mut sequence, mut history } = known.unwrap_or_else(|| Known {
+            sequence: self.model.new_sequence(options),
+            history: item.sampler.history(item.planned_len),
+        });
         self.model.truncate(&mut sequence, item.keep)?;
-        Ok(Drafting { item, sequence, chunk: Proposal::new() })
+        if let Some(history) = &mut history {
+            history.follow(item.keep, &item.tail);
+        }
+        Ok(Drafting { item, sequence, history, chunk: Proposal::new() })
     }
 
     /// Takes in what the sequences are behind by, all in one pass where it is a chunk of prefill or less.
@@ -243,7 +259,7 @@ impl<B: Backend> Draft<B> {
 
     /// Drafts one more token for each request.
     fn draft_one(&self, mut drafting: Vec<&mut Drafting<B>>) -> Result<()> {
-        let all_greedy = drafting.iter().all(|d| d.item.sampler.params().is_greedy());
+        let argmax_only = drafting.iter().all(|d| d.takes_argmax());
         let feeds: Vec<Vec<u32>> = drafting
             .iter_mut()
             .map(|d| match d.chunk.last() {
@@ -256,13 +272,11 @@ impl<B: Backend> Draft<B> {
             .zip(&feeds)
             .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let scores = Scores::of(&self.model, &mut steps, all_greedy, self.vocab)?;
+        let scores = Scores::of(&self.model, &mut steps, argmax_only, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
-            let sampler = &d.item.sampler;
             let drafted = match (&scores.logits, scores.best[i].first()) {
-                (Some(all), _) if !sampler.params().is_greedy() => {
-                    let logits = all.step(self.model.backend(), i);
-                    let Ok(drafted) = sampler.draft(&logits, d.sequence.len()) else {
+                (Some(all), _) if !d.takes_argmax() => {
+                    let Ok(drafted) = d.draft(all.step(self.model.backend(), i)) else {
                         // No numbers: it has nothing to propose here, which is no reason for the
                         // text to end.
                         d.item.gamma = 0;
@@ -273,9 +287,28 @@ impl<B: Backend> Draft<B> {
                 (_, Some(&token)) => Drafted { token, q: None },
                 (_, None) => continue,
             };
+            if let Some(history) = &mut d.history {
+                history.push(drafted.token);
+            }
             d.chunk.push(drafted);
         }
         Ok(())
+    }
+}
+
+impl<B: Backend> Drafting<B> {
+    /// Whether the next token is the most likely one of the draft's own logits.
+    fn takes_argmax(&self) -> bool {
+        let generated = self.history.as_ref().map_or(0, History::generated);
+        self.item.sampler.takes_argmax(generated)
+    }
+
+    /// The next token, from the draft's logits after all that came before it.
+    fn draft(&self, mut logits: Vec<f32>) -> Result<Drafted> {
+        if let Some(history) = &self.history {
+            self.item.sampler.process(&mut logits, history);
+        }
+        self.item.sampler.draft(&logits, self.sequence.len())
     }
 }
 

@@ -12,18 +12,18 @@ pub(super) struct Scores<B: Backend> {
 }
 
 impl<B: Backend> Scores<B> {
-    /// Runs `steps` through `model`. If all requests decode greedily, no logits are kept. Ids from `limit` on
-    /// are not considered.
+    /// Runs `steps` through `model`. If all requests take the most likely tokens as they are, no logits are
+    /// kept. Ids from `limit` on are not considered.
     ///
     /// # Errors
     /// As [`Model::forward`].
     pub fn of(
         model: &Model<B>,
         steps: &mut [Step<'_, B>],
-        all_greedy: bool,
+        argmax_only: bool,
         limit: usize,
     ) -> Result<Scores<B>> {
-        if all_greedy {
+        if argmax_only {
             return Ok(Scores { best: model.forward_argmax(steps, limit)?, logits: None });
         }
         let logits = model.forward(steps, None)?;

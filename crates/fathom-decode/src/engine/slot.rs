@@ -6,7 +6,7 @@ use fathom_kernels::Backend;
 use fathom_model::{Model, Result, Sequence};
 
 use super::draft_worker::{DraftItem, DraftLimits};
-use crate::{Acceptance, Completion, Drafted, Pearl, Runs, Sampler};
+use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 
 /// One request and everything that is its own.
 ///
@@ -20,6 +20,8 @@ pub(super) struct Slot<'a, B: Backend> {
     pub planned_len: usize,
     pub text: Completion<'a>,
     pub sampler: Arc<Sampler>,
+    /// The text, counted, where logits are processed by it.
+    pub history: Option<History>,
     pub pearl: Pearl,
     /// The target's cache; `None` while waiting.
     pub sequence: Option<Sequence<B>>,
@@ -40,12 +42,18 @@ impl<'a, B: Backend> Slot<'a, B> {
         sampler: Arc<Sampler>,
         limits: Option<DraftLimits>,
     ) -> Slot<'a, B> {
+        let planned_len = text.tokens().len();
+        let mut history = sampler.history(planned_len);
+        if let Some(history) = &mut history {
+            history.follow(0, text.tokens());
+        }
         let mut slot = Slot {
             request,
             number: 0,
-            planned_len: text.tokens().len(),
+            planned_len,
             text,
             sampler,
+            history,
             pearl: Pearl::new(),
             sequence: None,
             drafted_len: 0,
@@ -66,6 +74,19 @@ impl<'a, B: Backend> Slot<'a, B> {
     /// decoding.
     pub fn speculates(&self) -> bool {
         self.speculates
+    }
+
+    /// Whether its next tokens are the most likely ones of the target's own logits: those are then not
+    /// needed.
+    pub fn takes_argmax(&self) -> bool {
+        self.sampler.takes_argmax(self.text.generated().len())
+    }
+
+    /// Counts what was committed from position `before` on.
+    pub fn count_from(&mut self, before: usize) {
+        if let Some(history) = &mut self.history {
+            history.follow(before, &self.text.tokens()[before..]);
+        }
     }
 
     /// What the target is fed to judge `drafts`.
@@ -166,6 +187,7 @@ impl<'a, B: Backend> Slot<'a, B> {
     pub fn rewind(&mut self, target: &Model<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
+        self.count_from(self.text.tokens().len());
         self.speculates = self.is_followed();
         (self.runs, self.acceptance) = (Runs::default(), Acceptance::default());
         self.roll_back(target)

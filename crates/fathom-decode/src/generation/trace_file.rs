@@ -117,6 +117,9 @@ impl TraceFile {
     /// The first field in which a line differs from what `task` would write.
     fn other(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
         let head = self.line.head(task);
+        // What this run would not write, and a run with other parameters has.
+        let mut more = TraceLine::RARE_PARAMS.into_iter();
+        let more = more.find(|&name| line.contains_key(name) && !head.contains_key(name));
         let other = head.into_iter().find(|(name, value)| line.get(name) != Some(value));
         let ids = line.get("input_ids").and_then(Value::as_array);
         let prompt = || task.ids.iter().map(|id| Some(u64::from(*id)));
@@ -124,7 +127,8 @@ impl TraceFile {
             ids.len() > task.ids.len()
                 && prompt().eq(ids.iter().take(task.ids.len()).map(Value::as_u64))
         });
-        other.map(|(name, _)| name).or((!same_ids).then(|| "input_ids".to_owned()))
+        let other = other.map(|(name, _)| name).or(more.map(str::to_owned));
+        other.or((!same_ids).then(|| "input_ids".to_owned()))
     }
 
     /// Texts that are in the file.

@@ -31,8 +31,9 @@ pub struct TraceLine {
 impl TraceLine {
     /// What is known before the text is: all fields but `output`, `finish_reason` and `input_ids`.
     pub fn head(&self, task: &Task) -> Map<String, Value> {
-        let SamplingParams { temperature, top_k, top_p, seed, max_tokens, stop, ignore_eos } =
-            &self.params;
+        let SamplingParams {
+            temperature, top_k, top_p, seed, max_tokens, stop, ignore_eos, ..
+        } = &self.params;
         let prompt = match task.prompt.as_ref() {
             PromptContent::Text(text) => vec![("prompt", json!(text))],
             PromptContent::Messages(conversation) => conversation.to_fields(),
@@ -53,10 +54,57 @@ impl TraceLine {
             ("max_tokens", json!(max_tokens)),
             ("stop", json!(stop)),
             ("ignore_eos", json!(ignore_eos)),
-            ("prompt_len", json!(task.ids.len())),
         ];
+        let prompt_len = [("prompt_len", json!(task.ids.len()))];
         let fields = place.into_iter().chain(prompt).chain(origin);
+        let fields = fields.chain(self.rare_params()).chain(prompt_len);
         fields.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Names of the parameters that a line has only where they are not at their defaults.
+    pub const RARE_PARAMS: [&str; 7] = [
+        "min_p",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "min_tokens",
+        "stop_token_ids",
+    ];
+
+    /// Those of them that are not.
+    fn rare_params(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        // Every parameter is named here, or in the head: a new one is not forgotten.
+        let SamplingParams {
+            temperature: _,
+            top_k: _,
+            top_p: _,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed: _,
+            max_tokens: _,
+            min_tokens,
+            stop_token_ids,
+            stop: _,
+            ignore_eos: _,
+        } = &self.params;
+        let usual = SamplingParams::default();
+        let number = |x: f32, usual: f32| (x != usual).then(|| shortest(x));
+        let bias = || logit_bias.iter().map(|(id, bias)| (id.to_string(), shortest(*bias)));
+        let values = [
+            number(*min_p, usual.min_p),
+            number(*repetition_penalty, usual.repetition_penalty),
+            number(*presence_penalty, usual.presence_penalty),
+            number(*frequency_penalty, usual.frequency_penalty),
+            (!logit_bias.is_empty()).then(|| Value::Object(bias().collect())),
+            (*min_tokens != usual.min_tokens).then(|| json!(min_tokens)),
+            (!stop_token_ids.is_empty()).then(|| json!(stop_token_ids)),
+        ];
+        let named = TraceLine::RARE_PARAMS.into_iter().zip(values);
+        named.filter_map(|(name, value)| Some((name, value?)))
     }
 
     /// The whole line, as an object.
@@ -65,7 +113,7 @@ impl TraceLine {
         let mut line = self.head(task);
         let finish = match finish {
             Finish::Eos => "eos",
-            Finish::Stop => "stop",
+            Finish::Stop | Finish::StopToken => "stop",
             Finish::Length => "length",
         };
         let ids: Vec<u32> = task.ids.iter().chain(tokens).copied().collect();
@@ -117,6 +165,30 @@ mod tests {
             let ids = TraceContent::Ids { input_ids: vec![5, 6, 7, 8, 9], prompt_len: 2 };
             assert_eq!(trace.content, ids);
         }
+    }
+
+    #[test]
+    fn rare_parameters_are_there_where_they_are_not_usual() {
+        let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
+        let task = Task::list(vec![(PromptContent::Text("a".into()), vec![5, 6])], 1).remove(0);
+        let head = |params| {
+            let line = TraceLine { origin: origin.clone(), params };
+            Value::Object(line.head(&task)).to_string()
+        };
+        let usual = head(SamplingParams::default());
+        assert!(usual.contains(r#""ignore_eos":false,"prompt_len":2"#), "{usual}");
+        let all = head(SamplingParams {
+            min_p: 0.05,
+            repetition_penalty: 1.1,
+            presence_penalty: -0.5,
+            frequency_penalty: 0.2,
+            logit_bias: [(7, -100.0), (3, 0.1)].into(),
+            min_tokens: 4,
+            stop_token_ids: vec![9, 8],
+            ..SamplingParams::default()
+        });
+        let rare = r#""ignore_eos":false,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,"frequency_penalty":0.2,"logit_bias":{"3":0.1,"7":-100.0},"min_tokens":4,"stop_token_ids":[9,8],"prompt_len":2"#;
+        assert!(all.contains(rare), "{all}");
     }
 
     #[test]

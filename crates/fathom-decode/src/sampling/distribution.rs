@@ -16,8 +16,8 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// softmax(logits / temperature), then top-k, then top-p: HuggingFace's order. Only the first `limit`
-    /// ids take part: what lies behind is padding of the vocabulary and names no token.
+    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Only the first
+    /// `limit` ids take part: what lies behind is padding of the vocabulary and names no token.
     ///
     /// # Errors
     /// No logit is a number.
@@ -42,6 +42,9 @@ impl Distribution {
             .zip(logits)
             .filter(|&(_, &logit)| logit >= least)
             .map(|(id, &logit)| (id, weight(logit)))
+            // The most likely token's weight is 1. What min-p leaves out is less likely than all it
+            // keeps, so top-k may come first.
+            .filter(|&(_, weight)| weight >= params.min_p)
             .collect();
         if params.top_p < 1.0 {
             keep_nucleus(&mut kept, f64::from(params.top_p));

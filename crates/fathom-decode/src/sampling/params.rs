@@ -1,8 +1,16 @@
 //! What a request asks of sampling.
 
+use std::collections::BTreeMap;
+
 use fathom_model::{Error, Result};
 
-/// How tokens are chosen and when a text ends. Names and meanings are HuggingFace's and vLLM's.
+/// Most entries of a logit-bias, as in vLLM's GPU sampler.
+const MAX_LOGIT_BIAS: usize = 1024;
+
+/// Most stop token ids, likewise.
+const MAX_STOP_TOKEN_IDS: usize = 128;
+
+/// How tokens are chosen and when a text ends. Names, meanings and ranges are vLLM's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token, always.
@@ -11,10 +19,24 @@ pub struct SamplingParams {
     pub top_k: usize,
     /// Keeps the fewest most likely tokens whose probabilities sum to at least `top_p`; 1 keeps all.
     pub top_p: f32,
+    /// Keeps the tokens at least `min_p` times as likely as the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Above 1: tokens of prompt and text become less likely, once for all their occurrences.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logits of tokens that are in the text.
+    pub presence_penalty: f32,
+    /// Subtracted from the logits of tokens as often as they are in the text.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Key of the randomness, with the request's number and the token's position.
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
+    /// No end-of-text token, stop token or stop string ends a text of fewer tokens.
+    pub min_tokens: usize,
+    /// Tokens that end the text, end-of-text tokens ignored or not.
+    pub stop_token_ids: Vec<u32>,
     /// Texts that end the generation where they first appear.
     pub stop: Vec<String>,
     /// Goes on after an end-of-text token.
@@ -27,8 +49,15 @@ impl Default for SamplingParams {
             temperature: 0.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
             seed: 0,
             max_tokens: 256,
+            min_tokens: 0,
+            stop_token_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
         }
@@ -46,7 +75,7 @@ impl SamplingParams {
     /// # Errors
     /// One sentence naming the parameter, its value and what was expected.
     pub fn validate(&self) -> Result<()> {
-        let SamplingParams { temperature, top_p, .. } = *self;
+        let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let refuse = |message: String| Err(Error::Request(message));
         if !(temperature.is_finite() && temperature >= 0.0) {
             return refuse(format!("temperature is {temperature}; expected a number ≥ 0"));
@@ -54,13 +83,64 @@ impl SamplingParams {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return refuse(format!("top-p is {top_p}; expected a number above 0 and at most 1"));
         }
+        if !(0.0..=1.0).contains(&min_p) {
+            return refuse(format!("min-p is {min_p}; expected a number from 0 to 1"));
+        }
+        if !(repetition_penalty.is_finite() && repetition_penalty > 0.0) {
+            return refuse(format!(
+                "repetition-penalty is {repetition_penalty}; expected a number above 0"
+            ));
+        }
+        for (name, penalty) in [
+            ("presence-penalty", self.presence_penalty),
+            ("frequency-penalty", self.frequency_penalty),
+        ] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return refuse(format!("{name} is {penalty}; expected a number from -2 to 2"));
+            }
+        }
+        let odd = self.logit_bias.iter().find(|&(_, bias)| !(-100.0..=100.0).contains(bias));
+        if let Some((id, bias)) = odd {
+            return refuse(format!(
+                "logit-bias of token {id} is {bias}; expected a number from -100 to 100"
+            ));
+        }
+        for (name, count, most) in [
+            ("logit-bias", self.logit_bias.len(), MAX_LOGIT_BIAS),
+            ("stop-token-ids", self.stop_token_ids.len(), MAX_STOP_TOKEN_IDS),
+        ] {
+            if count > most {
+                return refuse(format!("{name} names {count} tokens; expected at most {most}"));
+            }
+        }
         if self.max_tokens == 0 {
             return refuse("max-tokens is 0; expected at least 1".to_owned());
+        }
+        if self.min_tokens > self.max_tokens {
+            return refuse(format!(
+                "min-tokens is {}; expected at most {}, which is max-tokens",
+                self.min_tokens, self.max_tokens
+            ));
         }
         if self.stop.iter().any(String::is_empty) {
             return refuse("a stop string is empty; expected at least one character".to_owned());
         }
         Ok(())
+    }
+
+    /// Refuses tokens that a vocabulary of `vocab` tokens does not have.
+    ///
+    /// # Errors
+    /// One sentence naming the parameter and the token.
+    pub fn validate_ids(&self, vocab: usize) -> Result<()> {
+        let biased = self.logit_bias.keys().map(|id| ("logit-bias", id));
+        let stops = self.stop_token_ids.iter().map(|id| ("stop-token-ids", id));
+        match biased.chain(stops).find(|&(_, &id)| id as usize >= vocab) {
+            None => Ok(()),
+            Some((name, id)) => Err(Error::Request(format!(
+                "{name} names token {id}; expected ids below {vocab}, the target's vocabulary"
+            ))),
+        }
     }
 }
 
@@ -86,5 +166,64 @@ mod tests {
         assert_eq!(message, "max-tokens is 0; expected at least 1");
         let message = refused(SamplingParams { stop: vec![String::new()], ..good });
         assert!(message.contains("stop string"), "{message}");
+    }
+
+    #[test]
+    fn every_range_has_its_ends_inside_and_names_what_is_outside() {
+        type Set = fn(&mut SamplingParams, f32);
+        let cases: [(&str, Set, &[f32], &[f32]); 5] = [
+            ("min-p", |p, x| p.min_p = x, &[0.0, 1.0], &[-0.01, 1.01, f32::NAN]),
+            (
+                "repetition-penalty",
+                |p, x| p.repetition_penalty = x,
+                &[f32::MIN_POSITIVE, 1e9],
+                &[0.0, -1.0, f32::INFINITY, f32::NAN],
+            ),
+            ("presence-penalty", |p, x| p.presence_penalty = x, &[-2.0, 2.0], &[-2.1, 2.1]),
+            ("frequency-penalty", |p, x| p.frequency_penalty = x, &[-2.0, 2.0], &[-2.1, f32::NAN]),
+            (
+                "logit-bias of token 7",
+                |p, x| p.logit_bias = [(7, x)].into(),
+                &[-100.0, 100.0],
+                &[-100.5, f32::INFINITY, f32::NAN],
+            ),
+        ];
+        for (name, set, good, bad) in cases {
+            let with = |x: f32| {
+                let mut params = SamplingParams::default();
+                set(&mut params, x);
+                params.validate()
+            };
+            good.iter().for_each(|&x| with(x).unwrap());
+            for &x in bad {
+                let message = with(x).unwrap_err().to_string();
+                assert!(message.starts_with(&format!("{name} is {x}; expected")), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn tokens_are_few_enough_and_in_the_vocabulary() {
+        let min = SamplingParams { min_tokens: 6, max_tokens: 5, ..SamplingParams::default() };
+        let message = min.validate().unwrap_err().to_string();
+        assert_eq!(message, "min-tokens is 6; expected at most 5, which is max-tokens");
+        let bias = |n: u32| (0..n).map(|id| (id, 1.0)).collect();
+        let biased = |n| SamplingParams { logit_bias: bias(n), ..SamplingParams::default() };
+        biased(1024).validate().unwrap();
+        let message = biased(1025).validate().unwrap_err().to_string();
+        assert_eq!(message, "logit-bias names 1025 tokens; expected at most 1024");
+        let stops =
+            |n| SamplingParams { stop_token_ids: (0..n).collect(), ..SamplingParams::default() };
+        stops(128).validate().unwrap();
+        assert!(stops(129).validate().unwrap_err().to_string().contains("stop-token-ids"));
+
+        biased(8).validate_ids(8).unwrap();
+        let message = biased(9).validate_ids(8).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "logit-bias names token 8; expected ids below 8, the target's vocabulary"
+        );
+        let message = stops(9).validate_ids(8).unwrap_err().to_string();
+        assert!(message.starts_with("stop-token-ids names token 8;"), "{message}");
     }
 }

@@ -1,13 +1,21 @@
 //! One request's way of choosing tokens: what the draft draws, and what the target says about it.
 
+use std::borrow::Cow;
+
 use fathom_model::{Error, Result};
 
-use crate::{Distribution, Drafted, Judge, Purpose, RequestRng, SamplingParams, Verdict};
+use super::processing::Processing;
+use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, SamplingParams, Verdict};
 
 /// Chooses the tokens of one request.
+///
+/// Two stages, as in vLLM. [`Sampler::process`] changes logits by what stands before them: penalties,
+/// bias, min-tokens. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`] choose from logits so
+/// changed: the most likely token, or by temperature, min-p, top-k and top-p.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
+    processing: Processing,
     rng: RequestRng,
     /// Ids from here on are padding of the vocabulary: never drawn, by draft or target.
     limit: usize,
@@ -15,14 +23,26 @@ pub struct Sampler {
 
 impl Sampler {
     /// The sampler of request number `request`. Draft and target share it: p and q go through the same
-    /// temperature, top-k and top-p, over the same `limit` ids.
+    /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// What [`SamplingParams::validate`] refuses.
+    /// What [`SamplingParams::validate`] and [`SamplingParams::validate_ids`] refuse, and min-tokens where
+    /// every token ends a text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
+        params.validate_ids(limit)?;
+        let processing = Processing::new(&params, &[], limit)?;
         let rng = RequestRng::new(params.seed, request);
-        Ok(Sampler { params, rng, limit })
+        Ok(Sampler { params, processing, rng, limit })
+    }
+
+    /// With end-of-text tokens, which min-tokens rules out too, ignored or not.
+    ///
+    /// # Errors
+    /// Min-tokens where every token ends a text.
+    pub fn with_eos(mut self, eos: &[u32]) -> Result<Sampler> {
+        self.processing = Processing::new(&self.params, eos, self.limit)?;
+        Ok(self)
     }
 
     /// What was asked.
@@ -30,7 +50,31 @@ impl Sampler {
         &self.params
     }
 
-    /// The draft's token for `position`, from its logits there.
+    /// What is to be kept of a text whose prompt has `prompt_len` tokens, so that its logits can be
+    /// processed; `None` where they never are.
+    pub fn history(&self, prompt_len: usize) -> Option<History> {
+        self.processes(0).then(|| History::new(prompt_len))
+    }
+
+    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once not, never
+    /// again.
+    pub fn processes(&self, generated: usize) -> bool {
+        self.processing.applies(generated)
+    }
+
+    /// Whether the token after `generated` tokens of the text, and every later one, is the most likely of
+    /// the model's own logits.
+    pub fn takes_argmax(&self, generated: usize) -> bool {
+        self.params.is_greedy() && !self.processes(generated)
+    }
+
+    /// Rules out what min-tokens does, adds the bias and subtracts the penalties: `logits` are a model's,
+    /// target or draft, after `history`.
+    pub fn process(&self, logits: &mut [f32], history: &History) {
+        self.processing.apply(logits, history);
+    }
+
+    /// The draft's token for `position`, from its processed logits there.
     ///
     /// # Errors
     /// No logit is a number.
@@ -43,7 +87,7 @@ impl Sampler {
         Ok(Drafted { token, q: Some(q) })
     }
 
-    /// The target's own token for `position`, from its logits there.
+    /// The target's own token for `position`, from its processed logits there.
     ///
     /// # Errors
     /// No logit is a number.
@@ -55,8 +99,8 @@ impl Sampler {
         Ok(p.sample(self.rng.uniform(position, Purpose::Target)))
     }
 
-    /// What the target, with its `logits` for `position`, says about a token drafted there: exact
-    /// speculative sampling, so that what stands there afterwards is distributed as p.
+    /// What the target, with its processed `logits` for `position`, says about a token drafted there:
+    /// exact speculative sampling, so that what stands there afterwards is distributed as p.
     ///
     /// # Errors
     /// No logit is a number.
@@ -86,33 +130,58 @@ impl Sampler {
     }
 }
 
-/// The target's logits as a [`Judge`].
+/// The target's logits as a [`Judge`]. Rows are judged in order, none left out.
 pub struct LogitsJudge<'a> {
     /// The request's sampler.
     pub sampler: &'a Sampler,
-    /// `[rows, vocab]`, row-major: row 0 follows the text, row `i` the text and `i` drafts.
+    /// `[rows, vocab]`, row-major, as the model gives them: row 0 follows the text, row `i` the text and
+    /// `i` drafts.
     pub logits: &'a [f32],
     /// Width of a row.
     pub vocab: usize,
     /// Position of the token that row 0 predicts: the text's length.
     pub position: usize,
+    /// The text, where the sampler processes logits ([`Sampler::history`]); the drafts are added as they
+    /// are judged.
+    pub history: Option<&'a mut History>,
 }
 
-impl LogitsJudge<'_> {
-    fn row(&self, row: usize) -> Result<&[f32]> {
+impl<'a> LogitsJudge<'a> {
+    /// A row, processed.
+    fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
         let columns = row * self.vocab..(row + 1) * self.vocab;
         let rows = || self.logits.len() / self.vocab.max(1);
-        self.logits.get(columns).ok_or_else(|| missing_row(row, rows()))
+        let logits: &'a [f32] = self.logits;
+        let logits = logits.get(columns).ok_or_else(|| missing_row(row, rows()))?;
+        let Some(history) = &mut self.history else {
+            let unprocessed = || Error::Request("penalties need the text they count".to_owned());
+            return if self.sampler.processes(0) { Err(unprocessed()) } else { Ok(logits.into()) };
+        };
+        history.truncate(self.position + row);
+        if history.len() < self.position + row {
+            return Err(missing_row(row, history.len().saturating_sub(self.position)));
+        }
+        if !self.sampler.processes(history.generated()) {
+            return Ok(logits.into());
+        }
+        let mut own = logits.to_vec();
+        self.sampler.process(&mut own, history);
+        Ok(own.into())
     }
 }
 
 impl Judge for LogitsJudge<'_> {
     fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict> {
-        self.sampler.judge(self.row(row)?, draft, self.position + row)
+        let logits = self.row(row)?;
+        if let Some(history) = &mut self.history {
+            history.push(draft.token); // what the next row follows
+        }
+        self.sampler.judge(&logits, draft, self.position + row)
     }
 
     fn sample(&mut self, row: usize) -> Result<u32> {
-        self.sampler.sample(self.row(row)?, self.position + row)
+        let logits = self.row(row)?;
+        self.sampler.sample(&logits, self.position + row)
     }
 }
 

@@ -4,7 +4,7 @@
 //! in a cache, changes everything after it.
 
 use fathom_decode::{
-    Completion, Drafted, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,
+    Completion, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,
 };
 
 /// Logits as a hash of the prefix.
@@ -59,17 +59,33 @@ impl Cached {
         logits
     }
 
-    fn draft(&mut self, prefix: &[u32], gamma: usize, sampler: &Sampler) -> Proposal {
+    fn draft(
+        &mut self,
+        prefix: &[u32],
+        prompt_len: usize,
+        gamma: usize,
+        sampler: &Sampler,
+    ) -> Proposal {
         let mut prefix = prefix.to_vec();
         let draft = |_| {
             let logits = self.feed(&prefix);
-            let last = &logits[logits.len() - self.model.vocab..];
-            let drafted: Drafted = sampler.draft(last, prefix.len()).unwrap();
+            let mut last = logits[logits.len() - self.model.vocab..].to_vec();
+            if let Some(history) = counted(sampler, prompt_len, &prefix) {
+                sampler.process(&mut last, &history);
+            }
+            let drafted: Drafted = sampler.draft(&last, prefix.len()).unwrap();
             prefix.push(drafted.token);
             drafted
         };
         (0..gamma).map(draft).collect()
     }
+}
+
+/// All of `tokens` counted anew, where `sampler` counts.
+pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<History> {
+    let mut history = sampler.history(prompt_len)?;
+    history.follow(0, tokens);
+    Some(history)
 }
 
 /// Decodes `text` to its end in `mode`; `gamma` gives γ of each step.
@@ -85,26 +101,30 @@ pub fn decode(
     let (mut target, mut draft) = (Cached::new(target), Cached::new(draft));
     let mut pearl = Pearl::new();
     let mut step = 0;
+    let prompt_len = text.tokens().len() - text.generated().len();
     while !text.is_finished() {
         let before = text.tokens().len();
+        let mut history = counted(sampler, prompt_len, text.tokens());
+        let history = history.as_mut();
         let outcome = if step == 0 || mode == Mode::Ar {
             // The first token is the target's own: after the prompt, and after every token in AR.
             let logits = target.feed(text.tokens());
             let logits = &logits[logits.len() - vocab..];
-            ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before })
+            ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before, history })
         } else if mode == Mode::Sd {
-            let chunk = draft.draft(text.tokens(), gamma(step), sampler);
+            let chunk = draft.draft(text.tokens(), prompt_len, gamma(step), sampler);
             let drafted = chunk.iter().map(|draft| draft.token);
             let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + chunk.len()) * vocab);
-            sd::step(text, &chunk, &mut LogitsJudge { sampler, logits, vocab, position: before })
+            let judge = &mut LogitsJudge { sampler, logits, vocab, position: before, history };
+            sd::step(text, &chunk, judge)
         } else {
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
-            let chunk = draft.draft(&prefix, gamma(step), sampler);
-            let mut judge = LogitsJudge { sampler, logits, vocab, position: before };
+            let chunk = draft.draft(&prefix, prompt_len, gamma(step), sampler);
+            let mut judge = LogitsJudge { sampler, logits, vocab, position: before, history };
             pearl.step(text, chunk, &mut judge)
         }
         .unwrap();

@@ -14,20 +14,21 @@ pub struct RecommendedSampling {
     pub top_p: Option<f64>,
     /// `top_k`, where it leaves anything out.
     pub top_k: Option<u64>,
+    /// `min_p`, where it leaves anything out.
+    pub min_p: Option<f64>,
+    /// `repetition_penalty`, where it changes anything: greedy text too.
+    pub repetition_penalty: Option<f64>,
     /// Whatever else changes which token is chosen, as `field value`.
     pub others: Vec<String>,
 }
 
 /// Fields that draw tokens in ways Fathom does not, and their neutral values.
-const DRAWING: [(&str, f64); 4] =
-    [("min_p", 0.0), ("typical_p", 1.0), ("epsilon_cutoff", 0.0), ("eta_cutoff", 0.0)];
+const DRAWING: [(&str, f64); 3] =
+    [("typical_p", 1.0), ("epsilon_cutoff", 0.0), ("eta_cutoff", 0.0)];
 
-/// Fields that change scores whether tokens are drawn or not, and their neutral values.
-const SCORES: [(&str, f64); 3] = [
-    ("repetition_penalty", 1.0),
-    ("encoder_repetition_penalty", 1.0),
-    ("no_repeat_ngram_size", 0.0),
-];
+/// The same of fields that change scores whether tokens are drawn or not.
+const SCORES: [(&str, f64); 2] =
+    [("encoder_repetition_penalty", 1.0), ("no_repeat_ngram_size", 0.0)];
 
 impl RecommendedSampling {
     /// Reads a `generation_config.json`. Values that are no numbers recommend nothing: they are not used.
@@ -41,50 +42,61 @@ impl RecommendedSampling {
             matters.then(|| format!("{name} {}", shown(value)))
         });
         let others = others.collect();
+        let repetition_penalty = number("repetition_penalty").filter(|&penalty| penalty != 1.0);
+        let greedy = RecommendedSampling { repetition_penalty, others, ..Default::default() };
         if !draws {
-            return RecommendedSampling { others, ..RecommendedSampling::default() };
+            return greedy;
         }
         RecommendedSampling {
             temperature: Some(number("temperature").unwrap_or(1.0)),
             top_p: number("top_p").filter(|&p| p < 1.0),
             top_k: fields.get("top_k").and_then(Value::as_u64).filter(|&k| k > 0),
-            others,
+            min_p: number("min_p").filter(|&p| p != 0.0),
+            ..greedy
         }
+    }
+
+    /// Whether there is anything in it that there are options for.
+    pub fn can_be_taken(&self) -> bool {
+        self.temperature.is_some() || self.repetition_penalty.is_some()
     }
 
     /// Advice for text that is chosen greedily although something else is recommended.
     pub fn remark(&self) -> Option<Remark> {
-        let mut options = Vec::new();
-        let mut named = Vec::new();
-        let mut add = |name: &str, value: String| {
-            named.push(format!("{} {value}", name.replace('_', "-")));
-            options.push(format!("--{} {value}", name.replace('_', "-")));
-        };
-        if let Some(temperature) = self.temperature {
-            add("temperature", temperature.to_string());
-        }
-        if let Some(top_p) = self.top_p {
-            add("top_p", top_p.to_string());
-        }
-        if let Some(top_k) = self.top_k {
-            add("top_k", top_k.to_string());
-        }
-        named.extend(self.others.iter().cloned());
+        let named = [
+            ("temperature", self.temperature),
+            ("top-p", self.top_p),
+            ("top-k", self.top_k.map(|k| k as f64)),
+            ("min-p", self.min_p),
+            ("repetition-penalty", self.repetition_penalty),
+        ];
+        let named =
+            named.into_iter().filter_map(|(name, value)| Some(format!("{name} {}", value?)));
+        let named: Vec<String> = named.chain(self.others.iter().cloned()).collect();
         if named.is_empty() {
             return None;
         }
-        let mut text = format!(
-            "generation_config.json recommends {}; greedy decoding is used",
-            named.join(", ")
-        );
-        if !options.is_empty() {
-            text += &format!(": {} takes up the recommendation", options.join(" "));
+        let mut notes = Vec::new();
+        if self.can_be_taken() {
+            notes.push("--sampling recommended takes up the recommendation".to_owned());
         }
         if !self.others.is_empty() {
-            text +=
-                &format!("{}there is no option for ", if options.is_empty() { ": " } else { "; " });
-            text += &self.others.join(" and ");
+            notes.push(format!("there is no option for {}", self.others.join(" and ")));
         }
+        let text = format!(
+            "generation_config.json recommends {}; greedy decoding is used: {}",
+            named.join(", "),
+            notes.join("; ")
+        );
         Some(Remark::advice("sampling-recommended", text))
+    }
+
+    /// What is left out of the recommendation where it is taken up, if anything is.
+    pub fn rest_remark(&self) -> Option<Remark> {
+        let others = self.others.join(" and ");
+        let text = format!(
+            "generation_config.json also recommends {others}, for which there is no option"
+        );
+        (!self.others.is_empty()).then(|| Remark::advice("sampling-recommended", text))
     }
 }

@@ -24,6 +24,7 @@ use crate::gamma_arg::GammaArg;
 use crate::pair_args::{Pair, PairArgs};
 use crate::progress;
 use crate::prompt_args::PromptArgs;
+use crate::sampling_args::SamplingArgs;
 
 /// Generate text, with a draft model to make it faster
 ///
@@ -66,9 +67,9 @@ pub struct Args {
     #[arg(long, requires = "out")]
     resume: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the fields of
-    /// published data sets]
+    sampling: SamplingArgs,
+    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the
+    /// fields of published data sets]
     #[arg(long, value_name = "FIELD", requires = "prompts")]
     prompt_field: Option<String>,
     #[command(flatten)]
@@ -97,41 +98,6 @@ struct Source {
     prompt: Option<String>,
 }
 
-/// How tokens are chosen and where a text ends.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Sampling")]
-struct Sampling {
-    /// Randomness: 0 takes the most likely token, always [default: 0]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f32>,
-    /// Choose among the most likely tokens that together have this probability [default: 1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f32>,
-    /// Choose among the K most likely tokens; 0 or -1: among all [default: 0]
-    #[arg(long, value_name = "K", value_parser = parse_top_k, allow_negative_numbers = true)]
-    top_k: Option<usize>,
-    /// Key of the randomness, together with a text's number and a token's position
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Most tokens of a text
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    max_tokens: usize,
-    /// End the text before this string where it appears; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Go on after an end-of-text token
-    #[arg(long)]
-    ignore_eos: bool,
-}
-
-/// vLLM writes -1 for all, HuggingFace 0.
-fn parse_top_k(text: &str) -> Result<usize, String> {
-    match text {
-        "-1" => Ok(0),
-        _ => text.parse().map_err(|_| "expected a number of tokens, or 0 or -1 for all".to_owned()),
-    }
-}
-
 /// `--mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ModeName {
@@ -146,18 +112,19 @@ enum ModeName {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let params = args.params();
-    params.validate()?;
+    args.sampling.check()?;
     let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
     let options = args.engine_options(&pair);
     options.validate()?;
+    let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
+    params.validate_ids(options.vocab)?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE), &mut remarks)?;
     if let (Some(path), false) = (args.file(), args.resume) {
         TraceFile::check_new(path)?;
     }
-    remarks.extend(args.advice(&pair, &tasks));
+    remarks.extend(args.advice(&pair, &params, &tasks));
     progress::remarks(output, &remarks)?;
 
     let placement = args.pair.placement();
@@ -201,26 +168,15 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    fn params(&self) -> SamplingParams {
-        let Sampling { temperature, top_p, top_k, seed, max_tokens, stop, ignore_eos } =
-            &self.sampling;
-        SamplingParams {
-            temperature: temperature.unwrap_or(0.0),
-            top_k: top_k.unwrap_or(0),
-            top_p: top_p.unwrap_or(1.0),
-            seed: *seed,
-            max_tokens: *max_tokens,
-            stop: stop.clone(),
-            ignore_eos: *ignore_eos,
-        }
-    }
-
     /// What the user may want to ask for otherwise.
-    fn advice(&self, pair: &Pair, tasks: &[Task]) -> Vec<Remark> {
-        let Sampling { temperature, top_p, top_k, max_tokens, .. } = &self.sampling;
-        let asked = temperature.is_some() || top_p.is_some() || top_k.is_some();
-        let recommended = if asked { None } else { pair.recommended_sampling().remark() };
-        let same = self.samples > 1 && self.params().is_greedy();
+    fn advice(&self, pair: &Pair, params: &SamplingParams, tasks: &[Task]) -> Vec<Remark> {
+        let recommended = pair.recommended_sampling();
+        let recommended = match (self.sampling.takes_recommended(), self.sampling.chooses()) {
+            (true, _) => recommended.rest_remark(),
+            (false, true) => None,
+            (false, false) => recommended.remark(),
+        };
+        let same = self.samples > 1 && params.is_greedy();
         let same = same.then(|| {
             let samples = self.samples;
             let text = format!(
@@ -231,7 +187,7 @@ impl Args {
         let longest = tasks.iter().map(|task| task.ids.len()).max().unwrap_or(0);
         let beyond = match self.mode() {
             ModeName::Ar => None,
-            _ => pair.draft_remark(longest.saturating_add(*max_tokens)),
+            _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
         };
         recommended.into_iter().chain(same).chain(beyond).collect()
     }
