@@ -357,6 +357,8 @@ fn files_that_are_no_config_are_refused() {
     assert_eq!(message(None), "does not exist, expected the config of a HuggingFace checkpoint");
     assert_eq!(message(Some(b"")), "is not JSON: EOF while parsing a value at line 1 column 0");
     assert_eq!(message(Some(b"[1]")), "is a list, expected a JSON object");
+    // A byte order mark says nothing: what follows it is read.
+    assert_eq!(message(Some(b"\xef\xbb\xbf[1]")), "is a list, expected a JSON object");
     assert_eq!(
         message(Some(b"{\"rms_norm_eps\": NaN}")),
         "is not JSON: expected value at line 1 column 18"

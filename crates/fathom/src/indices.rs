@@ -69,7 +69,7 @@ impl Indices {
     }
 
     /// Whether a number counts from the end.
-    pub fn from_end(&self) -> bool {
+    pub fn counts_from_end(&self) -> bool {
         let negative = |part: &Part| match part.end {
             End::Excluded(end) | End::Included(end) => part.first < 0 || end < 0,
             End::First | End::Open => part.first < 0,
@@ -147,8 +147,8 @@ mod tests {
         );
         assert_eq!(resolve("3..-1", 4).unwrap_err(), "the range `3..-1` holds no layer");
         assert!(resolve("0..0", 4).is_err() && resolve("-1..0", 4).is_err());
-        assert!("0,2..-1".parse::<Indices>().unwrap().from_end());
-        assert!(!"0,2..".parse::<Indices>().unwrap().from_end());
+        assert!("0,2..-1".parse::<Indices>().unwrap().counts_from_end());
+        assert!(!"0,2..".parse::<Indices>().unwrap().counts_from_end());
     }
 
     #[test]

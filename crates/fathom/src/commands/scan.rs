@@ -83,7 +83,7 @@ pub struct Args {
 
 fn parse_reference(text: &str) -> Result<Indices, String> {
     let positions: Indices = text.parse()?;
-    match positions.from_end() {
+    match positions.counts_from_end() {
         true => Err("the reference is among the first positions, counted from 0".to_owned()),
         false => Ok(positions),
     }
