@@ -116,7 +116,7 @@ impl ChatTemplate {
                 set(name, Value::from(flag));
             }
         }
-        set("messages", messages.iter().map(Message::to_json).collect());
+        set("messages", messages.iter().map(Message::for_template).collect());
         engine::run(&source.text, &variables, options.date.unwrap_or(PINNED_DATE))
             .map_err(|problem| Error::file(&source.path, format!("the chat template {problem}")))
     }

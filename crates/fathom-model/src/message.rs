@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use crate::brief::brief;
 use crate::jsonl::OWN;
 
+/// The names under which a message's thinking is given.
+pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// One turn of a conversation: what HuggingFace's templates are given as `messages[i]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -43,7 +46,22 @@ impl Message {
         Message::new("user", content)
     }
 
-    /// As the JSON object a template is given: `role`, `content`, then the other fields.
+    /// What a chat template is given, as `apply_chat_template` of transformers 5.24 makes it: fields
+    /// that are null are left out, and thinking goes by `reasoning_content` and `thinking`, whichever
+    /// of [`REASONING`] it came under.
+    pub(crate) fn for_template(&self) -> Value {
+        let mut object = Map::new();
+        let said = |name: &&str| self.fields.get(*name).filter(|value| !value.is_null());
+        let reasoning = REASONING.iter().find_map(said).cloned();
+        object.extend(reasoning.clone().map(|value| ("thinking".to_owned(), value)));
+        if let Value::Object(message) = self.to_json() {
+            object.extend(message.into_iter().filter(|(_, value)| !value.is_null()));
+        }
+        object.extend(reasoning.map(|value| ("reasoning_content".to_owned(), value)));
+        Value::Object(object)
+    }
+
+    /// As a JSON object: `role`, `content`, then the other fields.
     pub fn to_json(&self) -> Value {
         let mut object = Map::new();
         object.insert("role".to_owned(), Value::from(self.role.as_str()));
@@ -148,6 +166,28 @@ mod tests {
         ] {
             let message: Message = serde_json::from_str(source).unwrap();
             assert_eq!(serde_json::to_string(&message).unwrap(), source);
+        }
+    }
+
+    /// `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24.
+    #[test]
+    fn a_template_is_given_what_transformers_gives_it() {
+        for (source, expected) in [
+            (
+                r#"{"role":"assistant","content":null,"name":null,"tool_calls":[1]}"#,
+                r#"{"role":"assistant","tool_calls":[1]}"#,
+            ),
+            (
+                r#"{"role":"assistant","content":"a","reasoning":"r"}"#,
+                r#"{"thinking":"r","role":"assistant","content":"a","reasoning":"r","reasoning_content":"r"}"#,
+            ),
+            (
+                r#"{"role":"assistant","content":"a","reasoning_content":"r","thinking":"t"}"#,
+                r#"{"thinking":"t","role":"assistant","content":"a","reasoning_content":"r"}"#,
+            ),
+        ] {
+            let message: Message = serde_json::from_str(source).unwrap();
+            assert_eq!(message.for_template().to_string(), expected);
         }
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::brief::brief;
 use crate::chat_template::ChatTemplate;
 use crate::conversation::Conversation;
-use crate::message::{Content, Message};
+use crate::message::{Content, Message, REASONING};
 use crate::{Error, Remark, Result};
 
 /// Fields of a message that are part of what was said: a template without a use for one is refused.
@@ -46,7 +46,7 @@ pub(crate) fn fit(
     for name in field_names(&messages) {
         let place = messages.iter().position(|message| says(message, name)).unwrap_or(0);
         let field = format!("messages[{place}].{}", brief(name));
-        if !template.mentions(name) && SAID.contains(&name) {
+        if !mentions(template, name) && SAID.contains(&name) {
             return Err(no_use(template, &field));
         }
         let without = messages.iter().cloned().map(|mut message| {
@@ -65,6 +65,14 @@ pub(crate) fn fit(
         }
     }
     Ok((text, remarks))
+}
+
+/// Whether a template may look at a field of a message.
+fn mentions(template: &ChatTemplate, field: &str) -> bool {
+    match REASONING.contains(&field) {
+        true => REASONING.iter().any(|name| template.mentions(name)),
+        false => template.mentions(field),
+    }
 }
 
 /// A rendering without something that fails shows that it was needed.
@@ -94,10 +102,13 @@ fn field_names(messages: &[Message]) -> BTreeSet<&str> {
 
 /// Whether a message has more in a field than nothing.
 fn says(message: &Message, name: &str) -> bool {
-    !matches!(message.fields.get(name), None | Some(Value::Null))
-        && message.fields[name] != Value::from("")
-        && message.fields[name] != Value::Array(Vec::new())
-        && message.fields[name] != Value::Object(Map::new())
+    match message.fields.get(name) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(Value::Object(fields)) => !fields.is_empty(),
+        Some(Value::Bool(_) | Value::Number(_)) => true,
+    }
 }
 
 /// Contents in parts as the template can take them: as they are where it goes through lists, else

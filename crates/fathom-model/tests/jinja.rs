@@ -27,7 +27,8 @@ fn snippets_render_or_are_refused_as_in_python_but_for_those_listed() {
     let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
     let options = RenderOptions { variables, ..RenderOptions::default() };
     let (mut departures, mut count) = (BTreeSet::new(), 0);
-    for case in expected["cases"].as_object().unwrap().values().flat_map(|v| v.as_array().unwrap()) {
+    for case in expected["cases"].as_object().unwrap().values().flat_map(|v| v.as_array().unwrap())
+    {
         count += 1;
         let source = case["source"].as_str().unwrap();
         let template = ChatTemplate::new(Path::new("t"), source, SpecialTokens::default());

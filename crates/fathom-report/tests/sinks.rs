@@ -90,7 +90,8 @@ fn manifest() -> Manifest {
         rope_base: 1e4,
         fingerprints,
     };
-    let traces = TracesNote { file: String::new(), sha256: String::new() };
+    let traces =
+        TracesNote { file: String::new(), sha256: String::new(), read: None, grown: Vec::new() };
     Manifest::new(model, traces, "cpu".to_owned(), ScanOptions::new(Preset::Paper))
 }
 

@@ -37,7 +37,12 @@ fn manifest(attention: bool) -> Manifest {
             tokenizer_sha256: "cc".to_owned(),
         },
     };
-    let traces = TracesNote { file: "traces.jsonl".to_owned(), sha256: "dd".to_owned() };
+    let traces = TracesNote {
+        file: "traces.jsonl".to_owned(),
+        sha256: "dd".to_owned(),
+        read: None,
+        grown: Vec::new(),
+    };
     let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
     Manifest::new(model, traces, "cpu portable".to_owned(), options)
 }
