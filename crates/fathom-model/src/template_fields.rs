@@ -95,7 +95,7 @@ fn field_names(messages: &[Message]) -> BTreeSet<&str> {
 /// Whether a message has more in a field than nothing.
 fn says(message: &Message, name: &str) -> bool {
     !matches!(message.fields.get(name), None | Some(Value::Null))
-        && message.fields[name] != Value::from("")
+        && message.fields[name] != ""
         && message.fields[name] != Value::Array(Vec::new())
         && message.fields[name] != Value::Object(Map::new())
 }
