@@ -5,10 +5,9 @@
 //! weight's type. That is what PyTorch computes up to the rank at which its library cuts the sum into
 //! blocks (more than 100), so that a merge has the bits of PEFT's.
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::isa::Supported;
-use crate::pack::element;
 use crate::simd::{Kernel, Simd};
 use crate::{DType, WeightView};
 
@@ -71,6 +70,8 @@ struct AddRows<'a> {
 
 /// Columns whose sums are kept in registers.
 const BLOCK: usize = 64;
+/// Rows that share a block of A.
+const ROWS: usize = 64;
 
 impl Kernel for AddRows<'_> {
     type Output = ();
@@ -79,32 +80,43 @@ impl Kernel for AddRows<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let AddRows { first, out, dtype, columns, changes } = self;
-        for (i, out) in out.chunks_mut(columns * dtype.size()).enumerate() {
+        let row = columns * dtype.size();
+        let mut block = Vec::new(); // [rank, BLOCK] of A
+        for (i, out) in out.chunks_mut(ROWS * row).enumerate() {
             for change in changes {
-                let b = &change.b[(first + i) * change.rank..][..change.rank];
-                for (j, out) in out.chunks_mut(BLOCK * dtype.size()).enumerate() {
-                    let sums = sums(b, change.a, columns, j * BLOCK);
-                    add(out, dtype, &sums, change);
+                let b = &change.b[(first + i * ROWS) * change.rank..];
+                for from in (0..columns).step_by(BLOCK) {
+                    copy_block(change.a, columns, from, &mut block);
+                    let place = from * dtype.size()..row.min((from + BLOCK) * dtype.size());
+                    let rows = out.chunks_mut(row).zip(b.chunks_exact(change.rank));
+                    for (out, b) in rows {
+                        add(&mut out[place.clone()], dtype, &sums(b, &block), change);
+                    }
                 }
             }
         }
     }
 }
 
-/// `Σ_k b[k] · a[k, from..from + BLOCK]`, zeros beyond the last column.
+/// Columns `from..from + BLOCK` of A, one row after the other: so they stay in the nearest cache, which
+/// rows that lie a power of two apart would push each other out of. Zeros beyond the last column.
 #[inline(always)]
-fn sums(b: &[f32], a: &[f32], columns: usize, from: usize) -> [f32; BLOCK] {
+fn copy_block(a: &[f32], columns: usize, from: usize, block: &mut Vec<f32>) {
+    block.clear();
+    for a in a.chunks_exact(columns) {
+        let a = &a[from..columns.min(from + BLOCK)];
+        block.extend_from_slice(a);
+        block.resize(block.len() + BLOCK - a.len(), 0.0);
+    }
+}
+
+/// `Σ_k b[k] · a[k]`, for `BLOCK` columns.
+#[inline(always)]
+fn sums(b: &[f32], a: &[f32]) -> [f32; BLOCK] {
     let mut sums = [0.0; BLOCK];
-    for (&b, a) in b.iter().zip(a.chunks_exact(columns)) {
-        let a = &a[from..];
-        if let Some(a) = a.first_chunk::<BLOCK>() {
-            for (sum, &a) in sums.iter_mut().zip(a) {
-                *sum = b.mul_add(a, *sum);
-            }
-        } else {
-            for (sum, &a) in sums.iter_mut().zip(a) {
-                *sum = b.mul_add(a, *sum);
-            }
+    for (&b, a) in b.iter().zip(a.as_chunks::<BLOCK>().0) {
+        for (sum, &a) in sums.iter_mut().zip(a) {
+            *sum = b.mul_add(a, *sum);
         }
     }
     sums
@@ -117,30 +129,48 @@ fn add(out: &mut [u8], dtype: DType, sums: &[f32; BLOCK], change: &LowRank<'_>) 
     match dtype {
         DType::F32 => {
             for (out, sum) in out.as_chunks_mut().0.iter_mut().zip(sums) {
-                *out = (element(&*out, dtype) + sum * scale).to_le_bytes();
+                *out = (f32::from_le_bytes(*out) + sum * scale).to_le_bytes();
             }
         }
         DType::Bf16 => {
-            let round = |x: f32| if rounded { bf16::from_f32(x).to_f32() } else { x };
+            let round = |x: f32| if rounded { widen(nearest(x)) } else { x };
             for (out, sum) in out.as_chunks_mut().0.iter_mut().zip(sums) {
-                let new = element(&*out, dtype) + round(sum * scale);
-                *out = bf16::from_f32(new).to_le_bytes();
+                let old = widen(u16::from_le_bytes(*out));
+                *out = nearest(old + round(sum * scale)).to_le_bytes();
             }
         }
         DType::F16 => {
             let round = |x: f32| if rounded { f16::from_f32(x).to_f32() } else { x };
             for (out, sum) in out.as_chunks_mut().0.iter_mut().zip(sums) {
-                let new = element(&*out, dtype) + round(sum * scale);
-                *out = f16::from_f32(new).to_le_bytes();
+                let old = f16::from_le_bytes(*out).to_f32();
+                *out = f16::from_f32(old + round(sum * scale)).to_le_bytes();
             }
         }
     }
 }
 
+/// A bfloat16 as f32.
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The nearest bfloat16, ties to even, without a branch that would keep the compiler from making vectors of
+/// it. Not for NaN: finite weights and changes give infinity at worst, or infinity minus infinity, which is the
+/// NaN that stays one here.
+#[inline(always)]
+fn nearest(x: f32) -> u16 {
+    let bits = x.to_bits();
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+    use crate::pack::element;
 
     /// Numbers about 1 with all bits of the fraction in use.
     fn numbers(seed: u32, count: usize) -> Vec<f32> {

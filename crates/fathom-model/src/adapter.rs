@@ -4,6 +4,7 @@
 //! type (see `fathom_kernels::LowRank` for the order of the sum). Which tensors are in the file decides
 //! what is merged; the config says by which factor, and must name their modules as PEFT's does.
 
+mod base;
 mod config;
 mod found;
 mod merge;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+pub use base::adapted_name;
 pub use config::AdapterConfig;
 pub(crate) use found::FoundAdapter;
 pub(crate) use merge::widen;
@@ -38,6 +40,8 @@ const PICKLE: &str = "adapter_model.bin";
 /// An adapter that fits a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Adapter {
+    /// What the config calls the model it was trained on.
+    base: Option<String>,
     /// SHA-256 of the config's text.
     config_sha256: String,
     weights: Shard,
@@ -62,12 +66,18 @@ impl Adapter {
         let weights = Shard::open(path)?;
         let plan = Plan::new(&config, &weights, base, model)?;
         let config_sha256 = format!("{:x}", Sha256::digest(text));
-        Ok(Adapter { config_sha256, weights, plan })
+        let base = config.base().map(str::to_owned);
+        Ok(Adapter { base, config_sha256, weights, plan })
     }
 
     /// What a user should know about it.
     pub(crate) fn remarks(&self) -> &[Remark] {
         &self.plan.remarks
+    }
+
+    /// A remark where the config names another base than a model called `name`.
+    pub(crate) fn other_base(&self, name: &str) -> Option<Remark> {
+        base::other_base(self.base.as_deref()?, name)
     }
 
     /// Whether an output head that was the embedding is a matrix of its own now.

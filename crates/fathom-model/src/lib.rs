@@ -41,7 +41,7 @@ mod weights;
 mod work;
 mod written_twice;
 
-pub use adapter::{AdapterConfig, adapter_text_remarks};
+pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, PINNED_DATE, RenderOptions};
 pub use config::{Architecture, ModelConfig, RecommendedSampling};

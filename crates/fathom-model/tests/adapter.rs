@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use common::{cpu, fixture, relative_error};
 use fathom_kernels::Precision;
-use fathom_model::{Checkpoint, LogitRows, Model, ModelConfig, SequenceOptions, Step};
+use fathom_model::{
+    AdapterConfig, Checkpoint, LogitRows, Model, ModelConfig, SequenceOptions, Step,
+};
+use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -434,4 +437,30 @@ fn a_scale_of_nothing_changes_nothing_but_the_fingerprint() {
     let cpu = cpu(Precision::F32, 1, None);
     let loaded = Model::load_adapted(&base, Some(plain.dir.path()), cpu, &mut |_, _| {}).unwrap();
     assert_eq!(loaded.weights_fingerprint(), fingerprint(&Copy::plain()));
+}
+
+proptest! {
+    /// A config that is damaged anywhere is one or is refused, and its patterns end.
+    #[test]
+    fn damaged_configs_are_refused_or_read(
+        seed in 0..3usize,
+        places in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        pattern in r#"[a-z.*+?()|\[\]\\{}^$0-9]{0,20}"#,
+    ) {
+        let seed = ["llama/patterns", "llama/saved", "mistral/all-linear"][seed];
+        let path = adapters(seed).join("adapter_config.json");
+        let mut json: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        json["exclude_modules"] = json!(pattern);
+        json["rank_pattern"] = json!({ pattern: 2 });
+        let mut text = json.to_string().into_bytes();
+        for (place, byte) in &places {
+            let place = place.index(text.len());
+            text[place] = *byte;
+        }
+        let text = String::from_utf8_lossy(&text);
+        if let Ok(config) = AdapterConfig::parse(Path::new("adapter_config.json"), &text) {
+            let _ = config.targets("model.layers.11.self_attn.q_proj", true);
+            let _ = config.targets("model.embed_tokens", false);
+        }
+    }
 }

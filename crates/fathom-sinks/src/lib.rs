@@ -34,8 +34,8 @@ pub use overhead::{Overhead, overhead};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{
-    Counts, Fingerprints, LayerScores, Manifest, ModelNote, NormRow, Run, RunTable, RunWriter,
-    Status, TraceResult, TraceScores, TraceText, TracesNote, replace_bytes,
+    AdapterNote, Counts, Fingerprints, LayerScores, Manifest, ModelNote, NormRow, Run, RunTable,
+    RunWriter, Status, TraceResult, TraceScores, TraceText, TracesNote, replace_bytes,
 };
 pub use scalars::{CandidateCosines, FinalState, TraceScalars};
 pub use scan::{Progress, ScanOptions, TraceScan, scan, scan_trace};

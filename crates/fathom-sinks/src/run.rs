@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use fathom_model::{Error, Result};
 
 pub use durable::replace_bytes;
-pub use fingerprint::Fingerprints;
+pub use fingerprint::{AdapterNote, Fingerprints};
 pub use manifest::{Counts, Manifest, ModelNote, Status, TracesNote};
 pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};

@@ -47,6 +47,11 @@ impl Checkpoint {
         Ok(remarks)
     }
 
+    /// A remark where the adapter names another base than a model called `name`.
+    pub fn other_base(&self, name: &str) -> Option<Remark> {
+        self.adapter()?.other_base(name)
+    }
+
     /// A remark about the tensors that a model of this config does not read. Buffers that older versions
     /// of transformers saved are no loss.
     fn unread(&self, config: &ModelConfig) -> Option<Remark> {
