@@ -1,63 +1,125 @@
-//! Adapters: what a fine-tuning with LoRA and its kin saves, which is no model.
+//! LoRA adapters in PEFT's format, merged into the weights as they are loaded.
+//!
+//! A merge gives what PEFT's `merge_and_unload` gives: W + scale · B·A in f32, rounded to the weight's
+//! type (see `fathom_kernels::LowRank` for the order of the sum). Which tensors are in the file decides
+//! what is merged; the config says by which factor, and must name their modules as PEFT's does.
 
-use std::path::{Path, PathBuf};
+mod base;
+mod config;
+mod found;
+mod merge;
+mod names;
+mod pattern;
+mod plan;
+mod tokens;
 
-use serde_json::Value;
+use std::path::Path;
 
-use crate::brief::brief;
+use sha2::{Digest, Sha256};
+
+pub use base::adapted_name;
+pub use config::AdapterConfig;
+pub(crate) use found::FoundAdapter;
+pub(crate) use merge::widen;
+pub(crate) use plan::Merge;
+use plan::Plan;
+pub use tokens::adapter_text_remarks;
+
+use crate::file_check::exists;
 use crate::text_file::read_text;
-use crate::{Error, Remark, Result};
+use crate::weights::Shard;
+use crate::{Checkpoint, Error, ModelConfig, Remark, Result};
 
-/// The file that makes a directory one of an adapter.
+/// What to merge, and how.
 const CONFIG: &str = "adapter_config.json";
+/// The tensors.
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// The tensors as older versions of PEFT saved them: a pickle, which is a program.
+const PICKLE: &str = "adapter_model.bin";
 
-/// An adapter that a directory holds.
+/// An adapter that fits a checkpoint.
+#[derive(Debug)]
 pub(crate) struct Adapter {
-    path: PathBuf,
-    /// "a LoRA adapter (r 8) of `org/base`".
-    what: String,
+    /// What the config calls the model it was trained on.
+    base: Option<String>,
+    /// SHA-256 of the config's text.
+    config_sha256: String,
+    weights: Shard,
+    plan: Plan,
 }
 
 impl Adapter {
-    /// The adapter in `dir`, if there is one.
+    /// Opens the adapter in `dir` for a checkpoint. Everything about it is checked here, its values
+    /// included, before any of the checkpoint's weights are touched.
     ///
     /// # Errors
-    /// Its config cannot be read as a text.
-    pub(crate) fn find(dir: &Path) -> Result<Option<Adapter>> {
-        let path = dir.join(CONFIG);
-        let Some(text) = read_text(&path)? else { return Ok(None) };
-        // It is named, not used: fields of other kinds are left out.
-        let config: Value = serde_json::from_str(&text).unwrap_or_default();
-        let kind = match config["peft_type"].as_str() {
-            Some("LORA") => "a LoRA adapter".to_owned(),
-            Some(kind) => format!("a {} adapter", brief(kind)),
-            None => "an adapter".to_owned(),
-        };
-        let rank = config["r"].as_u64().map(|r| format!(" (r {r})")).unwrap_or_default();
-        let base = match config["base_model_name_or_path"].as_str() {
-            Some(base) if !base.is_empty() => format!(" of `{}`", brief(base)),
-            _ => String::new(),
-        };
-        Ok(Some(Adapter { path, what: format!("{kind}{rank}{base}") }))
+    /// A directory without an adapter, or with one that is of another kind, of another model, or damaged;
+    /// the message names file and field or tensor.
+    pub(crate) fn open(dir: &Path, base: &Checkpoint, model: &ModelConfig) -> Result<Adapter> {
+        let config_path = dir.join(CONFIG);
+        let Some(text) = read_text(&config_path)? else { return Err(no_adapter(dir)) };
+        let config = AdapterConfig::parse(&config_path, &text)?;
+        let path = dir.join(WEIGHTS);
+        if !exists(&path)? {
+            return Err(no_weights(dir, &path));
+        }
+        let weights = Shard::open(path)?;
+        let plan = Plan::new(&config, &weights, base, model)?;
+        let config_sha256 = format!("{:x}", Sha256::digest(text));
+        let base = config.base().map(str::to_owned);
+        Ok(Adapter { base, config_sha256, weights, plan })
     }
 
-    /// Why a directory with nothing else cannot be used.
-    pub(crate) fn refusal(&self) -> Error {
-        let problem = format!(
-            "is {}, not a model; merge it into that model (`merge_and_unload`), save the result and give \
-             its directory",
-            self.what
-        );
-        Error::file(&self.path, problem)
+    /// What a user should know about it.
+    pub(crate) fn remarks(&self) -> &[Remark] {
+        &self.plan.remarks
     }
 
-    /// What is said where it lies beside a model.
-    pub(crate) fn remark(&self) -> Remark {
-        let text = format!(
-            "is {}, which is not applied; if the weights beside it do not hold it yet, merge it first \
-             (`merge_and_unload`)",
-            self.what
-        );
-        Remark::file("adapter", &self.path, text)
+    /// A remark where the config names another base than a model called `name`.
+    pub(crate) fn other_base(&self, name: &str) -> Option<Remark> {
+        base::other_base(self.base.as_deref()?, name)
+    }
+
+    /// Whether an output head that was the embedding is a matrix of its own now.
+    pub(crate) fn unties(&self) -> bool {
+        self.plan.unties
+    }
+
+    /// A fingerprint of a checkpoint with this adapter, given that of the checkpoint alone.
+    pub(crate) fn fingerprint(&self, base: &str) -> String {
+        let mut sha = Sha256::new();
+        sha.update(format!("{base}\n{}\n", self.config_sha256));
+        sha.update(&self.weights.map[..]);
+        self.weights.release();
+        format!("sampled-sha256:{:x}", sha.finalize())
+    }
+
+    /// [`Checkpoint::release`] of the adapter's file.
+    pub(crate) fn release(&self) {
+        self.weights.release();
+    }
+}
+
+fn no_adapter(dir: &Path) -> Error {
+    if !dir.is_dir() {
+        return Error::file(dir, "is not a directory, expected one of a LoRA adapter");
+    }
+    let model = match dir.join("config.json").is_file() {
+        true => "; it holds a model, which needs no `--adapter`",
+        false => "",
+    };
+    Error::file(dir, format!("holds no adapter: there is no {CONFIG}{model}"))
+}
+
+fn no_weights(dir: &Path, path: &Path) -> Error {
+    match dir.join(PICKLE).is_file() {
+        false => Error::file(path, "does not exist, expected the adapter's tensors"),
+        true => Error::file(
+            path,
+            format!(
+                "does not exist, and {PICKLE} is not read; convert it with \
+                 `safetensors.torch.save_file(torch.load(\"{PICKLE}\"), \"{WEIGHTS}\")`"
+            ),
+        ),
     }
 }

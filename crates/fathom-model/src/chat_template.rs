@@ -75,6 +75,15 @@ impl ChatTemplate {
         default.as_ref().or(tool_use.as_ref()).map_or(Path::new(""), |source| &source.path)
     }
 
+    /// Whether the other's templates have the same texts.
+    pub(crate) fn has_text_of(&self, other: &ChatTemplate) -> bool {
+        let texts = |template: &ChatTemplate| {
+            let Sources { default, tool_use, .. } = &template.sources;
+            [default, tool_use].map(|source| source.as_ref().map(|source| source.text.clone()))
+        };
+        texts(self) == texts(other)
+    }
+
     /// What was found and not used, or is doubtful.
     pub fn remarks(&self) -> &[Remark] {
         &self.sources.remarks

@@ -1,7 +1,7 @@
 //! `config.json` as plain data: what the forward pass needs to know, nothing of the family left.
 
 mod architecture;
-mod fields;
+pub(crate) mod fields;
 mod rope;
 mod rope_kind;
 mod sampling;
@@ -16,7 +16,7 @@ pub use architecture::Architecture;
 use fields::Fields;
 pub use sampling::RecommendedSampling;
 
-use crate::adapter::Adapter;
+use crate::adapter::FoundAdapter;
 use crate::brief::brief;
 use crate::text_file::read_text;
 use crate::{Error, Remark, Result, RopeConfig};
@@ -89,7 +89,7 @@ impl ModelConfig {
     /// [`ModelConfig::parse`].
     pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
         let path = dir.join("config.json");
-        let (text, adapter) = (read_text(&path)?, Adapter::find(dir)?);
+        let (text, adapter) = (read_text(&path)?, FoundAdapter::find(dir)?);
         let Some(text) = text else {
             let missing = "does not exist, expected the config of a HuggingFace checkpoint";
             return Err(match adapter {

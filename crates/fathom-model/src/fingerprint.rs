@@ -37,7 +37,8 @@ impl Checkpoint {
     /// Hashed are, for every safetensors file in the order of their names: name, size, header, and of
     /// every tensor in the order of their bytes the first, the middle and the last 4096 bytes (all of it
     /// when it is no longer than the three together). Training or quantising changes every tensor it
-    /// touches nearly everywhere, so such a change shows; a change of single elements need not.
+    /// touches nearly everywhere, so such a change shows; a change of single elements need not. With an
+    /// adapter, all of its config and its tensors are hashed as well.
     pub fn fingerprint(&self) -> String {
         let mut sha = Sha256::new();
         for shard in &self.shards {
@@ -63,6 +64,10 @@ impl Checkpoint {
                 }
             }
         }
-        format!("sampled-sha256:{:x}", sha.finalize())
+        let files = format!("sampled-sha256:{:x}", sha.finalize());
+        match self.adapter() {
+            None => files,
+            Some(adapter) => adapter.fingerprint(&files),
+        }
     }
 }

@@ -43,6 +43,7 @@ mod weights;
 mod work;
 mod written_twice;
 
+pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};
 pub use capture::{CaptureRequest, capture};
 pub use chat_template::{ChatTemplate, PINNED_DATE, RenderOptions};
 pub use config::{Architecture, ModelConfig, RecommendedSampling};
@@ -72,4 +73,4 @@ pub use text_encoder::{Encoded, TextEncoder};
 pub use text_file::read_text;
 pub use tokenizer::{Tokenizer, TokenizerFiles, check_bos};
 pub use traces::{Answer, TokenizedTrace, Trace, TraceContent, TraceReader, Writer};
-pub use weights::{Checkpoint, TensorInfo, TensorView, parse_header, parse_index};
+pub use weights::{Checkpoint, Matrix, TensorInfo, TensorView, parse_header, parse_index};

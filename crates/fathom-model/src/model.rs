@@ -57,8 +57,22 @@ impl<B: Backend> Model<B> {
         backend: B,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Model<B>> {
+        Model::load_adapted(dir, None, backend, progress)
+    }
+
+    /// As [`Model::load_with_progress`], with the LoRA adapter that the directory `adapter` holds, where one
+    /// is given, merged into the weights: as PEFT's `merge_and_unload` does, a matrix at a time.
+    ///
+    /// # Errors
+    /// As [`Model::load`] and [`Checkpoint::open_adapted`].
+    pub fn load_adapted(
+        dir: &Path,
+        adapter: Option<&Path>,
+        backend: B,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Model<B>> {
         let config = ModelConfig::from_dir(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = Checkpoint::open_adapted(dir, adapter, &config)?;
         checkpoint.check(&config)?;
         let tensors = ModelTensors::of(&config);
         let packer = Packer { backend: &backend, checkpoint: &checkpoint };
@@ -181,7 +195,7 @@ impl<B: Backend> Packer<'_, B> {
             false => None,
         };
         let linear =
-            self.backend.linear_from(weight, bias.as_ref().map(|bias| &bias[rows.clone()]));
+            self.backend.linear_from(weight.view(), bias.as_ref().map(|bias| &bias[rows.clone()]));
         self.checkpoint.release();
         Ok(linear)
     }

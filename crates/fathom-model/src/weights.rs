@@ -3,6 +3,7 @@
 mod header;
 mod index;
 mod layout;
+mod matrix;
 mod naming;
 mod remarks;
 
@@ -13,10 +14,9 @@ use std::path::{Path, PathBuf};
 
 use fathom_kernels::vector::first_non_finite;
 use fathom_kernels::{DType, WeightView};
-use half::{bf16, f16};
 use memmap2::Mmap;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, FoundAdapter, Merge, widen};
 use crate::brief::brief;
 use crate::file_check::{check_file, exists};
 use crate::text_file::read_text;
@@ -25,6 +25,7 @@ use crate::{Error, ModelConfig, Remark, Result};
 pub use header::{TensorInfo, parse_header};
 pub use index::parse_index;
 pub(crate) use layout::{LayerTensors, ModelTensors, Projection, Vector};
+pub use matrix::Matrix;
 use naming::Naming;
 
 /// One file with all the weights.
@@ -47,6 +48,8 @@ pub struct Checkpoint {
     origin: PathBuf,
     /// What was noticed when it was opened.
     remarks: Vec<Remark>,
+    /// What is merged into the weights.
+    adapter: Option<Adapter>,
 }
 
 /// One mapped safetensors file.
@@ -87,6 +90,26 @@ impl Checkpoint {
             Some(text) => Checkpoint::sharded(dir, index, &text),
             None => Err(no_weights(dir)),
         }
+    }
+
+    /// As [`Checkpoint::open`], with the LoRA adapter that the directory `adapter` holds in PEFT's format, where
+    /// one is given: matrices, vectors and the fingerprint are those of the merged model from then on, and
+    /// take no more memory than the one that is asked for.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; with an adapter also as [`Checkpoint::check`], and an adapter of another kind
+    /// or another model, or a damaged one.
+    pub fn open_adapted(
+        dir: &Path,
+        adapter: Option<&Path>,
+        config: &ModelConfig,
+    ) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint::open(dir)?;
+        if let Some(adapter) = adapter {
+            checkpoint.check(config)?;
+            checkpoint.adapter = Some(Adapter::open(adapter, &checkpoint, config)?);
+        }
+        Ok(checkpoint)
     }
 
     fn single(dir: &Path, path: PathBuf) -> Result<Checkpoint> {
@@ -146,7 +169,7 @@ impl Checkpoint {
             let text = format!("all tensor names begin with `{prefix}`, which is taken off");
             remarks.push(Remark::file("tensor-prefix", &origin, text));
         }
-        Checkpoint { shards, tensors, naming, origin, remarks }
+        Checkpoint { shards, tensors, naming, origin, remarks, adapter: None }
     }
 
     /// Whether there is a tensor of this HuggingFace name.
@@ -154,7 +177,7 @@ impl Checkpoint {
         self.find(name).is_some()
     }
 
-    /// The tensor of this HuggingFace name; in a checkpoint without the leading `model.`, or with a prefix
+    /// The tensor of this HuggingFace name as the files have it; in a checkpoint without the leading `model.`, or with a prefix
     /// before all names, HuggingFace's find their tensors nevertheless.
     ///
     /// # Errors
@@ -175,7 +198,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`]; another shape, or an element that is NaN or infinite.
-    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<WeightView<'_>> {
+    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Matrix<'_>> {
         self.rows(name, 0..rows, rows, columns)
     }
 
@@ -186,12 +209,19 @@ impl Checkpoint {
         rows: Range<usize>,
         total_rows: usize,
         columns: usize,
-    ) -> Result<WeightView<'_>> {
-        let TensorView { dtype, bytes, file, .. } = self.shaped(name, &[total_rows, columns])?;
+    ) -> Result<Matrix<'_>> {
+        let merge = self.merge(name);
+        let stored = merge.map_or(name, |(_, merge)| &merge.base);
+        let TensorView { dtype, bytes, file, .. } = self.shaped(stored, &[total_rows, columns])?;
         let part = WeightView { bytes, dtype, rows: total_rows, columns }.slice_rows(rows.clone());
-        match first_non_finite(part) {
-            None => Ok(part),
-            Some((row, column)) => Err(not_finite(file, name, &[rows.start + row, column])),
+        if let Some((row, column)) = first_non_finite(part) {
+            return Err(not_finite(file, stored, &[rows.start + row, column]));
+        }
+        let Some((adapter, merge)) = merge else { return Ok(Matrix::stored(part)) };
+        let merged = Matrix::merged(adapter.merged_rows(merge, part, rows.clone()), part);
+        match first_non_finite(merged.view()) {
+            None => Ok(merged),
+            Some((row, column)) => Err(too_large(file, name, &[rows.start + row, column], dtype)),
         }
     }
 
@@ -204,14 +234,19 @@ impl Checkpoint {
         if let Some((_, i)) = first_non_finite(WeightView { bytes, dtype, rows: 1, columns: len }) {
             return Err(not_finite(file, name, &[i]));
         }
-        let halves = bytes.as_chunks().0.iter();
-        Ok(match dtype {
-            DType::Bf16 => halves.map(|&element| bf16::from_le_bytes(element).to_f32()).collect(),
-            DType::F16 => halves.map(|&element| f16::from_le_bytes(element).to_f32()).collect(),
-            DType::F32 => {
-                bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element)).collect()
-            }
-        })
+        let values = widen(bytes, dtype);
+        let Some((adapter, merge)) = self.merge(name) else { return Ok(values) };
+        let merged = adapter.merged_vector(merge, values, dtype);
+        match merged.iter().position(|value| !value.is_finite()) {
+            None => Ok(merged),
+            Some(i) => Err(too_large(file, name, &[i], dtype)),
+        }
+    }
+
+    /// What the adapter does to a tensor.
+    fn merge(&self, name: &str) -> Option<(&Adapter, &Merge)> {
+        let adapter = self.adapter.as_ref()?;
+        Some((adapter, adapter.merge(name)?))
     }
 
     /// Whether the output head is the embedding. HuggingFace ties them when the config says so, except
@@ -220,6 +255,12 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::tensor`].
     pub fn ties_word_embeddings(&self, config: &ModelConfig) -> Result<bool> {
+        let unties = self.adapter.as_ref().is_some_and(Adapter::unties);
+        Ok(!unties && self.files_tie_word_embeddings(config)?)
+    }
+
+    /// As [`Checkpoint::ties_word_embeddings`], without the adapter.
+    fn files_tie_word_embeddings(&self, config: &ModelConfig) -> Result<bool> {
         if !config.tie_word_embeddings || !self.contains("lm_head.weight") {
             return Ok(config.tie_word_embeddings);
         }
@@ -233,6 +274,12 @@ impl Checkpoint {
     /// slower. Does nothing where there is no such call.
     pub fn release(&self) {
         self.shards.iter().for_each(Shard::release);
+        self.adapter.iter().for_each(Adapter::release);
+    }
+
+    /// The adapter that is merged into the weights.
+    pub(crate) fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     /// A tensor of exactly this shape.
@@ -260,6 +307,11 @@ impl Checkpoint {
 
 fn not_finite(file: &Path, name: &str, place: &[usize]) -> Error {
     let problem = format!("is NaN or infinite at {place:?}, expected finite numbers");
+    Error::tensor(file, name, problem)
+}
+
+fn too_large(file: &Path, name: &str, place: &[usize], dtype: DType) -> Error {
+    let problem = format!("with the adapter is too large for {dtype:?} at {place:?}");
     Error::tensor(file, name, problem)
 }
 
@@ -301,7 +353,7 @@ fn no_weights(dir: &Path) -> Error {
         Ok(entries) => entries,
         Err(error) => return Error::io(dir, "cannot be read as a directory")(error),
     };
-    match Adapter::find(dir) {
+    match FoundAdapter::find(dir) {
         Ok(None) => {}
         Ok(Some(adapter)) => return adapter.refusal(),
         Err(error) => return error,

@@ -99,7 +99,8 @@ impl Source {
             suppress: Explained::read(&run, &sha256),
             neurons: Explained::read(&run, &sha256),
         };
-        let name = model_name(&run.manifest().model.id);
+        let model = &run.manifest().model;
+        let name = model.name_of(&model_name(&model.id));
         let book = LevelBook::new(&traces);
         let anchor = format!("r{number}");
         let planned = run.planned_traces();

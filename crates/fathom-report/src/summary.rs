@@ -14,7 +14,7 @@ const TOP_TOKENS: usize = 5;
 /// What the traces of a run turned out to hold, a few sentences a line each, worth reading whether there
 /// are sinks or not.
 pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
-    let row = SinkRow::new(&manifest.model.id, Some(manifest.model.rope_base), traces);
+    let row = SinkRow::new(&manifest.model.name(), Some(manifest.model.rope_base), traces);
     let found = |finding| row.findings.get(&finding).copied().unwrap_or(0);
     let mut lines = vec![scanned(manifest, traces)];
 
@@ -54,7 +54,7 @@ fn scanned(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     format!(
         "{}: {}, {}, {}; a sink is a token whose {cosine} with the reference is above {} \
          (preset {}).",
-        manifest.model.id,
+        manifest.model.name(),
         plural(traces.len(), "trace"),
         plural(tokens, "token"),
         plural(manifest.model.layers, "layer"),

@@ -89,6 +89,7 @@ fn manifest() -> Manifest {
         hidden: 64,
         rope_base: 1e4,
         fingerprints,
+        adapter: None,
     };
     let traces =
         TracesNote { file: String::new(), sha256: String::new(), read: None, grown: Vec::new() };

@@ -29,7 +29,7 @@ mod tsne;
 mod variants;
 
 pub use clusters::{ClusterPlace, ClusterPoint, Clusters, Decision, Separation};
-pub use driver::{ExplainProgress, Explanation, Inputs, check_model, check_traces};
+pub use driver::{ExplainProgress, Explanation, Inputs, check_adapter, check_model, check_traces};
 pub use effect::{Effect, EffectPoint, LayerEffect};
 pub use entropy::{Entropy, EntropySeries, Scope, TraceEntropy, Window};
 pub use neurons::{Ablation, HeadReading, LayerNeurons, Neuron, Neurons};

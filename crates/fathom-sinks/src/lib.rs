@@ -34,8 +34,8 @@ pub use overhead::{Overhead, overhead};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{
-    Counts, Fingerprints, Growth, LayerScores, Manifest, ModelNote, NormRow, ReadNote, Run,
-    RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores, TraceText, TracesNote,
+    AdapterNote, Counts, Fingerprints, Growth, LayerScores, Manifest, ModelNote, NormRow, ReadNote,
+    Run, RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores, TraceText, TracesNote,
     ids_sha256, replace_bytes,
 };
 pub use scalars::{CandidateCosines, FinalState, TraceScalars};

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use fathom_model::{Error, Result};
 
 pub use durable::replace_bytes;
-pub use fingerprint::Fingerprints;
+pub use fingerprint::{AdapterNote, Fingerprints};
 pub use manifest::{
     Counts, Growth, Manifest, ModelNote, ReadNote, Skipped, Status, TracesNote, ids_sha256,
 };

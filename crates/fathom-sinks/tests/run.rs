@@ -36,6 +36,7 @@ fn manifest(attention: bool) -> Manifest {
             weights_sha256: "bb".to_owned(),
             tokenizer_sha256: "cc".to_owned(),
         },
+        adapter: None,
     };
     let traces = TracesNote {
         file: "traces.jsonl".to_owned(),

@@ -12,6 +12,7 @@ mod gamma_arg;
 mod indices;
 mod kernel_speed;
 mod model_args;
+mod model_source;
 mod pair_args;
 mod progress;
 mod prompt_args;

@@ -1,17 +1,16 @@
 //! `--model` and how to run it: the arguments of every command that runs one.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
 use fathom_model::{
-    ChatTemplate, Checkpoint, Error, Model, ModelConfig, PromptOptions, Remark, Result,
-    TextEncoder, Tokenizer,
+    ChatTemplate, Error, Model, PromptOptions, Remark, Result, TextEncoder, Tokenizer,
 };
 
 use crate::cli::Output;
-use crate::progress;
+use crate::model_source::ModelSource;
 
 /// Which model to run, and how.
 #[derive(Debug, Args)]
@@ -21,6 +20,10 @@ pub struct ModelArgs {
     /// in the HuggingFace cache
     #[arg(long, value_name = "M")]
     pub model: String,
+    /// A LoRA adapter in PEFT's format, which is merged into the model: a directory with an
+    /// adapter_config.json, or the hub id of one in the cache
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<String>,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -88,14 +91,9 @@ impl ComputeArgs {
 }
 
 impl ModelArgs {
-    /// The model's directory.
-    pub fn dir(&self) -> Result<PathBuf> {
-        fathom_model::resolve_model_dir(&self.model, |name| std::env::var_os(name))
-    }
-
-    /// Loads the model of `dir`, with a progress bar.
-    pub fn load(&self, dir: &Path, output: Output) -> Result<Model<Cpu>> {
-        load(dir, self.compute, output)
+    /// Where the model is.
+    pub fn source(&self) -> Result<ModelSource> {
+        ModelSource::find(&self.model, self.adapter.as_deref())
     }
 }
 
@@ -106,23 +104,7 @@ pub fn load(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Model<Cp
 
 /// As [`load`], on a machine that is set up already.
 pub fn load_on(dir: &Path, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
-    let bar = progress::bar(output, "loading", "layers", 0);
-    let model = Model::load_with_progress(dir, cpu, &mut |done, layers| {
-        bar.set_length(layers as u64);
-        bar.set_position(done as u64);
-    });
-    bar.finish_and_clear();
-    model
-}
-
-/// What is remarkable about a checkpoint's config and weights.
-///
-/// # Errors
-/// Weights that cannot be read, or that lack what the config asks for.
-pub fn checkpoint_remarks(dir: &Path, config: &ModelConfig) -> Result<Vec<Remark>> {
-    let mut remarks = config.remarks.clone();
-    remarks.extend(Checkpoint::open(dir)?.remarks(config)?);
-    Ok(remarks)
+    ModelSource::from(dir).load(cpu, output)
 }
 
 /// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit

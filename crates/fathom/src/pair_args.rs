@@ -1,7 +1,5 @@
 //! `--target`, `--draft` and how to run them: the arguments of every command that generates.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Backend, Cpu, CpuError, Isa};
@@ -11,7 +9,8 @@ use fathom_model::{
 };
 
 use crate::cli::Output;
-use crate::model_args::{self, ComputeArgs, Precision, TextFiles, checkpoint_remarks};
+use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
+use crate::model_source::ModelSource;
 use crate::prompt_args::PromptArgs;
 
 /// Which model's text, and how to run it and its draft.
@@ -21,6 +20,13 @@ pub struct PairArgs {
     /// `org/name@revision`) of one in the HuggingFace cache
     #[arg(long, value_name = "M")]
     pub target: String,
+    /// A LoRA adapter in PEFT's format, which is merged into the target: a directory with an
+    /// adapter_config.json, or the hub id of one in the cache
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<String>,
+    /// The same for the draft
+    #[arg(long, value_name = "DIR", requires = "draft")]
+    pub draft_adapter: Option<String>,
     /// Operands of matrix products, keys and values; accumulation and the residual stream are f32 in both
     #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
     pub precision: Precision,
@@ -60,9 +66,13 @@ impl PairArgs {
     /// Reads everything but the weights, and checks that the two speak one language.
     pub fn open(&self, draft: Option<&str>, prompts: &PromptArgs) -> Result<Pair> {
         let (bare_text, options) = (prompts.no_chat_template, prompts.options());
-        let target = Checkpoint::open(&self.target, bare_text, options)?;
+        let target = ModelSource::find(&self.target, self.adapter.as_deref())?;
+        let target = Checkpoint::open(target, bare_text, options)?;
         // A draft is given ids: what its files say about prompts does not matter.
-        let of_draft = |draft| Checkpoint::open(draft, true, PromptOptions::default());
+        let of_draft = |draft| {
+            let draft = ModelSource::find(draft, self.draft_adapter.as_deref())?;
+            Checkpoint::open(draft, true, PromptOptions::default())
+        };
         let draft = draft.map(of_draft).transpose()?;
         let vocab = vocabulary(&target, draft.as_ref())?;
         Ok(Pair { target, draft, vocab, precision: self.precision, isa: self.isa })
@@ -76,9 +86,7 @@ fn cores() -> usize {
 
 /// A checkpoint but for its weights.
 struct Checkpoint {
-    /// As the user calls it.
-    name: String,
-    dir: PathBuf,
+    source: ModelSource,
     config: ModelConfig,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -87,19 +95,18 @@ struct Checkpoint {
 }
 
 impl Checkpoint {
-    fn open(name: &str, bare_text: bool, prompts: PromptOptions) -> Result<Checkpoint> {
-        let dir = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name))?;
-        let config = ModelConfig::from_dir(&dir)?;
-        let text = TextFiles::from_dir(&dir, bare_text, prompts)?;
-        let mut remarks = checkpoint_remarks(&dir, &config)?;
+    fn open(source: ModelSource, bare_text: bool, prompts: PromptOptions) -> Result<Checkpoint> {
+        let dir = &source.dir;
+        let config = ModelConfig::from_dir(dir)?;
+        let text = TextFiles::from_dir(dir, bare_text, prompts)?;
+        let mut remarks = source.remarks(&config)?;
         remarks.extend(text.remarks());
         let TextFiles { tokenizer, template, options: prompts, .. } = text;
         let tokenizer = match tokenizer {
             Some(tokenizer) => tokenizer,
-            None => Tokenizer::from_dir(&dir)?, // says what is missing
+            None => Tokenizer::from_dir(dir)?, // says what is missing
         };
-        let name = name.to_owned();
-        Ok(Checkpoint { name, dir, config, tokenizer, template, prompts, remarks })
+        Ok(Checkpoint { source, config, tokenizer, template, prompts, remarks })
     }
 
     fn context(&self) -> usize {
@@ -136,6 +143,11 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// What tables call the target.
+    pub fn target_name(&self) -> String {
+        self.target.source.called()
+    }
+
     /// Most tokens of a sequence: the target's context, whatever the draft's.
     pub fn context(&self) -> usize {
         self.target.context()
@@ -155,7 +167,7 @@ impl Pair {
             let text = format!(
                 "the draft `{}` has a context of {context} tokens, the target {target}: texts go on \
                  without speculation beyond it",
-                draft.name,
+                draft.source.name,
             );
             Remark::advice("draft-context", text)
         })
@@ -210,7 +222,7 @@ impl Pair {
             if let Some(cores) = cores {
                 cpu = cpu.pinned(&cores).map_err(refuse)?;
             }
-            model_args::load_on(&from.dir, cpu, output)
+            from.source.load(cpu, output)
         };
         let Placement { alone, together, .. } = placement;
         let (of_target, of_draft) = pinned_cores(placement)?.unzip();

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use fathom_model::{
-    Checkpoint, Error, ModelConfig, Remark, Remarks, Result, RowFields, TokenizedTrace, Trace,
-    TraceReader, Writer,
+    Error, ModelConfig, Remark, Remarks, Result, RowFields, TokenizedTrace, Trace, TraceReader,
+    Writer,
 };
 use fathom_sinks::{ReadNote, Skipped, ids_sha256};
 
 use crate::model_args::TextFiles;
+use crate::model_source::ModelSource;
 
 /// Traces of a data set as token ids.
 pub struct Traces {
@@ -117,16 +118,20 @@ fn tokenize(
     Ok(trace)
 }
 
-/// Remarks on ids that another model than the one of `dir` wrote: they may mean something else
-/// here.
+/// Remarks on ids that another model than this one wrote: they may mean something else here.
 ///
 /// # Errors
 /// Weights that cannot be read.
-pub fn of_other_writers(path: &Path, writers: &[Writer], dir: &Path) -> Result<Vec<Remark>> {
+pub fn of_other_writers(
+    path: &Path,
+    writers: &[Writer],
+    source: &ModelSource,
+    config: &ModelConfig,
+) -> Result<Vec<Remark>> {
     if writers.is_empty() {
         return Ok(Vec::new()); // the weights need not be looked at
     }
-    let here = Checkpoint::open(dir)?.fingerprint();
+    let here = source.checkpoint(config)?.fingerprint();
     let others = writers.iter().filter(|writer| writer.weights != here);
     Ok(others
         .map(|writer| {

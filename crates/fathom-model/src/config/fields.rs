@@ -13,7 +13,7 @@ use crate::{Error, Remark, Result};
 const MAX_IDS: usize = 1000;
 
 /// A JSON object of a file, possibly nested. `null` counts as absent unless a method says otherwise.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
     map: &'a Map<String, Value>,
@@ -23,7 +23,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The top-level object of a file.
-    pub(super) fn root(path: &'a Path, value: &'a Value) -> Result<Fields<'a>> {
+    pub(crate) fn root(path: &'a Path, value: &'a Value) -> Result<Fields<'a>> {
         match value {
             Value::Object(map) => Ok(Fields::new(path, String::new(), map)),
             _ => Err(Error::file(path, format!("is {}, expected a JSON object", shown(value)))),
@@ -35,51 +35,51 @@ impl<'a> Fields<'a> {
     }
 
     /// A field's name as messages give it: dotted where nested.
-    pub(super) fn full_name(&self, name: &str) -> String {
+    pub(crate) fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
 
     /// A remark about this file.
-    pub(super) fn remark(&self, kind: &'static str, text: impl Into<String>) -> Remark {
+    pub(crate) fn remark(&self, kind: &'static str, text: impl Into<String>) -> Remark {
         Remark::file(kind, self.path, text)
     }
 
     /// An error about a field.
-    pub(super) fn error(&self, name: &str, problem: impl Into<String>) -> Error {
+    pub(crate) fn error(&self, name: &str, problem: impl Into<String>) -> Error {
         Error::field(self.path, self.full_name(name), problem)
     }
 
     /// Whether the field is there, even as `null`.
-    pub(super) fn names(&self, name: &str) -> bool {
+    pub(crate) fn names(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }
 
     /// Fields that are not null and that nobody asked for, in the order of their names.
-    pub(super) fn unread(&self) -> Vec<&'a str> {
+    pub(crate) fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
         let given = self.map.iter().filter(|(_, value)| !value.is_null());
         given.map(|(name, _)| name.as_str()).filter(|name| !read.contains(*name)).collect()
     }
 
     /// Takes back that a field was asked for: its value had no effect.
-    pub(super) fn had_no_effect(&self, name: &str) {
+    pub(crate) fn had_no_effect(&self, name: &str) {
         self.read.borrow_mut().remove(name);
     }
 
     /// Whether the object has no fields at all.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
 
     /// The value of a field.
-    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         let (name, value) = self.map.get_key_value(name)?;
         self.read.borrow_mut().insert(name.clone());
         Some(value).filter(|value| !value.is_null())
     }
 
     /// A nested object.
-    pub(super) fn object(&self, name: &str) -> Result<Option<Fields<'a>>> {
+    pub(crate) fn object(&self, name: &str) -> Result<Option<Fields<'a>>> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Object(map)) => {
@@ -90,7 +90,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A whole number in `range`.
-    pub(super) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
+    pub(crate) fn size(&self, name: &str, range: RangeInclusive<usize>) -> Result<Option<usize>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
         match number.filter(|number| range.contains(number)) {
@@ -103,12 +103,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A number above `above`.
-    pub(super) fn number_above(&self, name: &str, above: f64) -> Result<Option<f64>> {
+    pub(crate) fn number_above(&self, name: &str, above: f64) -> Result<Option<f64>> {
         self.number(name, &format!("a number above {above}"), |number| number > above)
     }
 
     /// A number for which `accept` holds; `expected` says in words which those are.
-    pub(super) fn number(
+    pub(crate) fn number(
         &self,
         name: &str,
         expected: &str,
@@ -122,7 +122,7 @@ impl<'a> Fields<'a> {
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, name: &str) -> Result<Option<bool>> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
@@ -131,7 +131,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A string.
-    pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>> {
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&'a str>> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -140,14 +140,14 @@ impl<'a> Fields<'a> {
     }
 
     /// A list of strings.
-    pub(super) fn texts(&self, name: &str) -> Result<Option<Vec<&'a str>>> {
+    pub(crate) fn texts(&self, name: &str) -> Result<Option<Vec<&'a str>>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let texts = value.as_array().and_then(|items| items.iter().map(Value::as_str).collect());
         texts.map(Some).ok_or_else(|| self.wrong(name, value, "a list of strings"))
     }
 
     /// Exactly `len` numbers above 0.
-    pub(super) fn positive_numbers(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
+    pub(crate) fn positive_numbers(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let items = value
             .as_array()
@@ -166,12 +166,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A field that should hold one token id; it may be the first of a list.
-    pub(super) fn single_token_id(&self, name: &str) -> Result<Vec<u32>> {
+    pub(crate) fn single_token_id(&self, name: &str) -> Result<Vec<u32>> {
         self.ids(name, "a token id")
     }
 
     /// A field that may hold a token id or a list of them.
-    pub(super) fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
+    pub(crate) fn token_ids(&self, name: &str) -> Result<Vec<u32>> {
         self.ids(name, "a token id or a list of token ids")
     }
 
@@ -197,7 +197,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A value as a message shows it: itself when short, otherwise its kind.
-pub(super) fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Array(_) => "a list".into(),

@@ -31,19 +31,25 @@ impl Checkpoint {
     /// What a user should know about these weights as those of a model of this config: tensors that are not
     /// used, an output head that is not the embedding although the config ties them, names that were
     /// changed, files that are not read. Reads headers only, except where a tied config brings an output
-    /// head, which is compared with the embedding.
+    /// head, which is compared with the embedding. Those about an adapter are the last.
     ///
     /// # Errors
     /// As [`Checkpoint::ties_word_embeddings`].
     pub fn remarks(&self, config: &ModelConfig) -> Result<Vec<Remark>> {
         let mut remarks = self.remarks.clone();
-        if config.tie_word_embeddings && !self.ties_word_embeddings(config)? {
+        if config.tie_word_embeddings && !self.files_tie_word_embeddings(config)? {
             let text = "brings an `lm_head.weight` that differs from the embedding although \
                         `tie_word_embeddings` is true: it is used, as transformers does";
             remarks.push(Remark::file("own-head", &self.origin, text));
         }
         remarks.extend(self.unread(config));
+        remarks.extend(self.adapter().iter().flat_map(|adapter| adapter.remarks()).cloned());
         Ok(remarks)
+    }
+
+    /// A remark where the adapter names another base than a model called `name`.
+    pub fn other_base(&self, name: &str) -> Option<Remark> {
+        self.adapter()?.other_base(name)
     }
 
     /// A remark about the tensors that a model of this config does not read. Buffers that older versions

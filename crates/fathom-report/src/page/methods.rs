@@ -54,9 +54,9 @@ fn manifest(out: &mut String, source: &Source) {
     };
     let reference = o.reference.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let limit = |limit: Option<usize>| limit.map_or("none".to_owned(), |limit| limit.to_string());
-    let rows = [
+    let mut rows = vec![
         ("run", source.run.dir().display().to_string()),
-        ("model", m.model.id.clone()),
+        ("model", m.model.name()),
         (
             "shape",
             format!(
@@ -86,6 +86,11 @@ fn manifest(out: &mut String, source: &Source) {
         ("engine", m.engine.clone()),
         ("scanned by", format!("fathom {}, run format {}", m.fathom, m.format)),
     ];
+    if let Some(adapter) = &m.model.adapter {
+        rows.push(("adapter", adapter.path.clone()));
+        rows.push(("adapter's config SHA-256", adapter.config_sha256.clone()));
+        rows.push(("adapter's tensors SHA-256", adapter.weights_sha256.clone()));
+    }
     let _ = write!(
         out,
         "<h3>{}</h3><div class=\"wide\"><table class=\"manifest\">",

@@ -25,7 +25,7 @@ use super::{
     Suppress, Swap,
 };
 use crate::run::{DETECTIONS, MANIFEST};
-use crate::{Fingerprints, Run, ScanOptions, TraceDetection, TracesNote};
+use crate::{AdapterNote, Fingerprints, Run, ScanOptions, TraceDetection, TracesNote};
 
 /// Analyses of a run that are to be done.
 #[derive(Clone, Debug)]
@@ -304,6 +304,26 @@ pub fn check_model(run: &Run, model_dir: &Path) -> Result<()> {
             Err(Error::file(model_dir, problem))
         }
     }
+}
+
+/// Refuses an adapter that is not the one of the run.
+///
+/// # Errors
+/// A run without an adapter; an adapter that differs from the run's, or cannot be read.
+pub fn check_adapter(run: &Run, adapter_dir: &Path) -> Result<()> {
+    let manifest = run.dir().join(MANIFEST);
+    let Some(scanned) = &run.manifest().model.adapter else {
+        let problem = format!("is an adapter, and {} was made without one", manifest.display());
+        return Err(Error::file(adapter_dir, problem));
+    };
+    let here = AdapterNote::new(&scanned.path, adapter_dir)?;
+    let what = match (&scanned.config_sha256, &scanned.weights_sha256) {
+        (config, _) if *config != here.config_sha256 => "config differs",
+        (_, weights) if *weights != here.weights_sha256 => "tensors differ",
+        _ => return Ok(()),
+    };
+    let problem = format!("its {what} from those of {}", manifest.display());
+    Err(Error::file(adapter_dir, problem))
 }
 
 /// Refuses a traces file that is not the one of the run.

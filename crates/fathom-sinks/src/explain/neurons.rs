@@ -138,7 +138,7 @@ impl Ranked {
         let ModelConfig { hidden, intermediate, .. } = *config;
         let name = format!("model.layers.{}.mlp.down_proj.weight", creation.layer);
         let down = checkpoint.matrix(&name, hidden, intermediate)?;
-        let weights = column_dots(down, &creation.direction()); // Wᵀ u, [intermediate]
+        let weights = column_dots(down.view(), &creation.direction()); // Wᵀ u, [intermediate]
 
         let sinks = creation.activations.len().max(1) as f64;
         let neuron = |index: usize| {

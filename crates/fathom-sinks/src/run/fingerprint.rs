@@ -48,6 +48,31 @@ impl Fingerprints {
     }
 }
 
+/// An adapter and SHA-256 of its files, as lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdapterNote {
+    /// What the user calls it: a directory or a hub id.
+    pub path: String,
+    /// `adapter_config.json`.
+    pub config_sha256: String,
+    /// `adapter_model.safetensors`.
+    pub weights_sha256: String,
+}
+
+impl AdapterNote {
+    /// Reads the adapter in `dir`, which the user calls `path`.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn new(path: &str, dir: &Path) -> Result<AdapterNote> {
+        Ok(AdapterNote {
+            path: path.to_owned(),
+            config_sha256: file_sha256(&dir.join("adapter_config.json"))?,
+            weights_sha256: file_sha256(&dir.join("adapter_model.safetensors"))?,
+        })
+    }
+}
+
 /// The shards an index names, sorted.
 fn shards(dir: &Path) -> Result<BTreeSet<String>> {
     let path = dir.join("model.safetensors.index.json");

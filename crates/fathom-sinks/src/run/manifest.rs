@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use fathom_model::{Error, ModelConfig, Remark, Result, TokenizedTrace, data_files};
+use fathom_model::{Error, ModelConfig, Remark, Result, TokenizedTrace, adapted_name, data_files};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::durable;
-use super::fingerprint::{Fingerprints, file_sha256};
+use super::fingerprint::{AdapterNote, Fingerprints, file_sha256};
 use crate::{Class, Finding, ScanOptions, TraceDetection};
 use sha2::{Digest, Sha256};
 
@@ -69,6 +69,9 @@ pub struct ModelNote {
     /// What the checkpoint consists of.
     #[serde(flatten)]
     pub fingerprints: Fingerprints,
+    /// The adapter that was merged into it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub adapter: Option<AdapterNote>,
 }
 
 /// The traces of a run.
@@ -233,6 +236,7 @@ impl Manifest {
             manifest.counts = None;
             manifest.remarks.clear(); // they follow from the rest
             manifest.model.id.clear();
+            manifest.model.adapter.iter_mut().for_each(|adapter| adapter.path.clear());
             manifest.traces.file.clear();
             serde_json::to_value(manifest).unwrap_or_default()
         };
@@ -277,7 +281,26 @@ impl ModelNote {
             hidden: config.hidden,
             rope_base: config.rope.theta,
             fingerprints: Fingerprints::of(dir)?,
+            adapter: None,
         })
+    }
+
+    /// The same with the adapter in `dir`, which the user calls `path`.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn with_adapter(self, path: &str, dir: &Path) -> Result<ModelNote> {
+        Ok(ModelNote { adapter: Some(AdapterNote::new(path, dir)?), ..self })
+    }
+
+    /// What tables call it: its id and, after a plus, the adapter's last part.
+    pub fn name(&self) -> String {
+        self.name_of(&self.id)
+    }
+
+    /// The same where the model itself is called `base`.
+    pub fn name_of(&self, base: &str) -> String {
+        adapted_name(base, self.adapter.as_ref().map(|adapter| adapter.path.as_str()))
     }
 }
 

@@ -10,7 +10,9 @@ use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
 use fathom_kernels::workload::median;
-use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prompts_with};
+use fathom_model::{
+    Encoded, Error, Remark, Remarks, Result, RowFields, adapted_name, read_prompts_with,
+};
 use fathom_report::{
     BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
 };
@@ -378,7 +380,9 @@ impl Args {
             let file = Path::new(model).file_name().map(|name| name.to_string_lossy().into_owned());
             file.unwrap_or_else(|| model.to_owned())
         };
-        let (draft, target) = (name(&self.draft), name(&self.pair.target));
+        let PairArgs { target, adapter, draft_adapter, .. } = &self.pair;
+        let draft = adapted_name(&name(&self.draft), draft_adapter.as_deref());
+        let target = adapted_name(&name(target), adapter.as_deref());
         if self.csv {
             let all: Vec<_> =
                 accountings.iter().map(|a| (a.accounting.key(), a.rows.as_slice())).collect();

@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::cli::Output;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
+use crate::model_args::{ModelArgs, TextFiles};
+use crate::model_source::ModelSource;
 use crate::progress;
 use crate::prompt_args::PromptArgs;
 use crate::row_args::RowArgs;
@@ -88,11 +89,11 @@ fn parse_site(text: &str) -> Result<(Site, Option<usize>), String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let dir = args.model.dir()?;
-    let config = ModelConfig::from_dir(&dir)?;
+    let source = args.model.source()?;
+    let config = ModelConfig::from_dir(&source.dir)?;
     let mut remarks = Remarks::new();
-    remarks.extend(checkpoint_remarks(&dir, &config)?);
-    let ids = args.token_ids(&dir, &config, &mut remarks)?;
+    remarks.extend(source.remarks(&config)?);
+    let ids = args.token_ids(&source, &config, &mut remarks)?;
     progress::remarks(output, &remarks)?;
     let layers = match &args.layers {
         Some(layers) => layers.resolve("layer", config.layers)?,
@@ -115,7 +116,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     progress::note(output, &format!("capturing {} from {} tokens", gib(bytes), ids.len()));
 
-    let model = args.model.load(&dir, output)?;
+    let model = source.load(args.model.compute.backend()?, output)?;
     let bar = progress::bar(output, "capturing", "tokens", ids.len() as u64);
     let captured = fathom_model::capture(&model, &ids, &request, &args.out, &mut |tokens| {
         bar.set_position(tokens as u64);
@@ -141,7 +142,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 impl Args {
     fn token_ids(
         &self,
-        dir: &Path,
+        source: &ModelSource,
         config: &ModelConfig,
         remarks: &mut Remarks,
     ) -> Result<Vec<u32>> {
@@ -162,11 +163,12 @@ impl Args {
         }
         // clap sees to it that one of the two is there.
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
-        let text = TextFiles::from_dir(dir, self.prompts.no_chat_template, self.prompts.options())?;
+        let bare_text = self.prompts.no_chat_template;
+        let text = TextFiles::from_dir(&source.dir, bare_text, self.prompts.options())?;
         remarks.extend(text.remarks());
         let (trace, writers) =
             read_trace(path, &text, config, &self.rows.fields(), self.index, remarks)?;
-        remarks.extend(of_other_writers(path, &writers, dir)?);
+        remarks.extend(of_other_writers(path, &writers, source, config)?);
         Ok(trace.ids)
     }
 }

@@ -3,20 +3,21 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Checkpoint, Error, ModelConfig, Remarks, Result, RowFields, data_files};
+use fathom_model::{Error, ModelConfig, Remarks, Result, RowFields, data_files};
 use fathom_report::finding;
 use fathom_sinks::explain::{
-    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_model, check_traces,
-    result_file,
+    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_adapter, check_model,
+    check_traces, result_file,
 };
-use fathom_sinks::{ReadNote, Run};
+use fathom_sinks::{ModelNote, ReadNote, Run};
 use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::cli::Output;
 use crate::commands::scan::engine;
 use crate::failure::Failure;
-use crate::model_args::{self, ComputeArgs, Precision, TextFiles};
+use crate::model_args::{ComputeArgs, Precision, TextFiles};
+use crate::model_source::{AdapterSource, ModelSource};
 use crate::progress;
 use crate::traces::{Reading, Traces, read_traces};
 
@@ -39,6 +40,9 @@ pub struct Args {
     /// The run's model, where it is not to be found under the name it was scanned by
     #[arg(long, value_name = "M")]
     model: Option<String>,
+    /// The run's adapter, where it is not to be found under the name it was scanned by
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<String>,
     /// The run's traces, where they are not to be found under the name they were scanned by
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
@@ -140,23 +144,27 @@ fn say(run: &Path, asked: &[Analysis], output: Output, out: &mut dyn Write) -> R
 
 fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Output) -> Result<()> {
     let manifest = run.manifest();
-    let dir = args.model_dir(&manifest.model.id)?;
+    let source = args.source(&manifest.model)?;
     let traces = args.traces.as_deref().unwrap_or(Path::new(&manifest.traces.file));
     if args.traces.is_none() && manifest.traces.sha256.is_empty() {
         let problem =
             "the run's traces came from standard input, and are gone: it cannot be explained";
         return Err(Error::Request(problem.to_owned()));
     }
-    if args.traces.is_none() && data_files(traces).is_err() {
+    let all_there = |files: Vec<PathBuf>| files.iter().all(|file| file.exists());
+    if args.traces.is_none() && !data_files(traces)?.is_some_and(all_there) {
         let problem = "the run's traces are not here any more: give `--traces`";
         return Err(Error::file(traces, problem));
     }
     check_traces(run, traces)?;
-    check_model(run, &dir)?;
+    check_model(run, &source.dir)?;
+    if let Some(adapter) = &source.adapter {
+        check_adapter(run, &adapter.dir)?;
+    }
 
     let options = &manifest.options;
-    let config = ModelConfig::from_dir(&dir)?;
-    let text = TextFiles::from_dir(&dir, !options.chat_template, options.prompts.clone())?;
+    let config = ModelConfig::from_dir(&source.dir)?;
+    let text = TextFiles::from_dir(&source.dir, !options.chat_template, options.prompts.clone())?;
     // What is remarkable about them was told by the scan, and is in the run's manifest.
     let read = manifest.traces.read.as_ref();
     let field = |field: fn(&ReadNote) -> &Option<String>| read.and_then(|read| field(read).clone());
@@ -174,8 +182,8 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
         _ => Precision::F32,
     };
     let compute = ComputeArgs { precision, threads: args.threads, isa: None };
-    let model = model_args::load(&dir, compute, output)?;
-    let checkpoint = Checkpoint::open(&dir)?;
+    let model = source.load(compute.backend()?, output)?;
+    let checkpoint = source.checkpoint(&config)?;
     let mut bar = Bar { output, bar: ProgressBar::hidden() };
     let tokenizer = text.tokenizer.as_ref();
     let inputs = Inputs {
@@ -192,15 +200,33 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
 
 impl Args {
     /// Where the run's model is.
-    fn model_dir(&self, scanned: &str) -> Result<PathBuf> {
-        let name = self.model.as_deref().unwrap_or(scanned);
-        let resolved = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name));
-        resolved.map_err(|error| match &self.model {
+    fn source(&self, scanned: &ModelNote) -> Result<ModelSource> {
+        let name = self.model.as_deref().unwrap_or(&scanned.id);
+        let source = ModelSource::find(name, None).map_err(|error| match &self.model {
             Some(_) => error,
             None => Error::Request(format!(
                 "the run's model is not here: {error}; if it is elsewhere, name that with `--model`"
             )),
-        })
+        })?;
+        Ok(ModelSource { adapter: self.adapter(scanned)?, ..source })
+    }
+
+    /// Where the run's adapter is, if it had one.
+    fn adapter(&self, scanned: &ModelNote) -> Result<Option<AdapterSource>> {
+        match (&self.adapter, &scanned.adapter) {
+            (None, None) => Ok(None),
+            (Some(_), None) => {
+                let problem = "--adapter: the run's model had no adapter, and is explained as it was";
+                Err(Error::Request(problem.to_owned()))
+            }
+            (Some(name), Some(_)) => AdapterSource::find(name).map(Some),
+            (None, Some(scanned)) => AdapterSource::find(&scanned.path).map(Some).map_err(|_| {
+                Error::Request(format!(
+                    "the run's adapter `{}` is not here: if it is elsewhere, name that with `--adapter`",
+                    scanned.path
+                ))
+            }),
+        }
     }
 }
 

@@ -131,7 +131,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let (target, draft) = pair.load(placement, output)?;
     let line = TraceLine {
         origin: Origin {
-            model: args.pair.target.clone(),
+            model: pair.target_name(),
             weights: target.weights_fingerprint().to_owned(),
             precision: args.pair.precision.name().to_owned(),
         },

@@ -16,7 +16,8 @@ use crate::cli::Output;
 use crate::commands::table::PresetName;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles, checkpoint_remarks};
+use crate::model_args::{ModelArgs, TextFiles};
+use crate::model_source::ModelSource;
 use crate::progress;
 use crate::prompt_args::PromptArgs;
 use crate::row_args::RowArgs;
@@ -113,35 +114,46 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         true => {}
         false => RunWriter::check_free(&args.out)?,
     }
-    let dir = args.model.dir()?;
-    let config = ModelConfig::from_dir(&dir)?;
-    let text = TextFiles::from_dir(&dir, args.prompts.no_chat_template, args.prompts.options())?;
+    let source = args.model.source()?;
+    let config = ModelConfig::from_dir(&source.dir)?;
+    let text =
+        TextFiles::from_dir(&source.dir, args.prompts.no_chat_template, args.prompts.options())?;
     let options = args.options(&text)?;
     let mut remarks = Remarks::new();
-    remarks.extend(checkpoint_remarks(&dir, &config)?);
+    remarks.extend(source.remarks(&config)?);
     remarks.extend(text.remarks());
-    let Traces { traces, writers, note } =
+    let Traces { traces, writers, note: read } =
         read_traces(&args.traces, &text, &config, &args.reading(), &mut remarks)?;
-    args.say_how(&note, output);
+    args.say_how(&read, output);
     if args.traces.as_os_str() == "-" {
-        let text = "a run from standard input cannot be resumed or explained: its traces are gone afterwards";
+        let text = "a run from standard input cannot be resumed or explained: its traces are gone \
+                    afterwards";
         remarks.add(Remark::advice("standard-input", text));
     }
-    remarks.extend(of_other_writers(&args.traces, &writers, &dir)?);
+    remarks.extend(of_other_writers(&args.traces, &writers, &source, &config)?);
     remarks.extend(long_traces(&traces, &config, &options));
     progress::remarks(output, &remarks)?;
-    let model = args.model.load(&dir, output)?;
+    let model = source.load(args.model.compute.backend()?, output)?;
     let job = Job {
         model: &model,
-        note: ModelNote::new(&args.model.model, &dir, &config)?,
+        note: note(&source, &config)?,
         traces: &traces,
-        traces_note: TracesNote { read: Some(note), ..TracesNote::new(&args.traces)? },
+        traces_note: TracesNote { read: Some(read), ..TracesNote::new(&args.traces)? },
         text: &text,
         options,
         remarks: remarks.into_vec(),
     };
     let run = job.run(&args.out, args.resume, output)?;
     report(&run, output, out)
+}
+
+/// What the run's manifest says about a model.
+fn note(source: &ModelSource, config: &ModelConfig) -> Result<ModelNote> {
+    let note = ModelNote::new(&source.name, &source.dir, config)?;
+    match &source.adapter {
+        None => Ok(note),
+        Some(adapter) => note.with_adapter(&adapter.name, &adapter.dir),
+    }
 }
 
 impl Args {
@@ -259,7 +271,7 @@ impl fathom_sinks::Progress for Bar {
 fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let manifest = run.manifest();
     let traces = run.detections()?;
-    let row = SinkRow::new(&manifest.model.id, Some(manifest.model.rope_base), &traces);
+    let row = SinkRow::new(&manifest.model.name(), Some(manifest.model.rope_base), &traces);
     if output.json {
         writeln!(
             out,

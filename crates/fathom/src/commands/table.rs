@@ -148,7 +148,7 @@ impl Args {
         if let Some(preset) = self.preset {
             reclassify(dir, &mut traces, preset.into(), Some(model.layers))?;
         }
-        Ok(Model { name: model.id.clone(), rope_base: Some(model.rope_base), traces })
+        Ok(Model { name: model.name(), rope_base: Some(model.rope_base), traces })
     }
 
     fn table(&self, show: Show, models: &[Model]) -> Table {

@@ -1,0 +1,114 @@
+//! A model as it is named on the command line, with the adapter that is merged into it.
+
+use std::path::{Path, PathBuf};
+
+use fathom_kernels::Cpu;
+use fathom_model::{
+    Checkpoint, Error, Model, ModelConfig, Remark, Result, adapted_name, adapter_text_remarks,
+};
+
+use crate::cli::Output;
+use crate::progress;
+
+/// Where a model's files are.
+#[derive(Clone, Debug)]
+pub struct ModelSource {
+    /// As the user calls it.
+    pub name: String,
+    pub dir: PathBuf,
+    pub adapter: Option<AdapterSource>,
+}
+
+/// Where an adapter's files are.
+#[derive(Clone, Debug)]
+pub struct AdapterSource {
+    /// As the user calls it.
+    pub name: String,
+    pub dir: PathBuf,
+}
+
+impl AdapterSource {
+    /// Finds an adapter: a directory, or a hub id in the cache.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub fn find(name: &str) -> Result<AdapterSource> {
+        let dir = match Path::new(name).is_dir() {
+            true => PathBuf::from(name),
+            false => fathom_model::resolve_model_dir(name, |name| std::env::var_os(name))
+                .map_err(|error| Error::Request(format!("--adapter: {error}")))?,
+        };
+        Ok(AdapterSource { name: name.to_owned(), dir })
+    }
+}
+
+impl ModelSource {
+    /// Finds a model and, where one is named, its adapter.
+    ///
+    /// # Errors
+    /// Neither a directory nor a model in the cache.
+    pub fn find(name: &str, adapter: Option<&str>) -> Result<ModelSource> {
+        let dir = fathom_model::resolve_model_dir(name, |name| std::env::var_os(name))?;
+        let adapter = adapter.map(AdapterSource::find).transpose()?;
+        Ok(ModelSource { name: name.to_owned(), dir, adapter })
+    }
+
+    /// What tables call it.
+    pub fn called(&self) -> String {
+        let adapter = self.adapter.as_ref().map(|adapter| adapter.name.as_str());
+        adapted_name(&self.name, adapter)
+    }
+
+    fn adapter_dir(&self) -> Option<&Path> {
+        self.adapter.as_ref().map(|adapter| adapter.dir.as_path())
+    }
+
+    /// Its weights.
+    ///
+    /// # Errors
+    /// Weights that cannot be read; an adapter that does not fit them.
+    pub fn checkpoint(&self, config: &ModelConfig) -> Result<Checkpoint> {
+        Checkpoint::open_adapted(&self.dir, self.adapter_dir(), config)
+    }
+
+    /// What is remarkable about its config, weights and adapter.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or that lack what the config asks for; an adapter that does not fit.
+    pub fn remarks(&self, config: &ModelConfig) -> Result<Vec<Remark>> {
+        let checkpoint = self.checkpoint(config)?;
+        let mut remarks = config.remarks.clone();
+        if let Some(adapter) = self.adapter_dir() {
+            let real = |dir: &Path| dir.canonicalize().ok();
+            if real(adapter) == real(&self.dir) {
+                remarks.retain(|remark| remark.kind != "adapter"); // that it is not applied
+            } else {
+                remarks.extend(adapter_text_remarks(adapter, &self.dir));
+            }
+        }
+        remarks.extend(checkpoint.remarks(config)?);
+        remarks.extend(checkpoint.other_base(&self.name));
+        Ok(remarks)
+    }
+
+    /// Loads it, with a progress bar.
+    ///
+    /// # Errors
+    /// As [`Model::load_adapted`].
+    pub fn load(&self, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
+        let bar = progress::bar(output, "loading", "layers", 0);
+        let model = Model::load_adapted(&self.dir, self.adapter_dir(), cpu, &mut |done, layers| {
+            bar.set_length(layers as u64);
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        model
+    }
+}
+
+impl From<&Path> for ModelSource {
+    /// A directory by itself.
+    fn from(dir: &Path) -> ModelSource {
+        ModelSource { name: dir.display().to_string(), dir: dir.to_owned(), adapter: None }
+    }
+}
