@@ -13,10 +13,7 @@ fuzz_target!(|template: &str| {
         ..SpecialTokens::default()
     };
     let options = RenderOptions { add_generation_prompt: Some(true), ..RenderOptions::default() };
-    let messages = [
-        Message::new("system", "Be brief."),
-        Message::user("What is 2 + 2?"),
-    ];
+    let messages = [Message::new("system", "Be brief."), Message::user("What is 2 + 2?")];
     let template = ChatTemplate::new(Path::new("chat_template.jinja"), template, special);
     let _ = template.render(&messages, &options);
 });

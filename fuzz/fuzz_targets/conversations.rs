@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use fathom_model::{
-    ChatTemplate, Prompt, Remarks, RenderOptions, RowFields, SpecialTokens, TextEncoder, Tokenizer, Trace,
+    ChatTemplate, Prompt, Remarks, RenderOptions, RowFields, SpecialTokens, TextEncoder, Tokenizer,
+    Trace,
 };
 use libfuzzer_sys::fuzz_target;
 
