@@ -75,7 +75,7 @@ impl Rows {
     }
 }
 
-/// The files that `path` names, as [`Rows::open`] reads them; `None` for standard input.
+/// The files that `path` names, as [`crate::TraceReader::open`] reads them; `None` for standard input.
 ///
 /// # Errors
 /// A pattern that names none, or a directory without data files.

@@ -231,6 +231,10 @@ impl Manifest {
                 manifest.traces.sha256.clear();
                 manifest.traces.read = None;
             }
+            // Runs of before say nothing of what was read.
+            if self.traces.read.is_none() {
+                manifest.traces.read = None;
+            }
             manifest.traces.grown.clear();
             manifest.status = Status::Running;
             manifest.counts = None;
@@ -316,7 +320,8 @@ impl TracesNote {
             Some(several) => {
                 let mut hasher = Sha256::new();
                 for file in several {
-                    hasher.update(format!("{} {}\n", file.display(), file_sha256(file)?));
+                    let name = file.file_name().unwrap_or_default().to_string_lossy();
+                    hasher.update(format!("{name} {}\n", file_sha256(file)?));
                 }
                 format!("{:x}", hasher.finalize())
             }
