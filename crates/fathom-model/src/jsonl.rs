@@ -18,10 +18,8 @@ pub(crate) fn standard_json<'a>(
     text: &'a str,
 ) -> (Cow<'a, str>, Option<Remark>) {
     let (text, surrogates) = without_lone_surrogates(text);
-    let text = match serde_json::from_str::<serde::de::IgnoredAny>(&text) {
-        Ok(_) => text,
-        Err(_) => without_non_finite(&text).map_or(text, Cow::Owned),
-    };
+    // Standard JSON has no such words outside strings, so it stays as it is.
+    let text = without_non_finite(&text).map_or(text, Cow::Owned);
     let remark = (surrogates > 0).then(|| {
         let plural = if surrogates == 1 { "" } else { "s" };
         let text = format!(
