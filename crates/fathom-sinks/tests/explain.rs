@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use common::{planted, traces};
+use common::{Tokens, planted, traces};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
 use fathom_model::{
     Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
@@ -243,18 +243,6 @@ fn every_seed_gives_back_its_causes() {
             assert!(found.iter().all(|neuron| planned.contains(neuron)), "{seed} {found:?}");
         }
     }
-}
-
-/// Counts the tokens that go through the model.
-#[derive(Default)]
-struct Tokens(usize);
-
-impl ExplainProgress for Tokens {
-    fn start(&mut self, _: &'static str, unit: &'static str, steps: usize) {
-        self.0 += if unit == "tokens" { steps } else { 0 };
-    }
-
-    fn advance(&mut self, _: usize) {}
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use common::{planted, traces};
+use common::{Tokens, planted, traces};
 use fathom_kernels::{Cpu, CpuOptions, Precision};
 use fathom_model::{Checkpoint, Model, Result, TokenizedTrace};
 use fathom_sinks::explain::{
@@ -358,18 +358,6 @@ fn killed_then_other(killed: &[Analysis], then: &[Analysis]) {
 fn what_a_killed_explanation_did_not_do_is_not_taken_for_done() {
     killed_then_other(&[Analysis::Neurons], &[Analysis::Suppress]);
     killed_then_other(&[Analysis::Suppress], &[Analysis::Neurons]);
-}
-
-/// Counts the tokens that go through the model.
-#[derive(Default)]
-struct Tokens(usize);
-
-impl ExplainProgress for Tokens {
-    fn start(&mut self, _: &'static str, unit: &'static str, steps: usize) {
-        self.0 += if unit == "tokens" { steps } else { 0 };
-    }
-
-    fn advance(&mut self, _: usize) {}
 }
 
 #[test]

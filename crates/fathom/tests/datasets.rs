@@ -5,42 +5,19 @@
 
 mod common;
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use common::{assert_refused, contents, fathom, succeed};
+use common::{Planted, assert_refused, contents, fathom, succeed};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const ROWS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fathom-model/tests/data/rows");
 
-struct Planted {
-    dir: TempDir,
-}
-
 impl Planted {
-    fn new() -> Planted {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("planted");
-        succeed(&["plant".as_ref(), "--out".as_ref(), out.as_os_str()]);
-        Planted { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        fs::write(self.path(name), text).unwrap();
-        self.path(name)
-    }
-
     fn command(&self, traces: &Path, run: &str, args: &[&str]) -> Command {
-        let mut command = fathom();
-        command.arg("scan").arg("--model").arg(self.path("planted")).arg("--traces").arg(traces);
-        command.arg("--out").arg(self.path(run)).args(["--threads", "1", "--attention"]).args(args);
+        let mut command = self.scan_command(traces, run);
+        command.arg("--attention").args(args);
         command
     }
 
@@ -50,10 +27,6 @@ impl Planted {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{stderr}");
         output
-    }
-
-    fn manifest(&self, run: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(run).join("run.json")).unwrap()).unwrap()
     }
 
     /// All of a run but its manifest.
@@ -98,7 +71,7 @@ fn standard_input_and_output() {
         output.status.success() && stderr.contains("cannot be resumed or explained"),
         "{stderr}"
     );
-    let traces = planted.write("traces.jsonl", &lines(0..2));
+    let traces = planted.write("traces.jsonl", lines(0..2));
     planted.scan(&traces, "plain", &[]);
     assert_eq!(planted.results("piped"), planted.results("plain"));
     let output = pipe(planted.command(Path::new("-"), "piped", &["--resume"]), &lines(0..2));
@@ -108,7 +81,7 @@ fn standard_input_and_output() {
 
     let mut command = fathom();
     command.args(["generate", "--max-tokens", "2", "--prompts", "-", "--out", "-", "--target"]);
-    command.arg(planted.path("planted")).current_dir(planted.dir.path());
+    command.arg(planted.model()).current_dir(planted.path(""));
     let output = pipe(command, "{\"question\": \"What is 6 times 7?\"}\n");
     let line: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(line["max_tokens"], 2);
@@ -118,7 +91,7 @@ fn standard_input_and_output() {
 #[test]
 fn a_run_grows_with_its_limit_and_with_its_file() {
     let planted = Planted::new();
-    let traces = planted.write("traces.jsonl", &lines(0..5));
+    let traces = planted.write("traces.jsonl", lines(0..5));
     planted.scan(&traces, "whole", &[]);
     planted.scan(&traces, "run", &["--limit", "2"]);
     planted.scan(&traces, "run", &["--limit", "3", "--resume"]);
@@ -136,7 +109,7 @@ fn a_run_grows_with_its_limit_and_with_its_file() {
     );
 
     // Lines appended.
-    let more = planted.write("traces.jsonl", &lines(0..7));
+    let more = planted.write("traces.jsonl", lines(0..7));
     planted.scan(&more, "run", &["--resume"]);
     planted.scan(&more, "whole7", &[]);
     assert_eq!(planted.results("run"), planted.results("whole7"));
@@ -146,10 +119,10 @@ fn a_run_grows_with_its_limit_and_with_its_file() {
     assert_eq!(contents(&planted.path("run")), before);
 
     // What was done must still be there, and no less may be asked for.
-    let changed = planted.write("traces.jsonl", &lines(1..9));
+    let changed = planted.write("traces.jsonl", lines(1..9));
     let output = planted.command(&changed, "run", &["--resume"]).output().unwrap();
     assert_refused(&output, &["run.json", "cannot be resumed"]);
-    let fewer = planted.write("traces.jsonl", &lines(0..7));
+    let fewer = planted.write("traces.jsonl", lines(0..7));
     let output = planted.command(&fewer, "run", &["--resume", "--limit", "3"]).output().unwrap();
     assert_refused(&output, &["run.json", "cannot be resumed"]);
     assert_eq!(contents(&planted.path("run")), before);
@@ -159,7 +132,7 @@ fn a_run_grows_with_its_limit_and_with_its_file() {
 #[test]
 fn a_run_killed_while_it_grows() {
     let planted = Planted::new();
-    let traces = planted.write("traces.jsonl", &lines(0..40));
+    let traces = planted.write("traces.jsonl", lines(0..40));
     planted.scan(&traces, "whole", &[]);
     for delay in [0, 20, 60, 150, 400] {
         let run = format!("run{delay}");
@@ -187,7 +160,7 @@ fn rows_that_cannot_be_read_are_passed_over_when_asked() {
     let skipped = planted.manifest("run")["traces"]["read"]["skipped"].clone();
     assert_eq!(skipped["count"], 2);
     assert!(skipped["lines"][1].as_str().unwrap().contains("line 3: has `prompt` but no `output`"));
-    planted.write("clean.jsonl", &lines(0..2));
+    planted.write("clean.jsonl", lines(0..2));
     planted.scan(&traces, "run", &["--skip-bad-lines", "--resume"]);
     // An explanation passes over the same rows.
     succeed(&["explain", planted.path("run").to_str().unwrap(), "--entropy", "--threads", "1"]);

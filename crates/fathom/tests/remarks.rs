@@ -9,50 +9,22 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use common::{Checkpoint, assert_refused, fathom, succeed};
+use common::{Checkpoint, Planted, assert_refused, fathom, succeed};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// The planted model with its tokenizer and chat template, in a directory of its own.
-struct Planted {
-    dir: TempDir,
-}
 
 impl Planted {
-    fn new() -> Planted {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("planted");
-        succeed(&["plant".as_ref(), "--out".as_ref(), out.as_os_str()]);
-        Planted { dir }
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> std::path::PathBuf {
-        let path = self.dir.path().join(name);
-        fs::write(&path, text).unwrap();
-        path
-    }
-
     /// Scans these lines into the directory `run`.
     fn scan(&self, traces: impl AsRef<[u8]>, args: &[&str]) -> Output {
-        let run = self.dir.path().join("run");
+        let run = self.path("run");
         if run.exists() {
             fs::remove_dir_all(&run).unwrap();
         }
         let traces = self.write("traces.jsonl", traces);
-        let mut command = fathom();
-        command.arg("scan").arg("--model").arg(self.dir.path().join("planted"));
-        command
-            .arg("--traces")
-            .arg(traces)
-            .arg("--out")
-            .arg(run)
-            .args(["--threads", "1"])
-            .args(args);
-        command.output().unwrap()
+        self.scan_command(&traces, "run").args(args).output().unwrap()
     }
 
     fn run_json(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.dir.path().join("run/run.json")).unwrap()).unwrap()
+        self.manifest("run")
     }
 
     /// How many tokens the run holds.
@@ -85,7 +57,7 @@ fn remarks(planted: &Planted, lines: &str, kind: &str, parts: &[&str]) {
     assert_eq!((list.len(), &list[0]["kind"]), (1, &Value::from(kind)), "{list:?}");
     let output = planted.scan(lines, &["--strict"]);
     assert_refused(&output, parts);
-    assert!(!planted.dir.path().join("run").exists(), "a refused scan left a run directory");
+    assert!(!planted.path("run").exists(), "a refused scan left a run directory");
 }
 
 const CLEAN: &str = "{\"prompt\": \"What is 6 times 7?\", \"output\": \"The answer is 42.\"}\n";
@@ -98,12 +70,12 @@ fn a_clean_scan_is_quiet() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(planted.run_json().get("remarks"), None);
     // A run that was made without remarks is resumed all the same.
-    let traces = planted.dir.path().join("traces.jsonl");
-    let run = planted.dir.path().join("run");
+    let traces = planted.path("traces.jsonl");
+    let run = planted.path("run");
     let output = fathom()
         .arg("scan")
         .arg("--model")
-        .arg(planted.dir.path().join("planted"))
+        .arg(planted.model())
         .arg("--traces")
         .arg(traces)
         .arg("--out")
@@ -123,9 +95,9 @@ fn padding_is_told_once_however_many_rows_have_it() {
     remarks(&planted, &row.repeat(3), "padding", &[parts[0], "the same on 2 more lines"]);
     // The pads are gone: the result is that of the row without them.
     planted.scan(row, &[]);
-    let padded = fs::read(planted.dir.path().join("run/detections.jsonl")).unwrap();
+    let padded = fs::read(planted.path("run/detections.jsonl")).unwrap();
     planted.scan("{\"input_ids\": [329, 5, 6, 7, 8]}\n", &[]);
-    assert_eq!(fs::read(planted.dir.path().join("run/detections.jsonl")).unwrap(), padded);
+    assert_eq!(fs::read(planted.path("run/detections.jsonl")).unwrap(), padded);
 }
 
 #[test]
@@ -170,7 +142,7 @@ fn a_field_that_the_template_leaves_out() {
 #[test]
 fn ids_that_another_model_wrote() {
     let planted = Planted::new();
-    let texts = planted.dir.path().join("texts.jsonl");
+    let texts = planted.path("texts.jsonl");
     let generate = |model: &Path| {
         let output = fathom()
             .args(["generate", "--prompt", "What is 6 times 7?", "--max-tokens", "4", "--target"])
@@ -184,7 +156,7 @@ fn ids_that_another_model_wrote() {
         fs::remove_file(&texts).unwrap();
         text
     };
-    let own = generate(&planted.dir.path().join("planted"));
+    let own = generate(&planted.model());
     assert_eq!(told(&planted.scan(own.repeat(2), &[])), [""; 0]);
     // Ids that fit the planted model's vocabulary, written by another.
     let other = own.replace("\"weights\":\"sampled-sha256:", "\"weights\":\"sampled-sha256:0");
@@ -227,7 +199,7 @@ fn the_templates_refusal_names_file_and_line() {
     let prompts = planted.write("prompts.jsonl", &lines);
     let output = fathom()
         .args(["generate", "--max-tokens", "1", "--target"])
-        .arg(planted.dir.path().join("planted"))
+        .arg(planted.model())
         .arg("--prompts")
         .arg(prompts)
         .output()
@@ -268,7 +240,7 @@ fn choices_about_prompts() {
     assert_eq!(with["options"]["prompts"]["system"], "Be brief.");
     assert!(with["counts"]["tokens"].as_i64() > plain["counts"]["tokens"].as_i64());
     // An explanation reads the traces as the scan did.
-    let run = planted.dir.path().join("run");
+    let run = planted.path("run");
     succeed(&["explain", run.to_str().unwrap(), "--entropy", "--threads", "1"]);
     for (args, part) in [
         (
@@ -298,7 +270,7 @@ fn scan_and_generate_read_one_conversation_alike() {
     let prompts = planted.write("prompts.jsonl", line);
     let output = fathom()
         .args(["generate", "--max-tokens", "2", "--json", "--target"])
-        .arg(planted.dir.path().join("planted"))
+        .arg(planted.model())
         .arg("--prompts")
         .arg(&prompts)
         .output()
@@ -307,7 +279,7 @@ fn scan_and_generate_read_one_conversation_alike() {
     assert!(told.len() == 1 && told[0].contains("`messages` ends with an answer"), "{told:?}");
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["remarks"][0]["kind"], "answer-left-out");
-    let detections = fs::read_to_string(planted.dir.path().join("run/detections.jsonl")).unwrap();
+    let detections = fs::read_to_string(planted.path("run/detections.jsonl")).unwrap();
     let scanned: Value = serde_json::from_str(&detections).unwrap();
     assert_eq!(json["texts"][0]["prompt_len"], scanned["prompt_len"]);
 }

@@ -1,9 +1,11 @@
-//! The planted model of the fixtures.
-#![allow(clippy::unwrap_used)]
+//! The planted model of the fixtures, and who watches an explanation.
+// Each test binary uses the part it needs.
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
 use fathom_model::{TextEncoder, TokenizedTrace, TraceReader};
+use fathom_sinks::explain::ExplainProgress;
 
 /// Its directory.
 pub fn planted() -> PathBuf {
@@ -20,4 +22,16 @@ pub fn traces() -> Vec<TokenizedTrace> {
     };
     let traces = TraceReader::open(&planted().join("traces.jsonl")).unwrap();
     traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect()
+}
+
+/// Counts the tokens that go through the model.
+#[derive(Default)]
+pub struct Tokens(pub usize);
+
+impl ExplainProgress for Tokens {
+    fn start(&mut self, _: &'static str, unit: &'static str, steps: usize) {
+        self.0 += if unit == "tokens" { steps } else { 0 };
+    }
+
+    fn advance(&mut self, _: usize) {}
 }

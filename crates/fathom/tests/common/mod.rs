@@ -159,6 +159,46 @@ impl Checkpoint {
     }
 }
 
+/// What `fathom plant` writes, tokenizer and chat template included, in a directory of its own.
+pub struct Planted {
+    dir: TempDir,
+}
+
+impl Planted {
+    pub fn new() -> Planted {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("planted");
+        succeed(&["plant".as_ref(), "--out".as_ref(), out.as_os_str()]);
+        Planted { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.path("planted")
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        fs::write(self.path(name), text).unwrap();
+        self.path(name)
+    }
+
+    /// `fathom scan` of the planted model into the directory `run`.
+    pub fn scan_command(&self, traces: &Path, run: &str) -> Command {
+        let mut command = fathom();
+        command.arg("scan").arg("--model").arg(self.model()).arg("--traces").arg(traces);
+        command.arg("--out").arg(self.path(run)).args(["--threads", "1"]);
+        command
+    }
+
+    /// The manifest of a run.
+    pub fn manifest(&self, run: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(run).join("run.json")).unwrap()).unwrap()
+    }
+}
+
 /// Every file under a directory with its bytes.
 pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
