@@ -5,6 +5,7 @@
 //! whose rows do come before the general ones; if two others say different things, the row is
 //! refused by name.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Result;
@@ -30,11 +31,13 @@ const THOUGHTS: [[&str; 3]; 4] = [
 ];
 
 /// Where in a row the prompt and the output are, where the user says so: dotted paths.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowFields {
     /// `--prompt-field`.
+    #[serde(rename = "prompt_field", skip_serializing_if = "Option::is_none", default)]
     pub prompt: Option<String>,
     /// `--output-field`.
+    #[serde(rename = "output_field", skip_serializing_if = "Option::is_none", default)]
     pub output: Option<String>,
 }
 

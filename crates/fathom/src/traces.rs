@@ -66,8 +66,7 @@ pub fn read_traces(
         traces: traces.len(),
         ids_sha256: ids_sha256(&traces),
         fields: reader.shapes().clone(),
-        prompt_field: fields.prompt.clone(),
-        output_field: fields.output.clone(),
+        named: fields.clone(),
         skipped,
     };
     Ok(Traces { traces, writers: reader.writers().to_vec(), note })

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
-use fathom_model::{Error, ModelConfig, Remark, Result, TokenizedTrace, adapted_name, data_files};
+use fathom_model::{
+    Error, ModelConfig, Remark, Result, RowFields, TokenizedTrace, adapted_name, data_files,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -99,11 +101,8 @@ pub struct ReadNote {
     /// How many rows were read from which fields.
     pub fields: BTreeMap<String, usize>,
     /// Where prompt and output were said to be.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub prompt_field: Option<String>,
-    /// See `prompt_field`.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub output_field: Option<String>,
+    #[serde(flatten)]
+    pub named: RowFields,
     /// Lines that were passed over.
     #[serde(skip_serializing_if = "Skipped::is_empty", default)]
     pub skipped: Skipped,

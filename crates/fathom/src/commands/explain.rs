@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{Error, ModelConfig, Remarks, Result, RowFields, data_files};
+use fathom_model::{Error, ModelConfig, Remarks, Result, data_files};
 use fathom_report::finding;
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_adapter, check_model,
     check_traces, result_file,
 };
-use fathom_sinks::{ModelNote, ReadNote, Run};
+use fathom_sinks::{ModelNote, Run};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -167,12 +167,8 @@ fn with_model(args: &Args, run: &Run, explanation: &Explanation<'_>, output: Out
     let text = TextFiles::from_dir(&source.dir, !options.chat_template, options.prompts.clone())?;
     // What is remarkable about them was told by the scan, and is in the run's manifest.
     let read = manifest.traces.read.as_ref();
-    let field = |field: fn(&ReadNote) -> &Option<String>| read.and_then(|read| field(read).clone());
     let reading = Reading {
-        fields: RowFields {
-            prompt: field(|read| &read.prompt_field),
-            output: field(|read| &read.output_field),
-        },
+        fields: read.map(|read| read.named.clone()).unwrap_or_default(),
         limit: options.limit,
         skip_bad_lines: read.is_some_and(|read| !read.skipped.is_empty()),
     };

@@ -4,7 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::Cpu;
-use fathom_model::{Error, Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace};
+use fathom_model::{
+    Error, Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace, data_files,
+};
 use fathom_report::{Format, sink_table, summary};
 use fathom_sinks::{
     Manifest, ModelNote, ReadNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
@@ -105,8 +107,9 @@ fn parse_rise(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    let from_pipe = data_files(&args.traces)?.is_none();
     match args.resume {
-        true if args.traces.as_os_str() == "-" => {
+        true if from_pipe => {
             let problem =
                 "--resume: a run from standard input cannot be resumed; give --traces a file";
             return Err(Failure::Input(Error::Request(problem.to_owned())));
@@ -125,7 +128,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let Traces { traces, writers, note: read } =
         read_traces(&args.traces, &text, &config, &args.reading(), &mut remarks)?;
     args.say_how(&read, output);
-    if args.traces.as_os_str() == "-" {
+    if from_pipe {
         let text = "a run from standard input cannot be resumed or explained: its traces are gone \
                     afterwards";
         remarks.add(Remark::advice("standard-input", text));
