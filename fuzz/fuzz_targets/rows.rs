@@ -1,7 +1,9 @@
-//! The bytes of a data set's file, of whatever kind they make it: rows or an error, in bounded memory.
+//! The bytes of a data set's file, of whatever kind they make it: rows or an error, in bounded
+//! memory.
 //!
-//! But for Parquet: the library underneath panics on some faults of a file. That is caught where it is
-//! called, but a panic is what ends a fuzzer; `crates/fathom-model/tests/rows.rs` spoils such files.
+//! But for Parquet: the library underneath panics on some faults of a file. That is caught where it
+//! is called, but a panic is what ends a fuzzer; `crates/fathom-model/tests/rows.rs` spoils such
+//! files.
 #![no_main]
 
 use std::io::Write;

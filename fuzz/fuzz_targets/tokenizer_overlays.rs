@@ -1,5 +1,5 @@
-//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as a stranger wrote them: a
-//! tokenizer whose ids are those of its vocabulary, or one line that names the file.
+//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as a stranger wrote
+//! them: a tokenizer whose ids are those of its vocabulary, or one line that names the file.
 #![no_main]
 
 use fathom_model::{Tokenizer, TokenizerFiles};

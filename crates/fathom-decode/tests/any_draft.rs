@@ -362,7 +362,8 @@ proptest! {
             return Ok(());
         }
         // Speculation is not switched off sooner than it must be: up to the draft's context all of
-        // the text is drafted and accepted; in SD but for the token that the target adds to a chunk.
+        // the text is drafted and accepted; in SD but for the token that the target adds to a
+        // chunk.
         let mut longest = 0;
         for (&(prompt, _), text) in case.requests.iter().zip(&texts) {
             let len = text.tokens.len();
@@ -382,8 +383,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// Sampled text is that of its request whatever γ and the batch, in PEARL, whose draws belong to
-    /// positions: where a draft is given up depends on the text alone.
+    /// Sampled text is that of its request whatever γ and the batch, in PEARL, whose draws belong
+    /// to positions: where a draft is given up depends on the text alone.
     #[test]
     fn where_a_draft_is_given_up_is_the_texts_own(case in prop_oneof![case(LLAMA), case(PHI)]) {
         let pearl = |gamma, batch_size| {

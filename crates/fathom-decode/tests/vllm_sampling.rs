@@ -1,5 +1,5 @@
-//! Penalties, bias, min-tokens, temperature, min-p, top-k and top-p do what vLLM defines, in its order:
-//! against values of an independent implementation in NumPy, `data/vllm_sampling.py`.
+//! Penalties, bias, min-tokens, temperature, min-p, top-k and top-p do what vLLM defines, in its
+//! order: against values of an independent implementation in NumPy, `data/vllm_sampling.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -160,8 +160,8 @@ fn extreme_penalties_break_nothing() {
     }
 }
 
-/// Where nothing was asked for there is nothing to count, and nothing to do to logits; min-tokens ends
-/// by itself.
+/// Where nothing was asked for there is nothing to count, and nothing to do to logits; min-tokens
+/// ends by itself.
 #[test]
 fn nothing_is_counted_where_nothing_was_asked_for() {
     let sampler = |params| Sampler::new(params, 0, 9).unwrap().with_eos(&[2]).unwrap();

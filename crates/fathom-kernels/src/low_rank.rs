@@ -1,9 +1,9 @@
 //! Low-rank changes of a weight matrix, as an adapter brings them: `W + scale · B·A`.
 //!
-//! Every element is computed in one order, in f32, on every machine: the sum over the rank from its first
-//! term on, each term added by a fused multiply-add; times the scale; plus the weight; rounded to the
-//! weight's type. That is what PyTorch computes up to the rank at which its library cuts the sum into
-//! blocks (more than 100), so that a merge has the bits of PEFT's.
+//! Every element is computed in one order, in f32, on every machine: the sum over the rank from its
+//! first term on, each term added by a fused multiply-add; times the scale; plus the weight;
+//! rounded to the weight's type. That is what PyTorch computes up to the rank at which its library
+//! cuts the sum into blocks (more than 100), so that a merge has the bits of PEFT's.
 
 use half::f16;
 
@@ -75,8 +75,8 @@ const ROWS: usize = 64;
 
 impl Kernel for AddRows<'_> {
     type Output = ();
-    // The compiler makes vectors of it by itself: `mul_add` is an instruction where the set has one, and
-    // the same number elsewhere.
+    // The compiler makes vectors of it by itself: `mul_add` is an instruction where the set has
+    // one, and the same number elsewhere.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let AddRows { first, out, dtype, columns, changes } = self;
@@ -98,8 +98,9 @@ impl Kernel for AddRows<'_> {
     }
 }
 
-/// Columns `from..from + BLOCK` of A, one row after the other: so they stay in the nearest cache, which
-/// rows that lie a power of two apart would push each other out of. Zeros beyond the last column.
+/// Columns `from..from + BLOCK` of A, one row after the other: so they stay in the nearest cache,
+/// which rows that lie a power of two apart would push each other out of. Zeros beyond the last
+/// column.
 #[inline(always)]
 fn copy_block(a: &[f32], columns: usize, from: usize, block: &mut Vec<f32>) {
     block.clear();
@@ -155,9 +156,9 @@ fn widen(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The nearest bfloat16, ties to even, without a branch that would keep the compiler from making vectors of
-/// it. Not for NaN: finite weights and changes give infinity at worst, or infinity minus infinity, which is the
-/// NaN that stays one here.
+/// The nearest bfloat16, ties to even, without a branch that would keep the compiler from making
+/// vectors of it. Not for NaN: finite weights and changes give infinity at worst, or infinity minus
+/// infinity, which is the NaN that stays one here.
 #[inline(always)]
 fn nearest(x: f32) -> u16 {
     let bits = x.to_bits();

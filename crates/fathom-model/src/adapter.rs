@@ -1,8 +1,9 @@
 //! LoRA adapters in PEFT's format, merged into the weights as they are loaded.
 //!
-//! A merge gives what PEFT's `merge_and_unload` gives: W + scale · B·A in f32, rounded to the weight's
-//! type (see `fathom_kernels::LowRank` for the order of the sum). Which tensors are in the file decides
-//! what is merged; the config says by which factor, and must name their modules as PEFT's does.
+//! A merge gives what PEFT's `merge_and_unload` gives: W + scale · B·A in f32, rounded to the
+//! weight's type (see `fathom_kernels::LowRank` for the order of the sum). Which tensors are in the
+//! file decides what is merged; the config says by which factor, and must name their modules as
+//! PEFT's does.
 
 mod base;
 mod config;
@@ -53,8 +54,8 @@ impl Adapter {
     /// included, before any of the checkpoint's weights are touched.
     ///
     /// # Errors
-    /// A directory without an adapter, or with one that is of another kind, of another model, or damaged;
-    /// the message names file and field or tensor.
+    /// A directory without an adapter, or with one that is of another kind, of another model, or
+    /// damaged; the message names file and field or tensor.
     pub(crate) fn open(dir: &Path, base: &Checkpoint, model: &ModelConfig) -> Result<Adapter> {
         let config_path = dir.join(CONFIG);
         let Some(text) = read_text(&config_path)? else { return Err(no_adapter(dir)) };

@@ -13,9 +13,9 @@ const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// A pointer is shorter than this, says its specification.
 const LONGEST_LFS: u64 = 1024;
 
-/// Refuses a link to nothing and a Git LFS pointer, which `git clone` leaves in place of large files where
-/// Git LFS is not installed. For any input file, before it is opened: a pipe is not touched, and a file
-/// that does not exist is left to whoever opens it.
+/// Refuses a link to nothing and a Git LFS pointer, which `git clone` leaves in place of large
+/// files where Git LFS is not installed. For any input file, before it is opened: a pipe is not
+/// touched, and a file that does not exist is left to whoever opens it.
 ///
 /// # Errors
 /// As said, with what to do about it.

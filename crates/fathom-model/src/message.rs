@@ -46,9 +46,9 @@ impl Message {
         Message::new("user", content)
     }
 
-    /// What a chat template is given, as `apply_chat_template` of transformers 5.24 makes it: fields
-    /// that are null are left out, and thinking goes by `reasoning_content` and `thinking`, whichever
-    /// of [`REASONING`] it came under.
+    /// What a chat template is given, as `apply_chat_template` of transformers 5.24 makes it:
+    /// fields that are null are left out, and thinking goes by `reasoning_content` and `thinking`,
+    /// whichever of [`REASONING`] it came under.
     pub(crate) fn for_template(&self) -> Value {
         let mut object = Map::new();
         let said = |name: &&str| self.fields.get(*name).filter(|value| !value.is_null());

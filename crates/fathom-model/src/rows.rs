@@ -75,7 +75,8 @@ impl Rows {
     }
 }
 
-/// The files that `path` names, as [`crate::TraceReader::open`] reads them; `None` for standard input.
+/// The files that `path` names, as [`crate::TraceReader::open`] reads them; `None` for standard
+/// input.
 ///
 /// # Errors
 /// A pattern that names none, or a directory without data files.

@@ -1,4 +1,5 @@
-//! LoRA adapters against what PEFT merges (`tests/fixtures/adapters`), and adapters that are refused.
+//! LoRA adapters against what PEFT merges (`tests/fixtures/adapters`), and adapters that are
+//! refused.
 #![allow(clippy::unwrap_used)]
 
 mod common;

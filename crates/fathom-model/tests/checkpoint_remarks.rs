@@ -1,4 +1,5 @@
-//! Checkpoints that hold more than is read, or name it differently: what is said, and what is missing.
+//! Checkpoints that hold more than is read, or name it differently: what is said, and what is
+//! missing.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

@@ -181,7 +181,8 @@ fn the_user_decides_about_bos() {
     );
 }
 
-/// Checks that `prompt` and `output` have the ids of the one text; false where no token ends at the seam.
+/// Checks that `prompt` and `output` have the ids of the one text; false where no token ends at the
+/// seam.
 fn check_seam(
     (kind, tokenizer, library): &(&str, Tokenizer, tokenizers::Tokenizer),
     prompt: &str,
@@ -205,8 +206,8 @@ fn both(kind: &str) -> (&str, Tokenizer, tokenizers::Tokenizer) {
     (kind, with_config(kind, Value::Null), json_of(kind).parse().unwrap())
 }
 
-/// An answer goes on from its prompt: the ids are those of the one text, wherever a token ends at the
-/// seam.
+/// An answer goes on from its prompt: the ids are those of the one text, wherever a token ends at
+/// the seam.
 #[test]
 fn continuations_are_the_rest_of_the_whole() {
     let expected = expected();
@@ -217,7 +218,8 @@ fn continuations_are_the_rest_of_the_whole() {
         let tokenizers = both(kind);
         let mut compared = 0;
         for prompt in ["the quick", "a sink:", "fox\n", "x ", "(12)", "é", "user\nthe </b>"] {
-            // Where a word begins depends on what was dropped (white space), or on the word before it.
+            // Where a word begins depends on what was dropped (white space), or on the word before
+            // it.
             let depends = match kind {
                 "unigram" => prompt.ends_with(char::is_whitespace),
                 "wordpiece" => prompt.ends_with(char::is_alphanumeric),

@@ -1,5 +1,5 @@
-//! Whatever is asked for, in whatever order, however often it is killed and whatever becomes of what it
-//! kept: each result is the one of a clean run of that analysis alone.
+//! Whatever is asked for, in whatever order, however often it is killed and whatever becomes of
+//! what it kept: each result is the one of a clean run of that analysis alone.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -192,8 +192,8 @@ enum Damage {
     Flipped(Index),
     /// It holds what another should.
     Is(Index),
-    /// All files are again what they were when an explanation last died: one that was killed before it had
-    /// removed them.
+    /// All files are again what they were when an explanation last died: one that was killed before
+    /// it had removed them.
     AllAsBefore,
 }
 

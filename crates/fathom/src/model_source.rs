@@ -74,7 +74,8 @@ impl ModelSource {
     /// What is remarkable about its config, weights and adapter.
     ///
     /// # Errors
-    /// Weights that cannot be read, or that lack what the config asks for; an adapter that does not fit.
+    /// Weights that cannot be read, or that lack what the config asks for; an adapter that does not
+    /// fit.
     pub fn remarks(&self, config: &ModelConfig) -> Result<Vec<Remark>> {
         let checkpoint = self.checkpoint(config)?;
         let mut remarks = config.remarks.clone();

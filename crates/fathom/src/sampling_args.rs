@@ -31,7 +31,8 @@ pub struct SamplingArgs {
     /// Subtract this from the logits of tokens that are in the text, -2 to 2 [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtract this from the logits of tokens as often as they are in the text, -2 to 2 [default: 0]
+    /// Subtract this from the logits of tokens as often as they are in the text, -2 to 2 [default:
+    /// 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
     /// Add BIAS, -100 to 100, to the logit of token ID; several with commas, or given several times
@@ -43,7 +44,8 @@ pub struct SamplingArgs {
     /// Most tokens of a text
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// Fewest tokens of a text before an end-of-text token, a stop token or a stop string may end it
+    /// Fewest tokens of a text before an end-of-text token, a stop token or a stop string may end
+    /// it
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
     /// End the text before this string where it appears; may be given several times

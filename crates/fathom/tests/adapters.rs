@@ -24,8 +24,8 @@ impl Place {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Writes an adapter called `name`: its config beside what every config has, and tensors without
-    /// PEFT's prefix.
+    /// Writes an adapter called `name`: its config beside what every config has, and tensors
+    /// without PEFT's prefix.
     fn adapter(&self, name: &str, fields: &Value, tensors: &[(String, Vec<usize>, f32)]) -> String {
         let dir = self.0.path().join(name);
         fs::create_dir_all(&dir).unwrap();

@@ -1,4 +1,5 @@
-//! Models that were really trained, against what HuggingFace transformers computes from them in f32.
+//! Models that were really trained, against what HuggingFace transformers computes from them in
+//! f32.
 //!
 //! Run by `check.sh`, which prepares the models; `tests/real/README.md` says where they come from.
 #![allow(clippy::unwrap_used)]

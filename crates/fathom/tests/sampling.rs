@@ -1,5 +1,5 @@
-//! The options of sampling of `fathom generate`, through the built binary: what each does, what is refused,
-//! and what the checkpoint recommends.
+//! The options of sampling of `fathom generate`, through the built binary: what each does, what is
+//! refused, and what the checkpoint recommends.
 
 #![allow(clippy::unwrap_used)]
 
@@ -79,8 +79,8 @@ fn every_option_does_what_it_says_and_is_written_down() {
     assert_eq!(drawn["min_p"], json!(1.0));
     assert_eq!(text(&drawn), usual_text);
 
-    // A stop token ends the text, ignored end-of-text tokens or not; it is the last of the ids, and its
-    // text is not of the output.
+    // A stop token ends the text, ignored end-of-text tokens or not; it is the last of the ids, and
+    // its text is not of the output.
     let stop = usual_text[5];
     let at = usual_text.iter().position(|id| *id == stop).unwrap();
     let stopped = with(&["--stop-token-ids", &format!("{stop},3")]);
@@ -236,7 +236,8 @@ fn the_recommendation_is_taken_up_and_options_come_before_it() {
     assert_refused(&refused, &["no_repeat_ngram_size 3", "no option"]);
 }
 
-/// A file is gone on with by the same parameters only: one more, one less or another value is named.
+/// A file is gone on with by the same parameters only: one more, one less or another value is
+/// named.
 #[test]
 fn resuming_with_other_parameters_is_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,8 +3,8 @@
 use crate::Remark;
 use crate::brief::brief;
 
-/// What a model is called: by itself as it is, with an adapter `BASE + ADAPTER`, of which the last part of
-/// its path is enough.
+/// What a model is called: by itself as it is, with an adapter `BASE + ADAPTER`, of which the last
+/// part of its path is enough.
 pub fn adapted_name(base: &str, adapter: Option<&str>) -> String {
     match adapter {
         None => base.to_owned(),
@@ -12,8 +12,8 @@ pub fn adapted_name(base: &str, adapter: Option<&str>) -> String {
     }
 }
 
-/// A remark where an adapter was trained on a model called `trained`, and the one at hand is called `name`:
-/// paths and organisations differ from place to place, so only the last parts are compared.
+/// A remark where an adapter was trained on a model called `trained`, and the one at hand is called
+/// `name`: paths and organisations differ from place to place, so only the last parts are compared.
 pub(super) fn other_base(trained: &str, name: &str) -> Option<Remark> {
     let model = name.split_once('@').map_or(name, |(model, _)| model);
     let (theirs, ours) = (last_part(trained)?, last_part(model)?);

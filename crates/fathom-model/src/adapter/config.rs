@@ -30,7 +30,8 @@ const REFUSED: [(&str, &str); 10] = [
     ("ensure_weight_tying", "an adapter shared by embedding and output head"),
 ];
 
-/// Fields that make no difference to a merge; `fan_in_fan_out` makes none for the layers of these models.
+/// Fields that make no difference to a merge; `fan_in_fan_out` makes none for the layers of these
+/// models.
 const NEUTRAL: [&str; 17] = [
     "peft_type",
     "peft_version",
@@ -98,8 +99,8 @@ impl AdapterConfig {
     /// Parses the text of an `adapter_config.json`; `path` is only for messages.
     ///
     /// # Errors
-    /// An adapter of another kind than LoRA, or a variant of LoRA that is not supported; a field of the
-    /// wrong kind or out of range; a pattern that is none.
+    /// An adapter of another kind than LoRA, or a variant of LoRA that is not supported; a field of
+    /// the wrong kind or out of range; a pattern that is none.
     pub fn parse(path: &Path, text: &str) -> Result<AdapterConfig> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::file(path, format!("is not JSON: {error}")))?;
@@ -173,7 +174,8 @@ impl AdapterConfig {
         self.base.as_deref()
     }
 
-    /// Whether a linear layer (`all-linear` means those) or embedding of this name is to be adapted.
+    /// Whether a linear layer (`all-linear` means those) or embedding of this name is to be
+    /// adapted.
     ///
     /// # Errors
     /// A pattern that cannot be compared with it.

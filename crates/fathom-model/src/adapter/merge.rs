@@ -73,7 +73,8 @@ impl Adapter {
         if !embedding {
             return (self.floats_of(b, rows.start * rank..rows.end * rank), self.floats(a));
         }
-        // An embedding is stored as the transpose of a linear layer: A [rank, vocab], B [hidden, rank].
+        // An embedding is stored as the transpose of a linear layer: A [rank, vocab], B [hidden,
+        // rank].
         let (a, b) = (self.floats(a), self.floats(b));
         let vocab = a.len() / rank;
         let of_token = |token: usize| (0..rank).map(move |k| (k, token));

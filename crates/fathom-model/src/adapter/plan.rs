@@ -45,7 +45,8 @@ pub(crate) struct Change {
     pub b: usize,
     pub rank: usize,
     pub scale: f32,
-    /// Of an embedding: A and B are stored the other way round, and PEFT rounds the change before it adds.
+    /// Of an embedding: A and B are stored the other way round, and PEFT rounds the change before
+    /// it adds.
     pub embedding: bool,
 }
 
@@ -69,8 +70,8 @@ impl Plan {
     /// Reads what a file holds, and checks it against config and model.
     ///
     /// # Errors
-    /// Tensors of another kind of adapter or of another model, of other shapes, or with values that are
-    /// not finite; a file of which nothing would be merged.
+    /// Tensors of another kind of adapter or of another model, of other shapes, or with values that
+    /// are not finite; a file of which nothing would be merged.
     pub(super) fn new(
         config: &AdapterConfig,
         file: &Shard,
@@ -379,9 +380,9 @@ impl Planner<'_> {
     }
 }
 
-/// The merges of a model whose output head is its embedding: what changes one in place changes both, and
-/// what is replaced as a module of its own is no longer the other. Returns what to say about it, and
-/// whether the two are different matrices now.
+/// The merges of a model whose output head is its embedding: what changes one in place changes
+/// both, and what is replaced as a module of its own is no longer the other. Returns what to say
+/// about it, and whether the two are different matrices now.
 fn tie(config: &AdapterConfig, merges: &mut HashMap<String, Merge>) -> (Option<String>, bool) {
     let (embedding, head) = (format!("{EMBEDDING}.weight"), format!("{HEAD}.weight"));
     let mut take = |name: &str| merges.remove(name).unwrap_or_else(|| Merge::of(&embedding));

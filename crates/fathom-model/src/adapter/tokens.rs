@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::{ChatTemplate, Remark, Tokenizer};
 
-/// Remarks about a tokenizer or a chat template in the directory of an adapter that differ from those of
-/// its base, which are used.
+/// Remarks about a tokenizer or a chat template in the directory of an adapter that differ from
+/// those of its base, which are used.
 pub fn adapter_text_remarks(adapter: &Path, base: &Path) -> Vec<Remark> {
     tokenizer(adapter, base).into_iter().chain(template(adapter, base)).collect()
 }

@@ -139,7 +139,8 @@ fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
     Ok(named)
 }
 
-/// `chat_template` of `tokenizer_config.json`: a string, a list of `name` and `template`, or an object.
+/// `chat_template` of `tokenizer_config.json`: a string, a list of `name` and `template`, or an
+/// object.
 fn from_config(dir: &Path) -> Result<Option<BTreeMap<String, Source>>> {
     let path = dir.join(CONFIG);
     let Some(object) = read_json_object(&path)? else { return Ok(None) };

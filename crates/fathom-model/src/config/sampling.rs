@@ -31,7 +31,8 @@ const SCORES: [(&str, f64); 2] =
     [("encoder_repetition_penalty", 1.0), ("no_repeat_ngram_size", 0.0)];
 
 impl RecommendedSampling {
-    /// Reads a `generation_config.json`. Values that are no numbers recommend nothing: they are not used.
+    /// Reads a `generation_config.json`. Values that are no numbers recommend nothing: they are not
+    /// used.
     pub(super) fn read(fields: &Fields<'_>) -> RecommendedSampling {
         let number = |name| fields.get(name).and_then(Value::as_f64);
         let draws = fields.get("do_sample").and_then(Value::as_bool) == Some(true);

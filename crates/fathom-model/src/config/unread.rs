@@ -38,8 +38,8 @@ const FOREIGN: [Foreign; 25] = [
     ("num_nextn_predict_layers", is_given),
 ];
 
-/// A remark about such fields of a config. transformers' class ignores them as well, so the model is run as
-/// transformers runs it; it is perhaps not the model that was trained.
+/// A remark about such fields of a config. transformers' class ignores them as well, so the model
+/// is run as transformers runs it; it is perhaps not the model that was trained.
 pub(super) fn remark(fields: &Fields<'_>, config: &ModelConfig) -> Option<Remark> {
     let mut found: Vec<String> = Vec::new();
     let mut add = |name: &str, value: &Value| found.push(format!("`{name}` ({})", shown(value)));

@@ -44,8 +44,8 @@ pub(super) fn snapshots(dir: &Path, cache: Option<&Path>) -> Option<String> {
     Some(format!("is a folder of the HuggingFace cache that holds a model's snapshots; {instead}"))
 }
 
-/// The hub id that a name means which is none itself: a URL, a path with a slash too many, or a folder's
-/// name in the cache.
+/// The hub id that a name means which is none itself: a URL, a path with a slash too many, or a
+/// folder's name in the cache.
 pub(super) fn hub_id(spec: &str) -> Option<String> {
     let folder = spec.rsplit('/').next().unwrap_or(spec);
     let id = match repo_of_folder(folder) {
@@ -62,8 +62,8 @@ fn repo_of_folder(folder: &str) -> Option<String> {
     HubId::parse(&repo).filter(|id| id.revision.is_none()).map(|id| id.repo.to_owned())
 }
 
-/// `org/name` of a page of the hub, `org/name@revision` where it names one: `https://host/org/name`,
-/// `host.co/org/name/tree/revision`, `hf://org/name`.
+/// `org/name` of a page of the hub, `org/name@revision` where it names one:
+/// `https://host/org/name`, `host.co/org/name/tree/revision`, `hf://org/name`.
 fn of_url(spec: &str) -> Option<String> {
     let path = match spec.split_once("://") {
         Some(("hf", path)) => path,

@@ -14,9 +14,9 @@ pub(super) fn dir(env: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub")))
 }
 
-/// `os.path.expandvars(os.path.expanduser(value))` of Python: a leading `~` is the home directory, `$NAME`
-/// and `${NAME}` are variables; what is not set stays as it is written. So does another user's home,
-/// `~name`, and a value that is not UTF-8.
+/// `os.path.expandvars(os.path.expanduser(value))` of Python: a leading `~` is the home directory,
+/// `$NAME` and `${NAME}` are variables; what is not set stays as it is written. So does another
+/// user's home, `~name`, and a value that is not UTF-8.
 fn expand(value: OsString, env: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let Some(text) = value.to_str() else { return value.into() };
     let variable = |name: &str| env(name).and_then(|value| value.into_string().ok());

@@ -1,9 +1,9 @@
 //! The ids of a text that goes on from another.
 //!
 //! Tokenizers of the SentencePiece kind put a mark before the first word of a text (`▁Hello`), some
-//! byte-level ones a space. In the middle of a text there is none. The library's steps are run one by
-//! one here, those that put the mark without it, for the piece at the very start of the text only:
-//! behind an added token everything is as ever.
+//! byte-level ones a space. In the middle of a text there is none. The library's steps are run one
+//! by one here, those that put the mark without it, for the piece at the very start of the text
+//! only: behind an added token everything is as ever.
 
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -13,7 +13,8 @@ use tokenizers::{
     PreTokenizedString, PreTokenizer, Result, Token, Tokenizer,
 };
 
-/// The ids of `text` without a mark before its first character and without special tokens around it.
+/// The ids of `text` without a mark before its first character and without special tokens around
+/// it.
 pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let normalizer = tokenizer.get_normalizer().map(Unmarked);
     let mut pieces =
@@ -68,8 +69,8 @@ fn without_mark(step: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
     }
 }
 
-/// The pre-tokenizer's `steps` and then the model. Where a step puts a mark, the first piece goes its
-/// own way to the end.
+/// The pre-tokenizer's `steps` and then the model. Where a step puts a mark, the first piece goes
+/// its own way to the end.
 fn run(
     pieces: &mut PreTokenizedString,
     steps: &[&PreTokenizerWrapper],

@@ -157,7 +157,8 @@ impl Declared {
         let Some(tokens) = &beside.added_tokens else { return Ok(()) };
         let named = NAMES.iter().filter_map(|name| match given.get(*name)? {
             Value::String(content) => Some(content),
-            // transformers compares before it has made a token of an object in tokenizer_config.json.
+            // transformers compares before it has made a token of an object in
+            // tokenizer_config.json.
             Value::Object(token) if from_map.contains(*name) => match token.get("content")? {
                 Value::String(content) => Some(content),
                 _ => None,

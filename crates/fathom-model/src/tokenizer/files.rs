@@ -58,7 +58,8 @@ impl TokenizerFiles {
     }
 }
 
-/// The files beside `tokenizer.json`. A `tokenizer_config.json` that does not exist declares nothing.
+/// The files beside `tokenizer.json`. A `tokenizer_config.json` that does not exist declares
+/// nothing.
 pub(crate) struct Beside {
     pub dir: PathBuf,
     pub config: Map<String, Value>,

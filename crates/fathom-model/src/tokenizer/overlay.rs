@@ -13,9 +13,9 @@ use super::token::Token;
 use crate::brief::brief;
 use crate::{Error, Remark, Result};
 
-/// Most bytes that tokens may take which are laid over a `tokenizer.json`, and what one of them costs
-/// beside its text. What finds them in a text is some seventy times as large; a hundred thousand
-/// tokens of ordinary length fit.
+/// Most bytes that tokens may take which are laid over a `tokenizer.json`, and what one of them
+/// costs beside its text. What finds them in a text is some seventy times as large; a hundred
+/// thousand tokens of ordinary length fit.
 const MAX_BYTES: usize = 4 << 20;
 const BYTES_EACH: usize = 16;
 
@@ -27,9 +27,9 @@ pub(super) struct Listed {
     token: AddedToken,
 }
 
-/// Adds the declared tokens that `tokenizer.json` lacks, and gives those that it has the declared flags.
-/// Ids are given in order from the next free one, whatever ids were declared: so do transformers and
-/// the library underneath. Each difference gets a remark.
+/// Adds the declared tokens that `tokenizer.json` lacks, and gives those that it has the declared
+/// flags. Ids are given in order from the next free one, whatever ids were declared: so do
+/// transformers and the library underneath. Each difference gets a remark.
 ///
 /// # Errors
 /// More tokens than are sane, or tokens the library does not take.
@@ -123,8 +123,8 @@ pub(super) fn lay_over(
     Ok((declared, remarks))
 }
 
-/// What is given to the library, in the order in which transformers gives it: the tokens declared with
-/// ids, then those named, then the others.
+/// What is given to the library, in the order in which transformers gives it: the tokens declared
+/// with ids, then those named, then the others.
 fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken> {
     let held = inner.get_added_vocabulary().get_added_tokens_decoder();
     let mut tokens: Vec<&Token> = declared.with_ids.values().collect();
@@ -152,7 +152,8 @@ fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken
     tokens.into_iter().map(special).collect()
 }
 
-/// Tokens of `added_tokens_decoder` that `tokenizer.json` has with flags by which other texts match.
+/// Tokens of `added_tokens_decoder` that `tokenizer.json` has with flags by which other texts
+/// match.
 fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<String> {
     if declared.ids_from != CONFIG {
         return Vec::new();

@@ -1,12 +1,12 @@
-//! The tensors a model of some config is made of. Loading reads what is listed here, and what a checkpoint
-//! holds beyond it is not used: one list, so that the two cannot drift.
+//! The tensors a model of some config is made of. Loading reads what is listed here, and what a
+//! checkpoint holds beyond it is not used: one list, so that the two cannot drift.
 
 use std::ops::Range;
 
 use crate::ModelConfig;
 
-/// A weight matrix, or those rows of one that belong to one of the projections it stacks; perhaps with a
-/// bias.
+/// A weight matrix, or those rows of one that belong to one of the projections it stacks; perhaps
+/// with a bias.
 pub(crate) struct Projection {
     /// HuggingFace name without `.weight` and `.bias`.
     pub name: String,

@@ -1,5 +1,5 @@
-//! How a checkpoint writes tensor names: wrappers (`torch.compile`, PEFT, data parallelism) put a prefix in
-//! front of them, and exports of the model without its output head lack `model.`.
+//! How a checkpoint writes tensor names: wrappers (`torch.compile`, PEFT, data parallelism) put a
+//! prefix in front of them, and exports of the model without its output head lack `model.`.
 
 /// From HuggingFace's names to those of a checkpoint.
 #[derive(Debug, Default)]
@@ -18,7 +18,8 @@ impl Naming {
         Naming { prefix, unprefixed }
     }
 
-    /// Names under which a checkpoint may hold the tensor of a HuggingFace name, the first that is there.
+    /// Names under which a checkpoint may hold the tensor of a HuggingFace name, the first that is
+    /// there.
     pub(super) fn candidates(&self, name: &str) -> impl Iterator<Item = String> + use<'_> {
         let bare = name.strip_prefix("model.").filter(|_| self.unprefixed);
         let name = Some(format!("{}{name}", self.prefix));
@@ -46,8 +47,8 @@ fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
     }
 }
 
-/// The name that most likely means the tensor `name`: the shortest one in which its parts occur in their
-/// order, `model.` or not.
+/// The name that most likely means the tensor `name`: the shortest one in which its parts occur in
+/// their order, `model.` or not.
 pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Longer names are not worth being told.
     const LONGEST: usize = 200;

@@ -12,8 +12,8 @@ use crate::text_file::read_text;
 use crate::{Error, ModelConfig, Remark, Result};
 
 impl Checkpoint {
-    /// Checks that every tensor a model of this config reads is there, with its shape and a dtype of weights,
-    /// by the headers alone: what loading would stumble over late is said at once.
+    /// Checks that every tensor a model of this config reads is there, with its shape and a dtype
+    /// of weights, by the headers alone: what loading would stumble over late is said at once.
     ///
     /// # Errors
     /// A tensor that is missing, or of another shape or dtype.
@@ -28,10 +28,11 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What a user should know about these weights as those of a model of this config: tensors that are not
-    /// used, an output head that is not the embedding although the config ties them, names that were
-    /// changed, files that are not read. Reads headers only, except where a tied config brings an output
-    /// head, which is compared with the embedding. Those about an adapter are the last.
+    /// What a user should know about these weights as those of a model of this config: tensors that
+    /// are not used, an output head that is not the embedding although the config ties them, names
+    /// that were changed, files that are not read. Reads headers only, except where a tied config
+    /// brings an output head, which is compared with the embedding. Those about an adapter are the
+    /// last.
     ///
     /// # Errors
     /// As [`Checkpoint::ties_word_embeddings`].
@@ -52,8 +53,8 @@ impl Checkpoint {
         self.adapter()?.other_base(name)
     }
 
-    /// A remark about the tensors that a model of this config does not read. Buffers that older versions
-    /// of transformers saved are no loss.
+    /// A remark about the tensors that a model of this config does not read. Buffers that older
+    /// versions of transformers saved are no loss.
     fn unread(&self, config: &ModelConfig) -> Option<Remark> {
         let read: HashSet<(usize, usize)> =
             self.list(config).iter().filter_map(|(name, _)| self.place(name)).collect();
@@ -88,8 +89,8 @@ impl Checkpoint {
         Some(Remark::file("unused-tensors", file, text))
     }
 
-    /// Name and shape of the tensors a model of this config reads; an output head that a tied config brings
-    /// counts as read, because it is compared with the embedding.
+    /// Name and shape of the tensors a model of this config reads; an output head that a tied
+    /// config brings counts as read, because it is compared with the embedding.
     fn list(&self, config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         let own_head = !config.tie_word_embeddings || self.contains("lm_head.weight");
         ModelTensors::of(config).list(own_head)
@@ -181,8 +182,8 @@ fn is_shard(name: &str) -> bool {
     middle.and_then(|middle| middle.split_once("-of-")).is_some_and(|(i, n)| number(i) && number(n))
 }
 
-/// Whether this is a constant that modules computed and older checkpoints saved: the frequencies of the
-/// rotary embedding, the causal mask, positions.
+/// Whether this is a constant that modules computed and older checkpoints saved: the frequencies of
+/// the rotary embedding, the causal mask, positions.
 fn is_buffer(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     matches!(
