@@ -1,0 +1,11 @@
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod error;
+mod types;
+
+pub use backend::Backend;
+pub use error::{BackendError, Result};
+pub use types::{
+    Attention, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span, WeightView,
+};

@@ -1,0 +1,145 @@
+//! Plain types that a backend and its users share.
+
+use std::ops::Range;
+
+/// Operand precision of matrix products and of the key/value cache.
+///
+/// Accumulation, the residual stream, norms, softmax statistics and logits are f32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Activations and accumulation in f32; weights exactly as stored. The reference.
+    F32,
+    /// Operands of matrix products, keys and values rounded to bfloat16; accumulation in f32.
+    Bf16,
+}
+
+/// Shape of a key/value cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Key/value heads per layer.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+/// One attention layer's geometry.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Decoder layer, selecting the layer of the cache.
+    pub layer: usize,
+    /// Query heads; query head `h` reads key/value head `h / (heads / kv_heads)`.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Factor on q·k before the softmax, usually `1/√head_dim`.
+    pub scale: f32,
+    /// Sliding window `w`: query position `i` sees keys `i-w+1 ..= i`. `None`: all keys `0 ..= i`.
+    pub window: Option<usize>,
+}
+
+/// Consecutive rows of a pass that belong to one sequence.
+#[derive(Debug)]
+pub struct Span<'a, Kv, ColumnSums> {
+    /// Which rows of the pass.
+    pub rows: Range<usize>,
+    /// Position of the first of them in the sequence. Keys and values are appended from the cache's
+    /// length on; queries may be of any positions whose keys are there, appended ones included.
+    pub first_position: usize,
+    /// The sequence's keys and values.
+    pub kv: &'a mut Kv,
+    /// The sequence's attention column sums, where they are wanted.
+    pub column_sums: Option<&'a mut ColumnSums>,
+}
+
+/// The angles by which the queries and keys of a pass are rotated.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotary<'a> {
+    /// Cosines `[rows, half]`.
+    pub cos: &'a [f32],
+    /// Sines `[rows, half]`.
+    pub sin: &'a [f32],
+    /// Half of the rotary width: component `i` of a head is paired with `i + half`.
+    pub half: usize,
+}
+
+impl Rotary<'_> {
+    /// No angles: for passes that rotate nothing.
+    pub const NONE: Rotary<'static> = Rotary { cos: &[], sin: &[], half: 0 };
+}
+
+/// A change of one row of activations, or of some of its columns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowEdit<'a> {
+    /// The row.
+    pub row: usize,
+    /// The columns that are changed; `None`: all.
+    pub columns: Option<&'a [usize]>,
+    /// What becomes of their values.
+    pub change: RowChange<'a>,
+}
+
+/// What a [`RowEdit`] does with the values it changes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RowChange<'a> {
+    /// Each becomes this.
+    Fill(f32),
+    /// Each is multiplied by this.
+    Scale(f32),
+    /// Where their Euclidean norm is larger than this, they are multiplied by `this / norm`.
+    Clamp(f32),
+    /// These are added, one to each.
+    Add(&'a [f32]),
+    /// These take their place, one for each.
+    Write(&'a [f32]),
+}
+
+/// Storage type of a weight matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// IEEE single precision.
+    F32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::Bf16 | DType::F16 => 2,
+            DType::F32 => 4,
+        }
+    }
+}
+
+/// A borrowed weight matrix `[rows, columns]` in host memory, row-major little-endian, not necessarily
+/// aligned.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightView<'a> {
+    /// `rows · columns · dtype.size()` bytes.
+    pub bytes: &'a [u8],
+    /// Element type.
+    pub dtype: DType,
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub columns: usize,
+}
+
+impl<'a> WeightView<'a> {
+    /// Rows `rows` of this matrix, as a matrix.
+    pub fn slice_rows(&self, rows: Range<usize>) -> WeightView<'a> {
+        let row_bytes = self.columns * self.dtype.size();
+        WeightView {
+            bytes: &self.bytes[rows.start * row_bytes..rows.end * row_bytes],
+            rows: rows.len(),
+            ..*self
+        }
+    }
+}
