@@ -3,7 +3,7 @@
 
 use std::mem;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_kernels::vector::dot;
 use fathom_model::{Model, Result, Site};
 use serde::{Deserialize, Serialize};
