@@ -74,7 +74,7 @@ impl Foreign {
             queue,
             operations: AtomicU64::new(0),
             fails,
-            flawed: false,
+            flawed,
             name,
             precision,
             thread,
