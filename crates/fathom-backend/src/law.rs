@@ -203,26 +203,33 @@ struct Sequence {
     v: Vec<f32>,
 }
 
-/// One pass: results, log-sum-exps and what the sums have become.
+/// A sequence's tokens of one pass.
+struct Part<'a, B: Backend> {
+    sequence: &'a Sequence,
+    tokens: Range<usize>,
+    kv: &'a mut B::Kv,
+    sums: Option<&'a mut B::ColumnSums>,
+}
+
+/// One pass: results and log-sum-exps.
 fn pass<B: Backend>(
     b: &B,
     attention: &Attention,
-    of: &mut [(&Sequence, Range<usize>, &mut B::Kv, Option<&mut B::ColumnSums>)],
+    parts: Vec<Part<'_, B>>,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     let Attention { layer, heads, kv_heads, head_dim, .. } = *attention;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
     let mut spans = Vec::new();
     let mut first = 0;
-    for (sequence, tokens, kv, sums) in of {
+    for Part { sequence, tokens, kv, sums } in parts {
         let part = |x: &[f32], w: usize| x[tokens.start * w..tokens.end * w].to_vec();
         q.extend(part(&sequence.q, width));
         k.extend(part(&sequence.k, kv_width));
         v.extend(part(&sequence.v, kv_width));
         let rows = first..first + tokens.len();
         first = rows.end;
-        let (kv, column_sums) = (&mut **kv, sums.as_deref_mut());
-        spans.push(Span { rows, first_position: tokens.start, kv, column_sums });
+        spans.push(Span { rows, first_position: tokens.start, kv, column_sums: sums });
     }
     let (q, k) = (upload(b, &q, width)?, upload(b, &k, kv_width)?);
     let v = upload(b, &v, kv_width)?;
@@ -251,8 +258,9 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
         let (mut kv, mut sums) = (b.new_kv(shape), b.new_column_sums(1, heads));
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for from in (0..tokens).step_by(chunk) {
-            let rows = from..tokens.min(from + chunk);
-            let (o, l) = pass(b, attention, &mut [(&one, rows, &mut kv, Some(&mut sums))])?;
+            let tokens = from..tokens.min(from + chunk);
+            let part = Part { sequence: &one, tokens, kv: &mut kv, sums: Some(&mut sums) };
+            let (o, l) = pass(b, attention, vec![part])?;
             out.extend(o);
             lse.extend(l);
         }
@@ -271,11 +279,15 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
     // Taken back, and beside another sequence.
     let mut kv = whole.3;
     let mut beside = b.new_kv(shape);
-    pass(b, attention, &mut [(&other, 0..90, &mut beside, None)])?;
+    let part = Part { sequence: &other, tokens: 0..90, kv: &mut beside, sums: None };
+    pass(b, attention, vec![part])?;
     for keep in [0, 127, 128, 250] {
         b.truncate_kv(&mut kv, keep);
         b.truncate_kv(&mut beside, 90);
-        let both = &mut [(&other, 90..93, &mut beside, None), (&one, keep..tokens, &mut kv, None)];
+        let both = vec![
+            Part { sequence: &other, tokens: 90..93, kv: &mut beside, sums: None },
+            Part { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None },
+        ];
         let (out, _) = pass(b, attention, both)?;
         same(&out[3 * width..], &whole.0[keep * width..], &what("attend in company"))?;
     }

@@ -8,99 +8,18 @@ use fathom_backend::{
     Attention, Backend, BackendError, KvShape, Precision, Result, Rotary, RowChange, RowEdit, Span,
     WeightView,
 };
-use fathom_kernels::{ColumnSums, Cpu, Kv, Linear, Operand, Rows};
+use fathom_kernels::{ColumnSums, Kv, Linear, Operand, Rows};
 
-use crate::device::Device;
+use crate::Foreign;
+use crate::device::{Command, Device};
+use crate::edit::OwnedEdit;
+use crate::memory::{
+    ForeignKv, ForeignLinear, ForeignMark, ForeignOperand, ForeignRows, ForeignSums, ForeignVector,
+};
 use crate::pass::Pass;
-use crate::{Foreign, Object};
 
-/// A matrix.
-pub struct ForeignRows {
-    object: Object,
-    rows: usize,
-    columns: usize,
-}
-
-/// A matrix as products take it.
-pub struct ForeignOperand(Object);
-
-/// A weight matrix.
-pub struct ForeignLinear {
-    object: Object,
-    bytes: usize,
-}
-
-/// A vector.
-pub struct ForeignVector(Object);
-
-/// Keys and values.
-pub struct ForeignKv {
-    pub(crate) object: Object,
-    pub(crate) len: usize,
-}
-
-/// Attention column sums.
-pub struct ForeignSums {
-    pub(crate) object: Object,
-}
-
-/// A moment, known once the device has come to it.
-pub struct ForeignMark(Arc<OnceLock<Instant>>);
-
-impl Foreign {
-    /// Changes one object with the help of others.
-    fn change<T: Send + 'static>(
-        &self,
-        out: &Object,
-        work: impl FnOnce(&Device, &mut T) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
-        let id = out.id;
-        self.launch(move |device| {
-            let mut object = device.take::<T>(id)?;
-            let done = work(device, &mut object);
-            device.put(id, object);
-            done
-        })
-    }
-
-    /// As [`Foreign::change`] of a matrix.
-    fn write(
-        &self,
-        out: &ForeignRows,
-        work: impl FnOnce(&Device, &mut Rows) -> Result<()> + Send + 'static,
-    ) -> Result<()> {
-        self.change(&out.object, work)
-    }
-
-    fn make<T: Send + 'static>(
-        &self,
-        make: impl FnOnce(&Cpu) -> Result<T> + Send + 'static,
-    ) -> Result<Object> {
-        let object = self.queue.object();
-        let id = object.id;
-        self.launch(move |device| {
-            let made = make(&device.cpu)?;
-            device.put(id, Box::new(made));
-            Ok(())
-        })?;
-        Ok(object)
-    }
-
-    /// Makes what takes no memory: that cannot fail.
-    fn make_empty<T: Send + 'static>(
-        &self,
-        make: impl FnOnce(&Cpu) -> T + Send + 'static,
-    ) -> Object {
-        let object = self.queue.object();
-        let id = object.id;
-        self.queue.send(crate::Command::Work(Box::new(move |device: &mut Device| {
-            let made = make(&device.cpu);
-            device.put(id, Box::new(made));
-            Ok(())
-        })));
-        object
-    }
-}
+/// What several rows do to the first of them on a flawed device.
+const FLAW: RowEdit<'static> = RowEdit { row: 0, columns: None, change: RowChange::Scale(1.001) };
 
 impl Backend for Foreign {
     type Rows = ForeignRows;
@@ -349,7 +268,7 @@ impl Backend for Foreign {
     fn truncate_kv(&self, kv: &mut ForeignKv, len: usize) {
         kv.len = len;
         let id = kv.object.id;
-        self.queue.send(crate::Command::Work(Box::new(move |device: &mut Device| {
+        self.queue.send(Command::Work(Box::new(move |device: &mut Device| {
             let mut kv = device.take::<Kv>(id)?;
             device.cpu.truncate_kv(&mut kv, len);
             device.put(id, kv);
@@ -510,47 +429,5 @@ impl Backend for Foreign {
             let edits: Vec<RowEdit<'_>> = edits.iter().map(OwnedEdit::borrow).collect();
             device.cpu.edit_rows(x, &edits)
         })
-    }
-}
-
-/// What several rows do to the first of them on a flawed device.
-const FLAW: RowEdit<'static> = RowEdit { row: 0, columns: None, change: RowChange::Scale(1.001) };
-
-/// A [`RowEdit`] on its way.
-struct OwnedEdit {
-    row: usize,
-    columns: Option<Vec<usize>>,
-    change: OwnedChange,
-}
-
-enum OwnedChange {
-    Fill(f32),
-    Scale(f32),
-    Clamp(f32),
-    Add(Vec<f32>),
-    Write(Vec<f32>),
-}
-
-impl OwnedEdit {
-    fn of(edit: &RowEdit<'_>) -> OwnedEdit {
-        let change = match edit.change {
-            RowChange::Fill(value) => OwnedChange::Fill(value),
-            RowChange::Scale(factor) => OwnedChange::Scale(factor),
-            RowChange::Clamp(norm) => OwnedChange::Clamp(norm),
-            RowChange::Add(terms) => OwnedChange::Add(terms.to_vec()),
-            RowChange::Write(values) => OwnedChange::Write(values.to_vec()),
-        };
-        OwnedEdit { row: edit.row, columns: edit.columns.map(<[usize]>::to_vec), change }
-    }
-
-    fn borrow(&self) -> RowEdit<'_> {
-        let change = match &self.change {
-            OwnedChange::Fill(value) => RowChange::Fill(*value),
-            OwnedChange::Scale(factor) => RowChange::Scale(*factor),
-            OwnedChange::Clamp(norm) => RowChange::Clamp(*norm),
-            OwnedChange::Add(terms) => RowChange::Add(terms),
-            OwnedChange::Write(values) => RowChange::Write(values),
-        };
-        RowEdit { row: self.row, columns: self.columns.as_deref(), change }
     }
 }

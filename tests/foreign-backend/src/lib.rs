@@ -12,6 +12,8 @@
 
 mod backend;
 mod device;
+mod edit;
+mod memory;
 mod pass;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,15 +72,7 @@ impl Foreign {
         let thread = std::thread::Builder::new().name("foreign-device".to_owned()).spawn(run);
         let queue = Queue { sender: Arc::new(Mutex::new(Some(sender))), next: Arc::default() };
         let thread = thread.ok(); // without it, every wait finds the device lost
-        Foreign {
-            queue,
-            operations: AtomicU64::new(0),
-            fails,
-            flawed,
-            name,
-            precision,
-            thread,
-        }
+        Foreign { queue, operations: AtomicU64::new(0), fails, flawed, name, precision, thread }
     }
 
     /// Operations asked for so far.

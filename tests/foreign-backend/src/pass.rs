@@ -6,8 +6,8 @@ use std::sync::Arc;
 use fathom_backend::{Backend, Result, Rotary, Span};
 use fathom_kernels::{ColumnSums, Cpu, Kv};
 
-use crate::backend::{ForeignKv, ForeignSums};
 use crate::device::Device;
+use crate::memory::{ForeignKv, ForeignSums};
 
 type CpuPass<'a> = <Cpu as Backend>::Pass<'a>;
 
