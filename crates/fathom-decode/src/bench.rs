@@ -108,7 +108,7 @@ impl Plan<'_> {
     /// A prompt an engine cannot take, or a failure of a model.
     pub fn measure<B: Backend>(
         &self,
-        engines: &mut [&mut Engine<'_, B>],
+        engines: &mut [&mut Engine<B>],
     ) -> Result<Vec<Vec<Vec<Measured>>>> {
         let of_mode =
             |mode: &ModeChoice| vec![Measured { mode: *mode, ..Measured::default() }; self.repeats];
@@ -148,7 +148,7 @@ impl Plan<'_> {
 
     fn once<B: Backend>(
         &self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<B>,
         batch: &[Vec<u32>],
         run: &mut Measured,
     ) -> Result<()> {
@@ -165,7 +165,7 @@ impl Plan<'_> {
     /// Submits a batch and prefills it; the seconds that takes.
     fn prefill<B: Backend>(
         &self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<B>,
         batch: &[Vec<u32>],
         protocol: Protocol,
     ) -> Result<f64> {
@@ -187,13 +187,13 @@ impl Plan<'_> {
 }
 
 /// Takes a batch out of an engine.
-fn leave<B: Backend>(engine: &mut Engine<'_, B>, batch: &[Vec<u32>]) {
+fn leave<B: Backend>(engine: &mut Engine<B>, batch: &[Vec<u32>]) {
     (0..batch.len() as u64).for_each(|id| engine.cancel(id));
 }
 
 /// Decodes a prefilled batch, and counts it in `run`.
 fn decode<B: Backend>(
-    engine: &mut Engine<'_, B>,
+    engine: &mut Engine<B>,
     batch: &[Vec<u32>],
     protocol: Protocol,
     run: &mut Measured,

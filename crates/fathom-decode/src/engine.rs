@@ -35,20 +35,20 @@ use scores::Scores;
 use slot::Slot;
 
 /// Decodes requests in batches.
-pub struct Engine<'a, B: Backend> {
+pub struct Engine<B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
-    waiting: VecDeque<Slot<'a, B>>,
+    waiting: VecDeque<Slot<B>>,
     /// Admitted; their prompts are not yet all in the caches.
-    prefilling: VecDeque<Slot<'a, B>>,
-    running: Vec<Slot<'a, B>>,
+    prefilling: VecDeque<Slot<B>>,
+    running: Vec<Slot<B>>,
     next_slot: u64,
     metrics: EngineMetrics,
 }
 
-impl<'a, B: Backend> Engine<'a, B> {
+impl<B: Backend> Engine<B> {
     /// An engine over a target and, for every mode but [`Mode::Ar`], a draft of the same vocabulary
     /// ([`crate::shared_vocabulary`]).
     ///
@@ -64,7 +64,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         target: Model<B>,
         draft: Option<Model<B>>,
         options: EngineOptions,
-    ) -> Result<Engine<'a, B>> {
+    ) -> Result<Engine<B>> {
         options.validate()?;
         let vocab = target.config().vocab;
         if draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
@@ -102,7 +102,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop strings nobody
     /// watches for; a prompt that is empty, does not leave room for a token,
     /// or names a token outside the vocabulary.
-    pub fn submit(&mut self, request: Request<'a>) -> Result<()> {
+    pub fn submit(&mut self, request: Request) -> Result<()> {
         let Request { id, prompt, params, eos, stop } = request;
         let sampler = Sampler::new(params, id, self.options.vocab)?.with_eos(&eos)?;
         let context = self.target.config().max_position_embeddings;
@@ -151,7 +151,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Takes running requests out of the batch for good.
-    fn release_where(&mut self, leaves: impl Fn(&Slot<'a, B>) -> bool) {
+    fn release_where(&mut self, leaves: impl Fn(&Slot<B>) -> bool) {
         for slot in self.running.extract_if(.., |slot| leaves(slot)).collect::<Vec<_>>() {
             self.draft_forgets(slot.number);
         }

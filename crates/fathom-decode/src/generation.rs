@@ -76,38 +76,45 @@ pub struct Piece {
 }
 
 /// Runs tasks through an engine.
-pub struct Generator<'a, B: Backend> {
-    engine: Engine<'a, B>,
-    tokenizer: &'a Tokenizer,
+pub struct Generator<B: Backend> {
+    engine: Engine<B>,
+    tokenizer: Tokenizer,
     params: SamplingParams,
     eos: Arc<[u32]>,
     waiting: VecDeque<Task>,
-    open: HashMap<u64, Open<'a>>,
+    open: HashMap<u64, Open>,
 }
 
 /// A text under way.
-struct Open<'a> {
+struct Open {
     task: Task,
-    stream: TextStream<'a>,
+    stream: TextStream,
     output: String,
     tokens: Vec<u32>,
 }
 
-impl<'a, B: Backend> Generator<'a, B> {
+impl<B: Backend> Generator<B> {
     /// `tasks` through `engine`, all with the same `params`; `eos` ends a text.
     pub fn new(
-        engine: Engine<'a, B>,
-        tokenizer: &'a Tokenizer,
+        engine: Engine<B>,
+        tokenizer: &Tokenizer,
         params: SamplingParams,
         eos: &[u32],
         tasks: Vec<Task>,
-    ) -> Generator<'a, B> {
+    ) -> Generator<B> {
         let (eos, waiting) = (Arc::from(eos), VecDeque::from(tasks));
-        Generator { engine, tokenizer, params, eos, waiting, open: HashMap::new() }
+        Generator {
+            engine,
+            tokenizer: tokenizer.clone(),
+            params,
+            eos,
+            waiting,
+            open: HashMap::new(),
+        }
     }
 
     /// The engine, for its metrics.
-    pub fn engine(&self) -> &Engine<'a, B> {
+    pub fn engine(&self) -> &Engine<B> {
         &self.engine
     }
 
@@ -132,7 +139,7 @@ impl<'a, B: Backend> Generator<'a, B> {
 
     fn submit(&mut self, task: Task) -> Result<()> {
         let SamplingParams { stop, min_tokens, .. } = &self.params;
-        let stream = || TextStream::new(self.tokenizer, stop.clone()).with_min_tokens(*min_tokens);
+        let stream = || TextStream::new(&self.tokenizer, stop.clone()).with_min_tokens(*min_tokens);
         self.engine.submit(Request {
             id: task.index,
             prompt: task.ids.to_vec(),

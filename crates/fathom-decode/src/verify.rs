@@ -52,7 +52,7 @@ pub struct Outcome {
 /// # Errors
 /// Scores that cannot be used.
 pub fn verify(
-    text: &mut Completion<'_>,
+    text: &mut Completion,
     pending: &[Drafted],
     next: Option<&Drafted>,
     judge: &mut dyn Judge,

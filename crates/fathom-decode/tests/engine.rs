@@ -46,7 +46,7 @@ fn options(mode: Mode, gamma: usize, vocab: usize) -> EngineOptions {
     }
 }
 
-fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request<'static> {
+fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request {
     Request { id, prompt: prompt.to_vec(), params, eos: Arc::default(), stop: None }
 }
 
@@ -55,7 +55,7 @@ fn length(max_tokens: usize) -> SamplingParams {
 }
 
 /// Runs an engine dry: the texts by request, and how each ended.
-fn run(engine: &mut Engine<'_, Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
+fn run(engine: &mut Engine<Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
     let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
     let mut done = HashMap::new();
     while engine.pending() > 0 {

@@ -23,7 +23,7 @@ fn model(precision: Precision) -> Model<Cpu> {
     Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
-fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<'static, Cpu> {
+fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {
     let (target, draft) = (model(Precision::Bf16), model(Precision::F32));
     let vocab = target.config().vocab;
     let gamma = Gamma::Adaptive(GammaLimits { start: 2, max: 5 });
@@ -37,7 +37,7 @@ fn random(id: u64, what: u32, below: u32) -> u32 {
 }
 
 /// `greedy`: only such requests, whose text no mode changes.
-fn request(id: u64, greedy: bool) -> Request<'static> {
+fn request(id: u64, greedy: bool) -> Request {
     let vocab = 128;
     let prompt = (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, vocab)).collect();
     let temperature = [0.0, 0.0, 0.8, 1.5][random(id, 1, 4) as usize];
@@ -59,7 +59,7 @@ fn is_cancelled(id: u64) -> bool {
 
 /// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps later.
 fn texts(
-    engine: &mut Engine<'_, Cpu>,
+    engine: &mut Engine<Cpu>,
     requests: u64,
     greedy: bool,
     joining: u64,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to be continued.
-pub struct Request<'a> {
+pub struct Request {
     /// The caller's number for it: part of the key of its randomness, so the same request has the same
     /// text whatever is decoded beside it.
     pub id: u64,
@@ -16,7 +16,7 @@ pub struct Request<'a> {
     /// Tokens that end the text.
     pub eos: Arc<[u32]>,
     /// Watches for the stop strings of `params`, which are text; the engine knows tokens only.
-    pub stop: Option<StopCheck<'a>>,
+    pub stop: Option<StopCheck>,
 }
 
 /// What a step added to a request's text.

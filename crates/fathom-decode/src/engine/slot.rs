@@ -12,13 +12,13 @@ use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 ///
 /// Between steps, while the request runs: the target's cache holds the text but its last token; the
 /// draft's holds `drafted_len` tokens of text and pending drafts, at most all but the last.
-pub(super) struct Slot<'a, B: Backend> {
+pub(super) struct Slot<B: Backend> {
     pub request: u64,
     /// Names the draft's sequence; a new one for every admission.
     pub number: u64,
     /// Length of the prompt, for rotary scalings that depend on it.
     pub planned_len: usize,
-    pub text: Completion<'a>,
+    pub text: Completion,
     pub sampler: Arc<Sampler>,
     /// The text, counted, where logits are processed by it.
     pub history: Option<History>,
@@ -35,13 +35,13 @@ pub(super) struct Slot<'a, B: Backend> {
     pub acceptance: Acceptance,
 }
 
-impl<'a, B: Backend> Slot<'a, B> {
+impl<B: Backend> Slot<B> {
     pub fn new(
         request: u64,
-        text: Completion<'a>,
+        text: Completion,
         sampler: Arc<Sampler>,
         limits: Option<DraftLimits>,
-    ) -> Slot<'a, B> {
+    ) -> Slot<B> {
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {

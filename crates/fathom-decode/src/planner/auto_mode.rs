@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::speeds::size_class;
 use crate::Mode;
-use crate::speeds::size_class;
 
 /// Steps a look takes.
 const LOOK: usize = 3;

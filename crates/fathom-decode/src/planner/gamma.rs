@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::speeds::{Forecast, size_class};
-use crate::{Mode, Phase, Speeds};
+use super::speeds::{Forecast, Speeds, size_class};
+use crate::{Mode, Phase};
 
 /// γ is left only for one that is expected to be faster by this factor: measured costs are noisy.
 const WORTH_CHANGING: f64 = 1.02;
@@ -114,7 +114,7 @@ impl AdaptiveGamma {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::speeds::tests::measured;
+    use crate::planner::speeds::tests::measured;
 
     fn gamma(adaptive: &mut AdaptiveGamma, speeds: &Speeds) -> usize {
         adaptive.lengths(Mode::Pearl, &[0], 0, speeds).post_verify

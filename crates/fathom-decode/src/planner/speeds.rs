@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::pass_cost::PassCost;
-use crate::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
-use crate::running::Mean;
+use super::pass_cost::PassCost;
+use super::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
+use super::running::Mean;
 use crate::{Lengths, Mode};
 
 /// What an observed cost weighs beside the one after it: the last 20 or so count.
