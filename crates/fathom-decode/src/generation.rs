@@ -1,6 +1,7 @@
 //! From prompts to texts: what `fathom generate` does beside reading arguments.
 
 mod in_order;
+mod text_updates;
 mod trace_file;
 mod trace_line;
 
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use fathom_kernels::Backend;
 use fathom_model::{PromptContent, Result, Tokenizer};
 
-use crate::engine::{Engine, Request, Update};
+use crate::engine::{Engine, Request, Ticket, Update};
 use crate::{Finish, SamplingParams, TextStream};
 pub use in_order::InOrder;
+pub use text_updates::{TextUpdate, TextUpdates, UpdateDecoder};
 pub use trace_file::TraceFile;
 pub use trace_line::{Origin, TraceLine};
 
@@ -82,13 +84,13 @@ pub struct Generator<B: Backend> {
     params: SamplingParams,
     eos: Arc<[u32]>,
     waiting: VecDeque<Task>,
-    open: HashMap<u64, Open>,
+    open: HashMap<Ticket, Open>,
 }
 
 /// A text under way.
 struct Open {
     task: Task,
-    stream: TextStream,
+    decoder: UpdateDecoder,
     output: String,
     tokens: Vec<u32>,
 }
@@ -138,44 +140,33 @@ impl<B: Backend> Generator<B> {
     }
 
     fn submit(&mut self, task: Task) -> Result<()> {
-        let SamplingParams { stop, min_tokens, .. } = &self.params;
-        let stream = || TextStream::new(&self.tokenizer, stop.clone()).with_min_tokens(*min_tokens);
-        self.engine.submit(Request {
+        let ticket = self.engine.submit(Request {
             id: task.index,
             prompt: task.ids.to_vec(),
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
-            stop: stream().into_stop_check(),
+            stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
         })?;
-        let stream = stream();
-        let open = Open { task, stream, output: String::new(), tokens: Vec::new() };
-        self.open.insert(open.task.index, open);
+        let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
+        let open = Open { task, decoder, output: String::new(), tokens: Vec::new() };
+        self.open.insert(ticket, open);
         Ok(())
     }
 
     fn piece(&mut self, update: Update) -> Result<Option<Piece>> {
-        let Update { request: index, mut tokens, done } = update;
-        let Some(mut open) = self.open.remove(&index) else { return Ok(None) };
-        open.tokens.extend(&tokens);
-        let count = tokens.len();
-        let finish = done.as_ref().map(|done| done.finish);
-        if matches!(finish, Some(Finish::Eos | Finish::StopToken)) {
-            tokens.pop(); // it ends the text and is no part of it
-        }
-        let mut text = String::new();
-        for token in tokens {
-            text += &open.stream.push(token)?;
-        }
+        let ticket = update.ticket;
+        let Some(mut open) = self.open.remove(&ticket) else { return Ok(None) };
+        let TextUpdate { text, tokens, done } = open.decoder.take(update)?;
+        let (index, count) = (open.task.index, tokens.len());
+        open.output += &text;
+        open.tokens.extend(tokens);
         let done = match done {
             None => {
-                open.output += &text;
-                self.open.insert(index, open);
+                self.open.insert(ticket, open);
                 None
             }
             Some(done) => {
-                let Open { task, stream, output, tokens } = open;
-                text += &stream.finish()?;
-                let output = output + &text;
+                let Open { task, output, tokens, .. } = open;
                 Some(Generation { task, output, tokens, finish: done.finish, mat: done.mat })
             }
         };

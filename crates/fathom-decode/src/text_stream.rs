@@ -2,7 +2,7 @@
 
 use fathom_model::{DecodeStream, Result, Tokenizer};
 
-use crate::{StopCheck, StopStrings};
+use crate::{SamplingParams, StopCheck, StopStrings};
 
 /// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut before the
 /// first stop string.
@@ -17,6 +17,11 @@ impl TextStream {
     /// The text of a generation by `tokenizer`'s model that ends at any of `stops`.
     pub fn new(tokenizer: &Tokenizer, stops: Vec<String>) -> TextStream {
         TextStream { decode: tokenizer.decode_stream(), stops: StopStrings::new(stops), exempt: 0 }
+    }
+
+    /// The text of a request with `params`: their stop strings, from their `min_tokens` on.
+    pub fn of_request(tokenizer: &Tokenizer, params: &SamplingParams) -> TextStream {
+        TextStream::new(tokenizer, params.stop.clone()).with_min_tokens(params.min_tokens)
     }
 
     /// The same, but a stop string that is complete within the text of the first `min_tokens` tokens does

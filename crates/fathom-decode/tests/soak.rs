@@ -67,14 +67,16 @@ fn texts(
 ) -> HashMap<u64, (Vec<u32>, Done)> {
     let mut open: HashMap<u64, Vec<u32>> = HashMap::new();
     let mut ended = HashMap::new();
+    let mut tickets = Vec::new();
     let mut submitted = 0;
     for step in 0.. {
         let joined = (submitted + joining).min(requests);
-        (submitted..joined).for_each(|id| engine.submit(request(id, greedy)).unwrap());
+        tickets.extend((submitted..joined).map(|id| engine.submit(request(id, greedy)).unwrap()));
         submitted = joined;
         if joining > 1 {
             let late = (step * joining).saturating_sub(9 * joining);
-            (late..late + joining).filter(|id| is_cancelled(*id)).for_each(|id| engine.cancel(id));
+            let cancelled = (late..late + joining).filter(|id| is_cancelled(*id));
+            cancelled.filter_map(|id| tickets.get(id as usize)).for_each(|id| engine.cancel(*id));
         }
         for update in engine.step().unwrap() {
             open.entry(update.request).or_default().extend(update.tokens);

@@ -56,6 +56,9 @@ pub enum Error {
     /// A request that does not fit the model (token ids, lengths, sites, layers).
     #[error("{0}")]
     Request(String),
+    /// No fault of the request: what would have done it has failed, was closed, or is gone.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 /// `Result` with [`enum@Error`].

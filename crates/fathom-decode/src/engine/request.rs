@@ -6,8 +6,8 @@ use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to be continued.
 pub struct Request {
-    /// The caller's number for it: part of the key of its randomness, so the same request has the same
-    /// text whatever is decoded beside it.
+    /// The caller's number for it: part of the key of its randomness, with its seed, so the same request
+    /// has the same text whatever else is in the batch. Several may have the same.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -19,10 +19,16 @@ pub struct Request {
     pub stop: Option<StopCheck>,
 }
 
+/// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub(super) u64);
+
 /// What a step added to a request's text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     /// The request.
+    pub ticket: Ticket,
+    /// The caller's number for it, [`Request::id`].
     pub request: u64,
     /// The tokens it got.
     pub tokens: Vec<u32>,

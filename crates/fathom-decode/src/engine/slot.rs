@@ -6,6 +6,8 @@ use fathom_kernels::Backend;
 use fathom_model::{Model, Result, Sequence};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::request::Ticket;
+use super::rules::Checked;
 use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 
 /// One request and everything that is its own.
@@ -13,6 +15,8 @@ use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 /// Between steps, while the request runs: the target's cache holds the text but its last token; the
 /// draft's holds `drafted_len` tokens of text and pending drafts, at most all but the last.
 pub(super) struct Slot<B: Backend> {
+    pub ticket: Ticket,
+    /// The caller's number for it.
     pub request: u64,
     /// Names the draft's sequence; a new one for every admission.
     pub number: u64,
@@ -36,18 +40,15 @@ pub(super) struct Slot<B: Backend> {
 }
 
 impl<B: Backend> Slot<B> {
-    pub fn new(
-        request: u64,
-        text: Completion,
-        sampler: Arc<Sampler>,
-        limits: Option<DraftLimits>,
-    ) -> Slot<B> {
+    pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
+        let Checked { ticket, request, text, sampler } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
             history.follow(0, text.tokens());
         }
         let mut slot = Slot {
+            ticket,
             request,
             number: 0,
             planned_len,
