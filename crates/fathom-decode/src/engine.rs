@@ -34,7 +34,46 @@ use rules::{Checked, Rules, Tickets};
 use scores::Scores;
 use slot::Slot;
 
-/// Decodes requests in batches.
+/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its own.
+///
+/// ```
+/// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+/// use fathom_decode::{Finish, Mode, SamplingParams};
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+/// # use std::sync::Arc;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+/// # write_synthetic(dir.path(), &shape, 1)?;
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(dir.path(), cpu)?;
+/// let options = EngineOptions {
+///     mode: ModeChoice::Always(Mode::Ar),
+///     gamma: Gamma::Fixed(1),
+///     batch_size: 4,
+///     kv_pages: 100,
+///     vocab: 100,
+/// };
+/// let mut engine = Engine::new(target, None, options)?;
+/// for id in 0..3 {
+///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
+///     engine.submit(Request { id, prompt: vec![5, 6], params, eos: Arc::default(), stop: None })?;
+/// }
+/// let mut texts = vec![Vec::new(); 3];
+/// while engine.pending() > 0 {
+///     for update in engine.step()? {
+///         texts[update.request as usize].extend(update.tokens);
+///         if let Some(done) = update.done {
+///             assert_eq!(done.finish, Finish::Length);
+///         }
+///     }
+/// }
+/// assert_eq!(texts[0].len(), 10);
+/// assert_eq!(texts[0], texts[1], "the same prompt, without randomness");
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine<B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,

@@ -77,7 +77,47 @@ pub struct Piece {
     pub done: Option<Generation>,
 }
 
-/// Runs tasks through an engine.
+/// Runs tasks through an engine, all with the same parameters.
+///
+/// ```
+/// use fathom_decode::SamplingParams;
+/// use fathom_decode::generation::{Generator, Task};
+/// use fathom_model::{PromptContent, Tokenizer};
+/// # use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
+/// # use fathom_decode::Mode;
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::Model;
+/// # use std::path::Path;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(&dir, cpu)?;
+/// let tokenizer = Tokenizer::from_dir(&dir)?;
+/// # let options = EngineOptions {
+/// #     mode: ModeChoice::Always(Mode::Ar),
+/// #     gamma: Gamma::Fixed(1),
+/// #     batch_size: 4,
+/// #     kv_pages: 100,
+/// #     vocab: tokenizer.vocab_size(),
+/// # };
+/// let engine = Engine::new(target, None, options)?;
+/// let prompts = ["Q: What is 6 times 7?", "def is_prime(n):"].map(|prompt| {
+///     let ids = tokenizer.encode(prompt, false)?;
+///     Ok((PromptContent::Text(prompt.to_owned()), ids))
+/// });
+/// let tasks = Task::list(prompts.into_iter().collect::<fathom_model::Result<_>>()?, 1);
+/// let params = SamplingParams { max_tokens: 20, ..SamplingParams::default() };
+/// let mut generator = Generator::new(engine, &tokenizer, params, &[2], tasks);
+/// let mut ended = 0;
+/// while generator.pending() > 0 {
+///     for piece in generator.step()? {
+///         ended += usize::from(piece.done.is_some());
+///     }
+/// }
+/// assert_eq!(ended, 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Generator<B: Backend> {
     engine: Engine<B>,
     tokenizer: Tokenizer,

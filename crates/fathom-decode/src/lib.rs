@@ -1,17 +1,4 @@
-//! Turning logits into text: sampling, autoregressive and speculative decoding, PEARL.
-//!
-//! The state machines know no model. They are told what was drafted and ask a [`Judge`] what the target
-//! says about it; the same code therefore runs under an engine, in tests on toy language models and in
-//! [`simulate`].
-//!
-//! One formula covers the ways of decoding ([`verify`]): of the tokens drafted after the text, the target
-//! accepts some; at the first it rejects it puts its own.
-//!
-//! | way | drafts judged in one pass of the target | when all are accepted |
-//! |---|---|---|
-//! | [`ar`] | none | the target's next token |
-//! | [`sd`] | the γ just drafted | the target's next token |
-//! | [`Pearl`] | the rest of the last chunk and the first token of the chunk being drafted meanwhile | the rest of the new chunk waits |
+#![doc = include_str!("../README.md")]
 
 pub mod ar;
 pub mod bench;

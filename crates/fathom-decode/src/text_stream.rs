@@ -6,6 +6,25 @@ use crate::{SamplingParams, StopCheck, StopStrings};
 
 /// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut before the
 /// first stop string.
+///
+/// ```
+/// use fathom_decode::TextStream;
+/// use fathom_model::Tokenizer;
+/// # use std::path::Path;
+///
+/// # fn main() -> fathom_model::Result<()> {
+/// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+/// let tokenizer = Tokenizer::from_dir(&dir)?;
+/// let mut stream = TextStream::new(&tokenizer, vec!["END".to_owned()]);
+/// let mut text = String::new();
+/// for token in tokenizer.encode("naïve 世界 END and more", false)? {
+///     text += &stream.push(token)?;
+/// }
+/// text += &stream.finish()?;
+/// assert_eq!(text, "naïve 世界 ");
+/// # Ok(())
+/// # }
+/// ```
 pub struct TextStream {
     decode: DecodeStream,
     stops: StopStrings,

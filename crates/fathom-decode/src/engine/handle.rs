@@ -35,6 +35,53 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 ///
 /// Dropping the last handle cancels what is left, and returns when the engine's threads have ended, a step under way
 /// included.
+///
+/// ```
+/// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+/// use fathom_decode::{Mode, SamplingParams};
+/// use std::thread;
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+/// # use std::sync::Arc;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+/// # write_synthetic(dir.path(), &shape, 1)?;
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(dir.path(), cpu)?;
+/// # let options = EngineOptions {
+/// #     mode: ModeChoice::Always(Mode::Ar), gamma: Gamma::Fixed(1), batch_size: 4, kv_pages: 1000, vocab: 100,
+/// # };
+/// let engine = Engine::new(target, None, options)?.spawn()?;
+/// let request = |id, max_tokens| {
+///     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+///     Request { id, prompt: vec![1, 2], params, eos: Arc::default(), stop: None }
+/// };
+/// thread::scope(|scope| {
+///     for id in 0..4 {
+///         let engine = engine.clone();
+///         scope.spawn(move || {
+///             let updates = engine.submit(request(id, 12)).expect("a request that is right");
+///             let tokens = updates.map(|update| update.map_or(0, |update| update.tokens.len()));
+///             assert_eq!(tokens.sum::<usize>(), 12);
+///         });
+///     }
+/// });
+///
+/// // A mistake is said at once.
+/// assert!(engine.submit(Request { prompt: vec![100], ..request(9, 1) }).is_err());
+///
+/// // Whoever loses interest cancels, or just drops the updates.
+/// let mut long = engine.submit(request(5, 10_000))?;
+/// assert_eq!(long.next().transpose()?.map(|update| update.tokens.len()), Some(1));
+/// long.cancel();
+/// assert!(long.next().is_none());
+///
+/// engine.drain()?;
+/// assert_eq!(engine.metrics().finished, 4);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct EngineHandle(Arc<Inner>);
 
@@ -149,6 +196,35 @@ impl EngineHandle {
 
     /// The same, for those who do not wait for updates but are called: an asynchronous server, say, whose
     /// sink sends to a channel of its runtime. The request is not cancelled when the [`Canceller`] is dropped.
+    ///
+    /// ```
+    /// use std::sync::mpsc::channel;
+    /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+    /// use fathom_decode::{Mode, SamplingParams};
+    /// # use fathom_kernels::{Cpu, CpuOptions};
+    /// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+    /// # use std::sync::Arc;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+    /// # write_synthetic(dir.path(), &shape, 1)?;
+    /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+    /// # let target = Model::load(dir.path(), cpu)?;
+    /// # let options = EngineOptions {
+    /// #     mode: ModeChoice::Always(Mode::Ar), gamma: Gamma::Fixed(1), batch_size: 4, kv_pages: 1000, vocab: 100,
+    /// # };
+    /// # let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
+    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos: Arc::default(), stop: None };
+    /// let engine = Engine::new(target, None, options)?.spawn()?;
+    /// let (outbox, inbox) = channel();
+    /// let sink = move |update| outbox.send(update).is_ok(); // whether anybody still listens
+    /// let canceller = engine.submit_with(request, Box::new(sink))?;
+    /// let tokens: usize = inbox.iter().map(|update| update.map_or(0, |update| update.tokens.len())).sum();
+    /// assert_eq!(tokens, 10);
+    /// canceller.cancel(); // too late, and no harm
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`EngineHandle::submit`]; `sink` is then dropped, without being told.

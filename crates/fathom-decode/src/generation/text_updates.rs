@@ -59,6 +59,42 @@ impl UpdateDecoder {
 ///
 /// The last update has [`TextUpdate::done`]. A request that fails ends with its error. Dropping it cancels
 /// the request, unless that has ended.
+///
+/// ```
+/// use fathom_decode::SamplingParams;
+/// use fathom_decode::engine::Request;
+/// use fathom_decode::generation::TextUpdates;
+/// use fathom_model::Tokenizer;
+/// # use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
+/// # use fathom_decode::Mode;
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::Model;
+/// # use std::path::Path;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(&dir, cpu)?;
+/// let tokenizer = Tokenizer::from_dir(&dir)?;
+/// # let options = EngineOptions {
+/// #     mode: ModeChoice::Always(Mode::Ar),
+/// #     gamma: Gamma::Fixed(1),
+/// #     batch_size: 4,
+/// #     kv_pages: 100,
+/// #     vocab: tokenizer.vocab_size(),
+/// # };
+/// let engine = Engine::new(target, None, options)?.spawn()?;
+/// let params = SamplingParams { max_tokens: 40, stop: vec![".".to_owned()], ..SamplingParams::default() };
+/// let prompt = tokenizer.encode("Mia has 3 boxes with 12 pencils each.", false)?;
+/// let request = Request { id: 0, prompt, params, eos: vec![2].into(), stop: None };
+///
+/// let mut text = String::new();
+/// for update in TextUpdates::submit(&engine, &tokenizer, request)? {
+///     text += &update?.text; // to show at once
+/// }
+/// assert!(!text.is_empty() && !text.contains('.'), "{text}");
+/// # Ok(())
+/// # }
+/// ```
 pub struct TextUpdates {
     updates: Generating,
     decoder: UpdateDecoder,
