@@ -34,7 +34,8 @@ use rules::{Checked, Rules, Tickets};
 use scores::Scores;
 use slot::Slot;
 
-/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its own.
+/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its
+/// own.
 ///
 /// ```
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
@@ -44,7 +45,10 @@ use slot::Slot;
 /// # use std::sync::Arc;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
-/// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+/// # let (hidden, intermediate, vocab) = (32, 64, 100);
+/// # let shape = SyntheticShape {
+/// #     layers: 1, hidden, intermediate, heads: 2, kv_heads: 1, vocab, tied: true,
+/// # };
 /// # write_synthetic(dir.path(), &shape, 1)?;
 /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
 /// # let target = Model::load(dir.path(), cpu)?;
@@ -136,8 +140,8 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Queues a request, and says which it is from now on. Its text ends at the target's context at the
-    /// latest, or where it fills all of the key/value cache.
+    /// Queues a request, and says which it is from now on. Its text ends at the target's context at
+    /// the latest, or where it fills all of the key/value cache.
     ///
     /// # Errors
     /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop strings nobody
@@ -247,8 +251,8 @@ impl<B: Backend> Engine<B> {
     /// further: at least one token each. Without a request that runs, prefills until there is one.
     ///
     /// # Errors
-    /// A failure of either model, or scores or a stop check of a request that cannot be used; after any
-    /// of them the engine is of no further use.
+    /// A failure of either model, or scores or a stop check of a request that cannot be used; after
+    /// any of them the engine is of no further use.
     pub fn step(&mut self) -> Result<Vec<Update>> {
         self.advance()?.into_iter().map(|(_, update)| update).collect()
     }

@@ -178,8 +178,8 @@ fn a_target_that_fails_ends_the_run_while_the_draft_works() {
     }
 }
 
-/// The same behind a handle: every open request is told once, whoever comes later is refused with the same sentence,
-/// and the threads end. That sentence.
+/// The same behind a handle: every open request is told once, whoever comes later is refused with
+/// the same sentence, and the threads end. That sentence.
 fn failure_behind_a_handle(mode: Mode, target_passes: usize, draft_passes: usize) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let load = |passes| Model::load(&dir, Failing::after(passes)).unwrap();

@@ -1,5 +1,5 @@
-//! An engine on a thread of its own, used by many at once: every text is the one its request has alone, and nothing
-//! waits for ever.
+//! An engine on a thread of its own, used by many at once: every text is the one its request has
+//! alone, and nothing waits for ever.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, VecDeque};
@@ -145,7 +145,8 @@ fn read(updates: &mut Generating, way: u32, enough: usize) -> (Vec<u32>, Option<
     (tokens, finish)
 }
 
-/// One of the threads: keeps a few requests open, and compares what comes of them. How many were read to the end.
+/// One of the threads: keeps a few requests open, and compares what comes of them. How many were
+/// read to the end.
 fn client(engine: &EngineHandle, thread: u64, expected: &Texts) -> u64 {
     let mut open: VecDeque<(u64, u64, Generating)> = VecDeque::new();
     let mut whole = 0;
@@ -204,8 +205,8 @@ fn counters(metrics: &HandleMetrics) -> [u64; 6] {
     ]
 }
 
-/// Eight threads submit, stream, cancel and leave, in a batch whose caches are so tight that requests are sent back to
-/// wait, while another watches the metrics.
+/// Eight threads submit, stream, cancel and leave, in a batch whose caches are so tight that
+/// requests are sent back to wait, while another watches the metrics.
 #[test]
 fn texts_of_many_threads_are_those_of_each_request_alone() {
     let plain = alone(Mode::Ar, (0..DISTINCT).map(request));

@@ -1,4 +1,5 @@
-//! Text as it comes from an engine on a thread of its own: what the token ids say, up to a stop string.
+//! Text as it comes from an engine on a thread of its own: what the token ids say, up to a stop
+//! string.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ fn all(updates: impl Iterator<Item = Result<TextUpdate>>) -> (String, Vec<u32>, 
     (text, tokens, end)
 }
 
-/// Several at a time, greedy and not: the same as the texts of a generator, which drives an engine itself.
+/// Several at a time, greedy and not: the same as the texts of a generator, which drives an engine
+/// itself.
 #[test]
 fn texts_are_those_of_a_generator() {
     let tokenizer = tokenizer();
@@ -109,7 +111,8 @@ fn whole(engine: &EngineHandle, tokenizer: &Tokenizer, params: &SamplingParams) 
     all(TextUpdates::submit(engine, tokenizer, request(tokenizer, 0, params)).unwrap()).0
 }
 
-/// Cut before a stop string that spans tokens, whose beginning is never given out; not within `min_tokens`.
+/// Cut before a stop string that spans tokens, whose beginning is never given out; not within
+/// `min_tokens`.
 #[test]
 fn a_stop_string_ends_the_text_before_it() {
     let tokenizer = tokenizer();

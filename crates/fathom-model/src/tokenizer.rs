@@ -30,7 +30,8 @@ use crate::{Error, Remark, Result};
 pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow tokenizer \
      (tokenizer.model, tekken.json) with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
 
-/// A checkpoint's tokenizer: the ids transformers 5 gives. A clone is cheap, and shares the vocabulary.
+/// A checkpoint's tokenizer: the ids transformers 5 gives. A clone is cheap: it shares the
+/// vocabulary.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,

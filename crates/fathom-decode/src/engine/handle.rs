@@ -20,21 +20,24 @@ use crate::StopCheck;
 pub use generating::{Canceller, Generating};
 use worker::Worker;
 
-/// Told what a request's text gets, step by step, on the engine's thread; answers whether to go on. The last
-/// thing it is told is an update with [`Update::done`] or an error; after answering `false`, or when the
-/// request is cancelled, nothing. Then it is dropped.
+/// Told what a request's text gets, step by step, on the engine's thread; answers whether to go on.
+/// The last thing it is told is an update with [`Update::done`] or an error; after answering
+/// `false`, or when the request is cancelled, nothing. Then it is dropped.
 ///
-/// All requests of the engine wait while it runs: it must hand over what it is told and return, without
-/// waiting for anybody. It may submit and cancel; it cannot drain or configure, and is told so.
+/// All requests of the engine wait while it runs: it must hand over what it is told and return,
+/// without waiting for anybody. It may submit and cancel; it cannot drain or configure, and is told
+/// so.
 pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 
-/// An engine on a thread of its own, which takes steps while there are requests and sleeps while there are none.
+/// An engine on a thread of its own, which takes steps while there are requests and sleeps while
+/// there are none.
 ///
-/// Clones are handles on the same engine; any thread may use any of them. The number of requests that wait is not
-/// limited: [`HandleMetrics::waiting`] says how many there are, for those who want to refuse some.
+/// Clones are handles on the same engine; any thread may use any of them. The number of requests
+/// that wait is not limited: [`HandleMetrics::waiting`] says how many there are, for those who want
+/// to refuse some.
 ///
-/// Dropping the last handle cancels what is left, and returns when the engine's threads have ended, a step under way
-/// included.
+/// Dropping the last handle cancels what is left, and returns when the engine's threads have ended,
+/// a step under way included.
 ///
 /// ```
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
@@ -45,12 +48,19 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 /// # use std::sync::Arc;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
-/// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+/// # let (hidden, intermediate, vocab) = (32, 64, 100);
+/// # let shape = SyntheticShape {
+/// #     layers: 1, hidden, intermediate, heads: 2, kv_heads: 1, vocab, tied: true,
+/// # };
 /// # write_synthetic(dir.path(), &shape, 1)?;
 /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
 /// # let target = Model::load(dir.path(), cpu)?;
 /// # let options = EngineOptions {
-/// #     mode: ModeChoice::Always(Mode::Ar), gamma: Gamma::Fixed(1), batch_size: 4, kv_pages: 1000, vocab: 100,
+/// #     mode: ModeChoice::Always(Mode::Ar),
+/// #     gamma: Gamma::Fixed(1),
+/// #     batch_size: 4,
+/// #     kv_pages: 1000,
+/// #     vocab: 100,
 /// # };
 /// let engine = Engine::new(target, None, options)?.spawn()?;
 /// let request = |id, max_tokens| {
@@ -154,8 +164,8 @@ impl<B: Backend> Engine<B> {
     /// Moves the engine to a thread of its own.
     ///
     /// # Errors
-    /// An engine that has requests already, whose updates nobody would get; or a thread the operating
-    /// system refuses.
+    /// An engine that has requests already, whose updates nobody would get; or a thread the
+    /// operating system refuses.
     pub fn spawn(self) -> Result<EngineHandle> {
         let pending = self.pending();
         if pending > 0 {
@@ -194,8 +204,9 @@ impl EngineHandle {
         Ok(Generating { updates, canceller, ended: false })
     }
 
-    /// The same, for those who do not wait for updates but are called: an asynchronous server, say, whose
-    /// sink sends to a channel of its runtime. The request is not cancelled when the [`Canceller`] is dropped.
+    /// The same, for those who do not wait for updates but are called: an asynchronous server, say,
+    /// whose sink sends to a channel of its runtime. The request is not cancelled when the
+    /// [`Canceller`] is dropped.
     ///
     /// ```
     /// use std::sync::mpsc::channel;
@@ -206,21 +217,29 @@ impl EngineHandle {
     /// # use std::sync::Arc;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let dir = tempfile::tempdir()?;
-    /// # let shape = SyntheticShape { layers: 1, hidden: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 100, tied: true };
+    /// # let (hidden, intermediate, vocab) = (32, 64, 100);
+    /// # let shape = SyntheticShape {
+    /// #     layers: 1, hidden, intermediate, heads: 2, kv_heads: 1, vocab, tied: true,
+    /// # };
     /// # write_synthetic(dir.path(), &shape, 1)?;
     /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
     /// # let target = Model::load(dir.path(), cpu)?;
     /// # let options = EngineOptions {
-    /// #     mode: ModeChoice::Always(Mode::Ar), gamma: Gamma::Fixed(1), batch_size: 4, kv_pages: 1000, vocab: 100,
+    /// #     mode: ModeChoice::Always(Mode::Ar),
+    /// #     gamma: Gamma::Fixed(1),
+    /// #     batch_size: 4,
+    /// #     kv_pages: 1000,
+    /// #     vocab: 100,
     /// # };
     /// # let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
-    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos: Arc::default(), stop: None };
+    /// # let eos = Arc::default();
+    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos, stop: None };
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
     /// let sink = move |update| outbox.send(update).is_ok(); // whether anybody still listens
     /// let canceller = engine.submit_with(request, Box::new(sink))?;
-    /// let tokens: usize = inbox.iter().map(|update| update.map_or(0, |update| update.tokens.len())).sum();
-    /// assert_eq!(tokens, 10);
+    /// let tokens = inbox.iter().map(|update| update.map_or(0, |update| update.tokens.len()));
+    /// assert_eq!(tokens.sum::<usize>(), 10);
     /// canceller.cancel(); // too late, and no harm
     /// # Ok(())
     /// # }
@@ -252,8 +271,8 @@ impl EngineHandle {
         Ok(Canceller { ticket, orders: orders.clone() })
     }
 
-    /// Where the time went, what speculation was worth, and how many requests are where: as of the last
-    /// step, which is not waited for.
+    /// Where the time went, what speculation was worth, and how many requests are where: as of the
+    /// last step, which is not waited for.
     pub fn metrics(&self) -> HandleMetrics {
         self.0.shared.lock().metrics.clone()
     }

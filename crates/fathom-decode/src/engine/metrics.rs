@@ -44,8 +44,8 @@ pub struct EngineMetrics {
     pub judge_seconds: f64,
 }
 
-/// What an engine behind a handle has done so far, and what it has to do. Every request submitted is in one
-/// of the places.
+/// What an engine behind a handle has done so far, and what it has to do. Every request submitted
+/// is in one of the places.
 #[derive(Clone, Debug, Default)]
 pub struct HandleMetrics {
     /// The engine's own.

@@ -6,8 +6,8 @@ use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to be continued.
 pub struct Request {
-    /// The caller's number for it: part of the key of its randomness, with its seed, so the same request
-    /// has the same text whatever else is in the batch. Several may have the same.
+    /// The caller's number for it: part of the key of its randomness, with its seed, so the same
+    /// request has the same text whatever else is in the batch. Several may have the same.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -19,7 +19,8 @@ pub struct Request {
     pub stop: Option<StopCheck>,
 }
 
-/// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may repeat.
+/// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may
+/// repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(super) u64);
 

@@ -18,8 +18,8 @@ impl Tickets {
     }
 }
 
-/// What does not change while requests are checked: a copy of it checks them on any thread, without the
-/// engine.
+/// What does not change while requests are checked: a copy of it checks them on any thread, without
+/// the engine.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
     /// Ids below are tokens.

@@ -10,8 +10,8 @@ use crate::{Finish, SamplingParams, TextStream};
 /// What a step added to a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextUpdate {
-    /// Text that is certain by now: never half a character, never part of a stop string, and without the
-    /// token that ended it.
+    /// Text that is certain by now: never half a character, never part of a stop string, and
+    /// without the token that ended it.
     pub text: String,
     /// The tokens it got, with the token that ended it.
     pub tokens: Vec<u32>,
@@ -57,8 +57,8 @@ impl UpdateDecoder {
 
 /// A request to an engine on a thread of its own, as text: an iterator that waits for each update.
 ///
-/// The last update has [`TextUpdate::done`]. A request that fails ends with its error. Dropping it cancels
-/// the request, unless that has ended.
+/// The last update has [`TextUpdate::done`]. A request that fails ends with its error. Dropping it
+/// cancels the request, unless that has ended.
 ///
 /// ```
 /// use fathom_decode::SamplingParams;
@@ -83,7 +83,8 @@ impl UpdateDecoder {
 /// #     vocab: tokenizer.vocab_size(),
 /// # };
 /// let engine = Engine::new(target, None, options)?.spawn()?;
-/// let params = SamplingParams { max_tokens: 40, stop: vec![".".to_owned()], ..SamplingParams::default() };
+/// let stop = vec![".".to_owned()];
+/// let params = SamplingParams { max_tokens: 40, stop, ..SamplingParams::default() };
 /// let prompt = tokenizer.encode("Mia has 3 boxes with 12 pencils each.", false)?;
 /// let request = Request { id: 0, prompt, params, eos: vec![2].into(), stop: None };
 ///
@@ -101,8 +102,8 @@ pub struct TextUpdates {
 }
 
 impl TextUpdates {
-    /// Submits `request` to `engine`, whose target `tokenizer` belongs to. Its stop strings are watched for;
-    /// [`Request::stop`] need not be set.
+    /// Submits `request` to `engine`, whose target `tokenizer` belongs to. Its stop strings are
+    /// watched for; [`Request::stop`] need not be set.
     ///
     /// # Errors
     /// As [`EngineHandle::submit`].

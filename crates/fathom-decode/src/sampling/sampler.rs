@@ -17,7 +17,8 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 /// use fathom_decode::{Sampler, SamplingParams, Verdict};
 ///
 /// # fn main() -> fathom_model::Result<()> {
-/// let params = SamplingParams { temperature: 0.8, top_k: 2, seed: 7, ..SamplingParams::default() };
+/// let (temperature, top_k, seed) = (0.8, 2, 7);
+/// let params = SamplingParams { temperature, top_k, seed, ..SamplingParams::default() };
 /// let sampler = Sampler::new(params, 0, 4)?;
 /// let logits = [1.0, 3.0, 2.5, -1.0]; // of four tokens
 ///

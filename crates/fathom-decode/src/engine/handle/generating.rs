@@ -10,9 +10,9 @@ use crate::engine::{Ticket, Update};
 
 /// The updates of a request, as they come: an iterator that waits for each.
 ///
-/// The last update has [`Update::done`]. A request that fails ends with its error. One that is cancelled
-/// ends without either. Updates that nobody reads yet are kept: a slow reader holds up no other request, and costs
-/// the memory of its own tokens.
+/// The last update has [`Update::done`]. A request that fails ends with its error. One that is
+/// cancelled ends without either. Updates that nobody reads yet are kept: a slow reader holds up no
+/// other request, and costs the memory of its own tokens.
 ///
 /// Dropping it cancels the request, unless that has ended.
 #[derive(Debug)]
@@ -106,7 +106,8 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Ends the request where it is, before the engine's next step. One that has ended stays as it is.
+    /// Ends the request where it is, before the engine's next step. One that has ended stays as it
+    /// is.
     pub fn cancel(&self) {
         // Fails only where the engine has ended, and the request with it.
         drop(self.orders.send(Order::Cancel(self.ticket)));
