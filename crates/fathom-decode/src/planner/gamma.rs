@@ -73,9 +73,9 @@ impl AdaptiveGamma {
     }
 
     /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens
-    /// by now, and `plain` others, for which nothing is drafted: what may be hoped to be fastest,
-    /// so that a γ is tried again when what is known of its cost has become old. What was chosen
-    /// holds until something else is clearly faster.
+    /// by now, and `plain` others, for which nothing is drafted: the fastest by an optimistic
+    /// forecast, so that a γ is tried again when what is known of its cost has become old. What was
+    /// chosen holds until something else is clearly faster.
     pub fn lengths(
         &mut self,
         mode: Mode,
