@@ -470,6 +470,20 @@ fn a_stop_check_ends_its_own_request_only() {
     });
 }
 
+/// A request whose reader left before its turn is never begun.
+#[test]
+fn nothing_is_decoded_for_those_who_left() {
+    in_time(|| {
+        let (engine, go, _updates) = held_engine(Mode::Pearl);
+        drop(engine.submit(long(1, 40)).unwrap());
+        engine.submit(long(2, 40)).unwrap().cancel();
+        drop(go);
+        engine.drain().unwrap();
+        let metrics = engine.metrics();
+        assert_eq!((metrics.finished, metrics.cancelled, metrics.engine.tokens), (1, 2, 40));
+    });
+}
+
 /// Whoever does not read costs the others nothing, and misses nothing.
 #[test]
 fn a_slow_reader_holds_up_nobody() {
