@@ -157,7 +157,7 @@ impl Sweep {
         draft: &Path,
         precision: Precision,
         (target_threads, draft_threads): (usize, usize),
-    ) -> Result<Engine<'static, Cpu>> {
+    ) -> Result<Engine<Cpu>> {
         let load = |dir: &Path, threads: usize| {
             let refuse = |error: fathom_kernels::CpuError| Error::Request(error.to_string());
             let options = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
@@ -178,7 +178,7 @@ impl Sweep {
     /// The texts of all prompts.
     fn texts(
         &self,
-        engine: &mut Engine<'static, Cpu>,
+        engine: &mut Engine<Cpu>,
         options: EngineOptions,
         prompts: &[&[u32]],
     ) -> Result<Vec<Vec<u32>>> {

@@ -9,6 +9,6 @@ use crate::{Completion, Judge, Outcome, verify};
 ///
 /// # Errors
 /// Scores that cannot be used.
-pub fn step(text: &mut Completion<'_>, judge: &mut dyn Judge) -> Result<Outcome> {
+pub fn step(text: &mut Completion, judge: &mut dyn Judge) -> Result<Outcome> {
     verify(text, &[], None, judge)
 }

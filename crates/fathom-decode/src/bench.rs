@@ -9,7 +9,7 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
-use crate::engine::{Engine, ModeChoice, Request};
+use crate::engine::{Engine, ModeChoice, Request, Ticket};
 use crate::{Mode, SamplingParams};
 pub use measured::{Measured, first_difference};
 
@@ -108,7 +108,7 @@ impl Plan<'_> {
     /// A prompt an engine cannot take, or a failure of a model.
     pub fn measure<B: Backend>(
         &self,
-        engines: &mut [&mut Engine<'_, B>],
+        engines: &mut [&mut Engine<B>],
     ) -> Result<Vec<Vec<Vec<Measured>>>> {
         let of_mode =
             |mode: &ModeChoice| vec![Measured { mode: *mode, ..Measured::default() }; self.repeats];
@@ -137,7 +137,7 @@ impl Plan<'_> {
                     }
                 }
             }
-            engines.iter_mut().for_each(|engine| leave(engine, batch));
+            engines.iter_mut().for_each(|engine| engine.cancel_all());
         }
         for run in all.iter_mut().flatten().flatten() {
             run.gamma /= run.steps.max(1) as f64;
@@ -148,13 +148,13 @@ impl Plan<'_> {
 
     fn once<B: Backend>(
         &self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<B>,
         batch: &[Vec<u32>],
         run: &mut Measured,
     ) -> Result<()> {
         if let Protocol::Natural { .. } = self.protocol {
             // Texts that end leave the batch: it is filled anew.
-            leave(engine, batch);
+            engine.cancel_all();
             self.prefill(engine, batch, self.protocol)?;
             return decode(engine, batch, self.protocol, run);
         }
@@ -165,7 +165,7 @@ impl Plan<'_> {
     /// Submits a batch and prefills it; the seconds that takes.
     fn prefill<B: Backend>(
         &self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<B>,
         batch: &[Vec<u32>],
         protocol: Protocol,
     ) -> Result<f64> {
@@ -186,21 +186,16 @@ impl Plan<'_> {
     }
 }
 
-/// Takes a batch out of an engine.
-fn leave<B: Backend>(engine: &mut Engine<'_, B>, batch: &[Vec<u32>]) {
-    (0..batch.len() as u64).for_each(|id| engine.cancel(id));
-}
-
 /// Decodes a prefilled batch, and counts it in `run`.
 fn decode<B: Backend>(
-    engine: &mut Engine<'_, B>,
+    engine: &mut Engine<B>,
     batch: &[Vec<u32>],
     protocol: Protocol,
     run: &mut Measured,
 ) -> Result<()> {
     engine.set_mode(run.mode)?;
     let others = engine.replace_metrics(std::mem::take(&mut run.metrics));
-    let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut texts: HashMap<u64, (Ticket, Vec<u32>)> = HashMap::new();
     let mut steps = 0;
     while engine.pending() > 0 && steps < protocol.steps(run.mode) {
         let start = Instant::now();
@@ -210,14 +205,17 @@ fn decode<B: Backend>(
         run.gamma += engine.metrics().gamma as f64;
         run.sequence_steps += updates.len();
         for update in updates {
-            texts.entry(update.request).or_default().extend(update.tokens);
+            let text = texts.entry(update.request).or_insert((update.ticket, Vec::new()));
+            text.1.extend(update.tokens);
             run.mat += update.done.map_or(0.0, |done| done.mat);
         }
     }
     run.steps += steps;
     for id in 0..batch.len() as u64 {
-        run.mat += engine.mat(id).unwrap_or(0.0); // those that have not ended
-        run.texts.push(texts.remove(&id).unwrap_or_default());
+        let text = texts.remove(&id);
+        let open = text.as_ref().and_then(|(ticket, _)| engine.mat(*ticket));
+        run.mat += open.unwrap_or(0.0); // those that have not ended
+        run.texts.push(text.map(|(_, tokens)| tokens).unwrap_or_default());
     }
     run.metrics = engine.replace_metrics(others);
     Ok(())

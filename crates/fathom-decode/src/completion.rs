@@ -19,11 +19,11 @@ pub enum Finish {
 }
 
 /// Told every committed token; answers whether it completes a stop string.
-pub type StopCheck<'a> = Box<dyn FnMut(u32) -> Result<bool> + Send + 'a>;
+pub type StopCheck = Box<dyn FnMut(u32) -> Result<bool> + Send>;
 
 /// Where a text ends.
 #[derive(Default)]
-pub struct EndRules<'a> {
+pub struct EndRules {
     /// Tokens that end the text; empty to ignore them.
     pub eos: Arc<[u32]>,
     /// Other tokens that end the text.
@@ -31,20 +31,20 @@ pub struct EndRules<'a> {
     /// Most tokens after the prompt.
     pub max_tokens: usize,
     /// Stop strings.
-    pub stop: Option<StopCheck<'a>>,
+    pub stop: Option<StopCheck>,
 }
 
 /// A prompt and the tokens the target has committed to after it. Drafts are never in here.
-pub struct Completion<'a> {
+pub struct Completion {
     tokens: Vec<u32>,
     prompt_len: usize,
-    end: EndRules<'a>,
+    end: EndRules,
     finish: Option<Finish>,
 }
 
-impl<'a> Completion<'a> {
+impl Completion {
     /// A prompt to be continued. `end.max_tokens` of 0 is an ended text.
-    pub fn new(prompt: Vec<u32>, end: EndRules<'a>) -> Completion<'a> {
+    pub fn new(prompt: Vec<u32>, end: EndRules) -> Completion {
         let finish = (end.max_tokens == 0).then_some(Finish::Length);
         Completion { prompt_len: prompt.len(), tokens: prompt, end, finish }
     }
@@ -111,7 +111,7 @@ impl<'a> Completion<'a> {
     }
 }
 
-impl fmt::Debug for Completion<'_> {
+impl fmt::Debug for Completion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Completion")
             .field("tokens", &self.tokens)

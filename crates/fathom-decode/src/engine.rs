@@ -10,45 +10,89 @@
 mod admission;
 mod draft_worker;
 mod drafting;
+mod handle;
 mod metrics;
 mod options;
 mod request;
+mod rules;
 mod scores;
 mod slot;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::{Error, LogitRows, Model, Result, Step};
 
-use crate::{
-    Completion, EndRules, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal,
-    Sampler, ar, sd,
-};
+use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
-pub use metrics::EngineMetrics;
+pub use handle::{Canceller, EngineHandle, Generating, Sink};
+pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
-pub use request::{Done, Request, Update};
+pub use request::{Done, Request, Ticket, Update};
+use rules::{Checked, Rules, Tickets};
 use scores::Scores;
 use slot::Slot;
 
-/// Decodes requests in batches.
-pub struct Engine<'a, B: Backend> {
+/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its
+/// own.
+///
+/// ```
+/// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+/// use fathom_decode::{Finish, Mode, SamplingParams};
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+/// # use std::sync::Arc;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let (hidden, intermediate, vocab) = (32, 64, 100);
+/// # let shape = SyntheticShape {
+/// #     layers: 1, hidden, intermediate, heads: 2, kv_heads: 1, vocab, tied: true,
+/// # };
+/// # write_synthetic(dir.path(), &shape, 1)?;
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(dir.path(), cpu)?;
+/// let options = EngineOptions {
+///     mode: ModeChoice::Always(Mode::Ar),
+///     gamma: Gamma::Fixed(1),
+///     batch_size: 4,
+///     kv_pages: 100,
+///     vocab: 100,
+/// };
+/// let mut engine = Engine::new(target, None, options)?;
+/// for id in 0..3 {
+///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
+///     engine.submit(Request { id, prompt: vec![5, 6], params, eos: Arc::default(), stop: None })?;
+/// }
+/// let mut texts = vec![Vec::new(); 3];
+/// while engine.pending() > 0 {
+///     for update in engine.step()? {
+///         texts[update.request as usize].extend(update.tokens);
+///         if let Some(done) = update.done {
+///             assert_eq!(done.finish, Finish::Length);
+///         }
+///     }
+/// }
+/// assert_eq!(texts[0].len(), 10);
+/// assert_eq!(texts[0], texts[1], "the same prompt, without randomness");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine<B: Backend> {
     target: Model<B>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
-    waiting: VecDeque<Slot<'a, B>>,
+    waiting: VecDeque<Slot<B>>,
     /// Admitted; their prompts are not yet all in the caches.
-    prefilling: VecDeque<Slot<'a, B>>,
-    running: Vec<Slot<'a, B>>,
+    prefilling: VecDeque<Slot<B>>,
+    running: Vec<Slot<B>>,
     next_slot: u64,
+    tickets: Tickets,
     metrics: EngineMetrics,
 }
 
-impl<'a, B: Backend> Engine<'a, B> {
+impl<B: Backend> Engine<B> {
     /// An engine over a target and, for every mode but [`Mode::Ar`], a draft of the same vocabulary
     /// ([`crate::shared_vocabulary`]).
     ///
@@ -64,7 +108,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         target: Model<B>,
         draft: Option<Model<B>>,
         options: EngineOptions,
-    ) -> Result<Engine<'a, B>> {
+    ) -> Result<Engine<B>> {
         options.validate()?;
         let vocab = target.config().vocab;
         if draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
@@ -91,68 +135,58 @@ impl<'a, B: Backend> Engine<'a, B> {
             prefilling: VecDeque::new(),
             running: Vec::new(),
             next_slot: 0,
+            tickets: Tickets::default(),
             metrics: EngineMetrics::default(),
         })
     }
 
-    /// Queues a request. Its text ends at the target's context at the latest, or where it fills all
-    /// of the key/value cache.
+    /// Queues a request, and says which it is from now on. Its text ends at the target's context at
+    /// the latest, or where it fills all of the key/value cache.
     ///
     /// # Errors
     /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop strings nobody
     /// watches for; a prompt that is empty, does not leave room for a token,
     /// or names a token outside the vocabulary.
-    pub fn submit(&mut self, request: Request<'a>) -> Result<()> {
-        let Request { id, prompt, params, eos, stop } = request;
-        let sampler = Sampler::new(params, id, self.options.vocab)?.with_eos(&eos)?;
+    pub fn submit(&mut self, request: Request) -> Result<Ticket> {
+        let checked = self.rules().check(request)?;
+        Ok(self.enqueue(checked))
+    }
+
+    /// What requests must keep to, under the options in force.
+    fn rules(&self) -> Rules {
         let context = self.target.config().max_position_embeddings;
         let longest =
             context.min(self.options.kv_pages.saturating_mul(self.target.backend().kv_page()));
-        let refuse =
-            |problem: String| Err(Error::Request(format!("the prompt of request {id} {problem}")));
-        if prompt.is_empty() {
-            return refuse("is empty; expected at least one token".to_owned());
-        }
-        if prompt.len() >= longest {
-            return refuse(format!(
-                "has {} tokens; expected fewer than {longest}, the target's context or what the \
-                 key/value cache may hold",
-                prompt.len()
-            ));
-        }
-        if let Some(token) = prompt.iter().find(|&&token| token as usize >= self.options.vocab) {
-            return refuse(format!(
-                "holds token {token}; expected ids below {}, the target's vocabulary",
-                self.options.vocab
-            ));
-        }
-        let params = sampler.params();
-        if !params.stop.is_empty() && stop.is_none() {
-            return Err(Error::Request(format!(
-                "request {id} has stop strings; expected a check that watches for them"
-            )));
-        }
-        let eos = if params.ignore_eos { Arc::default() } else { eos };
-        let stop_tokens = params.stop_token_ids.as_slice().into();
-        let max_tokens = params.max_tokens.min(longest - prompt.len());
-        let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
-        let limits = self.draft.as_ref().map(DraftWorker::limits);
-        self.waiting.push_back(Slot::new(id, text, Arc::new(sampler), limits));
-        Ok(())
+        Rules { vocab: self.options.vocab, longest, tickets: self.tickets.clone() }
     }
 
-    /// Drops a request, wherever it is. Nothing more is heard of it.
-    pub fn cancel(&mut self, id: u64) {
-        self.waiting.retain(|slot| slot.request != id);
-        for slot in self.prefilling.iter().filter(|slot| slot.request == id) {
+    fn enqueue(&mut self, request: Checked) -> Ticket {
+        let ticket = request.ticket;
+        let limits = self.draft.as_ref().map(DraftWorker::limits);
+        self.waiting.push_back(Slot::new(request, limits));
+        ticket
+    }
+
+    /// Drops a request, wherever it is. Nothing more is heard of it. One that has ended is none.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        self.waiting.retain(|slot| slot.ticket != ticket);
+        for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
             self.draft_forgets(slot.number);
         }
-        self.prefilling.retain(|slot| slot.request != id);
-        self.release_where(|slot| slot.request == id);
+        self.prefilling.retain(|slot| slot.ticket != ticket);
+        self.release_where(|slot| slot.ticket == ticket);
+    }
+
+    /// Drops all requests.
+    pub fn cancel_all(&mut self) {
+        self.waiting.clear();
+        self.prefilling.iter().for_each(|slot| self.draft_forgets(slot.number));
+        self.prefilling.clear();
+        self.release_where(|_| true);
     }
 
     /// Takes running requests out of the batch for good.
-    fn release_where(&mut self, leaves: impl Fn(&Slot<'a, B>) -> bool) {
+    fn release_where(&mut self, leaves: impl Fn(&Slot<B>) -> bool) {
         for slot in self.running.extract_if(.., |slot| leaves(slot)).collect::<Vec<_>>() {
             self.draft_forgets(slot.number);
         }
@@ -205,8 +239,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Mean accepted tokens, so far, of a request in the batch.
-    pub fn mat(&self, request: u64) -> Option<f64> {
-        self.running.iter().find(|slot| slot.request == request)?.runs.mean()
+    pub fn mat(&self, ticket: Ticket) -> Option<f64> {
+        self.running.iter().find(|slot| slot.ticket == ticket)?.runs.mean()
     }
 
     /// Where the time went, and what speculation was worth.
@@ -218,8 +252,14 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// further: at least one token each. Without a request that runs, prefills until there is one.
     ///
     /// # Errors
-    /// A failure of either model, after which the engine is of no further use.
+    /// A failure of either model, or scores or a stop check of a request that cannot be used; after
+    /// any of them the engine is of no further use.
     pub fn step(&mut self) -> Result<Vec<Update>> {
+        self.advance()?.into_iter().map(|(_, update)| update).collect()
+    }
+
+    /// The same, where a request that cannot go on ends with its error and leaves the others alone.
+    fn advance(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
         self.admit();
         self.prefill_chunk()?;
         while self.running.is_empty() && !self.prefilling.is_empty() {
@@ -314,10 +354,11 @@ impl<'a, B: Backend> Engine<'a, B> {
         mode: Mode,
         chunks: Vec<Proposal>,
         scores: &Scores<B>,
-    ) -> Result<Vec<Update>> {
+    ) -> Result<Vec<(Ticket, Result<Update>)>> {
         let start = Instant::now();
         let backend = self.target.backend();
         let mut updates = Vec::with_capacity(self.running.len());
+        let mut failed = Vec::new();
         for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
             let before = slot.text.generated().len();
             let position = slot.text.tokens().len();
@@ -335,10 +376,18 @@ impl<'a, B: Backend> Engine<'a, B> {
                 }
                 _ => &mut GreedyJudge { best: &scores.best[i] },
             };
-            let outcome: Outcome = match mode {
-                Mode::Ar => ar::step(&mut slot.text, judge)?,
-                Mode::Sd => sd::step(&mut slot.text, &chunk, judge)?,
-                Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge)?,
+            let outcome = match mode {
+                Mode::Ar => ar::step(&mut slot.text, judge),
+                Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
+                Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
+            };
+            let outcome: Outcome = match outcome {
+                Ok(outcome) => outcome,
+                Err(error) => {
+                    failed.push(slot.ticket);
+                    updates.push((slot.ticket, Err(error)));
+                    continue;
+                }
             };
             slot.count_from(position);
             slot.roll_back(&self.target)?;
@@ -357,17 +406,16 @@ impl<'a, B: Backend> Engine<'a, B> {
             self.metrics.acceptance.record(&outcome);
             self.metrics.tokens += outcome.committed;
             self.metrics.wasted += outcome.wasted;
-            updates.push(Update {
-                request: slot.request,
-                tokens: slot.text.generated()[before..].to_vec(),
-                done: slot.text.finish().map(|finish| Done {
-                    finish,
-                    mat: slot.runs.mean().unwrap_or(0.0),
-                    acceptance: slot.acceptance.clone(),
-                }),
+            let done = slot.text.finish().map(|finish| Done {
+                finish,
+                mat: slot.runs.mean().unwrap_or(0.0),
+                acceptance: slot.acceptance.clone(),
             });
+            let (ticket, request) = (slot.ticket, slot.request);
+            let tokens = slot.text.generated()[before..].to_vec();
+            updates.push((ticket, Ok(Update { ticket, request, tokens, done })));
         }
-        self.release_where(|slot| slot.text.is_finished());
+        self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
         self.metrics.judge_seconds += start.elapsed().as_secs_f64();
         Ok(updates)
     }

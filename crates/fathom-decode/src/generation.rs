@@ -1,6 +1,7 @@
 //! From prompts to texts: what `fathom generate` does beside reading arguments.
 
 mod in_order;
+mod text_updates;
 mod trace_file;
 mod trace_line;
 
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use fathom_backend::Backend;
 use fathom_model::{PromptContent, Result, Tokenizer};
 
-use crate::engine::{Engine, Request, Update};
+use crate::engine::{Engine, Request, Ticket, Update};
 use crate::{Finish, SamplingParams, TextStream};
 pub use in_order::InOrder;
+pub use text_updates::{TextUpdate, TextUpdates, UpdateDecoder};
 pub use trace_file::TraceFile;
 pub use trace_line::{Origin, TraceLine};
 
@@ -75,39 +77,86 @@ pub struct Piece {
     pub done: Option<Generation>,
 }
 
-/// Runs tasks through an engine.
-pub struct Generator<'a, B: Backend> {
-    engine: Engine<'a, B>,
-    tokenizer: &'a Tokenizer,
+/// Runs tasks through an engine, all with the same parameters.
+///
+/// ```
+/// use fathom_decode::SamplingParams;
+/// use fathom_decode::generation::{Generator, Task};
+/// use fathom_model::{PromptContent, Tokenizer};
+/// # use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
+/// # use fathom_decode::Mode;
+/// # use fathom_kernels::{Cpu, CpuOptions};
+/// # use fathom_model::Model;
+/// # use std::path::Path;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+/// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
+/// # let target = Model::load(&dir, cpu)?;
+/// let tokenizer = Tokenizer::from_dir(&dir)?;
+/// # let options = EngineOptions {
+/// #     mode: ModeChoice::Always(Mode::Ar),
+/// #     gamma: Gamma::Fixed(1),
+/// #     batch_size: 4,
+/// #     kv_pages: 100,
+/// #     vocab: tokenizer.vocab_size(),
+/// # };
+/// let engine = Engine::new(target, None, options)?;
+/// let prompts = ["Q: What is 6 times 7?", "def is_prime(n):"].map(|prompt| {
+///     let ids = tokenizer.encode(prompt, false)?;
+///     Ok((PromptContent::Text(prompt.to_owned()), ids))
+/// });
+/// let tasks = Task::list(prompts.into_iter().collect::<fathom_model::Result<_>>()?, 1);
+/// let params = SamplingParams { max_tokens: 20, ..SamplingParams::default() };
+/// let mut generator = Generator::new(engine, &tokenizer, params, &[2], tasks);
+/// let mut ended = 0;
+/// while generator.pending() > 0 {
+///     for piece in generator.step()? {
+///         ended += usize::from(piece.done.is_some());
+///     }
+/// }
+/// assert_eq!(ended, 2);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Generator<B: Backend> {
+    engine: Engine<B>,
+    tokenizer: Tokenizer,
     params: SamplingParams,
     eos: Arc<[u32]>,
     waiting: VecDeque<Task>,
-    open: HashMap<u64, Open<'a>>,
+    open: HashMap<Ticket, Open>,
 }
 
 /// A text under way.
-struct Open<'a> {
+struct Open {
     task: Task,
-    stream: TextStream<'a>,
+    decoder: UpdateDecoder,
     output: String,
     tokens: Vec<u32>,
 }
 
-impl<'a, B: Backend> Generator<'a, B> {
+impl<B: Backend> Generator<B> {
     /// `tasks` through `engine`, all with the same `params`; `eos` ends a text.
     pub fn new(
-        engine: Engine<'a, B>,
-        tokenizer: &'a Tokenizer,
+        engine: Engine<B>,
+        tokenizer: &Tokenizer,
         params: SamplingParams,
         eos: &[u32],
         tasks: Vec<Task>,
-    ) -> Generator<'a, B> {
+    ) -> Generator<B> {
         let (eos, waiting) = (Arc::from(eos), VecDeque::from(tasks));
-        Generator { engine, tokenizer, params, eos, waiting, open: HashMap::new() }
+        Generator {
+            engine,
+            tokenizer: tokenizer.clone(),
+            params,
+            eos,
+            waiting,
+            open: HashMap::new(),
+        }
     }
 
     /// The engine, for its metrics.
-    pub fn engine(&self) -> &Engine<'a, B> {
+    pub fn engine(&self) -> &Engine<B> {
         &self.engine
     }
 
@@ -131,44 +180,33 @@ impl<'a, B: Backend> Generator<'a, B> {
     }
 
     fn submit(&mut self, task: Task) -> Result<()> {
-        let SamplingParams { stop, min_tokens, .. } = &self.params;
-        let stream = || TextStream::new(self.tokenizer, stop.clone()).with_min_tokens(*min_tokens);
-        self.engine.submit(Request {
+        let ticket = self.engine.submit(Request {
             id: task.index,
             prompt: task.ids.to_vec(),
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
-            stop: stream().into_stop_check(),
+            stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
         })?;
-        let stream = stream();
-        let open = Open { task, stream, output: String::new(), tokens: Vec::new() };
-        self.open.insert(open.task.index, open);
+        let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
+        let open = Open { task, decoder, output: String::new(), tokens: Vec::new() };
+        self.open.insert(ticket, open);
         Ok(())
     }
 
     fn piece(&mut self, update: Update) -> Result<Option<Piece>> {
-        let Update { request: index, mut tokens, done } = update;
-        let Some(mut open) = self.open.remove(&index) else { return Ok(None) };
-        open.tokens.extend(&tokens);
-        let count = tokens.len();
-        let finish = done.as_ref().map(|done| done.finish);
-        if matches!(finish, Some(Finish::Eos | Finish::StopToken)) {
-            tokens.pop(); // it ends the text and is no part of it
-        }
-        let mut text = String::new();
-        for token in tokens {
-            text += &open.stream.push(token)?;
-        }
+        let ticket = update.ticket;
+        let Some(mut open) = self.open.remove(&ticket) else { return Ok(None) };
+        let TextUpdate { text, tokens, done } = open.decoder.take(update)?;
+        let (index, count) = (open.task.index, tokens.len());
+        open.output += &text;
+        open.tokens.extend(tokens);
         let done = match done {
             None => {
-                open.output += &text;
-                self.open.insert(index, open);
+                self.open.insert(ticket, open);
                 None
             }
             Some(done) => {
-                let Open { task, stream, output, tokens } = open;
-                text += &stream.finish()?;
-                let output = output + &text;
+                let Open { task, output, tokens, .. } = open;
                 Some(Generation { task, output, tokens, finish: done.finish, mat: done.mat })
             }
         };

@@ -49,7 +49,7 @@ impl Pearl {
     }
 
     /// What the draft continues: the text and the pending tokens.
-    pub fn prefix(&self, text: &Completion<'_>) -> Vec<u32> {
+    pub fn prefix(&self, text: &Completion) -> Vec<u32> {
         let pending = self.pending.iter().map(|draft| draft.token);
         text.tokens().iter().copied().chain(pending).collect()
     }
@@ -61,7 +61,7 @@ impl Pearl {
     /// Scores that cannot be used.
     pub fn step(
         &mut self,
-        text: &mut Completion<'_>,
+        text: &mut Completion,
         chunk: Proposal,
         judge: &mut dyn Judge,
     ) -> Result<Outcome> {

@@ -1,13 +1,35 @@
-//! What the next step is: the way of decoding, and γ, by what the steps before it cost and brought.
+//! What the next step is: the mode and γ, by what the steps before it cost and how many tokens they
+//! brought.
+//!
+//! | file | what |
+//! |---|---|
+//! | `speeds.rs` | what was measured, and the tokens per second expected of a mode and a γ |
+//! | `pass_cost.rs` | seconds of a pass of the target, by its rows |
+//! | `run_acceptance.rs` | how likely a draft is accepted, by its place in the run |
+//! | `gamma.rs` | γ: the length expected to be fastest |
+//! | `auto_mode.rs` | the mode expected to be fastest, and when the others are tried |
+//! | `running.rs` | means and lines that forget |
+
+mod auto_mode;
+mod gamma;
+mod pass_cost;
+mod run_acceptance;
+mod running;
+mod speeds;
 
 use crate::engine::{Gamma, ModeChoice};
-use crate::{AdaptiveGamma, AutoMode, Lengths, Mode, Phase, Speeds};
+use crate::{Mode, Phase};
+use auto_mode::AutoMode;
+use gamma::AdaptiveGamma;
+pub use gamma::{GammaLimits, Lengths};
+pub use running::{Line, Mean};
+use speeds::Speeds;
 
 /// Plans steps, and is told what came of them.
 #[derive(Clone, Debug)]
 pub struct Planner {
     /// What was measured.
-    pub speeds: Speeds,
+    pub(crate) speeds: Speeds,
     gamma: AdaptiveGamma,
     auto: AutoMode,
 }

@@ -8,11 +8,7 @@ use crate::{Completion, Drafted, Judge, Outcome, verify};
 ///
 /// # Errors
 /// Scores that cannot be used.
-pub fn step(
-    text: &mut Completion<'_>,
-    chunk: &[Drafted],
-    judge: &mut dyn Judge,
-) -> Result<Outcome> {
+pub fn step(text: &mut Completion, chunk: &[Drafted], judge: &mut dyn Judge) -> Result<Outcome> {
     let mut outcome = verify(text, chunk, None, judge)?;
     outcome.wasted = chunk.len() - outcome.accepted;
     Ok(outcome)

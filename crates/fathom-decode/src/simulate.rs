@@ -66,7 +66,7 @@ pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
 
 /// One sequence on its way.
 pub(crate) struct Simulation {
-    text: Completion<'static>,
+    text: Completion,
     pub(crate) pearl: Pearl,
     pub(crate) runs: Runs,
     judge: BernoulliJudge,

@@ -2,6 +2,16 @@
 
 /// Watches a text arrive piece by piece. The pieces given out, joined, are the text up to the first stop
 /// string, whatever the pieces were; what might yet become a stop string is held back.
+///
+/// ```
+/// use fathom_decode::StopStrings;
+///
+/// let mut stops = StopStrings::new(vec!["</end>".to_owned()]);
+/// assert_eq!(stops.push("some text<"), "some text");
+/// assert_eq!(stops.push("b></e"), "<b>");
+/// assert_eq!(stops.push("nd> and more"), "");
+/// assert!(stops.stopped());
+/// ```
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,

@@ -2,27 +2,51 @@
 
 use fathom_model::{DecodeStream, Result, Tokenizer};
 
-use crate::{StopCheck, StopStrings};
+use crate::{SamplingParams, StopCheck, StopStrings};
 
 /// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut before the
 /// first stop string.
-pub struct TextStream<'a> {
-    decode: DecodeStream<'a>,
+///
+/// ```
+/// use fathom_decode::TextStream;
+/// use fathom_model::Tokenizer;
+/// # use std::path::Path;
+///
+/// # fn main() -> fathom_model::Result<()> {
+/// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
+/// let tokenizer = Tokenizer::from_dir(&dir)?;
+/// let mut stream = TextStream::new(&tokenizer, vec!["END".to_owned()]);
+/// let mut text = String::new();
+/// for token in tokenizer.encode("naïve 世界 END and more", false)? {
+///     text += &stream.push(token)?;
+/// }
+/// text += &stream.finish()?;
+/// assert_eq!(text, "naïve 世界 ");
+/// # Ok(())
+/// # }
+/// ```
+pub struct TextStream {
+    decode: DecodeStream,
     stops: StopStrings,
     /// Tokens whose text completes no stop string.
     exempt: usize,
 }
 
-impl<'a> TextStream<'a> {
+impl TextStream {
     /// The text of a generation by `tokenizer`'s model that ends at any of `stops`.
-    pub fn new(tokenizer: &'a Tokenizer, stops: Vec<String>) -> TextStream<'a> {
+    pub fn new(tokenizer: &Tokenizer, stops: Vec<String>) -> TextStream {
         TextStream { decode: tokenizer.decode_stream(), stops: StopStrings::new(stops), exempt: 0 }
+    }
+
+    /// The text of a request with `params`: their stop strings, from their `min_tokens` on.
+    pub fn of_request(tokenizer: &Tokenizer, params: &SamplingParams) -> TextStream {
+        TextStream::new(tokenizer, params.stop.clone()).with_min_tokens(params.min_tokens)
     }
 
     /// The same, but a stop string that is complete within the text of the first `min_tokens` tokens does
     /// not count, as in vLLM.
     #[must_use]
-    pub fn with_min_tokens(self, min_tokens: usize) -> TextStream<'a> {
+    pub fn with_min_tokens(self, min_tokens: usize) -> TextStream {
         TextStream { exempt: min_tokens, ..self }
     }
 
@@ -53,12 +77,12 @@ impl<'a> TextStream<'a> {
     }
 
     /// A [`StopCheck`] for a generation that ends at any of `stops`; `None` without any.
-    pub fn stop_check(tokenizer: &'a Tokenizer, stops: &[String]) -> Option<StopCheck<'a>> {
+    pub fn stop_check(tokenizer: &Tokenizer, stops: &[String]) -> Option<StopCheck> {
         TextStream::new(tokenizer, stops.to_vec()).into_stop_check()
     }
 
     /// This stream as a [`StopCheck`]; `None` without any stop string.
-    pub fn into_stop_check(mut self) -> Option<StopCheck<'a>> {
+    pub fn into_stop_check(mut self) -> Option<StopCheck> {
         if self.stops.is_empty() {
             return None;
         }

@@ -49,10 +49,27 @@ pub struct Outcome {
 /// rejected; commits what holds. Where nothing is rejected and there is no `next`, the target's own token
 /// is committed. Stops where the text ends.
 ///
+/// ```
+/// use fathom_decode::{Completion, Drafted, EndRules, GreedyJudge, verify};
+///
+/// # fn main() -> fathom_model::Result<()> {
+/// let end = EndRules { max_tokens: 10, ..EndRules::default() };
+/// let mut text = Completion::new(vec![1, 2], end);
+/// let drafts = [3, 4, 9].map(|token| Drafted { token, q: None });
+///
+/// // What the target would say after the text, and after each of the drafts.
+/// let mut judge = GreedyJudge { best: &[3, 4, 5, 6] };
+/// let outcome = verify(&mut text, &drafts, None, &mut judge)?;
+/// assert_eq!(text.generated(), [3, 4, 5], "two accepted, and the target's own in place of the 9");
+/// assert_eq!((outcome.judged, outcome.accepted, outcome.committed), (3, 2, 3));
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// Scores that cannot be used.
 pub fn verify(
-    text: &mut Completion<'_>,
+    text: &mut Completion,
     pending: &[Drafted],
     next: Option<&Drafted>,
     judge: &mut dyn Judge,

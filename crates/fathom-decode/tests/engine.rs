@@ -46,7 +46,7 @@ fn options(mode: Mode, gamma: usize, vocab: usize) -> EngineOptions {
     }
 }
 
-fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request<'static> {
+fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request {
     Request { id, prompt: prompt.to_vec(), params, eos: Arc::default(), stop: None }
 }
 
@@ -55,7 +55,7 @@ fn length(max_tokens: usize) -> SamplingParams {
 }
 
 /// Runs an engine dry: the texts by request, and how each ended.
-fn run(engine: &mut Engine<'_, Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
+fn run(engine: &mut Engine<Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
     let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
     let mut done = HashMap::new();
     while engine.pending() > 0 {
@@ -201,19 +201,20 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
     };
     for mode in Mode::ALL {
         let mut alone = engine(mode, 1, 100);
-        (0..requests).for_each(|id| alone.submit(make(id)).unwrap());
+        (0..requests).for_each(|id| _ = alone.submit(make(id)).unwrap());
         let alone = run(&mut alone);
 
         let mut crowd = engine(mode, 5, 6);
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
+        let mut tickets = Vec::new();
         let mut finished = 0;
         for step in 0.. {
             if step < requests {
-                crowd.submit(make(step)).unwrap();
+                tickets.push(crowd.submit(make(step)).unwrap());
             }
             if let Some(id) = u64::checked_sub(step, 7).filter(|&id| id < requests && cancelled(id))
             {
-                crowd.cancel(id);
+                crowd.cancel(tickets[id as usize]);
             }
             for update in crowd.step().unwrap() {
                 texts.entry(update.request).or_default().extend(update.tokens);

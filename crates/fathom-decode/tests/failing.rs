@@ -15,7 +15,7 @@ use fathom_backend::{
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::Model;
+use fathom_model::{Error, Model};
 
 /// A CPU on which a pass fails after so many.
 struct Failing {
@@ -197,6 +197,78 @@ fn a_target_that_fails_ends_the_run_while_the_draft_works() {
             assert_eq!(panic, "the memory of this machine is on fire");
             let error = failure(mode, passes, usize::MAX, false);
             assert_eq!(error, "the device was lost: its memory is on fire");
+        }
+    }
+}
+
+/// The same behind a handle: every open request is told once, whoever comes later is refused with
+/// the same sentence, and the threads end. That sentence.
+fn failure_behind_a_handle(
+    mode: Mode,
+    target_passes: usize,
+    draft_passes: usize,
+    panics: bool,
+) -> String {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
+    let (target, draft) = (load(target_passes), load(draft_passes));
+    let options = EngineOptions {
+        mode: ModeChoice::Always(mode),
+        gamma: Gamma::Fixed(3),
+        batch_size: 2, // others wait
+        kv_pages: 100,
+        vocab: target.config().vocab,
+    };
+    let (outbox, inbox) = channel();
+    std::thread::spawn(move || {
+        let engine = Engine::new(target, Some(draft), options).unwrap().spawn().unwrap();
+        let request = |id| {
+            let params = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
+            Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None }
+        };
+        // The engine may fail before the last of them is submitted.
+        let submitted: Vec<_> = (0..5).map(|id| engine.submit(request(id))).collect();
+        let mut sentences = Vec::new();
+        for submitted in submitted {
+            match submitted {
+                Ok(mut updates) => {
+                    sentences.push(updates.find_map(|update| update.err()).unwrap());
+                    assert!(updates.next().is_none(), "it is told once");
+                }
+                Err(error) => sentences.push(error),
+            }
+        }
+        sentences.push(engine.submit(request(9)).unwrap_err());
+        sentences.push(engine.drain().unwrap_err());
+        sentences.push(engine.configure(options).unwrap_err());
+        assert!(sentences.iter().all(|error| matches!(error, Error::Stopped(_))));
+        let metrics = engine.metrics();
+        assert_eq!((metrics.failed, metrics.running, metrics.waiting), (metrics.submitted, 0, 0));
+        drop(engine);
+        let mut sentences: Vec<_> = sentences.iter().map(ToString::to_string).collect();
+        sentences.dedup();
+        assert_eq!(sentences.len(), 1, "{sentences:?}");
+        outbox.send(sentences.remove(0)).unwrap();
+    });
+    inbox.recv_timeout(Duration::from_secs(60)).expect("the engine hangs, or the above is not so")
+}
+
+#[test]
+fn whoever_has_a_request_is_told_that_a_model_failed() {
+    for mode in [Mode::Sd, Mode::Pearl] {
+        for passes in [0, 1, 30] {
+            let draft = failure_behind_a_handle(mode, usize::MAX, passes, true);
+            assert_eq!(draft, "the draft stopped: the memory of this machine is on fire");
+            let draft = failure_behind_a_handle(mode, usize::MAX, passes, false);
+            assert_eq!(draft, "the device was lost: its memory is on fire");
+        }
+    }
+    for mode in Mode::ALL {
+        for passes in [0, 1, 30] {
+            let target = failure_behind_a_handle(mode, passes, usize::MAX, true);
+            assert_eq!(target, "the engine stopped: the memory of this machine is on fire");
+            let target = failure_behind_a_handle(mode, passes, usize::MAX, false);
+            assert_eq!(target, "the device was lost: its memory is on fire");
         }
     }
 }

@@ -69,7 +69,7 @@ fn case() -> impl Strategy<Value = Case> {
 
 fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<u32>, Finish) {
     let mut last = None;
-    let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck<'_> {
+    let stop = case.stop.map(|[first, second]| -> fathom_decode::StopCheck {
         Box::new(move |token| Ok(last.replace(token) == Some(first) && token == second))
     });
     let params = SamplingParams {

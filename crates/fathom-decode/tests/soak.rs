@@ -23,7 +23,7 @@ fn model(precision: Precision) -> Model<Cpu> {
     Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
-fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<'static, Cpu> {
+fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {
     let (target, draft) = (model(Precision::Bf16), model(Precision::F32));
     let vocab = target.config().vocab;
     let gamma = Gamma::Adaptive(GammaLimits { start: 2, max: 5 });
@@ -37,7 +37,7 @@ fn random(id: u64, what: u32, below: u32) -> u32 {
 }
 
 /// `greedy`: only such requests, whose text no mode changes.
-fn request(id: u64, greedy: bool) -> Request<'static> {
+fn request(id: u64, greedy: bool) -> Request {
     let vocab = 128;
     let prompt = (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, vocab)).collect();
     let temperature = [0.0, 0.0, 0.8, 1.5][random(id, 1, 4) as usize];
@@ -59,7 +59,7 @@ fn is_cancelled(id: u64) -> bool {
 
 /// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps later.
 fn texts(
-    engine: &mut Engine<'_, Cpu>,
+    engine: &mut Engine<Cpu>,
     requests: u64,
     greedy: bool,
     joining: u64,
@@ -67,14 +67,16 @@ fn texts(
 ) -> HashMap<u64, (Vec<u32>, Done)> {
     let mut open: HashMap<u64, Vec<u32>> = HashMap::new();
     let mut ended = HashMap::new();
+    let mut tickets = Vec::new();
     let mut submitted = 0;
     for step in 0.. {
         let joined = (submitted + joining).min(requests);
-        (submitted..joined).for_each(|id| engine.submit(request(id, greedy)).unwrap());
+        tickets.extend((submitted..joined).map(|id| engine.submit(request(id, greedy)).unwrap()));
         submitted = joined;
         if joining > 1 {
             let late = (step * joining).saturating_sub(9 * joining);
-            (late..late + joining).filter(|id| is_cancelled(*id)).for_each(|id| engine.cancel(id));
+            let cancelled = (late..late + joining).filter(|id| is_cancelled(*id));
+            cancelled.filter_map(|id| tickets.get(id as usize)).for_each(|id| engine.cancel(*id));
         }
         for update in engine.step().unwrap() {
             open.entry(update.request).or_default().extend(update.tokens);

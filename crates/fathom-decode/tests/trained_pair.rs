@@ -59,13 +59,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn engine(
-        &self,
-        draft: &str,
-        mode: ModeChoice,
-        gamma: Gamma,
-        batch: usize,
-    ) -> Engine<'static, Cpu> {
+    fn engine(&self, draft: &str, mode: ModeChoice, gamma: Gamma, batch: usize) -> Engine<Cpu> {
         let target = load("draft", self.precision, self.target_threads);
         let draft = load(draft, self.precision, self.draft_threads);
         let options =
@@ -75,7 +69,7 @@ impl Pair {
 }
 
 /// All texts, by prompt.
-fn texts(engine: &mut Engine<'_, Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
+fn texts(engine: &mut Engine<Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     texts_with(engine, prompts, |_| SamplingParams {
         max_tokens: TOKENS,
         ..SamplingParams::default()
@@ -84,7 +78,7 @@ fn texts(engine: &mut Engine<'_, Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
 
 /// The same, each with parameters of its own.
 fn texts_with(
-    engine: &mut Engine<'_, Cpu>,
+    engine: &mut Engine<Cpu>,
     prompts: &[Vec<u32>],
     params: impl Fn(usize) -> SamplingParams,
 ) -> Vec<Vec<u32>> {

@@ -9,8 +9,8 @@ use crate::{Result, Tokenizer};
 /// treat the first token of a text differently. So a short window of tokens is decoded with and
 /// without the new ones, and the difference is the new piece. Of a window that ends in the middle of a
 /// character, what comes before that character is given out.
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct DecodeStream {
+    tokenizer: Tokenizer,
     /// The tokens of the last piece given out, then those still held back.
     window: Vec<u32>,
     /// How many of `window` belong to the piece given out.
@@ -19,9 +19,9 @@ pub struct DecodeStream<'a> {
     ahead: usize,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> DecodeStream<'a> {
-        DecodeStream { tokenizer, window: Vec::new(), given: 0, ahead: 0 }
+impl DecodeStream {
+    pub(crate) fn new(tokenizer: &Tokenizer) -> DecodeStream {
+        DecodeStream { tokenizer: tokenizer.clone(), window: Vec::new(), given: 0, ahead: 0 }
     }
 
     /// Takes the next id and returns the text it completes, which may be empty.

@@ -61,6 +61,9 @@ pub enum Error {
     /// The machine failed: out of memory, or a device that was lost.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// No fault of the request: what would have done it has failed, was closed, or is gone.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 /// `Result` with [`enum@Error`].

@@ -10,6 +10,7 @@ mod token;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -29,9 +30,11 @@ use crate::{Error, Remark, Result};
 pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow tokenizer \
      (tokenizer.model, tekken.json) with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
 
-/// A checkpoint's tokenizer: the ids transformers 5 gives.
+/// A checkpoint's tokenizer: the ids transformers 5 gives. A clone is cheap: it shares the
+/// vocabulary.
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
     special: SpecialTokens,
     /// What the post-processor puts around a text, where it is of that form.
@@ -108,6 +111,7 @@ impl Tokenizer {
             inner.set_encode_special_tokens(*split);
         }
         let framing = guarded(|| Framing::of(&inner)).map_err(|problem| unusable(&problem))?;
+        let inner = Arc::new(inner);
         let mut tokenizer =
             Tokenizer { inner, path, special, framing, bos: None, anchor: None, remarks };
         tokenizer.anchor = tokenizer.encode("a", false)?.last().copied();
@@ -223,8 +227,9 @@ impl Tokenizer {
         })
     }
 
-    /// Text that grows token by token, for showing a generation while it runs.
-    pub fn decode_stream(&self) -> DecodeStream<'_> {
+    /// Text that grows token by token, for showing a generation while it runs. The stream holds a
+    /// clone of the tokenizer.
+    pub fn decode_stream(&self) -> DecodeStream {
         DecodeStream::new(self)
     }
 

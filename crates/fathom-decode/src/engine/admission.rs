@@ -9,7 +9,7 @@ use super::Engine;
 use super::draft_worker::DraftJob;
 use super::slot::Slot;
 
-impl<'a, B: Backend> Engine<'a, B> {
+impl<B: Backend> Engine<B> {
     /// Moves waiting requests into the batch while there is room.
     pub(super) fn admit(&mut self) {
         let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
@@ -64,7 +64,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             }
             self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
         }
-        let filled = |slot: &Slot<'a, B>| slot.unfilled(1).is_empty();
+        let filled = |slot: &Slot<B>| slot.unfilled(1).is_empty();
         while self.prefilling.front().is_some_and(filled) {
             self.running.extend(self.prefilling.pop_front());
         }
@@ -72,7 +72,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     }
 
     /// Pages that a sequence's cache may hold at the end of the next step.
-    fn pages(&self, slot: &Slot<'a, B>) -> usize {
+    fn pages(&self, slot: &Slot<B>) -> usize {
         slot.reach(self.options.max_gamma()).div_ceil(self.target.backend().kv_page())
     }
 

@@ -160,7 +160,8 @@ impl Drop for DraftWorker {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// What a thread that panicked said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
     message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or("a panic".to_owned())
 }

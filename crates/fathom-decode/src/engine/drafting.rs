@@ -19,7 +19,7 @@ pub(super) struct Asked {
     gamma: usize,
 }
 
-impl<'a, B: Backend> Engine<'a, B> {
+impl<B: Backend> Engine<B> {
     /// How the next step is made: the way of decoding, and γ.
     pub(super) fn plan(&mut self) -> (Mode, usize) {
         let running = &self.running;
@@ -84,7 +84,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let beside = mode == Mode::Pearl;
         self.planner.speeds.record_draft(sequences, beside, gamma, report.drafting);
         let mut chunks = report.chunks;
-        let chunk = |slot: &Slot<'a, B>| chunks.remove(&slot.number).unwrap_or_default();
+        let chunk = |slot: &Slot<B>| chunks.remove(&slot.number).unwrap_or_default();
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
     }
 

@@ -43,3 +43,25 @@ pub struct EngineMetrics {
     /// Judging, sampling and rolling back.
     pub judge_seconds: f64,
 }
+
+/// What an engine behind a handle has done so far, and what it has to do. Every request submitted
+/// is in one of the places.
+#[derive(Clone, Debug, Default)]
+pub struct HandleMetrics {
+    /// The engine's own.
+    pub engine: EngineMetrics,
+    /// Requests taken so far.
+    pub submitted: u64,
+    /// Of those: waiting for a place in the batch.
+    pub waiting: usize,
+    /// In the batch, their prompts not yet all in the caches.
+    pub prefilling: usize,
+    /// In the batch, with new tokens at every step.
+    pub running: usize,
+    /// Ended as their parameters say.
+    pub finished: u64,
+    /// Cancelled, or left when the last handle was dropped.
+    pub cancelled: u64,
+    /// Ended with an error.
+    pub failed: u64,
+}

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to be continued.
-pub struct Request<'a> {
-    /// The caller's number for it: part of the key of its randomness, so the same request has the same
-    /// text whatever is decoded beside it.
+pub struct Request {
+    /// The caller's number for it: part of the key of its randomness, with its seed, so the same
+    /// request has the same text whatever else is in the batch. Several may have the same.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -16,13 +16,20 @@ pub struct Request<'a> {
     /// Tokens that end the text.
     pub eos: Arc<[u32]>,
     /// Watches for the stop strings of `params`, which are text; the engine knows tokens only.
-    pub stop: Option<StopCheck<'a>>,
+    pub stop: Option<StopCheck>,
 }
+
+/// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may
+/// repeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub(super) u64);
 
 /// What a step added to a request's text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     /// The request.
+    pub ticket: Ticket,
+    /// The caller's number for it, [`Request::id`].
     pub request: u64,
     /// The tokens it got.
     pub tokens: Vec<u32>,

@@ -6,19 +6,23 @@ use fathom_backend::Backend;
 use fathom_model::{Model, Result, Sequence};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::request::Ticket;
+use super::rules::Checked;
 use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 
 /// One request and everything that is its own.
 ///
 /// Between steps, while the request runs: the target's cache holds the text but its last token; the
 /// draft's holds `drafted_len` tokens of text and pending drafts, at most all but the last.
-pub(super) struct Slot<'a, B: Backend> {
+pub(super) struct Slot<B: Backend> {
+    pub ticket: Ticket,
+    /// The caller's number for it.
     pub request: u64,
     /// Names the draft's sequence; a new one for every admission.
     pub number: u64,
     /// Length of the prompt, for rotary scalings that depend on it.
     pub planned_len: usize,
-    pub text: Completion<'a>,
+    pub text: Completion,
     pub sampler: Arc<Sampler>,
     /// The text, counted, where logits are processed by it.
     pub history: Option<History>,
@@ -35,19 +39,16 @@ pub(super) struct Slot<'a, B: Backend> {
     pub acceptance: Acceptance,
 }
 
-impl<'a, B: Backend> Slot<'a, B> {
-    pub fn new(
-        request: u64,
-        text: Completion<'a>,
-        sampler: Arc<Sampler>,
-        limits: Option<DraftLimits>,
-    ) -> Slot<'a, B> {
+impl<B: Backend> Slot<B> {
+    pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
+        let Checked { ticket, request, text, sampler } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
             history.follow(0, text.tokens());
         }
         let mut slot = Slot {
+            ticket,
             request,
             number: 0,
             planned_len,

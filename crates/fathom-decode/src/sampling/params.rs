@@ -11,6 +11,18 @@ const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_STOP_TOKEN_IDS: usize = 128;
 
 /// How tokens are chosen and when a text ends. Names, meanings and ranges are vLLM's.
+///
+/// ```
+/// use fathom_decode::SamplingParams;
+///
+/// let params = SamplingParams { temperature: 0.7, top_p: 0.9, ..SamplingParams::default() };
+/// assert!(params.validate().is_ok());
+/// let refused = SamplingParams { top_p: 1.5, ..params }.validate();
+/// assert_eq!(
+///     refused.err().map(|error| error.to_string()).as_deref(),
+///     Some("top-p is 1.5; expected a number above 0 and at most 1"),
+/// );
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token, always.

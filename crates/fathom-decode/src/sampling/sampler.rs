@@ -12,6 +12,27 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 /// Two stages, as in vLLM. [`Sampler::process`] changes logits by what stands before them: penalties,
 /// bias, min-tokens. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`] choose from logits so
 /// changed: the most likely token, or by temperature, min-p, top-k and top-p.
+///
+/// ```
+/// use fathom_decode::{Sampler, SamplingParams, Verdict};
+///
+/// # fn main() -> fathom_model::Result<()> {
+/// let (temperature, top_k, seed) = (0.8, 2, 7);
+/// let params = SamplingParams { temperature, top_k, seed, ..SamplingParams::default() };
+/// let sampler = Sampler::new(params, 0, 4)?;
+/// let logits = [1.0, 3.0, 2.5, -1.0]; // of four tokens
+///
+/// // Randomness is keyed by seed, request and position: the same place has the same token.
+/// let token = sampler.sample(&logits, 12)?;
+/// assert_eq!(token, sampler.sample(&logits, 12)?);
+/// assert!(token == 1 || token == 2, "only the two most likely ones are left");
+///
+/// // A draft of the same opinion is always accepted.
+/// let draft = sampler.draft(&logits, 13)?;
+/// assert_eq!(sampler.judge(&logits, &draft, 13)?, Verdict::Accept);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,

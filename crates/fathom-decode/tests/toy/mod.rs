@@ -91,7 +91,7 @@ pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<H
 /// Decodes `text` to its end in `mode`; `gamma` gives γ of each step.
 pub fn decode(
     mode: Mode,
-    text: &mut Completion<'_>,
+    text: &mut Completion,
     sampler: &Sampler,
     target: Toy,
     draft: Toy,

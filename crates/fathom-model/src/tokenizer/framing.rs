@@ -3,6 +3,7 @@
 use tokenizers::{Encoding, Token};
 
 /// The special tokens in front of a text and behind it.
+#[derive(Clone)]
 pub(super) struct Framing {
     pub front: Vec<u32>,
     pub back: Vec<u32>,

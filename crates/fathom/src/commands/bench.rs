@@ -207,10 +207,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 /// One way to share the machine, and what was measured so.
-struct Accounted<'a> {
+struct Accounted {
     accounting: Accounting,
     placement: Placement,
-    engine: Engine<'a, Cpu>,
+    engine: Engine<Cpu>,
     rows: Vec<BenchRow>,
 }
 
@@ -265,7 +265,7 @@ impl Args {
     /// All runs of every mode, ar first, for each accounting.
     fn measure(
         &self,
-        accountings: &mut [Accounted<'_>],
+        accountings: &mut [Accounted],
         batches: Batches<'_>,
         eos: &Arc<[u32]>,
     ) -> Result<Vec<Vec<Vec<Measured>>>, Failure> {
@@ -372,7 +372,7 @@ impl Args {
 
     fn print(
         &self,
-        accountings: &[Accounted<'_>],
+        accountings: &[Accounted],
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
@@ -391,9 +391,9 @@ impl Args {
             return Ok(());
         }
         let tables =
-            |a: &Accounted<'_>| (bench_table(&draft, &target, &a.rows), breakdown_table(&a.rows));
+            |a: &Accounted| (bench_table(&draft, &target, &a.rows), breakdown_table(&a.rows));
         if output.json {
-            let report = |a: &Accounted<'_>| {
+            let report = |a: &Accounted| {
                 let (table, breakdown) = tables(a);
                 json!({
                     "accounting": a.accounting.key(),
@@ -419,7 +419,7 @@ impl Args {
     }
 }
 
-impl Accounted<'_> {
+impl Accounted {
     /// Who has which threads.
     fn heading(&self) -> String {
         let Placement { alone, together: ThreadSplit { target, draft }, pinned } = self.placement;

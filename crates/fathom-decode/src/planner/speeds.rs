@@ -1,10 +1,10 @@
-//! What every way of decoding is expected to make of the next steps, from what was measured.
+//! What every mode is expected to make of the next steps, from what was measured.
 
 use std::collections::BTreeMap;
 
-use crate::pass_cost::PassCost;
-use crate::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
-use crate::running::Mean;
+use super::pass_cost::PassCost;
+use super::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
+use super::running::Mean;
 use crate::{Lengths, Mode};
 
 /// What an observed cost weighs beside the one after it: the last 20 or so count.
@@ -13,8 +13,8 @@ const COST_DECAY: f64 = 0.95;
 /// interrupted says nothing about the next.
 const OUTLIER: f64 = 2.0;
 
-/// Measured costs and acceptance. Batch sizes are told apart by powers of two, and a model that has the
-/// machine for itself from one that works beside the other.
+/// Measured costs and acceptance. Batch sizes are told apart by powers of two, and a model that runs alone
+/// from one that runs at the same time as the other (co-running, `beside`).
 #[derive(Clone, Debug, Default)]
 pub struct Speeds {
     costs: BTreeMap<(usize, bool), Costs>,
@@ -37,8 +37,8 @@ pub(crate) fn size_class(batch: usize) -> usize {
 }
 
 impl Speeds {
-    /// Counts that the draft drafted `tokens` for each of `batch` sequences in `seconds`, `beside` the
-    /// target or while that waited.
+    /// Counts that the draft drafted `tokens` for each of `batch` sequences in `seconds`: co-running with
+    /// the target (`beside`), or while that waited.
     pub fn record_draft(&mut self, batch: usize, beside: bool, tokens: usize, seconds: f64) {
         if tokens > 0 {
             let draft = &mut self.costs(batch, beside).draft;
@@ -155,7 +155,7 @@ impl Yield {
 }
 
 impl Forecast {
-    /// The same, as far as one may hope of passes over other numbers of rows than were made last.
+    /// The same, optimistic about passes over other numbers of rows than were made last.
     pub fn hopeful(self) -> Forecast {
         Forecast { pass_seconds: PassCost::hopeful, ..self }
     }

@@ -5,7 +5,7 @@
 //! differ more still: one that the draft knows by heart has hardly a run that ends. What is expected of a
 //! sequence therefore starts from where in a run it is.
 
-use crate::running::Mean;
+use super::running::Mean;
 
 /// What a judged draft weighs beside the next one at about the same place: the last 300 or so count, which are
 /// some tens of steps of one sequence and five of sixteen.

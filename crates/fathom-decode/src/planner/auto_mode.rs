@@ -1,25 +1,28 @@
-//! The way of decoding that is fastest here and now.
+//! The mode that is fastest here and now: the fastest one known, and now and then an exploration of
+//! the others.
 
 use std::collections::BTreeMap;
 
+use super::speeds::size_class;
 use crate::Mode;
-use crate::speeds::size_class;
 
-/// Steps a look takes.
+/// Steps of an exploration.
 const LOOK: usize = 3;
-/// Steps until a way that was not the fastest may be looked at again; doubled by every look that changes
-/// nothing.
+/// Steps until a mode that was not the fastest may be explored again; doubled by every exploration
+/// that changes nothing.
 const FIRST_INTERVAL: usize = 64;
-/// The most of that. After so many steps even a hopeless way is looked at: it may have been measured badly.
+/// The most of that. After so many steps every mode is explored, however slow it seemed: it may have
+/// been measured badly.
 const LAST_INTERVAL: usize = 2048;
-/// A way is worth a look when it would be the fastest if it were faster than expected by this factor.
+/// Optimism: a mode is worth exploring when it would be the fastest if it were faster than expected by
+/// this factor.
 const HOPE: f64 = 1.25;
-/// The way taken is left only for one that is expected to be faster by this factor.
+/// The current mode is left only for one that is expected to be faster by this factor.
 const WORTH_CHANGING: f64 = 1.02;
 
-/// Chooses among all ways of decoding: tries each for a few steps, then takes the one that is expected to
-/// make the most tokens a second, and looks at the others again now and then, seldomer while that changes
-/// nothing. Batch sizes are told apart by powers of two.
+/// Chooses among all modes: tries each for a few steps, then takes the one that is expected to make the
+/// most tokens a second, and explores the others now and then, less often while that changes nothing.
+/// Batch sizes are told apart by powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct AutoMode {
     /// By how many sequences speculate, and how many there are.
@@ -30,11 +33,11 @@ pub struct AutoMode {
 struct Size {
     steps: usize,
     current: Mode,
-    /// A look under way, and the steps left of it.
+    /// An exploration under way, and the steps left of it.
     look: Option<(Mode, usize)>,
-    /// Step at which a way was taken last.
+    /// Step at which a mode was taken last.
     taken: BTreeMap<Mode, usize>,
-    /// Steps between looks at ways that are not taken.
+    /// Steps between explorations.
     interval: usize,
 }
 
@@ -46,8 +49,8 @@ impl Default for Size {
 }
 
 impl AutoMode {
-    /// The way to make the next step with `batch` sequences and `plain` others, for which nothing
-    /// is drafted. `speed` is what a way is expected to make, in tokens per second; `None` where
+    /// The mode of the next step, with `batch` sequences and `plain` others, for which nothing is
+    /// drafted. `speed` is what a mode is expected to make, in tokens per second; `None` where
     /// nothing is known.
     pub fn choose(
         &mut self,
@@ -84,7 +87,7 @@ impl Size {
             if speed(mode).is_none() {
                 return taken.is_none_or(|step| self.steps - step > FIRST_INTERVAL);
             }
-            // What is known though it was never taken was measured before: that was a look too.
+            // What is known though it was never taken was measured before: an exploration too.
             let age = self.steps - taken.copied().unwrap_or(0);
             age > LAST_INTERVAL || (hopeful && age > self.interval)
         });

@@ -1,6 +1,6 @@
 //! What a pass of the target costs, on a machine whose speed changes.
 
-use crate::running::Mean;
+use super::running::Mean;
 
 /// Standard deviation of one pass's measured time, as a share of it.
 const NOISE: f64 = 0.1;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::speeds::{Forecast, size_class};
-use crate::{Mode, Phase, Speeds};
+use super::speeds::{Forecast, Speeds, size_class};
+use crate::{Mode, Phase};
 
 /// γ is left only for one that is expected to be faster by this factor: measured costs are noisy.
 const WORTH_CHANGING: f64 = 1.02;
@@ -73,9 +73,9 @@ impl AdaptiveGamma {
     }
 
     /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens
-    /// by now, and `plain` others, for which nothing is drafted: what may be hoped to be fastest,
-    /// so that a γ is tried again when what is known of its cost has become old. What was chosen
-    /// holds until something else is clearly faster.
+    /// by now, and `plain` others, for which nothing is drafted: the fastest by an optimistic
+    /// forecast, so that a γ is tried again when what is known of its cost has become old. What was
+    /// chosen holds until something else is clearly faster.
     pub fn lengths(
         &mut self,
         mode: Mode,
@@ -114,7 +114,7 @@ impl AdaptiveGamma {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::speeds::tests::measured;
+    use crate::planner::speeds::tests::measured;
 
     fn gamma(adaptive: &mut AdaptiveGamma, speeds: &Speeds) -> usize {
         adaptive.lengths(Mode::Pearl, &[0], 0, speeds).post_verify

@@ -1,0 +1,79 @@
+//! What a request must keep to, checked before it is queued.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fathom_model::{Error, Result};
+
+use super::request::{Request, Ticket};
+use crate::{Completion, EndRules, Sampler};
+
+/// Numbers the requests of an engine, on whatever threads they are submitted.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tickets(Arc<AtomicU64>);
+
+impl Tickets {
+    fn next(&self) -> Ticket {
+        Ticket(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What does not change while requests are checked: a copy of it checks them on any thread, without
+/// the engine.
+#[derive(Clone, Debug)]
+pub(super) struct Rules {
+    /// Ids below are tokens.
+    pub vocab: usize,
+    /// Most tokens of prompt and text together.
+    pub longest: usize,
+    pub tickets: Tickets,
+}
+
+/// A request that an engine can take.
+pub(super) struct Checked {
+    pub ticket: Ticket,
+    /// The caller's number for it.
+    pub request: u64,
+    pub text: Completion,
+    pub sampler: Arc<Sampler>,
+}
+
+impl Rules {
+    /// Refuses what cannot be done; gives a ticket to the rest.
+    ///
+    /// # Errors
+    /// As [`super::Engine::submit`].
+    pub fn check(&self, request: Request) -> Result<Checked> {
+        let Request { id, prompt, params, eos, stop } = request;
+        let Rules { vocab, longest, .. } = *self;
+        let sampler = Sampler::new(params, id, vocab)?.with_eos(&eos)?;
+        let refuse =
+            |problem: String| Err(Error::Request(format!("the prompt of request {id} {problem}")));
+        if prompt.is_empty() {
+            return refuse("is empty; expected at least one token".to_owned());
+        }
+        if prompt.len() >= longest {
+            return refuse(format!(
+                "has {} tokens; expected fewer than {longest}, the target's context or what the \
+                 key/value cache may hold",
+                prompt.len()
+            ));
+        }
+        if let Some(token) = prompt.iter().find(|&&token| token as usize >= vocab) {
+            return refuse(format!(
+                "holds token {token}; expected ids below {vocab}, the target's vocabulary"
+            ));
+        }
+        let params = sampler.params();
+        if !params.stop.is_empty() && stop.is_none() {
+            return Err(Error::Request(format!(
+                "request {id} has stop strings; expected a check that watches for them"
+            )));
+        }
+        let eos = if params.ignore_eos { Arc::default() } else { eos };
+        let stop_tokens = params.stop_token_ids.as_slice().into();
+        let max_tokens = params.max_tokens.min(longest - prompt.len());
+        let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
+        Ok(Checked { ticket: self.tickets.next(), request: id, text, sampler: Arc::new(sampler) })
+    }
+}

@@ -1,0 +1,544 @@
+//! An engine on a thread of its own, used by many at once: every text is the one its request has
+//! alone, and nothing waits for ever.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use fathom_decode::engine::{
+    Engine, EngineHandle, EngineOptions, Gamma, Generating, HandleMetrics, ModeChoice, Request,
+    Update,
+};
+use fathom_decode::{Finish, Mode, SamplingParams, philox4x32};
+use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_model::{Error, Model, Result};
+
+const VOCAB: u32 = 128;
+/// Requests that differ; many are asked for several times, also at the same time.
+const DISTINCT: u64 = 120;
+const THREADS: u64 = 8;
+/// In every mode, by every thread: 2 016 requests in all.
+const REQUESTS: u64 = 84;
+const GAMMA: usize = 3;
+
+fn model(precision: Precision) -> Model<Cpu> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
+    let options = CpuOptions { threads: Some(1), precision, isa: None };
+    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+}
+
+fn options(mode: Mode, batch_size: usize, kv_pages: usize) -> EngineOptions {
+    let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(GAMMA));
+    EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB as usize }
+}
+
+/// The draft is the target in another precision: it agrees mostly.
+fn engine(options: EngineOptions) -> Engine<Cpu> {
+    let draft = (options.mode != ModeChoice::Always(Mode::Ar)).then(|| model(Precision::F32));
+    Engine::new(model(Precision::Bf16), draft, options).unwrap()
+}
+
+fn handle(mode: Mode) -> EngineHandle {
+    engine(options(mode, 8, 100)).spawn().unwrap()
+}
+
+/// A number below `below` that belongs to a request.
+fn random(id: u64, what: u32, below: u32) -> u32 {
+    philox4x32([id as u32, what, 0, 0], [14, 2])[0] % below
+}
+
+/// Greedy or sampled, with a length, a seed and parameters of its own.
+fn request(id: u64) -> Request {
+    let prompt = (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, VOCAB)).collect();
+    let params = SamplingParams {
+        temperature: [0.0, 0.7, 1.5][random(id, 1, 3) as usize],
+        top_k: [0, 10][random(id, 2, 2) as usize],
+        top_p: [1.0, 0.9][random(id, 3, 2) as usize],
+        frequency_penalty: [0.0, 0.5][random(id, 4, 2) as usize],
+        seed: u64::from(random(id, 5, 1000)),
+        max_tokens: 1 + random(id, 6, 60) as usize,
+        ..SamplingParams::default()
+    };
+    let eos: Arc<[u32]> = (0..VOCAB).filter(|token| token % 60 == 7).collect();
+    Request { id, prompt, params, eos, stop: None }
+}
+
+/// A request that goes on until somebody stops it, or for as many tokens.
+fn long(id: u64, max_tokens: usize) -> Request {
+    let params = SamplingParams { max_tokens, ..SamplingParams::default() };
+    Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None }
+}
+
+/// Texts by request, and why they ended.
+type Texts = HashMap<u64, (Vec<u32>, Finish)>;
+
+/// The texts of requests one after the other, by an engine that is driven step by step.
+fn alone(mode: Mode, requests: impl Iterator<Item = Request>) -> Texts {
+    let mut engine = engine(options(mode, 1, 100));
+    requests.for_each(|request| _ = engine.submit(request).unwrap());
+    let mut tokens: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut texts = HashMap::new();
+    while engine.pending() > 0 {
+        for update in engine.step().unwrap() {
+            tokens.entry(update.request).or_default().extend(update.tokens);
+            if let Some(done) = update.done {
+                let text = tokens.remove(&update.request).unwrap();
+                texts.insert(update.request, (text, done.finish));
+            }
+        }
+    }
+    texts
+}
+
+/// What `work` returns, where it does so in reasonable time.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (outbox, inbox) = channel();
+    let thread = thread::spawn(move || drop(outbox.send(work())));
+    match inbox.recv_timeout(Duration::from_secs(120)) {
+        Ok(result) => result,
+        Err(_) if thread.is_finished() => std::panic::resume_unwind(thread.join().unwrap_err()),
+        Err(_) => panic!("it hangs"),
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    ReadToTheEnd,
+    CancelledAfter(usize),
+    DroppedAfter(usize),
+    CancelledElsewhere,
+}
+
+fn fate(number: u64) -> Fate {
+    let half = random(number, 8, 20) as usize;
+    match random(number, 7, 8) {
+        0 => Fate::CancelledAfter(half),
+        1 => Fate::DroppedAfter(half),
+        2 => Fate::CancelledElsewhere,
+        _ => Fate::ReadToTheEnd,
+    }
+}
+
+/// Reads a text in one of three ways until `enough` tokens are there, or the end.
+fn read(updates: &mut Generating, way: u32, enough: usize) -> (Vec<u32>, Option<Finish>) {
+    let (mut tokens, mut finish) = (Vec::new(), None);
+    while tokens.len() < enough && !updates.has_ended() {
+        let update = match way {
+            0 => updates.next().transpose(),
+            1 => updates.next_timeout(Duration::from_millis(1)),
+            _ => updates.try_next(),
+        };
+        match update.unwrap() {
+            Some(update) => {
+                tokens.extend(update.tokens);
+                finish = update.done.map(|done| done.finish);
+            }
+            None => thread::yield_now(),
+        }
+    }
+    (tokens, finish)
+}
+
+/// One of the threads: keeps a few requests open, and compares what comes of them. How many were
+/// read to the end.
+fn client(engine: &EngineHandle, thread: u64, expected: &Texts) -> u64 {
+    let mut open: VecDeque<(u64, u64, Generating)> = VecDeque::new();
+    let mut whole = 0;
+    for number in (0..REQUESTS).map(|n| thread * REQUESTS + n) {
+        let id = u64::from(random(number, 6, DISTINCT as u32));
+        open.push_back((number, id, engine.submit(request(id)).unwrap()));
+        let last = number + 1 == (thread + 1) * REQUESTS;
+        while open.len() > if last { 0 } else { 5 } {
+            let (number, id, mut updates) = open.pop_front().unwrap();
+            let fate = fate(number);
+            let enough = match fate {
+                Fate::CancelledAfter(enough) | Fate::DroppedAfter(enough) => enough,
+                Fate::ReadToTheEnd => usize::MAX,
+                Fate::CancelledElsewhere => {
+                    let canceller = updates.canceller();
+                    thread::spawn(move || canceller.cancel());
+                    usize::MAX
+                }
+            };
+            let (tokens, finish) = read(&mut updates, random(number, 9, 3), enough);
+            let (text, end) = &expected[&id];
+            match finish {
+                Some(finish) => assert_eq!((&tokens, finish), (text, *end), "request {id}"),
+                None => {
+                    assert_ne!(fate, Fate::ReadToTheEnd, "request {id} has no end");
+                    assert_eq!(tokens, text[..tokens.len()], "request {id}");
+                }
+            }
+            whole += u64::from(finish.is_some());
+            if let Fate::CancelledAfter(_) = fate {
+                updates.cancel();
+                assert!(updates.next().is_none() && updates.has_ended());
+            }
+        }
+    }
+    whole
+}
+
+/// Every request in exactly one place.
+fn accounted(metrics: &HandleMetrics) -> bool {
+    let open = metrics.waiting + metrics.prefilling + metrics.running;
+    metrics.submitted == open as u64 + metrics.finished + metrics.cancelled + metrics.failed
+}
+
+/// What never decreases.
+fn counters(metrics: &HandleMetrics) -> [u64; 6] {
+    let engine = &metrics.engine;
+    let steps = engine.steps.values().sum::<usize>() as u64;
+    [
+        metrics.submitted,
+        metrics.finished,
+        metrics.cancelled,
+        metrics.failed,
+        engine.tokens as u64,
+        steps,
+    ]
+}
+
+/// Eight threads submit, stream, cancel and leave, in a batch whose caches are so tight that
+/// requests are sent back to wait, while another watches the metrics.
+#[test]
+fn texts_of_many_threads_are_those_of_each_request_alone() {
+    let plain = alone(Mode::Ar, (0..DISTINCT).map(request));
+    for mode in Mode::ALL {
+        let mut expected = plain.clone();
+        if mode != Mode::Ar {
+            let sampled = (0..DISTINCT).map(request).filter(|r| !r.params.is_greedy());
+            expected.extend(alone(mode, sampled));
+        }
+        in_time(move || {
+            let engine = engine(options(mode, 8, 9)).spawn().unwrap();
+            let over = AtomicBool::new(false);
+            let whole = thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut before = counters(&engine.metrics());
+                    while !over.load(Ordering::Relaxed) {
+                        let metrics = engine.metrics();
+                        let now = counters(&metrics);
+                        assert!(accounted(&metrics), "{metrics:?}");
+                        assert!(before.iter().zip(&now).all(|(b, n)| b <= n), "{before:?} {now:?}");
+                        before = now;
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                });
+                let client = |thread| {
+                    let (engine, expected) = (engine.clone(), &expected);
+                    scope.spawn(move || client(&engine, thread, expected))
+                };
+                let clients: Vec<_> = (0..THREADS).map(client).collect();
+                let whole: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+                over.store(true, Ordering::Relaxed);
+                whole.into_iter().map(|whole| whole.unwrap()).sum::<u64>()
+            });
+            engine.drain().unwrap();
+            let metrics = engine.metrics();
+            assert!(accounted(&metrics), "{metrics:?}");
+            assert_eq!(metrics.submitted, THREADS * REQUESTS);
+            assert_eq!(metrics.waiting + metrics.prefilling + metrics.running, 0);
+            assert_eq!(metrics.failed, 0);
+            assert!(metrics.finished >= whole && metrics.cancelled > 50, "{metrics:?}");
+            assert!(whole > THREADS * REQUESTS / 2, "{whole} whole texts");
+            assert!(metrics.engine.preemptions > 0, "the caches were meant to be tight: {mode}");
+        });
+    }
+}
+
+/// The id is a key of the randomness and nothing else.
+#[test]
+fn requests_of_the_same_id_are_told_apart() {
+    let sampled =
+        || (0..DISTINCT).map(request).find(|r| !r.params.is_greedy() && r.params.max_tokens > 20);
+    let expected = alone(Mode::Pearl, sampled().into_iter());
+    in_time(move || {
+        let engine = handle(Mode::Pearl);
+        let mut other = sampled().unwrap();
+        other.params.seed += 1;
+        let mut all: Vec<_> = (0..5).map(|_| engine.submit(sampled().unwrap()).unwrap()).collect();
+        let mut other = engine.submit(other).unwrap();
+        all[1].cancel();
+        all.remove(1);
+        for updates in &mut all {
+            let (tokens, finish) = read(updates, 0, usize::MAX);
+            assert_eq!(expected[&sampled().unwrap().id], (tokens, finish.unwrap()));
+        }
+        let (tokens, _) = read(&mut other, 0, usize::MAX);
+        assert_ne!(expected[&sampled().unwrap().id].0, tokens, "another seed has another text");
+    });
+}
+
+/// An engine whose thread is inside a sink until told to go on; and the request it is at.
+fn held_engine(mode: Mode) -> (EngineHandle, Sender<()>, Receiver<Result<Update>>) {
+    let engine = handle(mode);
+    let (go, wait) = channel::<()>();
+    let (here, arrived) = channel();
+    let (outbox, updates) = channel();
+    let sink = move |update| {
+        here.send(()).unwrap();
+        _ = wait.recv(); // until `go` is dropped
+        outbox.send(update).is_ok()
+    };
+    engine.submit_with(long(0, 40), Box::new(sink)).unwrap();
+    arrived.recv_timeout(Duration::from_secs(60)).unwrap();
+    // Later updates need not be waited for either.
+    thread::spawn(move || arrived.iter().count());
+    (engine, go, updates)
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_while_the_engine_is_busy() {
+    in_time(|| {
+        let (engine, go, updates) = held_engine(Mode::Pearl);
+        let refused = |request| engine.submit(request).unwrap_err().to_string();
+        assert!(refused(Request { prompt: vec![], ..long(7, 5) }).contains("request 7 is empty"));
+        assert!(refused(Request { prompt: vec![VOCAB], ..long(7, 5) }).contains("ids below 128"));
+        assert!(refused(long(7, 0)).contains("max-tokens is 0"));
+        let full = Request { prompt: vec![1; 100 * 128], ..long(7, 5) };
+        assert!(refused(full).contains("expected fewer than 12800"));
+        let params = SamplingParams { stop: vec!["x".to_owned()], ..long(7, 5).params };
+        assert!(refused(Request { params, ..long(7, 5) }).contains("stop strings"));
+        // Nor do the metrics and what is right wait for it.
+        let mut taken = engine.submit(long(8, 10)).unwrap();
+        let metrics = engine.metrics();
+        assert_eq!((metrics.submitted, metrics.running, metrics.waiting), (2, 1, 1));
+        assert!(taken.try_next().unwrap().is_none() && !taken.has_ended());
+        drop(go);
+        assert_eq!(read(&mut taken, 0, usize::MAX).1, Some(Finish::Length));
+        assert!(updates.iter().last().unwrap().unwrap().done.is_some());
+    });
+}
+
+#[test]
+fn a_drained_engine_ends_what_it_has_and_takes_nothing_more() {
+    in_time(|| {
+        let (engine, go, _updates) = held_engine(Mode::Sd);
+        let mut open: Vec<_> = (1..20).map(|id| engine.submit(long(id, 30)).unwrap()).collect();
+        let drained = thread::spawn({
+            let engine = engine.clone();
+            move || engine.drain()
+        });
+        let refusal = loop {
+            match engine.submit(long(99, 5)) {
+                Ok(_) => thread::sleep(Duration::from_millis(1)), // it has not begun to drain
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refusal, Error::Stopped(_)));
+        assert_eq!(refusal.to_string(), "the engine was drained and takes no more requests");
+        assert!(!drained.is_finished(), "requests are open");
+        drop(go);
+        drained.join().unwrap().unwrap();
+        let metrics = engine.metrics();
+        assert_eq!(metrics.waiting + metrics.prefilling + metrics.running, 0);
+        for updates in &mut open {
+            let update = || updates.try_next().unwrap();
+            let updates: Vec<Update> = std::iter::from_fn(update).collect();
+            assert_eq!(updates.iter().map(|update| update.tokens.len()).sum::<usize>(), 30);
+        }
+        engine.drain().unwrap(); // once more
+        assert!(engine.submit(long(99, 5)).is_err());
+    });
+}
+
+/// Counts its owners: when only the test is left, the engine that owned the other is gone.
+fn watched(id: u64, owner: &Arc<()>) -> Request {
+    let owner = Arc::clone(owner);
+    let stop = move |_| Ok(Arc::strong_count(&owner) == 0); // never
+    Request { stop: Some(Box::new(stop)), ..long(id, 100_000) }
+}
+
+#[test]
+fn dropping_the_last_handle_ends_everything() {
+    for mode in Mode::ALL {
+        in_time(move || {
+            let engine = engine(options(mode, 4, 10_000)).spawn().unwrap();
+            let owner = Arc::new(());
+            let mut open: Vec<_> =
+                (0..9).map(|id| engine.submit(watched(id, &owner)).unwrap()).collect();
+            assert!(open[0].next().unwrap().is_ok());
+            let canceller = open[1].canceller();
+            let other = engine.clone();
+            drop(engine);
+            assert!(open[0].next().unwrap().is_ok(), "there is another handle");
+            drop(other);
+            assert_eq!(Arc::strong_count(&owner), 1, "the thread is joined and the engine dropped");
+            for updates in &mut open {
+                let error = updates.find_map(|update| update.err()).unwrap();
+                assert!(matches!(error, Error::Stopped(_)));
+                let expected = "the engine has stopped: its last handle was dropped";
+                assert_eq!(error.to_string(), expected);
+                assert!(updates.next().is_none() && updates.has_ended());
+            }
+            canceller.cancel();
+            drop(open);
+        });
+    }
+}
+
+#[test]
+fn an_engine_without_work_ends_too() {
+    in_time(|| drop(handle(Mode::Pearl)));
+}
+
+/// Its thread cannot wait for itself.
+#[test]
+fn a_sink_may_own_the_last_handle() {
+    let (outbox, ended) = channel();
+    in_time(move || {
+        let engine = handle(Mode::Pearl);
+        let owned = engine.clone();
+        let owner = Arc::new(outbox);
+        let sink = move |update: Result<Update>| {
+            let refused = |result: Result<()>| {
+                result.unwrap_err().to_string().starts_with("a sink cannot drain or configure")
+            };
+            assert!(refused(owned.drain()) && refused(owned.configure(owned.options())));
+            let update = update.unwrap();
+            if update.done.is_some() {
+                owner.send(update).unwrap();
+            }
+            true
+        };
+        engine.submit_with(long(0, 20), Box::new(sink)).unwrap();
+    });
+    assert!(ended.recv_timeout(Duration::from_secs(60)).unwrap().done.is_some());
+    // The sink is dropped, and with it the sender.
+    assert!(ended.recv_timeout(Duration::from_secs(60)).is_err());
+}
+
+/// One that is told enough says so; one that panics harms itself only.
+#[test]
+fn a_sink_ends_its_own_request_only() {
+    in_time(|| {
+        let engine = handle(Mode::Sd);
+        let (outbox, heard) = channel();
+        let mut left = 3;
+        let sink = move |update: Result<Update>| {
+            outbox.send(update.unwrap().tokens.len()).unwrap();
+            left -= 1;
+            left > 0
+        };
+        let mut other = engine.submit(long(1, 60)).unwrap();
+        engine.submit_with(long(0, 100_000), Box::new(sink)).unwrap();
+        let panics = |_| panic!("this sink is broken");
+        engine.submit_with(long(2, 100_000), Box::new(panics)).unwrap();
+        assert_eq!(heard.iter().count(), 3);
+        assert_eq!(read(&mut other, 0, usize::MAX).0.len(), 60);
+        engine.drain().unwrap();
+        let metrics = engine.metrics();
+        assert_eq!((metrics.finished, metrics.cancelled, metrics.failed), (1, 2, 0));
+    });
+}
+
+/// A check that cannot go on is the end of its request, in the middle of a batch.
+#[test]
+fn a_stop_check_ends_its_own_request_only() {
+    let expected = alone(Mode::Ar, [long(0, 60)].into_iter());
+    in_time(move || {
+        let engine = handle(Mode::Pearl);
+        let mut fine = engine.submit(long(0, 60)).unwrap();
+        let mut seen = 0;
+        let fails = move |_| {
+            seen += 1;
+            if seen < 7 { Ok(false) } else { Err(Error::Request("a token too many".to_owned())) }
+        };
+        let mut failing =
+            engine.submit(Request { stop: Some(Box::new(fails)), ..long(1, 60) }).unwrap();
+        let panics = |_| panic!("no idea");
+        let mut broken =
+            engine.submit(Request { stop: Some(Box::new(panics)), ..long(2, 60) }).unwrap();
+        let error = |updates: &mut Generating| {
+            let error = updates.find_map(|update| update.err()).unwrap().to_string();
+            assert!(updates.next().is_none());
+            error
+        };
+        assert_eq!(error(&mut failing), "a token too many");
+        assert_eq!(error(&mut broken), "the request's stop check stopped: no idea");
+        assert_eq!(read(&mut fine, 0, usize::MAX).0, expected[&0].0);
+        let metrics = engine.metrics();
+        assert_eq!((metrics.finished, metrics.failed), (1, 2));
+        assert!(accounted(&metrics));
+    });
+}
+
+/// A request whose reader left before its turn is never begun.
+#[test]
+fn nothing_is_decoded_for_those_who_left() {
+    in_time(|| {
+        let (engine, go, _updates) = held_engine(Mode::Pearl);
+        drop(engine.submit(long(1, 40)).unwrap());
+        engine.submit(long(2, 40)).unwrap().cancel();
+        drop(go);
+        engine.drain().unwrap();
+        let metrics = engine.metrics();
+        assert_eq!((metrics.finished, metrics.cancelled, metrics.engine.tokens), (1, 2, 40));
+    });
+}
+
+/// Whoever does not read costs the others nothing, and misses nothing.
+#[test]
+fn a_slow_reader_holds_up_nobody() {
+    in_time(|| {
+        let engine = handle(Mode::Pearl);
+        let mut slow = engine.submit(long(0, 300)).unwrap();
+        for id in 1..20 {
+            let mut quick = engine.submit(long(id, 20)).unwrap();
+            assert_eq!(read(&mut quick, 0, usize::MAX).0.len(), 20);
+        }
+        engine.drain().unwrap();
+        assert_eq!(read(&mut slow, 0, usize::MAX).0.len(), 300);
+    });
+}
+
+/// Another mode, γ or batch in the middle of greedy texts changes none of them.
+#[test]
+fn an_engine_is_configured_while_it_works() {
+    let expected = alone(Mode::Ar, (0..6).map(|id| long(id, 120)));
+    in_time(move || {
+        let engine = handle(Mode::Pearl);
+        let mut open: Vec<_> = (0..6).map(|id| engine.submit(long(id, 120)).unwrap()).collect();
+        for (turn, mode) in Mode::ALL.into_iter().cycle().take(9).enumerate() {
+            let changed =
+                EngineOptions { gamma: Gamma::Fixed(1 + turn % 4), ..options(mode, 2 + turn, 100) };
+            engine.configure(changed).unwrap();
+            assert_eq!(engine.options(), changed);
+            assert!(open[0].next().unwrap().is_ok());
+        }
+        let wrong = engine.configure(EngineOptions { batch_size: 0, ..engine.options() });
+        assert!(wrong.unwrap_err().to_string().contains("batch-size is 0"));
+        // Requests are checked by the options in force.
+        engine.configure(options(Mode::Pearl, 4, 2)).unwrap();
+        let error = engine.submit(Request { prompt: vec![1; 256], ..long(9, 5) }).unwrap_err();
+        assert!(error.to_string().contains("expected fewer than 256"), "{error}");
+        for updates in open.iter_mut().skip(1) {
+            assert_eq!(read(updates, 0, usize::MAX).0, expected[&1].0);
+        }
+    });
+}
+
+/// Updates of what was submitted before would go nowhere.
+#[test]
+fn an_engine_with_requests_is_not_handed_over() {
+    let mut engine = engine(options(Mode::Ar, 4, 100));
+    engine.submit(long(0, 5)).unwrap();
+    let error = engine.spawn().unwrap_err().to_string();
+    assert!(error.contains("has 1 requests"), "{error}");
+}
+
+#[test]
+fn handles_are_for_any_thread() {
+    fn is_shared<T: Send + Sync + Clone>() {}
+    fn is_sent<T: Send>() {}
+    is_shared::<EngineHandle>();
+    is_sent::<Generating>();
+    is_sent::<Engine<Cpu>>();
+}
