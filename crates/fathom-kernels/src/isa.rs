@@ -146,10 +146,6 @@ pub(crate) struct Supported {
 }
 
 impl Supported {
-    pub(crate) fn best() -> Supported {
-        Supported { isa: Isa::detect(), modelled_tiles: false }
-    }
-
     pub(crate) fn new(isa: Isa) -> Result<Supported, CpuError> {
         match isa.unavailable() {
             None => Ok(Supported { isa, modelled_tiles: false }),

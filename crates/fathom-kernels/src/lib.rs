@@ -17,7 +17,6 @@ mod isa;
 mod kv;
 pub mod limits;
 mod linear;
-mod low_rank;
 pub mod machine;
 mod microkernel;
 mod norm;
@@ -29,9 +28,9 @@ pub mod reference;
 mod rope;
 mod rows;
 mod simd;
-pub mod vector;
-mod weight;
 pub mod workload;
+
+pub use fathom_backend::{DType, WeightView};
 
 pub use affinity::cores;
 pub use backend::{Attention, Backend, KvShape, Precision, Span};
@@ -41,8 +40,6 @@ pub use describe::KernelPath;
 pub use isa::{Feature, Isa, cpu_features};
 pub use kv::Kv;
 pub use linear::Linear;
-pub use low_rank::{LowRank, add_low_rank};
 pub use operand::Operand;
 pub use rope::Table as RopeTable;
 pub use rows::{Rows, Vector};
-pub use weight::{DType, WeightView};

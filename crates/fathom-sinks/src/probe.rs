@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use fathom_model::{Access, At, Error, Probe, Result, Site};
+use fathom_vector::norm;
 
 use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
-use crate::vector::{cosine, norm};
+use crate::vector::cosine;
 
 /// What a [`ScalarProbe`] measures.
 #[derive(Clone, Debug)]

@@ -5,11 +5,10 @@
 //! rounded to the weight's type. That is what PyTorch computes up to the rank at which its library
 //! cuts the sum into blocks (more than 100), so that a merge has the bits of PEFT's.
 
+use fathom_backend::{DType, WeightView};
 use half::f16;
 
-use crate::isa::Supported;
-use crate::simd::{Kernel, Simd};
-use crate::{DType, WeightView};
+use crate::isa::{Supported, Work};
 
 /// A change of a weight matrix `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +31,10 @@ pub struct LowRank<'a> {
 /// # Panics
 /// If the shapes do not fit each other.
 pub fn add_low_rank(weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> {
+    add_on(Supported::best(), weight, changes)
+}
+
+fn add_on(isa: Supported, weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> {
     /// Multiplications that are worth a thread.
     const WORTH_A_THREAD: usize = 1 << 22;
     let WeightView { bytes, dtype, rows, columns } = weight;
@@ -45,7 +48,6 @@ pub fn add_low_rank(weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> 
     let work = changes.iter().map(|change| change.rank).sum::<usize>() * rows * columns;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let part = rows.div_ceil(cores.min(work / WORTH_A_THREAD).max(1));
-    let isa = Supported::best();
     let add = |(i, out)| isa.run(AddRows { first: i * part, out, dtype, columns, changes });
     let mut parts = out.chunks_mut(part * columns * dtype.size()).enumerate();
     let mine = parts.next();
@@ -73,12 +75,12 @@ const BLOCK: usize = 64;
 /// Rows that share a block of A.
 const ROWS: usize = 64;
 
-impl Kernel for AddRows<'_> {
+impl Work for AddRows<'_> {
     type Output = ();
     // The compiler makes vectors of it by itself: `mul_add` is an instruction where the set has
     // one, and the same number elsewhere.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<const WIDTH: usize, const FUSED: bool>(self) {
         let AddRows { first, out, dtype, columns, changes } = self;
         let row = columns * dtype.size();
         let mut block = Vec::new(); // [rank, BLOCK] of A
@@ -171,7 +173,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::pack::element;
+    use crate::element;
 
     /// Numbers about 1 with all bits of the fraction in use.
     fn numbers(seed: u32, count: usize) -> Vec<f32> {
@@ -227,10 +229,14 @@ mod tests {
                     let one = LowRank { b: &b, a: &a, rank, scale: 0.3, rounded };
                     let other = LowRank { b: &b2, a: &a2, rank: 1, scale: -1.7, rounded: false };
                     let changes = [one, other];
-                    let (ours, expected) =
-                        (add_low_rank(weight, &changes), naive(&weight, &changes));
-                    assert!(ours == expected, "{rows} {columns} {rank} {dtype:?} {rounded}");
-                    assert!(ours != weight.bytes);
+                    let expected = naive(&weight, &changes);
+                    assert!(add_low_rank(weight, &changes) == expected);
+                    for isa in Supported::all() {
+                        let ours = add_on(isa, weight, &changes);
+                        let what = format!("{rows} {columns} {rank} {dtype:?} {rounded} {isa:?}");
+                        assert!(ours == expected, "{what}");
+                        assert!(ours != weight.bytes, "{what}");
+                    }
                 }
             }
         }

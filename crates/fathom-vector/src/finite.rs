@@ -1,32 +1,21 @@
-//! Arithmetic on vectors in host memory, for analyses: fast, and summed in one fixed order, so that the
-//! same machine gives the same bits however the rows are batched.
+//! Whether a weight matrix holds numbers only.
 
-use crate::isa::Supported;
-use crate::pack::element;
-use crate::simd::{Kernel, Simd};
-use crate::{DType, WeightView};
+use fathom_backend::{DType, WeightView};
 
-/// `Σ aᵢ·bᵢ`, in f32.
-///
-/// # Panics
-/// If the lengths differ.
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "lengths of a dot product");
-    Supported::best().run(Dot { a, b })
-}
-
-/// `Σ aᵢ²`, in f32.
-pub fn squared_norm(a: &[f32]) -> f32 {
-    dot(a, a)
-}
+use crate::element;
+use crate::isa::{Supported, Work};
 
 /// `(row, column)` of the first NaN or infinity of a matrix. Large ones are searched by all cores.
 pub fn first_non_finite(matrix: WeightView<'_>) -> Option<(usize, usize)> {
+    first_on(Supported::best(), matrix)
+}
+
+fn first_on(isa: Supported, matrix: WeightView<'_>) -> Option<(usize, usize)> {
     const WORTH_A_THREAD: usize = 4 << 20;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let parts = cores.min(matrix.bytes.len() / WORTH_A_THREAD).max(1);
     let part = matrix.bytes.len().div_ceil(parts).next_multiple_of(CHUNK);
-    let search = |(i, bytes)| Some(i * part + first_non_finite_byte(bytes, matrix.dtype)?);
+    let search = |(i, bytes)| Some(i * part + first_byte_on(isa, bytes, matrix.dtype)?);
     let mut parts = matrix.bytes.chunks(part.max(1)).enumerate();
     let first = parts.next();
     let first = std::thread::scope(|scope| {
@@ -45,8 +34,7 @@ pub fn first_non_finite(matrix: WeightView<'_>) -> Option<(usize, usize)> {
 const CHUNK: usize = 4096;
 
 /// Where the first NaN or infinity begins.
-fn first_non_finite_byte(bytes: &[u8], dtype: DType) -> Option<usize> {
-    let isa = Supported::best();
+fn first_byte_on(isa: Supported, bytes: &[u8], dtype: DType) -> Option<usize> {
     let has_any = |bytes| isa.run(HasNonFinite { bytes, dtype });
     let from = bytes.chunks(CHUNK).position(has_any)? * CHUNK;
     let elements = bytes[from..].chunks_exact(dtype.size());
@@ -61,10 +49,10 @@ struct HasNonFinite<'a> {
     dtype: DType,
 }
 
-impl Kernel for HasNonFinite<'_> {
+impl Work for HasNonFinite<'_> {
     type Output = bool;
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> bool {
+    fn run<const WIDTH: usize, const FUSED: bool>(self) -> bool {
         let halves = |exponent: u16| {
             let has = |x: &[u8; 2]| u16::from_le_bytes(*x) & exponent == exponent;
             self.bytes.as_chunks().0.iter().fold(false, |any, x| any | has(x))
@@ -80,42 +68,9 @@ impl Kernel for HasNonFinite<'_> {
     }
 }
 
-struct Dot<'a> {
-    a: &'a [f32],
-    b: &'a [f32],
-}
-
-impl Kernel for Dot<'_> {
-    type Output = f32;
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        // Four chains hide the latency of fma.
-        let mut sums = [s.splat(0.0); 4];
-        let blocks = self.a.chunks(4 * S::LANES).zip(self.b.chunks(4 * S::LANES));
-        for (a, b) in blocks {
-            let vectors = a.chunks(S::LANES).zip(b.chunks(S::LANES));
-            for (sum, (a, b)) in sums.iter_mut().zip(vectors) {
-                *sum = s.fma(s.load_some(a), s.load_some(b), *sum);
-            }
-        }
-        s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dot_of_every_length() {
-        for n in 0..200 {
-            let a: Vec<f32> = (0..n).map(|i| i as f32 - 7.0).collect();
-            let b: Vec<f32> = (0..n).map(|i| (i % 5) as f32).collect();
-            // Small integers: exact in f32 in any order.
-            let want: f32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
-            assert_eq!(dot(&a, &b), want, "{n}");
-        }
-    }
 
     #[test]
     fn the_first_of_several_is_found_whoever_searches_there() {
@@ -125,7 +80,9 @@ mod tests {
             let at = (row * columns + column) * 2;
             bytes[at..at + 2].copy_from_slice(&[0x80, 0x7f]);
             let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows, columns };
-            assert_eq!(first_non_finite(view), Some((row, column)));
+            for isa in Supported::all() {
+                assert_eq!(first_on(isa, view), Some((row, column)), "{isa:?}");
+            }
         }
     }
 
@@ -138,7 +95,14 @@ mod tests {
             (DType::F32, vec![0, 0, 0x80, 0xff], vec![0, 0, 0x80, 0x3f]),
         ] {
             let clean = one.repeat(rows * columns);
-            let view = |bytes: &[u8]| first_non_finite(WeightView { bytes, dtype, rows, columns });
+            let view = |bytes: &[u8]| {
+                let matrix = WeightView { bytes, dtype, rows, columns };
+                let found = first_non_finite(matrix);
+                for isa in Supported::all() {
+                    assert_eq!(first_on(isa, matrix), found, "{isa:?}");
+                }
+                found
+            };
             assert_eq!(view(&clean), None);
             for (row, column) in [(0, 0), (0, 100), (21, 3), (49, 100)] {
                 let mut bytes = clean.clone();
