@@ -125,12 +125,7 @@ pub trait Backend: Send + Sync + 'static {
         outs: &mut [&mut Self::Rows],
     ) -> Result<()>;
     /// `out += x · Wᵀ + bias`: as [`Backend::linears`] then [`Backend::add_assign`].
-    fn linear_add(
-        &self,
-        w: &Self::Linear,
-        x: &Self::Operand,
-        out: &mut Self::Rows,
-    ) -> Result<()>;
+    fn linear_add(&self, w: &Self::Linear, x: &Self::Operand, out: &mut Self::Rows) -> Result<()>;
     /// `out = silu(x · gateᵀ) · (x · upᵀ)`, with the biases: as [`Backend::linears`], then
     /// [`Backend::silu`], then [`Backend::mul`], then [`Backend::operand`].
     fn gated(
@@ -141,8 +136,7 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Operand,
     ) -> Result<()>;
     /// As [`Backend::linears`] then [`Backend::argmax`], without the products in between.
-    fn linear_argmax(&self, w: &Self::Linear, x: &Self::Operand, limit: usize)
-    -> Result<Vec<u32>>;
+    fn linear_argmax(&self, w: &Self::Linear, x: &Self::Operand, limit: usize) -> Result<Vec<u32>>;
     /// `out = silu(x) = x / (1 + e^-x)`.
     fn silu(&self, x: &Self::Rows, out: &mut Self::Rows) -> Result<()>;
     /// `out = x · y`, element by element.
@@ -207,12 +201,8 @@ pub trait Backend: Send + Sync + 'static {
         pass: &mut Self::Pass<'_>,
     ) -> Result<()>;
     /// The sums of one layer, `[heads, tokens]`.
-    fn column_sums(
-        &self,
-        sums: &Self::ColumnSums,
-        layer: usize,
-        tokens: usize,
-    ) -> Result<Vec<f64>>;
+    fn column_sums(&self, sums: &Self::ColumnSums, layer: usize, tokens: usize)
+    -> Result<Vec<f64>>;
     /// The probabilities themselves, `[heads, span rows, keys up to the last row's own]`: for short
     /// sequences.
     fn attention_weights(

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
 use crate::engine::{Engine, ModeChoice, Request};

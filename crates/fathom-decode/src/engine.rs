@@ -20,7 +20,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Error, LogitRows, Model, Result, Step};
 
 use crate::{
@@ -81,7 +81,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
-        target.backend().adopt_thread();
+        target.backend().attach_thread();
         Ok(Engine {
             target,
             draft,
@@ -106,7 +106,8 @@ impl<'a, B: Backend> Engine<'a, B> {
         let Request { id, prompt, params, eos, stop } = request;
         let sampler = Sampler::new(params, id, self.options.vocab)?.with_eos(&eos)?;
         let context = self.target.config().max_position_embeddings;
-        let longest = context.min(self.options.kv_pages.saturating_mul(B::KV_PAGE));
+        let longest =
+            context.min(self.options.kv_pages.saturating_mul(self.target.backend().kv_page()));
         let refuse =
             |problem: String| Err(Error::Request(format!("the prompt of request {id} {problem}")));
         if prompt.is_empty() {
@@ -230,7 +231,7 @@ impl<'a, B: Backend> Engine<'a, B> {
         let start = Instant::now();
         self.preempt();
         let (mode, gamma) = self.plan();
-        self.target.backend().set_beside(mode == Mode::Pearl);
+        self.target.backend().set_shared(mode == Mode::Pearl);
         // The seconds are those of both models' work, as far as it does not overlap.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {
@@ -282,7 +283,8 @@ impl<'a, B: Backend> Engine<'a, B> {
     /// The target's pass: the last committed token and the drafts that follow it, of every request; and
     /// the seconds it took.
     fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Scores<B>, f64)> {
-        let start = Instant::now();
+        let backend = self.target.backend();
+        let start = backend.mark()?;
         let argmax_only = self.running.iter().all(Slot::takes_argmax);
         let feeds: Vec<Vec<u32>> = match chunks {
             Some(chunks) => {
@@ -296,7 +298,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::All })
             .collect();
         let scores = Scores::of(&self.target, &mut steps, argmax_only, self.options.vocab)?;
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = backend.seconds_between(&start, &backend.mark()?)?;
         let rows = feeds.iter().map(Vec::len).sum::<usize>();
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
@@ -322,7 +324,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let logits;
             let judge: &mut dyn Judge = match &scores.logits {
                 Some(all) if !slot.takes_argmax() => {
-                    logits = all.step(backend, i);
+                    logits = all.step(backend, i)?;
                     &mut LogitsJudge {
                         sampler: &slot.sampler,
                         logits: &logits,

@@ -7,7 +7,7 @@ mod trace_line;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{PromptContent, Result, Tokenizer};
 
 use crate::engine::{Engine, Request, Update};

@@ -9,21 +9,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use fathom_backend::{
+    Attention, Backend, BackendError, KvShape, Precision, Result, Rotary, RowEdit, Span, WeightView,
+};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Mode, SamplingParams};
-use fathom_kernels::{Attention, Backend, Cpu, CpuOptions, KvShape, Precision, Span, WeightView};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::Model;
 
 /// A CPU on which a pass fails after so many.
 struct Failing {
     cpu: Cpu,
     passes: AtomicUsize,
+    /// Instead of an error.
+    panics: bool,
 }
 
 impl Failing {
-    fn after(passes: usize) -> Failing {
+    fn after(passes: usize, panics: bool) -> Failing {
         let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
-        Failing { cpu, passes: AtomicUsize::new(passes) }
+        Failing { cpu, passes: AtomicUsize::new(passes), panics }
     }
 }
 
@@ -36,99 +41,113 @@ macro_rules! as_the_cpu_does {
     )*};
 }
 
-impl Backend for Failing {
-    type Rows = <Cpu as Backend>::Rows;
-    type Operand = <Cpu as Backend>::Operand;
-    type Linear = <Cpu as Backend>::Linear;
-    type Vector = <Cpu as Backend>::Vector;
-    type Rope = <Cpu as Backend>::Rope;
-    type Kv = <Cpu as Backend>::Kv;
-    type ColumnSums = <Cpu as Backend>::ColumnSums;
+type Rows = <Cpu as Backend>::Rows;
+type Operand = <Cpu as Backend>::Operand;
+type Linear = <Cpu as Backend>::Linear;
+type Vector = <Cpu as Backend>::Vector;
+type Kv = <Cpu as Backend>::Kv;
+type ColumnSums = <Cpu as Backend>::ColumnSums;
+type Mark = <Cpu as Backend>::Mark;
 
-    const KV_PAGE: usize = Cpu::KV_PAGE;
+impl Backend for Failing {
+    type Rows = Rows;
+    type Operand = Operand;
+    type Linear = Linear;
+    type Vector = Vector;
+    type Kv = Kv;
+    type ColumnSums = ColumnSums;
+    type Pass<'a> = <Cpu as Backend>::Pass<'a>;
+    type Mark = Mark;
 
     /// The first operation of every pass.
-    fn embed(&self, table: &Self::Linear, ids: &[u32], out: &mut Self::Rows) {
+    fn embed(&self, table: &Linear, ids: &[u32], out: &mut Rows) -> Result<()> {
         let left =
             self.passes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        assert!(left.is_ok(), "the memory of this machine is on fire");
-        self.cpu.embed(table, ids, out);
+        assert!(left.is_ok() || !self.panics, "the memory of this machine is on fire");
+        left.map_err(|_| BackendError::Lost("its memory is on fire".to_owned()))?;
+        self.cpu.embed(table, ids, out)
     }
 
     fn host_rows<'a>(
         &self,
-        x: &'a Self::Rows,
+        x: &'a Rows,
         rows: Range<usize>,
         scratch: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
+    ) -> Result<&'a [f32]> {
         self.cpu.host_rows(x, rows, scratch)
     }
 
-    fn attend(
+    fn begin_pass<'a>(
         &self,
-        attention: &Attention,
-        q: &Self::Rows,
-        spans: &[Span<'_, Self::Kv>],
-        out: &mut Self::Rows,
-        lse: Option<&mut Self::Rows>,
-    ) {
-        self.cpu.attend(attention, q, spans, out, lse);
+        spans: Vec<Span<'a, Kv, ColumnSums>>,
+        rotary: Rotary<'_>,
+    ) -> Result<Self::Pass<'a>> {
+        self.cpu.begin_pass(spans, rotary)
     }
 
     as_the_cpu_does! {
+        fn name() -> String;
         fn precision() -> Precision;
-        fn alloc(rows: usize, columns: usize) -> Self::Rows;
-        fn resize(x: &mut Self::Rows, rows: usize, columns: usize);
-        fn shape(x: &Self::Rows) -> (usize, usize);
-        fn write_rows(x: &mut Self::Rows, first: usize, values: &[f32]);
-        fn linear_from(weight: WeightView<'_>, bias: Option<&[f32]>) -> Self::Linear;
-        fn linear_bytes(linear: &Self::Linear) -> usize;
-        fn vector_from(values: &[f32]) -> Self::Vector;
-        fn rope_from(cos: &[f32], sin: &[f32], half: usize) -> Self::Rope;
-        fn rms_norm(x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Rows);
-        fn rms_norm_operand(
-            x: &Self::Rows, weight: &Self::Vector, eps: f32, out: &mut Self::Operand
-        );
-        fn head_norm(x: &mut Self::Rows, weight: &Self::Vector, eps: f32);
-        fn linear(w: &Self::Linear, x: &Self::Rows, out: &mut Self::Rows);
-        fn operand(x: &Self::Rows, out: &mut Self::Operand);
-        fn linears(ws: &[&Self::Linear], x: &Self::Operand, outs: &mut [&mut Self::Rows]);
-        fn linear_add(w: &Self::Linear, x: &Self::Operand, out: &mut Self::Rows);
-        fn gated(
-            gate: &Self::Linear, up: &Self::Linear, x: &Self::Operand, out: &mut Self::Operand
-        );
-        fn linear_argmax(w: &Self::Linear, x: &Self::Operand, limit: usize) -> Vec<u32>;
-        fn rope(x: &mut Self::Rows, table: &Self::Rope, head_dim: usize);
-        fn silu(x: &Self::Rows, out: &mut Self::Rows);
-        fn mul(x: &Self::Rows, y: &Self::Rows, out: &mut Self::Rows);
-        fn silu_mul(gate: &Self::Rows, up: &Self::Rows, out: &mut Self::Rows);
-        fn add_assign(x: &mut Self::Rows, y: &Self::Rows);
-        fn gather(x: &Self::Rows, rows: &[usize], out: &mut Self::Rows);
-        fn argmax(x: &Self::Rows, limit: usize) -> Vec<u32>;
-        fn new_kv(shape: KvShape) -> Self::Kv;
-        fn kv_len(kv: &Self::Kv) -> usize;
-        fn kv_bytes(kv: &Self::Kv) -> usize;
-        fn truncate_kv(kv: &mut Self::Kv, len: usize);
-        fn append_kv(
-            layer: usize, k: &Self::Rows, v: &Self::Rows, spans: &mut [Span<'_, Self::Kv>]
-        );
-        fn advance_kv(kv: &mut Self::Kv, tokens: usize);
-        fn new_column_sums(layers: usize, heads: usize) -> Self::ColumnSums;
+        fn kv_page() -> usize;
+        fn synchronize() -> Result<()>;
+        fn mark() -> Result<Mark>;
+        fn seconds_between(from: &Mark, to: &Mark) -> Result<f64>;
+        fn alloc(rows: usize, columns: usize) -> Result<Rows>;
+        fn resize(x: &mut Rows, rows: usize, columns: usize) -> Result<()>;
+        fn shape(x: &Rows) -> (usize, usize);
+        fn write_rows(x: &mut Rows, first: usize, values: &[f32]) -> Result<()>;
+        fn new_operand() -> Operand;
+        fn linear_from(weight: WeightView<'_>, bias: Option<&[f32]>) -> Result<Linear>;
+        fn linear_bytes(linear: &Linear) -> usize;
+        fn vector_from(values: &[f32]) -> Result<Vector>;
+        fn rms_norm(x: &Rows, weight: &Vector, eps: f32, out: &mut Rows) -> Result<()>;
+        fn rms_norm_operand(x: &Rows, weight: &Vector, eps: f32, out: &mut Operand) -> Result<()>;
+        fn head_norm(x: &mut Rows, weight: &Vector, eps: f32) -> Result<()>;
+        fn operand(x: &Rows, out: &mut Operand) -> Result<()>;
+        fn linears(ws: &[&Linear], x: &Operand, outs: &mut [&mut Rows]) -> Result<()>;
+        fn linear_add(w: &Linear, x: &Operand, out: &mut Rows) -> Result<()>;
+        fn gated(gate: &Linear, up: &Linear, x: &Operand, out: &mut Operand) -> Result<()>;
+        fn linear_argmax(w: &Linear, x: &Operand, limit: usize) -> Result<Vec<u32>>;
+        fn silu(x: &Rows, out: &mut Rows) -> Result<()>;
+        fn mul(x: &Rows, y: &Rows, out: &mut Rows) -> Result<()>;
+        fn add_assign(x: &mut Rows, y: &Rows) -> Result<()>;
+        fn gather(x: &Rows, rows: &[usize], out: &mut Rows) -> Result<()>;
+        fn argmax(x: &Rows, limit: usize) -> Result<Vec<u32>>;
+        fn new_kv(shape: KvShape) -> Kv;
+        fn kv_len(kv: &Kv) -> usize;
+        fn kv_bytes(kv: &Kv) -> usize;
+        fn truncate_kv(kv: &mut Kv, len: usize);
+        fn new_column_sums(layers: usize, heads: usize) -> ColumnSums;
+        fn rope(x: &mut Rows, pass: &Self::Pass<'_>, head_dim: usize) -> Result<()>;
+        fn append_kv(layer: usize, k: &Rows, v: &Rows, pass: &mut Self::Pass<'_>) -> Result<()>;
+        fn narrow_pass(pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
+        fn attend(
+            attention: &Attention, q: &Rows, pass: &Self::Pass<'_>, out: &mut Rows,
+            lse: Option<&mut Rows>
+        ) -> Result<()>;
         fn add_column_sums(
-            attention: &Attention, q: &Self::Rows, lse: &Self::Rows, span: &Span<'_, Self::Kv>,
-            sums: &mut Self::ColumnSums
-        );
-        fn column_sums(sums: &Self::ColumnSums, layer: usize, tokens: usize) -> Vec<f64>;
+            attention: &Attention, q: &Rows, lse: &Rows, pass: &mut Self::Pass<'_>
+        ) -> Result<()>;
+        fn column_sums(sums: &ColumnSums, layer: usize, tokens: usize) -> Result<Vec<f64>>;
         fn attention_weights(
-            attention: &Attention, q: &Self::Rows, lse: &Self::Rows, span: &Span<'_, Self::Kv>
-        ) -> Vec<f32>;
+            attention: &Attention, q: &Rows, lse: &Rows, pass: &Self::Pass<'_>, span: usize
+        ) -> Result<Vec<f32>>;
+        fn end_pass(pass: Self::Pass<'_>) -> Result<()>;
+        fn copy_rows(x: &Rows, rows: Range<usize>, out: &mut Rows, first: usize) -> Result<()>;
+        fn row_norms(
+            x: &Rows, rows: Range<usize>, out: &mut Rows, at: (usize, usize)
+        ) -> Result<()>;
+        fn row_dots(
+            x: &Rows, rows: Range<usize>, y: (&Rows, usize), out: &mut Rows, at: (usize, usize)
+        ) -> Result<()>;
+        fn edit_rows(x: &mut Rows, edits: &[RowEdit<'_>]) -> Result<()>;
     }
 }
 
 /// Decodes until something fails: the error, or the panic, in words; and that the engine is gone afterwards.
-fn failure(mode: Mode, target_passes: usize, draft_passes: usize) -> String {
+fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
-    let load = |passes| Model::load(&dir, Failing::after(passes)).unwrap();
+    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
     let (target, draft) = (load(target_passes), load(draft_passes));
     let options = EngineOptions {
         mode: ModeChoice::Always(mode),
@@ -162,8 +181,10 @@ fn failure(mode: Mode, target_passes: usize, draft_passes: usize) -> String {
 fn a_draft_that_fails_ends_the_run_with_its_error() {
     for mode in [Mode::Sd, Mode::Pearl] {
         for passes in [0, 1, 2, 30] {
-            let error = failure(mode, usize::MAX, passes);
+            let error = failure(mode, usize::MAX, passes, true);
             assert_eq!(error, "the draft stopped: the memory of this machine is on fire");
+            let error = failure(mode, usize::MAX, passes, false);
+            assert_eq!(error, "the device was lost: its memory is on fire");
         }
     }
 }
@@ -172,8 +193,10 @@ fn a_draft_that_fails_ends_the_run_with_its_error() {
 fn a_target_that_fails_ends_the_run_while_the_draft_works() {
     for mode in Mode::ALL {
         for passes in [0, 1, 30] {
-            let panic = failure(mode, passes, usize::MAX);
+            let panic = failure(mode, passes, usize::MAX, true);
             assert_eq!(panic, "the memory of this machine is on fire");
+            let error = failure(mode, passes, usize::MAX, false);
+            assert_eq!(error, "the device was lost: its memory is on fire");
         }
     }
 }

@@ -57,9 +57,10 @@ fn linear(c: &mut Criterion) {
                 for rows in ROWS {
                     group.throughput(throughput(rows, 2 * k * n, 2 * rows * k * n));
                     group.bench_function(BenchmarkId::new(format!("{k}x{n}"), rows), |b| {
-                        let products = products.get_or_insert_with(|| Products::new(&cpu, k, n));
-                        products.set_rows(rows);
-                        b.iter(|| products.run());
+                        let products =
+                            products.get_or_insert_with(|| Products::new(&cpu, k, n).unwrap());
+                        products.set_rows(rows).unwrap();
+                        b.iter(|| products.run().unwrap());
                     });
                 }
             }
@@ -82,19 +83,19 @@ fn attention(c: &mut Criterion) {
                     let seen = rows * (tokens - rows) + rows * (rows + 1) / 2;
                     group.throughput(throughput(rows, bytes, 4 * hidden * seen));
                     group.bench_function(BenchmarkId::new(name, tokens), |b| {
-                        let attending =
-                            attending.get_or_insert_with(|| Attending::new(&cpu, shape, tokens));
-                        attending.set_rows(rows);
-                        b.iter(|| attending.run());
+                        let attending = attending
+                            .get_or_insert_with(|| Attending::new(&cpu, shape, tokens).unwrap());
+                        attending.set_rows(rows).unwrap();
+                        b.iter(|| attending.run().unwrap());
                     });
                 }
                 // In operations of the first pass, so that the two can be compared.
                 group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
-                    let attending =
-                        attending.get_or_insert_with(|| Attending::new(&cpu, shape, tokens));
-                    attending.set_rows(512);
-                    attending.run();
-                    b.iter(|| attending.add_column_sums());
+                    let attending = attending
+                        .get_or_insert_with(|| Attending::new(&cpu, shape, tokens).unwrap());
+                    attending.set_rows(512).unwrap();
+                    attending.run().unwrap();
+                    b.iter(|| attending.add_column_sums().unwrap());
                 });
             }
             group.finish();

@@ -17,10 +17,6 @@ pub(crate) fn mul(cpu: &Cpu, x: &Rows, y: &Rows, out: &mut Rows) {
     elementwise(cpu, x, y, out, Op::Mul);
 }
 
-pub(crate) fn silu_mul(cpu: &Cpu, gate: &Rows, up: &Rows, out: &mut Rows) {
-    elementwise(cpu, gate, up, out, Op::SiluMul);
-}
-
 pub(crate) fn add_assign(cpu: &Cpu, x: &mut Rows, y: &Rows) {
     let (rows, columns) = (x.rows(), x.columns());
     assert_eq!((y.rows(), y.columns()), (rows, columns), "shapes of a sum");
@@ -52,7 +48,6 @@ pub(crate) fn argmax(cpu: &Cpu, x: &Rows, limit: usize) -> Vec<u32> {
 enum Op {
     Silu,
     Mul,
-    SiluMul,
 }
 
 fn elementwise(cpu: &Cpu, x: &Rows, y: &Rows, out: &mut Rows, op: Op) {
@@ -84,7 +79,6 @@ impl Kernel for Elementwise<'_> {
             let result = match self.op {
                 Op::Silu => silu_of(s, [x])[0],
                 Op::Mul => s.mul(x, s.load_some(y)),
-                Op::SiluMul => s.mul(silu_of(s, [x])[0], s.load_some(y)),
             };
             s.store_some(out, result);
         }

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use bytemuck::Pod;
+use fathom_backend::{BackendError, Result};
 
 /// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a packed
 /// panel straddles two cache lines.
@@ -27,22 +28,45 @@ const CACHE_LINE: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
+    /// For memory whose size no input decides.
     pub(crate) fn zeroed(len: usize) -> Aligned<T> {
         Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE)
+            .unwrap_or_else(|layout| handle_alloc_error(layout))
+    }
+
+    /// # Errors
+    /// No room for it; `what` it is for is said.
+    pub(crate) fn try_zeroed(len: usize, what: &'static str) -> Result<Aligned<T>> {
+        Self::or_out_of_memory(Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE), what)
     }
 
     /// For what is read from end to end again and again: the last page is huge too if it is nearly full, though it
     /// then takes all of its memory.
-    pub(crate) fn zeroed_to_stream(len: usize) -> Aligned<T> {
-        Aligned::allocate(len, Self::bytes(len).saturating_add(HUGE_PAGE / 4) / HUGE_PAGE)
+    ///
+    /// # Errors
+    /// As [`Aligned::try_zeroed`].
+    pub(crate) fn try_zeroed_to_stream(len: usize, what: &'static str) -> Result<Aligned<T>> {
+        let huge_pages = Self::bytes(len).saturating_add(HUGE_PAGE / 4) / HUGE_PAGE;
+        Self::or_out_of_memory(Aligned::allocate(len, huge_pages), what)
+    }
+
+    fn or_out_of_memory(
+        allocated: Result<Aligned<T>, Layout>,
+        what: &'static str,
+    ) -> Result<Aligned<T>> {
+        allocated.map_err(|layout| BackendError::OutOfMemory {
+            device: "CPU",
+            what,
+            bytes: layout.size() as u64,
+        })
     }
 
     fn bytes(len: usize) -> usize {
         len.saturating_mul(size_of::<T>())
     }
 
-    /// `len` elements, the first of their bytes in so many huge pages.
-    fn allocate(len: usize, huge_pages: usize) -> Aligned<T> {
+    /// `len` elements, the first of their bytes in so many huge pages; or the layout there is no room for.
+    fn allocate(len: usize, huge_pages: usize) -> Result<Aligned<T>, Layout> {
         let huge = huge_pages.saturating_mul(HUGE_PAGE);
         let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };
         let size = Self::bytes(len).max(huge).saturating_add(boundary);
@@ -50,13 +74,13 @@ impl<T: Pod> Aligned<T> {
         let layout = layout.unwrap_or_else(|_| panic!("{len} elements: too many"));
         if len == 0 {
             let (allocation, data) = (NonNull::dangling(), NonNull::dangling());
-            return Aligned { allocation, layout, data, len };
+            return Ok(Aligned { allocation, layout, data, len });
         }
         // Aligned by hand: an allocator asked for zeros *and* a large alignment clears the memory
         // itself, where it could have taken untouched pages from the system.
         // SAFETY: the layout is not empty: it has room for a boundary.
         let pointer = unsafe { alloc_zeroed(layout) };
-        let Some(allocation) = NonNull::new(pointer) else { handle_alloc_error(layout) };
+        let Some(allocation) = NonNull::new(pointer) else { return Err(layout) };
         let offset = pointer.addr().next_multiple_of(boundary) - pointer.addr();
         // SAFETY: the layout has room for less than `boundary` bytes before `len` elements.
         let data = unsafe { allocation.add(offset).cast::<T>() };
@@ -66,7 +90,7 @@ impl<T: Pod> Aligned<T> {
             // failure changes nothing but speed.
             unsafe { libc::madvise(data.as_ptr().cast(), huge, libc::MADV_HUGEPAGE) };
         }
-        Aligned { allocation, layout, data, len }
+        Ok(Aligned { allocation, layout, data, len })
     }
 
     pub(crate) fn filled(len: usize, value: T) -> Aligned<T> {
@@ -86,6 +110,17 @@ impl<T: Pod> Aligned<T> {
         if self.len < len {
             *self = Aligned::zeroed(len);
         }
+    }
+
+    /// As [`Aligned::reserve`].
+    ///
+    /// # Errors
+    /// As [`Aligned::try_zeroed`].
+    pub(crate) fn try_reserve(&mut self, len: usize, what: &'static str) -> Result<()> {
+        if self.len < len {
+            *self = Aligned::try_zeroed(len, what)?;
+        }
+        Ok(())
     }
 }
 

@@ -11,15 +11,16 @@
 
 use std::ops::Range;
 
+use crate::Attention;
 use crate::attention::{AttentionScratch, Queries, check, mask, minus_log2, union, within_block};
 use crate::cpu::Cpu;
 use crate::exp::exp2_scaled;
-use crate::kv::{BLOCK, Kv};
+use crate::kv::BLOCK;
 use crate::microkernel::{ROW_STRIDE, even_parts};
+use crate::pass::Span;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
-use crate::{Attention, Span};
 
 /// Σ_t a[h, t, k] of one sequence for every layer, head h and key k.
 pub struct ColumnSums {
@@ -44,12 +45,19 @@ impl ColumnSums {
 /// Query rows scored at a time.
 const TASK_ROWS: usize = 64;
 
-pub(crate) fn add(
+/// Adds the rows of a span to its sums, where it has any.
+pub(crate) fn add(cpu: &Cpu, attention: &Attention, q: &Rows, lse: &Rows, span: &mut Span<'_>) {
+    let Some(sums) = span.column_sums.take() else { return };
+    add_to(cpu, attention, q, lse, span, sums);
+    span.column_sums = Some(sums);
+}
+
+fn add_to(
     cpu: &Cpu,
     attention: &Attention,
     q: &Rows,
     lse: &Rows,
-    span: &Span<'_, Kv>,
+    span: &Span<'_>,
     sums: &mut ColumnSums,
 ) {
     check(attention, q, std::slice::from_ref(span));
@@ -94,7 +102,7 @@ struct AddBlocks<'a> {
     attention: &'a Attention,
     q: &'a Rows,
     lse: &'a Rows,
-    span: &'a Span<'a, Kv>,
+    span: &'a Span<'a>,
     kv_head: usize,
     blocks: Range<usize>,
     heads: &'a [SharedMut<f64>],

@@ -1,4 +1,4 @@
-//! The [`Backend`] of the machine this runs on.
+//! The CPU this runs on: its threads, their places, their memory.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -6,16 +6,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::aligned::Aligned;
-use crate::attention::{self, AttentionScratch};
-use crate::column_sums::{self, ColumnSums};
+use crate::attention::AttentionScratch;
+use fathom_backend::Precision;
+
 use crate::isa::Supported;
-use crate::kv::{BLOCK, Kv};
-use crate::linear::{self, Linear};
-use crate::operand::{self, Operand};
+use crate::kv::BLOCK;
 use crate::pool::{Pool, lock};
-use crate::rows::{Rows, Vector};
-use crate::{Attention, Backend, Isa, KvShape, Precision, Span, WeightView};
-use crate::{activation, affinity, norm, rope};
+use crate::{Isa, affinity};
 
 /// How to make a [`Cpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,24 +77,23 @@ pub struct Cpu {
     pool: Pool,
     /// Works instead of `pool` while another model is at work too.
     beside: Option<Pool>,
-    is_beside: AtomicBool,
+    pub(crate) is_shared: AtomicBool,
     /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
-    cores: Option<Vec<usize>>,
+    pub(crate) cores: Option<Vec<usize>>,
     scratch: Vec<Mutex<AttentionScratch>>,
     /// Stretches of keys computed by several threads for the attention under way.
     pub(crate) stretches: Mutex<Aligned<f32>>,
     /// Sums of the product under way, for each thread.
     pub(crate) sums: Vec<Mutex<Aligned<f32>>>,
-    /// The operand of [`Backend::linear`].
-    operand: Mutex<Operand>,
 }
 
 /// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
 pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
-/// What writing an element of a key takes, a cache line of its own from memory, in elements touched in order.
-const SCATTERED: usize = 16;
 
 impl Cpu {
+    /// Tokens of a page of a key/value cache.
+    pub const KV_PAGE: usize = BLOCK;
+
     /// Starts the threads.
     pub fn new(options: CpuOptions) -> Result<Cpu, CpuError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
@@ -112,12 +108,11 @@ impl Cpu {
             isa,
             pool: Pool::new(threads, None)?,
             beside: None,
-            is_beside: AtomicBool::new(false),
+            is_shared: AtomicBool::new(false),
             cores: None,
             scratch: (0..threads).map(|_| Mutex::default()).collect(),
             stretches: Mutex::default(),
             sums: (0..threads).map(|_| Mutex::default()).collect(),
-            operand: Mutex::default(),
         })
     }
 
@@ -127,7 +122,8 @@ impl Cpu {
         Cpu { isa: self.isa.with_modelled_tiles(), ..self }
     }
 
-    /// Keeps to `threads` threads while another model works at the same time; see [`Backend::set_beside`].
+    /// Keeps to `threads` threads while another model works at the same time; see
+    /// [`Backend::set_shared`](fathom_backend::Backend::set_shared).
     ///
     /// # Errors
     /// No threads, or more than the operating system allows.
@@ -147,7 +143,7 @@ impl Cpu {
     /// pinned to `[0, 1]` and `[1, 0]`: alone each has both, beside each other each has its first.
     ///
     /// Thread 0 is whichever calls: it is moved only where it says that it is here to stay, by
-    /// [`Backend::adopt_thread`].
+    /// [`Backend::attach_thread`](fathom_backend::Backend::attach_thread).
     ///
     /// # Errors
     /// Fewer cores than threads, the same core twice, or a core this process may not use.
@@ -176,7 +172,7 @@ impl Cpu {
     /// The threads that work now.
     fn pool(&self) -> &Pool {
         match &self.beside {
-            Some(beside) if self.is_beside.load(Ordering::Relaxed) => beside,
+            Some(beside) if self.is_shared.load(Ordering::Relaxed) => beside,
             _ => &self.pool,
         }
     }
@@ -224,227 +220,12 @@ impl Cpu {
     }
 }
 
-impl Backend for Cpu {
-    type Rows = Rows;
-    type Operand = Operand;
-    type Linear = Linear;
-    type Vector = Vector;
-    type Rope = rope::Table;
-    type Kv = Kv;
-    type ColumnSums = ColumnSums;
-
-    const KV_PAGE: usize = BLOCK;
-
-    fn precision(&self) -> Precision {
-        self.precision
-    }
-
-    fn set_beside(&self, beside: bool) {
-        self.is_beside.store(beside, Ordering::Relaxed);
-    }
-
-    fn adopt_thread(&self) {
-        if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
-            // As for the workers: the core was tried when it was asked for.
-            drop(affinity::pin_this_thread(core));
-        }
-    }
-
-    fn alloc(&self, rows: usize, columns: usize) -> Rows {
-        Rows::zeroed(rows, columns)
-    }
-
-    fn resize(&self, x: &mut Rows, rows: usize, columns: usize) {
-        x.resize(rows, columns);
-    }
-
-    fn shape(&self, x: &Rows) -> (usize, usize) {
-        (x.rows(), x.columns())
-    }
-
-    fn host_rows<'a>(
-        &self,
-        x: &'a Rows,
-        rows: Range<usize>,
-        _scratch: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        x.slice(rows)
-    }
-
-    fn write_rows(&self, x: &mut Rows, first: usize, values: &[f32]) {
-        let start = first * x.columns();
-        x.as_mut_slice()[start..start + values.len()].copy_from_slice(values);
-    }
-
-    fn linear_from(&self, weight: WeightView<'_>, bias: Option<&[f32]>) -> Linear {
-        linear::pack(self, &weight, bias)
-    }
-
-    fn linear_bytes(&self, linear: &Linear) -> usize {
-        linear.bytes()
-    }
-
-    fn vector_from(&self, values: &[f32]) -> Vector {
-        Vector::from(values)
-    }
-
-    fn rope_from(&self, cos: &[f32], sin: &[f32], half: usize) -> rope::Table {
-        rope::Table::new(cos, sin, half)
-    }
-
-    fn embed(&self, table: &Linear, ids: &[u32], out: &mut Rows) {
-        linear::embed(self, table, ids, out);
-    }
-
-    fn rms_norm(&self, x: &Rows, weight: &Vector, eps: f32, out: &mut Rows) {
-        norm::rms_norm(self, x, weight, eps, out);
-    }
-
-    fn rms_norm_operand(&self, x: &Rows, weight: &Vector, eps: f32, out: &mut Operand) {
-        norm::rms_norm_operand(self, x, weight, eps, out);
-    }
-
-    fn head_norm(&self, x: &mut Rows, weight: &Vector, eps: f32) {
-        norm::head_norm(self, x, weight, eps);
-    }
-
-    fn linear(&self, w: &Linear, x: &Rows, out: &mut Rows) {
-        let operand = &mut *lock(&self.operand);
-        operand::pack(self, x, operand);
-        linear::linears(self, &[w], operand, &mut [out]);
-    }
-
-    fn operand(&self, x: &Rows, out: &mut Operand) {
-        operand::pack(self, x, out);
-    }
-
-    fn linears(&self, ws: &[&Linear], x: &Operand, outs: &mut [&mut Rows]) {
-        linear::linears(self, ws, x, outs);
-    }
-
-    fn linear_add(&self, w: &Linear, x: &Operand, out: &mut Rows) {
-        linear::linear_add(self, w, x, out);
-    }
-
-    fn gated(&self, gate: &Linear, up: &Linear, x: &Operand, out: &mut Operand) {
-        linear::gated(self, gate, up, x, out);
-    }
-
-    fn linear_argmax(&self, w: &Linear, x: &Operand, limit: usize) -> Vec<u32> {
-        linear::argmax(self, w, x, limit)
-    }
-
-    fn rope(&self, x: &mut Rows, table: &rope::Table, head_dim: usize) {
-        rope::rotate(self, x, table, head_dim);
-    }
-
-    fn silu(&self, x: &Rows, out: &mut Rows) {
-        activation::silu(self, x, out);
-    }
-
-    fn mul(&self, x: &Rows, y: &Rows, out: &mut Rows) {
-        activation::mul(self, x, y, out);
-    }
-
-    fn silu_mul(&self, gate: &Rows, up: &Rows, out: &mut Rows) {
-        activation::silu_mul(self, gate, up, out);
-    }
-
-    fn add_assign(&self, x: &mut Rows, y: &Rows) {
-        activation::add_assign(self, x, y);
-    }
-
-    fn gather(&self, x: &Rows, rows: &[usize], out: &mut Rows) {
-        out.resize(rows.len(), x.columns());
-        for (out, &row) in out.iter_rows_mut().zip(rows) {
-            out.copy_from_slice(x.row(row));
-        }
-    }
-
-    fn argmax(&self, x: &Rows, limit: usize) -> Vec<u32> {
-        activation::argmax(self, x, limit)
-    }
-
-    fn new_kv(&self, shape: KvShape) -> Kv {
-        Kv::new(shape, self.precision)
-    }
-
-    fn kv_len(&self, kv: &Kv) -> usize {
-        kv.len()
-    }
-
-    fn kv_bytes(&self, kv: &Kv) -> usize {
-        kv.bytes()
-    }
-
-    fn truncate_kv(&self, kv: &mut Kv, len: usize) {
-        kv.truncate(len);
-    }
-
-    fn append_kv(&self, layer: usize, k: &Rows, v: &Rows, spans: &mut [Span<'_, Kv>]) {
-        let arrivals = spans.iter_mut().flat_map(|Span { rows, first_position, kv }| {
-            assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
-            assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
-            kv.arrivals(rows.clone())
-        });
-        // Each is one thread's.
-        let arrivals: Vec<_> = arrivals.map(Mutex::new).collect();
-        self.split_rows(arrivals.len(), SCATTERED * k.as_slice().len(), |part| {
-            for arrivals in &arrivals[part] {
-                lock(arrivals).write(layer, k, v);
-            }
-        });
-    }
-
-    fn advance_kv(&self, kv: &mut Kv, tokens: usize) {
-        kv.advance(tokens);
-    }
-
-    fn attend(
-        &self,
-        attention: &Attention,
-        q: &Rows,
-        spans: &[Span<'_, Kv>],
-        out: &mut Rows,
-        lse: Option<&mut Rows>,
-    ) {
-        attention::attend(self, attention, q, spans, out, lse);
-    }
-
-    fn new_column_sums(&self, layers: usize, heads: usize) -> ColumnSums {
-        ColumnSums::new(layers, heads)
-    }
-
-    fn add_column_sums(
-        &self,
-        attention: &Attention,
-        q: &Rows,
-        lse: &Rows,
-        span: &Span<'_, Kv>,
-        sums: &mut ColumnSums,
-    ) {
-        column_sums::add(self, attention, q, lse, span, sums);
-    }
-
-    fn column_sums(&self, sums: &ColumnSums, layer: usize, tokens: usize) -> Vec<f64> {
-        sums.of_layer(layer, tokens)
-    }
-
-    fn attention_weights(
-        &self,
-        attention: &Attention,
-        q: &Rows,
-        lse: &Rows,
-        span: &Span<'_, Kv>,
-    ) -> Vec<f32> {
-        attention::weights(self, attention, q, lse, span)
-    }
-}
-
 #[cfg(all(test, target_os = "linux"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Barrier;
+
+    use fathom_backend::Backend;
 
     use super::*;
 
@@ -457,7 +238,7 @@ mod tests {
         let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
         // From a thread of its own, for it is moved.
         let check = |cpu: &Cpu| {
-            cpu.adopt_thread();
+            cpu.attach_thread();
             let barrier = Barrier::new(threads);
             cpu.pool().run(threads, &|thread, _| {
                 barrier.wait();
@@ -473,7 +254,7 @@ mod tests {
         ];
         for cpu in &cpus {
             for beside in [false, true] {
-                cpu.set_beside(beside);
+                cpu.set_shared(beside);
                 std::thread::scope(|scope| scope.spawn(|| check(cpu)).join().unwrap());
             }
         }

@@ -8,6 +8,8 @@
 
 use std::ops::Range;
 
+use fathom_backend::Result;
+
 use crate::aligned::Aligned;
 use crate::microkernel::PANEL;
 use crate::pack::{Storage, bf16_bits};
@@ -61,17 +63,23 @@ impl Kv {
 
     /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that several threads
     /// can write, for memory that nobody has touched yet takes longer to get than to fill.
-    pub(crate) fn arrivals(&mut self, rows: Range<usize>) -> impl Iterator<Item = Arrivals<'_>> {
+    ///
+    /// # Errors
+    /// No room for a page.
+    pub(crate) fn arrivals(
+        &mut self,
+        rows: Range<usize>,
+    ) -> Result<impl Iterator<Item = Arrivals<'_>>> {
         let (layout, start, end) = (self.layout, self.len, self.len + rows.len());
         while self.pages.len() * BLOCK < end {
-            self.pages.push(Aligned::zeroed(layout.page_words()));
+            self.pages.push(Aligned::try_zeroed(layout.page_words(), "keys and values")?);
         }
         let pages = start / BLOCK..end.div_ceil(BLOCK);
-        self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
+        Ok(self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
             let tokens = start.max(i * BLOCK)..end.min((i + 1) * BLOCK);
             let rows = rows.start + (tokens.start - start)..rows.start + (tokens.end - start);
             Arrivals { layout, page, first_token: tokens.start % BLOCK, rows }
-        })
+        }))
     }
 
     /// Keys of block `block`: `[BLOCK / 32]` panels of [`Kv::keys_stride`] words.

@@ -22,24 +22,27 @@ mod microkernel;
 mod norm;
 mod operand;
 mod pack;
+mod pass;
 mod pool;
 mod product;
 pub mod reference;
 mod rope;
+mod row_ops;
 mod rows;
 mod simd;
 pub mod workload;
 
-pub use fathom_backend::{DType, WeightView};
-
 pub use affinity::cores;
-pub use backend::{Attention, Backend, KvShape, Precision, Span};
 pub use column_sums::ColumnSums;
 pub use cpu::{Cpu, CpuError, CpuOptions};
 pub use describe::KernelPath;
+pub use fathom_backend::{
+    Attention, Backend, BackendError, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span,
+    WeightView,
+};
 pub use isa::{Feature, Isa, cpu_features};
 pub use kv::Kv;
 pub use linear::Linear;
 pub use operand::Operand;
-pub use rope::Table as RopeTable;
+pub use pass::Pass;
 pub use rows::{Rows, Vector};

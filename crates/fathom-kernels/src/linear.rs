@@ -20,6 +20,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use fathom_backend::Result;
+
 use crate::WeightView;
 use crate::aligned::Aligned;
 use crate::cpu::Cpu;
@@ -67,11 +69,11 @@ const WORDS_AHEAD: usize = 64 * PANEL;
 /// Weights of a job that may still lie in a cache since they were last read, in bytes.
 const CACHED: usize = 1 << 20;
 
-pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Linear {
+pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Linear> {
     let bytes = weight.rows * weight.columns * weight.dtype.size();
     assert_eq!(weight.bytes.len(), bytes, "weight bytes for {}x{}", weight.rows, weight.columns);
     let storage = Storage::of_weights(weight.dtype, cpu.precision);
-    let mut weights = Panels::zeroed(weight.rows, weight.columns, storage);
+    let mut weights = Panels::zeroed(weight.rows, weight.columns, storage)?;
     let stride = weights.stride();
     let panels = weights.panels();
     let words = SharedMut::new(&mut weights.words);
@@ -84,7 +86,7 @@ pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> 
         assert_eq!(bias.len(), weight.rows, "bias length");
         Aligned::copied_from(bias, panels * PANEL)
     });
-    Linear { weights, bias }
+    Ok(Linear { weights, bias })
 }
 
 pub(crate) fn embed(cpu: &Cpu, table: &Linear, ids: &[u32], out: &mut Rows) {
@@ -117,11 +119,18 @@ pub(crate) fn linear_add(cpu: &Cpu, w: &Linear, x: &Operand, out: &mut Rows) {
 }
 
 /// `out = silu(x · gateᵀ) · (x · upᵀ)`
-pub(crate) fn gated(cpu: &Cpu, gate: &Linear, up: &Linear, x: &Operand, out: &mut Operand) {
+pub(crate) fn gated(
+    cpu: &Cpu,
+    gate: &Linear,
+    up: &Linear,
+    x: &Operand,
+    out: &mut Operand,
+) -> Result<()> {
     assert_eq!(gate.out_features(), up.out_features(), "gate and up");
-    out.resize(x.rows(), up.out_features());
+    out.resize(x.rows(), up.out_features())?;
     let epilogue = Epilogue::Gate(out.shared());
     multiply(cpu, x, &[Part { gate: Some(gate), w: up, epilogue }]);
+    Ok(())
 }
 
 /// The column of each row's largest `x · Wᵀ + bias` within the first `limit`.

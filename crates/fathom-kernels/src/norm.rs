@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use fathom_backend::Result;
+
 use crate::cpu::Cpu;
 use crate::microkernel::ROW_WORDS;
 use crate::operand::{self, Operand, SharedOperand};
@@ -30,13 +32,20 @@ pub(crate) fn rms_norm(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut
 }
 
 /// The norm as a product's operand: the bits of [`rms_norm`], packed.
-pub(crate) fn rms_norm_operand(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut Operand) {
+pub(crate) fn rms_norm_operand(
+    cpu: &Cpu,
+    x: &Rows,
+    weight: &Vector,
+    eps: f32,
+    out: &mut Operand,
+) -> Result<()> {
     assert_eq!(weight.len(), x.columns(), "norm weight");
-    out.resize(x.rows(), x.columns());
+    out.resize(x.rows(), x.columns())?;
     let out = out.shared();
     cpu.split_rows(x.rows(), x.as_slice().len(), |rows| {
         operand::run(cpu, NormAndPack { x, rows, weight, eps, out });
     });
+    Ok(())
 }
 
 pub(crate) fn head_norm(cpu: &Cpu, x: &mut Rows, weight: &Vector, eps: f32) {

@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
+use fathom_backend::Result;
+
 use crate::aligned::Aligned;
 use crate::cpu::Cpu;
 use crate::microkernel::{ROW_STRIDE, ROW_WORDS};
 use crate::pack::{Storage, k_block, pack_row};
 use crate::product::{ForProduct, Product, ProductKernel};
-use crate::rows::{Rows, SharedMut};
+use crate::rows::{ACTIVATIONS, Rows, SharedMut};
 use crate::simd::Simd;
 
 /// A matrix of activations `[rows, columns]` in the operands' precision, laid out for products.
@@ -36,10 +38,11 @@ impl Operand {
     }
 
     /// Another shape; contents become unspecified.
-    pub(crate) fn resize(&mut self, rows: usize, columns: usize) {
+    pub(crate) fn resize(&mut self, rows: usize, columns: usize) -> Result<()> {
         // `ROW_WORDS` k a block are the fewest there are.
-        self.words.reserve(columns.div_ceil(ROW_WORDS) * rows * ROW_STRIDE);
+        self.words.try_reserve(columns.div_ceil(ROW_WORDS) * rows * ROW_STRIDE, ACTIVATIONS)?;
         (self.rows, self.columns) = (rows, columns);
+        Ok(())
     }
 
     /// The same operand for several threads to write disjoint parts of.
@@ -72,10 +75,11 @@ pub(crate) fn run(cpu: &Cpu, kernel: impl ProductKernel) {
     cpu.isa.run_product(ForProduct { storage, precision, kernel });
 }
 
-pub(crate) fn pack(cpu: &Cpu, x: &Rows, out: &mut Operand) {
-    out.resize(x.rows(), x.columns());
+pub(crate) fn pack(cpu: &Cpu, x: &Rows, out: &mut Operand) -> Result<()> {
+    out.resize(x.rows(), x.columns())?;
     let out = out.shared();
     cpu.split_rows(x.rows(), x.as_slice().len(), |rows| run(cpu, Pack { x, rows, out }));
+    Ok(())
 }
 
 /// Packs some rows of x.

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use fathom_backend::Result;
 use half::{bf16, f16};
 
 use crate::aligned::Aligned;
@@ -65,9 +66,10 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    pub(crate) fn zeroed(columns: usize, k: usize, storage: Storage) -> Panels {
+    pub(crate) fn zeroed(columns: usize, k: usize, storage: Storage) -> Result<Panels> {
         let words = columns.div_ceil(PANEL) * storage.steps(k) * PANEL;
-        Panels { storage, columns, k, words: Aligned::zeroed_to_stream(words) }
+        let words = Aligned::try_zeroed_to_stream(words, "weights")?;
+        Ok(Panels { storage, columns, k, words })
     }
 
     pub(crate) fn panels(&self) -> usize {

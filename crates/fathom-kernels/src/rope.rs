@@ -4,19 +4,22 @@
 //! limit; a batch's rows have just been written and mostly lie in L2. So work is cut by rows, and no table
 //! is larger than the batch.
 
+use fathom_backend::Rotary;
+
 use crate::cpu::Cpu;
 use crate::rows::Rows;
 use crate::simd::{Kernel, Simd};
 
-/// cos and sin `[rows, half]` of one batch.
-pub struct Table {
+/// cos and sin `[rows, half]` of one pass.
+pub(crate) struct Table {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
 }
 
 impl Table {
-    pub(crate) fn new(cos: &[f32], sin: &[f32], half: usize) -> Table {
+    pub(crate) fn new(rotary: Rotary<'_>) -> Table {
+        let Rotary { cos, sin, half } = rotary;
         assert_eq!(cos.len(), sin.len(), "rotary tables");
         assert_eq!(cos.len() % half.max(1), 0, "rotary table of width {half}");
         Table { cos: cos.to_vec(), sin: sin.to_vec(), half }

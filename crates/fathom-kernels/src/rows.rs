@@ -2,7 +2,12 @@
 
 use std::ops::{Deref, Range};
 
+use fathom_backend::Result;
+
 use crate::aligned::Aligned;
+
+/// What memory is for, in messages.
+pub(crate) const ACTIVATIONS: &str = "activations";
 
 /// A matrix of f32 activations `[rows, columns]`, row-major.
 pub struct Rows {
@@ -12,13 +17,14 @@ pub struct Rows {
 }
 
 impl Rows {
-    pub(crate) fn zeroed(rows: usize, columns: usize) -> Rows {
-        Rows { data: Aligned::zeroed(rows * columns), rows, columns }
+    pub(crate) fn zeroed(rows: usize, columns: usize) -> Result<Rows> {
+        Ok(Rows { data: Aligned::try_zeroed(rows * columns, ACTIVATIONS)?, rows, columns })
     }
 
-    pub(crate) fn resize(&mut self, rows: usize, columns: usize) {
-        self.data.reserve(rows * columns);
+    pub(crate) fn resize(&mut self, rows: usize, columns: usize) -> Result<()> {
+        self.data.try_reserve(rows * columns, ACTIVATIONS)?;
         (self.rows, self.columns) = (rows, columns);
+        Ok(())
     }
 
     pub(crate) fn rows(&self) -> usize {

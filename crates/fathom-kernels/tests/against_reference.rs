@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, DType, Precision, Span, reference};
+use fathom_kernels::{Attention, Backend, DType, Precision, Rotary, reference};
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = Attention> {
@@ -48,9 +48,9 @@ proptest! {
         let want = reference::linear(weight, bias.as_deref(), &x);
         for (isa, precision) in variants() {
             let cpu = cpu(isa, precision, 2);
-            let w = cpu.linear_from(weight, bias.as_deref());
-            let mut out = cpu.alloc(rows, n);
-            cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
+            let w = cpu.linear_from(weight, bias.as_deref()).unwrap();
+            let mut out = cpu.alloc(rows, n).unwrap();
+            common::linear(&cpu, &w, &rows_of(&cpu, &x, k), &mut out);
             let error = relative_error(&values_of(&cpu, &out), &want);
             prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
         }
@@ -86,14 +86,15 @@ proptest! {
                 let kv_width = attention.kv_heads * attention.head_dim;
                 let rows_k = rows_of(&cpu, &sequence.k[before * kv_width..], kv_width);
                 let rows_v = rows_of(&cpu, &sequence.v[before * kv_width..], kv_width);
-                let mut spans = [Span { rows: 0..rows, first_position: before, kv: &mut kv }];
-                cpu.append_kv(attention.layer, &rows_k, &rows_v, &mut spans);
+                let mut pass = pass(&cpu, rows, before, &mut kv, Some(&mut sums));
+                cpu.append_kv(attention.layer, &rows_k, &rows_v, &mut pass).unwrap();
                 let (q, lse) = (rows_of(&cpu, q, width), rows_of(&cpu, &lse, attention.heads));
-                let weights = cpu.attention_weights(&attention, &q, &lse, &spans[0]);
+                let weights = cpu.attention_weights(&attention, &q, &lse, &pass, 0).unwrap();
                 let error = relative_error(&weights, &want_weights);
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: weights off by {error}");
-                cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);
-                let sums = cpu.column_sums(&sums, attention.layer, tokens);
+                cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
+                drop(pass);
+                let sums = cpu.column_sums(&sums, attention.layer, tokens).unwrap();
                 let as_f32 = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
                 let error = relative_error(&as_f32(&sums), &as_f32(&want_sums));
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: column sums off by {error}");
@@ -119,36 +120,33 @@ proptest! {
                 assert!(error < 1e-6, "{isa}: {what} off by {error}");
             };
             let (rows_x, rows_y) = (rows_of(&cpu, &x, columns), rows_of(&cpu, &y, columns));
-            let mut out = cpu.alloc(rows, columns);
+            let mut out = cpu.alloc(rows, columns).unwrap();
 
-            cpu.rms_norm(&rows_x, &cpu.vector_from(&weight), 1e-5, &mut out);
+            cpu.rms_norm(&rows_x, &cpu.vector_from(&weight).unwrap(), 1e-5, &mut out).unwrap();
             close(&values_of(&cpu, &out), &reference::rms_norm(&x, &weight, 1e-5), "rms_norm");
 
             let mut heads_x = rows_of(&cpu, &x, columns);
-            cpu.head_norm(&mut heads_x, &cpu.vector_from(&weight[..head_dim]), 1e-5);
+            cpu.head_norm(&mut heads_x, &cpu.vector_from(&weight[..head_dim]).unwrap(), 1e-5).unwrap();
             let want = reference::rms_norm(&x, &weight[..head_dim], 1e-5);
             close(&values_of(&cpu, &heads_x), &want, "head_norm");
 
             let mut rotated = rows_of(&cpu, &x, columns);
-            cpu.rope(&mut rotated, &cpu.rope_from(&cos, &sin, half), head_dim);
+            let rotary = Rotary { cos: &cos, sin: &sin, half };
+            let pass = cpu.begin_pass(Vec::new(), rotary).unwrap();
+            cpu.rope(&mut rotated, &pass, head_dim).unwrap();
             let want = reference::rope(&x, columns, head_dim, &cos, &sin);
             close(&values_of(&cpu, &rotated), &want, "rope");
 
-            cpu.silu(&rows_x, &mut out);
+            cpu.silu(&rows_x, &mut out).unwrap();
             let silu = values_of(&cpu, &out);
             close(&silu, &reference::silu(&x), "silu");
 
-            cpu.silu_mul(&rows_x, &rows_y, &mut out);
-            let fused = values_of(&cpu, &out);
-            let product: Vec<f32> = silu.iter().zip(&y).map(|(a, b)| a * b).collect();
-            assert_eq!(bits(&fused), bits(&product), "{isa}: silu_mul");
-
-            cpu.mul(&rows_x, &rows_y, &mut out);
+            cpu.mul(&rows_x, &rows_y, &mut out).unwrap();
             let product: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a * b).collect();
             assert_eq!(bits(&values_of(&cpu, &out)), bits(&product), "{isa}: mul");
 
             let mut sum = rows_of(&cpu, &x, columns);
-            cpu.add_assign(&mut sum, &rows_y);
+            cpu.add_assign(&mut sum, &rows_y).unwrap();
             let want: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a + b).collect();
             assert_eq!(bits(&values_of(&cpu, &sum)), bits(&want), "{isa}: add_assign");
 
@@ -157,11 +155,11 @@ proptest! {
                 .chunks_exact(columns)
                 .map(|x| (0..limit).rev().max_by(|&a, &b| x[a].total_cmp(&x[b])).unwrap() as u32)
                 .collect();
-            assert_eq!(cpu.argmax(&rows_x, limit), want, "{isa}: argmax");
+            assert_eq!(cpu.argmax(&rows_x, limit).unwrap(), want, "{isa}: argmax");
 
             let chosen = [rows - 1, 0, rows / 2];
-            let mut picked = cpu.alloc(chosen.len(), columns);
-            cpu.gather(&rows_x, &chosen, &mut picked);
+            let mut picked = cpu.alloc(chosen.len(), columns).unwrap();
+            cpu.gather(&rows_x, &chosen, &mut picked).unwrap();
             let want: Vec<f32> =
                 chosen.iter().flat_map(|r| &x[r * columns..(r + 1) * columns]).copied().collect();
             assert_eq!(values_of(&cpu, &picked), want, "{isa}: gather");
@@ -175,8 +173,8 @@ proptest! {
             let table = view(&bytes, dtype, vocab, hidden);
             let cpu = cpu(isas().last().unwrap(), Precision::F32, 2);
             let ids: Vec<u32> = (0..vocab as u32).rev().collect();
-            let mut out = cpu.alloc(vocab, hidden);
-            cpu.embed(&cpu.linear_from(table, None), &ids, &mut out);
+            let mut out = cpu.alloc(vocab, hidden).unwrap();
+            cpu.embed(&cpu.linear_from(table, None).unwrap(), &ids, &mut out).unwrap();
             let rows = reference::widen(table);
             let want: Vec<f32> =
                 ids.iter().flat_map(|&id| &rows[id as usize * hidden..][..hidden]).copied().collect();

@@ -12,18 +12,18 @@ const DTYPES: [DType; 3] = [DType::Bf16, DType::F16, DType::F32];
 /// A matrix `[n, k]` of random weights with a bias.
 fn matrix(cpu: &Cpu, seed: u64, n: usize, k: usize, dtype: DType) -> Linear {
     let bytes = bytes_of(&numbers(seed, n * k), dtype);
-    cpu.linear_from(view(&bytes, dtype, n, k), Some(&numbers(seed ^ 77, n)))
+    cpu.linear_from(view(&bytes, dtype, n, k), Some(&numbers(seed ^ 77, n))).unwrap()
 }
 
 fn operand(cpu: &Cpu, x: &Rows) -> Operand {
-    let mut operand = Operand::default();
-    cpu.operand(x, &mut operand);
+    let mut operand = cpu.new_operand();
+    cpu.operand(x, &mut operand).unwrap();
     operand
 }
 
-fn linear(cpu: &Cpu, w: &Linear, x: &Rows) -> Rows {
-    let mut out = cpu.alloc(cpu.shape(x).0, w.out_features());
-    cpu.linear(w, x, &mut out);
+fn product(cpu: &Cpu, w: &Linear, x: &Rows) -> Rows {
+    let mut out = cpu.alloc(cpu.shape(x).0, w.out_features()).unwrap();
+    common::linear(cpu, w, x, &mut out);
     out
 }
 
@@ -47,47 +47,49 @@ proptest! {
             // Several matrices at once, of different kinds and widths.
             let ws = [n, n.div_ceil(2), n + 5];
             let ws = [0, 1, 2].map(|i| matrix(&cpu, seed ^ i as u64, ws[i], k, dtypes[i]));
-            let mut outs = ws.each_ref().map(|w| cpu.alloc(rows, w.out_features()));
+            let mut outs = ws.each_ref().map(|w| cpu.alloc(rows, w.out_features()).unwrap());
             let [a, b, c] = &mut outs;
-            cpu.linears(&ws.each_ref(), &packed, &mut [a, b, c]);
+            cpu.linears(&ws.each_ref(), &packed, &mut [a, b, c]).unwrap();
             for (w, out) in ws.iter().zip(&outs) {
-                prop_assert!(bits_of(&cpu, out) == bits_of(&cpu, &linear(&cpu, w, &x)), "{what}: linears");
+                prop_assert!(bits_of(&cpu, out) == bits_of(&cpu, &product(&cpu, w, &x)), "{what}: linears");
             }
 
             // The sum with what is there.
             let y = numbers(seed ^ 5, rows * n);
             let (mut fused, mut parts) = (rows_of(&cpu, &y, n), rows_of(&cpu, &y, n));
-            cpu.linear_add(&ws[0], &packed, &mut fused);
-            cpu.add_assign(&mut parts, &linear(&cpu, &ws[0], &x));
+            cpu.linear_add(&ws[0], &packed, &mut fused).unwrap();
+            cpu.add_assign(&mut parts, &product(&cpu, &ws[0], &x)).unwrap();
             prop_assert!(bits_of(&cpu, &fused) == bits_of(&cpu, &parts), "{what}: linear_add");
 
             // The gated activation, as the next product reads it.
             let up = matrix(&cpu, seed ^ 6, n, k, dtypes[1]);
             let down = matrix(&cpu, seed ^ 7, 33, n, dtypes[2]);
-            let (mut fused, mut parts) = (Operand::default(), cpu.alloc(rows, n));
-            cpu.gated(&ws[0], &up, &packed, &mut fused);
-            cpu.silu_mul(&outs[0], &linear(&cpu, &up, &x), &mut parts);
-            let mut out = cpu.alloc(rows, 33);
-            cpu.linears(&[&down], &fused, &mut [&mut out]);
+            let (mut fused, mut parts) = (cpu.new_operand(), cpu.alloc(rows, n).unwrap());
+            cpu.gated(&ws[0], &up, &packed, &mut fused).unwrap();
+            let mut silu = cpu.alloc(rows, n).unwrap();
+            cpu.silu(&outs[0], &mut silu).unwrap();
+            cpu.mul(&silu, &product(&cpu, &up, &x), &mut parts).unwrap();
+            let mut out = cpu.alloc(rows, 33).unwrap();
+            cpu.linears(&[&down], &fused, &mut [&mut out]).unwrap();
             prop_assert!(
-                bits_of(&cpu, &out) == bits_of(&cpu, &linear(&cpu, &down, &parts)), "{what}: gated"
+                bits_of(&cpu, &out) == bits_of(&cpu, &product(&cpu, &down, &parts)), "{what}: gated"
             );
 
             // The norm, as the next product reads it.
-            let weight = cpu.vector_from(&numbers(seed ^ 8, k));
-            let (mut fused, mut parts) = (Operand::default(), cpu.alloc(rows, k));
-            cpu.rms_norm_operand(&x, &weight, 1e-5, &mut fused);
-            cpu.rms_norm(&x, &weight, 1e-5, &mut parts);
-            cpu.linears(&[&ws[0]], &fused, &mut [&mut outs[0]]);
+            let weight = cpu.vector_from(&numbers(seed ^ 8, k)).unwrap();
+            let (mut fused, mut parts) = (cpu.new_operand(), cpu.alloc(rows, k).unwrap());
+            cpu.rms_norm_operand(&x, &weight, 1e-5, &mut fused).unwrap();
+            cpu.rms_norm(&x, &weight, 1e-5, &mut parts).unwrap();
+            cpu.linears(&[&ws[0]], &fused, &mut [&mut outs[0]]).unwrap();
             prop_assert!(
-                bits_of(&cpu, &outs[0]) == bits_of(&cpu, &linear(&cpu, &ws[0], &parts)),
+                bits_of(&cpu, &outs[0]) == bits_of(&cpu, &product(&cpu, &ws[0], &parts)),
                 "{what}: rms_norm_operand"
             );
 
             // The largest logit.
             for limit in [1, n.div_ceil(2), n, n + 9] {
-                let want = cpu.argmax(&linear(&cpu, &ws[0], &x), limit);
-                let got = cpu.linear_argmax(&ws[0], &packed, limit);
+                let want = cpu.argmax(&product(&cpu, &ws[0], &x), limit).unwrap();
+                let got = cpu.linear_argmax(&ws[0], &packed, limit).unwrap();
                 prop_assert_eq!(got, want, "{}: linear_argmax", &what);
             }
         }
@@ -104,11 +106,11 @@ fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
     values[18 * k..19 * k].fill(f32::INFINITY);
     let bytes = bytes_of(&values, DType::F32);
     for cpu in variants().map(|(path, precision)| cpu(path, precision, 3)) {
-        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None);
+        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None).unwrap();
         let x: Vec<f32> = [1.0, -1.0, f32::NAN, 0.0].into_iter().flat_map(|x| [x; 64]).collect();
         let x = rows_of(&cpu, &x, k);
         for limit in [1, 8, 18, n] {
-            let want = cpu.argmax(&linear(&cpu, &w, &x), limit);
+            let want = cpu.argmax(&product(&cpu, &w, &x), limit).unwrap();
             // All columns are NaN in a row of NaN: token 0. The others follow from the weights.
             let first = if limit > 18 {
                 18
@@ -118,7 +120,12 @@ fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
                 0
             };
             assert_eq!(want, [first, 0, 0, 0], "{} {limit}", cpu.isa());
-            assert_eq!(cpu.linear_argmax(&w, &operand(&cpu, &x), limit), want, "{}", cpu.isa());
+            assert_eq!(
+                cpu.linear_argmax(&w, &operand(&cpu, &x), limit).unwrap(),
+                want,
+                "{}",
+                cpu.isa()
+            );
         }
     }
 }

@@ -43,12 +43,12 @@ fn fewer_threads_beside_another_model_give_the_same_bits() {
     let bytes = bytes_of(&numbers(1, n * k), DType::Bf16);
     let x = numbers(2, rows * k);
     let cpu = cpu(Path::Isa(Isa::detect()), Precision::F32, 3).with_threads_beside(2).unwrap();
-    let w = cpu.linear_from(view(&bytes, DType::Bf16, n, k), None);
+    let w = cpu.linear_from(view(&bytes, DType::Bf16, n, k), None).unwrap();
     let run = |beside: bool, threads: usize| {
-        cpu.set_beside(beside);
+        cpu.set_shared(beside);
         assert_eq!(cpu.threads(), threads);
-        let mut out = cpu.alloc(rows, n);
-        cpu.linear(&w, &rows_of(&cpu, &x, k), &mut out);
+        let mut out = cpu.alloc(rows, n).unwrap();
+        linear(&cpu, &w, &rows_of(&cpu, &x, k), &mut out);
         bits(&values_of(&cpu, &out))
     };
     let alone = run(false, 3);

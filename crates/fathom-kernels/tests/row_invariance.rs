@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Precision, Span};
+use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Precision, Rotary, Span};
 use proptest::prelude::*;
 
 fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
@@ -55,9 +55,9 @@ proptest! {
         for (isa, precision) in variants() {
             let run = |threads: usize, x: &[f32]| {
                 let cpu = cpu(isa, precision, threads);
-                let w = cpu.linear_from(weight, None);
-                let mut out = cpu.alloc(x.len() / k, n);
-                cpu.linear(&w, &rows_of(&cpu, x, k), &mut out);
+                let w = cpu.linear_from(weight, None).unwrap();
+                let mut out = cpu.alloc(x.len() / k, n).unwrap();
+                linear(&cpu, &w, &rows_of(&cpu, x, k), &mut out);
                 bits(&values_of(&cpu, &out))
             };
             let together = run(1, &x);
@@ -77,10 +77,10 @@ fn many_rows_are_the_rows_alone() {
     let x = numbers(2, rows * k);
     for (isa, precision) in variants() {
         let cpu = cpu(isa, precision, 2);
-        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None);
+        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None).unwrap();
         let run = |x: &[f32]| {
-            let mut out = cpu.alloc(x.len() / k, n);
-            cpu.linear(&w, &rows_of(&cpu, x, k), &mut out);
+            let mut out = cpu.alloc(x.len() / k, n).unwrap();
+            linear(&cpu, &w, &rows_of(&cpu, x, k), &mut out);
             bits(&values_of(&cpu, &out))
         };
         let together = run(&x);
@@ -192,13 +192,16 @@ fn assert_batch_is_its_sequences_alone(
     let mut spans = Vec::new();
     let mut first = 0;
     for (kv, (_, rows)) in caches.iter_mut().zip(lengths) {
-        spans.push(Span { rows: first..first + rows, first_position: cpu.kv_len(kv), kv });
-        first += rows;
+        let first_position = cpu.kv_len(kv);
+        let rows = first..first + rows;
+        first = rows.end;
+        spans.push(Span { rows, first_position, kv, column_sums: None });
     }
     let [q, k, v] = [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(cpu, x, w));
-    let mut out = cpu.alloc(first, width);
-    cpu.append_kv(0, &k, &v, &mut spans);
-    cpu.attend(attention, &q, &spans, &mut out, None);
+    let mut out = cpu.alloc(first, width).unwrap();
+    let mut pass = cpu.begin_pass(spans, Rotary::NONE).unwrap();
+    cpu.append_kv(0, &k, &v, &mut pass).unwrap();
+    cpu.attend(attention, &q, &pass, &mut out, None).unwrap();
     assert!(bits(&values_of(cpu, &out)) == alone, "{path} {precision:?} {attention:?} {threads}");
 }
 
@@ -219,15 +222,15 @@ fn column_sums_are_the_same_in_any_chunks_and_threads() {
                     let part = |x: &[f32], w: usize| rows_of(&cpu, &x[from * w..(from + n) * w], w);
                     let q = part(&sequence.q, width);
                     let (k, v) = (part(&sequence.k, kv_width), part(&sequence.v, kv_width));
-                    let mut out = cpu.alloc(n, width);
-                    let mut lse = cpu.alloc(n, attention.heads);
-                    let mut spans = [Span { rows: 0..n, first_position: from, kv: &mut kv }];
-                    cpu.append_kv(0, &k, &v, &mut spans);
-                    cpu.attend(&attention, &q, &spans, &mut out, Some(&mut lse));
-                    cpu.add_column_sums(&attention, &q, &lse, &spans[0], &mut sums);
-                    cpu.advance_kv(&mut kv, n);
+                    let mut out = cpu.alloc(n, width).unwrap();
+                    let mut lse = cpu.alloc(n, attention.heads).unwrap();
+                    let mut pass = pass(&cpu, n, from, &mut kv, Some(&mut sums));
+                    cpu.append_kv(0, &k, &v, &mut pass).unwrap();
+                    cpu.attend(&attention, &q, &pass, &mut out, Some(&mut lse)).unwrap();
+                    cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
+                    cpu.end_pass(pass).unwrap();
                 }
-                let sums = cpu.column_sums(&sums, 0, tokens);
+                let sums = cpu.column_sums(&sums, 0, tokens).unwrap();
                 sums.into_iter().map(f64::to_bits).collect::<Vec<_>>()
             };
             let whole = run(1, tokens);

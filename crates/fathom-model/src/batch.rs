@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 
 use crate::taps::Part;
 use crate::{LogitRows, Sequence};

@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::{Backend, Precision};
+use fathom_backend::{Backend, Precision};
 use serde_json::{Map, Value, json};
 
 use crate::site::Layout;
@@ -116,7 +116,7 @@ pub fn capture<B: Backend>(
     let mut probe = EditProbe::new(&request.edits).watched_by(&mut writer);
     model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
     for (site, layer) in &request.places {
-        if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)) {
+        if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)?) {
             let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..ids.len() };
             writer.read(&at, &scores)?;
         }

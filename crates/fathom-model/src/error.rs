@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use fathom_backend::BackendError;
+
 /// Input that cannot be used. Every message names the file and what was expected of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -56,6 +58,9 @@ pub enum Error {
     /// A request that does not fit the model (token ids, lengths, sites, layers).
     #[error("{0}")]
     Request(String),
+    /// The machine failed: out of memory, or a device that was lost.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
 }
 
 /// `Result` with [`enum@Error`].

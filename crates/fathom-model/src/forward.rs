@@ -3,10 +3,10 @@
 use std::mem;
 use std::ops::Range;
 
-use fathom_kernels::{Attention, Backend, Span};
+use fathom_backend::{Attention, Backend, Rotary, Span};
 
 use crate::batch::{Batch, Piece};
-use crate::taps::{Part, Taps};
+use crate::taps::{PassTaps, Taps};
 use crate::work::Work;
 use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
 
@@ -44,14 +44,21 @@ pub struct Logits<B: Backend> {
 
 impl<B: Backend> Logits<B> {
     /// The logits asked for by step `index`, `[rows, vocab]`: none, one, or one per token.
-    pub fn step(&self, backend: &B, index: usize) -> Vec<f32> {
-        backend.host_rows(&self.rows, self.steps[index].clone(), &mut Vec::new()).to_vec()
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn step(&self, backend: &B, index: usize) -> Result<Vec<f32>> {
+        let rows = self.steps[index].clone();
+        Ok(backend.host_rows(&self.rows, rows, &mut Vec::new())?.to_vec())
     }
 
     /// The most likely token of every row of every step; ids from `limit` on are not considered.
-    pub fn argmax(&self, backend: &B, limit: usize) -> Vec<Vec<u32>> {
-        let all = backend.argmax(&self.rows, limit);
-        self.steps.iter().map(|rows| all[rows.clone()].to_vec()).collect()
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn argmax(&self, backend: &B, limit: usize) -> Result<Vec<Vec<u32>>> {
+        let all = backend.argmax(&self.rows, limit)?;
+        Ok(self.steps.iter().map(|rows| all[rows.clone()].to_vec()).collect())
     }
 }
 
@@ -78,8 +85,8 @@ impl<B: Backend> Model<B> {
     /// were cut into steps, or on `probe`, unless it edits.
     ///
     /// # Errors
-    /// A step without tokens or a token id beyond the vocabulary, before anything is computed; or an
-    /// error of the probe, after which the sequences are of no further use.
+    /// A step without tokens or a token id beyond the vocabulary, before anything is computed; an error of
+    /// the backend or of the probe, after which the sequences are of no further use.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
@@ -186,88 +193,87 @@ impl<B: Backend> Model<B> {
         let b = &self.backend;
         let ModelConfig { head_dim, rms_norm_eps: eps, .. } = self.config;
         let batch = Batch::new(pieces);
-        let parts = &batch.parts;
-        let rope = self.rope(pieces, parts);
-        let (mut spans, mut sums): (Vec<_>, Vec<_>) = pieces
+        let (cos, sin) = self.angles(pieces, &batch.parts);
+        let rotary = Rotary { cos: &cos, sin: &sin, half: self.config.rope.rotary_dim / 2 };
+        let (spans, landmarks): (Vec<_>, Vec<_>) = pieces
             .iter_mut()
-            .zip(parts)
+            .zip(&batch.parts)
             .map(|(piece, part)| {
-                let Sequence { kv, column_sums, .. } = &mut *piece.sequence;
-                let Part { rows, first_position, .. } = part;
-                let span = Span { rows: rows.clone(), first_position: *first_position, kv };
-                (span, column_sums.as_mut())
+                let Sequence { kv, column_sums, landmarks, .. } = &mut *piece.sequence;
+                let (rows, first_position) = (part.rows.clone(), part.first_position);
+                let column_sums = column_sums.as_mut();
+                (Span { rows, first_position, kv, column_sums }, landmarks)
             })
             .unzip();
-        let any_sums = sums.iter().any(Option::is_some);
+        let any_sums = spans.iter().any(|span| span.column_sums.is_some());
+        let mut pass = b.begin_pass(spans, rotary)?;
+        let taps = &mut PassTaps::new(b, taps, &batch.parts, landmarks)?;
         let last = self.layers.len() - 1;
         let all_rows_needed = any_sums || taps.want_rows_after_keys(last);
 
         let n = batch.ids.len();
-        let mut work = self.take_work(n);
+        let mut work = self.take_work(n)?;
         let Work { x, operand, q, k, v, ctx, lse, stages, gated, chosen } = &mut work;
 
-        b.embed(&self.embed, &batch.ids, x);
-        taps.tap(b, Site::Embed, 0, x, parts)?;
+        b.embed(&self.embed, &batch.ids, x)?;
+        taps.tap(Site::Embed, 0, x)?;
 
         for (l, layer) in self.layers.iter().enumerate() {
-            taps.tap(b, Site::ResidPre, l, x, parts)?;
+            taps.tap(Site::ResidPre, l, x)?;
 
             // Attention: x += W_o · softmax(q kᵀ / √d) v
-            self.norm(x, &layer.attn_norm, operand, (Site::AttnIn, l), taps, parts)?;
-            b.linears(&[&layer.q, &layer.k, &layer.v], operand, &mut [q, k, v]);
+            self.norm(x, &layer.attn_norm, operand, (Site::AttnIn, l), taps)?;
+            b.linears(&[&layer.q, &layer.k, &layer.v], operand, &mut [q, k, v])?;
             if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
-                b.head_norm(q, q_norm, eps);
-                b.head_norm(k, k_norm, eps);
+                b.head_norm(q, q_norm, eps)?;
+                b.head_norm(k, k_norm, eps)?;
             }
-            taps.tap(b, Site::QPreRope, l, q, parts)?;
-            taps.tap(b, Site::KPreRope, l, k, parts)?;
-            b.rope(q, &rope, head_dim);
-            b.rope(k, &rope, head_dim);
-            taps.tap(b, Site::Q, l, q, parts)?;
-            taps.tap(b, Site::K, l, k, parts)?;
-            taps.tap(b, Site::V, l, v, parts)?;
+            taps.tap(Site::QPreRope, l, q)?;
+            taps.tap(Site::KPreRope, l, k)?;
+            b.rope(q, &pass, head_dim)?;
+            b.rope(k, &pass, head_dim)?;
+            taps.tap(Site::Q, l, q)?;
+            taps.tap(Site::K, l, k)?;
+            taps.tap(Site::V, l, v)?;
 
             let attention = self.attention(l);
             let weights_wanted = taps.wants(Site::AttnWeights, l);
-            b.append_kv(l, k, v, &mut spans);
+            b.append_kv(l, k, v, &mut pass)?;
             if l == last && !all_rows_needed && batch.logit_rows.len() < n {
                 // Later tokens read nothing of this layer but keys and values: rows without logits end here.
-                self.keep_rows(x, &batch.logit_rows, chosen);
-                self.keep_rows(q, &batch.logit_rows, ctx);
-                b.resize(ctx, batch.logit_rows.len(), b.shape(q).1);
-                for (span, rows) in spans.iter_mut().zip(&batch.logit_ranges) {
-                    span.first_position += span.rows.len() - rows.len();
-                    span.rows = rows.clone();
-                }
+                self.keep_rows(x, &batch.logit_rows, chosen)?;
+                self.keep_rows(q, &batch.logit_rows, ctx)?;
+                b.resize(ctx, batch.logit_rows.len(), b.shape(q).1)?;
+                let kept: Vec<usize> = batch.logit_ranges.iter().map(Range::len).collect();
+                b.narrow_pass(&mut pass, &kept)?;
             }
             let lse_wanted = (any_sums || weights_wanted).then_some(&mut *lse);
-            b.attend(&attention, q, &spans, ctx, lse_wanted);
-            for (span, sums) in spans.iter().zip(&mut sums) {
-                if let Some(sums) = sums {
-                    b.add_column_sums(&attention, q, lse, span, sums);
-                }
+            b.attend(&attention, q, &pass, ctx, lse_wanted)?;
+            if any_sums {
+                b.add_column_sums(&attention, q, lse, &mut pass)?;
             }
             if weights_wanted {
-                for (span, part) in spans.iter().zip(parts) {
-                    let weights = b.attention_weights(&attention, q, lse, span);
+                for part in 0..batch.parts.len() {
+                    let weights = b.attention_weights(&attention, q, lse, &pass, part)?;
                     taps.show(Site::AttnWeights, l, part, &weights)?;
                 }
             }
-            taps.tap(b, Site::AttnCtx, l, ctx, parts)?;
-            b.operand(ctx, operand);
-            self.add(&layer.o, operand, x, (Site::AttnOut, l), taps, parts)?;
-            taps.tap(b, Site::ResidMid, l, x, parts)?;
+            taps.tap(Site::AttnCtx, l, ctx)?;
+            b.operand(ctx, operand)?;
+            self.add(&layer.o, operand, x, (Site::AttnOut, l), taps)?;
+            taps.tap(Site::ResidMid, l, x)?;
 
             // MLP: x += W_down · (silu(W_gate · x) ⊙ (W_up · x))
-            self.norm(x, &layer.mlp_norm, operand, (Site::MlpIn, l), taps, parts)?;
-            self.gated(l, operand, gated, stages, taps, parts)?;
-            self.add(&layer.down, gated, x, (Site::MlpOut, l), taps, parts)?;
-            taps.tap(b, Site::ResidPost, l, x, parts)?;
+            self.norm(x, &layer.mlp_norm, operand, (Site::MlpIn, l), taps)?;
+            self.gated(l, operand, gated, stages, taps)?;
+            self.add(&layer.down, gated, x, (Site::MlpOut, l), taps)?;
+            taps.tap(Site::ResidPost, l, x)?;
         }
 
         let scores = self.scores(&mut work, &batch, taps, head)?;
+        taps.finish()?;
+        b.end_pass(pass)?;
         for piece in pieces {
-            b.advance_kv(&mut piece.sequence.kv, piece.tokens.len());
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
         self.give_back(work);
@@ -279,7 +285,7 @@ impl<B: Backend> Model<B> {
         &self,
         work: &mut Work<B>,
         batch: &Batch,
-        taps: &mut Taps<'_>,
+        taps: &mut PassTaps<'_, '_, B>,
         head: Head,
     ) -> Result<Scores<B>> {
         let b = &self.backend;
@@ -290,35 +296,36 @@ impl<B: Backend> Model<B> {
         let Work { x, chosen, operand, .. } = work;
         let rows = if probed { batch.ids.len() } else { batch.logit_rows.len() };
         if rows < b.shape(x).0 {
-            self.keep_rows(x, &batch.logit_rows, chosen);
+            self.keep_rows(x, &batch.logit_rows, chosen)?;
         }
         if rows > 0 {
-            self.norm(x, &self.final_norm, operand, (Site::FinalNorm, 0), taps, &batch.parts)?;
+            self.norm(x, &self.final_norm, operand, (Site::FinalNorm, 0), taps)?;
         }
-        let (mut logits, mut best) = (b.alloc(0, vocab), Vec::new());
+        let (mut logits, mut best) = (b.alloc(0, vocab)?, Vec::new());
         if taps.wants(Site::Logits, 0) || !batch.logit_rows.is_empty() {
             let unembed = self.lm_head.as_ref().unwrap_or(&self.embed);
             match head {
-                Head::Argmax { limit } => best = b.linear_argmax(unembed, operand, limit),
+                Head::Argmax { limit } => best = b.linear_argmax(unembed, operand, limit)?,
                 Head::Logits => {
-                    b.resize(&mut logits, rows, vocab);
-                    b.linears(&[unembed], operand, &mut [&mut logits]);
+                    b.resize(&mut logits, rows, vocab)?;
+                    b.linears(&[unembed], operand, &mut [&mut logits])?;
                 }
             }
         }
         if probed {
-            taps.tap(b, Site::Logits, 0, &mut logits, &batch.parts)?;
-            let mut asked = b.alloc(batch.logit_rows.len(), vocab);
-            b.gather(&logits, &batch.logit_rows, &mut asked);
+            taps.tap(Site::Logits, 0, &mut logits)?;
+            let mut asked = b.alloc(batch.logit_rows.len(), vocab)?;
+            b.gather(&logits, &batch.logit_rows, &mut asked)?;
             logits = asked;
         }
         Ok(Scores { logits, best, steps: batch.logit_ranges.clone() })
     }
 
     /// `x = x[rows]`; `spare` has as many columns and is overwritten.
-    fn keep_rows(&self, x: &mut B::Rows, rows: &[usize], spare: &mut B::Rows) {
-        self.backend.gather(x, rows, spare);
+    fn keep_rows(&self, x: &mut B::Rows, rows: &[usize], spare: &mut B::Rows) -> Result<()> {
+        self.backend.gather(x, rows, spare)?;
         mem::swap(x, spare);
+        Ok(())
     }
 
     /// `out = norm(x)`, as matrix products take it; the f32 form is there only if a probe wants it.
@@ -328,20 +335,17 @@ impl<B: Backend> Model<B> {
         weight: &B::Vector,
         out: &mut B::Operand, // [n, hidden]
         (site, l): (Site, usize),
-        taps: &mut Taps<'_>,
-        parts: &[Part],
+        taps: &mut PassTaps<'_, '_, B>,
     ) -> Result<()> {
         let (b, eps) = (&self.backend, self.config.rms_norm_eps);
         if !taps.wants(site, l) {
-            b.rms_norm_operand(x, weight, eps, out);
-            return Ok(());
+            return Ok(b.rms_norm_operand(x, weight, eps, out)?);
         }
         let (n, hidden) = b.shape(x);
-        let mut normed = b.alloc(n, hidden);
-        b.rms_norm(x, weight, eps, &mut normed);
-        taps.tap(b, site, l, &mut normed, parts)?;
-        b.operand(&normed, out);
-        Ok(())
+        let mut normed = b.alloc(n, hidden)?;
+        b.rms_norm(x, weight, eps, &mut normed)?;
+        taps.tap(site, l, &mut normed)?;
+        Ok(b.operand(&normed, out)?)
     }
 
     /// `x += W · module`, what a module adds to the residual stream; by itself only if a probe wants it.
@@ -351,20 +355,17 @@ impl<B: Backend> Model<B> {
         module: &B::Operand,
         x: &mut B::Rows, // [n, hidden]
         (site, l): (Site, usize),
-        taps: &mut Taps<'_>,
-        parts: &[Part],
+        taps: &mut PassTaps<'_, '_, B>,
     ) -> Result<()> {
         let b = &self.backend;
         if !taps.wants(site, l) {
-            b.linear_add(w, module, x);
-            return Ok(());
+            return Ok(b.linear_add(w, module, x)?);
         }
         let (n, hidden) = b.shape(x);
-        let mut out = b.alloc(n, hidden);
-        b.linears(&[w], module, &mut [&mut out]);
-        taps.tap(b, site, l, &mut out, parts)?;
-        b.add_assign(x, &out);
-        Ok(())
+        let mut out = b.alloc(n, hidden)?;
+        b.linears(&[w], module, &mut [&mut out])?;
+        taps.tap(site, l, &mut out)?;
+        Ok(b.add_assign(x, &out)?)
     }
 
     fn attention(&self, layer: usize) -> Attention {

@@ -1,8 +1,8 @@
 //! The MLP of a decoder layer, within a pass and by itself.
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 
-use crate::taps::{Part, Taps};
+use crate::taps::{PassTaps, Taps};
 use crate::{Error, Model, Result, Site};
 
 /// The MLP's stages, `[n, intermediate]` each, for a probe to see.
@@ -15,15 +15,16 @@ pub(crate) struct Stages<B: Backend> {
 
 impl<B: Backend> Stages<B> {
     /// Without memory until a probe asks.
-    pub fn new(b: &B, intermediate: usize) -> Stages<B> {
+    pub fn new(b: &B, intermediate: usize) -> Result<Stages<B>> {
         let rows = || b.alloc(0, intermediate);
-        Stages { gate: rows(), up: rows(), act: rows(), product: rows() }
+        Ok(Stages { gate: rows()?, up: rows()?, act: rows()?, product: rows()? })
     }
 
-    fn resize(&mut self, b: &B, n: usize, intermediate: usize) {
+    fn resize(&mut self, b: &B, n: usize, intermediate: usize) -> Result<()> {
         for rows in [&mut self.gate, &mut self.up, &mut self.act, &mut self.product] {
-            b.resize(rows, n, intermediate);
+            b.resize(rows, n, intermediate)?;
         }
+        Ok(())
     }
 }
 
@@ -45,14 +46,16 @@ impl<B: Backend> Model<B> {
         }
         let b = &self.backend;
         let n = rows.len() / hidden;
-        let mut x = b.alloc(n, hidden);
-        b.write_rows(&mut x, 0, rows);
-        let (mut operand, mut gated) = (B::Operand::default(), B::Operand::default());
-        b.operand(&x, &mut operand);
-        let mut stages = Stages::new(b, self.config.intermediate);
-        self.gated(layer, &operand, &mut gated, &mut stages, &mut Taps::new(None, layers), &[])?;
-        b.linears(&[&self.layers[layer].down], &gated, &mut [&mut x]);
-        Ok(b.host_rows(&x, 0..n, &mut Vec::new()).to_vec())
+        let mut x = b.alloc(n, hidden)?;
+        b.write_rows(&mut x, 0, rows)?;
+        let (mut operand, mut gated) = (b.new_operand(), b.new_operand());
+        b.operand(&x, &mut operand)?;
+        let mut stages = Stages::new(b, self.config.intermediate)?;
+        let mut nobody = Taps::new(None, layers);
+        let mut taps = PassTaps::new(b, &mut nobody, &[], Vec::new())?;
+        self.gated(layer, &operand, &mut gated, &mut stages, &mut taps)?;
+        b.linears(&[&self.layers[layer].down], &gated, &mut [&mut x])?;
+        Ok(b.host_rows(&x, 0..n, &mut Vec::new())?.to_vec())
     }
 
     /// out = silu(W_gate · x) ⊙ (W_up · x); the stages by themselves only if a probe wants one.
@@ -62,25 +65,22 @@ impl<B: Backend> Model<B> {
         x: &B::Operand,       // [n, hidden]
         out: &mut B::Operand, // [n, intermediate]
         stages: &mut Stages<B>,
-        taps: &mut Taps<'_>,
-        parts: &[Part],
+        taps: &mut PassTaps<'_, '_, B>,
     ) -> Result<()> {
         let (b, layer) = (&self.backend, &self.layers[l]);
         let sites = [Site::MlpGate, Site::MlpUp, Site::MlpAct, Site::MlpElementwise];
         if !sites.iter().any(|&site| taps.wants(site, l)) {
-            b.gated(&layer.gate, &layer.up, x, out);
-            return Ok(());
+            return Ok(b.gated(&layer.gate, &layer.up, x, out)?);
         }
-        stages.resize(b, parts.last().map_or(0, |part| part.rows.end), self.config.intermediate);
+        stages.resize(b, taps.rows(), self.config.intermediate)?;
         let Stages { gate, up, act, product } = stages;
-        b.linears(&[&layer.gate, &layer.up], x, &mut [gate, up]);
-        taps.tap(b, Site::MlpGate, l, gate, parts)?;
-        taps.tap(b, Site::MlpUp, l, up, parts)?;
-        b.silu(gate, act);
-        taps.tap(b, Site::MlpAct, l, act, parts)?;
-        b.mul(act, up, product);
-        taps.tap(b, Site::MlpElementwise, l, product, parts)?;
-        b.operand(product, out);
-        Ok(())
+        b.linears(&[&layer.gate, &layer.up], x, &mut [gate, up])?;
+        taps.tap(Site::MlpGate, l, gate)?;
+        taps.tap(Site::MlpUp, l, up)?;
+        b.silu(gate, act)?;
+        taps.tap(Site::MlpAct, l, act)?;
+        b.mul(act, up, product)?;
+        taps.tap(Site::MlpElementwise, l, product)?;
+        Ok(b.operand(product, out)?)
     }
 }

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use fathom_kernels::{Backend, KvShape};
+use fathom_backend::{Backend, KvShape};
 
+use crate::landmarks::Landmarks;
 use crate::weights::{LayerTensors, ModelTensors, Projection, Vector};
 use crate::work::Work;
 use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
@@ -129,6 +130,7 @@ impl<B: Backend> Model<B> {
             column_sums: options.sink_scores.then(|| self.backend.new_column_sums(layers, heads)),
             planned_len: options.planned_len,
             regime: None,
+            landmarks: Landmarks::new(),
         }
     }
 
@@ -147,17 +149,21 @@ impl<B: Backend> Model<B> {
         }
         sequence.tokens.truncate(len);
         self.backend.truncate_kv(&mut sequence.kv, len);
+        sequence.landmarks.truncate(len);
         Ok(())
     }
 
     /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the attention
     /// that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`] was set.
-    pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Option<Vec<f32>> {
-        let sums = sequence.column_sums.as_ref()?;
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Result<Option<Vec<f32>>> {
+        let Some(sums) = &sequence.column_sums else { return Ok(None) };
         let tokens = sequence.len();
-        let sums = self.backend.column_sums(sums, layer, tokens); // [heads, T]
+        let sums = self.backend.column_sums(sums, layer, tokens)?; // [heads, T]
         let mean = |(i, sum)| (sum / (tokens - i % tokens) as f64) as f32;
-        Some(sums.into_iter().enumerate().map(mean).collect())
+        Ok(Some(sums.into_iter().enumerate().map(mean).collect()))
     }
 }
 
@@ -194,13 +200,14 @@ impl<B: Backend> Packer<'_, B> {
             true => Some(self.checkpoint.vector(&format!("{name}.bias"), *total_rows)?),
             false => None,
         };
-        let linear =
-            self.backend.linear_from(weight.view(), bias.as_ref().map(|bias| &bias[rows.clone()]));
+        let linear = self
+            .backend
+            .linear_from(weight.view(), bias.as_ref().map(|bias| &bias[rows.clone()]))?;
         self.checkpoint.release();
         Ok(linear)
     }
 
     fn vector(&self, vector: &Vector) -> Result<B::Vector> {
-        Ok(self.backend.vector_from(&self.checkpoint.vector(&vector.name, vector.len)?))
+        Ok(self.backend.vector_from(&self.checkpoint.vector(&vector.name, vector.len)?)?)
     }
 }

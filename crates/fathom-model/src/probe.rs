@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use fathom_backend::RowEdit;
+
 use crate::{Error, Site};
 
 /// What a probe wants with a place.
@@ -13,6 +15,45 @@ pub enum Access {
     Read,
     /// Read the values and possibly replace them; the pass goes on with what is left there.
     Edit,
+    /// Change rows as [`Probe::changes`] says, without reading them: they stay on the device.
+    Change,
+    /// The Euclidean norm of every row ([`Probe::measured`]): the rows stay on the device.
+    Norms,
+    /// The norms, and the dot product of every row with the rows of [`Probe::landmarks`].
+    Dots,
+}
+
+impl Access {
+    /// What serves two probes at once: one that asked for less is shown more.
+    pub fn union(self, other: Access) -> Access {
+        use Access::{Change, Dots, Edit, Norms, Read, Skip};
+        match (self, other) {
+            (one, Skip) => one,
+            (Skip, other) => other,
+            (one, other) if one == other => one,
+            (Norms | Dots, Norms | Dots) => Dots,
+            (Norms | Dots | Read, Norms | Dots | Read) => Read,
+            (Edit | Change, _) | (_, Edit | Change) => Edit,
+        }
+    }
+}
+
+/// What was measured of some consecutive rows of a place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured<'a> {
+    /// The norm of each row, `[positions]`.
+    pub norms: &'a [f32],
+    /// For each of [`Probe::landmarks`], with [`Access::Dots`]; otherwise empty.
+    pub dots: Vec<Dots<'a>>,
+}
+
+/// Dot products of rows with a landmark's row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dots<'a> {
+    /// Of the rows before these, from position 0 on, where the landmark is among these: they are made up for.
+    pub before: &'a [f32],
+    /// Of these rows, `[positions]`; empty where the landmark has not come yet.
+    pub these: &'a [f32],
 }
 
 /// Where in the pass a probe is being called.
@@ -52,5 +93,29 @@ pub trait Probe {
     /// Whatever the probe reports ends the pass.
     fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<(), Error> {
         self.read(at, values)
+    }
+
+    /// Called where [`Probe::access`] said [`Access::Change`]: what becomes of rows, counted from the first of
+    /// `at.positions`. Later changes see what earlier ones left.
+    ///
+    /// # Errors
+    /// Whatever the probe reports ends the pass.
+    fn changes(&mut self, _at: &At) -> Result<Vec<RowEdit<'_>>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Positions whose rows all others are multiplied with where [`Probe::access`] says [`Access::Dots`]. Asked once
+    /// per pass. The rows up to the last of them are kept on the device, so they should be among the first.
+    fn landmarks(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Called after the pass for every place where [`Probe::access`] said [`Access::Norms`] or [`Access::Dots`], in
+    /// the order of the pass.
+    ///
+    /// # Errors
+    /// Whatever the probe reports is the pass's error.
+    fn measured(&mut self, _at: &At, _measured: &Measured<'_>) -> Result<(), Error> {
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use std::mem;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 
 use crate::batch::Piece;
 use crate::forward::{Head, PREFILL_CHUNK, Scores};
@@ -53,8 +53,8 @@ impl<B: Backend> Model<B> {
                 match head {
                     Head::Argmax { .. } => best[piece.index].extend(&part.best[rows]),
                     Head::Logits => {
-                        let rows =
-                            self.backend.host_rows(&part.logits, rows, &mut Vec::new()).to_vec();
+                        let mut scratch = Vec::new();
+                        let rows = self.backend.host_rows(&part.logits, rows, &mut scratch)?;
                         logits[piece.index].extend(rows);
                     }
                 }
@@ -68,13 +68,13 @@ impl<B: Backend> Model<B> {
 
         let vocab = self.config.vocab;
         let mut rows =
-            self.backend.alloc(logits.iter().map(Vec::len).sum::<usize>() / vocab, vocab);
+            self.backend.alloc(logits.iter().map(Vec::len).sum::<usize>() / vocab, vocab)?;
         let mut steps = Vec::with_capacity(logits.len());
         let mut first = 0;
         for (logits, best) in logits.iter().zip(&best) {
             let end = first + logits.len() / vocab + best.len();
             if !logits.is_empty() {
-                self.backend.write_rows(&mut rows, first, logits);
+                self.backend.write_rows(&mut rows, first, logits)?;
             }
             steps.push(first..end);
             first = end;
@@ -107,8 +107,8 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Rotary tables of the batch's rows, each under its own sequence's regime.
-    pub(crate) fn rope(&self, pieces: &[Piece<'_, B>], parts: &[Part]) -> B::Rope {
+    /// Rotary angles (cos, sin) of the batch's rows, each under its own sequence's regime.
+    pub(crate) fn angles(&self, pieces: &[Piece<'_, B>], parts: &[Part]) -> (Vec<f32>, Vec<f32>) {
         let rope = &self.config.rope;
         let (mut cos, mut sin) = (Vec::new(), Vec::new()); // [n, rotary_dim / 2]
         for (piece, part) in pieces.iter().zip(parts) {
@@ -119,6 +119,6 @@ impl<B: Backend> Model<B> {
             cos.extend(c);
             sin.extend(s);
         }
-        self.backend.rope_from(&cos, &sin, rope.rotary_dim / 2)
+        (cos, sin)
     }
 }

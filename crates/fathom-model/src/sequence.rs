@@ -1,6 +1,8 @@
 //! One sequence on its way through a model.
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
+
+use crate::landmarks::Landmarks;
 
 /// How a sequence is going to be used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +23,8 @@ pub struct Sequence<B: Backend> {
     pub(crate) planned_len: Option<usize>,
     /// Which rotary frequencies the cached keys carry; see [`crate::RopeConfig::regime`].
     pub(crate) regime: Option<u64>,
+    /// Rows that probes compare others with.
+    pub(crate) landmarks: Landmarks<B>,
 }
 
 impl<B: Backend> Sequence<B> {

@@ -129,6 +129,11 @@ impl Site {
         !matches!(self, Site::AttnWeights | Site::SinkScore)
     }
 
+    /// Whether its values are rows, one for each token ([`crate::Access::Norms`]).
+    pub fn has_rows(self) -> bool {
+        !matches!(self, Site::AttnWeights | Site::SinkScore)
+    }
+
     /// Layout of the captured values for a model.
     pub fn layout(self, config: &ModelConfig) -> Layout {
         let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, vocab, .. } = *config;

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_kernels::workload::median;
 use serde::Serialize;
 

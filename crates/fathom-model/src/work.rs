@@ -2,10 +2,10 @@
 
 use std::sync::{MutexGuard, PoisonError};
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 
 use crate::mlp::Stages;
-use crate::{Model, ModelConfig};
+use crate::{Model, ModelConfig, Result};
 
 /// Activations of a pass over `n` rows. Their contents mean nothing between passes.
 pub(crate) struct Work<B: Backend> {
@@ -27,28 +27,34 @@ pub(crate) struct Work<B: Backend> {
 
 impl<B: Backend> Model<B> {
     /// Memory for a pass over `n` rows: an earlier pass's, unless another thread's pass has it.
-    pub(crate) fn take_work(&self, n: usize) -> Work<B> {
+    ///
+    /// # Errors
+    /// No room for it.
+    pub(crate) fn take_work(&self, n: usize) -> Result<Work<B>> {
         let b = &self.backend;
         let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, .. } = self.config;
         let kept = self.idle_work().pop();
-        let mut work = kept.unwrap_or_else(|| Work {
-            x: b.alloc(0, hidden),
-            operand: B::Operand::default(),
-            q: b.alloc(0, heads * head_dim),
-            k: b.alloc(0, kv_heads * head_dim),
-            v: b.alloc(0, kv_heads * head_dim),
-            ctx: b.alloc(0, heads * head_dim),
-            lse: b.alloc(0, heads),
-            gated: B::Operand::default(),
-            stages: Stages::new(b, intermediate),
-            chosen: b.alloc(0, hidden),
-        });
+        let mut work = match kept {
+            Some(work) => work,
+            None => Work {
+                x: b.alloc(0, hidden)?,
+                operand: b.new_operand(),
+                q: b.alloc(0, heads * head_dim)?,
+                k: b.alloc(0, kv_heads * head_dim)?,
+                v: b.alloc(0, kv_heads * head_dim)?,
+                ctx: b.alloc(0, heads * head_dim)?,
+                lse: b.alloc(0, heads)?,
+                gated: b.new_operand(),
+                stages: Stages::new(b, intermediate)?,
+                chosen: b.alloc(0, hidden)?,
+            },
+        };
         let Work { x, q, k, v, ctx, lse, chosen, .. } = &mut work;
         for rows in [x, q, k, v, ctx, lse, chosen] {
             let (_, columns) = b.shape(rows);
-            b.resize(rows, n, columns);
+            b.resize(rows, n, columns)?;
         }
-        work
+        Ok(work)
     }
 
     /// Keeps the memory of a pass that is over for the next one.

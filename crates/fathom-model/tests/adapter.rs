@@ -70,7 +70,7 @@ fn logits(base: &Path, adapter: Option<&Path>) -> Vec<f32> {
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let step = Step { sequence: &mut sequence, tokens: &IDS, logits: LogitRows::All };
     let logits = model.forward(&mut [step], None).unwrap();
-    logits.step(model.backend(), 0)
+    logits.step(model.backend(), 0).unwrap()
 }
 
 #[test]

@@ -263,7 +263,7 @@ proptest! {
             let mut step =
                 [Step { sequence: &mut sequence, tokens: &IDS, logits: LogitRows::All }];
             let logits = model.forward(&mut step, Some(&mut EditProbe::new(&edits))).unwrap();
-            logits.step(model.backend(), 0)
+            logits.step(model.backend(), 0).unwrap()
         };
         let shuffled: Vec<&str> = order.iter().map(|i| texts[*i]).collect();
         prop_assert_eq!(logits(&shuffled), logits(&texts));

@@ -110,7 +110,7 @@ fn greedy_continuations_are_token_exact() {
                 let logits = LogitRows::Last;
                 let step = Step { sequence: &mut sequence, tokens: &next, logits };
                 let logits = model.forward(&mut [step], None).unwrap();
-                next = logits.argmax(backend, model.config().vocab).remove(0);
+                next = logits.argmax(backend, model.config().vocab).unwrap().remove(0);
                 continuation.extend(&next);
             }
             assert_eq!(continuation, prompt.greedy_ids, "{golden} {}", prompt.file);

@@ -38,7 +38,7 @@ fn tokens_without_logits_are_the_tokens_of_the_logits() {
                             .collect()
                     };
                     let logits = model.forward(&mut steps(&mut with), None).unwrap();
-                    let want = logits.argmax(model.backend(), limit);
+                    let want = logits.argmax(model.backend(), limit).unwrap();
                     let got = model.forward_argmax(&mut steps(&mut without), limit).unwrap();
                     assert_eq!(got, want, "{golden} {precision:?}");
                     let rows: Vec<usize> = got.iter().map(Vec::len).collect();

@@ -27,14 +27,14 @@ fn run(model: &Model<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
     let mut logits = Vec::new();
     for tokens in ids.chunks(chunk) {
         let step = Step { sequence: &mut sequence, tokens, logits: LogitRows::All };
-        logits.extend(model.forward(&mut [step], None).unwrap().step(model.backend(), 0));
+        logits.extend(model.forward(&mut [step], None).unwrap().step(model.backend(), 0).unwrap());
     }
     (bits(&logits), scores(model, &sequence))
 }
 
 fn scores(model: &Model<Cpu>, sequence: &Sequence<Cpu>) -> Vec<u32> {
     let layers = 0..model.config().layers;
-    layers.flat_map(|layer| bits(&model.sink_score(sequence, layer).unwrap())).collect()
+    layers.flat_map(|layer| bits(&model.sink_score(sequence, layer).unwrap().unwrap())).collect()
 }
 
 /// A text of `n` tokens the model has not been picked for.
@@ -87,7 +87,7 @@ fn neighbours_do_not_change_a_bit() {
                     .collect();
                 let out = model.forward(&mut steps, None).unwrap();
                 for (i, logits) in logits.iter_mut().enumerate() {
-                    logits.extend(out.step(model.backend(), i));
+                    logits.extend(out.step(model.backend(), i).unwrap());
                 }
             }
             for (i, ids) in texts.iter().enumerate() {
@@ -120,7 +120,7 @@ fn a_row_is_the_same_alone_and_among_up_to_64_others() {
                 .collect();
             steps.insert(place, Step { sequence: &mut own, tokens: &mine, logits: LogitRows::All });
             let logits = model.forward(&mut steps, None).unwrap();
-            let together = bits(&logits.step(model.backend(), place));
+            let together = bits(&logits.step(model.backend(), place).unwrap());
             assert!(together == alone, "{precision:?} among {others}");
         }
     }
@@ -172,7 +172,8 @@ fn looking_does_not_change_a_bit() {
                 let logits = LogitRows::All;
                 let step = Step { sequence: &mut sequence, tokens: &ids, logits };
                 let logits = model.forward(&mut [step], Some(probe)).unwrap();
-                let seen = (bits(&logits.step(model.backend(), 0)), scores(&model, &sequence));
+                let seen =
+                    (bits(&logits.step(model.backend(), 0).unwrap()), scores(&model, &sequence));
                 assert!(seen == unseen, "{golden} {precision:?}");
             }
             assert!(onlooker.0 > 0);
@@ -230,7 +231,7 @@ fn logits_are_the_same_whichever_rows_have_them() {
                         };
                         let want = &whole[i][rows.start * vocab..rows.end * vocab];
                         let what = format!("{golden} {precision:?} sequence {i} part {part}");
-                        assert!(bits(&out.step(model.backend(), i)) == want, "{what}");
+                        assert!(bits(&out.step(model.backend(), i).unwrap()) == want, "{what}");
                     }
                 }
             }
@@ -257,7 +258,7 @@ fn a_truncated_sequence_goes_on_as_if_the_rest_had_never_been() {
                         model.truncate(&mut sequence, kept.len()).unwrap();
                         assert_eq!(sequence.tokens(), kept);
                     }
-                    bits(&logits.step(model.backend(), 0))
+                    bits(&logits.step(model.backend(), 0).unwrap())
                 };
                 go(&kept, false);
                 if let Some(wrong) = wrong {
@@ -295,7 +296,7 @@ fn an_edit_reaches_what_follows_it_and_nothing_else() {
     let logits = |probe: Option<&mut dyn Probe>| {
         let mut sequence = model.new_sequence(SequenceOptions::default());
         let step = Step { sequence: &mut sequence, tokens: ids, logits: LogitRows::All };
-        bits(&model.forward(&mut [step], probe).unwrap().step(model.backend(), 0))
+        bits(&model.forward(&mut [step], probe).unwrap().step(model.backend(), 0).unwrap())
     };
     let zero = |values: &mut [f32]| values.fill(0.0);
     let plain = logits(None);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_kernels::workload::median;
 use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use fathom_model::{Access, At, Error, Probe, Result, Site};
+use fathom_model::{Access, At, Dots, Error, Measured, Probe, Result, Site};
 use fathom_vector::norm;
 
 use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
-use crate::vector::cosine;
+use crate::vector::{cosine, cosine_of_dot};
 
 /// What a [`ScalarProbe`] measures.
 #[derive(Clone, Debug)]
@@ -58,6 +58,19 @@ impl ScalarProbe {
         }
     }
 
+    fn check(&self, at: &At) -> Result<()> {
+        let (tokens, layers) = (self.scalars.tokens(), self.scalars.layers());
+        if at.positions.end <= tokens && at.layer < layers && !at.positions.is_empty() {
+            return Ok(());
+        }
+        let Range { start, end } = at.positions;
+        Err(Error::Request(format!(
+            "positions {start}..{end} of layer {} came to a probe for {tokens} tokens and \
+             {layers} layers",
+            at.layer
+        )))
+    }
+
     /// What was measured.
     ///
     /// # Errors
@@ -74,25 +87,57 @@ impl ScalarProbe {
 
 impl Probe for ScalarProbe {
     fn access(&self, site: Site, layer: usize) -> Access {
-        let wanted = match site {
-            Site::ResidPost | Site::MlpOut | Site::K | Site::V => true,
-            Site::FinalNorm => layer == 0 && self.scalars.final_state.is_some(),
-            _ => false,
-        };
-        if wanted { Access::Read } else { Access::Skip }
+        match site {
+            Site::ResidPost => Access::Dots,
+            Site::MlpOut | Site::K | Site::V => Access::Norms,
+            Site::FinalNorm if layer == 0 && self.scalars.final_state.is_some() => Access::Dots,
+            _ => Access::Skip,
+        }
     }
 
-    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+    fn landmarks(&self) -> Vec<usize> {
+        self.scalars.candidates.iter().map(|candidate| candidate.position).collect()
+    }
+
+    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
+        self.check(at)?;
+        finite(at, measured.norms)?;
         let scalars = &mut self.scalars;
-        let (tokens, layers) = (scalars.tokens(), scalars.layers());
-        if at.positions.end > tokens || at.layer >= layers || at.positions.is_empty() {
-            let Range { start, end } = at.positions;
-            return Err(Error::Request(format!(
-                "positions {start}..{end} of layer {} came to a probe for {tokens} tokens and \
-                 {layers} layers",
-                at.layer
-            )));
+        let fill = |out: &mut [f32]| out[at.positions.clone()].copy_from_slice(measured.norms);
+        match at.site {
+            Site::MlpOut => fill(scalars.mlp_out_norm.row_mut(at.layer)),
+            Site::K => fill(scalars.key_norm.row_mut(at.layer)),
+            Site::V => fill(scalars.value_norm.row_mut(at.layer)),
+            Site::ResidPost => {
+                let norms = scalars.hidden_norm.row_mut(at.layer);
+                fill(norms);
+                for (candidate, dots) in scalars.candidates.iter_mut().zip(&measured.dots) {
+                    let cosines = candidate.cosine.row_mut(at.layer);
+                    cosines_of(at, dots, (norms, candidate.position), cosines);
+                }
+                if at.layer + 1 == scalars.layers() {
+                    self.seen = at.positions.end;
+                }
+            }
+            Site::FinalNorm => {
+                if let Some(FinalState { norm, cosine }) = &mut scalars.final_state {
+                    fill(norm);
+                    let candidates = scalars.candidates.iter().zip(&measured.dots);
+                    for ((candidate, dots), cosines) in candidates.zip(cosine) {
+                        cosines_of(at, dots, (norm, candidate.position), cosines);
+                    }
+                }
+            }
+            _ => {}
         }
+        Ok(())
+    }
+
+    /// The same from rows, where they are at hand: the same numbers.
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        self.check(at)?;
+        let scalars = &mut self.scalars;
+        let layers = scalars.layers();
         let chunk = Chunk::new(at, values);
         match at.site {
             Site::MlpOut => chunk.norms(scalars.mlp_out_norm.row_mut(at.layer))?,
@@ -128,6 +173,26 @@ impl Probe for ScalarProbe {
     }
 }
 
+/// Cosines of rows with a landmark's, from their dot products. `norms` and `out` are `[T]`.
+fn cosines_of(at: &At, dots: &Dots<'_>, (norms, landmark): (&[f32], usize), out: &mut [f32]) {
+    let before = dots.before.iter().enumerate();
+    let these = at.positions.clone().zip(dots.these);
+    for (t, dot) in before.chain(these) {
+        out[t] = cosine_of_dot(*dot, norms[t], norms[landmark]);
+    }
+}
+
+/// Refuses norms that are not finite.
+fn finite(at: &At, norms: &[f32]) -> Result<()> {
+    match at.positions.clone().zip(norms).find(|(_, norm)| !norm.is_finite()) {
+        None => Ok(()),
+        Some((t, _)) => Err(Error::Request(format!(
+            "`{}` of layer {} is not finite at position {t}",
+            at.site, at.layer
+        ))),
+    }
+}
+
 /// Some consecutive positions' values at one place. Outputs hold all of the trace's positions, `[T]`.
 struct Chunk<'a> {
     at: &'a At,
@@ -149,14 +214,8 @@ impl<'a> Chunk<'a> {
     fn norms(&self, out: &mut [f32]) -> Result<()> {
         for (t, row) in self.rows() {
             out[t] = norm(row);
-            if !out[t].is_finite() {
-                let At { site, layer, .. } = self.at;
-                return Err(Error::Request(format!(
-                    "`{site}` of layer {layer} is not finite at position {t}"
-                )));
-            }
         }
-        Ok(())
+        finite(self.at, &out[self.at.positions.clone()])
     }
 
     /// Appends the rows of the first `positions` positions to `leading` `[positions, width]`.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{
     Error, Model, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace,
 };
@@ -190,10 +190,14 @@ pub fn scan_trace<B: Backend>(
     for sink in &mut detection.sinks {
         sink.token_text = token_text(sink.token_id);
     }
-    let scores = options.attention.then(|| {
-        let layer = |l| model.sink_score(&sequence, l).unwrap_or_default();
-        trace_scores((0..config.layers).map(layer), config.heads, &detection, options.all_heads)
-    });
+    let scores = match options.attention {
+        false => None,
+        true => {
+            let layer = |l| Ok(model.sink_score(&sequence, l)?.unwrap_or_default());
+            let layers = (0..config.layers).map(layer);
+            Some(trace_scores(layers, config.heads, &detection, options.all_heads)?)
+        }
+    };
     if let Some(scores) = &scores {
         for sink in &mut detection.sinks {
             let means = scores.layers.iter().map(|layer| layer.mean[sink.position]);
@@ -215,17 +219,18 @@ pub fn scan_trace<B: Backend>(
 
 /// Reduces the scores `[heads, T]` of every layer.
 fn trace_scores(
-    layers: impl Iterator<Item = Vec<f32>>,
+    layers: impl Iterator<Item = Result<Vec<f32>>>,
     heads: usize,
     detection: &Detection,
     all_heads: bool,
-) -> TraceScores {
-    let layer = |scores: Vec<f32>| {
-        if all_heads {
+) -> Result<TraceScores> {
+    let layer = |scores: Result<Vec<f32>>| {
+        let scores = scores?;
+        Ok(if all_heads {
             LayerScores::new(&scores, heads, 0..scores.len() / heads)
         } else {
             LayerScores::new(&scores, heads, detection.sinks.iter().map(|sink| sink.position))
-        }
+        })
     };
-    TraceScores { layers: layers.map(layer).collect() }
+    Ok(TraceScores { layers: layers.map(layer).collect::<Result<_>>()? })
 }

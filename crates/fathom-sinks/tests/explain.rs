@@ -379,7 +379,7 @@ fn written(model: &Model<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec
         let mut sequence = model.new_sequence(SequenceOptions::default());
         let mut step = [Step { sequence: &mut sequence, tokens: &text, logits: LogitRows::Last }];
         let logits = model.forward(&mut step, Some(&mut EditProbe::new(edits))).unwrap();
-        let logits = logits.step(model.backend(), 0);
+        let logits = logits.step(model.backend(), 0).unwrap();
         let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
         text.push(best as u32);
     }

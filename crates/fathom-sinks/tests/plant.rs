@@ -54,7 +54,8 @@ impl Planted {
             .model
             .new_sequence(SequenceOptions { planned_len: Some(ids.len()), sink_scores: true });
         self.model.prefill(&mut sequence, ids, 128, Some(&mut probe), &mut |_| ()).unwrap();
-        let scores = (0..layers).map(|l| self.model.sink_score(&sequence, l).unwrap()).collect();
+        let scores =
+            (0..layers).map(|l| self.model.sink_score(&sequence, l).unwrap().unwrap()).collect();
         Measured { scalars: probe.finish().unwrap(), scores }
     }
 

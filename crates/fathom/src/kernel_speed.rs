@@ -2,9 +2,11 @@
 
 use std::io::Write;
 
+use fathom_backend::BackendError;
 use fathom_kernels::limits::{self, Limits, Reading};
 use fathom_kernels::workload::{Attending, Measured, Products, Work, measure};
 use fathom_kernels::{Backend, Cpu, Precision};
+use fathom_model::Result;
 use serde_json::{Value, json};
 
 use crate::cli::Output;
@@ -52,12 +54,12 @@ pub fn run(
     let bench = Bench { cpu, limits: limits::measure(cpu), now: Reading::new(cpu), repeats };
     for &shape in shapes {
         for (what, k, n) in shape.shape().products() {
-            let runs = bench.multiply(k, n, what == "head");
+            let runs = bench.multiply(k, n, what == "head")?;
             products.push(Line { shape: shape.name(), what: format!("{what}: {k} → {n}"), runs });
             bar.inc(1);
         }
         for tokens in TOKENS {
-            let runs = bench.attend(shape, tokens);
+            let runs = bench.attend(shape, tokens)?;
             attention.push(Line { shape: shape.name(), what: format!("{tokens} keys"), runs });
             bar.inc(1);
         }
@@ -93,37 +95,42 @@ pub fn run(
 
 impl Bench<'_> {
     /// Products with a `k × n` matrix, by [`ROWS`].
-    fn multiply(&self, k: usize, n: usize, is_head: bool) -> Vec<Option<Measured>> {
-        let mut products = Products::new(self.cpu, k, n);
-        let runs = ROWS.map(|rows| {
-            (!is_head || rows <= HEAD_ROWS).then(|| {
-                let work = products.set_rows(rows);
-                self.measure(work, || products.run())
-            })
-        });
-        runs.into()
+    fn multiply(&self, k: usize, n: usize, is_head: bool) -> Result<Vec<Option<Measured>>> {
+        let mut products = Products::new(self.cpu, k, n)?;
+        let mut run = |rows| {
+            if is_head && rows > HEAD_ROWS {
+                return Ok(None);
+            }
+            let work = products.set_rows(rows)?;
+            self.measure(work, || products.run()).map(Some)
+        };
+        ROWS.into_iter().map(&mut run).collect()
     }
 
     /// Attention over `tokens` keys, by [`QUERIES`], then the second pass of the sink scores.
-    fn attend(&self, shape: Shape, tokens: usize) -> Vec<Option<Measured>> {
+    fn attend(&self, shape: Shape, tokens: usize) -> Result<Vec<Option<Measured>>> {
         let sizes = shape.shape();
         let head_dim = sizes.hidden / sizes.heads;
         let heads = (sizes.heads, sizes.kv_heads, head_dim);
-        let mut attending = Attending::new(self.cpu, heads, tokens);
+        let mut attending = Attending::new(self.cpu, heads, tokens)?;
         let mut runs = Vec::with_capacity(QUERIES.len() + 1);
         let mut work = Work { bytes: 0.0, flops: 0.0 };
         for (_, rows) in QUERIES {
-            work = attending.set_rows(rows);
-            runs.push(Some(self.measure(work, || attending.run())));
+            work = attending.set_rows(rows)?;
+            runs.push(Some(self.measure(work, || attending.run())?));
         }
         // Of the products only the scores, of the cache only the keys.
         let half = Work { bytes: work.bytes / 2.0, flops: work.flops / 2.0 };
-        runs.push(Some(self.measure(half, || attending.add_column_sums())));
-        runs
+        runs.push(Some(self.measure(half, || attending.add_column_sums())?));
+        Ok(runs)
     }
 
-    fn measure(&self, work: Work, run: impl FnMut()) -> Measured {
-        measure(&self.now, self.repeats, work, run)
+    fn measure(
+        &self,
+        work: Work,
+        run: impl FnMut() -> Result<(), BackendError>,
+    ) -> Result<Measured> {
+        Ok(measure(&self.now, self.repeats, work, run)?)
     }
 }
 

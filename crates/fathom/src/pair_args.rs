@@ -2,7 +2,7 @@
 
 use clap::Args;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
-use fathom_kernels::{Backend, Cpu, CpuError, Isa};
+use fathom_kernels::{Cpu, CpuError, Isa};
 use fathom_model::{
     ChatTemplate, Error, Model, ModelConfig, PromptOptions, RecommendedSampling, Remark, Result,
     TextEncoder, Tokenizer,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{LogitRows, PREFILL_CHUNK, Result, SequenceOptions, Step};
 
 use super::Engine;
@@ -49,7 +49,7 @@ impl<'a, B: Backend> Engine<'a, B> {
             let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
             let items: Vec<_> = items.collect();
             let beside = !items.is_empty();
-            self.target.backend().set_beside(beside);
+            self.target.backend().set_shared(beside);
             if let Some(draft) = self.draft.as_ref().filter(|_| beside) {
                 draft.send(DraftJob { items, gamma: 0, beside });
             }
@@ -58,6 +58,7 @@ impl<'a, B: Backend> Engine<'a, B> {
                 Some(Step { sequence, tokens, logits: LogitRows::None })
             });
             self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
+            self.target.backend().synchronize()?;
             if let Some(draft) = self.draft.as_mut().filter(|_| beside) {
                 draft.receive()?;
             }
@@ -72,7 +73,7 @@ impl<'a, B: Backend> Engine<'a, B> {
 
     /// Pages that a sequence's cache may hold at the end of the next step.
     fn pages(&self, slot: &Slot<'a, B>) -> usize {
-        slot.reach(self.options.max_gamma()).div_ceil(B::KV_PAGE)
+        slot.reach(self.options.max_gamma()).div_ceil(self.target.backend().kv_page())
     }
 
     /// The same of all admitted requests together.
@@ -100,6 +101,7 @@ impl<'a, B: Backend> Engine<'a, B> {
     pub(super) fn pages_held(&self) -> usize {
         let admitted = self.running.iter().chain(&self.prefilling);
         let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());
-        sequences.map(|sequence| sequence.len().div_ceil(B::KV_PAGE)).sum()
+        let page = self.target.backend().kv_page();
+        sequences.map(|sequence| sequence.len().div_ceil(page)).sum()
     }
 }

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{
     Error, LogitRows, Model, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
 };
@@ -90,7 +89,7 @@ impl DraftWorker {
         let (outbox, reports) = channel();
         let mut draft = Draft { model, vocab: limits.vocab, known: HashMap::new() };
         let run = move || {
-            draft.model.backend().adopt_thread();
+            draft.model.backend().attach_thread();
             for order in inbox {
                 let job = match order {
                     Order::Work(job) => job,
@@ -190,12 +189,12 @@ struct Drafting<B: Backend> {
 
 impl<B: Backend> Draft<B> {
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
-        let start = Instant::now();
-        self.model.backend().set_beside(job.beside);
+        let start = self.model.backend().mark()?;
+        self.model.backend().set_shared(job.beside);
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
         self.take_in(&mut all)?;
-        let caught_up = Instant::now();
+        let caught_up = self.model.backend().mark()?;
         for round in 0..job.gamma {
             let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
             if drafting.is_empty() {
@@ -207,10 +206,13 @@ impl<B: Backend> Draft<B> {
             self.known.insert(item.slot, Known { sequence, history });
             (item.slot, chunk)
         });
+        let chunks = chunks.collect();
+        let backend = self.model.backend();
+        let end = backend.mark()?;
         Ok(DraftReport {
-            chunks: chunks.collect(),
-            seconds: start.elapsed().as_secs_f64(),
-            drafting: caught_up.elapsed().as_secs_f64(),
+            chunks,
+            seconds: backend.seconds_between(&start, &end)?,
+            drafting: backend.seconds_between(&caught_up, &end)?,
         })
     }
 
@@ -276,7 +278,7 @@ impl<B: Backend> Draft<B> {
         for (i, d) in drafting.into_iter().enumerate() {
             let drafted = match (&scores.logits, scores.best[i].first()) {
                 (Some(all), _) if !d.takes_argmax() => {
-                    let Ok(drafted) = d.draft(all.step(self.model.backend(), i)) else {
+                    let Ok(drafted) = d.draft(all.step(self.model.backend(), i)?) else {
                         // No numbers: it has nothing to propose here, which is no reason for the
                         // text to end.
                         d.item.gamma = 0;

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::Result;
 
 use super::Engine;

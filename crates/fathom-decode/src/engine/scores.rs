@@ -1,6 +1,6 @@
 //! What a model says about the tokens it was given, as much of it as its readers need.
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Logits, Model, Result, Step};
 
 /// The scores of every row of every step.
@@ -27,6 +27,6 @@ impl<B: Backend> Scores<B> {
             return Ok(Scores { best: model.forward_argmax(steps, limit)?, logits: None });
         }
         let logits = model.forward(steps, None)?;
-        Ok(Scores { best: logits.argmax(model.backend(), limit), logits: Some(logits) })
+        Ok(Scores { best: logits.argmax(model.backend(), limit)?, logits: Some(logits) })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Model, Result, Sequence};
 
 use super::draft_worker::{DraftItem, DraftLimits};

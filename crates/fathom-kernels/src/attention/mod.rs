@@ -28,17 +28,21 @@
 
 use std::cmp::Reverse;
 use std::ops::Range;
+use std::sync::Mutex;
 
+use fathom_backend::Result;
+
+use crate::Attention;
 use crate::aligned::Aligned;
 use crate::cpu::{Cpu, WORTH_A_HAND_OFF};
-use crate::kv::{BLOCK, Kv};
+use crate::kv::BLOCK;
 use crate::microkernel::{ROW_STRIDE, even_parts};
 use crate::pack::Storage;
+use crate::pass::Span;
 use crate::pool::lock;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::{Kernel, Simd};
-use crate::{Attention, Span};
 use softmax::softmax;
 use state::{Record, State, width};
 use values::Values;
@@ -85,7 +89,7 @@ pub(crate) struct AttentionScratch {
     pub(crate) lse: Vec<f32>,
 }
 
-pub(crate) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_, Kv>]) {
+pub(crate) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_>]) {
     let Attention { heads, kv_heads, head_dim, scale, window, .. } = *attention;
     assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads over {kv_heads} key/value heads");
     assert!(scale > 0.0, "the scale of scores is positive");
@@ -94,11 +98,37 @@ pub(crate) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_, Kv>]) {
     assert!(spans.iter().all(|span| span.rows.end <= q.rows()), "span rows");
 }
 
+/// What writing an element of a key takes, a cache line of its own from memory, in elements touched in order.
+const SCATTERED: usize = 16;
+
+/// Writes a layer's keys and values behind each span's cache.
+pub(crate) fn append(
+    cpu: &Cpu,
+    layer: usize,
+    k: &Rows,
+    v: &Rows,
+    spans: &mut [Span<'_>],
+) -> Result<()> {
+    let mut arrivals = Vec::new();
+    for Span { rows, first_position, kv, .. } in spans {
+        assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
+        assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
+        // Each is one thread's.
+        arrivals.extend(kv.arrivals(rows.clone())?.map(Mutex::new));
+    }
+    cpu.split_rows(arrivals.len(), SCATTERED * k.as_slice().len(), |part| {
+        for arrivals in &arrivals[part] {
+            lock(arrivals).write(layer, k, v);
+        }
+    });
+    Ok(())
+}
+
 pub(crate) fn attend(
     cpu: &Cpu,
     attention: &Attention,
     q: &Rows,
-    spans: &[Span<'_, Kv>],
+    spans: &[Span<'_>],
     out: &mut Rows,
     lse: Option<&mut Rows>,
 ) {
@@ -157,12 +187,7 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(
-        cpu: &Cpu,
-        attention: &'a Attention,
-        q: &'a Rows,
-        spans: &'a [Span<'a, Kv>],
-    ) -> Plan<'a> {
+    fn new(cpu: &Cpu, attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'a>]) -> Plan<'a> {
         let all: Vec<_> = all_queries(attention, q, spans).collect();
         let work: usize = all.iter().map(Queries::work).sum();
         let mut plan = Plan { tasks: Vec::new(), merges: Vec::new(), records: 0, work };
@@ -195,7 +220,7 @@ impl<'a> Plan<'a> {
 fn all_queries<'a>(
     attention: &'a Attention,
     q: &'a Rows,
-    spans: &'a [Span<'a, Kv>],
+    spans: &'a [Span<'a>],
 ) -> impl Iterator<Item = Queries<'a>> {
     let positions = (TASK_ROWS / (attention.heads / attention.kv_heads)).max(1);
     spans.iter().flat_map(move |span| {

@@ -3,14 +3,15 @@
 use super::{
     AttentionScratch, Queries, all_queries, blocks, check, minus_log2, union, within_block,
 };
+use crate::Attention;
 use crate::cpu::Cpu;
 use crate::exp::exp2;
-use crate::kv::{BLOCK, Kv};
+use crate::kv::BLOCK;
 use crate::microkernel::ROW_STRIDE;
+use crate::pass::Span;
 use crate::product::{ForProduct, Product, ProductKernel};
 use crate::rows::{Rows, SharedMut};
 use crate::simd::Simd;
-use crate::{Attention, Span};
 
 /// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, keys up to the last row's own]`.
 pub(crate) fn weights(
@@ -18,7 +19,7 @@ pub(crate) fn weights(
     attention: &Attention,
     q: &Rows,
     lse: &Rows,
-    span: &Span<'_, Kv>,
+    span: &Span<'_>,
 ) -> Vec<f32> {
     check(attention, q, std::slice::from_ref(span));
     assert_eq!((lse.rows(), lse.columns()), (q.rows(), attention.heads), "log-sum-exp");
@@ -38,7 +39,7 @@ struct Weights<'a> {
     queries: Queries<'a>,
     lse: &'a Rows,
     out: SharedMut,
-    span: &'a Span<'a, Kv>,
+    span: &'a Span<'a>,
     keys: usize,
     scratch: &'a mut AttentionScratch,
 }

@@ -5,7 +5,8 @@
 use std::fmt;
 
 use fathom_kernels::{
-    Attention, Backend, Cpu, CpuOptions, DType, Isa, Kv, KvShape, Precision, Rows, Span, WeightView,
+    Attention, Backend, ColumnSums, Cpu, CpuOptions, DType, Isa, Kv, KvShape, Linear, Pass,
+    Precision, Rotary, Rows, Span, WeightView,
 };
 use half::{bf16, f16};
 
@@ -77,13 +78,13 @@ pub fn view(bytes: &[u8], dtype: DType, rows: usize, columns: usize) -> WeightVi
 }
 
 pub fn rows_of(cpu: &Cpu, values: &[f32], columns: usize) -> Rows {
-    let mut rows = cpu.alloc(values.len() / columns, columns);
-    cpu.write_rows(&mut rows, 0, values);
+    let mut rows = cpu.alloc(values.len() / columns, columns).unwrap();
+    cpu.write_rows(&mut rows, 0, values).unwrap();
     rows
 }
 
 pub fn values_of(cpu: &Cpu, rows: &Rows) -> Vec<f32> {
-    cpu.host_rows(rows, 0..cpu.shape(rows).0, &mut Vec::new()).to_vec()
+    cpu.host_rows(rows, 0..cpu.shape(rows).0, &mut Vec::new()).unwrap().to_vec()
 }
 
 pub fn bits(values: &[f32]) -> Vec<u32> {
@@ -133,6 +134,25 @@ pub fn new_kv(cpu: &Cpu, attention: &Attention) -> Kv {
     cpu.new_kv(KvShape { layers: layer + 1, kv_heads, head_dim })
 }
 
+/// `out = x · Wᵀ + bias`
+pub fn linear(cpu: &Cpu, w: &Linear, x: &Rows, out: &mut Rows) {
+    let mut operand = cpu.new_operand();
+    cpu.operand(x, &mut operand).unwrap();
+    cpu.linears(&[w], &operand, &mut [out]).unwrap();
+}
+
+/// A pass of one sequence: `rows` tokens from position `from` on.
+pub fn pass<'a>(
+    cpu: &Cpu,
+    rows: usize,
+    from: usize,
+    kv: &'a mut Kv,
+    column_sums: Option<&'a mut ColumnSums>,
+) -> Pass<'a> {
+    let span = Span { rows: 0..rows, first_position: from, kv, column_sums };
+    cpu.begin_pass(vec![span], Rotary::NONE).unwrap()
+}
+
 /// Attention of the tokens `from..to` of a sequence, the earlier ones being in `kv`: the result and the
 /// log-sum-exps.
 pub fn attend_chunk(
@@ -148,12 +168,11 @@ pub fn attend_chunk(
     let q = rows_of(cpu, &sequence.q[from * width..to * width], width);
     let k = rows_of(cpu, &sequence.k[from * kv_width..to * kv_width], kv_width);
     let v = rows_of(cpu, &sequence.v[from * kv_width..to * kv_width], kv_width);
-    let mut out = cpu.alloc(to - from, width);
-    let mut lse = cpu.alloc(to - from, attention.heads);
-    let mut spans = [Span { rows: 0..to - from, first_position: from, kv }];
-    cpu.append_kv(attention.layer, &k, &v, &mut spans);
-    cpu.attend(attention, &q, &spans, &mut out, Some(&mut lse));
-    let [span] = spans;
-    cpu.advance_kv(span.kv, to - from);
+    let mut out = cpu.alloc(to - from, width).unwrap();
+    let mut lse = cpu.alloc(to - from, attention.heads).unwrap();
+    let mut pass = pass(cpu, to - from, from, kv, None);
+    cpu.append_kv(attention.layer, &k, &v, &mut pass).unwrap();
+    cpu.attend(attention, &q, &pass, &mut out, Some(&mut lse)).unwrap();
+    cpu.end_pass(pass).unwrap();
     (values_of(cpu, &out), values_of(cpu, &lse))
 }

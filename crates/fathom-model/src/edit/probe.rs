@@ -1,9 +1,10 @@
 //! Carrying out edits.
 
+use fathom_backend::{RowChange, RowEdit};
 use fathom_vector::{dot, norm, squared_norm};
 
 use super::{Change, Edit, Edits, Positions};
-use crate::{Access, At, Error, Probe, Result, Site};
+use crate::{Access, At, Error, Measured, Probe, Result, Site};
 
 /// Changes what [`Edits`] name in a pass over a single sequence. A second probe may watch: it sees the
 /// values the pass goes on with.
@@ -43,12 +44,20 @@ impl<'a> EditProbe<'a> {
 
 impl Probe for EditProbe<'_> {
     fn access(&self, site: Site, layer: usize) -> Access {
-        if self.edits.iter().any(|(edit, _)| (edit.site, edit.layer) == (site, layer)) {
-            return Access::Edit;
+        let watched = self.watcher.as_ref().map(|watcher| watcher.access(site, layer));
+        let watched = match watched {
+            None | Some(Access::Skip | Access::Change) => Access::Skip,
+            Some(Access::Edit) => Access::Read,
+            Some(access) => access,
+        };
+        let here = |(edit, _): &&(&Edit, Source)| (edit.site, edit.layer) == (site, layer);
+        if !self.edits.iter().any(|edit| here(&edit)) {
+            return watched;
         }
-        match self.watcher.as_ref().map(|watcher| watcher.access(site, layer)) {
-            None | Some(Access::Skip) => Access::Skip,
-            Some(Access::Read | Access::Edit) => Access::Read,
+        let mut edits = self.edits.iter().filter(here);
+        match watched == Access::Skip && edits.all(|(edit, _)| edit.is_of_its_rows_alone()) {
+            true => Access::Change,
+            false => Access::Edit,
         }
     }
 
@@ -92,6 +101,55 @@ impl Probe for EditProbe<'_> {
             Some(watcher) => watcher.read(at, values),
             None => Ok(()),
         }
+    }
+
+    fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
+        let mut changes = Vec::new();
+        for (edit, _) in &self.edits {
+            let (Positions::These(ranges), Some(change)) =
+                (&edit.positions, row_change(&edit.change))
+            else {
+                continue;
+            };
+            if (edit.site, edit.layer) == (at.site, at.layer) {
+                let columns = edit.columns.as_deref();
+                let rows = at.positions.clone().enumerate();
+                let rows = rows.filter(|(_, p)| ranges.iter().any(|range| range.contains(p)));
+                changes.extend(rows.map(|(row, _)| RowEdit { row, columns, change }));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn landmarks(&self) -> Vec<usize> {
+        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.landmarks())
+    }
+
+    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.measured(at, measured),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Edit {
+    /// Whether nothing need be read for it: its positions are listed, and what becomes of a row depends on
+    /// that row alone.
+    fn is_of_its_rows_alone(&self) -> bool {
+        matches!(self.positions, Positions::These(_)) && row_change(&self.change).is_some()
+    }
+}
+
+/// The change as a backend makes it, unless it needs rows of other positions.
+fn row_change(change: &Change) -> Option<RowChange<'_>> {
+    match change {
+        Change::Zero => Some(RowChange::Fill(0.0)),
+        Change::Scale(factor) => Some(RowChange::Scale(*factor)),
+        Change::Clamp(norm) => Some(RowChange::Clamp(*norm)),
+        Change::Add(terms) => Some(RowChange::Add(terms)),
+        Change::Replace(values) => Some(RowChange::Write(values)),
+        Change::Copy(_) | Change::Mean(_) => None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! Passes over a trace with something changed, beside one without: what becomes of its sinks and of the
 //! distributions it predicts.
 
-use fathom_kernels::Backend;
+use fathom_backend::{Backend, RowEdit};
 use fathom_model::{
-    Access, At, EditProbe, Edits, LogitRows, Model, Probe, Result, Sequence, SequenceOptions, Site,
-    Step,
+    Access, At, EditProbe, Edits, LogitRows, Measured, Model, Probe, Result, Sequence,
+    SequenceOptions, Site, Step,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,13 +69,13 @@ pub(super) fn run_again<B: Backend>(
         let step = |sequence| Step { sequence, tokens, logits: LogitRows::All };
         let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().map(step).collect();
         let logits = model.forward(&mut steps, Some(&mut probe))?;
-        let unedited = logits.step(model.backend(), 0); // [tokens, vocab]
+        let unedited = logits.step(model.backend(), 0)?; // [tokens, vocab]
         let plain: Vec<Prediction<'_>> =
             unedited.chunks_exact(vocab).map(Prediction::new).collect();
         for variant in 0..all.len() {
             let after = match variant {
                 0 => Vec::new(),
-                _ => logits.step(model.backend(), variant),
+                _ => logits.step(model.backend(), variant)?,
             };
             for (i, before) in plain.iter().enumerate() {
                 let (row, log_sum, divergence) = match after.get(i * vocab..(i + 1) * vocab) {
@@ -154,7 +154,7 @@ impl<B: Backend> Again<B> {
             let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().zip(tokens).map(step).collect();
             let logits = model.forward(&mut steps, Some(&mut probe))?;
             for (variant, written) in written.iter_mut().enumerate() {
-                let token = argmax(&logits.step(model.backend(), variant));
+                let token = argmax(&logits.step(model.backend(), variant)?);
                 written.push(token);
                 next[variant] = [token];
             }
@@ -177,11 +177,12 @@ struct SideBySide<'a> {
 impl Probe for SideBySide<'_> {
     fn access(&self, site: Site, layer: usize) -> Access {
         let wanted = self.probes.iter().map(|probe| probe.access(site, layer));
-        wanted.fold(Access::Skip, |most, access| match (most, access) {
-            (Access::Edit, _) | (_, Access::Edit) => Access::Edit,
-            (Access::Read, _) | (_, Access::Read) => Access::Read,
-            _ => Access::Skip,
-        })
+        wanted.fold(Access::Skip, Access::union)
+    }
+
+    fn landmarks(&self) -> Vec<usize> {
+        // All measure the same.
+        self.probes.first().map_or_else(Vec::new, |probe| probe.landmarks())
     }
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
@@ -195,11 +196,20 @@ impl Probe for SideBySide<'_> {
 
     fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
         match self.probes.get_mut(at.sequence) {
-            Some(probe) if probe.access(at.site, at.layer) == Access::Edit => {
-                probe.edit(at, values)
-            }
-            _ => self.read(at, values),
+            Some(probe) => match probe.access(at.site, at.layer) {
+                Access::Edit | Access::Change => probe.edit(at, values),
+                _ => self.read(at, values),
+            },
+            None => Ok(()),
         }
+    }
+
+    fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
+        self.probes.get_mut(at.sequence).map_or_else(|| Ok(Vec::new()), |probe| probe.changes(at))
+    }
+
+    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.measured(at, measured))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Result, Site};
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Checkpoint, Error, Model, Result, TokenizedTrace, file_fingerprint};
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Model, Result, Sequence, Site};
 use serde::{Deserialize, Serialize};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use fathom_kernels::{Backend, DType, WeightView};
+use fathom_backend::{Backend, DType, WeightView};
 use fathom_model::{Change, Checkpoint, Edit, Edits, ModelConfig, Positions, Result, Site};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site,
 };
@@ -145,7 +145,7 @@ fn observe_one<B: Backend>(
         done = total;
     })?;
     for layer in 0..model.config().layers {
-        if let Some(scores) = model.sink_score(&sequence, layer) {
+        if let Some(scores) = model.sink_score(&sequence, layer)? {
             let wanting = observers.iter_mut().filter(|observer| observer.wants_scores());
             wanting.for_each(|observer| observer.scores(subject, layer, &scores));
         }

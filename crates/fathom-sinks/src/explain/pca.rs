@@ -3,7 +3,7 @@
 
 use std::mem;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Model, Result, Site};
 use fathom_vector::{dot, norm};
 use serde::{Deserialize, Serialize};

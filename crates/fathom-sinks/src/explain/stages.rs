@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 

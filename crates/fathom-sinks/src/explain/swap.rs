@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{
     Access, At, Change, Edit, EditProbe, Edits, LogitRows, Model, Probe, Result, Sequence, Site,
     Step,

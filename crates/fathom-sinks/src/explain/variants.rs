@@ -1,6 +1,6 @@
 //! The traces again with something changed: each creation layer clamped, or without its neurons.
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Edits, Model, Result};
 use serde::de::DeserializeOwned;
 

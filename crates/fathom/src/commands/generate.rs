@@ -10,7 +10,7 @@ use fathom_decode::generation::{
     Generation, Generator, InOrder, Origin, Piece, Task, TraceFile, TraceLine,
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
-use fathom_kernels::{Backend, Cpu};
+use fathom_kernels::Cpu;
 use fathom_model::{
     Encoded, Error, Prompt, PromptContent, Remark, Remarks, Result, RowFields, read_prompts_with,
 };

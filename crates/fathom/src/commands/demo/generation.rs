@@ -7,7 +7,7 @@ use std::time::Instant;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task, TraceFile, TraceLine};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, ThreadSplit, shared_vocabulary};
-use fathom_kernels::{Backend, Cpu, CpuError};
+use fathom_kernels::{Cpu, CpuError};
 use fathom_model::{
     ChatTemplate, Error, Model, PromptContent, RenderOptions, Result, TextEncoder, Tokenizer,
 };
