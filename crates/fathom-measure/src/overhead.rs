@@ -3,14 +3,13 @@
 use std::time::{Duration, Instant};
 
 use fathom_backend::Backend;
-use fathom_kernels::workload::median;
 use fathom_model::{
     Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,
-    synthetic_ids,
 };
+use fathom_sinks::{Preset, ScanOptions, scan_trace};
 use serde::Serialize;
 
-use crate::{Preset, ScanOptions, scan_trace};
+use crate::{median, synthetic_ids};
 
 /// Time for one text, bare and looked at; medians over the repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -2,15 +2,17 @@
 //! Throughput is in elements, one element being one floating-point operation, or for few rows in bytes of
 //! weights or keys: compare with the limits printed first.
 //!
-//! All of it takes a while: `cargo bench -p fathom-kernels -- Bf16/qwen2.5-0.5b` takes a minute. For
+//! All of it takes a while: `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute. For
 //! fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
 #![allow(missing_docs, clippy::unwrap_used)] // criterion's macros; a benchmark may stop on any error
 
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fathom_kernels::workload::{Attending, Products};
-use fathom_kernels::{Cpu, CpuOptions, Precision, limits};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
+use fathom_measure::limits;
+use fathom_measure::workload::{Attending, Products};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 /// Name, width, width of the MLP, query heads, key/value heads.

@@ -56,29 +56,6 @@ impl Machine {
     }
 }
 
-/// Bytes that an ordinary user may still write to the disk that holds `path`.
-pub fn free_disk(path: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::ffi::OsStrExt;
-        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
-        let mut disk = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: a string that ends with a zero, and room for the answer.
-        if unsafe { libc::statvfs(path.as_ptr(), disk.as_mut_ptr()) } != 0 {
-            return None;
-        }
-        // SAFETY: the call succeeded, so it wrote the answer.
-        let disk = unsafe { disk.assume_init() };
-        #[allow(clippy::unnecessary_cast)] // narrower on some systems
-        return (disk.f_bavail as u64).checked_mul(disk.f_frsize as u64);
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        None
-    }
-}
-
 /// The value of a `name : value` line.
 fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let lines = text.lines().filter_map(|line| line.split_once(':'));

@@ -3,12 +3,12 @@
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_kernels::workload::median;
-use serde::Serialize;
-
-use crate::{
+use fathom_model::{
     LogitRows, Model, ModelConfig, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
 };
+use serde::Serialize;
+
+use crate::median;
 
 /// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for each weight of
 /// the layers' matrices and each token; and for each query head, each token and each key it sees (not the
@@ -137,8 +137,9 @@ impl<B: Backend> Decoding<B> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use fathom_model::{SyntheticShape, write_synthetic};
+
     use super::*;
-    use crate::SyntheticShape;
 
     /// Counted by hand: 3 layers, hidden 4, intermediate 8, 2 heads of 2 over 1, 3 tokens.
     #[test]
@@ -153,7 +154,7 @@ mod tests {
             tied: true,
         };
         let dir = tempfile::tempdir().unwrap();
-        crate::write_synthetic(dir.path(), &shape, 1).unwrap();
+        write_synthetic(dir.path(), &shape, 1).unwrap();
         let mut config = ModelConfig::from_dir(dir.path()).unwrap();
         let weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8; // q, k and v, o, MLP
         let linear = 2 * (2 * weights + 2 * 4 * 2) * 3; // two whole layers, k and v of the last

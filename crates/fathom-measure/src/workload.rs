@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use fathom_backend::{Attention, Backend, DType, KvShape, Result, Rotary, Span, WeightView};
+use fathom_kernels::{ColumnSums, Cpu, Kv, Linear, Operand, Pass, Rows};
 
 use crate::limits::Reading;
 use crate::machine::Machine;
-use crate::{ColumnSums, Cpu, Kv, Linear, Operand, Pass, Rows};
+use crate::median;
 
 /// What a run of a kernel has to read and to compute.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,12 +61,6 @@ pub fn measure(
         before = after;
     }
     Ok(Measured { work, seconds: median(seconds), of_limit: median(of_limit) })
-}
-
-/// The middle one of some measurements, of an even number the upper; NaN of none.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Copies of `bytes` so that all of them exceed the caches; a few thousand at most.
@@ -245,8 +240,9 @@ fn filled(cpu: &Cpu, rows: usize, columns: usize) -> Result<Rows> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use fathom_kernels::CpuOptions;
+
     use super::*;
-    use crate::CpuOptions;
 
     #[test]
     fn a_product_and_attention_say_what_they_take() {
