@@ -2,6 +2,7 @@
 
 mod backend;
 mod error;
+pub mod law;
 mod types;
 
 pub use backend::Backend;

@@ -8,11 +8,13 @@ use std::fs;
 use std::path::Path;
 
 use common::{GOLDENS, Tensor, cpu, fixture, isas, load, prompts, read_tensors, relative_error};
-use fathom_kernels::{Cpu, Precision};
+use fathom_backend::Backend;
+use fathom_kernels::Precision;
 use fathom_model::{CaptureRequest, LogitRows, Model, SequenceOptions, Site, Step, capture};
+use foreign_backend::Foreign;
 
 /// Everything the model computes for `ids`, through the capture file a user would get.
-fn capture_all(model: &Model<Cpu>, ids: &[u32]) -> BTreeMap<String, Tensor> {
+fn capture_all<B: Backend>(model: &Model<B>, ids: &[u32]) -> BTreeMap<String, Tensor> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("capture.safetensors");
     let sites: Vec<_> = Site::all().map(|site| (site, None)).collect();
@@ -24,9 +26,9 @@ fn capture_all(model: &Model<Cpu>, ids: &[u32]) -> BTreeMap<String, Tensor> {
 }
 
 /// Compares every reference tensor whose site passes `chosen`; returns how many there were.
-fn compare(
+fn compare<B: Backend>(
     what: &str,
-    model: &Model<Cpu>,
+    model: &Model<B>,
     dir: &Path,
     tolerance: f64,
     chosen: impl Fn(Site) -> bool,
@@ -81,6 +83,22 @@ fn bf16_stays_near_huggingface_in_the_residual_stream_and_the_logits() {
     }
 }
 
+/// Nothing above the trait assumes a host: the same on a device with its own memory that works late.
+#[test]
+fn a_foreign_backend_equals_huggingface_too() {
+    for golden in GOLDENS {
+        let dir = fixture("golden").join(golden);
+        let foreign = |precision| Foreign::new(cpu(precision, 2, None));
+        let model = Model::load(&dir, foreign(Precision::F32)).unwrap();
+        let compared = compare(&format!("{golden} foreign"), &model, &dir, 1e-4, |_| true);
+        assert!(compared >= 18 * model.config().layers + 3, "{golden}: only {compared} tensors");
+        greedy_continuations_of(golden, &model);
+        let model = Model::load(&dir, foreign(Precision::Bf16)).unwrap();
+        let chosen = |site| matches!(site, Site::ResidPost | Site::Logits);
+        compare(&format!("{golden} foreign"), &model, &dir, 2e-2, chosen);
+    }
+}
+
 #[test]
 fn both_config_layouts_load_to_the_same_network() {
     for golden in GOLDENS {
@@ -99,21 +117,25 @@ fn both_config_layouts_load_to_the_same_network() {
 #[test]
 fn greedy_continuations_are_token_exact() {
     for golden in GOLDENS {
-        let dir = fixture("golden").join(golden);
-        let model = load(&dir, Precision::F32);
-        let backend = model.backend();
-        for prompt in prompts(&dir) {
-            let mut sequence = model.new_sequence(SequenceOptions::default());
-            let mut next = prompt.input_ids.clone();
-            let mut continuation: Vec<u32> = Vec::new();
-            for _ in 0..prompt.greedy_ids.len() {
-                let logits = LogitRows::Last;
-                let step = Step { sequence: &mut sequence, tokens: &next, logits };
-                let logits = model.forward(&mut [step], None).unwrap();
-                next = logits.argmax(backend, model.config().vocab).unwrap().remove(0);
-                continuation.extend(&next);
-            }
-            assert_eq!(continuation, prompt.greedy_ids, "{golden} {}", prompt.file);
+        let model = load(&fixture("golden").join(golden), Precision::F32);
+        greedy_continuations_of(golden, &model);
+    }
+}
+
+fn greedy_continuations_of<B: Backend>(golden: &str, model: &Model<B>) {
+    let dir = fixture("golden").join(golden);
+    let backend = model.backend();
+    for prompt in prompts(&dir) {
+        let mut sequence = model.new_sequence(SequenceOptions::default());
+        let mut next = prompt.input_ids.clone();
+        let mut continuation: Vec<u32> = Vec::new();
+        for _ in 0..prompt.greedy_ids.len() {
+            let logits = LogitRows::Last;
+            let step = Step { sequence: &mut sequence, tokens: &next, logits };
+            let logits = model.forward(&mut [step], None).unwrap();
+            next = logits.argmax(backend, model.config().vocab).unwrap().remove(0);
+            continuation.extend(&next);
         }
+        assert_eq!(continuation, prompt.greedy_ids, "{golden} {}", prompt.file);
     }
 }

@@ -1,0 +1,119 @@
+//! The rows of a pass, as the host knows them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use fathom_backend::{Backend, Result, Rotary, Span};
+use fathom_kernels::{ColumnSums, Cpu, Kv};
+
+use crate::device::Device;
+use crate::memory::{ForeignKv, ForeignSums};
+
+type CpuPass<'a> = <Cpu as Backend>::Pass<'a>;
+
+/// Whose rows a pass is over.
+pub struct Pass<'a> {
+    caches: Vec<&'a mut ForeignKv>,
+    appended: Vec<usize>,
+    rows: Rows,
+}
+
+/// What the device is told of a pass with every operation.
+#[derive(Clone)]
+pub(crate) struct Rows {
+    spans: Vec<SpanRows>,
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+    half: usize,
+}
+
+#[derive(Clone)]
+struct SpanRows {
+    rows: Range<usize>,
+    first_position: usize,
+    kv: u64,
+    column_sums: Option<u64>,
+}
+
+impl<'a> Pass<'a> {
+    pub(crate) fn new(
+        spans: Vec<Span<'a, ForeignKv, ForeignSums>>,
+        rotary: Rotary<'_>,
+    ) -> Pass<'a> {
+        let mut pass = Pass {
+            caches: Vec::new(),
+            appended: spans.iter().map(|span| span.rows.len()).collect(),
+            rows: Rows {
+                spans: Vec::new(),
+                cos: rotary.cos.into(),
+                sin: rotary.sin.into(),
+                half: rotary.half,
+            },
+        };
+        for Span { rows, first_position, kv, column_sums } in spans {
+            let column_sums = column_sums.map(|sums| sums.object.id);
+            let kv_id = kv.object.id;
+            pass.rows.spans.push(SpanRows { rows, first_position, kv: kv_id, column_sums });
+            pass.caches.push(kv);
+        }
+        pass
+    }
+
+    pub(crate) fn rows(&self) -> Rows {
+        self.rows.clone()
+    }
+
+    pub(crate) fn narrow(&mut self, kept: &[usize]) {
+        let mut first = 0;
+        for (span, &kept) in self.rows.spans.iter_mut().zip(kept) {
+            span.first_position += span.rows.len() - kept;
+            span.rows = first..first + kept;
+            first += kept;
+        }
+    }
+
+    /// What was appended counts; the rows it was.
+    pub(crate) fn end(self) -> Rows {
+        let mut rows = self.rows;
+        let mut first = 0;
+        let spans = rows.spans.iter_mut().zip(self.caches).zip(self.appended);
+        for ((span, kv), appended) in spans {
+            (span.rows, span.first_position) = (first..first + appended, kv.len);
+            first += appended;
+            kv.len += appended;
+        }
+        rows
+    }
+}
+
+impl Rows {
+    /// Runs `work` on the device with the pass its CPU understands.
+    pub fn with<T>(
+        self,
+        device: &mut Device,
+        work: impl FnOnce(&Device, CpuPass<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut objects: Vec<(Box<Kv>, Option<Box<ColumnSums>>)> = Vec::new();
+        for span in &self.spans {
+            let sums = span.column_sums.map(|sums| device.take(sums)).transpose()?;
+            objects.push((device.take(span.kv)?, sums));
+        }
+        let spans = self.spans.iter().zip(&mut objects);
+        let spans = spans.map(|(span, (kv, sums))| Span {
+            rows: span.rows.clone(),
+            first_position: span.first_position,
+            kv: &mut **kv,
+            column_sums: sums.as_deref_mut(),
+        });
+        let rotary = Rotary { cos: &self.cos, sin: &self.sin, half: self.half };
+        let pass = device.cpu.begin_pass(spans.collect(), rotary)?;
+        let done = work(device, pass);
+        for (span, (kv, sums)) in self.spans.iter().zip(objects) {
+            device.put(span.kv, kv);
+            if let Some((id, sums)) = span.column_sums.zip(sums) {
+                device.put(id, sums);
+            }
+        }
+        done
+    }
+}
