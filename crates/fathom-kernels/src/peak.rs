@@ -5,13 +5,13 @@
 
 use std::hint::black_box;
 
-use crate::Cpu;
-use crate::aligned::Aligned;
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
+use crate::cpu::Cpu;
 #[cfg(target_arch = "x86_64")]
-use crate::isa::Tiles;
-use crate::microkernel::PANEL;
+use crate::cpu::Tiles;
+use crate::gemm::PANEL;
+use crate::memory::Aligned;
 use crate::simd::{Kernel, Simd};
 
 /// Multiplies and adds f32 in registers, for some milliseconds. Returns the floating-point operations done,
@@ -174,7 +174,7 @@ impl Kernel for HasBf16Dot {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{CpuOptions, Isa};
+    use crate::cpu::{CpuOptions, Isa};
 
     #[test]
     fn every_instruction_set_does_what_it_says() {

@@ -9,11 +9,9 @@ use std::ops::Range;
 use fathom_backend::Result;
 
 use crate::cpu::Cpu;
-use crate::microkernel::ROW_WORDS;
-use crate::operand::{self, Operand, SharedOperand};
-use crate::pack::{k_block, pack_row};
-use crate::product::{Product, ProductKernel};
-use crate::rows::{Rows, Vector};
+use crate::gemm::{Product, ProductKernel, ROW_WORDS, k_block, pack_row};
+use crate::linear::operand::{self, Operand, SharedOperand};
+use crate::memory::{Rows, Vector};
 use crate::simd::{Kernel, Simd};
 
 pub(crate) fn rms_norm(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut Rows) {

@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::affinity;
+use super::affinity;
 
 /// How often a worker looks for new work before it goes to sleep: some tens of microseconds, longer than
 /// the gaps between the operations of a forward pass.
 const SPINS: usize = 2_000;
 
 /// A group of threads that run one job at a time, the caller being thread 0.
-pub(crate) struct Pool {
+pub(super) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held while a job runs: calls from several threads take turns.
@@ -70,7 +70,7 @@ unsafe impl Send for Shared {}
 impl Pool {
     /// A pool of `threads ≥ 1`, the calling thread among them. With `cores`, worker `i ≥ 1` stays on
     /// `cores[i]`, for which [`affinity::check`] has passed.
-    pub(crate) fn new(threads: usize, cores: Option<&[usize]>) -> std::io::Result<Pool> {
+    pub(super) fn new(threads: usize, cores: Option<&[usize]>) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             gate: AtomicUsize::new(CLOSED),
@@ -97,13 +97,13 @@ impl Pool {
         Ok(pool)
     }
 
-    pub(crate) fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
     /// Runs `run(thread, task)` once for every task and returns when all are done. A panic in any of
     /// them is raised here. `run` must not use the same pool.
-    pub(crate) fn run(&self, tasks: usize, run: &(dyn Fn(usize, usize) + Sync)) {
+    pub(super) fn run(&self, tasks: usize, run: &(dyn Fn(usize, usize) + Sync)) {
         let job = Job { run, tasks, next: AtomicUsize::new(0) };
         if self.workers.is_empty() || tasks < 2 {
             return job.work(0);

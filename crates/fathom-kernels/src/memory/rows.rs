@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use fathom_backend::Result;
 
-use crate::aligned::Aligned;
+use super::aligned::Aligned;
 
 /// What memory is for, in messages.
 pub(crate) const ACTIVATIONS: &str = "activations";

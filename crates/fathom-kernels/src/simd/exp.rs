@@ -1,4 +1,4 @@
-//! `e^x` and `2^y`, one algorithm for every instruction set.
+//! `e^x`, `2^y` and what is made of them, one algorithm for every instruction set.
 //!
 //! `x = n·ln 2 + r` with integer n and |r| ≤ ln 2 / 2, so `e^x = 2^n · e^r`, and
 //! `e^r ≈ 1 + r + r²·q(r)` with q of degree 4, interpolating `(e^r - 1 - r) / r²` at Chebyshev nodes:
@@ -11,7 +11,7 @@
 //! Both take several vectors and go step by step through all of them: one vector is a chain of some 50
 //! cycles, and a core looks ahead too few operations to overlap chains that stand one after the other.
 
-use crate::simd::Simd;
+use super::Simd;
 
 /// Adding and subtracting it rounds to the nearest integer.
 const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
@@ -107,13 +107,25 @@ fn scaled_polynomial<S: Simd, const N: usize>(
     sum
 }
 
+/// `x / (1 + e^-x)` of each of some vectors.
+#[inline(always)]
+pub(crate) fn silu<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
+    let mut minus_x = x;
+    for minus_x in &mut minus_x {
+        *minus_x = s.sub(s.splat(0.0), *minus_x);
+    }
+    for (x, e) in x.iter_mut().zip(exp(s, minus_x)) {
+        *x = s.div(*x, s.add(s.splat(1.0), e));
+    }
+    x
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::super::Kernel;
     use super::*;
-    use crate::Isa;
-    use crate::isa::Supported;
-    use crate::simd::Kernel;
+    use crate::cpu::{Isa, Supported};
 
     /// Largest error in units in the last place, where results are normal numbers.
     fn max_ulp(isa: Isa) -> f64 {

@@ -4,11 +4,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use crate::CpuError;
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
 use crate::amx::{Model, TilePairs, TileUnit};
-use crate::product::{ForProduct, ProductKernel, is_pairs};
+use crate::gemm::{ForProduct, ProductKernel, is_pairs};
 use crate::simd::{Kernel, Portable, Simd};
 
 /// An instruction set the kernels are compiled for.
@@ -146,10 +145,12 @@ pub(crate) struct Supported {
 }
 
 impl Supported {
-    pub(crate) fn new(isa: Isa) -> Result<Supported, CpuError> {
+    /// # Errors
+    /// [`Isa::unavailable`]
+    pub(crate) fn new(isa: Isa) -> Result<Supported, String> {
         match isa.unavailable() {
             None => Ok(Supported { isa, modelled_tiles: false }),
-            Some(reason) => Err(CpuError::UnsupportedIsa { isa, reason }),
+            Some(reason) => Err(reason),
         }
     }
 

@@ -1,11 +1,11 @@
-//! Matrix products, `x · Wᵀ + bias` and what is done with them at once: one driver for 1 row and for 4096.
+//! The driver of matrix products, one for 1 row and for 4096.
 //!
 //! x is packed once ([`Operand`]); matrices that read the same x share one job. Threads take pieces of
 //! the panels. Blocking, outermost first:
 //! - **rows**, a few hundred at a time: one k block of them (`rows · 1 KiB`) stays in L2;
 //! - **groups of panels**: their sums (`rows · 1 KiB`) stay in L2 while k runs, and until the epilogue
 //!   has taken them to where they are wanted;
-//! - **k blocks** of [`ROW_WORDS`](crate::microkernel::ROW_WORDS) words: one panel's slice is at most
+//! - **k blocks** of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
 //!   32 KiB and stays in L1
 //! - while the **register tiles** of all row blocks go over it, asking meanwhile for the next slice into L1
 //!   and for what is read of the rows after it into L2.
@@ -18,46 +18,16 @@
 //! for all other tiles, and of the loads only the tile's own remain.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
-use fathom_backend::Result;
-
-use crate::WeightView;
-use crate::aligned::Aligned;
-use crate::cpu::Cpu;
-use crate::epilogue::{Best, Epilogue, Finish, GROUP, SCRATCH_STRIDE};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile, even_parts};
-use crate::operand::Operand;
-use crate::pack::{self, Panels, Storage, k_block};
-use crate::pool::lock;
-use crate::product::{ForProduct, Product, ProductKernel};
-use crate::rows::{Rows, SharedMut};
+use super::epilogue::{Epilogue, Finish, GROUP, SCRATCH_STRIDE};
+use super::matrix::Linear;
+use super::operand::Operand;
+use crate::cpu::{Cpu, lock};
+use crate::gemm::{
+    ForProduct, PANEL, Product, ProductKernel, ROW_STRIDE, Tile, even_parts, k_block,
+};
+use crate::memory::Aligned;
 use crate::simd::Simd;
-
-/// A packed weight matrix `[out, in]` with an optional bias `[out]`.
-pub struct Linear {
-    weights: Panels,
-    /// Padded with zeros to whole panels.
-    bias: Option<Aligned<f32>>,
-}
-
-impl Linear {
-    /// Output features.
-    pub fn out_features(&self) -> usize {
-        self.weights.columns
-    }
-
-    /// Input features.
-    pub fn in_features(&self) -> usize {
-        self.weights.k
-    }
-
-    /// Bytes held, all of which a product reads.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&*self.weights.words)
-            + self.bias.as_ref().map_or(0, |bias| size_of_val(&**bias))
-    }
-}
 
 /// Row blocks that go over a panel's slice while it is in L1.
 const ROW_BLOCKS: usize = 16;
@@ -69,83 +39,11 @@ const WORDS_AHEAD: usize = 64 * PANEL;
 /// Weights of a job that may still lie in a cache since they were last read, in bytes.
 const CACHED: usize = 1 << 20;
 
-pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> Result<Linear> {
-    let bytes = weight.rows * weight.columns * weight.dtype.size();
-    assert_eq!(weight.bytes.len(), bytes, "weight bytes for {}x{}", weight.rows, weight.columns);
-    let storage = Storage::of_weights(weight.dtype, cpu.precision);
-    let mut weights = Panels::zeroed(weight.rows, weight.columns, storage)?;
-    let stride = weights.stride();
-    let panels = weights.panels();
-    let words = SharedMut::new(&mut weights.words);
-    cpu.split(panels, |panels| {
-        // SAFETY: threads have disjoint ranges of panels, `stride` words each.
-        let part = unsafe { words.slice(panels.start * stride..panels.end * stride) };
-        pack::pack_weights(weight, storage, panels, part);
-    });
-    let bias = bias.map(|bias| {
-        assert_eq!(bias.len(), weight.rows, "bias length");
-        Aligned::copied_from(bias, panels * PANEL)
-    });
-    Ok(Linear { weights, bias })
-}
-
-pub(crate) fn embed(cpu: &Cpu, table: &Linear, ids: &[u32], out: &mut Rows) {
-    let hidden = table.in_features();
-    assert_eq!((out.rows(), out.columns()), (ids.len(), hidden), "embed output");
-    let shared = out.shared();
-    cpu.split_rows(ids.len(), ids.len() * hidden, |rows| {
-        for row in rows {
-            // SAFETY: threads have disjoint rows.
-            let out = unsafe { shared.slice(row * hidden..(row + 1) * hidden) };
-            table.weights.read_column(ids[row] as usize, out);
-        }
-    });
-}
-
-/// `outs[i] = x · Wᵢᵀ + biasᵢ`
-pub(crate) fn linears(cpu: &Cpu, ws: &[&Linear], x: &Operand, outs: &mut [&mut Rows]) {
-    assert_eq!(ws.len(), outs.len(), "one output for each matrix");
-    let parts = ws.iter().zip(outs).map(|(&w, out)| {
-        assert_eq!((out.rows(), out.columns()), (x.rows(), w.out_features()), "linear output");
-        Part { gate: None, w, epilogue: Epilogue::Set(out.shared()) }
-    });
-    multiply(cpu, x, &parts.collect::<Vec<_>>());
-}
-
-/// `out += x · Wᵀ + bias`
-pub(crate) fn linear_add(cpu: &Cpu, w: &Linear, x: &Operand, out: &mut Rows) {
-    assert_eq!((out.rows(), out.columns()), (x.rows(), w.out_features()), "linear output");
-    multiply(cpu, x, &[Part { gate: None, w, epilogue: Epilogue::Add(out.shared()) }]);
-}
-
-/// `out = silu(x · gateᵀ) · (x · upᵀ)`
-pub(crate) fn gated(
-    cpu: &Cpu,
-    gate: &Linear,
-    up: &Linear,
-    x: &Operand,
-    out: &mut Operand,
-) -> Result<()> {
-    assert_eq!(gate.out_features(), up.out_features(), "gate and up");
-    out.resize(x.rows(), up.out_features())?;
-    let epilogue = Epilogue::Gate(out.shared());
-    multiply(cpu, x, &[Part { gate: Some(gate), w: up, epilogue }]);
-    Ok(())
-}
-
-/// The column of each row's largest `x · Wᵀ + bias` within the first `limit`.
-pub(crate) fn argmax(cpu: &Cpu, w: &Linear, x: &Operand, limit: usize) -> Vec<u32> {
-    let best = Mutex::new(vec![Best::NONE; x.rows()]);
-    multiply(cpu, x, &[Part { gate: None, w, epilogue: Epilogue::Best { best: &best, limit } }]);
-    let best = best.into_inner().unwrap_or_else(PoisonError::into_inner);
-    best.into_iter().map(|best| best.column.unwrap_or(0) as u32).collect()
-}
-
 /// A matrix, or a gate and the matrix it gates, and where the result goes.
-struct Part<'a> {
-    gate: Option<&'a Linear>,
-    w: &'a Linear,
-    epilogue: Epilogue<'a>,
+pub(super) struct Part<'a> {
+    pub(super) gate: Option<&'a Linear>,
+    pub(super) w: &'a Linear,
+    pub(super) epilogue: Epilogue<'a>,
 }
 
 impl<'a> Part<'a> {
@@ -164,7 +62,7 @@ struct Run<'a> {
 }
 
 /// Everything of `parts`.
-fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
+pub(super) fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
     let (rows, k) = (x.rows(), x.columns());
     for w in parts.iter().flat_map(Part::matrices) {
         assert_eq!(w.in_features(), k, "linear input");
@@ -179,7 +77,7 @@ fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
     let pieces = Pieces::new(panels, cpu.threads(), rows <= STREAMED_ROWS);
     cpu.tasks(pieces.count(), rows * k * columns, |thread, piece| {
         let panels = pieces.piece(piece);
-        let mut scratch = lock(&cpu.sums[thread]);
+        let mut scratch = lock(&cpu.scratch.sums[thread]);
         for rows in even_parts(0..rows, blocking.row_block) {
             multiply_piece(cpu, x, parts, rows, panels.clone(), blocking.at_once, &mut scratch);
         }

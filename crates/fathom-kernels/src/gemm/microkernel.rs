@@ -12,45 +12,10 @@
 //! cache lines so that the rows of a tile fall into different cache sets.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use crate::product::RegisterProduct;
+use super::layout::{CACHE_LINE, PANEL};
+use super::product::{RegisterProduct, Tile};
 use crate::simd::{Kernel, Simd};
-
-/// Columns of a panel of packed weights.
-pub(crate) const PANEL: usize = 32;
-/// Words of a packed row that hold data: the longest k a tile runs without storing its accumulators.
-pub(crate) const ROW_WORDS: usize = 256;
-/// Words between packed rows.
-pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;
-
-/// Words of a cache line.
-pub(crate) const CACHE_LINE: usize = 16;
-
-/// One call of the register tile.
-#[derive(Clone, Copy)]
-pub(crate) struct Tile {
-    /// First row of A at the first k.
-    pub(crate) a: *const u32,
-    /// First column of W at the first k.
-    pub(crate) w: *const u32,
-    /// Words from a panel to the next.
-    pub(crate) panel_stride: usize,
-    /// Steps of k.
-    pub(crate) steps: usize,
-    /// First element of C.
-    pub(crate) c: *mut f32,
-    /// Elements from a row of C to the next.
-    pub(crate) c_stride: usize,
-    /// Whether C holds the chain so far; otherwise it starts at zero.
-    pub(crate) resume: bool,
-    /// Added at the end, one per column; null for none.
-    pub(crate) bias: *const f32,
-    /// Where in W to prefetch from meanwhile, and by how many words to move on each step.
-    pub(crate) prefetch: (*const u32, usize),
-    /// The same in A, into L2: what later tiles read. Only vector registers heed it.
-    pub(crate) prefetch_a: (*const u32, usize),
-}
 
 impl Tile {
     /// Runs `count` tiles of `ROWS` rows and `VECTORS` vectors, side by side.
@@ -121,7 +86,7 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
 /// `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS` vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
-pub(crate) unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
+unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
     s: S,
     t: &Tile,
 ) {
@@ -174,7 +139,7 @@ pub(crate) unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const 
 /// # Safety
 /// As [`tile`], for all `vectors`.
 #[inline(never)] // one table of tiles per product, not one per place that multiplies
-pub(crate) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
+pub(super) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
     s: S,
     rows: usize,
     vectors: usize,
@@ -192,14 +157,4 @@ pub(crate) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
             s.tile::<P>(rows, 2, rest / 2, tile.beside::<S>(count * wide));
         }
     }
-}
-
-/// Cuts a range into the fewest parts of at most `longest`, as even as can be.
-pub(crate) fn even_parts(
-    range: Range<usize>,
-    longest: usize,
-) -> impl Iterator<Item = Range<usize>> {
-    let (start, len) = (range.start, range.len());
-    let parts = len.div_ceil(longest);
-    (0..parts).map(move |i| start + len * i / parts..start + len * (i + 1) / parts)
 }

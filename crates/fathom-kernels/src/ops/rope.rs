@@ -7,7 +7,7 @@
 use fathom_backend::Rotary;
 
 use crate::cpu::Cpu;
-use crate::rows::Rows;
+use crate::memory::Rows;
 use crate::simd::{Kernel, Simd};
 
 /// cos and sin `[rows, half]` of one pass.

@@ -7,54 +7,13 @@
 
 use std::ops::Range;
 
-use fathom_backend::Result;
+use fathom_backend::{DType, Result, WeightView};
 use half::{bf16, f16};
 
-use crate::aligned::Aligned;
-use crate::microkernel::{PANEL, ROW_STRIDE, ROW_WORDS};
-use crate::product::Product;
+use super::layout::{PANEL, ROW_STRIDE, Storage};
+use super::product::{Product, k_block};
+use crate::memory::Aligned;
 use crate::simd::Simd;
-use crate::{DType, Precision, WeightView};
-
-/// What a word of a packed matrix holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Storage {
-    /// One f32.
-    F32,
-    /// Two consecutive k in bfloat16.
-    Bf16,
-}
-
-impl Storage {
-    /// How weights of `dtype` are kept: exactly, unless the precision is bfloat16.
-    pub(crate) fn of_weights(dtype: DType, precision: Precision) -> Storage {
-        match (precision, dtype) {
-            (Precision::F32, DType::F16 | DType::F32) => Storage::F32,
-            (Precision::F32, DType::Bf16) | (Precision::Bf16, _) => Storage::Bf16,
-        }
-    }
-
-    /// How keys and values are kept.
-    pub(crate) fn of_cache(precision: Precision) -> Storage {
-        match precision {
-            Precision::F32 => Storage::F32,
-            Precision::Bf16 => Storage::Bf16,
-        }
-    }
-
-    /// k held by a word.
-    pub(crate) fn k_per_word(self) -> usize {
-        match self {
-            Storage::F32 => 1,
-            Storage::Bf16 => 2,
-        }
-    }
-
-    /// Steps of the k loop: words of one column.
-    pub(crate) fn steps(self, k: usize) -> usize {
-        k.div_ceil(self.k_per_word())
-    }
-}
 
 /// A matrix `[columns, k]` in panels: `[columns / 32][k][32]`, or `[columns / 32][k / 2][32][2]`. What
 /// lies beyond the last column or k is zero.
@@ -182,11 +141,6 @@ pub(crate) fn element(bytes: &[u8], dtype: DType) -> f32 {
         (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         _ => unreachable!("{} bytes are no {dtype:?}", bytes.len()),
     }
-}
-
-/// k that fit into one packed row.
-pub(crate) const fn k_block<P: Product>() -> usize {
-    ROW_WORDS / P::A_WORDS * P::K
 }
 
 /// Packs `x`, at most [`k_block`] consecutive k of one row, for the tile: f32, f32 rounded to bfloat16

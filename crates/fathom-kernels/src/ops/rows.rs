@@ -9,7 +9,7 @@ use fathom_backend::{RowChange, RowEdit};
 use fathom_vector::{dot, norm};
 
 use crate::cpu::Cpu;
-use crate::rows::Rows;
+use crate::memory::Rows;
 
 /// `out[at.0, at.1 + i] = ‖x[rows.start + i]‖`
 pub(crate) fn norms(cpu: &Cpu, x: &Rows, rows: Range<usize>, out: &mut Rows, at: (usize, usize)) {

@@ -8,13 +8,10 @@
 
 use std::ops::Range;
 
-use fathom_backend::Result;
+use fathom_backend::{KvShape, Precision, Result};
 
-use crate::aligned::Aligned;
-use crate::microkernel::PANEL;
-use crate::pack::{Storage, bf16_bits};
-use crate::rows::Rows;
-use crate::{KvShape, Precision};
+use crate::gemm::{PANEL, Storage, bf16_bits};
+use crate::memory::{Aligned, Rows};
 
 /// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position 0,
 /// whatever the chunk, so that a row's online softmax takes the same steps in any chunking.
@@ -33,12 +30,12 @@ impl Kv {
         Kv { layout, pages: Vec::new(), len: 0 }
     }
 
-    pub(crate) fn storage(&self) -> Storage {
+    pub(super) fn storage(&self) -> Storage {
         self.layout.storage
     }
 
     /// Numbers of a token's keys, or values, in a layer.
-    pub(crate) fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.layout.shape.kv_heads * self.layout.shape.head_dim
     }
 
@@ -56,7 +53,7 @@ impl Kv {
         self.pages.truncate(len.div_ceil(BLOCK));
     }
 
-    pub(crate) fn advance(&mut self, tokens: usize) {
+    pub(super) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
         assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
     }
@@ -66,7 +63,7 @@ impl Kv {
     ///
     /// # Errors
     /// No room for a page.
-    pub(crate) fn arrivals(
+    pub(super) fn arrivals(
         &mut self,
         rows: Range<usize>,
     ) -> Result<impl Iterator<Item = Arrivals<'_>>> {
@@ -83,12 +80,12 @@ impl Kv {
     }
 
     /// Keys of block `block`: `[BLOCK / 32]` panels of [`Kv::keys_stride`] words.
-    pub(crate) fn keys(&self, layer: usize, head: usize, block: usize) -> &[u32] {
+    pub(super) fn keys(&self, layer: usize, head: usize, block: usize) -> &[u32] {
         &self.pages[block][self.layout.at(layer, head)..][..self.layout.keys_words()]
     }
 
     /// Values of block `block`: `[head_dim / 32]` panels of [`Kv::values_stride`] words.
-    pub(crate) fn values(&self, layer: usize, head: usize, block: usize) -> &[u32] {
+    pub(super) fn values(&self, layer: usize, head: usize, block: usize) -> &[u32] {
         let at = self.layout.at(layer, head) + self.layout.keys_words();
         &self.pages[block][at..][..self.layout.values_words()]
     }
@@ -96,19 +93,19 @@ impl Kv {
     /// Words from any key or value of block `block` to the one in its place in the next block, wherever
     /// that lies; 0 if there is none.
     #[inline(always)]
-    pub(crate) fn words_to_next_block(&self, block: usize) -> usize {
+    pub(super) fn words_to_next_block(&self, block: usize) -> usize {
         let start = |page: &Aligned<u32>| page.as_ptr().addr();
         let next = self.pages.get(block + 1).map(start);
         next.map_or(0, |next| next.wrapping_sub(start(&self.pages[block])) / size_of::<u32>())
     }
 
     /// Words of a panel of keys.
-    pub(crate) fn keys_stride(&self) -> usize {
+    pub(super) fn keys_stride(&self) -> usize {
         self.layout.keys_stride()
     }
 
     /// Words of a panel of values.
-    pub(crate) fn values_stride(&self) -> usize {
+    pub(super) fn values_stride(&self) -> usize {
         self.layout.values_stride()
     }
 }
@@ -147,7 +144,7 @@ impl Layout {
 }
 
 /// Tokens of a batch that go to one page.
-pub(crate) struct Arrivals<'a> {
+pub(super) struct Arrivals<'a> {
     layout: Layout,
     page: &'a mut [u32],
     /// The first one's place in the page.
@@ -158,7 +155,7 @@ pub(crate) struct Arrivals<'a> {
 
 impl Arrivals<'_> {
     /// Writes their keys and values of a layer, `[batch rows, kv_heads · head_dim]`.
-    pub(crate) fn write(&mut self, layer: usize, k: &Rows, v: &Rows) {
+    pub(super) fn write(&mut self, layer: usize, k: &Rows, v: &Rows) {
         let KvShape { layers, head_dim, .. } = self.layout.shape;
         assert!(layer < layers, "layer {layer} of {layers}");
         let (storage, keys_words) = (self.layout.storage, self.layout.keys_words());

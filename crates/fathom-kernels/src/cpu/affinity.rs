@@ -4,13 +4,13 @@ use std::io;
 
 /// Keeps the calling thread on `core` from now on. Threads it starts inherit that.
 #[cfg(target_os = "linux")]
-pub(crate) fn pin_this_thread(core: usize) -> io::Result<()> {
+pub(super) fn pin_this_thread(core: usize) -> io::Result<()> {
     set(&only(core)?)
 }
 
 /// Whether a thread may be kept on `core`: goes there and back.
 #[cfg(target_os = "linux")]
-pub(crate) fn check(core: usize) -> io::Result<()> {
+pub(super) fn check(core: usize) -> io::Result<()> {
     let before = get()?;
     let there = pin_this_thread(core);
     set(&before)?;
@@ -18,7 +18,7 @@ pub(crate) fn check(core: usize) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn pin_this_thread(_: usize) -> io::Result<()> {
+pub(super) fn pin_this_thread(_: usize) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "threads are kept on cores on Linux only"))
 }
 
@@ -32,7 +32,7 @@ pub fn cores() -> io::Result<Vec<usize>> {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn check(core: usize) -> io::Result<()> {
+pub(super) fn check(core: usize) -> io::Result<()> {
     pin_this_thread(core)
 }
 

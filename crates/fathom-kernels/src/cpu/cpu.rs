@@ -2,71 +2,15 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::aligned::Aligned;
-use crate::attention::AttentionScratch;
 use fathom_backend::Precision;
 
-use crate::isa::Supported;
-use crate::kv::BLOCK;
-use crate::pool::{Pool, lock};
-use crate::{Isa, affinity};
-
-/// How to make a [`Cpu`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CpuOptions {
-    /// Threads, the calling one included; `None`: one per core.
-    pub threads: Option<usize>,
-    /// Operand precision.
-    pub precision: Precision,
-    /// Instruction set; `None`: the best this machine has.
-    pub isa: Option<Isa>,
-}
-
-impl Default for CpuOptions {
-    /// f32, all cores, the best instruction set.
-    fn default() -> Self {
-        CpuOptions { threads: None, precision: Precision::F32, isa: None }
-    }
-}
-
-/// Why a [`Cpu`] could not be made.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CpuError {
-    /// The instruction set was asked for by name and is not there.
-    #[error("this machine does not run {isa}: {reason}")]
-    UnsupportedIsa {
-        /// What was asked for.
-        isa: Isa,
-        /// [`Isa::unavailable`]
-        reason: String,
-    },
-    /// Zero threads were asked for.
-    #[error("0 threads cannot compute anything: expected 1 or more")]
-    NoThreads,
-    /// Threads were to stay on cores that are too few, or not each its own.
-    #[error("{threads} threads need {threads} different cores to stay on: {cores:?} were given")]
-    Cores {
-        /// Threads that work at the same time.
-        threads: usize,
-        /// What was given.
-        cores: Vec<usize>,
-    },
-    /// The operating system keeps no thread on this core.
-    #[error("cannot keep a thread on core {core}: {source}")]
-    Pin {
-        /// The core.
-        core: usize,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The operating system refused a thread.
-    #[error("cannot start a worker thread: {0}")]
-    Spawn(#[from] std::io::Error),
-}
+use super::affinity;
+use super::isa::{Isa, Supported};
+use super::options::{CpuError, CpuOptions};
+use super::pool::{Pool, lock};
+use super::scratch::{AttentionScratch, Scratch};
 
 /// The forward pass on this machine's CPU.
 ///
@@ -77,32 +21,27 @@ pub struct Cpu {
     pool: Pool,
     /// Works instead of `pool` while another model is at work too.
     beside: Option<Pool>,
-    pub(crate) is_shared: AtomicBool,
+    is_shared: AtomicBool,
     /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
-    pub(crate) cores: Option<Vec<usize>>,
-    scratch: Vec<Mutex<AttentionScratch>>,
-    /// Stretches of keys computed by several threads for the attention under way.
-    pub(crate) stretches: Mutex<Aligned<f32>>,
-    /// Sums of the product under way, for each thread.
-    pub(crate) sums: Vec<Mutex<Aligned<f32>>>,
+    cores: Option<Vec<usize>>,
+    pub(crate) scratch: Scratch,
 }
 
 /// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
 pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
 
 impl Cpu {
-    /// Tokens of a page of a key/value cache.
-    pub const KV_PAGE: usize = BLOCK;
-
     /// Starts the threads.
     pub fn new(options: CpuOptions) -> Result<Cpu, CpuError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let isa = Supported::new(isa)?;
+        let isa = Supported::new(isa).map_err(|reason| CpuError::UnsupportedIsa { isa, reason })?;
         let threads = match options.threads {
             Some(0) => return Err(CpuError::NoThreads),
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
+        let mut scratch = Scratch::default();
+        scratch.grow(threads);
         Ok(Cpu {
             precision: options.precision,
             isa,
@@ -110,9 +49,7 @@ impl Cpu {
             beside: None,
             is_shared: AtomicBool::new(false),
             cores: None,
-            scratch: (0..threads).map(|_| Mutex::default()).collect(),
-            stretches: Mutex::default(),
-            sums: (0..threads).map(|_| Mutex::default()).collect(),
+            scratch,
         })
     }
 
@@ -131,8 +68,7 @@ impl Cpu {
         if threads == 0 {
             return Err(CpuError::NoThreads);
         }
-        self.scratch.resize_with(self.scratch.len().max(threads), Mutex::default);
-        self.sums.resize_with(self.scratch.len(), Mutex::default);
+        self.scratch.grow(threads);
         self.check_cores(threads)?;
         self.beside = Some(Pool::new(threads, self.cores.as_deref())?);
         Ok(self)
@@ -152,7 +88,7 @@ impl Cpu {
             affinity::check(core).map_err(|source| CpuError::Pin { core, source })?;
         }
         self.cores = Some(cores.to_vec());
-        self.check_cores(self.scratch.len())?;
+        self.check_cores(self.scratch.threads())?;
         self.pool = Pool::new(self.pool.threads(), Some(cores))?;
         if let Some(beside) = &mut self.beside {
             *beside = Pool::new(beside.threads(), Some(cores))?;
@@ -167,6 +103,19 @@ impl Cpu {
             return Err(CpuError::Cores { threads, cores: cores.clone() });
         }
         Ok(())
+    }
+
+    /// Whether the threads for work beside another model work from now on.
+    pub(crate) fn work_beside(&self, shared: bool) {
+        self.is_shared.store(shared, Ordering::Relaxed);
+    }
+
+    /// Moves the calling thread to its core, if threads have cores of their own.
+    pub(crate) fn pin_caller(&self) {
+        if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
+            // As for the workers: the core was tried when it was asked for.
+            drop(affinity::pin_this_thread(core));
+        }
     }
 
     /// The threads that work now.
@@ -216,7 +165,9 @@ impl Cpu {
         work: usize,
         run: impl Fn(usize, &mut AttentionScratch) + Sync,
     ) {
-        self.tasks(tasks, work, |thread, task| run(task, &mut lock(&self.scratch[thread])));
+        self.tasks(tasks, work, |thread, task| {
+            run(task, &mut lock(&self.scratch.attention[thread]))
+        });
     }
 }
 
@@ -224,8 +175,6 @@ impl Cpu {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::sync::Barrier;
-
-    use fathom_backend::Backend;
 
     use super::*;
 
@@ -238,7 +187,7 @@ mod tests {
         let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
         // From a thread of its own, for it is moved.
         let check = |cpu: &Cpu| {
-            cpu.attach_thread();
+            cpu.pin_caller();
             let barrier = Barrier::new(threads);
             cpu.pool().run(threads, &|thread, _| {
                 barrier.wait();
@@ -254,7 +203,7 @@ mod tests {
         ];
         for cpu in &cpus {
             for beside in [false, true] {
-                cpu.set_shared(beside);
+                cpu.work_beside(beside);
                 std::thread::scope(|scope| scope.spawn(|| check(cpu)).join().unwrap());
             }
         }

@@ -11,42 +11,29 @@
 
 use std::ops::Range;
 
-use crate::Attention;
-use crate::attention::{AttentionScratch, Queries, check, mask, minus_log2, union, within_block};
-use crate::cpu::Cpu;
-use crate::exp::exp2_scaled;
-use crate::kv::BLOCK;
-use crate::microkernel::{ROW_STRIDE, even_parts};
-use crate::pass::Span;
-use crate::product::{ForProduct, Product, ProductKernel};
-use crate::rows::{Rows, SharedMut};
+use fathom_backend::Attention;
+
+use super::column_sums::ColumnSums;
+use super::kv::BLOCK;
+use super::pass::Span;
+use super::queries::{Queries, check, mask, minus_log2, union, within_block};
+use crate::cpu::{AttentionScratch, Cpu};
+use crate::gemm::{ForProduct, Product, ProductKernel, ROW_STRIDE, even_parts};
+use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
-
-/// Σ_t a[h, t, k] of one sequence for every layer, head h and key k.
-pub struct ColumnSums {
-    /// `[layer][head][key]`, keys padded to whole blocks.
-    sums: Vec<Vec<Vec<f64>>>,
-}
-
-impl ColumnSums {
-    pub(crate) fn new(layers: usize, heads: usize) -> ColumnSums {
-        ColumnSums { sums: vec![vec![Vec::new(); heads]; layers] }
-    }
-
-    pub(crate) fn of_layer(&self, layer: usize, tokens: usize) -> Vec<f64> {
-        let heads = &self.sums[layer];
-        let head = |sums: &Vec<f64>| {
-            (0..tokens).map(|key| sums.get(key).copied().unwrap_or(0.0)).collect::<Vec<_>>()
-        };
-        heads.iter().flat_map(head).collect()
-    }
-}
+use crate::simd::exp::exp2_scaled;
 
 /// Query rows scored at a time.
 const TASK_ROWS: usize = 64;
 
 /// Adds the rows of a span to its sums, where it has any.
-pub(crate) fn add(cpu: &Cpu, attention: &Attention, q: &Rows, lse: &Rows, span: &mut Span<'_>) {
+pub(crate) fn add_column_sums(
+    cpu: &Cpu,
+    attention: &Attention,
+    q: &Rows,
+    lse: &Rows,
+    span: &mut Span<'_>,
+) {
     let Some(sums) = span.column_sums.take() else { return };
     add_to(cpu, attention, q, lse, span, sums);
     span.column_sums = Some(sums);

@@ -1,69 +1,11 @@
-//! The ways two operands meet in a matrix product, and which one a storage and a precision call for.
+//! The ways two operands meet in vector registers, and which one a storage and a precision call for.
 
-use std::ops::Range;
+use fathom_backend::Precision;
 
-use crate::Precision;
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile, even_parts, register_tiles};
-use crate::pack::{Storage, k_block};
+use super::layout::{ROW_STRIDE, Storage};
+use super::microkernel::register_tiles;
+use super::product::{Product, RegisterProduct, Tile};
 use crate::simd::{Kernel, Simd};
-
-/// How a word of A meets a word of W.
-pub(crate) trait Product: Sized + Send + Sync + 'static {
-    /// Words of A consumed by a step.
-    const A_WORDS: usize;
-    /// k consumed by a step.
-    const K: usize;
-    /// Whether A is rounded to bfloat16 pairs.
-    const A_PAIRS: bool;
-    /// k added up among themselves before they meet the chain so far. How k falls into groups is in the
-    /// bits: groups lie at multiples of it, and one that a row has in part is computed as a whole, with
-    /// zeros.
-    const GROUP: usize = Self::K;
-    /// Panels of weights that one call of [`Product::tiles`] should take: one is one stream from memory.
-    const TILE_PANELS: usize = 1;
-
-    /// Most rows of a register tile.
-    fn tile_rows<S: Simd>() -> usize {
-        S::TILE_ROWS
-    }
-
-    /// Cuts rows into register tiles.
-    fn row_tiles<S: Simd>(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        even_parts(rows, S::TILE_ROWS)
-    }
-
-    /// The same for `rows` rows and weights that lie in a cache: enough chains to hide latency.
-    fn cached_panels<S: Simd>(rows: usize) -> usize {
-        (S::tile_vectors(rows) * S::LANES / PANEL).max(1)
-    }
-
-    /// Longest k over which the slices of the panels of a call, and of the rows that pass over them, fit
-    /// into L1.
-    fn k_slice<S: Simd>(_rows: usize) -> usize {
-        k_block::<Self>()
-    }
-
-    /// Runs `rows ≤ tile_rows` rows over `vectors` vectors of columns, whole panels, `tile` naming the
-    /// first.
-    ///
-    /// # Safety
-    /// As [`crate::microkernel::tile`], for all `vectors`.
-    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile);
-}
-
-/// A product in vector registers.
-pub(crate) trait RegisterProduct: Product {
-    /// One step of k: `acc[r][v] += A[r] · W[v]`.
-    ///
-    /// # Safety
-    /// `a` reaches `ROWS` rows of `A_WORDS` words, each of `w` a vector of words.
-    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
-        s: S,
-        acc: &mut [[S::F32; VECTORS]; ROWS],
-        a: *const u32,
-        w: &[*const u32; VECTORS],
-    );
-}
 
 /// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers across the
 /// inner loop is the shorter one.
@@ -98,7 +40,7 @@ macro_rules! outer_product {
 }
 
 /// f32 by f32.
-pub(crate) struct F32;
+struct F32;
 
 impl Product for F32 {
     const A_WORDS: usize = 1;
@@ -134,7 +76,7 @@ impl RegisterProduct for F32 {
 }
 
 /// f32 by bfloat16 pairs, widened in registers: exact products of what is stored.
-pub(crate) struct Widened;
+struct Widened;
 
 impl Product for Widened {
     const A_WORDS: usize = 2;
@@ -176,7 +118,7 @@ impl RegisterProduct for Widened {
 }
 
 /// bfloat16 pairs by bfloat16 pairs.
-pub(crate) struct Pairs;
+struct Pairs;
 
 impl Product for Pairs {
     const A_WORDS: usize = 1;

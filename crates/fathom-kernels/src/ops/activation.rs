@@ -5,8 +5,8 @@
 //! are in L2; the operations here are for what is watched, and what the epilogues are tested against.
 
 use crate::cpu::Cpu;
-use crate::exp::exp;
-use crate::rows::Rows;
+use crate::memory::{Rows, SharedMut};
+use crate::simd::exp::silu as silu_of;
 use crate::simd::{Kernel, Simd};
 
 pub(crate) fn silu(cpu: &Cpu, x: &Rows, out: &mut Rows) {
@@ -33,7 +33,7 @@ pub(crate) fn add_assign(cpu: &Cpu, x: &mut Rows, y: &Rows) {
 pub(crate) fn argmax(cpu: &Cpu, x: &Rows, limit: usize) -> Vec<u32> {
     let limit = limit.min(x.columns());
     let mut best = vec![0; x.rows()];
-    let shared = crate::rows::SharedMut::new(&mut best);
+    let shared = SharedMut::new(&mut best);
     cpu.split_rows(x.rows(), x.rows() * limit, |rows| {
         for row in rows {
             let index = cpu.isa.run(Argmax { x: &x.row(row)[..limit] });
@@ -83,19 +83,6 @@ impl Kernel for Elementwise<'_> {
             s.store_some(out, result);
         }
     }
-}
-
-/// `x / (1 + e^-x)` of each of some vectors.
-#[inline(always)]
-pub(crate) fn silu_of<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
-    let mut minus_x = x;
-    for minus_x in &mut minus_x {
-        *minus_x = s.sub(s.splat(0.0), *minus_x);
-    }
-    for (x, e) in x.iter_mut().zip(exp(s, minus_x)) {
-        *x = s.div(*x, s.add(s.splat(1.0), e));
-    }
-    x
 }
 
 /// Index of the first largest element; 0 if there is none that compares (all NaN).

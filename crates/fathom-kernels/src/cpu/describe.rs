@@ -1,11 +1,11 @@
 //! What a [`Cpu`] computes with, for people to read.
 
-use crate::isa::Tiles;
-use crate::microkernel::PANEL;
-use crate::pack::Storage;
-use crate::product::{is_pairs, product_name};
+use fathom_backend::DType;
+
+use super::cpu::Cpu;
+use super::isa::Tiles;
+use crate::gemm::{PANEL, Storage, is_pairs, product_name};
 use crate::simd::{Kernel, Simd};
-use crate::{Cpu, DType};
 
 /// The way one kind of work takes on a [`Cpu`].
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,27 +6,25 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use crate::activation::silu_of;
-use crate::microkernel::PANEL;
-use crate::operand::SharedOperand;
-use crate::pack::{k_block, store_packed};
-use crate::pool::lock;
-use crate::product::{Product, ProductKernel};
-use crate::rows::SharedMut;
+use super::operand::SharedOperand;
+use crate::cpu::lock;
+use crate::gemm::{PANEL, Product, ProductKernel, k_block, store_packed};
+use crate::memory::SharedMut;
 use crate::simd::Simd;
+use crate::simd::exp::silu;
 
 /// Elements between the rows of a product's scratch memory: a group of panels, and a cache line more, so
 /// that rows fall into different cache sets.
-pub(crate) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
+pub(super) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
 /// Panels whose sums stay in L2 while k runs.
-pub(crate) const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 
 /// Vectors of a gate that are activated together.
 const AT_ONCE: usize = 4;
 
 /// Where a product's result goes.
 #[derive(Clone, Copy)]
-pub(crate) enum Epilogue<'a> {
+pub(super) enum Epilogue<'a> {
     /// `out = x · Wᵀ + bias`
     Set(SharedMut),
     /// `out += x · Wᵀ + bias`
@@ -44,14 +42,14 @@ pub(crate) enum Epilogue<'a> {
 
 /// A row's largest result and its column; the lowest column of several.
 #[derive(Clone, Copy)]
-pub(crate) struct Best {
+pub(super) struct Best {
     value: f32,
-    pub(crate) column: Option<usize>,
+    pub(super) column: Option<usize>,
 }
 
 impl Best {
     /// Nothing compares with it.
-    pub(crate) const NONE: Best = Best { value: f32::NEG_INFINITY, column: None };
+    pub(super) const NONE: Best = Best { value: f32::NEG_INFINITY, column: None };
 
     /// A NaN is neither larger nor equal.
     fn update(&mut self, value: f32, column: usize) {
@@ -63,16 +61,16 @@ impl Best {
 }
 
 /// Takes finished columns of some rows to where they are wanted.
-pub(crate) struct Finish<'a> {
-    pub(crate) epilogue: Epilogue<'a>,
-    pub(crate) rows: Range<usize>,
+pub(super) struct Finish<'a> {
+    pub(super) epilogue: Epilogue<'a>,
+    pub(super) rows: Range<usize>,
     /// Panels, and how many columns the matrix has in all.
-    pub(crate) panels: Range<usize>,
-    pub(crate) columns: usize,
+    pub(super) panels: Range<usize>,
+    pub(super) columns: usize,
     /// `[rows, SCRATCH_STRIDE]`
-    pub(crate) sums: &'a [f32],
+    pub(super) sums: &'a [f32],
     /// The same of the gate, where there is one.
-    pub(crate) gate: &'a [f32],
+    pub(super) gate: &'a [f32],
 }
 
 impl ProductKernel for Finish<'_> {
@@ -112,7 +110,7 @@ impl ProductKernel for Finish<'_> {
                         for (x, from) in activated.iter_mut().zip(vectors.clone()) {
                             *x = s.load_some(&gate[from..]);
                         }
-                        let activated = silu_of(s, activated);
+                        let activated = silu(s, activated);
                         let inside = (first..padded).step_by(S::LANES).zip(vectors);
                         for (x, (i, from)) in activated.into_iter().zip(inside) {
                             let column = columns.start + i;

@@ -8,12 +8,11 @@ use std::ops::Range;
 
 use fathom_backend::Result;
 
-use crate::aligned::Aligned;
 use crate::cpu::Cpu;
-use crate::microkernel::{ROW_STRIDE, ROW_WORDS};
-use crate::pack::{Storage, k_block, pack_row};
-use crate::product::{ForProduct, Product, ProductKernel};
-use crate::rows::{ACTIVATIONS, Rows, SharedMut};
+use crate::gemm::{
+    ForProduct, Product, ProductKernel, ROW_STRIDE, ROW_WORDS, Storage, k_block, pack_row,
+};
+use crate::memory::{ACTIVATIONS, Aligned, Rows, SharedMut};
 use crate::simd::Simd;
 
 /// A matrix of activations `[rows, columns]` in the operands' precision, laid out for products.
@@ -25,15 +24,15 @@ pub struct Operand {
 }
 
 impl Operand {
-    pub(crate) fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.rows
     }
 
-    pub(crate) fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.columns
     }
 
-    pub(crate) fn words(&self) -> *const u32 {
+    pub(super) fn words(&self) -> *const u32 {
         self.words.as_ptr()
     }
 

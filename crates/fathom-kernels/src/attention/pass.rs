@@ -1,13 +1,17 @@
 //! The rows of one pass.
 
-use fathom_backend::Rotary;
+use std::sync::Mutex;
 
-use crate::ColumnSums;
-use crate::kv::Kv;
-use crate::rope::Table;
+use fathom_backend::{Result, Rotary};
+
+use super::column_sums::ColumnSums;
+use super::kv::Kv;
+use crate::cpu::{Cpu, lock};
+use crate::memory::Rows;
+use crate::ops::rope::Table;
 
 /// Rows of one sequence, as attention reads them.
-pub(crate) type Span<'a> = fathom_backend::Span<'a, Kv, ColumnSums>;
+pub(super) type Span<'a> = fathom_backend::Span<'a, Kv, ColumnSums>;
 
 /// Whose rows a pass is over: positions, caches, column sums and rotary angles.
 pub struct Pass<'a> {
@@ -41,4 +45,30 @@ impl<'a> Pass<'a> {
             span.kv.advance(rows);
         }
     }
+}
+
+/// What writing an element of a key takes, a cache line of its own from memory, in elements touched in order.
+const SCATTERED: usize = 16;
+
+/// Writes a layer's keys and values behind each span's cache.
+pub(crate) fn append(
+    cpu: &Cpu,
+    layer: usize,
+    k: &Rows,
+    v: &Rows,
+    spans: &mut [Span<'_>],
+) -> Result<()> {
+    let mut arrivals = Vec::new();
+    for Span { rows, first_position, kv, .. } in spans {
+        assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
+        assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
+        // Each is one thread's.
+        arrivals.extend(kv.arrivals(rows.clone())?.map(Mutex::new));
+    }
+    cpu.split_rows(arrivals.len(), SCATTERED * k.as_slice().len(), |part| {
+        for arrivals in &arrivals[part] {
+            lock(arrivals).write(layer, k, v);
+        }
+    });
+    Ok(())
 }
