@@ -1,22 +1,22 @@
 //! The operations of a forward pass on the CPU: [`Backend`] for [`Cpu`].
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use fathom_backend::{
     Attention, Backend, KvShape, Precision, Result, Rotary, RowEdit, Span, WeightView,
 };
 
-use crate::attention;
-use crate::column_sums::{self, ColumnSums};
+use crate::attention::{self, ColumnSums, Kv, Pass};
 use crate::cpu::Cpu;
-use crate::kv::Kv;
-use crate::linear::{self, Linear};
-use crate::operand::{self, Operand};
-use crate::pass::Pass;
-use crate::rows::{Rows, Vector};
-use crate::{activation, affinity, norm, rope, row_ops};
+use crate::linear::{self, Linear, Operand, operand};
+use crate::memory::{Rows, Vector};
+use crate::ops::{activation, norm, rope, rows as row_ops};
+
+impl Cpu {
+    /// Tokens of a page of a key/value cache.
+    pub const KV_PAGE: usize = attention::BLOCK;
+}
 
 impl Backend for Cpu {
     type Rows = Rows;
@@ -41,14 +41,11 @@ impl Backend for Cpu {
     }
 
     fn attach_thread(&self) {
-        if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
-            // As for the workers: the core was tried when it was asked for.
-            drop(affinity::pin_this_thread(core));
-        }
+        self.pin_caller();
     }
 
     fn set_shared(&self, shared: bool) {
-        self.is_shared.store(shared, Ordering::Relaxed);
+        self.work_beside(shared);
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -242,7 +239,7 @@ impl Backend for Cpu {
         pass: &mut Pass<'_>,
     ) -> Result<()> {
         for span in &mut pass.spans {
-            column_sums::add(self, attention, q, lse, span);
+            attention::add_column_sums(self, attention, q, lse, span);
         }
         Ok(())
     }

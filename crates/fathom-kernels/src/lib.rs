@@ -1,51 +1,37 @@
-//! Numbers only: packed matrix product, attention, norms, rotary embedding.
-//!
-//! [`Backend`] is what a forward pass asks of a machine; [`Cpu`] answers it here.
+#![doc = include_str!("../README.md")]
 
-mod activation;
-mod affinity;
-mod aligned;
+// What may import what: a module uses those above it in this list, and nothing from the crate's root.
+// Within a folder no file uses, in a circle, a file that uses it. `tests/layers.rs` checks both.
+//
+//   memory      arrays on cache-line boundaries, rows, vectors
+//   simd        vector operations, one implementation per instruction set; functions made of them
+//   gemm        layouts, packing, the register tile
+//   amx         tile registers
+//   cpu         instruction set, threads, places, scratch memory
+//   linear      weight matrices, operands, products
+//   ops         norms, rotary embedding, activations, what probes need
+//   attention   keys and values, passes, attention, column sums
+//   backend     the trait; peak, what is measured; reference, the slow doubles for tests
+//
+// One exception: `simd` names `gemm::product`, for each instruction set has a table of the register tiles
+// that exist for it, which must be compiled with its instructions.
 mod amx;
 mod attention;
 mod backend;
-mod column_sums;
 mod cpu;
-mod describe;
-mod epilogue;
-mod exp;
-mod isa;
-mod kv;
-pub mod limits;
+mod gemm;
 mod linear;
-mod low_rank;
-pub mod machine;
-mod microkernel;
-mod norm;
-mod operand;
-mod pack;
-mod pass;
-mod pool;
-mod product;
+mod memory;
+mod ops;
+pub mod peak;
 pub mod reference;
-mod rope;
-mod row_ops;
-mod rows;
 mod simd;
-pub mod vector;
-pub mod workload;
 
-pub use affinity::cores;
-pub use column_sums::ColumnSums;
-pub use cpu::{Cpu, CpuError, CpuOptions};
-pub use describe::KernelPath;
+pub use attention::{ColumnSums, Kv, Pass};
+pub use cpu::{Cpu, CpuError, CpuOptions, Feature, Isa, KernelPath, cores, cpu_features};
 pub use fathom_backend::{
     Attention, Backend, BackendError, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span,
     WeightView,
 };
-pub use isa::{Feature, Isa, cpu_features};
-pub use kv::Kv;
-pub use linear::Linear;
-pub use low_rank::{LowRank, add_low_rank};
-pub use operand::Operand;
-pub use pass::Pass;
-pub use rows::{Rows, Vector};
+pub use linear::{Linear, Operand};
+pub use memory::{Rows, Vector};

@@ -2,8 +2,9 @@
 //! f64, attention matrices whole. What the fast kernels are tested against, and where to look up what
 //! they compute.
 
-use crate::pack::element;
-use crate::{Attention, WeightView};
+use fathom_backend::{Attention, WeightView};
+
+use crate::gemm::element;
 
 /// `x · Wᵀ + bias`: `x` is `[rows, in]`, the result `[rows, out]`.
 pub fn linear(weight: WeightView<'_>, bias: Option<&[f32]>, x: &[f32]) -> Vec<f32> {

@@ -1,7 +1,7 @@
 //! LoRA adapters in PEFT's format, merged into the weights as they are loaded.
 //!
 //! A merge gives what PEFT's `merge_and_unload` gives: W + scale · B·A in f32, rounded to the
-//! weight's type (see `fathom_kernels::LowRank` for the order of the sum). Which tensors are in the
+//! weight's type (see `fathom_vector::LowRank` for the order of the sum). Which tensors are in the
 //! file decides what is merged; the config says by which factor, and must name their modules as
 //! PEFT's does.
 

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use fathom_kernels::machine;
 use half::bf16;
 use serde_json::{Map, Value, json};
 
@@ -126,7 +125,7 @@ impl SyntheticShape {
 /// `dir` cannot be written, or its disk has too little room.
 pub fn write_synthetic(dir: &Path, shape: &SyntheticShape, seed: u64) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
-    let (needed, free) = (shape.bytes(), machine::free_disk(dir));
+    let (needed, free) = (shape.bytes(), free_disk(dir));
     if let Some(free) = free.filter(|free| *free < needed) {
         let gb = |bytes| bytes as f64 / 1e9;
         let problem =
@@ -198,6 +197,29 @@ fn splitmix(state: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
+}
+
+/// Bytes that an ordinary user may still write to the disk that holds `path`.
+fn free_disk(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+        let mut disk = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: a string that ends with a zero, and room for the answer.
+        if unsafe { libc::statvfs(path.as_ptr(), disk.as_mut_ptr()) } != 0 {
+            return None;
+        }
+        // SAFETY: the call succeeded, so it wrote the answer.
+        let disk = unsafe { disk.assume_init() };
+        #[allow(clippy::unnecessary_cast)] // narrower on some systems
+        return (disk.f_bavail as u64).checked_mul(disk.f_frsize as u64);
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
 }
 
 #[cfg(test)]

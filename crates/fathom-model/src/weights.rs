@@ -12,8 +12,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::vector::first_non_finite;
 use fathom_kernels::{DType, WeightView};
+use fathom_vector::first_non_finite;
 use memmap2::Mmap;
 
 use crate::adapter::{Adapter, FoundAdapter, Merge, widen};

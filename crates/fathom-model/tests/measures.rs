@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use common::{cpu, fixture};
 use fathom_backend::{Backend, Precision};
-use fathom_kernels::vector::dot;
 use fathom_model::{
     Access, At, Change, Edit, EditProbe, Edits, LogitRows, Measured, Model, Positions, Probe,
     Result, SequenceOptions, Site, Step,
 };
+use fathom_vector::dot;
 use foreign_backend::Foreign;
 
 const LANDMARKS: [usize; 2] = [4, 1];

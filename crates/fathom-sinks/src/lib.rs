@@ -13,7 +13,6 @@ pub mod explain;
 mod grid;
 mod levels;
 mod norms;
-mod overhead;
 pub mod plant;
 mod preset;
 mod probe;
@@ -30,7 +29,6 @@ pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
 pub use grid::Grid;
 pub use levels::{Level, levels};
 pub use norms::{NormCurve, NormCurves, norm_curves};
-pub use overhead::{Overhead, overhead};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{

@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use fathom_model::{Access, At, Dots, Error, Measured, Probe, Result, Site};
+use fathom_vector::norm;
 
 use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
-use crate::vector::{cosine, cosine_of_dot, norm};
+use crate::vector::{cosine, cosine_of_dot};
 
 /// What a [`ScalarProbe`] measures.
 #[derive(Clone, Debug)]

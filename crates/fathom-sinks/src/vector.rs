@@ -1,11 +1,6 @@
-//! Norms and cosines of long rows.
+//! Cosines of long rows.
 
-use fathom_kernels::vector::{dot, squared_norm};
-
-/// ‖a‖.
-pub(crate) fn norm(a: &[f32]) -> f32 {
-    squared_norm(a).sqrt()
-}
+use fathom_vector::{dot, norm};
 
 /// The cosine of two vectors whose norms are known; 0 where either is zero.
 pub(crate) fn cosine(a: &[f32], a_norm: f32, b: &[f32], b_norm: f32) -> f32 {

@@ -3,9 +3,9 @@
 use std::io::Write;
 
 use fathom_backend::BackendError;
-use fathom_kernels::limits::{self, Limits, Reading};
-use fathom_kernels::workload::{Attending, Measured, Products, Work, measure};
 use fathom_kernels::{Backend, Cpu, Precision};
+use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
 use fathom_model::Result;
 use serde_json::{Value, json};
 

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use fathom_kernels::limits::Limits;
-use fathom_model::DecodeSpeed;
+use fathom_measure::DecodeSpeed;
+use fathom_measure::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use fathom_kernels::machine::Machine;
+use fathom_measure::Machine;
 use fathom_model::{Error, Result, SyntheticShape, write_synthetic};
 use tempfile::TempDir;
 

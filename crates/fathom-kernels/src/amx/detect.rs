@@ -4,8 +4,7 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 use super::{Amx, Model, Release, TilePairs, TileUnit};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
-use crate::product::Product;
+use crate::gemm::{PANEL, Product, ROW_STRIDE, Tile};
 use crate::simd::{Portable, Simd};
 
 /// Whether CPUID names `amx-tile` and `amx-bf16` (leaf 7). Leaf 0x1D, which describes the tile registers,

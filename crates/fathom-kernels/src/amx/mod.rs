@@ -35,9 +35,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
-use crate::pack::k_block;
-use crate::product::Product;
+use crate::gemm::{PANEL, Product, ROW_STRIDE, Tile, k_block};
 use crate::simd::{Kernel, Simd};
 
 #[cfg(target_arch = "x86_64")]
@@ -169,7 +167,7 @@ impl<U: TileUnit> Product for TilePairs<U> {
 /// `groups` groups of k, for every panel.
 ///
 /// # Safety
-/// As [`crate::microkernel::tile`], for `rows` rows, `panels` panels and the steps of `groups` groups.
+/// As [`crate::gemm::microkernel::tile`], for `rows` rows, `panels` panels and the steps of `groups` groups.
 unsafe fn all_panels<S: Simd, U: TileUnit>(
     s: S,
     unit: &mut U,

@@ -5,7 +5,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::*;
-use crate::microkernel::ROW_WORDS;
+use crate::gemm::ROW_WORDS;
 use crate::simd::Portable;
 
 /// Operands of one call: `rows` rows of A, `panels` panels of W, C on top of which the product goes.

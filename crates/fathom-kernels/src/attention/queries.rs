@@ -3,78 +3,114 @@
 use std::iter::repeat_n;
 use std::ops::Range;
 
-use super::STRETCH;
-use crate::Attention;
-use crate::aligned::Aligned;
-use crate::kv::{BLOCK, Kv};
-use crate::microkernel::{CACHE_LINE, PANEL, ROW_STRIDE, Tile};
-use crate::pack::{k_block, pack_row};
-use crate::product::Product;
-use crate::rows::Rows;
+use fathom_backend::Attention;
+
+use super::kv::{BLOCK, Kv};
+use super::pass::Span;
+use crate::gemm::{CACHE_LINE, PANEL, Product, ROW_STRIDE, Tile, even_parts, k_block, pack_row};
+use crate::memory::{Aligned, Rows};
 use crate::simd::{MAX_LANES, Simd};
+
+/// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy, enough
+/// that merging (2 operations for 4 · 512) does not count.
+pub(super) const STRETCH: usize = 4 * BLOCK;
+
+/// Rows of a task: enough for several register tiles to share a block of keys in L1.
+const TASK_ROWS: usize = 64;
+
+pub(super) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_>]) {
+    let Attention { heads, kv_heads, head_dim, scale, window, .. } = *attention;
+    assert!(kv_heads > 0 && heads % kv_heads == 0, "{heads} heads over {kv_heads} key/value heads");
+    assert!(scale > 0.0, "the scale of scores is positive");
+    assert!(window != Some(0), "a window sees at least one key");
+    assert_eq!(q.columns(), heads * head_dim, "query columns");
+    assert!(spans.iter().all(|span| span.rows.end <= q.rows()), "span rows");
+}
+
+/// Cuts spans into rows that share a key/value head.
+pub(super) fn all_queries<'a>(
+    attention: &'a Attention,
+    q: &'a Rows,
+    spans: &'a [Span<'a>],
+) -> impl Iterator<Item = Queries<'a>> {
+    let positions = (TASK_ROWS / (attention.heads / attention.kv_heads)).max(1);
+    spans.iter().flat_map(move |span| {
+        even_parts(span.rows.clone(), positions).flat_map(move |rows| {
+            (0..attention.kv_heads).map(move |kv_head| Queries {
+                attention,
+                kv: &*span.kv,
+                kv_head,
+                q,
+                first: rows.start,
+                position: span.first_position + rows.start - span.rows.start,
+                positions: rows.len(),
+            })
+        })
+    })
+}
 
 /// Some query positions of one key/value head.
 #[derive(Clone, Copy)]
-pub(crate) struct Queries<'a> {
-    pub(crate) attention: &'a Attention,
-    pub(crate) kv: &'a Kv,
-    pub(crate) kv_head: usize,
-    pub(crate) q: &'a Rows,
+pub(super) struct Queries<'a> {
+    pub(super) attention: &'a Attention,
+    pub(super) kv: &'a Kv,
+    pub(super) kv_head: usize,
+    pub(super) q: &'a Rows,
     /// First row of the batch.
-    pub(crate) first: usize,
+    pub(super) first: usize,
     /// Its position in the sequence.
-    pub(crate) position: usize,
+    pub(super) position: usize,
     /// Consecutive positions.
-    pub(crate) positions: usize,
+    pub(super) positions: usize,
 }
 
 impl<'a> Queries<'a> {
     /// The stretches of keys that any row sees part of.
-    pub(crate) fn stretches(&self) -> Range<usize> {
+    pub(super) fn stretches(&self) -> Range<usize> {
         let keys = self.visible(0).start..self.visible(self.rows() - 1).end;
         keys.start / STRETCH..keys.end.div_ceil(STRETCH)
     }
 
     /// Query heads per key/value head.
-    pub(crate) fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.attention.heads / self.attention.kv_heads
     }
 
-    pub(crate) fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.positions * self.group()
     }
 
     /// About how many multiplications a product with all visible keys takes.
-    pub(crate) fn work(&self) -> usize {
+    pub(super) fn work(&self) -> usize {
         let keys = self.visible(self.rows() - 1).len();
         keys * self.rows() * self.attention.head_dim
     }
 
     /// The scale of scores in units of ln 2: `e^(scale·x) = 2^(scale_log2·x)`.
-    pub(crate) fn scale_log2(&self) -> f32 {
+    pub(super) fn scale_log2(&self) -> f32 {
         self.attention.scale * std::f32::consts::LOG2_E
     }
 
     /// Keys row `row` sees.
-    pub(crate) fn visible(&self, row: usize) -> Range<usize> {
+    pub(super) fn visible(&self, row: usize) -> Range<usize> {
         let end = self.position + row / self.group() + 1;
         self.attention.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
     /// Keys each row sees, row by row.
-    pub(crate) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
+    pub(super) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
         visible.clear();
         let first_of_each = (0..self.rows()).step_by(self.group());
         visible.extend(first_of_each.flat_map(|row| repeat_n(self.visible(row), self.group())));
     }
 
     /// Batch row and query head of row `row`.
-    pub(crate) fn source(&self, row: usize) -> (usize, usize) {
+    pub(super) fn source(&self, row: usize) -> (usize, usize) {
         (self.first + row / self.group(), self.kv_head * self.group() + row % self.group())
     }
 
     /// [`Queries::source`] of each row.
-    pub(crate) fn sources(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+    pub(super) fn sources(&self) -> impl Iterator<Item = (usize, usize)> + use<'a> {
         let heads = self.kv_head * self.group()..(self.kv_head + 1) * self.group();
         let batch_rows = self.first..self.first + self.positions;
         batch_rows.flat_map(move |row| heads.clone().map(move |head| (row, head)))
@@ -82,7 +118,7 @@ impl<'a> Queries<'a> {
 
     /// Packs the queries.
     #[inline(always)]
-    pub(crate) fn pack<S: Simd, P: Product>(&self, s: S, round: bool, packed: &mut Aligned<u32>) {
+    pub(super) fn pack<S: Simd, P: Product>(&self, s: S, round: bool, packed: &mut Aligned<u32>) {
         let (rows, head_dim) = (self.rows(), self.attention.head_dim);
         packed.reserve(head_dim.div_ceil(k_block::<P>()) * rows * ROW_STRIDE);
         for (row, (batch_row, head)) in self.sources().enumerate() {
@@ -98,7 +134,7 @@ impl<'a> Queries<'a> {
 
     /// Asks for what block `block` holds of the keys `seen`, and for their values.
     #[inline(always)]
-    pub(crate) fn prefetch_block<S: Simd>(&self, s: S, block: usize, seen: &Range<usize>) {
+    pub(super) fn prefetch_block<S: Simd>(&self, s: S, block: usize, seen: &Range<usize>) {
         let (kv, layer) = (self.kv, self.attention.layer);
         let keys = within_block(seen, block);
         let panels = keys.start / PANEL..keys.end.div_ceil(PANEL);
@@ -117,7 +153,7 @@ impl<'a> Queries<'a> {
     /// `scores[row - rows.start][key]`. Whole panels are computed; what lies outside `keys` is
     /// meaningless. The first rows bring the next block's keys into the cache meanwhile.
     #[inline(always)]
-    pub(crate) fn scores<S: Simd, P: Product>(
+    pub(super) fn scores<S: Simd, P: Product>(
         &self,
         s: S,
         packed: &Aligned<u32>,
@@ -156,12 +192,12 @@ impl<'a> Queries<'a> {
 }
 
 /// Keys any of `rows` sees, given those each row sees.
-pub(crate) fn union(visible: &[Range<usize>], rows: Range<usize>) -> Range<usize> {
+pub(super) fn union(visible: &[Range<usize>], rows: Range<usize>) -> Range<usize> {
     visible[rows.start].start..visible[rows.end - 1].end
 }
 
 /// The part of `keys` that lies in block `block`, counted from the block's start.
-pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
+pub(super) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     let start = block * BLOCK;
     let clamp = |key: usize| key.clamp(start, start + BLOCK) - start;
     clamp(keys.start)..clamp(keys.end)
@@ -170,28 +206,28 @@ pub(crate) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
 /// What each of `visible`'s rows sees of block `block`, if it is the same for all, as in all blocks but those at the ends
 /// of what they see.
 #[inline(always)]
-pub(crate) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
+pub(super) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
     let first = within_block(&visible[0], block);
     (within_block(&visible[visible.len() - 1], block) == first).then_some(first)
 }
 
 /// Blocks that hold `keys`, which are not empty.
-pub(crate) fn blocks(keys: &Range<usize>) -> Range<usize> {
+pub(super) fn blocks(keys: &Range<usize>) -> Range<usize> {
     keys.start / BLOCK..keys.end.div_ceil(BLOCK)
 }
 
 /// A log-sum-exp as what is added to a scaled score in units of ln 2.
-pub(crate) fn minus_log2(lse: f32) -> f32 {
+pub(super) fn minus_log2(lse: f32) -> f32 {
     -lse * std::f32::consts::LOG2_E
 }
 
 /// Lane numbers.
-pub(crate) const IOTA: [f32; MAX_LANES] =
+pub(super) const IOTA: [f32; MAX_LANES] =
     [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// `x` in the lanes whose key, `key + lane`, is in `keys`; `otherwise` in the others.
 #[inline(always)]
-pub(crate) fn mask<S: Simd>(
+pub(super) fn mask<S: Simd>(
     s: S,
     keys: &Range<usize>,
     key: usize,

@@ -5,16 +5,16 @@
 //! `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the two products
 //! at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a row is a chain of
 //! some 40 cycles, and so is the power of a vector. So the tile's rows go through each phase together, several vectors
-//! go through `2^y` step by step ([`crate::exp`]), and what is one number a row (maximum, rescaling) is computed
+//! go through `2^y` step by step ([`crate::simd::exp`]), and what is one number a row (maximum, rescaling) is computed
 //! for all rows in one vector.
 
 use std::ops::Range;
 
-use super::{AttentionScratch, mask, same_within_block, within_block};
-use crate::exp::{exp2, exp2_scaled};
-use crate::kv::BLOCK;
-use crate::microkernel::ROW_STRIDE;
-use crate::product::Product;
+use super::kv::BLOCK;
+use super::queries::{mask, same_within_block, within_block};
+use crate::cpu::AttentionScratch;
+use crate::gemm::{Product, ROW_STRIDE};
+use crate::simd::exp::{exp2, exp2_scaled};
 use crate::simd::{MAX_LANES, Simd};
 
 /// At least as many as [`Product::tile_rows`], and whole vectors.

@@ -1,10 +1,10 @@
 //! What rows have of their softmax so far, and how two stretches of keys become one.
 
-use super::Queries;
-use crate::aligned::Aligned;
-use crate::exp::exp2;
-use crate::microkernel::PANEL;
-use crate::rows::SharedMut;
+use super::queries::Queries;
+use crate::cpu::SoftmaxState;
+use crate::gemm::PANEL;
+use crate::memory::SharedMut;
+use crate::simd::exp::exp2;
 use crate::simd::{MAX_LANES, Simd};
 
 /// Columns of O: `head_dim` in whole panels.
@@ -12,19 +12,7 @@ pub(super) fn width(queries: &Queries<'_>) -> usize {
     queries.attention.head_dim.next_multiple_of(PANEL)
 }
 
-/// Of each row: the largest scaled score so far, in units of ln 2; the sum of `2^(score - max)`; and the
-/// values weighted with the same, `[rows][width]`. A row that has seen nothing has the sum 0.
-#[derive(Default)]
-pub(crate) struct State {
-    pub(super) max: Aligned<f32>,
-    pub(super) sum: Aligned<f32>,
-    pub(super) out: Aligned<f32>,
-    /// The sum while it grows, `[rows][MAX_LANES]`: adding up a vector takes as long as a dozen other
-    /// operations, so it is done once a stretch.
-    pub(super) lanes: Aligned<f32>,
-}
-
-impl State {
+impl SoftmaxState {
     pub(super) fn clear(&mut self, rows: usize, width: usize) {
         let padded = rows.next_multiple_of(MAX_LANES);
         self.max.reserve(padded);
@@ -124,7 +112,7 @@ impl State {
     }
 }
 
-/// The state of rows that have seen one stretch, which is a [`State`] or lies in a buffer of many.
+/// The state of rows that have seen one stretch, which is a [`SoftmaxState`] or lies in a buffer of many.
 pub(super) struct Record<'a> {
     max: &'a [f32],
     sum: &'a [f32],

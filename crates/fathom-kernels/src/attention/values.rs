@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{AttentionScratch, Queries, same_within_block, within_block};
-use crate::microkernel::{PANEL, ROW_STRIDE, Tile};
-use crate::product::Product;
+use super::queries::{Queries, same_within_block, within_block};
+use crate::cpu::AttentionScratch;
+use crate::gemm::{PANEL, Product, ROW_STRIDE, Tile};
 use crate::simd::Simd;
 
 /// The second product of attention, in one block of keys.

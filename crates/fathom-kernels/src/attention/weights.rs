@@ -1,17 +1,15 @@
 //! The attention matrix itself, for short sequences.
 
-use super::{
-    AttentionScratch, Queries, all_queries, blocks, check, minus_log2, union, within_block,
-};
-use crate::Attention;
-use crate::cpu::Cpu;
-use crate::exp::exp2;
-use crate::kv::BLOCK;
-use crate::microkernel::ROW_STRIDE;
-use crate::pass::Span;
-use crate::product::{ForProduct, Product, ProductKernel};
-use crate::rows::{Rows, SharedMut};
+use fathom_backend::Attention;
+
+use super::kv::BLOCK;
+use super::pass::Span;
+use super::queries::{Queries, all_queries, blocks, check, minus_log2, union, within_block};
+use crate::cpu::{AttentionScratch, Cpu};
+use crate::gemm::{ForProduct, Product, ProductKernel, ROW_STRIDE};
+use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
+use crate::simd::exp::exp2;
 
 /// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, keys up to the last row's own]`.
 pub(crate) fn weights(

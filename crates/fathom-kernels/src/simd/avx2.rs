@@ -6,8 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::Tile;
-use crate::product::RegisterProduct;
+use crate::gemm::product::{RegisterProduct, Tile};
 
 /// The proof that this machine has `avx2` and `fma`.
 #[derive(Clone, Copy)]

@@ -8,8 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::Tile;
-use crate::product::RegisterProduct;
+use crate::gemm::product::{RegisterProduct, Tile};
 
 /// The proof that this machine has `avx512f`, `bw`, `dq`, `vl`, and with `BF16` also `avx512bf16`.
 #[derive(Clone, Copy)]

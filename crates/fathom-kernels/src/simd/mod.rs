@@ -8,6 +8,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod exp;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
@@ -16,8 +17,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use portable::Portable;
 
-use crate::microkernel::Tile;
-use crate::product::RegisterProduct;
+use crate::gemm::product::{RegisterProduct, Tile};
 
 /// A computation written for any instruction set.
 pub(crate) trait Kernel {
@@ -55,7 +55,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// side; `tile` is the first.
     ///
     /// # Safety
-    /// As [`crate::microkernel::tile`], for each of them.
+    /// As `gemm::microkernel::tile`, for each of them.
     unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, count: usize, tile: Tile);
 
     /// # Safety

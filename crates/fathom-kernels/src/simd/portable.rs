@@ -1,8 +1,7 @@
 //! Plain Rust: four lanes the compiler maps to whatever the target has.
 
 use super::{Kernel, Simd, tile_table};
-use crate::microkernel::Tile;
-use crate::product::RegisterProduct;
+use crate::gemm::product::{RegisterProduct, Tile};
 
 /// No vector instructions beyond what the compiler emits by itself.
 #[derive(Clone, Copy)]

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use fathom_kernels::{DType, LowRank, WeightView, add_low_rank};
+use fathom_kernels::{DType, WeightView};
+use fathom_vector::{LowRank, add_low_rank};
 use half::{bf16, f16};
 
 use super::Adapter;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use fathom_kernels::WeightView;
-use fathom_kernels::vector::first_non_finite;
+use fathom_vector::first_non_finite;
 
 use super::AdapterConfig;
 use super::names::{self, Part};

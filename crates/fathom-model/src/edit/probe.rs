@@ -1,7 +1,7 @@
 //! Carrying out edits.
 
 use fathom_backend::{RowChange, RowEdit};
-use fathom_kernels::vector::{dot, squared_norm};
+use fathom_vector::{dot, norm, squared_norm};
 
 use super::{Change, Edit, Edits, Positions};
 use crate::{Access, At, Error, Measured, Probe, Result, Site};
@@ -169,10 +169,10 @@ fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
     match change {
         Change::Zero => values.fill(0.0),
         Change::Scale(factor) => values.iter_mut().for_each(|value| *value *= factor),
-        Change::Clamp(norm) => {
-            let before = squared_norm(values).sqrt();
-            if before > *norm {
-                values.iter_mut().for_each(|value| *value *= norm / before);
+        Change::Clamp(limit) => {
+            let before = norm(values);
+            if before > *limit {
+                values.iter_mut().for_each(|value| *value *= limit / before);
             }
         }
         Change::Add(terms) => values.iter_mut().zip(terms).for_each(|(value, term)| *value += term),

@@ -4,6 +4,7 @@ use std::mem;
 
 use fathom_backend::Backend;
 use fathom_model::{Result, Site};
+use fathom_vector::norm;
 use serde::{Deserialize, Serialize};
 
 use super::ExplainOptions;
@@ -11,7 +12,6 @@ use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::statistics::Mean;
 use super::subjects::{Subject, Token, created_at, creation_layers, sample};
-use crate::vector::norm;
 
 /// Watches the layers that create most secondary sinks.
 pub(super) struct CreationObserver {

@@ -1,6 +1,6 @@
 //! Gram matrices and their spectra.
 
-use fathom_kernels::vector::dot;
+use fathom_vector::dot;
 use nalgebra::{DMatrix, SymmetricEigen};
 
 /// `[n, n]` of the dot products of rows.

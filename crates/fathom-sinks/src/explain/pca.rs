@@ -4,8 +4,8 @@
 use std::mem;
 
 use fathom_backend::Backend;
-use fathom_kernels::vector::dot;
 use fathom_model::{Model, Result, Site};
+use fathom_vector::{dot, norm};
 use serde::{Deserialize, Serialize};
 
 use super::collect::{Collector, TraceRows};
@@ -14,7 +14,7 @@ use super::parts::{Learner, decode, encode};
 use super::pass::{Observer, Rows};
 use super::subjects::{Others, Subject, Token, created_at, creation_layers, sample};
 use super::{Analysis, AnalysisResult, ExplainOptions};
-use crate::vector::{cosine_of, norm};
+use crate::vector::cosine_of;
 
 /// A sweep for each of the layers that create most secondary sinks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

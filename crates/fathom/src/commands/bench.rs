@@ -9,7 +9,7 @@ use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
 use fathom_kernels::Cpu;
-use fathom_kernels::workload::median;
+use fathom_measure::median;
 use fathom_model::{
     Encoded, Error, Remark, Remarks, Result, RowFields, adapted_name, read_prompts_with,
 };

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use fathom_kernels::Cpu;
-use fathom_kernels::limits::{self, Limits, Reading};
-use fathom_model::{DecodeSpeed, Error, Model, decode_speed, prefill_flops};
-use fathom_sinks::{Overhead, overhead};
+use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::{DecodeSpeed, Overhead, decode_speed, overhead, prefill_flops};
+use fathom_model::{Error, Model};
 use serde_json::json;
 
 use crate::cli::Output;

@@ -2,11 +2,9 @@
 
 use std::io::Write;
 
-use fathom_kernels::limits::{self, Limits, Reading};
-use fathom_kernels::machine::Machine;
 use fathom_kernels::{Cpu, CpuOptions, Isa, KernelPath, Precision, cpu_features};
-use fathom_model::{DecodeSpeed, decode_speed, prefill_flops};
-use fathom_sinks::{Overhead, overhead};
+use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::{DecodeSpeed, Machine, Overhead, decode_speed, overhead, prefill_flops};
 use serde_json::{Map, Value, json};
 
 use crate::cli::Output;

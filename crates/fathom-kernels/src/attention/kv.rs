@@ -1,0 +1,210 @@
+//! Keys and values of one sequence, in pages.
+//!
+//! A page holds [`BLOCK`] consecutive tokens of all layers and heads, each (layer, head) as two packed
+//! matrices, so that attention is made of the same products as a linear:
+//! - keys `[BLOCK keys, head_dim]`: scores are `q · Kᵀ`, a column for every key;
+//! - values `[head_dim, BLOCK keys]`, k being the key: the result is `p · V`, a column for every
+//!   component.
+
+use std::ops::Range;
+
+use fathom_backend::{KvShape, Precision, Result};
+
+use crate::gemm::{PANEL, Storage, bf16_bits};
+use crate::memory::{Aligned, Rows};
+
+/// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position 0,
+/// whatever the chunk, so that a row's online softmax takes the same steps in any chunking.
+pub(crate) const BLOCK: usize = 128;
+
+/// Keys and values of one sequence, all layers.
+pub struct Kv {
+    layout: Layout,
+    pages: Vec<Aligned<u32>>,
+    len: usize,
+}
+
+impl Kv {
+    pub(crate) fn new(shape: KvShape, precision: Precision) -> Kv {
+        let layout = Layout { shape, storage: Storage::of_cache(precision) };
+        Kv { layout, pages: Vec::new(), len: 0 }
+    }
+
+    pub(super) fn storage(&self) -> Storage {
+        self.layout.storage
+    }
+
+    /// Numbers of a token's keys, or values, in a layer.
+    pub(super) fn width(&self) -> usize {
+        self.layout.shape.kv_heads * self.layout.shape.head_dim
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.iter().map(|page| size_of_val(&**page)).sum()
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "truncate a cache of {} tokens to {len}", self.len);
+        self.len = len;
+        self.pages.truncate(len.div_ceil(BLOCK));
+    }
+
+    pub(super) fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+        assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
+    }
+
+    /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that several threads
+    /// can write, for memory that nobody has touched yet takes longer to get than to fill.
+    ///
+    /// # Errors
+    /// No room for a page.
+    pub(super) fn arrivals(
+        &mut self,
+        rows: Range<usize>,
+    ) -> Result<impl Iterator<Item = Arrivals<'_>>> {
+        let (layout, start, end) = (self.layout, self.len, self.len + rows.len());
+        while self.pages.len() * BLOCK < end {
+            self.pages.push(Aligned::try_zeroed(layout.page_words(), "keys and values")?);
+        }
+        let pages = start / BLOCK..end.div_ceil(BLOCK);
+        Ok(self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
+            let tokens = start.max(i * BLOCK)..end.min((i + 1) * BLOCK);
+            let rows = rows.start + (tokens.start - start)..rows.start + (tokens.end - start);
+            Arrivals { layout, page, first_token: tokens.start % BLOCK, rows }
+        }))
+    }
+
+    /// Keys of block `block`: `[BLOCK / 32]` panels of [`Kv::keys_stride`] words.
+    pub(super) fn keys(&self, layer: usize, head: usize, block: usize) -> &[u32] {
+        &self.pages[block][self.layout.at(layer, head)..][..self.layout.keys_words()]
+    }
+
+    /// Values of block `block`: `[head_dim / 32]` panels of [`Kv::values_stride`] words.
+    pub(super) fn values(&self, layer: usize, head: usize, block: usize) -> &[u32] {
+        let at = self.layout.at(layer, head) + self.layout.keys_words();
+        &self.pages[block][at..][..self.layout.values_words()]
+    }
+
+    /// Words from any key or value of block `block` to the one in its place in the next block, wherever
+    /// that lies; 0 if there is none.
+    #[inline(always)]
+    pub(super) fn words_to_next_block(&self, block: usize) -> usize {
+        let start = |page: &Aligned<u32>| page.as_ptr().addr();
+        let next = self.pages.get(block + 1).map(start);
+        next.map_or(0, |next| next.wrapping_sub(start(&self.pages[block])) / size_of::<u32>())
+    }
+
+    /// Words of a panel of keys.
+    pub(super) fn keys_stride(&self) -> usize {
+        self.layout.keys_stride()
+    }
+
+    /// Words of a panel of values.
+    pub(super) fn values_stride(&self) -> usize {
+        self.layout.values_stride()
+    }
+}
+
+/// Where things lie in a page.
+#[derive(Clone, Copy)]
+struct Layout {
+    shape: KvShape,
+    storage: Storage,
+}
+
+impl Layout {
+    fn page_words(self) -> usize {
+        self.shape.layers * self.shape.kv_heads * (self.keys_words() + self.values_words())
+    }
+
+    fn at(self, layer: usize, head: usize) -> usize {
+        (layer * self.shape.kv_heads + head) * (self.keys_words() + self.values_words())
+    }
+
+    fn keys_stride(self) -> usize {
+        self.storage.steps(self.shape.head_dim) * PANEL
+    }
+
+    fn values_stride(self) -> usize {
+        self.storage.steps(BLOCK) * PANEL
+    }
+
+    fn keys_words(self) -> usize {
+        BLOCK / PANEL * self.keys_stride()
+    }
+
+    fn values_words(self) -> usize {
+        self.shape.head_dim.div_ceil(PANEL) * self.values_stride()
+    }
+}
+
+/// Tokens of a batch that go to one page.
+pub(super) struct Arrivals<'a> {
+    layout: Layout,
+    page: &'a mut [u32],
+    /// The first one's place in the page.
+    first_token: usize,
+    /// Their rows of the batch.
+    rows: Range<usize>,
+}
+
+impl Arrivals<'_> {
+    /// Writes their keys and values of a layer, `[batch rows, kv_heads · head_dim]`.
+    pub(super) fn write(&mut self, layer: usize, k: &Rows, v: &Rows) {
+        let KvShape { layers, head_dim, .. } = self.layout.shape;
+        assert!(layer < layers, "layer {layer} of {layers}");
+        let (storage, keys_words) = (self.layout.storage, self.layout.keys_words());
+        let (key_stride, value_stride) = (self.layout.keys_stride(), self.layout.values_stride());
+        for (token, row) in (self.first_token..).zip(self.rows.clone()) {
+            let heads = k.row(row).chunks_exact(head_dim).zip(v.row(row).chunks_exact(head_dim));
+            for (head, (k, v)) in heads.enumerate() {
+                let words = &mut self.page[self.layout.at(layer, head)..];
+                let (keys, values) = words.split_at_mut(keys_words);
+                let key_panel = &mut keys[token / PANEL * key_stride..][..key_stride];
+                put_key(storage, key_panel, token % PANEL, k);
+                let value_panels = values.chunks_exact_mut(value_stride);
+                for (panel, v) in value_panels.zip(v.chunks(PANEL)) {
+                    put_values(storage, panel, token, v);
+                }
+            }
+        }
+    }
+}
+
+/// Writes a key as a column of its panel.
+fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
+    let words = panel[lane..].iter_mut().step_by(PANEL);
+    match storage {
+        Storage::F32 => words.zip(key).for_each(|(word, k)| *word = k.to_bits()),
+        Storage::Bf16 => {
+            // Rounded some at a time, in vectors, before each goes to its place.
+            const AT_ONCE: usize = 32;
+            let mut words = words;
+            for key in key.chunks(AT_ONCE) {
+                let mut bits = [0; AT_ONCE];
+                bits.iter_mut().zip(key).for_each(|(bits, &k)| *bits = bf16_bits(k));
+                let pairs = bits.chunks_exact(2).take(key.len().div_ceil(2));
+                // Pairs first: a zip takes from its first even if the second is at its end.
+                pairs.zip(&mut words).for_each(|(pair, word)| *word = pair[0] | pair[1] << 16);
+            }
+        }
+    }
+}
+
+/// Writes some components of token `token`'s value: part of a step of their panel. What the step holds of a
+/// later token is of no further use.
+fn put_values(storage: Storage, panel: &mut [u32], token: usize, values: &[f32]) {
+    let words = panel[token / storage.k_per_word() * PANEL..].iter_mut().zip(values);
+    match (storage, token % storage.k_per_word()) {
+        (Storage::F32, _) => words.for_each(|(word, v)| *word = v.to_bits()),
+        (Storage::Bf16, 0) => words.for_each(|(word, &v)| *word = bf16_bits(v)),
+        (Storage::Bf16, _) => {
+            words.for_each(|(word, &v)| *word = *word & 0x0000_ffff | bf16_bits(v) << 16);
+        }
+    }
+}

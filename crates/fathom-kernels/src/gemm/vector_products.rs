@@ -1,0 +1,196 @@
+//! The ways two operands meet in vector registers, and which one a storage and a precision call for.
+
+use fathom_backend::Precision;
+
+use super::layout::{ROW_STRIDE, Storage};
+use super::microkernel::register_tiles;
+use super::product::{Product, RegisterProduct, Tile};
+use crate::simd::{Kernel, Simd};
+
+/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers across the
+/// inner loop is the shorter one.
+macro_rules! outer_product {
+    ($rows:ident $vectors:ident, $acc:ident[$r:ident][$v:ident], $a:expr, $w:expr, $s:ident.$fma:ident) => {
+        if $rows >= $vectors {
+            let $v = 0;
+            let mut w = [$w; $vectors];
+            for $v in 0..$vectors {
+                w[$v] = $w;
+            }
+            for $r in 0..$rows {
+                let a = $a;
+                for $v in 0..$vectors {
+                    $acc[$r][$v] = $s.$fma(a, w[$v], $acc[$r][$v]);
+                }
+            }
+        } else {
+            let $r = 0;
+            let mut a = [$a; $rows];
+            for $r in 0..$rows {
+                a[$r] = $a;
+            }
+            for $v in 0..$vectors {
+                let w = $w;
+                for $r in 0..$rows {
+                    $acc[$r][$v] = $s.$fma(a[$r], w, $acc[$r][$v]);
+                }
+            }
+        }
+    };
+}
+
+/// f32 by f32.
+struct F32;
+
+impl Product for F32 {
+    const A_WORDS: usize = 1;
+    const K: usize = 1;
+    const A_PAIRS: bool = false;
+
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for F32 {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = a.cast::<f32>();
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE)),
+                s.load(w[v].cast()),
+                s.fma
+            );
+        }
+    }
+}
+
+/// f32 by bfloat16 pairs, widened in registers: exact products of what is stored.
+struct Widened;
+
+impl Product for Widened {
+    const A_WORDS: usize = 2;
+    const K: usize = 2;
+    const A_PAIRS: bool = false;
+
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for Widened {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let row = a.cast::<f32>();
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE)),
+                s.widen_low(s.load_pairs(w[v])),
+                s.fma
+            );
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat(*row.add(r * ROW_STRIDE + 1)),
+                s.widen_high(s.load_pairs(w[v])),
+                s.fma
+            );
+        }
+    }
+}
+
+/// bfloat16 pairs by bfloat16 pairs.
+struct Pairs;
+
+impl Product for Pairs {
+    const A_WORDS: usize = 1;
+    const K: usize = 2;
+    const A_PAIRS: bool = true;
+
+    unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
+        // SAFETY: the caller's promise.
+        unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
+    }
+}
+
+impl RegisterProduct for Pairs {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        s: S,
+        acc: &mut [[S::F32; VECTORS]; ROWS],
+        a: *const u32,
+        w: &[*const u32; VECTORS],
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            outer_product!(
+                ROWS VECTORS, acc[r][v],
+                s.splat_pair(*a.add(r * ROW_STRIDE)),
+                s.load_pairs(w[v]),
+                s.dot_bf16
+            );
+        }
+    }
+}
+
+/// A computation written for any way A meets W.
+pub(crate) trait ProductKernel {
+    /// Must be `#[inline(always)]`. `round`: operands are rounded to bfloat16 although `P` takes f32.
+    fn run<S: Simd, P: Product>(self, s: S, round: bool);
+}
+
+/// Runs a [`ProductKernel`] with the product that a storage and a precision call for.
+pub(crate) struct ForProduct<K> {
+    pub(crate) storage: Storage,
+    pub(crate) precision: Precision,
+    pub(crate) kernel: K,
+}
+
+impl<K: ProductKernel> Kernel for ForProduct<K> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match (self.storage, self.precision) {
+            (Storage::F32, _) => self.kernel.run::<S, F32>(s, false),
+            (Storage::Bf16, Precision::F32) => self.kernel.run::<S, Widened>(s, false),
+            (Storage::Bf16, Precision::Bf16) if S::BF16_DOT => {
+                self.kernel.run::<S, Pairs>(s, false)
+            }
+            (Storage::Bf16, Precision::Bf16) => self.kernel.run::<S, Widened>(s, true),
+        }
+    }
+}
+
+/// Whether both operands are bfloat16 pairs.
+pub(crate) fn is_pairs(storage: Storage, precision: Precision) -> bool {
+    (storage, precision) == (Storage::Bf16, Precision::Bf16)
+}
+
+/// The product [`ForProduct`] chooses, in words.
+pub(crate) fn product_name(storage: Storage, precision: Precision, bf16_dot: bool) -> &'static str {
+    match (storage, precision) {
+        (Storage::F32, _) => "f32 fma",
+        (Storage::Bf16, Precision::F32) => "bf16 widened in registers, f32 fma",
+        (Storage::Bf16, Precision::Bf16) if bf16_dot => "bf16 pairs, vdpbf16ps",
+        (Storage::Bf16, Precision::Bf16) => "operands rounded to bf16, f32 fma",
+    }
+}

@@ -1,0 +1,12 @@
+//! Matrix products of a forward pass, `x · Wᵀ + bias` and what is done with them at once.
+
+mod epilogue;
+mod matrix;
+mod multiply;
+pub(crate) mod operand;
+mod products;
+
+pub use matrix::Linear;
+pub(crate) use matrix::{embed, pack};
+pub use operand::Operand;
+pub(crate) use products::{argmax, gated, linear_add, linears};

@@ -1,0 +1,8 @@
+//! Host memory: arrays on cache-line boundaries, and the matrices and vectors made of them.
+
+mod aligned;
+mod rows;
+
+pub(crate) use aligned::Aligned;
+pub(crate) use rows::{ACTIVATIONS, SharedMut};
+pub use rows::{Rows, Vector};

@@ -1,0 +1,93 @@
+//! What probes and edits need of rows: norms, dot products, copies, changes.
+//!
+//! Norms and dot products are those of [`fathom_vector`], so that what is computed here has the bits of
+//! what an analysis computes from rows it has read.
+
+use std::ops::Range;
+
+use fathom_backend::{RowChange, RowEdit};
+use fathom_vector::{dot, norm};
+
+use crate::cpu::Cpu;
+use crate::memory::Rows;
+
+/// `out[at.0, at.1 + i] = ‖x[rows.start + i]‖`
+pub(crate) fn norms(cpu: &Cpu, x: &Rows, rows: Range<usize>, out: &mut Rows, at: (usize, usize)) {
+    each(cpu, x, rows, out, at, norm);
+}
+
+/// `out[at.0, at.1 + i] = x[rows.start + i] · y`
+pub(crate) fn dots(
+    cpu: &Cpu,
+    x: &Rows,
+    rows: Range<usize>,
+    y: &[f32],
+    out: &mut Rows,
+    at: (usize, usize),
+) {
+    each(cpu, x, rows, out, at, |row| dot(row, y));
+}
+
+/// Fills a piece of a row of `out` with a number for each row.
+fn each(
+    cpu: &Cpu,
+    x: &Rows,
+    rows: Range<usize>,
+    out: &mut Rows,
+    at: (usize, usize),
+    number: impl Fn(&[f32]) -> f32 + Sync,
+) {
+    assert!(at.1 + rows.len() <= out.columns(), "{} numbers from column {}", rows.len(), at.1);
+    let first = at.0 * out.columns() + at.1;
+    assert!(first + rows.len() <= out.as_slice().len(), "row {} of the numbers", at.0);
+    let out = out.shared();
+    cpu.split_rows(rows.len(), rows.len() * x.columns(), |part| {
+        // SAFETY: threads have disjoint parts, which lie within `out` as asserted.
+        let out = unsafe { out.slice(first + part.start..first + part.end) };
+        for (out, row) in out.iter_mut().zip(part) {
+            *out = number(x.row(rows.start + row));
+        }
+    });
+}
+
+/// Overwrites rows `first..` of `out` with rows `rows` of `x`.
+pub(crate) fn copy(x: &Rows, rows: Range<usize>, out: &mut Rows, first: usize) {
+    let columns = x.columns();
+    assert_eq!(out.columns(), columns, "columns of copied rows");
+    let to = first * columns..(first + rows.len()) * columns;
+    out.as_mut_slice()[to].copy_from_slice(x.slice(rows));
+}
+
+/// Changes rows, one edit after the other.
+pub(crate) fn edit(x: &mut Rows, edits: &[RowEdit<'_>]) {
+    let width = x.columns();
+    for RowEdit { row, columns, change } in edits {
+        let row = &mut x.as_mut_slice()[row * width..(row + 1) * width];
+        match columns {
+            None => apply(change, row),
+            Some(columns) => {
+                let mut chosen: Vec<f32> = columns.iter().map(|&c| row[c]).collect();
+                apply(change, &mut chosen);
+                columns.iter().zip(chosen).for_each(|(&c, value)| row[c] = value);
+            }
+        }
+    }
+}
+
+fn apply(change: &RowChange<'_>, values: &mut [f32]) {
+    match change {
+        RowChange::Fill(value) => values.fill(*value),
+        RowChange::Scale(factor) => values.iter_mut().for_each(|value| *value *= factor),
+        RowChange::Clamp(limit) => {
+            let before = norm(values);
+            if before > *limit {
+                values.iter_mut().for_each(|value| *value *= limit / before);
+            }
+        }
+        RowChange::Add(terms) => {
+            assert_eq!(terms.len(), values.len(), "values to add");
+            values.iter_mut().zip(*terms).for_each(|(value, term)| *value += term);
+        }
+        RowChange::Write(new) => values.copy_from_slice(new),
+    }
+}

@@ -1,0 +1,86 @@
+//! What looking costs: the bare pass against the same pass with somebody looking.
+
+use std::time::{Duration, Instant};
+
+use fathom_backend::Backend;
+use fathom_model::{
+    Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,
+};
+use fathom_sinks::{Preset, ScanOptions, scan_trace};
+use serde::Serialize;
+
+use crate::{median, synthetic_ids};
+
+/// Time for one text, bare and looked at; medians over the repeats.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Overhead {
+    /// Length of the text in tokens.
+    pub tokens: usize,
+    /// Prefill without a probe, in tokens per second.
+    pub prefill_tokens_per_s: f64,
+    /// Times as long with every layer's `resid_post` copied out.
+    pub capture: f64,
+    /// Times as long for a scan: norms and cosines at every layer.
+    pub scan: f64,
+    /// Times as long for a scan with the sink scores of every token, head and layer.
+    pub scan_attention: f64,
+}
+
+/// Measures a text of `tokens` tokens `repeats` times each way, the ways in turn so that a machine that
+/// slows down slows all of them; ratios are medians of the ratios within a turn.
+///
+/// # Errors
+/// As [`scan_trace`].
+pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> Result<Overhead> {
+    let ids = synthetic_ids(model.config(), tokens);
+    let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0, remarks: Vec::new() };
+    let bare = ScanOptions::new(Preset::Paper);
+    let attention = ScanOptions { attention: true, ..bare.clone() };
+
+    let (mut prefill, mut ratios) = (Vec::new(), [const { Vec::new() }; 3]);
+    for _ in 0..repeats.max(1) {
+        let base = timed(|| run(model, &trace, None))?;
+        let mut copied = ResidPost(Vec::new());
+        let looked = [
+            timed(|| run(model, &trace, Some(&mut copied)))?,
+            timed(|| scan_trace(model, &trace, &|_| None, &bare, &mut |_| {}).map(drop))?,
+            timed(|| scan_trace(model, &trace, &|_| None, &attention, &mut |_| {}).map(drop))?,
+        ];
+        prefill.push(tokens as f64 / base.as_secs_f64());
+        for (ratios, time) in ratios.iter_mut().zip(looked) {
+            ratios.push(time.as_secs_f64() / base.as_secs_f64());
+        }
+    }
+    let [capture, scan, scan_attention] = ratios.map(median);
+    Ok(Overhead { tokens, prefill_tokens_per_s: median(prefill), capture, scan, scan_attention })
+}
+
+fn timed(run: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let start = Instant::now();
+    run()?;
+    Ok(start.elapsed())
+}
+
+fn run<B: Backend>(
+    model: &Model<B>,
+    trace: &TokenizedTrace,
+    probe: Option<&mut dyn Probe>,
+) -> Result<()> {
+    let mut sequence = model.new_sequence(SequenceOptions::default());
+    model.prefill(&mut sequence, &trace.ids, PREFILL_CHUNK, probe, &mut |_| {})
+}
+
+/// Copies every layer's output of the current chunk.
+struct ResidPost(Vec<f32>);
+
+impl Probe for ResidPost {
+    fn access(&self, site: Site, _: usize) -> Access {
+        if site == Site::ResidPost { Access::Read } else { Access::Skip }
+    }
+
+    fn read(&mut self, _: &At, values: &[f32]) -> Result<()> {
+        self.0.clear();
+        self.0.extend_from_slice(values);
+        Ok(())
+    }
+}

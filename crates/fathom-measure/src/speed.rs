@@ -1,0 +1,167 @@
+//! How long a model takes, for comparison with what the machine could do.
+
+use std::time::Instant;
+
+use fathom_backend::Backend;
+use fathom_model::{
+    LogitRows, Model, ModelConfig, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
+};
+use serde::Serialize;
+
+use crate::median;
+
+/// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for each weight of
+/// the layers' matrices and each token; and for each query head, each token and each key it sees (not the
+/// upper half of the triangle, which is never computed) two of `q · k` and two of `p · v` for each
+/// component. Of the last layer only keys and values are needed.
+pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
+    let ModelConfig { layers, hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
+    let kv = hidden * head_dim * 2 * kv_heads;
+    let qo_mlp = hidden * head_dim * 2 * heads + 3 * hidden * intermediate;
+    let linear = 2.0 * ((kv * layers + qo_mlp * (layers - 1)) * tokens) as f64;
+    let seen = |window: &Option<usize>| {
+        let window = window.unwrap_or(tokens).min(tokens);
+        // The first `window` rows see 1, 2, … keys, the others `window` each.
+        window * (window + 1) / 2 + (tokens - window) * window
+    };
+    let keys: usize = config.windows[..layers - 1].iter().map(seen).sum();
+    linear + 4.0 * (heads * head_dim) as f64 * keys as f64
+}
+
+/// `tokens` ids within the vocabulary. Any do: the work does not depend on them.
+pub fn synthetic_ids(config: &ModelConfig, tokens: usize) -> Vec<u32> {
+    let vocab = config.vocab as u64;
+    // A large prime factor spreads them.
+    (0..tokens as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect()
+}
+
+/// How fast sequences are decoded together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DecodeSpeed {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each before the first step.
+    pub context: usize,
+    /// Seconds of a step of all of them; the median.
+    pub step_s: f64,
+    /// Tokens per second, of all sequences together.
+    pub tokens_per_s: f64,
+    /// The time in which memory, as fast as just before and after a step, would deliver all weights once, as
+    /// a fraction of that step; the median.
+    pub of_bandwidth: f64,
+    /// Times as long as a step of the first batch size beside it; the median.
+    pub times_first: f64,
+}
+
+/// Measures greedy decoding at each of `batches` sequences of `context` tokens: a step of each in turn, so that
+/// whatever else goes on meets all of them alike. `bandwidth` is asked before and after every step for the bytes
+/// per second that memory delivers.
+///
+/// # Errors
+/// As [`Model::forward`].
+pub fn decode_speed<B: Backend>(
+    model: &Model<B>,
+    batches: &[usize],
+    context: usize,
+    steps: usize,
+    bandwidth: &mut dyn FnMut() -> f64,
+) -> Result<Vec<DecodeSpeed>> {
+    let mut all: Vec<Decoding<B>> = Vec::with_capacity(batches.len());
+    for batch in batches {
+        all.push(Decoding::new(model, *batch, context)?);
+    }
+    let weights = model.bytes_read() as f64;
+    let mut before = bandwidth();
+    for _ in 0..steps.max(1) {
+        for decoding in &mut all {
+            let step_s = decoding.step(model)?;
+            let after = bandwidth();
+            decoding.step_s.push(step_s);
+            decoding.of_bandwidth.push(weights / ((before + after) / 2.0) / step_s);
+            before = after;
+        }
+    }
+    let first = all.first().map_or_else(Vec::new, |first| first.step_s.clone());
+    let speed = |decoding: Decoding<B>| {
+        let batch = decoding.sequences.len();
+        let times_first = decoding.step_s.iter().zip(&first).map(|(step, first)| step / first);
+        let times_first = median(times_first.collect());
+        let step_s = median(decoding.step_s);
+        DecodeSpeed {
+            batch,
+            context,
+            step_s,
+            tokens_per_s: batch as f64 / step_s,
+            of_bandwidth: median(decoding.of_bandwidth),
+            times_first,
+        }
+    };
+    Ok(all.into_iter().map(speed).collect())
+}
+
+/// Sequences that are decoded together, and what each of their steps took.
+struct Decoding<B: Backend> {
+    sequences: Vec<Sequence<B>>,
+    next: Vec<u32>,
+    step_s: Vec<f64>,
+    of_bandwidth: Vec<f64>,
+}
+
+impl<B: Backend> Decoding<B> {
+    fn new(model: &Model<B>, batch: usize, context: usize) -> Result<Decoding<B>> {
+        let prompt = synthetic_ids(model.config(), context.max(1));
+        let mut sequences: Vec<Sequence<B>> =
+            (0..batch).map(|_| model.new_sequence(SequenceOptions::default())).collect();
+        for sequence in &mut sequences {
+            model.prefill(sequence, &prompt, PREFILL_CHUNK, None, &mut |_| {})?;
+        }
+        let next = vec![prompt[0]; batch];
+        Ok(Decoding { sequences, next, step_s: Vec::new(), of_bandwidth: Vec::new() })
+    }
+
+    /// A greedy token for each sequence; the seconds it takes.
+    fn step(&mut self, model: &Model<B>) -> Result<f64> {
+        let start = Instant::now();
+        let mut step: Vec<Step<'_, B>> = self
+            .sequences
+            .iter_mut()
+            .zip(self.next.chunks(1))
+            .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
+            .collect();
+        let chosen = model.forward_argmax(&mut step, model.config().vocab)?;
+        self.next = chosen.into_iter().flatten().collect();
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use fathom_model::{SyntheticShape, write_synthetic};
+
+    use super::*;
+
+    /// Counted by hand: 3 layers, hidden 4, intermediate 8, 2 heads of 2 over 1, 3 tokens.
+    #[test]
+    fn a_prefills_operations_are_counted() {
+        let shape = SyntheticShape {
+            layers: 3,
+            hidden: 4,
+            intermediate: 8,
+            heads: 2,
+            kv_heads: 1,
+            vocab: 16,
+            tied: true,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        write_synthetic(dir.path(), &shape, 1).unwrap();
+        let mut config = ModelConfig::from_dir(dir.path()).unwrap();
+        let weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8; // q, k and v, o, MLP
+        let linear = 2 * (2 * weights + 2 * 4 * 2) * 3; // two whole layers, k and v of the last
+        let attention = |keys: usize| 4 * 2 * 2 * keys;
+        assert_eq!(prefill_flops(&config, 3), (linear + 2 * attention(6)) as f64);
+        config.windows = vec![None, Some(2), None];
+        let expected = linear + attention(6) + attention(5);
+        assert_eq!(prefill_flops(&config, 3), expected as f64);
+    }
+}
