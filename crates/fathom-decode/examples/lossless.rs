@@ -15,9 +15,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, shared_vocabulary};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer, read_prompts,
 };

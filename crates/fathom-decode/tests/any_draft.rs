@@ -11,9 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Finish, GammaLimits, Mode, SamplingParams, philox4x32};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::Model;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -8,9 +8,10 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use fathom_backend::Backend;
+use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Model, Result};
 use foreign_backend::{Failure, Foreign};
 

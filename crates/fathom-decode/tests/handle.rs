@@ -10,12 +10,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
+use fathom_backend::Precision;
 use fathom_decode::engine::{
     Engine, EngineHandle, EngineOptions, Gamma, Generating, HandleMetrics, ModeChoice, Request,
     Update,
 };
 use fathom_decode::{Finish, Mode, SamplingParams, philox4x32};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Error, Model, Result};
 
 const VOCAB: u32 = 128;

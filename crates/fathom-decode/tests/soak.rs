@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fathom_backend::Precision;
 use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::Model;
 
 const BATCH: usize = 32;

@@ -29,9 +29,5 @@ mod simd;
 
 pub use attention::{ColumnSums, Kv, Pass};
 pub use cpu::{Cpu, CpuError, CpuOptions, Feature, Isa, KernelPath, cores, cpu_features};
-pub use fathom_backend::{
-    Attention, Backend, BackendError, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span,
-    WeightView,
-};
 pub use linear::{Linear, Operand};
 pub use memory::{Rows, Vector};

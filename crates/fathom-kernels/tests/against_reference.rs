@@ -5,7 +5,8 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, DType, Precision, Rotary, reference};
+use fathom_backend::{Attention, Backend, DType, Precision, Rotary};
+use fathom_kernels::reference;
 use proptest::prelude::*;
 
 fn shapes() -> impl Strategy<Value = Attention> {

@@ -4,7 +4,8 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Backend, Cpu, DType, Linear, Operand, Rows};
+use fathom_backend::{Backend, DType};
+use fathom_kernels::{Cpu, Linear, Operand, Rows};
 use proptest::prelude::*;
 
 const DTYPES: [DType; 3] = [DType::Bf16, DType::F16, DType::F32];

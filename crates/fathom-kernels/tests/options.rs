@@ -4,7 +4,8 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Backend, Cpu, CpuError, CpuOptions, DType, Isa, Precision, cpu_features};
+use fathom_backend::{Backend, DType, Precision};
+use fathom_kernels::{Cpu, CpuError, CpuOptions, Isa, cpu_features};
 
 #[test]
 fn no_threads_are_refused() {

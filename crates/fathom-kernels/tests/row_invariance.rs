@@ -4,7 +4,8 @@
 mod common;
 
 use common::*;
-use fathom_kernels::{Attention, Backend, Cpu, DType, Kv, Precision, Rotary, Span};
+use fathom_backend::{Attention, Backend, DType, Precision, Rotary, Span};
+use fathom_kernels::{Cpu, Kv};
 use proptest::prelude::*;
 
 fn geometry(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {

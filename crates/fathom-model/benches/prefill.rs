@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     LogitRows, Model, PREFILL_CHUNK, SequenceOptions, Step, SyntheticShape, write_synthetic,
 };

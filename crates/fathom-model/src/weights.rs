@@ -12,7 +12,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::{DType, WeightView};
+use fathom_backend::{DType, WeightView};
 use fathom_vector::first_non_finite;
 use memmap2::Mmap;
 

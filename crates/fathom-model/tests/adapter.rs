@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{cpu, fixture, relative_error};
-use fathom_kernels::Precision;
+use fathom_backend::Precision;
 use fathom_model::{
     AdapterConfig, Checkpoint, LogitRows, Model, ModelConfig, SequenceOptions, Step,
 };

@@ -5,7 +5,8 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use fathom_kernels::{Cpu, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::Cpu;
 use fathom_model::{
     Access, At, CaptureRequest, Change, Edit, EditProbe, Edits, Error, LogitRows, Model, Positions,
     Probe, SequenceOptions, Site, Step, capture,

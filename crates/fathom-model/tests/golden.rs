@@ -9,7 +9,7 @@ use std::path::Path;
 
 use common::{GOLDENS, Tensor, cpu, fixture, isas, load, prompts, read_tensors, relative_error};
 use fathom_backend::Backend;
-use fathom_kernels::Precision;
+use fathom_backend::Precision;
 use fathom_model::{CaptureRequest, LogitRows, Model, SequenceOptions, Site, Step, capture};
 use foreign_backend::Foreign;
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{GOLDENS, fixture, load};
-use fathom_kernels::Precision;
+use fathom_backend::Precision;
 use fathom_model::{LogitRows, SequenceOptions, Step};
 
 #[test]

@@ -5,7 +5,8 @@
 mod common;
 
 use common::{GOLDENS, cpu, fixture, isas, load, prompts};
-use fathom_kernels::{Cpu, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::Cpu;
 use fathom_model::{
     Access, At, LogitRows, Model, Probe, Result, Sequence, SequenceOptions, Site, Step,
 };

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use fathom_kernels::Precision;
+use fathom_backend::Precision;
 use fathom_model::{Access, At, Error, Probe, SequenceOptions, Site};
 
 /// Keeps what goes into the MLPs and what comes out.

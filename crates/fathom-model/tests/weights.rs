@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::DType;
+use fathom_backend::DType;
 use fathom_model::{Checkpoint, ModelConfig, file_fingerprint, parse_header, parse_index};
 use half::{bf16, f16};
 use proptest::prelude::*;

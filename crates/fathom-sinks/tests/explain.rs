@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use common::{Tokens, planted, traces};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
     TokenizedTrace,

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use common::{Tokens, planted, traces};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Checkpoint, Model, Result, TokenizedTrace};
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, result_file,

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     Access, At, Change, Edit, EditProbe, Edits, Model, Probe, Result, SequenceOptions, Site,
 };

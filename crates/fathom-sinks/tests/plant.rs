@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     ChatTemplate, Message, Model, RenderOptions, SequenceOptions, TextEncoder, TokenizedTrace,
     Tokenizer, TraceReader,

@@ -8,7 +8,8 @@ use std::fs;
 use std::sync::OnceLock;
 
 use common::{planted, traces};
-use fathom_kernels::{Cpu, CpuOptions, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Model, SequenceOptions, TokenizedTrace};
 use fathom_sinks::{
     Class, DetectOptions, Detection, Finding, Manifest, ModelNote, Preset, RunWriter,

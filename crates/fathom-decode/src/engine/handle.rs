@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
 use super::draft_worker::panic_message;

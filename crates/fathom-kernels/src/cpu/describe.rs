@@ -63,7 +63,8 @@ impl Kernel for Describe {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use crate::{Cpu, CpuOptions, Isa, Precision};
+    use crate::{Cpu, CpuOptions, Isa};
+    use fathom_backend::Precision;
 
     #[test]
     fn a_forced_portable_path_says_so() {

@@ -4,10 +4,8 @@
 
 use std::fmt;
 
-use fathom_kernels::{
-    Attention, Backend, ColumnSums, Cpu, CpuOptions, DType, Isa, Kv, KvShape, Linear, Pass,
-    Precision, Rotary, Rows, Span, WeightView,
-};
+use fathom_backend::{Attention, Backend, DType, KvShape, Precision, Rotary, Span, WeightView};
+use fathom_kernels::{ColumnSums, Cpu, CpuOptions, Isa, Kv, Linear, Pass, Rows};
 use half::{bf16, f16};
 
 pub const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];

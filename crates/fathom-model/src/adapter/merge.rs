@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_kernels::{DType, WeightView};
+use fathom_backend::{DType, WeightView};
 use fathom_vector::{LowRank, add_low_rank};
 use half::{bf16, f16};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fathom_kernels::WeightView;
+use fathom_backend::WeightView;
 use fathom_vector::first_non_finite;
 
 use super::AdapterConfig;

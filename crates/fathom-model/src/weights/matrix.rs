@@ -1,6 +1,6 @@
 //! A weight matrix as a checkpoint gives it.
 
-use fathom_kernels::{DType, WeightView};
+use fathom_backend::{DType, WeightView};
 
 /// A weight matrix: part of a mapped file, or made as an adapter is merged into it.
 #[derive(Debug)]

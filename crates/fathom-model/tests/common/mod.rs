@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fathom_kernels::{Cpu, CpuOptions, Isa, Precision};
+use fathom_backend::Precision;
+use fathom_kernels::{Cpu, CpuOptions, Isa};
 use fathom_model::Model;
 use safetensors::SafeTensors;
 use serde_json::Value;

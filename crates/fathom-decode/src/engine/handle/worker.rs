@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
-use fathom_kernels::Backend;
+use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
 use super::{Order, Shared, Sink, State};
