@@ -20,7 +20,7 @@ use crate::model_args::{self, ComputeArgs};
 /// The files of the pair; the tokenizer and its template are the same in both.
 macro_rules! pair_file {
     ($name:literal) => {
-        ($name, include_bytes!(concat!("../../../../../tests/fixtures/models/", $name)).as_slice())
+        ($name, include_bytes!(concat!("../../../../../../../tests/fixtures/models/", $name)).as_slice())
     };
 }
 const FILES: [(&str, &[u8]); 9] = [
