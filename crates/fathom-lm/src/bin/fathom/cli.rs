@@ -2,13 +2,14 @@
 
 use std::io::Write;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::commands::{
     bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
     table,
 };
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// Fathom: a language-model engine you can see into while it runs fast.
 #[derive(Debug, Parser)]
@@ -25,20 +26,6 @@ pub struct Cli {
     output: Output,
     #[command(subcommand)]
     command: Command,
-}
-
-/// How a command speaks.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Output {
-    /// Print results as JSON
-    #[arg(long, global = true, help_heading = "Output")]
-    pub json: bool,
-    /// No progress and no remarks on standard error; errors are still told
-    #[arg(short, long, global = true, help_heading = "Output")]
-    pub quiet: bool,
-    /// Refuse input that a remark would be made about: what would be ignored, repaired or is doubtful
-    #[arg(long, global = true, help_heading = "Output")]
-    pub strict: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,9 @@
 
 use std::str::FromStr;
 
+use fathom_decode::GammaLimits;
+use fathom_lm::Gamma;
+
 /// How many tokens to draft at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GammaArg {
@@ -9,6 +12,15 @@ pub enum GammaArg {
     Auto,
     /// This many. What has no meaning is refused where the engine is set up.
     Fixed(usize),
+}
+
+impl From<GammaArg> for Gamma {
+    fn from(gamma: GammaArg) -> Gamma {
+        match gamma {
+            GammaArg::Auto => Gamma::Adaptive(GammaLimits::default()),
+            GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
+        }
+    }
 }
 
 impl FromStr for GammaArg {

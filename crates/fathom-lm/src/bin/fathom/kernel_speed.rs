@@ -7,8 +7,8 @@ use fathom_kernels::workload::{Attending, Measured, Products, Work, measure};
 use fathom_kernels::{Backend, Cpu, Precision};
 use serde_json::{Value, json};
 
-use crate::cli::Output;
 use crate::failure::Failure;
+use crate::output::Output;
 use crate::progress;
 use crate::speed_tables::{limits_json, limits_line, percent};
 use crate::subject::Shape;

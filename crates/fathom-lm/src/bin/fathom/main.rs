@@ -1,4 +1,5 @@
-//! The `fathom` command line: one file per command under `commands/`, no logic of its own.
+//! The `fathom` command line: one file per command under `commands/`, which reads arguments, calls the library
+//! and prints.
 //!
 //! # Exit codes
 //! - `0`: done. Also when whoever reads our output has seen enough and closed the pipe (`fathom table … | head`).
@@ -12,15 +13,15 @@ mod gamma_arg;
 mod indices;
 mod kernel_speed;
 mod model_args;
-mod model_source;
+mod output;
 mod pair_args;
+mod preset_arg;
 mod progress;
 mod prompt_args;
 mod row_args;
 mod sampling_args;
 mod speed_tables;
 mod subject;
-mod traces;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -4,13 +4,11 @@ use std::path::Path;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
-use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::{
-    ChatTemplate, Error, Model, PromptOptions, Remark, Result, TextEncoder, Tokenizer,
-};
+use fathom_kernels::{Cpu, Isa};
+use fathom_lm::{CpuOptions, Model, ModelFiles, ModelOptions, Result, Weights};
 
-use crate::cli::Output;
-use crate::model_source::ModelSource;
+use crate::output::Output;
+use crate::progress::LoadingBar;
 
 /// Which model to run, and how.
 #[derive(Debug, Args)]
@@ -81,72 +79,37 @@ impl From<Precision> for fathom_kernels::Precision {
 }
 
 impl ComputeArgs {
+    /// As the library takes it.
+    pub fn options(&self) -> CpuOptions {
+        let precision = self.precision.into();
+        CpuOptions { threads: self.threads.map(usize::from), precision, isa: self.isa }
+    }
+
     /// The CPU, set up as asked.
     pub fn backend(&self) -> Result<Cpu> {
-        let precision = self.precision.into();
-        let threads = self.threads.map(usize::from);
-        Cpu::new(CpuOptions { threads, precision, isa: self.isa })
-            .map_err(|error| Error::Request(error.to_string()))
+        fathom_lm::cpu(self.options())
     }
 }
 
 impl ModelArgs {
-    /// Where the model is.
-    pub fn source(&self) -> Result<ModelSource> {
-        ModelSource::find(&self.model, self.adapter.as_deref())
-    }
-}
-
-/// Loads the model of `dir`, with a progress bar.
-pub fn load(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Model<Cpu>> {
-    load_on(dir, compute.backend()?, output)
-}
-
-/// As [`load`], on a machine that is set up already.
-pub fn load_on(dir: &Path, cpu: Cpu, output: Output) -> Result<Model<Cpu>> {
-    ModelSource::from(dir).load(cpu, output)
-}
-
-/// The part of a checkpoint that turns text into ids. All of it may be absent: traces of explicit
-/// ids need none.
-pub struct TextFiles {
-    pub tokenizer: Option<Tokenizer>,
-    pub template: Option<ChatTemplate>,
-    pub options: PromptOptions,
-    /// Templates that are there and not read.
-    unread: Vec<Remark>,
-}
-
-impl TextFiles {
-    /// Reads the tokenizer of `dir` and, unless `bare_text`, its chat template.
-    pub fn from_dir(dir: &Path, bare_text: bool, options: PromptOptions) -> Result<TextFiles> {
-        let template = if bare_text { None } else { ChatTemplate::from_dir(dir)? };
-        let unread = match (&template, bare_text) {
-            (None, false) => ChatTemplate::unread(dir),
-            _ => Vec::new(),
-        };
-        let mut tokenizer = Tokenizer::find(dir)?;
-        options.check(tokenizer.as_ref(), template.as_ref())?;
-        if let Some(tokenizer) = &mut tokenizer {
-            tokenizer.set_bos(options.bos)?;
-        }
-        Ok(TextFiles { tokenizer, template, options, unread })
-    }
-
-    /// What is remarkable about them.
-    pub fn remarks(&self) -> impl Iterator<Item = Remark> {
-        let tokenizer = self.tokenizer.iter().flat_map(Tokenizer::remarks);
-        let template = self.template.iter().flat_map(ChatTemplate::remarks);
-        tokenizer.chain(template).chain(&self.unread).cloned()
-    }
-
-    /// The encoder for a model with `vocab_size` embeddings.
-    pub fn encoder(&self, vocab_size: usize) -> TextEncoder<'_> {
-        TextEncoder {
-            tokenizer: self.tokenizer.as_ref(),
-            template: self.template.as_ref(),
-            render: self.options.render(),
-            vocab_size,
+    /// As the library takes it.
+    pub fn options(&self) -> ModelOptions {
+        let options = ModelOptions::new(&self.model).cpu(self.compute.options());
+        match &self.adapter {
+            Some(adapter) => options.adapter(adapter),
+            None => options,
         }
     }
+}
+
+/// Loads a model, with a progress bar.
+pub fn load(files: ModelFiles, output: Output) -> Result<Model> {
+    let mut bar = LoadingBar::new(output);
+    files.load_with(&mut |done, layers| bar.show(done, layers))
+}
+
+/// Loads the weights of the checkpoint in `dir`, with a progress bar: to be measured.
+pub fn load_weights(dir: &Path, cpu: Cpu, output: Output) -> Result<Weights> {
+    let mut bar = LoadingBar::new(output);
+    Weights::load_with_progress(dir, cpu, &mut |done, layers| bar.show(done, layers))
 }

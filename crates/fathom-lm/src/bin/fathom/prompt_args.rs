@@ -1,7 +1,8 @@
 //! How prompts are written down for the model: the arguments of every command that reads text.
 
 use clap::{Args, ValueEnum};
-use fathom_model::{PromptOptions, parse_template_kwargs};
+use fathom_lm::{ModelOptions, PromptOptions};
+use fathom_model::parse_template_kwargs;
 use serde_json::{Map, Value};
 
 /// What the user says about prompts, beside the checkpoint's own files.
@@ -41,6 +42,11 @@ enum YesNo {
 }
 
 impl PromptArgs {
+    /// A model whose prompts are written down so.
+    pub fn apply(&self, model: ModelOptions) -> ModelOptions {
+        model.chat_template(!self.no_chat_template).prompt_options(self.options())
+    }
+
     /// As the library takes it.
     pub fn options(&self) -> PromptOptions {
         PromptOptions {

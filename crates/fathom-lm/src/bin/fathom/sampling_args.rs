@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use fathom_decode::SamplingParams;
-use fathom_model::{Error, RecommendedSampling, Result};
+use fathom_lm::{Error, Result, SamplingParams, recommended_params};
+use fathom_model::RecommendedSampling;
 
 /// How tokens are chosen and where a text ends. Names and meanings are vLLM's.
 #[derive(Debug, clap::Args)]
@@ -186,21 +186,5 @@ impl SamplingArgs {
             stop_token_ids,
             ignore_eos: self.ignore_eos,
         })
-    }
-}
-
-/// What a checkpoint recommends, as parameters; what it says nothing about is as usual.
-fn recommended_params(recommended: &RecommendedSampling) -> SamplingParams {
-    let usual = SamplingParams::default();
-    let number = |value: Option<f64>, usual: f32| value.map_or(usual, |value| value as f32);
-    let RecommendedSampling { temperature, top_p, top_k, min_p, repetition_penalty, .. } =
-        *recommended;
-    SamplingParams {
-        temperature: number(temperature, usual.temperature),
-        top_p: number(top_p, usual.top_p),
-        top_k: top_k.map_or(usual.top_k, |k| usize::try_from(k).unwrap_or(usize::MAX)),
-        min_p: number(min_p, usual.min_p),
-        repetition_penalty: number(repetition_penalty, usual.repetition_penalty),
-        ..usual
     }
 }

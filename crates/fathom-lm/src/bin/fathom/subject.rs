@@ -8,7 +8,7 @@ use fathom_kernels::machine::Machine;
 use fathom_model::{Error, Result, SyntheticShape, write_synthetic};
 use tempfile::TempDir;
 
-use crate::cli::Output;
+use crate::output::Output;
 use crate::progress;
 
 /// Which checkpoint to measure.

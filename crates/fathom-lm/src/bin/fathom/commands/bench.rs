@@ -1,28 +1,26 @@
 //! `fathom bench`: every way of decoding on the same prompts, against plain decoding.
 
+mod print;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
 use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
-use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
-use fathom_decode::{GammaLimits, Mode, Placement, ThreadSplit};
+use fathom_decode::engine::{Engine, EngineOptions, ModeChoice};
+use fathom_decode::{GammaLimits, Mode, Placement};
 use fathom_kernels::Cpu;
 use fathom_kernels::workload::median;
-use fathom_model::{
-    Encoded, Error, Remark, Remarks, Result, RowFields, adapted_name, read_prompts_with,
-};
-use fathom_report::{
-    BenchRow, Format, bench_table, bench_table_of_all, breakdown_table, placement_json,
-};
-use serde_json::json;
+use fathom_lm::Pair;
+use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prompts_with};
+use fathom_report::BenchRow;
 
-use crate::cli::Output;
 use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
-use crate::pair_args::{Pair, PairArgs};
-use crate::progress;
+use crate::output::Output;
+use crate::pair_args::PairArgs;
+use crate::progress::{self, LoadingBar};
 use crate::prompt_args::PromptArgs;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
@@ -160,7 +158,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let benchmarks = args.read_benchmarks(&pair, &mut remarks)?;
-    progress::remarks(output, &remarks)?;
+    progress::remarks(output, &remarks.into_vec())?;
     let eos: Arc<[u32]> = pair.eos().into();
 
     let mut accountings = Vec::with_capacity(args.accounting.len());
@@ -169,7 +167,9 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         if *accounting == Accounting::OneCoreEach {
             placement.alone = placement.together;
         }
-        let (target, draft) = pair.load(placement, output)?;
+        let mut bar = LoadingBar::new(output);
+        let (target, draft) = pair.load(placement, &mut |done, of| bar.show(done, of))?;
+        drop(bar);
         let engine = Engine::new(target, draft, options)?;
         accountings.push(Accounted {
             accounting: *accounting,
@@ -298,13 +298,10 @@ impl Args {
         let smallest = self.batch_sizes.iter().copied().min().unwrap_or(0);
         EngineOptions {
             mode: ModeChoice::Always(Mode::Pearl),
-            gamma: match self.gamma {
-                GammaArg::Auto => Gamma::Adaptive(GammaLimits::default()),
-                GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
-            },
+            gamma: self.gamma.into(),
             batch_size: if smallest == 0 { 0 } else { largest }, // 0 is refused by name
             kv_pages: pair.kv_pages(largest),
-            vocab: pair.vocab,
+            vocab: pair.vocab(),
         }
     }
 
@@ -368,85 +365,5 @@ impl Args {
                 benchmark.prompts.len()
             ),
         )
-    }
-
-    fn print(
-        &self,
-        accountings: &[Accounted<'_>],
-        output: Output,
-        out: &mut dyn Write,
-    ) -> Result<(), Failure> {
-        let name = |model: &str| {
-            let file = Path::new(model).file_name().map(|name| name.to_string_lossy().into_owned());
-            file.unwrap_or_else(|| model.to_owned())
-        };
-        let PairArgs { target, adapter, draft_adapter, .. } = &self.pair;
-        let draft = adapted_name(&name(&self.draft), draft_adapter.as_deref());
-        let target = adapted_name(&name(target), adapter.as_deref());
-        if self.csv {
-            let all: Vec<_> =
-                accountings.iter().map(|a| (a.accounting.key(), a.rows.as_slice())).collect();
-            let table = bench_table_of_all(&draft, &target, &all);
-            write!(out, "{}", table.render(Format::Csv))?;
-            return Ok(());
-        }
-        let tables =
-            |a: &Accounted<'_>| (bench_table(&draft, &target, &a.rows), breakdown_table(&a.rows));
-        if output.json {
-            let report = |a: &Accounted<'_>| {
-                let (table, breakdown) = tables(a);
-                json!({
-                    "accounting": a.accounting.key(),
-                    "threads": placement_json(&a.placement),
-                    "rows": table.to_json(),
-                    "breakdown": breakdown.to_json(),
-                })
-            };
-            let reports: Vec<_> = accountings.iter().map(report).collect();
-            let protocol = self.protocol.to_possible_value();
-            let protocol = protocol.map(|value| value.get_name().to_owned());
-            writeln!(out, "{}", json!({ "protocol": protocol, "accountings": reports }))?;
-            return Ok(());
-        }
-        for (index, accounted) in accountings.iter().enumerate() {
-            let gap = if index > 0 { "\n" } else { "" };
-            let (table, breakdown) = tables(accounted);
-            let (table, breakdown) =
-                (table.render(Format::Markdown), breakdown.render(Format::Markdown));
-            write!(out, "{gap}{}\n\n{table}\n{breakdown}", accounted.heading())?;
-        }
-        Ok(())
-    }
-}
-
-impl Accounted<'_> {
-    /// Who has which threads.
-    fn heading(&self) -> String {
-        let Placement { alone, together: ThreadSplit { target, draft }, pinned } = self.placement;
-        let mut heading = match self.accounting {
-            Accounting::OneCoreEach => format!(
-                "One core each: {target} of the threads are the target's and {draft} the draft's. AR has the \
-                 target's, and the draft's idle; SD takes turns on them."
-            ),
-            Accounting::WholeMachine => format!(
-                "Whole machine: AR has {} threads; SD has {} for the target and {} for the draft, in turns; \
-                 PEARL has {target} for the target and {draft} for the draft at the same time.",
-                alone.target, alone.target, alone.draft
-            ),
-        };
-        if pinned {
-            heading += " Every thread has a core of its own.";
-        }
-        heading
-    }
-}
-
-impl Accounting {
-    /// Its name in CSV and JSON.
-    fn key(self) -> &'static str {
-        match self {
-            Accounting::OneCoreEach => "one_core_each",
-            Accounting::WholeMachine => "whole_machine",
-        }
     }
 }

@@ -3,16 +3,16 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_kernels::Cpu;
 use fathom_kernels::limits::{self, Limits, Reading};
-use fathom_model::{DecodeSpeed, Error, Model, decode_speed, prefill_flops};
+use fathom_lm::Weights;
+use fathom_model::{DecodeSpeed, Error, decode_speed, prefill_flops};
 use fathom_sinks::{Overhead, overhead};
 use serde_json::json;
 
-use crate::cli::Output;
 use crate::failure::Failure;
 use crate::kernel_speed;
-use crate::model_args::{ComputeArgs, load};
+use crate::model_args::{ComputeArgs, load_weights};
+use crate::output::Output;
 use crate::progress;
 use crate::speed_tables::{decode_table, limits_json, limits_line, percent};
 use crate::subject::{Shape, SubjectArgs};
@@ -70,7 +70,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
 
     let subject = args.subject.prepare(args.keep.as_deref(), output)?;
-    let model = load(&subject.dir, args.compute, output)?;
+    let model = load_weights(&subject.dir, args.compute.backend()?, output)?;
     let name = subject.loaded();
     let before = limits::measure(model.backend());
     let repeats = args.repeats.into();
@@ -94,7 +94,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 /// What was measured.
 struct Measured<'a> {
     name: &'a str,
-    model: &'a Model<Cpu>,
+    model: &'a Weights,
     limits: Limits,
     decode: Vec<DecodeSpeed>,
     prefill: Vec<Overhead>,

@@ -3,18 +3,18 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_model::{CaptureRequest, Edit, Edits, Error, ModelConfig, Remarks, Result, Site};
+use fathom_lm::{
+    CaptureRequest, Error, ModelFiles, Remark, Remarks, Result, Site, Traces, parse_edits,
+};
 use serde_json::json;
 
-use crate::cli::Output;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles};
-use crate::model_source::ModelSource;
+use crate::model_args::{ModelArgs, load};
+use crate::output::Output;
 use crate::progress;
 use crate::prompt_args::PromptArgs;
 use crate::row_args::RowArgs;
-use crate::traces::{of_other_writers, read_trace};
 
 /// Write activations of one pass to a safetensors file
 ///
@@ -89,23 +89,21 @@ fn parse_site(text: &str) -> Result<(Site, Option<usize>), String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let source = args.model.source()?;
-    let config = ModelConfig::from_dir(&source.dir)?;
-    let mut remarks = Remarks::new();
-    remarks.extend(source.remarks(&config)?);
-    let ids = args.token_ids(&source, &config, &mut remarks)?;
+    let files = args.files()?;
+    let (ids, remarks) = args.token_ids(&files)?;
     progress::remarks(output, &remarks)?;
+    let config = files.config();
     let layers = match &args.layers {
         Some(layers) => layers.resolve("layer", config.layers)?,
         None => Vec::new(),
     };
     let positions =
         args.positions.as_ref().map(|p| p.resolve("position", ids.len())).transpose()?;
-    let edits = args.edits.iter().map(|text| Edit::parse(text)).collect::<Result<_>>()?;
-    let edits = Edits::new(edits, &config, Some(ids.len()))?;
-    let request = CaptureRequest::new(&args.sites, &layers, positions, &config)?.with_edits(edits);
+    let edits: Vec<&str> = args.edits.iter().map(String::as_str).collect();
+    let edits = parse_edits(&edits, config, ids.len())?;
+    let request = CaptureRequest::new(&args.sites, &layers, positions, config)?.with_edits(edits);
 
-    let bytes = request.bytes(&config, ids.len());
+    let bytes = request.bytes(config, ids.len());
     if bytes > args.max_gib << 30 {
         return Err(Failure::Input(Error::Request(format!(
             "the capture would hold {}, more than --max-gib {} allows: name fewer sites, layers or \
@@ -116,9 +114,9 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     progress::note(output, &format!("capturing {} from {} tokens", gib(bytes), ids.len()));
 
-    let model = source.load(args.model.compute.backend()?, output)?;
+    let model = load(files, output)?;
     let bar = progress::bar(output, "capturing", "tokens", ids.len() as u64);
-    let captured = fathom_model::capture(&model, &ids, &request, &args.out, &mut |tokens| {
+    let captured = model.capture(&ids, &request, &args.out, &mut |tokens| {
         bar.set_position(tokens as u64);
     });
     bar.finish_and_clear();
@@ -129,9 +127,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         writeln!(
             out,
             "{}",
-            json!({
-                "file": file, "tokens": ids.len(), "bytes": bytes, "remarks": remarks.into_vec()
-            })
+            json!({ "file": file, "tokens": ids.len(), "bytes": bytes, "remarks": remarks })
         )?;
     } else {
         writeln!(out, "{file}")?;
@@ -140,36 +136,39 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    fn token_ids(
-        &self,
-        source: &ModelSource,
-        config: &ModelConfig,
-        remarks: &mut Remarks,
-    ) -> Result<Vec<u32>> {
+    /// The model's files, those that are needed.
+    fn files(&self) -> Result<ModelFiles> {
+        match &self.text.ids {
+            Some(_) => self.model.options().ids_only().open(),
+            None => self.prompts.apply(self.model.options()).open(),
+        }
+    }
+
+    /// The tokens to run, and what is remarkable about them and the model.
+    fn token_ids(&self, files: &ModelFiles) -> Result<(Vec<u32>, Vec<Remark>)> {
+        let mut remarks = Remarks::new();
+        remarks.extend(files.remarks().iter().cloned());
         if let Some(path) = &self.text.ids {
             if self.prompts.no_chat_template || !self.prompts.options().is_default() {
                 let problem =
                     "--ids gives the token ids themselves: options about prompts need --traces";
                 return Err(Error::Request(problem.to_owned()));
             }
-            let ids = read_ids(path)?;
-            return match ids.iter().find(|id| **id as usize >= config.vocab) {
+            let (ids, vocab) = (read_ids(path)?, files.config().vocab);
+            return match ids.iter().find(|id| **id as usize >= vocab) {
                 Some(id) => Err(Error::file(
                     path,
-                    format!("token id {id} is outside the model's vocabulary of {}", config.vocab),
+                    format!("token id {id} is outside the model's vocabulary of {vocab}"),
                 )),
-                None => Ok(ids),
+                None => Ok((ids, remarks.into_vec())),
             };
         }
         // clap sees to it that one of the two is there.
         let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
-        let bare_text = self.prompts.no_chat_template;
-        let text = TextFiles::from_dir(&source.dir, bare_text, self.prompts.options())?;
-        remarks.extend(text.remarks());
-        let (trace, writers) =
-            read_trace(path, &text, config, &self.rows.fields(), self.index, remarks)?;
-        remarks.extend(of_other_writers(path, &writers, source, config)?);
-        Ok(trace.ids)
+        let trace = Traces::read_one(path, files, &self.rows.fields(), self.index)?;
+        remarks.extend(trace.remarks().iter().cloned());
+        let ids = trace.iter().next().map(|trace| trace.ids.clone());
+        Ok((ids.unwrap_or_default(), remarks.into_vec()))
     }
 }
 

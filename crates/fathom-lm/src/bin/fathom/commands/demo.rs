@@ -6,22 +6,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fathom_model::{Error, ModelConfig, PromptOptions, Remarks, Result};
-use fathom_report::{Format, Report, level_table, sink_table, summary, token_table};
-use fathom_sinks::plant::{Mismatch, PlantOptions, PlantedTruth, plant};
-use fathom_sinks::{
-    Class, Detection, ModelNote, Preset, Run, ScanOptions, SinkRow, TokenRow, TracesNote, levels,
+use fathom_lm::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
+use fathom_lm::tables::{self, Detections};
+use fathom_lm::{
+    Error, Format, ModelOptions, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
+    write_report,
 };
+use fathom_report::summary;
+use fathom_sinks::Detection;
 use serde_json::json;
 
-use crate::cli::Output;
-use crate::commands::scan::Job;
 use crate::failure::Failure;
-use crate::model_args::{self, ComputeArgs, TextFiles};
-use crate::traces::{Reading, Traces, read_traces};
-
-/// Traces whose text is in the report.
-const TEXTS: usize = 30;
+use crate::model_args::{ComputeArgs, load};
+use crate::output::Output;
+use crate::progress::ScanBar;
 
 /// Find planted sinks and generate from a small pair of models, both checked
 ///
@@ -69,8 +67,8 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
 
     let report = match &args.out {
         Some(dir) => {
-            let report = Report::new(&[run_dir])?;
-            Some(report.write(&dir.join("report.html"), &dir.join("figures"), TEXTS)?.page)
+            let options = ReportOptions::default();
+            Some(write_report(&[run_dir], &dir.join("report.html"), &options)?.page)
         }
         None => None, // it would go with the temporary directory
     };
@@ -113,30 +111,16 @@ fn scan(
     compute: ComputeArgs,
     name: &str,
     model_dir: &Path,
-    traces_file: &Path,
+    traces: &Path,
     run_dir: &Path,
     output: Output,
 ) -> Result<Run> {
-    let config = ModelConfig::from_dir(model_dir)?;
-    let text = TextFiles::from_dir(model_dir, false, PromptOptions::default())?;
-    let mut remarks = Remarks::new();
-    let reading = Reading::default();
-    let Traces { traces, .. } = read_traces(traces_file, &text, &config, &reading, &mut remarks)?;
-    let model = model_args::load(model_dir, compute, output)?;
-    let job = Job {
-        model: &model,
-        note: ModelNote::new(name, model_dir, &config)?,
-        traces: &traces,
-        traces_note: TracesNote::new(traces_file)?,
-        text: &text,
-        options: ScanOptions {
-            attention: true,
-            precision: compute.precision.name().to_owned(),
-            ..ScanOptions::new(Preset::Paper)
-        },
-        remarks: remarks.into_vec(),
-    };
-    job.run(run_dir, false, output)
+    let options = ModelOptions::new(model_dir.display().to_string());
+    let files = options.named(name).cpu(compute.options()).open()?;
+    let traces = Traces::read(traces, &files)?;
+    let model = load(files, output)?;
+    let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
+    model.scan(&traces, options).out(run_dir).progress(&mut ScanBar::new(output)).run()
 }
 
 /// What the run says of each trace, in the form the truth compares with.
@@ -156,7 +140,7 @@ fn detections(run: &Run) -> Result<Vec<Detection>> {
 
 /// (sinks, decoys) planted in all traces.
 fn planted(truth: &PlantedTruth) -> (usize, usize) {
-    let count = |(sinks, decoys), sequence: &fathom_sinks::plant::PlantedSequence| {
+    let count = |(sinks, decoys), sequence: &PlantedSequence| {
         (sinks + sequence.sinks.len(), decoys + sequence.decoys.len())
     };
     truth.sequences.iter().fold((0, 0), count)
@@ -171,9 +155,11 @@ fn tell(
 ) -> Result<(), Failure> {
     let traces = run.detections()?;
     let model = &run.manifest().model;
-    let rows = SinkRow::new(&model.id, Some(model.rope_base), &traces);
-    let secondary =
-        traces.iter().flat_map(|trace| trace.of_class(Class::Secondary)).collect::<Vec<_>>();
+    let found = [Detections {
+        name: model.id.clone(),
+        rope_base: Some(model.rope_base),
+        traces: traces.clone(),
+    }];
     let (sinks, decoys) = planted(truth);
 
     writeln!(
@@ -183,13 +169,9 @@ fn tell(
         traces.len()
     )?;
     writeln!(out, "{}", summary(run.manifest(), &traces))?;
-    writeln!(out, "{}", sink_table(&[rows]).render(Format::Markdown))?;
-    writeln!(out, "{}", level_table(&[(&model.id, levels(secondary))]).render(Format::Markdown))?;
-    writeln!(
-        out,
-        "{}",
-        token_table(&[TokenRow::new(&model.id, &traces)], 5).render(Format::Markdown)
-    )?;
+    for table in [tables::sinks(&found), tables::levels(&found), tables::tokens(&found, 5)] {
+        writeln!(out, "{}", table.render(Format::Markdown))?;
+    }
 
     for mismatch in mismatches {
         writeln!(out, "DIFFERS  {mismatch}")?;

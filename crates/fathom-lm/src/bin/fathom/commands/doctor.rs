@@ -9,9 +9,9 @@ use fathom_model::{DecodeSpeed, decode_speed, prefill_flops};
 use fathom_sinks::{Overhead, overhead};
 use serde_json::{Map, Value, json};
 
-use crate::cli::Output;
 use crate::failure::Failure;
-use crate::model_args::{ComputeArgs, load_on};
+use crate::model_args::{ComputeArgs, load_weights};
+use crate::output::Output;
 use crate::progress;
 use crate::speed_tables::{decode_table, limits_json, limits_table, percent};
 use crate::subject::SubjectArgs;
@@ -151,7 +151,7 @@ impl Measured {
         }
         limits.dedup_by_key(|limits| limits.threads);
         let subject = args.subject.prepare(None, output)?;
-        let model = load_on(&subject.dir, args.compute.backend()?, output)?;
+        let model = load_weights(&subject.dir, args.compute.backend()?, output)?;
         let name = subject.loaded();
         progress::note(output, "measuring the model");
         let decode = {

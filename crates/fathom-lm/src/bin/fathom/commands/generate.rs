@@ -5,24 +5,20 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
-use fathom_decode::generation::{
-    Generation, Generator, InOrder, Origin, Piece, Task, TraceFile, TraceLine,
-};
-use fathom_decode::{GammaLimits, Mode, SamplingParams};
-use fathom_kernels::{Backend, Cpu};
-use fathom_model::{
-    Encoded, Error, Prompt, PromptContent, Remark, Remarks, Result, RowFields, read_prompts_with,
+use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
+use fathom_lm::{
+    Error, GenerateOptions, Generation, Mode, ModeChoice, Pair, Piece, PromptFile, Prompts, Remark,
+    Remarks, Result, RowFields, SamplingParams, Task,
 };
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::cli::Output;
 use crate::failure::Failure;
 use crate::gamma_arg::GammaArg;
-use crate::pair_args::{Pair, PairArgs};
-use crate::progress;
+use crate::output::Output;
+use crate::pair_args::PairArgs;
+use crate::progress::{self, LoadingBar};
 use crate::prompt_args::PromptArgs;
 use crate::sampling_args::SamplingArgs;
 
@@ -114,34 +110,30 @@ enum ModeName {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
     let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
-    let options = args.engine_options(&pair);
-    options.validate()?;
+    let options = args.options();
+    pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
-    params.validate_ids(options.vocab)?;
+    params.validate_ids(pair.vocab())?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
-    let tasks = args.tasks(&pair, options.kv_pages.saturating_mul(Cpu::KV_PAGE), &mut remarks)?;
+    let prompts = args.prompts(&pair, &options)?;
+    remarks.extend(prompts.remarks().iter().cloned());
     if let (Some(path), false) = (args.file(), args.resume) {
         TraceFile::check_new(path)?;
     }
-    remarks.extend(args.advice(&pair, &params, &tasks));
+    remarks.extend(args.advice(&pair, &params, prompts.longest()));
+    let remarks = remarks.into_vec();
     progress::remarks(output, &remarks)?;
+    let tasks = prompts.tasks(args.samples as usize);
 
-    let placement = args.pair.placement();
-    let (target, draft) = pair.load(placement, output)?;
-    let line = TraceLine {
-        origin: Origin {
-            model: pair.target_name(),
-            weights: target.weights_fingerprint().to_owned(),
-            precision: args.pair.precision.name().to_owned(),
-        },
-        params: params.clone(),
-    };
-    let engine = Engine::new(target, draft, options)?;
+    let mut bar = LoadingBar::new(output);
+    let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    drop(bar);
+    let line = TraceLine { origin: engine.origin().clone(), params: params.clone() };
     let mut destination = args.destination(line, &tasks, output)?;
     let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
     let bar = args.bar(&tasks, &destination, output);
-    let mut generator = Generator::new(engine, pair.tokenizer(), params, pair.eos(), tasks);
+    let mut generator = engine.run(tasks, params);
 
     let start = Instant::now();
     let mut ended = Ended::default();
@@ -162,14 +154,14 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         texts: ended.texts,
         mat: ended.mat(),
         seconds: start.elapsed().as_secs_f64(),
-        placement: Some(placement),
+        placement: Some(options.placement),
     };
-    destination.finish(&decoding, remarks.into_vec(), output, out)
+    destination.finish(&decoding, remarks, output, out)
 }
 
 impl Args {
     /// What the user may want to ask for otherwise.
-    fn advice(&self, pair: &Pair, params: &SamplingParams, tasks: &[Task]) -> Vec<Remark> {
+    fn advice(&self, pair: &Pair, params: &SamplingParams, longest: usize) -> Vec<Remark> {
         let recommended = pair.recommended_sampling();
         let recommended = match (self.sampling.takes_recommended(), self.sampling.chooses()) {
             (true, _) => recommended.rest_remark(),
@@ -184,7 +176,6 @@ impl Args {
             );
             Remark::advice("same-samples", text)
         });
-        let longest = tasks.iter().map(|task| task.ids.len()).max().unwrap_or(0);
         let beyond = match self.mode() {
             ModeName::Ar => None,
             _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
@@ -201,78 +192,34 @@ impl Args {
         self.mode.unwrap_or(usual)
     }
 
-    fn engine_options(&self, pair: &Pair) -> EngineOptions {
-        EngineOptions {
-            mode: match self.mode() {
+    fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            mode: Some(match self.mode() {
                 ModeName::Ar => ModeChoice::Always(Mode::Ar),
                 ModeName::Sd => ModeChoice::Always(Mode::Sd),
                 ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
                 ModeName::Auto => ModeChoice::Auto,
-            },
-            gamma: match self.gamma {
-                GammaArg::Auto => Gamma::Adaptive(GammaLimits::default()),
-                GammaArg::Fixed(gamma) => Gamma::Fixed(gamma),
-            },
+            }),
+            gamma: self.gamma.into(),
             batch_size: self.batch_size,
-            kv_pages: self.kv_pages.unwrap_or_else(|| pair.kv_pages(self.batch_size)),
-            vocab: pair.vocab,
+            kv_pages: self.kv_pages,
+            placement: self.pair.placement(),
         }
     }
 
     /// The prompts as token ids, each known to fit.
-    fn tasks(&self, pair: &Pair, kv_tokens: usize, remarks: &mut Remarks) -> Result<Vec<Task>> {
-        let (encoder, longest) = (pair.encoder(), pair.context().min(kv_tokens));
-        let too_long = |ids: &[u32]| {
-            (ids.len() >= longest).then(|| {
-                let limit = match longest < pair.context() {
-                    true => "what --kv-pages allows",
-                    false => "the target's context",
-                };
-                format!("has {} tokens; expected fewer than {longest}, {limit}", ids.len())
-            })
-        };
-        let mut tokenized = Vec::new();
+    fn prompts(&self, pair: &Pair, options: &GenerateOptions) -> Result<Prompts> {
         match (&self.source.prompts, &self.source.prompt) {
             (Some(path), _) => {
-                let limit = self.limit.map_or(usize::MAX, |n| n as usize);
-                for mut prompt in
-                    read_prompts_with(path, &self.row_fields(), remarks)?.into_iter().take(limit)
-                {
-                    if let Some(system) = pair.system() {
-                        prompt.content = prompt.content.with_system(system);
-                    }
-                    let Encoded { ids, remarks: more, .. } = prompt.encode(&encoder)?;
-                    remarks.extend(more);
-                    if let Some(problem) = too_long(&ids) {
-                        return Err(Error::line(
-                            path,
-                            prompt.line,
-                            format!("the prompt {problem}"),
-                        ));
-                    }
-                    let Prompt { content, .. } = prompt;
-                    tokenized.push((content, ids));
-                }
+                let limit = self.limit.map(|n| n as usize);
+                let file = PromptFile { fields: self.row_fields(), limit };
+                Prompts::read(path, &file, pair, options)
             }
-            (None, text) => {
-                let text = text.as_deref().unwrap_or_default();
-                if text.is_empty() {
-                    return Err(Error::Request("--prompt is empty; expected a text".to_owned()));
-                }
-                let mut content = PromptContent::Text(text.to_owned());
-                if let Some(system) = pair.system() {
-                    content = content.with_system(system);
-                }
-                let Encoded { ids, remarks: more, .. } = encoder.prompt(&content)?;
-                encoder.check_ids(&ids)?;
-                remarks.extend(more);
-                if let Some(problem) = too_long(&ids) {
-                    return Err(Error::Request(format!("--prompt {problem}")));
-                }
-                tokenized.push((content, ids));
-            }
+            (None, text) => match text.as_deref().unwrap_or_default() {
+                "" => Err(Error::Request("--prompt is empty; expected a text".to_owned())),
+                text => Prompts::new([text], pair, options),
+            },
         }
-        Ok(Task::list(tokenized, self.samples as usize))
     }
 
     /// The file to write to, unless that is standard output.

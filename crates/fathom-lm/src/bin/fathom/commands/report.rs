@@ -1,14 +1,13 @@
 //! `fathom report`: one page about one run or several.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use fathom_model::Result;
-use fathom_report::Report;
+use fathom_lm::{ReportOptions, Result, write_report};
 use serde_json::json;
 
-use crate::cli::Output;
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// Show runs in one self-contained HTML page
 ///
@@ -36,9 +35,8 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let figures = args.figures.clone().unwrap_or_else(|| beside(&args.out));
-    let report = Report::new(&args.runs)?;
-    let files = report.write(&args.out, &figures, usize::from(args.texts))?;
+    let options = ReportOptions { figures: args.figures.clone(), texts: usize::from(args.texts) };
+    let files = write_report(&args.runs, &args.out, &options)?;
     if output.json {
         writeln!(out, "{}", json!({ "report": files.page, "figures": files.figures }))?;
     } else {
@@ -48,9 +46,4 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         }
     }
     Ok(())
-}
-
-/// `figures` in the directory of the page.
-pub fn beside(page: &Path) -> PathBuf {
-    page.with_file_name("figures")
 }

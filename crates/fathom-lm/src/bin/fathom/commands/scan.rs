@@ -1,29 +1,21 @@
 //! `fathom scan`: traces through a model, into a run directory.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use fathom_kernels::Cpu;
-use fathom_model::{
-    Error, Model, ModelConfig, Remark, Remarks, Result, TokenizedTrace, data_files,
-};
-use fathom_report::{Format, sink_table, summary};
-use fathom_sinks::{
-    Manifest, ModelNote, ReadNote, Run, RunWriter, ScanOptions, SinkRow, TraceDetection, TracesNote,
-};
-use indicatif::ProgressBar;
+use fathom_lm::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_piped};
+use fathom_report::{sink_table, summary};
+use fathom_sinks::{ReadNote, RunWriter, SinkRow};
 use serde_json::json;
 
-use crate::cli::Output;
-use crate::commands::table::PresetName;
 use crate::failure::Failure;
 use crate::indices::Indices;
-use crate::model_args::{ModelArgs, TextFiles};
-use crate::model_source::ModelSource;
-use crate::progress;
+use crate::model_args::{ModelArgs, load};
+use crate::output::Output;
+use crate::preset_arg::PresetName;
+use crate::progress::{self, ScanBar};
 use crate::prompt_args::PromptArgs;
 use crate::row_args::RowArgs;
-use crate::traces::{Reading, Traces, of_other_writers, read_traces};
 
 /// Find the attention sinks in traces of a model
 ///
@@ -107,9 +99,8 @@ fn parse_rise(text: &str) -> Result<f32, String> {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let from_pipe = data_files(&args.traces)?.is_none();
     match args.resume {
-        true if from_pipe => {
+        true if is_piped(&args.traces)? => {
             let problem =
                 "--resume: a run from standard input cannot be resumed; give --traces a file";
             return Err(Failure::Input(Error::Request(problem.to_owned())));
@@ -117,51 +108,22 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         true => {}
         false => RunWriter::check_free(&args.out)?,
     }
-    let source = args.model.source()?;
-    let config = ModelConfig::from_dir(&source.dir)?;
-    let text =
-        TextFiles::from_dir(&source.dir, args.prompts.no_chat_template, args.prompts.options())?;
-    let options = args.options(&text)?;
-    let mut remarks = Remarks::new();
-    remarks.extend(source.remarks(&config)?);
-    remarks.extend(text.remarks());
-    let Traces { traces, writers, note: read } =
-        read_traces(&args.traces, &text, &config, &args.reading(), &mut remarks)?;
-    args.say_how(&read, output);
-    if from_pipe {
-        let text = "a run from standard input cannot be resumed or explained: its traces are gone \
-                    afterwards";
-        remarks.add(Remark::advice("standard-input", text));
-    }
-    remarks.extend(of_other_writers(&args.traces, &writers, &source, &config)?);
-    remarks.extend(long_traces(&traces, &config, &options));
-    progress::remarks(output, &remarks)?;
-    let model = source.load(args.model.compute.backend()?, output)?;
-    let job = Job {
-        model: &model,
-        note: note(&source, &config)?,
-        traces: &traces,
-        traces_note: TracesNote { read: Some(read), ..TracesNote::new(&args.traces)? },
-        text: &text,
-        options,
-        remarks: remarks.into_vec(),
-    };
-    let run = job.run(&args.out, args.resume, output)?;
+    let files = args.prompts.apply(args.model.options()).open()?;
+    let options = args.options()?;
+    let traces = Traces::read_with(&args.traces, &files, &args.reading())?;
+    args.say_how(traces.note(), output);
+    progress::remarks(output, &files.scan_remarks(&traces, &options)?)?;
+    let model = load(files, output)?;
+    let mut bar = ScanBar::new(output);
+    let scan = model.scan(&traces, options).out(&args.out).resume(args.resume);
+    let run = scan.progress(&mut bar).run()?;
+    drop(bar);
     report(&run, output, out)
 }
 
-/// What the run's manifest says about a model.
-fn note(source: &ModelSource, config: &ModelConfig) -> Result<ModelNote> {
-    let note = ModelNote::new(&source.name, &source.dir, config)?;
-    match &source.adapter {
-        None => Ok(note),
-        Some(adapter) => note.with_adapter(&adapter.name, &adapter.dir),
-    }
-}
-
 impl Args {
-    fn reading(&self) -> Reading {
-        Reading {
+    fn reading(&self) -> ReadOptions {
+        ReadOptions {
             fields: self.rows.fields(),
             limit: self.limit.and_then(|limit| usize::try_from(limit).ok()),
             skip_bad_lines: self.rows.skip_bad_lines,
@@ -180,7 +142,7 @@ impl Args {
         }
     }
 
-    fn options(&self, text: &TextFiles) -> Result<ScanOptions> {
+    fn options(&self) -> Result<ScanOptions> {
         let defaults = ScanOptions::new(self.preset.into());
         let number = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
         Ok(ScanOptions {
@@ -192,82 +154,9 @@ impl Args {
             all_heads: self.all_heads,
             max_tokens: number(self.max_tokens),
             limit: number(self.limit),
-            chat_template: text.template.is_some(),
-            prompts: text.options.clone(),
-            precision: self.model.compute.precision.name().to_owned(),
             ..defaults
         })
     }
-}
-
-/// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace would
-/// run it.
-fn long_traces(
-    traces: &[TokenizedTrace],
-    config: &ModelConfig,
-    options: &ScanOptions,
-) -> Option<Remark> {
-    let cut = options.max_tokens.unwrap_or(usize::MAX);
-    let longest = traces.iter().map(|trace| trace.ids.len().min(cut)).max().unwrap_or(0);
-    let limit = config.max_position_embeddings;
-    (longest > limit).then(|| {
-        let text = format!(
-            "the longest trace has {longest} tokens, and the model's max_position_embeddings is {limit}; \
-             --max-tokens {limit} stays within it"
-        );
-        Remark::advice("long-traces", text)
-    })
-}
-
-/// Everything a scan is made of.
-pub struct Job<'a> {
-    pub model: &'a Model<Cpu>,
-    pub note: ModelNote,
-    pub traces: &'a [TokenizedTrace],
-    pub traces_note: TracesNote,
-    pub text: &'a TextFiles,
-    pub options: ScanOptions,
-    pub remarks: Vec<Remark>,
-}
-
-impl Job<'_> {
-    /// Scans into `dir` with a progress bar.
-    pub fn run(self, dir: &Path, resume: bool, output: Output) -> Result<Run> {
-        let engine = engine(self.model);
-        let mut manifest = Manifest::new(self.note, self.traces_note, engine, self.options);
-        manifest.remarks = self.remarks;
-        let writer = match resume {
-            true => RunWriter::resume_with(dir, manifest, self.traces)?,
-            false => RunWriter::create(dir, manifest)?,
-        };
-        let token_text =
-            |id| self.text.tokenizer.as_ref().map(|tokenizer| tokenizer.token_text(id));
-        let mut bar = Bar(progress::bar(output, "scanning", "tokens", 0));
-        let run = fathom_sinks::scan(self.model, self.traces, &token_text, writer, &mut bar);
-        bar.0.finish_and_clear();
-        run
-    }
-}
-
-/// Which kernels a model computes with.
-pub fn engine(model: &Model<Cpu>) -> String {
-    format!("cpu {}", model.backend().isa())
-}
-
-/// A progress bar that watches a scan.
-struct Bar(ProgressBar);
-
-impl fathom_sinks::Progress for Bar {
-    fn start(&mut self, tokens: usize) {
-        self.0.set_length(tokens as u64);
-        self.0.reset(); // the clock starts now
-    }
-
-    fn advance(&mut self, tokens: usize) {
-        self.0.inc(tokens as u64);
-    }
-
-    fn trace(&mut self, _: &TraceDetection) {}
 }
 
 /// Says what a run holds.

@@ -1,19 +1,16 @@
 //! `fathom table`: the paper's tables, from runs or from published detections.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
-use fathom_model::Result;
-use fathom_report::{Format, Table, level_table, position_table, sink_table, token_table};
-use fathom_sinks::{
-    Class, Preset, Run, Sink, SinkRow, TokenRow, TraceDetection, levels, position_histogram,
-    read_detections, reclassify,
-};
+use fathom_lm::tables::{self, Detections};
+use fathom_lm::{Format, Preset, Result, Run, Table};
 use serde_json::{Map, Value};
 
-use crate::cli::Output;
 use crate::failure::Failure;
+use crate::output::Output;
+use crate::preset_arg::PresetName;
 
 /// Print the paper's tables, from runs or from published detections
 ///
@@ -66,24 +63,6 @@ struct Source {
     detections: Option<PathBuf>,
 }
 
-/// `--preset`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum PresetName {
-    /// The paper's definitions: cosine above 0.95, graded by first and last layer
-    Paper,
-    /// The published scripts' rules: |cosine| above 0.9, graded by the number of layers
-    Upstream,
-}
-
-impl From<PresetName> for Preset {
-    fn from(name: PresetName) -> Preset {
-        match name {
-            PresetName::Paper => Preset::Paper,
-            PresetName::Upstream => Preset::Upstream,
-        }
-    }
-}
-
 /// A table to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Show {
@@ -95,13 +74,6 @@ enum Show {
     Levels,
     /// Where in the traces secondary sinks are
     Positions,
-}
-
-/// A model's detections.
-struct Model {
-    name: String,
-    rope_base: Option<f64>,
-    traces: Vec<TraceDetection>,
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -125,64 +97,25 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    fn models(&self) -> Result<Vec<Model>> {
-        match &self.source.detections {
-            Some(path) => Ok(vec![self.published(path)?]),
-            None => self.source.runs.iter().map(|dir| self.run(dir)).collect(),
-        }
+    fn models(&self) -> Result<Vec<Detections>> {
+        let preset = self.preset.map(Preset::from);
+        let Some(path) = &self.source.detections else {
+            let of_run = |dir: &PathBuf| Detections::of_run(&*Run::open(dir)?, preset);
+            return self.source.runs.iter().map(of_run).collect();
+        };
+        let (preset, layers) = (preset.unwrap_or_default(), self.layers.map(usize::from));
+        let found = Detections::read(path, preset, layers)?;
+        let name = self.name.clone().unwrap_or(found.name);
+        Ok(vec![Detections { name, rope_base: self.rope_base, ..found }])
     }
 
-    fn published(&self, path: &Path) -> Result<Model> {
-        let mut traces = read_detections(path)?;
-        let preset = self.preset.unwrap_or(PresetName::Paper).into();
-        reclassify(path, &mut traces, preset, self.layers.map(usize::from))?;
-        let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
-        let name = self.name.clone().unwrap_or_else(|| stem.into_owned());
-        Ok(Model { name, rope_base: self.rope_base, traces })
-    }
-
-    fn run(&self, dir: &Path) -> Result<Model> {
-        let run = Run::open(dir)?;
-        let mut traces = run.detections()?;
-        let model = &run.manifest().model;
-        if let Some(preset) = self.preset {
-            reclassify(dir, &mut traces, preset.into(), Some(model.layers))?;
-        }
-        Ok(Model { name: model.name(), rope_base: Some(model.rope_base), traces })
-    }
-
-    fn table(&self, show: Show, models: &[Model]) -> Table {
+    fn table(&self, show: Show, models: &[Detections]) -> Table {
         match show {
-            Show::Sinks => {
-                let row = |model: &Model| SinkRow::new(&model.name, model.rope_base, &model.traces);
-                sink_table(&models.iter().map(row).collect::<Vec<_>>())
-            }
-            Show::Tokens => {
-                let row = |model: &Model| TokenRow::new(&model.name, &model.traces);
-                token_table(&models.iter().map(row).collect::<Vec<_>>(), self.top)
-            }
-            Show::Levels => {
-                let row = |model: &'_ Model| levels(model.secondary());
-                let rows: Vec<_> =
-                    models.iter().map(|model| (model.name.as_str(), row(model))).collect();
-                level_table(&rows)
-            }
-            Show::Positions => {
-                let row = |model: &Model| {
-                    let longest = model.traces.iter().map(|trace| trace.full_text_len).max();
-                    position_histogram(model.secondary(), longest.unwrap_or(0), 20)
-                };
-                let rows: Vec<_> =
-                    models.iter().map(|model| (model.name.as_str(), row(model))).collect();
-                position_table(&rows)
-            }
+            Show::Sinks => tables::sinks(models),
+            Show::Tokens => tables::tokens(models, self.top),
+            Show::Levels => tables::levels(models),
+            Show::Positions => tables::positions(models),
         }
-    }
-}
-
-impl Model {
-    fn secondary(&self) -> impl Iterator<Item = &Sink> {
-        self.traces.iter().flat_map(|trace| trace.of_class(Class::Secondary))
     }
 }
 
