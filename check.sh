@@ -19,6 +19,9 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 step "tests"
 cargo test --workspace --locked
 
+step "the library without the command line"
+cargo test -p external-user --locked
+
 step "the report in a browser"
 if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
     cargo test -p fathom-lm --test browser --locked -- --ignored

@@ -45,6 +45,14 @@ pub struct TrainedPair {
 
 /// Writes the built-in pair of trained models (4 MB) to a directory, which is made where it is not there.
 ///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// let models = fathom_lm::demo::trained_pair(dir.path())?;
+/// let target = fathom_lm::Model::load(models.target.display().to_string())?;
+/// assert_eq!((target.config().layers, target.config().vocab), (2, 4096));
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
+///
 /// # Errors
 /// A directory that cannot be written.
 pub fn trained_pair(dir: &Path) -> Result<TrainedPair> {

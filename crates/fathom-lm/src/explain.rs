@@ -74,6 +74,26 @@ pub struct RunInputs {
 }
 
 /// An explanation that is about to be done, step by step: [`explain`] is all of it.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # use fathom_lm::{Analysis, Explain, ExplainOptions, Model, Preset, RunInputs, ScanOptions, Traces};
+/// # fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// # let model = Model::load(dir.path().display().to_string())?;
+/// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
+/// # let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
+/// let options = ExplainOptions { seed: 0, max_sinks: 20 };
+/// let explain = Explain::new(&run, &[Analysis::Entropy], options)?;
+/// assert_eq!(explain.left(), [Analysis::Entropy]);
+/// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
+///
+/// // The run knows where its model and its traces are; what has moved is named.
+/// explain.run(&RunInputs::default(), &mut ())?;
+/// assert!(explain.findings()?[0].finding.contains("nats"));
+/// // A result is kept: it is of this run, these options and this version.
+/// assert!(Explain::new(&run, &[Analysis::Entropy], options)?.left().is_empty());
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
 pub struct Explain<'a> {
     run: &'a fathom_sinks::Run,
     asked: Vec<Analysis>,

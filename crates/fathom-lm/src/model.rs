@@ -100,6 +100,24 @@ impl ModelOptions {
     /// Finds the files, reads all but the weights, and checks that the weights are there and fit: what is
     /// remarkable is known before the work of packing them.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let planted = dir.path().display().to_string();
+    /// use fathom_lm::{Model, Preset, ScanOptions, Traces};
+    ///
+    /// fathom_lm::demo::plant(dir.path(), &Default::default())?;
+    /// let files = Model::options(planted).open()?;
+    /// let traces = Traces::read(dir.path().join("traces.jsonl"), &files)?;
+    /// // Whoever minds remarks stops here, before the weights are packed.
+    /// let remarks = files.scan_remarks(&traces, &ScanOptions::new(Preset::Paper))?;
+    /// assert!(remarks.is_empty() && files.remarks().is_empty());
+    ///
+    /// let mut layers = 0;
+    /// let model = files.load_with(&mut |done, _| layers = done)?;
+    /// assert_eq!(layers, model.config().layers);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A model or an adapter that is not here; files that cannot be used.
     pub fn open(self) -> Result<ModelFiles> {
@@ -233,7 +251,7 @@ impl AsRef<ModelFiles> for ModelFiles {
 ///
 /// fathom_lm::demo::plant(dir.path(), &Default::default())?; // or a HuggingFace checkpoint
 /// let model = Model::load(dir.path().display().to_string())?;
-/// assert_eq!(model.config().layers, 16);
+/// assert_eq!(model.config().layers, 20);
 /// assert!(model.remarks().is_empty(), "nothing is doubtful about its files");
 ///
 /// // Text goes through the model's own chat template, which is not hidden.

@@ -14,6 +14,12 @@ use crate::Model;
 const LOGIT_CHUNK: usize = PREFILL_CHUNK / 8;
 
 /// Numbers with a shape, row-major.
+///
+/// ```
+/// let logits = fathom_lm::Array { shape: vec![2, 3], values: vec![0.0, 2.0, 1.0, 5.0, 4.0, 3.0] };
+/// assert_eq!(logits.row(1), [5.0, 4.0, 3.0]);
+/// assert_eq!(logits.argmax(), [1, 0]);
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct Array {
     /// Sizes, the slowest first.
@@ -118,6 +124,15 @@ impl std::ops::Index<&str> for Cache {
 /// A site and, where one is named, its layer: `resid_post.3`, `blocks.3.hook_resid_post`; with `*` for all
 /// layers: `resid_post.*`, `blocks.*.hook_resid_post`, or just `resid_post`.
 ///
+/// ```
+/// use fathom_lm::{Site, parse_place};
+///
+/// assert_eq!(parse_place("blocks.3.hook_resid_post")?, (Site::ResidPost, Some(3)));
+/// assert_eq!(parse_place("mlp_out.*")?, (Site::MlpOut, None));
+/// assert!(parse_place("mlp.3").unwrap_err().to_string().contains("expected one of embed, resid_pre"));
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
+///
 /// # Errors
 /// An unknown name, listing the known ones; a layer on a site that has none.
 pub fn parse_place(name: &str) -> Result<(Site, Option<usize>)> {
@@ -216,13 +231,13 @@ impl Model {
     /// let cache = model.run_with_cache(&ids, &["blocks.3.hook_resid_post", "sink_score.*", "logits"])?;
     /// assert_eq!(cache["resid_post.3"].shape, [ids.len(), model.config().hidden]);
     /// assert_eq!(cache["blocks.3.hook_resid_post"], cache["resid_post.3"]);
-    /// assert_eq!(cache.names().filter(|name| name.starts_with("sink_score")).count(), 16);
+    /// assert_eq!(cache.names().filter(|name| name.starts_with("sink_score")).count(), 20);
     /// assert_eq!(cache["logits"], model.run(&ids, None)?);
     ///
     /// // The planted model's BOS is a sink: its norm rises far above that of the others.
     /// let post = &model.run_with_cache(&ids, &["resid_post.10"])?["resid_post.10"];
     /// let norm = |t: usize| post.row(t).iter().map(|x| x * x).sum::<f32>().sqrt();
-    /// assert!(norm(0) > 5.0 * norm(1));
+    /// assert!(norm(0) > 5.0 * norm(ids.len() - 1));
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
     pub fn run_with_cache(&self, ids: &[u32], names: &[&str]) -> Result<Cache> {
@@ -230,6 +245,20 @@ impl Model {
     }
 
     /// As [`Model::run_with_cache`], for a request with positions or edits.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # fathom_lm::demo::plant(dir.path(), &Default::default())?;
+    /// # let model = fathom_lm::Model::load(dir.path().display().to_string())?;
+    /// use fathom_lm::parse_edits;
+    ///
+    /// let ids = model.encode("hello there")?.ids;
+    /// let edits = parse_edits(&["resid_mid.4@1=zero"], model.config(), ids.len())?;
+    /// let request = model.capture_request(&["resid_mid.4"])?.with_edits(edits).at_positions(vec![1]);
+    /// let cache = model.cache(&ids, &request)?;
+    /// assert!(cache["resid_mid.4"].row(0).iter().all(|x| *x == 0.0)); // what the pass went on with
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Model::run_with_cache`]; a position beyond the text.

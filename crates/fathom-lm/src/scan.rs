@@ -114,7 +114,7 @@ impl ModelFiles {
     }
 
     /// What is remarkable about a scan of traces, the model's files included: what its run will record, known
-    /// before the weights are packed.
+    /// before the weights are packed; see [`crate::ModelOptions::open`].
     ///
     /// # Errors
     /// The traces' files cannot be found any more.

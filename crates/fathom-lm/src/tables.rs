@@ -32,7 +32,7 @@ use fathom_sinks::{
 ///
 /// // Detections in the published format need no run.
 /// let file = run.dir().join("detections.jsonl");
-/// let published = tables::Detections::read(&file, Preset::Upstream, Some(16))?;
+/// let published = tables::Detections::read(&file, Preset::Upstream, Some(20))?;
 /// assert_eq!(published.name, "detections");
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```

@@ -77,7 +77,32 @@ impl Pair {
         }
     }
 
-    /// Loads the models. `progress` is called with (layers done, layers) of first the one, then the other.
+    /// Loads the models, for texts that are wanted as they come. `progress` is called with (layers done, layers) of first the one, then the other.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{GenerateOptions, ModelOptions, Pair, Prompts, SamplingParams};
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// # let target = ModelOptions::new(models.target.display().to_string());
+    /// let (pair, options) = (Pair::open(target, None)?, GenerateOptions::default());
+    /// let prompts = Prompts::new(["What is 6 times 7?", "What is 6 plus 7?"], &pair, &options)?;
+    /// assert!(prompts.longest() < pair.context());
+    ///
+    /// let params = SamplingParams { max_tokens: 6, temperature: 0.7, ..SamplingParams::default() };
+    /// let engine = pair.start(&options, &mut |_, _| {})?;
+    /// let mut generator = engine.run(prompts.tasks(2), params); // two texts of each
+    /// let mut texts = vec![String::new(); 4];
+    /// while generator.pending() > 0 {
+    ///     for piece in generator.step()? {
+    ///         texts[piece.index as usize] += &piece.text; // never half a character
+    ///         if let Some(done) = piece.done {
+    ///             assert_eq!(done.output, texts[piece.index as usize]);
+    ///         }
+    ///     }
+    /// }
+    /// assert!(generator.engine().metrics().tokens >= 4);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Pair::load`]; options that have no meaning, or need a draft that is not there.
@@ -142,6 +167,15 @@ impl Pair {
 }
 
 /// What a checkpoint recommends, as parameters; what it says nothing about is as usual.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+/// # let files = fathom_lm::Model::options(models.target.display().to_string()).open()?;
+/// let params = fathom_lm::recommended_params(&files.config().recommended_sampling);
+/// params.validate()?;
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
 pub fn recommended_params(recommended: &RecommendedSampling) -> SamplingParams {
     let usual = SamplingParams::default();
     let number = |value: Option<f64>, usual: f32| value.map_or(usual, |value| value as f32);

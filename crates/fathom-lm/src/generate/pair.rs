@@ -24,6 +24,23 @@ impl Pair {
     /// Reads everything but the weights, and checks that the two speak one language. Threads are not a matter
     /// of a model here: see [`placement`].
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{ModelOptions, Pair, demo, placement};
+    /// # let models = demo::trained_pair(&dir.path().join("pair"))?;
+    /// # demo::plant(&dir.path().join("planted"), &Default::default())?;
+    /// let model = |dir: &std::path::Path| ModelOptions::new(dir.display().to_string());
+    /// let pair = Pair::open(model(&models.target), Some(model(&models.draft)))?;
+    /// assert!(pair.remarks().next().is_none() && pair.encode("hello")?.ids.len() > 1);
+    ///
+    /// let (target, draft) = pair.load(placement(2, None, None, false), &mut |_, _| {})?;
+    /// assert_eq!(target.config().vocab, draft.unwrap().config().vocab);
+    ///
+    /// let planted = model(&dir.path().join("planted"));
+    /// assert!(Pair::open(planted, Some(model(&models.draft))).is_err(), "another vocabulary");
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Models that are not here, or have no tokenizer; files that cannot be used; a draft with another
     /// vocabulary.
@@ -143,6 +160,12 @@ impl Pair {
 /// Who has which of `cores` threads: each model all of them while it works alone, and a share while both
 /// work, one in four for the draft; except where a number is given. `pinned` keeps every thread on a core
 /// of its own.
+///
+/// ```
+/// let placement = fathom_lm::placement(8, None, None, false);
+/// assert_eq!((placement.alone.target, placement.together.target, placement.together.draft), (8, 6, 2));
+/// assert_eq!(fathom_lm::placement(8, Some(3), None, false).together.draft, 5);
+/// ```
 pub fn placement(
     cores: usize,
     target: Option<usize>,

@@ -54,6 +54,20 @@ impl Prompts {
 
     /// Those of a data set, or of a file named `*.txt`, a line each.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{GenerateOptions, ModelOptions, Pair, PromptFile, Prompts};
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// # let target = ModelOptions::new(models.target.display().to_string());
+    /// # let pair = Pair::open(target, None)?;
+    /// let file = dir.path().join("prompts.jsonl");
+    /// std::fs::write(&file, "{\"question\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"c\"}\n").unwrap();
+    /// let first_two = PromptFile { limit: Some(2), ..PromptFile::default() };
+    /// let prompts = Prompts::read(&file, &first_two, &pair, &GenerateOptions::default())?;
+    /// assert_eq!(prompts.tasks(3).len(), 6);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// A file that cannot be read or holds no prompts; a line that is none, or leaves no room for an answer.
     pub fn read(
