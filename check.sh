@@ -19,9 +19,12 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 step "tests"
 cargo test --workspace --locked
 
+step "the library without the command line"
+cargo test -p external-user --locked
+
 step "the report in a browser"
 if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
-    cargo test -p fathom --test browser --locked -- --ignored
+    cargo test -p fathom-lm --test browser --locked -- --ignored
 else
     echo "SKIPPED: no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)"
 fi
@@ -30,10 +33,10 @@ step "really trained models"
 prepared=0
 ./tests/real/prepare.sh || prepared=$?
 case $prepared in
-    0) cargo test -p fathom --test real --locked -- --ignored --nocapture ;;
+    0) cargo test -p fathom-lm --test real --locked -- --ignored --nocapture ;;
     75)
         echo "SKIPPED: SmolLM2 (above)"
-        cargo test -p fathom --test real --locked -- --ignored --nocapture stories260k
+        cargo test -p fathom-lm --test real --locked -- --ignored --nocapture stories260k
         ;;
     *) exit "$prepared" ;;
 esac

@@ -1,18 +1,20 @@
-//! Writing what a probe sees to a safetensors file, as it is computed.
+//! Keeping what a probe sees, as it is computed: in a safetensors file, or in memory.
 
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+mod file;
+mod memory;
+
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fathom_backend::{Backend, Precision};
-use serde_json::{Map, Value, json};
+use fathom_backend::Backend;
 
 use crate::site::Layout;
 use crate::{
     Access, At, EditProbe, Edits, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result,
     SequenceOptions, Site,
 };
+use file::CaptureFile;
+use memory::Memory;
 
 /// What to capture from one pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,17 +61,54 @@ impl CaptureRequest {
         }
         places.sort_unstable();
         places.dedup();
-        let positions = positions.map(|mut positions| {
-            positions.sort_unstable();
-            positions.dedup();
-            positions
-        });
-        Ok(CaptureRequest { places, positions, edits: Edits::default() })
+        let request = CaptureRequest { places, positions: None, edits: Edits::default() };
+        Ok(match positions {
+            Some(positions) => request.at_positions(positions),
+            None => request,
+        })
+    }
+
+    /// Keeps these tokens only.
+    pub fn at_positions(self, mut positions: Vec<usize>) -> CaptureRequest {
+        positions.sort_unstable();
+        positions.dedup();
+        CaptureRequest { positions: Some(positions), ..self }
     }
 
     /// Captures a pass in which `edits` are made; what is captured is what the pass goes on with.
     pub fn with_edits(self, edits: Edits) -> CaptureRequest {
         CaptureRequest { edits, ..self }
+    }
+
+    /// Refuses ids that nothing can be captured from.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::Request("there are no tokens to capture from".to_owned()));
+        }
+        let last = self.positions.as_ref().and_then(|positions| positions.last());
+        match last.filter(|last| **last >= ids.len()) {
+            None => Ok(()),
+            Some(last) => Err(Error::Request(format!(
+                "position {last} was asked for, but the text has {} tokens",
+                ids.len()
+            ))),
+        }
+    }
+
+    /// The shapes of what is captured from a text of `tokens` tokens.
+    fn tensors(&self, config: &ModelConfig, tokens: usize) -> Vec<Tensor> {
+        let kept = self.positions.as_ref().map_or(tokens, Vec::len);
+        let tensor = |(site, layer): &(Site, usize)| {
+            let layout = site.layout(config);
+            let shape = match layout {
+                Layout::Rows { width } => vec![kept, width],
+                Layout::Heads { heads, head_dim } => vec![heads, kept, head_dim],
+                Layout::Weights { heads } => vec![heads, kept, tokens],
+                Layout::Scores { heads } => vec![heads, kept],
+            };
+            Tensor { site: *site, layer: *layer, layout, shape }
+        };
+        self.places.iter().map(tensor).collect()
     }
 
     /// Bytes of values the capture of a text of `tokens` tokens holds.
@@ -102,129 +141,101 @@ pub fn capture<B: Backend>(
     out: &Path,
     progress: &mut dyn FnMut(usize),
 ) -> Result<()> {
-    if ids.is_empty() {
-        return Err(Error::Request("there are no tokens to capture from".to_owned()));
-    }
-    let mut writer = Writer::create(model, ids, request, out)?;
-    let wants = |site| request.places.iter().any(|(s, _)| *s == site);
-    let mut sequence = model.new_sequence(SequenceOptions {
-        planned_len: Some(ids.len()),
-        sink_scores: wants(Site::SinkScore),
-    });
-    // Logits are as wide as the vocabulary: fewer rows at a time keep them small.
-    let chunk = if wants(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
-    let mut probe = EditProbe::new(&request.edits).watched_by(&mut writer);
-    model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
-    for (site, layer) in &request.places {
-        if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)?) {
-            let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..ids.len() };
-            writer.read(&at, &scores)?;
-        }
-    }
-    writer.finish()
+    request.check(ids)?;
+    let tensors = request.tensors(model.config(), ids.len());
+    let mut file = CaptureFile::create(model, ids, request, &tensors, out)?;
+    let mut filling = Filling { request, tensors: &tensors, tokens: ids.len(), store: &mut file };
+    filling.run(model, ids, progress)?;
+    file.finish()
 }
 
-/// A safetensors file of known shapes, filled in the order the pass produces its parts.
-struct Writer<'a> {
-    request: &'a CaptureRequest,
-    tensors: Vec<Tensor>, // one per place
-    tokens: usize,
-    file: File,
-    partial: PathBuf,
-    out: PathBuf,
+/// As [`capture`], into memory: each place that `request` names, in the order of the forward pass.
+///
+/// # Errors
+/// A position beyond the text; a token id outside the vocabulary; no tokens; more values than there is
+/// memory for ([`CaptureRequest::bytes`] says how many there are).
+pub fn capture_in_memory<B: Backend>(
+    model: &Model<B>,
+    ids: &[u32],
+    request: &CaptureRequest,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Captured>> {
+    request.check(ids)?;
+    let tensors = request.tensors(model.config(), ids.len());
+    let mut memory = Memory::for_tensors(&tensors)?;
+    let mut filling = Filling { request, tensors: &tensors, tokens: ids.len(), store: &mut memory };
+    filling.run(model, ids, progress)?;
+    let values = memory.values.into_iter();
+    Ok(tensors.into_iter().zip(values).map(|(tensor, values)| tensor.filled(values)).collect())
 }
 
+/// What was captured at one place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Captured {
+    /// The site.
+    pub site: Site,
+    /// 0-based decoder layer; 0 for sites without layers.
+    pub layer: usize,
+    /// As [`Site`] says, with the kept positions for `T`.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f32>,
+}
+
+/// A place that is captured.
 struct Tensor {
+    site: Site,
+    layer: usize,
     layout: Layout,
-    /// Byte offset of the tensor in the file.
-    offset: u64,
+    shape: Vec<usize>,
 }
 
-impl<'a> Writer<'a> {
-    fn create<B: Backend>(
+impl Tensor {
+    fn filled(self, values: Vec<f32>) -> Captured {
+        let Tensor { site, layer, shape, .. } = self;
+        Captured { site, layer, shape, values }
+    }
+}
+
+/// Where captured values go.
+trait Store {
+    /// Puts `values` at element `index` of a tensor.
+    fn put(&mut self, tensor: usize, index: usize, values: &[f32]) -> Result<()>;
+}
+
+/// A probe that fills tensors of known shapes, in the order the pass produces their parts.
+struct Filling<'a> {
+    request: &'a CaptureRequest,
+    /// One per place.
+    tensors: &'a [Tensor],
+    tokens: usize,
+    store: &'a mut dyn Store,
+}
+
+impl Filling<'_> {
+    fn run<B: Backend>(
+        &mut self,
         model: &Model<B>,
         ids: &[u32],
-        request: &'a CaptureRequest,
-        out: &Path,
-    ) -> Result<Writer<'a>> {
-        let tokens = ids.len();
-        let last = request.positions.as_ref().and_then(|positions| positions.last());
-        if let Some(last) = last.filter(|last| **last >= tokens) {
-            return Err(Error::Request(format!(
-                "position {last} was asked for, but the text has {tokens} tokens"
-            )));
-        }
-        if out.exists() {
-            return Err(Error::file(out, "already exists; choose another name or remove it"));
-        }
-        let kept = request.positions.as_ref().map_or(tokens, Vec::len);
-        let precision = match model.backend().precision() {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
-        let mut header = Map::new();
-        let mut metadata = json!({
-            "format": "pt",
-            "fathom_version": env!("CARGO_PKG_VERSION"),
-            "precision": precision,
-            "input_ids": Value::from(ids).to_string(),
-            "positions": request.positions.as_ref().map_or("all".to_owned(), |p| json!(p).to_string()),
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<()> {
+        let request = self.request;
+        let wants = |site| request.places.iter().any(|(s, _)| *s == site);
+        let mut sequence = model.new_sequence(SequenceOptions {
+            planned_len: Some(ids.len()),
+            sink_scores: wants(Site::SinkScore),
         });
-        if !request.edits.is_empty() {
-            let edits: Vec<String> = request.edits.iter().map(ToString::to_string).collect();
-            metadata["edits"] = json!(edits.join("; "));
-        }
-        header.insert("__metadata__".to_owned(), metadata);
-        let mut tensors = Vec::with_capacity(request.places.len());
-        let mut end = 0u64;
+        // Logits are as wide as the vocabulary: fewer rows at a time keep them small.
+        let chunk = if wants(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
+        let mut probe = EditProbe::new(&request.edits).watched_by(self);
+        model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
         for (site, layer) in &request.places {
-            let layout = site.layout(model.config());
-            let shape = match layout {
-                Layout::Rows { width } => vec![kept, width],
-                Layout::Heads { heads, head_dim } => vec![heads, kept, head_dim],
-                Layout::Weights { heads } => vec![heads, kept, tokens],
-                Layout::Scores { heads } => vec![heads, kept],
-            };
-            let offset = end;
-            end += shape.iter().map(|n| *n as u64).product::<u64>() * 4;
-            let name = match site.per_layer() {
-                true => format!("{site}.{layer}"),
-                false => site.to_string(),
-            };
-            let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] });
-            header.insert(name, entry);
-            tensors.push(Tensor { layout, offset });
+            if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)?) {
+                let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..ids.len() };
+                self.read(&at, &scores)?;
+            }
         }
-        let mut header = Value::Object(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let data = 8 + header.len() as u64;
-        tensors.iter_mut().for_each(|tensor| tensor.offset += data);
-
-        let partial = out.with_added_extension("partial");
-        let mut file = File::create(&partial).map_err(Error::io(&partial, "cannot be written"))?;
-        let written = file
-            .write_all(&(header.len() as u64).to_le_bytes())
-            .and_then(|()| file.write_all(&header))
-            .and_then(|()| file.set_len(data + end));
-        let out = out.to_owned();
-        let writer = Writer { request, tensors, tokens, file, partial, out };
-        written.map_err(Error::io(&writer.partial, "cannot be written"))?;
-        Ok(writer)
-    }
-
-    /// Writes `values` at element `index` of a tensor.
-    fn write(&mut self, tensor: usize, index: usize, values: &[f32]) -> Result<()> {
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let offset = self.tensors[tensor].offset + index as u64 * 4;
-        self.file
-            .seek(SeekFrom::Start(offset))
-            .and_then(|_| self.file.write_all(&bytes))
-            .map_err(Error::io(&self.partial, "cannot be written"))
-    }
-
-    fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io(&self.partial, "cannot be written"))?;
-        fs::rename(&self.partial, &self.out).map_err(Error::io(&self.out, "cannot be written"))
+        Ok(())
     }
 
     /// Runs of the given positions that are kept: (offset within `positions`, index among the kept,
@@ -239,14 +250,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        // After `finish` there is nothing left under this name; after an error, half a capture.
-        let _ = fs::remove_file(&self.partial);
-    }
-}
-
-impl Probe for Writer<'_> {
+impl Probe for Filling<'_> {
     fn access(&self, site: Site, layer: usize) -> Access {
         match self.request.places.contains(&(site, layer)) && site != Site::SinkScore {
             true => Access::Read,
@@ -264,7 +268,7 @@ impl Probe for Writer<'_> {
             match self.tensors[tensor].layout {
                 Layout::Rows { width } => {
                     let rows = &values[from * width..(from + len) * width];
-                    self.write(tensor, to * width, rows)?;
+                    self.store.put(tensor, to * width, rows)?;
                 }
                 Layout::Heads { heads, head_dim } => {
                     let width = heads * head_dim;
@@ -274,7 +278,7 @@ impl Probe for Writer<'_> {
                             .flat_map(|start| &values[start..start + head_dim])
                             .copied()
                             .collect();
-                        self.write(tensor, (head * total + to) * head_dim, &rows)?;
+                        self.store.put(tensor, (head * total + to) * head_dim, &rows)?;
                     }
                 }
                 Layout::Weights { heads } => {
@@ -283,14 +287,14 @@ impl Probe for Writer<'_> {
                         for row in 0..len {
                             let start = (head * n + from + row) * keys;
                             let index = (head * total + to + row) * self.tokens;
-                            self.write(tensor, index, &values[start..start + keys])?;
+                            self.store.put(tensor, index, &values[start..start + keys])?;
                         }
                     }
                 }
                 Layout::Scores { heads } => {
                     for head in 0..heads {
                         let start = head * n + from;
-                        self.write(tensor, head * total + to, &values[start..start + len])?;
+                        self.store.put(tensor, head * total + to, &values[start..start + len])?;
                     }
                 }
             }

@@ -1,11 +1,24 @@
-//! One kind of error: input that cannot be used, said in one sentence.
+//! One kind of error: what cannot be used, said in one sentence.
 
 use std::path::{Path, PathBuf};
 
 use fathom_backend::BackendError;
 
-/// Input that cannot be used. Every message names the file and what was expected of it.
+/// Why something cannot be done. Displayed, it is one sentence that names the file, and the field, line or
+/// tensor in it, and says what was expected; nothing was written over, and nothing is half done.
+///
+/// What to do about it:
+///
+/// | variant | whose matter it is |
+/// |---|---|
+/// | [`Error::Io`] | the disk's: a file is not there, may not be read, or there is no room |
+/// | [`Error::File`], [`Error::Field`], [`Error::Tensor`] | the checkpoint's, adapter's or run's: another file is needed |
+/// | [`Error::Line`] | one row's of a data set: it can be mended or left out, the others are fine |
+/// | [`Error::Request`] | the caller's: an argument that has no meaning, or does not fit this model |
+/// | [`Error::Backend`] | the machine's: a smaller batch, or another machine; what was stored can be gone on with |
+/// | [`Error::Stopped`] | an engine's that has ended: start another one |
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A file could not be opened, read, mapped or written.
     #[error("{}: {action}: {source}", path.display())]
@@ -55,7 +68,8 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// A request that does not fit the model (token ids, lengths, sites, layers).
+    /// What was asked for has no meaning, or does not fit the model: token ids, lengths, sites, layers,
+    /// options, a model that is not here.
     #[error("{0}")]
     Request(String),
     /// The machine failed: out of memory, or a device that was lost.

@@ -1,4 +1,4 @@
-//! A checkpoint and its forward pass, with sites to look into it.
+#![doc = include_str!("../README.md")]
 
 mod adapter;
 mod batch;
@@ -44,7 +44,7 @@ mod work;
 mod written_twice;
 
 pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};
-pub use capture::{CaptureRequest, capture};
+pub use capture::{CaptureRequest, Captured, capture, capture_in_memory};
 pub use chat_template::{ChatTemplate, PINNED_DATE, RenderOptions};
 pub use config::{Architecture, ModelConfig, RecommendedSampling};
 pub use conversation::{Conversation, parse_template_kwargs};

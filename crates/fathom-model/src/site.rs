@@ -119,6 +119,14 @@ impl Site {
         SITES[self as usize].1
     }
 
+    /// Its name in captures: `resid_post.3`, or `embed` for a site that no layer has.
+    pub fn name_at(self, layer: usize) -> String {
+        match self.per_layer() {
+            true => format!("{self}.{layer}"),
+            false => self.to_string(),
+        }
+    }
+
     /// Whether there is one of it in every layer.
     pub fn per_layer(self) -> bool {
         !matches!(self, Site::Embed | Site::FinalNorm | Site::Logits)

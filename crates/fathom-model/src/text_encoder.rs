@@ -34,6 +34,9 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// How many of them are the prompt.
     pub prompt_len: usize,
+    /// What was encoded: the prompt as the chat template wrote it down, or bare text, and the answer behind
+    /// it. The special tokens of bare text are in `ids` only. `None` where ids were given.
+    pub text: Option<String>,
     /// What was remarkable about it.
     pub remarks: Vec<Remark>,
 }
@@ -41,7 +44,7 @@ pub struct Encoded {
 impl From<Vec<u32>> for Encoded {
     /// Of a prompt without an answer.
     fn from(ids: Vec<u32>) -> Encoded {
-        Encoded { prompt_len: ids.len(), ids, remarks: Vec::new() }
+        Encoded { prompt_len: ids.len(), ids, text: None, remarks: Vec::new() }
     }
 }
 
@@ -67,8 +70,13 @@ impl TextEncoder<'_> {
     pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
         match self.template {
             Some(_) => self.chat_ids(&[Message::user(prompt)]),
-            None => self.tokenizer()?.encode(prompt, true),
+            None => Ok(self.bare_text(prompt)?.ids),
         }
+    }
+
+    fn bare_text(&self, text: &str) -> Result<Encoded> {
+        let ids = self.tokenizer()?.encode(text, true)?;
+        Ok(Encoded { text: Some(text.to_owned()), ..Encoded::from(ids) })
     }
 
     /// The ids of what a prompt asks, up to where the answer begins.
@@ -77,7 +85,10 @@ impl TextEncoder<'_> {
     /// As [`TextEncoder::conversation_ids`].
     pub fn prompt(&self, content: &PromptContent) -> Result<Encoded> {
         match content {
-            PromptContent::Text(text) => self.prompt_ids(text).map(Encoded::from),
+            PromptContent::Text(text) if self.template.is_some() => {
+                self.conversation_ids(&vec![Message::user(text)].into())
+            }
+            PromptContent::Text(text) => self.bare_text(text),
             PromptContent::Messages(conversation) => self.conversation_ids(conversation),
         }
     }
@@ -99,7 +110,7 @@ impl TextEncoder<'_> {
         let (text, remarks) = self.write_prompt(conversation)?;
         // The template has written every special token there is to be.
         let ids = self.tokenizer()?.encode(&text, false)?;
-        Ok(Encoded { remarks, ..Encoded::from(ids) })
+        Ok(Encoded { remarks, text: Some(text), ..Encoded::from(ids) })
     }
 
     /// The ids of a prompt and of the output that goes on from it.
@@ -111,8 +122,8 @@ impl TextEncoder<'_> {
             let conversation = vec![Message::user(prompt)].into();
             return self.conversation_with_output(&conversation, output);
         }
-        let mut encoded = Encoded::from(self.prompt_ids(prompt)?);
-        encoded.ids.extend(self.output_ids(output)?);
+        let mut encoded = self.bare_text(prompt)?;
+        self.answer(&mut encoded, output)?;
         if let Some(twice) = written_twice(prompt, output) {
             let text = format!("`prompt` ends with {}, and `output` begins with it", twice.shown());
             encoded.remarks.push(Remark::input("written-twice", text));
@@ -148,22 +159,23 @@ impl TextEncoder<'_> {
     ) -> Result<Encoded> {
         let (text, remarks) = self.write_prompt(conversation)?;
         let prompt = self.tokenizer()?.encode(&text, false)?;
-        let mut encoded = Encoded { remarks, ..Encoded::from(prompt) };
         let own = match may_be_written_twice(output) {
             true => self.generation_prompt(conversation, &text)?,
             false => "",
         };
         let twice = written_twice(own, output);
         let output = twice.as_ref().map_or(output, |twice| &output[twice.bytes..]);
-        encoded.ids.extend(self.output_ids(output)?);
-        encoded.remarks.extend(twice.map(|twice| {
+        let repeated = twice.map(|twice| {
             let text = format!(
                 "the answer begins with {}, which the chat template's prompt for it ends with: it is \
                  written once",
                 twice.shown()
             );
             Remark::input("written-twice", text)
-        }));
+        });
+        let mut encoded = Encoded { remarks, text: Some(text), ..Encoded::from(prompt) };
+        self.answer(&mut encoded, output)?;
+        encoded.remarks.extend(repeated);
         Ok(encoded)
     }
 
@@ -217,10 +229,19 @@ impl TextEncoder<'_> {
             )));
         };
         let answer = answer.strip_suffix(end).unwrap_or(answer);
-        let mut encoded = Encoded::from(self.tokenizer()?.encode(&prompt, false)?);
-        encoded.ids.extend(self.output_ids(answer)?);
-        encoded.remarks = remarks;
+        let ids = self.tokenizer()?.encode(&prompt, false)?;
+        let mut encoded = Encoded { remarks, text: Some(prompt), ..Encoded::from(ids) };
+        self.answer(&mut encoded, answer)?;
         Ok(encoded)
+    }
+
+    /// Puts an answer behind its prompt.
+    fn answer(&self, encoded: &mut Encoded, output: &str) -> Result<()> {
+        encoded.ids.extend(self.output_ids(output)?);
+        if let Some(text) = &mut encoded.text {
+            text.push_str(output);
+        }
+        Ok(())
     }
 
     /// The ids of an answer, to follow those of its prompt: without BOS, and without the mark that

@@ -174,7 +174,7 @@ impl Trace {
     fn tokenize(&self, encoder: &TextEncoder) -> Result<TokenizedTrace> {
         let encoded = match &self.content {
             TraceContent::Ids { input_ids, prompt_len } => {
-                Encoded { ids: input_ids.clone(), prompt_len: *prompt_len, remarks: Vec::new() }
+                Encoded { prompt_len: *prompt_len, ..Encoded::from(input_ids.clone()) }
             }
             TraceContent::Text { prompt, output } => encoder.prompt_with_output(prompt, output)?,
             TraceContent::Messages { conversation, answer } => {
@@ -182,7 +182,7 @@ impl Trace {
             }
         };
         encoder.check_ids(&encoded.ids)?;
-        let Encoded { ids, prompt_len, remarks } = encoded.at(&self.path, self.line);
+        let Encoded { ids, prompt_len, remarks, .. } = encoded.at(&self.path, self.line);
         Ok(TokenizedTrace { index: self.index, line: self.line, ids, prompt_len, remarks })
     }
 

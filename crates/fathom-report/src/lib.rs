@@ -1,11 +1,4 @@
-//! What people look at: tables and a summary of what the analysis found.
-//!
-//! A [`Table`] is rows of [`Cell`]s and renders as Markdown, CSV, LaTeX or JSON. [`sink_table`] is the
-//! paper's Table 1 and 2, [`token_table`] its Table 3, [`level_table`] its Figure 2 and
-//! [`position_table`] its Figure 5 as numbers; [`summary`] says in words what a scan found.
-//! [`Report`] is all of it as one page with figures.
-//! [`Decoding`] says where the time of a generation went,
-//! [`bench_table`] and [`breakdown_table`] compare ways of decoding.
+#![doc = include_str!("../README.md")]
 
 mod bench_tables;
 mod decoding;

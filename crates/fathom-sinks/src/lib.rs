@@ -1,10 +1,4 @@
-//! Finding, grading and explaining attention sinks.
-//!
-//! One streaming pass over a trace keeps a handful of numbers per (layer, token) ([`ScalarProbe`] →
-//! [`TraceScalars`]); everything else is arithmetic on those: which tokens are sinks ([`detect`]), their
-//! levels ([`levels`]), tokens and positions ([`token_counts`], [`position_histogram`]), norms
-//! ([`norm_curves`]), and the paper's tables ([`SinkRow`], [`TokenRow`]). Detections are read and
-//! written as JSON lines ([`TraceDetection`]).
+#![doc = include_str!("../README.md")]
 
 mod detect;
 mod detections;

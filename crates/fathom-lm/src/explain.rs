@@ -1,0 +1,305 @@
+//! How the sinks of a run form, and what they do.
+
+use std::path::{Path, PathBuf};
+
+use fathom_backend::Precision;
+use fathom_kernels::CpuOptions;
+use fathom_model::{Error, Result, data_files};
+use fathom_sinks::explain::{
+    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_adapter, check_model,
+    check_traces, result_file,
+};
+use fathom_sinks::{ModelNote, ScanOptions};
+
+use crate::source::{AdapterSource, ModelSource};
+use crate::traces::{IN_MEMORY, ReadOptions};
+use crate::{Model, ModelFiles, ModelOptions, Traces};
+
+/// One analysis and what it found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// Which.
+    pub analysis: Analysis,
+    /// Where its result lies; [`fathom_sinks::explain::read`] reads it.
+    pub file: PathBuf,
+    /// What was found, in a sentence.
+    pub finding: String,
+}
+
+/// Explains the sinks of a run with its model and its traces: the result of each analysis is stored in the
+/// run, one that is there already is kept, and what was interrupted goes on.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// use fathom_lm::{Analysis, ExplainOptions, Model, Preset, ScanOptions, Traces, explain};
+///
+/// fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// let model = Model::load(dir.path().display().to_string())?;
+/// let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
+/// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
+///
+/// let asked = [Analysis::Stages, Analysis::Effect];
+/// let options = ExplainOptions { seed: 0, max_sinks: 20 };
+/// let explained = explain(&run, &model, &traces, &asked, options, &mut ())?;
+/// assert_eq!(explained[0].analysis, Analysis::Stages);
+/// assert!(explained.iter().all(|one| one.file.exists() && !one.finding.is_empty()));
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
+///
+/// # Errors
+/// A model or traces that are not those of the run; a pass that fails; a result that cannot be written.
+pub fn explain(
+    run: &fathom_sinks::Run,
+    model: &Model,
+    traces: &Traces,
+    analyses: &[Analysis],
+    options: ExplainOptions,
+    progress: &mut dyn ExplainProgress,
+) -> Result<Vec<Explained>> {
+    let explanation = Explain::new(run, analyses, options)?;
+    explanation.with_model(model, traces, progress)?;
+    explanation.findings()
+}
+
+/// Where the model and the traces of a run are, where that is not under the names they were scanned by.
+#[derive(Clone, Debug, Default)]
+pub struct RunInputs {
+    /// The model: a directory or a hub id.
+    pub model: Option<String>,
+    /// The adapter.
+    pub adapter: Option<String>,
+    /// The traces.
+    pub traces: Option<PathBuf>,
+    /// Threads to compute with; `None`: one per CPU this process may use.
+    pub threads: Option<usize>,
+}
+
+/// An explanation that is about to be done, step by step: [`explain`] is all of it.
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # use fathom_lm::{Analysis, Explain, ExplainOptions, Model, Preset, RunInputs, ScanOptions, Traces};
+/// # fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// # let model = Model::load(dir.path().display().to_string())?;
+/// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
+/// # let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
+/// let options = ExplainOptions { seed: 0, max_sinks: 20 };
+/// let explain = Explain::new(&run, &[Analysis::Entropy], options)?;
+/// assert_eq!(explain.left(), [Analysis::Entropy]);
+/// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
+///
+/// // The run knows where its model and its traces are; what has moved is named.
+/// explain.run(&RunInputs::default(), &mut ())?;
+/// assert!(explain.findings()?[0].finding.contains("nats"));
+/// // A result is kept: it is of this run, these options and this version.
+/// assert!(Explain::new(&run, &[Analysis::Entropy], options)?.left().is_empty());
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
+pub struct Explain<'a> {
+    run: &'a fathom_sinks::Run,
+    asked: Vec<Analysis>,
+    explanation: Explanation<'a>,
+}
+
+impl<'a> Explain<'a> {
+    /// Looks at what is left to do of the analyses.
+    ///
+    /// # Errors
+    /// Detections that cannot be read.
+    pub fn new(
+        run: &'a fathom_sinks::Run,
+        analyses: &[Analysis],
+        options: ExplainOptions,
+    ) -> Result<Explain<'a>> {
+        let explanation = Explanation::new(run, analyses, options)?;
+        Ok(Explain { run, asked: analyses.to_vec(), explanation })
+    }
+
+    /// What is left to do.
+    pub fn left(&self) -> &[Analysis] {
+        self.explanation.analyses()
+    }
+
+    /// What it takes, in words.
+    pub fn cost(&self) -> String {
+        self.explanation.cost()
+    }
+
+    /// Does it, with the model and the traces that the run names, or those of `inputs`, loaded only where an
+    /// analysis needs them.
+    ///
+    /// # Errors
+    /// A model or traces that are not here, or are not those of the run; a pass that fails; a result that
+    /// cannot be written.
+    pub fn run(&self, inputs: &RunInputs, progress: &mut dyn ExplainProgress) -> Result<()> {
+        if !self.explanation.needs_model() {
+            return self.explanation.without_model();
+        }
+        let source = self.find_model(inputs)?;
+        let path = self.find_traces(inputs)?;
+        check_traces(self.run, &path)?;
+        self.check_source(&source)?;
+        let files = self.model_options(inputs).open_at(source)?;
+        let traces = self.read_traces(&path, &files)?;
+        progress.start("loading", "layers", files.config().layers);
+        let model = files.load_with(&mut |_, _| progress.advance(1))?;
+        self.pass(&model, &traces, progress)
+    }
+
+    /// Does it with a model and traces that are loaded already.
+    ///
+    /// # Errors
+    /// As [`Explain::run`].
+    pub fn with_model(
+        &self,
+        model: &Model,
+        traces: &Traces,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        if !self.explanation.needs_model() {
+            return self.explanation.without_model();
+        }
+        self.check_source(model.files().source())?;
+        let scanned = &self.run.manifest().options;
+        if scanned.precision != model.files().precision() {
+            return Err(Error::Request(format!(
+                "the run was scanned in {}, and the model is loaded in {}: expected the same",
+                scanned.precision,
+                model.files().precision()
+            )));
+        }
+        let read = self.run.manifest().traces.read.as_ref();
+        if read.is_some_and(|read| read.ids_sha256 != traces.note().ids_sha256) {
+            let problem = "the traces are not those of the run: their token ids differ";
+            return Err(Error::Request(problem.to_owned()));
+        }
+        self.pass(model, traces, progress)
+    }
+
+    /// What is known of the analyses that were asked for.
+    ///
+    /// # Errors
+    /// A result that cannot be read.
+    pub fn findings(&self) -> Result<Vec<Explained>> {
+        let explained = |analysis: &Analysis| {
+            Ok(Explained {
+                analysis: *analysis,
+                file: result_file(self.run.dir(), *analysis),
+                finding: fathom_report::finding(self.run.dir(), *analysis)?.unwrap_or_default(),
+            })
+        };
+        self.asked.iter().map(explained).collect()
+    }
+
+    fn pass(
+        &self,
+        model: &Model,
+        traces: &Traces,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        let files = model.files();
+        let checkpoint = files.source().checkpoint(files.config())?;
+        let tokenizer = files.text().tokenizer.as_deref();
+        let inputs = Inputs {
+            model: model.weights(),
+            checkpoint: &checkpoint,
+            traces: traces.as_slice(),
+            text: &|ids| tokenizer.and_then(|tokenizer| tokenizer.decode(ids).ok()),
+            engine: &model.engine(),
+        };
+        self.explanation.with_model(&inputs, progress)
+    }
+
+    /// Refuses a model that is not the run's.
+    fn check_source(&self, source: &ModelSource) -> Result<()> {
+        check_model(self.run, &source.dir)?;
+        match (&source.adapter, &self.run.manifest().model.adapter) {
+            (Some(adapter), _) => check_adapter(self.run, &adapter.dir),
+            (None, Some(scanned)) => Err(Error::Request(format!(
+                "the run's model had the adapter `{}`, and this one has none",
+                scanned.path
+            ))),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Where the run's model is.
+    fn find_model(&self, inputs: &RunInputs) -> Result<ModelSource> {
+        let scanned = &self.run.manifest().model;
+        let name = inputs.model.as_deref().unwrap_or(&scanned.id);
+        let source = ModelSource::find(name, None).map_err(|error| match inputs.model {
+            Some(_) => error,
+            None => Error::Request(format!(
+                "the run's model is not here: {error}; if it is elsewhere, name that with `--model`"
+            )),
+        })?;
+        Ok(ModelSource { adapter: find_adapter(inputs, scanned)?, ..source })
+    }
+
+    /// How the run's model was loaded.
+    fn model_options(&self, inputs: &RunInputs) -> ModelOptions {
+        let ScanOptions { chat_template, prompts, precision, .. } = &self.run.manifest().options;
+        let precision = match precision.as_str() {
+            "bf16" => Precision::Bf16,
+            _ => Precision::F32,
+        };
+        ModelOptions::new("")
+            .chat_template(*chat_template)
+            .prompt_options(prompts.clone())
+            .cpu(CpuOptions { precision, threads: inputs.threads, isa: None })
+    }
+
+    /// Where the run's traces are.
+    fn find_traces(&self, inputs: &RunInputs) -> Result<PathBuf> {
+        if let Some(traces) = &inputs.traces {
+            return Ok(traces.clone());
+        }
+        let scanned = &self.run.manifest().traces;
+        let path = Path::new(&scanned.file);
+        if scanned.sha256.is_empty() {
+            let problem = match scanned.file == IN_MEMORY {
+                true => "the run's traces were in memory: give the traces themselves",
+                false => {
+                    "the run's traces came from standard input, and are gone: it cannot be explained"
+                }
+            };
+            return Err(Error::Request(problem.to_owned()));
+        }
+        let all_there = |files: Vec<PathBuf>| files.iter().all(|file| file.exists());
+        if !data_files(path)?.is_some_and(all_there) {
+            let problem = "the run's traces are not here any more: give `--traces`";
+            return Err(Error::file(path, problem));
+        }
+        Ok(path.to_owned())
+    }
+
+    /// The run's traces, read as they were scanned.
+    fn read_traces(&self, path: &Path, files: &ModelFiles) -> Result<Traces> {
+        let manifest = self.run.manifest();
+        let read = manifest.traces.read.as_ref();
+        let options = ReadOptions {
+            fields: read.map(|read| read.named.clone()).unwrap_or_default(),
+            limit: manifest.options.limit,
+            skip_bad_lines: read.is_some_and(|read| !read.skipped.is_empty()),
+        };
+        Traces::read_with(path, files, &options)
+    }
+}
+
+/// Where the run's adapter is, if it had one.
+fn find_adapter(inputs: &RunInputs, scanned: &ModelNote) -> Result<Option<AdapterSource>> {
+    match (&inputs.adapter, &scanned.adapter) {
+        (None, None) => Ok(None),
+        (Some(_), None) => {
+            let problem = "--adapter: the run's model had no adapter, and is explained as it was";
+            Err(Error::Request(problem.to_owned()))
+        }
+        (Some(name), Some(_)) => AdapterSource::find(name).map(Some),
+        (None, Some(scanned)) => AdapterSource::find(&scanned.path).map(Some).map_err(|_| {
+            Error::Request(format!(
+                "the run's adapter `{}` is not here: if it is elsewhere, name that with `--adapter`",
+                scanned.path
+            ))
+        }),
+    }
+}

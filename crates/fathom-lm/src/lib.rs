@@ -1,0 +1,45 @@
+#![doc = include_str!("../README.md")]
+
+mod cpu;
+pub mod demo;
+mod explain;
+mod generate;
+mod model;
+mod pass;
+mod report;
+mod scan;
+mod source;
+pub mod tables;
+mod text;
+mod traces;
+
+pub use cpu::{Weights, cpu, engine_name, precision_name};
+pub use explain::{Explain, Explained, RunInputs, explain};
+pub use generate::{
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, available_cores, placement,
+    recommended_params,
+};
+pub use model::{Model, ModelFiles, ModelOptions};
+pub use pass::{Array, Cache, parse_edits, parse_place};
+pub use report::{ReportOptions, write_report};
+pub use scan::{Run, Scan};
+pub use source::{AdapterSource, ModelSource};
+pub use text::{Input, TextFiles};
+pub use traces::{ReadOptions, Traces, is_piped};
+
+// What the crates below have in their own words, for programs that depend on this one alone.
+pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
+
+pub use fathom_backend::Precision;
+pub use fathom_decode::engine::{Gamma, ModeChoice};
+pub use fathom_decode::generation::{Generation, Generator, Piece, Task};
+pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
+pub use fathom_kernels::{CpuOptions, Isa};
+pub use fathom_model::{
+    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, Message,
+    ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result, RowFields, Site,
+    TokenizedTrace,
+};
+pub use fathom_report::{Format, ReportFiles, Table};
+pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};
+pub use fathom_sinks::{Class, Preset, Progress, ScanOptions, Sink, TraceDetection};
