@@ -19,6 +19,7 @@ mod scores;
 mod slot;
 
 use std::collections::VecDeque;
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use fathom_backend::Backend;
@@ -80,6 +81,8 @@ use slot::Slot;
 /// ```
 pub struct Engine<B: Backend> {
     target: Model<B>,
+    /// The thread that takes the steps.
+    driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
@@ -102,8 +105,6 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// Options that have no meaning or need a draft that is not there, or a thread the operating system
     /// refuses.
-    ///
-    /// The calling thread becomes the target's, where the target's threads have places of their own.
     pub fn new(
         target: Model<B>,
         draft: Option<Model<B>>,
@@ -125,9 +126,9 @@ impl<B: Backend> Engine<B> {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
-        target.backend().attach_thread();
         Ok(Engine {
             target,
+            driver: None,
             draft,
             options,
             planner: Planner::new(options.gamma),
@@ -260,6 +261,7 @@ impl<B: Backend> Engine<B> {
 
     /// The same, where a request that cannot go on ends with its error and leaves the others alone.
     fn advance(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
+        self.attach();
         self.admit();
         self.prefill_chunk()?;
         while self.running.is_empty() && !self.prefilling.is_empty() {
@@ -302,11 +304,20 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// As [`Engine::step`].
     pub fn prefill(&mut self) -> Result<()> {
+        self.attach();
         self.admit();
         while !self.prefilling.is_empty() {
             self.prefill_chunk()?;
         }
         Ok(())
+    }
+
+    /// The thread that takes the steps is the one the target's backend is driven by.
+    fn attach(&mut self) {
+        let here = thread::current().id();
+        if self.driver.replace(here) != Some(here) {
+            self.target.backend().attach_thread();
+        }
     }
 
     /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded

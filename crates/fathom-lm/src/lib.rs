@@ -16,7 +16,7 @@ mod traces;
 pub use cpu::{Weights, cpu, engine_name, precision_name};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
-    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, available_cores, placement,
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, available_cores, placement,
     recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
@@ -31,8 +31,8 @@ pub use traces::{ReadOptions, Traces, is_piped};
 pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
 
 pub use fathom_backend::Precision;
-pub use fathom_decode::engine::{Gamma, ModeChoice};
-pub use fathom_decode::generation::{Generation, Generator, Piece, Task};
+pub use fathom_decode::engine::{EngineHandle, Gamma, HandleMetrics, ModeChoice};
+pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{

@@ -1,5 +1,6 @@
 //! Text from prompts: plainly, or with a draft.
 
+mod engine;
 mod pair;
 mod prompts;
 
@@ -10,6 +11,7 @@ use fathom_kernels::Cpu;
 use fathom_model::{RecommendedSampling, Result};
 
 use crate::Input;
+pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
 

@@ -51,7 +51,6 @@ impl<B: Backend> Worker<B> {
 
     /// Works until nobody is left, or until a model fails.
     pub fn run(mut self) {
-        self.engine.target.backend().attach_thread();
         let work = catch_unwind(AssertUnwindSafe(|| self.work()));
         let end = work.unwrap_or_else(|panic| {
             End::Failed(format!("the engine stopped: {}", panic_message(panic.as_ref())))
