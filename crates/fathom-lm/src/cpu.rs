@@ -28,8 +28,8 @@ pub(crate) fn refused(error: CpuError) -> Error {
     Error::Request(error.to_string())
 }
 
-/// Which kernels a model computes with, as runs record it: `cpu avx512-bf16`. Results of different ones
-/// agree, but not in every bit.
+/// Which kernels a model computes with, as runs record it: `cpu avx512-bf16`. Results of different
+/// ones agree, but not in every bit.
 pub fn engine_name(weights: &Weights) -> String {
     format!("cpu {}", weights.backend().isa())
 }

@@ -43,7 +43,8 @@ pub struct TrainedPair {
     pub draft: PathBuf,
 }
 
-/// Writes the built-in pair of trained models (4 MB) to a directory, which is made where it is not there.
+/// Writes the built-in pair of trained models (4 MB) to a directory, which is made where it is not
+/// there.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();

@@ -26,8 +26,8 @@ pub struct Explained {
     pub finding: String,
 }
 
-/// Explains the sinks of a run with its model and its traces: the result of each analysis is stored in the
-/// run, one that is there already is kept, and what was interrupted goes on.
+/// Explains the sinks of a run with its model and its traces: the result of each analysis is stored
+/// in the run, one that is there already is kept, and what was interrupted goes on.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -47,7 +47,8 @@ pub struct Explained {
 /// ```
 ///
 /// # Errors
-/// A model or traces that are not those of the run; a pass that fails; a result that cannot be written.
+/// A model or traces that are not those of the run; a pass that fails; a result that cannot be
+/// written.
 pub fn explain(
     run: &fathom_sinks::Run,
     model: &Model,
@@ -61,7 +62,8 @@ pub fn explain(
     explanation.findings()
 }
 
-/// Where the model and the traces of a run are, where that is not under the names they were scanned by.
+/// Where the model and the traces of a run are, where that is not under the names they were scanned
+/// by.
 #[derive(Clone, Debug, Default)]
 pub struct RunInputs {
     /// The model: a directory or a hub id.
@@ -78,7 +80,8 @@ pub struct RunInputs {
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
-/// # use fathom_lm::{Analysis, Explain, ExplainOptions, Model, Preset, RunInputs, ScanOptions, Traces};
+/// # use fathom_lm::{Analysis, Explain, ExplainOptions, Model, Preset, RunInputs, ScanOptions};
+/// # use fathom_lm::Traces;
 /// # fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
 /// # let model = Model::load(dir.path().display().to_string())?;
 /// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
@@ -125,12 +128,12 @@ impl<'a> Explain<'a> {
         self.explanation.cost()
     }
 
-    /// Does it, with the model and the traces that the run names, or those of `inputs`, loaded only where an
-    /// analysis needs them.
+    /// Does it, with the model and the traces that the run names, or those of `inputs`, loaded only
+    /// where an analysis needs them.
     ///
     /// # Errors
-    /// A model or traces that are not here, or are not those of the run; a pass that fails; a result that
-    /// cannot be written.
+    /// A model or traces that are not here, or are not those of the run; a pass that fails; a
+    /// result that cannot be written.
     pub fn run(&self, inputs: &RunInputs, progress: &mut dyn ExplainProgress) -> Result<()> {
         if !self.explanation.needs_model() {
             return self.explanation.without_model();

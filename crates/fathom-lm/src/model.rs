@@ -62,13 +62,14 @@ impl ModelOptions {
         ModelOptions { adapter: Some(adapter.into()), ..self }
     }
 
-    /// Whether prompts go through the checkpoint's chat template, where it has one; `true` unless said.
+    /// Whether prompts go through the checkpoint's chat template, where it has one; `true` unless
+    /// said.
     pub fn chat_template(self, chat_template: bool) -> ModelOptions {
         ModelOptions { chat_template, ..self }
     }
 
-    /// What is said about prompts beside the checkpoint's own files: a system message, template variables,
-    /// the day, BOS.
+    /// What is said about prompts beside the checkpoint's own files: a system message, template
+    /// variables, the day, BOS.
     pub fn prompt_options(self, prompts: PromptOptions) -> ModelOptions {
         ModelOptions { prompts, ..self }
     }
@@ -98,8 +99,8 @@ impl ModelOptions {
         ModelOptions { cpu, ..self }
     }
 
-    /// Finds the files, reads all but the weights, and checks that the weights are there and fit: what is
-    /// remarkable is known before the work of packing them.
+    /// Finds the files, reads all but the weights, and checks that the weights are there and fit:
+    /// what is remarkable is known before the work of packing them.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -243,8 +244,8 @@ impl AsRef<ModelFiles> for ModelFiles {
     }
 }
 
-/// A model, ready to run: weights, config, tokenizer and chat template. A clone is the same model, and
-/// costs nothing; several threads may run one at the same time.
+/// A model, ready to run: weights, config, tokenizer and chat template. A clone is the same model,
+/// and costs nothing; several threads may run one at the same time.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -275,8 +276,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model in f32 on all CPUs: a HuggingFace checkpoint directory, or the hub id (`org/name`,
-    /// `org/name@revision`) of one in the HuggingFace cache.
+    /// Loads a model in f32 on all CPUs: a HuggingFace checkpoint directory, or the hub id
+    /// (`org/name`, `org/name@revision`) of one in the HuggingFace cache.
     ///
     /// # Errors
     /// A model that is not here; files that cannot be used.
@@ -319,12 +320,12 @@ impl Model {
         engine_name(&self.weights)
     }
 
-    /// The ids of a text, a conversation or a list of ids, up to where the answer begins: with what the chat
-    /// template made of it, and what was remarkable about that.
+    /// The ids of a text, a conversation or a list of ids, up to where the answer begins: with what
+    /// the chat template made of it, and what was remarkable about that.
     ///
     /// # Errors
-    /// No tokenizer for a text, or no chat template for messages; a template that fails; no tokens at all;
-    /// two leading BOS; an id outside the vocabulary.
+    /// No tokenizer for a text, or no chat template for messages; a template that fails; no tokens
+    /// at all; two leading BOS; an id outside the vocabulary.
     pub fn encode(&self, input: impl Into<Input>) -> Result<Encoded> {
         self.files.encode(input)
     }

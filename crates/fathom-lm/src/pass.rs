@@ -1,4 +1,5 @@
-//! One pass over a text: its logits, what happens inside, and what becomes of them when something is changed.
+//! One pass over a text: its logits, what happens inside, and what becomes of them when something
+//! is changed.
 
 use std::fmt;
 use std::path::Path;
@@ -39,8 +40,8 @@ impl Array {
         &self.values[index * width..(index + 1) * width]
     }
 
-    /// The column of the largest value of each row, the first of equals: of logits `[T, vocab]` the most
-    /// likely next token at each position.
+    /// The column of the largest value of each row, the first of equals: of logits `[T, vocab]` the
+    /// most likely next token at each position.
     pub fn argmax(&self) -> Vec<usize> {
         let width = self.shape.last().copied().unwrap_or(1).max(1);
         let best = |row: &[f32]| {
@@ -74,9 +75,9 @@ impl Cache {
         cache
     }
 
-    /// What was captured under a name, as [`Model::run_with_cache`] takes them, with a layer where the site
-    /// has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same. `None` where it was not asked
-    /// for, or is no name.
+    /// What was captured under a name, as [`Model::run_with_cache`] takes them, with a layer where
+    /// the site has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same. `None` where
+    /// it was not asked for, or is no name.
     pub fn get(&self, name: &str) -> Option<&Array> {
         let (site, layer) = parse_place(name).ok()?;
         if site.per_layer() && layer.is_none() {
@@ -121,15 +122,16 @@ impl std::ops::Index<&str> for Cache {
     }
 }
 
-/// A site and, where one is named, its layer: `resid_post.3`, `blocks.3.hook_resid_post`; with `*` for all
-/// layers: `resid_post.*`, `blocks.*.hook_resid_post`, or just `resid_post`.
+/// A site and, where one is named, its layer: `resid_post.3`, `blocks.3.hook_resid_post`; with `*`
+/// for all layers: `resid_post.*`, `blocks.*.hook_resid_post`, or just `resid_post`.
 ///
 /// ```
 /// use fathom_lm::{Site, parse_place};
 ///
 /// assert_eq!(parse_place("blocks.3.hook_resid_post")?, (Site::ResidPost, Some(3)));
 /// assert_eq!(parse_place("mlp_out.*")?, (Site::MlpOut, None));
-/// assert!(parse_place("mlp.3").unwrap_err().to_string().contains("expected one of embed, resid_pre"));
+/// let error = parse_place("mlp.3").unwrap_err().to_string();
+/// assert!(error.contains("expected one of embed, resid_pre"), "{error}");
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
 ///
@@ -164,11 +166,12 @@ pub fn parse_edits(edits: &[&str], config: &ModelConfig, tokens: usize) -> Resul
 }
 
 impl Model {
-    /// Runs `ids` through the model, watched by `probe`: logits `[T, vocab]`, row `t` those of the token
-    /// after position `t`. The bits are the same with a probe and without, unless it edits.
+    /// Runs `ids` through the model, watched by `probe`: logits `[T, vocab]`, row `t` those of the
+    /// token after position `t`. The bits are the same with a probe and without, unless it edits.
     ///
     /// # Errors
-    /// No ids, or one outside the vocabulary; more logits than there is memory for; an error of the probe.
+    /// No ids, or one outside the vocabulary; more logits than there is memory for; an error of the
+    /// probe.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -179,7 +182,8 @@ impl Model {
     /// assert_eq!(logits.shape, [ids.len(), model.config().vocab]);
     ///
     /// // Without attention's output at a layer, the next token is another one, or less sure.
-    /// let changed = model.run_with_edits(&ids, &["attn_out.3@*=zero", "mlp_out.4@2..=scale(0.5)"])?;
+    /// let edits = ["attn_out.3@*=zero", "mlp_out.4@2..=scale(0.5)"];
+    /// let changed = model.run_with_edits(&ids, &edits)?;
     /// assert_ne!(changed, logits);
     /// // No edits are no change.
     /// assert_eq!(model.run_with_edits(&ids, &[])?, logits);
@@ -215,20 +219,21 @@ impl Model {
     }
 
     /// Runs `ids` through the model and keeps what happens at the places that `names` names, as
-    /// TransformerLens' `run_with_cache`: `resid_post.3`, `mlp_out.*` (every layer) or `mlp_out`, `logits`, and
-    /// TransformerLens' own names (`blocks.3.hook_resid_post`, `blocks.*.attn.hook_pattern`).
-    /// [`Site`] lists them with their shapes.
+    /// TransformerLens' `run_with_cache`: `resid_post.3`, `mlp_out.*` (every layer) or `mlp_out`,
+    /// `logits`, and TransformerLens' own names (`blocks.3.hook_resid_post`,
+    /// `blocks.*.attn.hook_pattern`). [`Site`] lists them with their shapes.
     ///
     /// # Errors
-    /// No names, or an unknown one; a layer the model does not have; no ids, or one outside the vocabulary;
-    /// more than there is memory for.
+    /// No names, or an unknown one; a layer the model does not have; no ids, or one outside the
+    /// vocabulary; more than there is memory for.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
     /// # fathom_lm::demo::plant(dir.path(), &Default::default())?;
     /// # let model = fathom_lm::Model::load(dir.path().display().to_string())?;
     /// let ids = model.encode("hello there")?.ids;
-    /// let cache = model.run_with_cache(&ids, &["blocks.3.hook_resid_post", "sink_score.*", "logits"])?;
+    /// let names = ["blocks.3.hook_resid_post", "sink_score.*", "logits"];
+    /// let cache = model.run_with_cache(&ids, &names)?;
     /// assert_eq!(cache["resid_post.3"].shape, [ids.len(), model.config().hidden]);
     /// assert_eq!(cache["blocks.3.hook_resid_post"], cache["resid_post.3"]);
     /// assert_eq!(cache.names().filter(|name| name.starts_with("sink_score")).count(), 20);
@@ -254,9 +259,11 @@ impl Model {
     ///
     /// let ids = model.encode("hello there")?.ids;
     /// let edits = parse_edits(&["resid_mid.4@1=zero"], model.config(), ids.len())?;
-    /// let request = model.capture_request(&["resid_mid.4"])?.with_edits(edits).at_positions(vec![1]);
+    /// let request = model.capture_request(&["resid_mid.4"])?;
+    /// let request = request.with_edits(edits).at_positions(vec![1]);
     /// let cache = model.cache(&ids, &request)?;
-    /// assert!(cache["resid_mid.4"].row(0).iter().all(|x| *x == 0.0)); // what the pass went on with
+    /// // What the pass went on with.
+    /// assert!(cache["resid_mid.4"].row(0).iter().all(|x| *x == 0.0));
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
     ///
@@ -268,13 +275,13 @@ impl Model {
 
     /// Logits `[T, vocab]` of a pass in which something is changed, each change written as
     /// `SITE.LAYER@POSITIONS=CHANGE`: `mlp_out.22@1042=zero`, `resid_post.5@3..9=scale(0.5)`,
-    /// `mlp_elementwise.3[17,40]@*=zero` for two neurons. The change is `zero`, `scale(X)`, `clamp(NORM)`,
-    /// `copy(POSITION)`, `mean(POSITIONS)`, or `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)` from a
-    /// capture.
+    /// `mlp_elementwise.3[17,40]@*=zero` for two neurons. The change is `zero`, `scale(X)`,
+    /// `clamp(NORM)`, `copy(POSITION)`, `mean(POSITIONS)`, or `replace(FILE:TENSOR:ROW)` and
+    /// `add(FILE:TENSOR:ROW)` from a capture.
     ///
     /// # Errors
-    /// What cannot be read as an edit, does not fit the model or the text, or conflicts with another; as
-    /// [`Model::run`].
+    /// What cannot be read as an edit, does not fit the model or the text, or conflicts with
+    /// another; as [`Model::run`].
     pub fn run_with_edits(&self, ids: &[u32], edits: &[&str]) -> Result<Array> {
         let edits = parse_edits(edits, self.config(), ids.len())?;
         self.run(ids, Some(&mut EditProbe::new(&edits)))
@@ -290,8 +297,8 @@ impl Model {
         CaptureRequest::new(&places, &[], None, self.config())
     }
 
-    /// Writes what a pass shows to a new safetensors file, as it is computed: memory does not grow with what
-    /// is captured. `progress` is called with the tokens done.
+    /// Writes what a pass shows to a new safetensors file, as it is computed: memory does not grow
+    /// with what is captured. `progress` is called with the tokens done.
     ///
     /// # Errors
     /// A file that exists already or cannot be written; as [`Model::cache`].

@@ -20,9 +20,9 @@ impl Default for ReportOptions {
     }
 }
 
-/// Writes one HTML page about runs, finished or not, and each figure as SVG and CSV: what a run has no
-/// numbers for is a line that says how to get them. An older report at `page` is replaced, another file is
-/// not.
+/// Writes one HTML page about runs, finished or not, and each figure as SVG and CSV: what a run has
+/// no numbers for is a line that says how to get them. An older report at `page` is replaced,
+/// another file is not.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -40,8 +40,8 @@ impl Default for ReportOptions {
 /// ```
 ///
 /// # Errors
-/// No runs, or the same twice; a directory that holds no run; tables that are missing or damaged; a place
-/// that cannot be written; a file at `page` that is no report.
+/// No runs, or the same twice; a directory that holds no run; tables that are missing or damaged; a
+/// place that cannot be written; a file at `page` that is no report.
 pub fn write_report(
     runs: &[impl AsRef<Path>],
     page: &Path,

@@ -12,9 +12,9 @@ use crate::model::ModelFiles;
 use crate::traces::Traces;
 use crate::{Model, cpu};
 
-/// A run: its directory, its manifest, and through those [`fathom_sinks::Run::detections`] and the tables.
-/// A run that was scanned without a directory of its own lies in a temporary one, which goes with the last
-/// clone.
+/// A run: its directory, its manifest, and through those [`fathom_sinks::Run::detections`] and the
+/// tables. A run that was scanned without a directory of its own lies in a temporary one, which
+/// goes with the last clone.
 #[derive(Clone, Debug)]
 pub struct Run {
     run: fathom_sinks::Run,
@@ -26,7 +26,8 @@ impl Run {
     /// Opens the finished run in a directory.
     ///
     /// # Errors
-    /// A directory that holds no run, one of another version of the format, or one that did not finish.
+    /// A directory that holds no run, one of another version of the format, or one that did not
+    /// finish.
     pub fn open(dir: impl AsRef<Path>) -> Result<Run> {
         fathom_sinks::Run::open(dir.as_ref()).map(Run::from)
     }
@@ -68,8 +69,8 @@ pub struct Scan<'a> {
 }
 
 impl Model {
-    /// Looks for attention sinks in traces: a pass over each, into a run. What `options` says of chat
-    /// template, prompts and precision is taken from the model.
+    /// Looks for attention sinks in traces: a pass over each, into a run. What `options` says of
+    /// chat template, prompts and precision is taken from the model.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -113,8 +114,8 @@ impl ModelFiles {
         }
     }
 
-    /// What is remarkable about a scan of traces, the model's files included: what its run will record, known
-    /// before the weights are packed; see [`crate::ModelOptions::open`].
+    /// What is remarkable about a scan of traces, the model's files included: what its run will
+    /// record, known before the weights are packed; see [`crate::ModelOptions::open`].
     ///
     /// # Errors
     /// The traces' files cannot be found any more.
@@ -131,8 +132,8 @@ impl ModelFiles {
         Ok(remarks.into_vec())
     }
 
-    /// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace would
-    /// run it.
+    /// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace
+    /// would run it.
     fn long_traces(&self, traces: &Traces, options: &ScanOptions) -> Option<Remark> {
         let cut = options.max_tokens.unwrap_or(usize::MAX);
         let longest = traces.iter().map(|trace| trace.ids.len().min(cut)).max().unwrap_or(0);
@@ -158,8 +159,8 @@ impl ModelFiles {
 }
 
 impl<'a> Scan<'a> {
-    /// Writes the run to a directory, which is new or empty, unless the scan is resumed. Without one it goes
-    /// to a temporary directory.
+    /// Writes the run to a directory, which is new or empty, unless the scan is resumed. Without
+    /// one it goes to a temporary directory.
     pub fn out(self, dir: impl Into<PathBuf>) -> Scan<'a> {
         Scan { out: Some(dir.into()), ..self }
     }
@@ -177,9 +178,9 @@ impl<'a> Scan<'a> {
     /// Scans. Each trace is on disk before the next begins.
     ///
     /// # Errors
-    /// A directory that holds something else, or a run of something else; a trace the model cannot be given;
-    /// activations that are not finite; a disk that is full. What was recorded before stays, and the run can
-    /// be resumed.
+    /// A directory that holds something else, or a run of something else; a trace the model cannot
+    /// be given; activations that are not finite; a disk that is full. What was recorded before
+    /// stays, and the run can be resumed.
     pub fn run(self) -> Result<Run> {
         let files = self.model.files();
         if self.resume && self.traces.are_piped()? {

@@ -60,8 +60,8 @@ impl Detections {
         Ok(Detections { name: model.name(), rope_base: Some(model.rope_base), traces })
     }
 
-    /// Those of a file, in the published format or ours, graded by the rules of `preset`; `layers`: how many
-    /// the model has, where the file does not say. They are called by the file's name.
+    /// Those of a file, in the published format or ours, graded by the rules of `preset`; `layers`:
+    /// how many the model has, where the file does not say. They are called by the file's name.
     ///
     /// # Errors
     /// A file that cannot be read; sinks that cannot be graded without the number of layers.

@@ -59,7 +59,8 @@ impl From<&[u32]> for Input {
     }
 }
 
-/// The part of a checkpoint that turns text into ids. All of it may be absent: who gives ids needs none.
+/// The part of a checkpoint that turns text into ids. All of it may be absent: who gives ids needs
+/// none.
 #[derive(Default)]
 pub struct TextFiles {
     /// `tokenizer.json` with the files beside it.
@@ -108,12 +109,12 @@ impl TextFiles {
         }
     }
 
-    /// The ids of an input up to where the answer begins, each below `vocab_size`, with the system message
-    /// that was asked for.
+    /// The ids of an input up to where the answer begins, each below `vocab_size`, with the system
+    /// message that was asked for.
     ///
     /// # Errors
-    /// No tokenizer for a text, or no chat template for messages; a template that fails; ids a model of
-    /// `vocab_size` embeddings cannot be given.
+    /// No tokenizer for a text, or no chat template for messages; a template that fails; ids a
+    /// model of `vocab_size` embeddings cannot be given.
     pub fn encode(&self, input: impl Into<Input>, vocab_size: usize) -> Result<Encoded> {
         let encoder = self.encoder(vocab_size);
         let encoded = match input.into() {

@@ -44,9 +44,10 @@ pub struct ReadOptions {
 /// // Rows as they would stand in a file, or ids.
 /// let rows = [json!({ "prompt": "hello", "output": "hello there" })];
 /// let traces = Traces::from_rows(rows, &model)?;
-/// let trace = &traces.iter().next().unwrap();
+/// let trace = &traces.as_slice()[0];
 /// assert_eq!(trace.ids[..trace.prompt_len], model.encode("hello")?.ids[..]);
-/// assert_eq!(Traces::from_ids([trace.ids.clone()], &model)?.iter().next().unwrap().ids, trace.ids);
+/// let again = Traces::from_ids([trace.ids.clone()], &model)?;
+/// assert_eq!(again.as_slice()[0].ids, trace.ids);
 ///
 /// let error = Traces::from_rows([json!({ "prompt": "hello" })], &model).unwrap_err();
 /// assert!(error.to_string().contains("line 1: has `prompt` but no `output`"), "{error}");
@@ -65,7 +66,8 @@ impl Traces {
     /// All traces of a data set.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no traces; a row that is none, or that cannot become ids.
+    /// A file that cannot be read or holds no traces; a row that is none, or that cannot become
+    /// ids.
     pub fn read(path: impl AsRef<Path>, model: &impl AsRef<ModelFiles>) -> Result<Traces> {
         Traces::read_with(path, model, &ReadOptions::default())
     }
@@ -213,7 +215,8 @@ impl Traces {
         &self.note
     }
 
-    /// What was ignored, repaired or is doubtful about the rows, the first of each kind with a count.
+    /// What was ignored, repaired or is doubtful about the rows, the first of each kind with a
+    /// count.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }

@@ -1,5 +1,5 @@
-//! The library where its examples do not reach: what is the same in memory, in files and in threads, and what is
-//! refused.
+//! The library where its examples do not reach: what is the same in memory, in files and in
+//! threads, and what is refused.
 
 #![allow(clippy::unwrap_used)]
 
@@ -96,7 +96,8 @@ fn a_run_is_explained_by_its_own_model_and_traces_only() {
     assert!(explain(&run, &model, &all, &[Analysis::Stages], OPTIONS, &mut ()).is_ok());
 }
 
-/// Traces that lie in no file: scanned as those of a file, and explained where they are given again.
+/// Traces that lie in no file: scanned as those of a file, and explained where they are given
+/// again.
 #[test]
 fn traces_in_memory_give_the_same_run() {
     let dir = planted();

@@ -28,8 +28,9 @@ pub struct CaptureRequest {
 }
 
 impl CaptureRequest {
-    /// Captures `sites` at `layers` (all of the model's where empty). A site that names its own layer
-    /// ([`Site::parse`]) is captured there only. `positions`: the tokens to keep, `None` for all.
+    /// Captures `sites` at `layers` (all of the model's where empty). A site that names its own
+    /// layer ([`Site::parse`]) is captured there only. `positions`: the tokens to keep, `None` for
+    /// all.
     ///
     /// # Errors
     /// No site, or a layer the model does not have.
@@ -125,11 +126,11 @@ impl CaptureRequest {
 }
 
 /// Runs `ids` through the model and writes what `request` names to `out`: f32 tensors called
-/// `site.layer` (`site` for those without layers), shaped as [`Site`] says with the kept positions for
-/// `T`. `attn_weights` keeps rows (queries) only: `[heads, kept, T]`.
+/// `site.layer` (`site` for those without layers), shaped as [`Site`] says with the kept positions
+/// for `T`. `attn_weights` keeps rows (queries) only: `[heads, kept, T]`.
 ///
-/// Values go to the file as they are computed, so memory does not grow with what is captured. The file
-/// appears under its name once it is whole. `progress` is called with the tokens done.
+/// Values go to the file as they are computed, so memory does not grow with what is captured. The
+/// file appears under its name once it is whole. `progress` is called with the tokens done.
 ///
 /// # Errors
 /// `out` exists already or cannot be written; a position beyond the text; a token id outside the
@@ -152,8 +153,8 @@ pub fn capture<B: Backend>(
 /// As [`capture`], into memory: each place that `request` names, in the order of the forward pass.
 ///
 /// # Errors
-/// A position beyond the text; a token id outside the vocabulary; no tokens; more values than there is
-/// memory for ([`CaptureRequest::bytes`] says how many there are).
+/// A position beyond the text; a token id outside the vocabulary; no tokens; more values than there
+/// is memory for ([`CaptureRequest::bytes`] says how many there are).
 pub fn capture_in_memory<B: Backend>(
     model: &Model<B>,
     ids: &[u32],

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::{Error, ModelConfig, Result};
 
-/// A place in the forward pass. The comment gives the shape of what is captured there; `T` is the number
-/// of positions. Between layers the residual stream is raw, never the final norm.
+/// A place in the forward pass. The comment gives the shape of what is captured there; `T` is the
+/// number of positions. Between layers the residual stream is raw, never the final norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
     /// `embed` `[T, hidden]`: token embedding; not per layer.
@@ -24,7 +24,8 @@ pub enum Site {
     K,
     /// `v` `[kv_heads, T, head_dim]`: values.
     V,
-    /// `attn_weights` `[heads, T, T]`: softmax probabilities; quadratic, so for short sequences only.
+    /// `attn_weights` `[heads, T, T]`: softmax probabilities; quadratic, so for short sequences
+    /// only.
     AttnWeights,
     /// `sink_score` `[heads, T]`: paper eq. 1, without ever holding `attn_weights`.
     SinkScore,

@@ -34,8 +34,9 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// How many of them are the prompt.
     pub prompt_len: usize,
-    /// What was encoded: the prompt as the chat template wrote it down, or bare text, and the answer behind
-    /// it. The special tokens of bare text are in `ids` only. `None` where ids were given.
+    /// What was encoded: the prompt as the chat template wrote it down, or bare text, and the
+    /// answer behind it. The special tokens of bare text are in `ids` only. `None` where ids were
+    /// given.
     pub text: Option<String>,
     /// What was remarkable about it.
     pub remarks: Vec<Remark>,

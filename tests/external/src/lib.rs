@@ -1,5 +1,5 @@
-//! What a program of someone else does with Fathom: it finds the sinks of a model's traces, and has a model
-//! write. It knows `fathom-lm` and no other crate of it, and builds no command line.
+//! What a program of someone else does with Fathom: it finds the sinks of a model's traces, and has
+//! a model write. It knows `fathom-lm` and no other crate of it, and builds no command line.
 
 use std::path::Path;
 
@@ -28,7 +28,8 @@ pub fn sinks(model: &Path, traces: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// What a model writes after a prompt, greedily, with a draft or without: the text and its token ids.
+/// What a model writes after a prompt, greedily, with a draft or without: the text and its token
+/// ids.
 ///
 /// # Errors
 /// Models or a prompt that cannot be used.

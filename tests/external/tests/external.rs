@@ -32,7 +32,8 @@ fn it_finds_the_planted_sinks_and_no_others() {
     assert_eq!(sinks(&dir, &dir.join("traces.jsonl")).unwrap(), planted);
 }
 
-/// The text is the most likely token at every position, as a plain pass says: with a draft and without.
+/// The text is the most likely token at every position, as a plain pass says: with a draft and
+/// without.
 #[test]
 fn it_writes_what_the_target_says_token_for_token() {
     let models = demo::trained_pair(&empty("pair")).unwrap();

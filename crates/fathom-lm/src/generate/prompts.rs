@@ -61,7 +61,8 @@ impl Prompts {
     /// # let target = ModelOptions::new(models.target.display().to_string());
     /// # let pair = Pair::open(target, None)?;
     /// let file = dir.path().join("prompts.jsonl");
-    /// std::fs::write(&file, "{\"question\": \"a\"}\n{\"prompt\": \"b\"}\n{\"prompt\": \"c\"}\n").unwrap();
+    /// let rows = ["{\"question\": \"a\"}", "{\"prompt\": \"b\"}", "{\"prompt\": \"c\"}"];
+    /// std::fs::write(&file, rows.join("\n")).unwrap();
     /// let first_two = PromptFile { limit: Some(2), ..PromptFile::default() };
     /// let prompts = Prompts::read(&file, &first_two, &pair, &GenerateOptions::default())?;
     /// assert_eq!(prompts.tasks(3).len(), 6);
@@ -69,7 +70,8 @@ impl Prompts {
     /// ```
     ///
     /// # Errors
-    /// A file that cannot be read or holds no prompts; a line that is none, or leaves no room for an answer.
+    /// A file that cannot be read or holds no prompts; a line that is none, or leaves no room for
+    /// an answer.
     pub fn read(
         path: &Path,
         file: &PromptFile,

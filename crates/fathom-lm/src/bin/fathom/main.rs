@@ -1,5 +1,5 @@
-//! The `fathom` command line: one file per command under `commands/`, which reads arguments, calls the library
-//! and prints.
+//! The `fathom` command line: one file per command under `commands/`, which reads arguments, calls
+//! the library and prints.
 //!
 //! # Exit codes
 //! - `0`: done. Also when whoever reads our output has seen enough and closed the pipe (`fathom table … | head`).
@@ -36,8 +36,8 @@ fn main() -> ExitCode {
     let result = cli.run(&mut io::stdout().lock()).and_then(|()| Ok(io::stdout().flush()?));
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of a pipe decides when it has seen enough. That is no failure of ours, so we leave
-        // quietly, as tools killed by SIGPIPE do.
+        // The reader of a pipe decides when it has seen enough. That is no failure of ours, so we
+        // leave quietly, as tools killed by SIGPIPE do.
         Err(Failure::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }

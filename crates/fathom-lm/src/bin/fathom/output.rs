@@ -11,7 +11,8 @@ pub struct Output {
     /// No progress and no remarks on standard error; errors are still told
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Refuse input that a remark would be made about: what would be ignored, repaired or is doubtful
+    /// Refuse input that a remark would be made about: what would be ignored, repaired or is
+    /// doubtful
     #[arg(long, global = true, help_heading = "Output")]
     pub strict: bool,
 }

@@ -21,7 +21,8 @@ pub struct PairArgs {
     /// The same for the draft
     #[arg(long, value_name = "DIR", requires = "draft")]
     pub draft_adapter: Option<String>,
-    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32 in both
+    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32
+    /// in both
     #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
     pub precision: Precision,
     /// Threads of the target [default: what the draft leaves of the CPUs this process may use]
@@ -30,10 +31,12 @@ pub struct PairArgs {
     /// Threads of the draft [default: one CPU in four]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     draft_threads: Option<u16>,
-    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this machine runs]
+    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this
+    /// machine runs]
     #[arg(long, value_name = "SET", value_parser = model_args::isa(), hide_short_help = true)]
     isa: Option<Isa>,
-    /// Keep every thread on a core of its own: steadier where nothing else runs, slower where something does
+    /// Keep every thread on a core of its own: steadier where nothing else runs, slower where
+    /// something does
     #[arg(long)]
     pin: bool,
 }

@@ -24,8 +24,8 @@ pub struct GenerateOptions {
     pub gamma: Gamma,
     /// Most texts at a time.
     pub batch_size: usize,
-    /// Most pages that the key/value caches of all running texts may hold, in each model; `None`: as many as
-    /// `batch_size` whole contexts take.
+    /// Most pages that the key/value caches of all running texts may hold, in each model; `None`:
+    /// as many as `batch_size` whole contexts take.
     pub kv_pages: Option<usize>,
     /// Who has which threads.
     pub placement: Placement,
@@ -79,7 +79,8 @@ impl Pair {
         }
     }
 
-    /// Loads the models, for texts that are wanted as they come. `progress` is called with (layers done, layers) of first the one, then the other.
+    /// Loads the models, for texts that are wanted as they come. `progress` is called with (layers
+    /// done, layers) of first the one, then the other.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -90,7 +91,7 @@ impl Pair {
     /// let prompts = Prompts::new(["What is 6 times 7?", "What is 6 plus 7?"], &pair, &options)?;
     /// assert!(prompts.longest() < pair.context());
     ///
-    /// let params = SamplingParams { max_tokens: 6, temperature: 0.7, ..SamplingParams::default() };
+    /// let params = SamplingParams { max_tokens: 6, temperature: 0.7, ..Default::default() };
     /// let engine = pair.start(&options, &mut |_, _| {})?;
     /// let mut generator = engine.run(prompts.tasks(2), params); // two texts of each
     /// let mut texts = vec![String::new(); 4];
@@ -123,8 +124,8 @@ impl Pair {
         Ok(PairEngine { pair: self, engine, origin })
     }
 
-    /// The texts of prompts, in their order: loads the models and generates. At temperature 0 they are the
-    /// target's own, token for token, whatever the mode, the draft and the batch.
+    /// The texts of prompts, in their order: loads the models and generates. At temperature 0 they
+    /// are the target's own, token for token, whatever the mode, the draft and the batch.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -146,7 +147,8 @@ impl Pair {
     /// ```
     ///
     /// # Errors
-    /// A prompt that cannot become ids or is too long; parameters that have no meaning; as [`Pair::start`].
+    /// A prompt that cannot become ids or is too long; parameters that have no meaning; as
+    /// [`Pair::start`].
     pub fn generate<I: Into<Input>>(
         &self,
         prompts: impl IntoIterator<Item = I>,
