@@ -7,31 +7,33 @@ use crate::{Attention, KvShape, Precision, Result, Rotary, RowEdit, Span, Weight
 /// A machine that can run the forward pass.
 ///
 /// # The law of row invariance
-/// The bits of a result row depend on that row's inputs and the weights only: never on how many other
-/// rows, sequences or threads are computed at the same time, nor on how a sequence was cut into passes.
-/// For an implementation this means:
-/// - the order in which the terms of a sum over k are added, and the number of partial sums it is split
-///   into, are functions of the weight's shape (matrix products) or of the position and the window
-///   (attention), never of the number of rows;
-/// - every variant of a kernel (one row, a few, many; fused or not) adds the same terms in the same fixed
-///   tree, with fused multiply-add in all of them or in none;
+/// The bits of a result row depend on that row's inputs and the weights only: never on how many
+/// other rows, sequences or threads are computed at the same time, nor on how a sequence was cut
+/// into passes. For an implementation this means:
+/// - the order in which the terms of a sum over k are added, and the number of partial sums it is
+///   split into, are functions of the weight's shape (matrix products) or of the position and the
+///   window (attention), never of the number of rows;
+/// - every variant of a kernel (one row, a few, many; fused or not) adds the same terms in the same
+///   fixed tree, with fused multiply-add in all of them or in none;
 /// - a fused operation has the bits of the operations it stands for;
-/// - values of rows or keys that a row does not see never enter its arithmetic, not even as `0 · x`.
+/// - values of rows or keys that a row does not see never enter its arithmetic, not even as `0 ·
+///   x`.
 ///
 /// # Order, waiting, failing
-/// Operations take effect in the order of the calls, those of different threads in any order. A call may
-/// return before its work is done; calls that return values of activations wait for them. Any call may
-/// report the failure of an earlier one. After an error, what the operation was to write is unspecified;
-/// a pass that was not ended has appended nothing.
+/// Operations take effect in the order of the calls, those of different threads in any order. A
+/// call may return before its work is done; calls that return values of activations wait for them.
+/// Any call may report the failure of an earlier one. After an error, what the operation was to
+/// write is unspecified; a pass that was not ended has appended nothing.
 ///
 /// # Shapes
-/// Shapes are written `[rows, columns]`, row-major. Arguments whose shapes do not fit each other are a
-/// bug in the caller and panic; everything that comes from a file is checked before it gets here.
+/// Shapes are written `[rows, columns]`, row-major. Arguments whose shapes do not fit each other
+/// are a bug in the caller and panic; everything that comes from a file is checked before it gets
+/// here.
 pub trait Backend: Send + Sync + 'static {
     /// A matrix of f32 activations in this backend's memory.
     type Rows: Send + Sync;
-    /// Activations `[rows, columns]` as matrix products take them: in the operands' precision and the
-    /// layout they are read in.
+    /// Activations `[rows, columns]` as matrix products take them: in the operands' precision and
+    /// the layout they are read in.
     type Operand: Send + Sync;
     /// A packed weight matrix `[out, in]` with an optional bias `[out]`.
     type Linear: Send + Sync;
@@ -46,7 +48,7 @@ pub trait Backend: Send + Sync + 'static {
     /// A moment in the order of operations.
     type Mark: Send;
 
-    // --- the machine --------------------------------------------------------------------------------
+    // --- the machine -----------------------------------------------------------------------------
 
     /// What computes, such as `cpu avx512`: the same name, the same bits.
     fn name(&self) -> String;
@@ -54,11 +56,11 @@ pub trait Backend: Send + Sync + 'static {
     fn precision(&self) -> Precision;
     /// Tokens of a page of a key/value cache, which grows by whole pages.
     fn kv_page(&self) -> usize;
-    /// Tells that the calling thread drives this backend from now on, until it ends or calls this of
-    /// another one. A backend may bind itself to the thread, or the thread to a place.
+    /// Tells that the calling thread drives this backend from now on, until it ends or calls this
+    /// of another one. A backend may bind itself to the thread, or the thread to a place.
     fn attach_thread(&self) {}
-    /// Tells whether, from now on, another model is at work on this machine at the same time. A backend
-    /// may then leave part of the machine to it. Changes the bits of nothing.
+    /// Tells whether, from now on, another model is at work on this machine at the same time. A
+    /// backend may then leave part of the machine to it. Changes the bits of nothing.
     fn set_shared(&self, _shared: bool) {}
     /// Waits until all work is done.
     fn synchronize(&self) -> Result<()>;
@@ -67,15 +69,17 @@ pub trait Backend: Send + Sync + 'static {
     /// Seconds of work between two moments. Waits for the later one.
     fn seconds_between(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;
 
-    // --- memory -------------------------------------------------------------------------------------
+    // --- memory ----------------------------------------------------------------------------------
 
     /// A zeroed matrix `[rows, columns]`.
     fn alloc(&self, rows: usize, columns: usize) -> Result<Self::Rows>;
-    /// Gives `x` a new row count, keeping its allocation where possible; contents become unspecified.
+    /// Gives `x` a new row count, keeping its allocation where possible; contents become
+    /// unspecified.
     fn resize(&self, x: &mut Self::Rows, rows: usize, columns: usize) -> Result<()>;
     /// `(rows, columns)` of a matrix.
     fn shape(&self, x: &Self::Rows) -> (usize, usize);
-    /// Rows of `x` as host memory `[rows.len(), columns]`; copies into `scratch` only where it must.
+    /// Rows of `x` as host memory `[rows.len(), columns]`; copies into `scratch` only where it
+    /// must.
     fn host_rows<'a>(
         &self,
         x: &'a Self::Rows,
@@ -93,7 +97,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Uploads a vector.
     fn vector_from(&self, values: &[f32]) -> Result<Self::Vector>;
 
-    // --- the forward pass ---------------------------------------------------------------------------
+    // --- the forward pass ------------------------------------------------------------------------
 
     /// `out[i] = table[ids[i]]`, with `table` a packed `[vocab, hidden]` matrix. Ids are in range.
     fn embed(&self, table: &Self::Linear, ids: &[u32], out: &mut Self::Rows) -> Result<()>;
@@ -145,10 +149,11 @@ pub trait Backend: Send + Sync + 'static {
     fn add_assign(&self, x: &mut Self::Rows, y: &Self::Rows) -> Result<()>;
     /// `out[i] = x[rows[i]]`; gives `out` its shape.
     fn gather(&self, x: &Self::Rows, rows: &[usize], out: &mut Self::Rows) -> Result<()>;
-    /// Index of each row's largest value within its first `limit` columns; the lowest index wins ties.
+    /// Index of each row's largest value within its first `limit` columns; the lowest index wins
+    /// ties.
     fn argmax(&self, x: &Self::Rows, limit: usize) -> Result<Vec<u32>>;
 
-    // --- attention ----------------------------------------------------------------------------------
+    // --- attention -------------------------------------------------------------------------------
 
     /// An empty cache. It takes memory page by page, when keys are appended.
     fn new_kv(&self, shape: KvShape) -> Self::Kv;
@@ -156,7 +161,8 @@ pub trait Backend: Send + Sync + 'static {
     fn kv_len(&self, kv: &Self::Kv) -> usize;
     /// Bytes a cache holds.
     fn kv_bytes(&self, kv: &Self::Kv) -> usize;
-    /// Forgets all tokens from `len` on; what is kept is bit for bit as if they had never been there.
+    /// Forgets all tokens from `len` on; what is kept is bit for bit as if they had never been
+    /// there.
     fn truncate_kv(&self, kv: &mut Self::Kv, len: usize);
     /// Empty column sums.
     fn new_column_sums(&self, layers: usize, heads: usize) -> Self::ColumnSums;
@@ -166,10 +172,11 @@ pub trait Backend: Send + Sync + 'static {
         spans: Vec<Span<'a, Self::Kv, Self::ColumnSums>>,
         rotary: Rotary<'_>,
     ) -> Result<Self::Pass<'a>>;
-    /// Rotates the first `2 · half` components of every head of `x` `[rows, heads · head_dim]` in place,
-    /// pairing component `i` with `i + half` (HuggingFace's rotate-half).
+    /// Rotates the first `2 · half` components of every head of `x` `[rows, heads · head_dim]` in
+    /// place, pairing component `i` with `i + half` (HuggingFace's rotate-half).
     fn rope(&self, x: &mut Self::Rows, pass: &Self::Pass<'_>, head_dim: usize) -> Result<()>;
-    /// Writes a layer's rotated keys and values `[rows, kv_heads · head_dim]` behind each span's cache.
+    /// Writes a layer's rotated keys and values `[rows, kv_heads · head_dim]` behind each span's
+    /// cache.
     fn append_kv(
         &self,
         layer: usize,
@@ -177,11 +184,13 @@ pub trait Backend: Send + Sync + 'static {
         v: &Self::Rows,
         pass: &mut Self::Pass<'_>,
     ) -> Result<()>;
-    /// From here on only the last `kept[i]` rows of each span `i` go on; they are renumbered from 0.
+    /// From here on only the last `kept[i]` rows of each span `i` go on; they are renumbered from
+    /// 0.
     fn narrow_pass(&self, pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
-    /// Causal attention: `out[i, h] = Σ_k softmax_k(scale · q[i, h] · K[k]) V[k]` over the keys visible
-    /// from row `i`'s position, spans being ragged. `q` and `out` are `[rows, heads · head_dim]`. With
-    /// `lse`, also writes each row's and head's log-sum-exp of the scaled scores, `[rows, heads]`.
+    /// Causal attention: `out[i, h] = Σ_k softmax_k(scale · q[i, h] · K[k]) V[k]` over the keys
+    /// visible from row `i`'s position, spans being ragged. `q` and `out` are `[rows, heads ·
+    /// head_dim]`. With `lse`, also writes each row's and head's log-sum-exp of the scaled scores,
+    /// `[rows, heads]`.
     fn attend(
         &self,
         attention: &Attention,
@@ -190,9 +199,9 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Rows,
         lse: Option<&mut Self::Rows>,
     ) -> Result<()>;
-    /// The second pass of definition 2.4: adds `exp(score - lse)` of every row to its key's sum, in spans
-    /// that have column sums. Sums run over rows in position order, so how a sequence was cut into passes
-    /// does not change their bits.
+    /// The second pass of definition 2.4: adds `exp(score - lse)` of every row to its key's sum, in
+    /// spans that have column sums. Sums run over rows in position order, so how a sequence was cut
+    /// into passes does not change their bits.
     fn add_column_sums(
         &self,
         attention: &Attention,
@@ -216,7 +225,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Ends a pass of which every layer has appended its keys and values: they count from now on.
     fn end_pass(&self, pass: Self::Pass<'_>) -> Result<()>;
 
-    // --- what probes and edits need of rows ---------------------------------------------------------
+    // --- what probes and edits need of rows ------------------------------------------------------
 
     /// Overwrites rows `first..` of `out` with rows `rows` of `x`, which has as many columns.
     fn copy_rows(

@@ -10,7 +10,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// An operation gives a row other bits in other company, or a fused one other bits than its parts.
+    /// An operation gives a row other bits in other company, or a fused one other bits than its
+    /// parts.
     #[error("row invariance is broken: {0}")]
     Bits(String),
     /// An operation failed.
@@ -20,8 +21,8 @@ pub enum Violation {
 
 type Result<T> = std::result::Result<T, Violation>;
 
-/// Runs every operation over rows alone, in groups, all together and in chunks, on ragged shapes, and
-/// compares bits. Takes a second or so on a CPU.
+/// Runs every operation over rows alone, in groups, all together and in chunks, on ragged shapes,
+/// and compares bits. Takes a second or so on a CPU.
 ///
 /// # Errors
 /// The first operation that breaks the law, or fails.

@@ -118,8 +118,8 @@ impl DType {
     }
 }
 
-/// A borrowed weight matrix `[rows, columns]` in host memory, row-major little-endian, not necessarily
-/// aligned.
+/// A borrowed weight matrix `[rows, columns]` in host memory, row-major little-endian, not
+/// necessarily aligned.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightView<'a> {
     /// `rows · columns · dtype.size()` bytes.

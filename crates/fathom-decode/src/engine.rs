@@ -1,8 +1,8 @@
 //! Many requests at once, decoded by a target and, beside it, a draft.
 //!
-//! The target runs on the calling thread with its own group of threads, the draft on a worker thread with
-//! its own; token ids go back and forth over channels, and nothing else is shared. Requests join and leave
-//! at any step.
+//! The target runs on the calling thread with its own group of threads, the draft on a worker
+//! thread with its own; token ids go back and forth over channels, and nothing else is shared.
+//! Requests join and leave at any step.
 //!
 //! What a request may ask and what its text is depends on the target alone. A text that the draft
 //! cannot follow goes on without drafts, in whatever batch and mode.
@@ -103,8 +103,8 @@ impl<B: Backend> Engine<B> {
     /// that goes beyond it goes on without drafts; it is the same text.
     ///
     /// # Errors
-    /// Options that have no meaning or need a draft that is not there, or a thread the operating system
-    /// refuses.
+    /// Options that have no meaning or need a draft that is not there, or a thread the operating
+    /// system refuses.
     pub fn new(
         target: Model<B>,
         draft: Option<Model<B>>,
@@ -145,9 +145,9 @@ impl<B: Backend> Engine<B> {
     /// the latest, or where it fills all of the key/value cache.
     ///
     /// # Errors
-    /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop strings nobody
-    /// watches for; a prompt that is empty, does not leave room for a token,
-    /// or names a token outside the vocabulary.
+    /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop
+    /// strings nobody watches for; a prompt that is empty, does not leave room for a token, or
+    /// names a token outside the vocabulary.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         let checked = self.rules().check(request)?;
         Ok(self.enqueue(checked))
@@ -211,8 +211,9 @@ impl<B: Backend> Engine<B> {
         self.configure(EngineOptions { mode, ..self.options })
     }
 
-    /// Goes on with other options. No text is disturbed by it, and what was measured is kept. Caches that already hold
-    /// more than they now may, and prompts submitted under other limits, are a matter of the next steps.
+    /// Goes on with other options. No text is disturbed by it, and what was measured is kept.
+    /// Caches that already hold more than they now may, and prompts submitted under other limits,
+    /// are a matter of the next steps.
     ///
     /// # Errors
     /// Options that have no meaning, or need a draft that is not there.
@@ -234,7 +235,8 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// The metrics so far, which go on from `metrics`. What γ and [`ModeChoice::Auto`] adapt to is kept.
+    /// The metrics so far, which go on from `metrics`. What γ and [`ModeChoice::Auto`] adapt to is
+    /// kept.
     pub fn replace_metrics(&mut self, metrics: EngineMetrics) -> EngineMetrics {
         std::mem::replace(&mut self.metrics, metrics)
     }
@@ -249,8 +251,9 @@ impl<B: Backend> Engine<B> {
         &self.metrics
     }
 
-    /// Admits what fits, prefills a chunk of what was admitted, and takes every running request one step
-    /// further: at least one token each. Without a request that runs, prefills until there is one.
+    /// Admits what fits, prefills a chunk of what was admitted, and takes every running request one
+    /// step further: at least one token each. Without a request that runs, prefills until there is
+    /// one.
     ///
     /// # Errors
     /// A failure of either model, or scores or a stop check of a request that cannot be used; after
@@ -299,7 +302,8 @@ impl<B: Backend> Engine<B> {
         Ok(updates)
     }
 
-    /// Admits what fits and prefills all of it, decoding nothing: for those who measure the two apart.
+    /// Admits what fits and prefills all of it, decoding nothing: for those who measure the two
+    /// apart.
     ///
     /// # Errors
     /// As [`Engine::step`].
@@ -331,8 +335,8 @@ impl<B: Backend> Engine<B> {
         self.draft_takes_prompts_in()
     }
 
-    /// The target's pass: the last committed token and the drafts that follow it, of every request; and
-    /// the seconds it took.
+    /// The target's pass: the last committed token and the drafts that follow it, of every request;
+    /// and the seconds it took.
     fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Scores<B>, f64)> {
         let backend = self.target.backend();
         let start = backend.mark()?;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use fathom_backend::BackendError;
 
-/// Why something cannot be done. Displayed, it is one sentence that names the file, and the field, line or
-/// tensor in it, and says what was expected; nothing was written over, and nothing is half done.
+/// Why something cannot be done. Displayed, it is one sentence that names the file, and the field,
+/// line or tensor in it, and says what was expected; nothing was written over, and nothing is half
+/// done.
 ///
 /// What to do about it:
 ///
@@ -68,8 +69,8 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// What was asked for has no meaning, or does not fit the model: token ids, lengths, sites, layers,
-    /// options, a model that is not here.
+    /// What was asked for has no meaning, or does not fit the model: token ids, lengths, sites,
+    /// layers, options, a model that is not here.
     #[error("{0}")]
     Request(String),
     /// The machine failed: out of memory, or a device that was lost.

@@ -10,8 +10,8 @@ use crate::taps::{PassTaps, Taps};
 use crate::work::Work;
 use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
 
-/// Tokens that [`Model::prefill`] runs at a time: enough rows to keep the matrix product busy, few enough
-/// that activations stay small whatever the length of the text.
+/// Tokens that [`Model::prefill`] runs at a time: enough rows to keep the matrix product busy, few
+/// enough that activations stay small whatever the length of the text.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// Which rows of a step get logits.
@@ -31,8 +31,8 @@ pub struct Step<'a, B: Backend> {
     pub sequence: &'a mut Sequence<B>,
     /// One token for decoding, a chunk for prefill or verification. Not empty.
     pub tokens: &'a [u32],
-    /// Which of these tokens need logits. Of the others the last layer is computed only as far as later tokens
-    /// read it, unless the probe wants the rest.
+    /// Which of these tokens need logits. Of the others the last layer is computed only as far as
+    /// later tokens read it, unless the probe wants the rest.
     pub logits: LogitRows,
 }
 
@@ -81,12 +81,12 @@ pub(crate) struct Scores<B: Backend> {
 impl<B: Backend> Model<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
-    /// A row's bits depend on its own sequence's tokens only: not on the other steps, on how the tokens
-    /// were cut into steps, or on `probe`, unless it edits.
+    /// A row's bits depend on its own sequence's tokens only: not on the other steps, on how the
+    /// tokens were cut into steps, or on `probe`, unless it edits.
     ///
     /// # Errors
-    /// A step without tokens or a token id beyond the vocabulary, before anything is computed; an error of
-    /// the backend or of the probe, after which the sequences are of no further use.
+    /// A step without tokens or a token id beyond the vocabulary, before anything is computed; an
+    /// error of the backend or of the probe, after which the sequences are of no further use.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
@@ -96,7 +96,8 @@ impl<B: Backend> Model<B> {
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Model::forward`] then [`Logits::argmax`], without the logits ever being in memory: greedy decoding.
+    /// [`Model::forward`] then [`Logits::argmax`], without the logits ever being in memory: greedy
+    /// decoding.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -135,8 +136,8 @@ impl<B: Backend> Model<B> {
         self.forward_across_regimes(pieces, &mut taps, head)
     }
 
-    /// Runs `tokens` through the model chunk by chunk, without logits; the bits are the same for every
-    /// chunk size. `progress` is called with the tokens done after each chunk.
+    /// Runs `tokens` through the model chunk by chunk, without logits; the bits are the same for
+    /// every chunk size. `progress` is called with the tokens done after each chunk.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -240,7 +241,8 @@ impl<B: Backend> Model<B> {
             let weights_wanted = taps.wants(Site::AttnWeights, l);
             b.append_kv(l, k, v, &mut pass)?;
             if l == last && !all_rows_needed && batch.logit_rows.len() < n {
-                // Later tokens read nothing of this layer but keys and values: rows without logits end here.
+                // Later tokens read nothing of this layer but keys and values: rows without logits
+                // end here.
                 self.keep_rows(x, &batch.logit_rows, chosen)?;
                 self.keep_rows(q, &batch.logit_rows, ctx)?;
                 b.resize(ctx, batch.logit_rows.len(), b.shape(q).1)?;
@@ -348,7 +350,8 @@ impl<B: Backend> Model<B> {
         Ok(b.operand(&normed, out)?)
     }
 
-    /// `x += W · module`, what a module adds to the residual stream; by itself only if a probe wants it.
+    /// `x += W · module`, what a module adds to the residual stream; by itself only if a probe
+    /// wants it.
     fn add(
         &self,
         w: &B::Linear,

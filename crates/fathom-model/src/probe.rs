@@ -50,7 +50,8 @@ pub struct Measured<'a> {
 /// Dot products of rows with a landmark's row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dots<'a> {
-    /// Of the rows before these, from position 0 on, where the landmark is among these: they are made up for.
+    /// Of the rows before these, from position 0 on, where the landmark is among these: they are
+    /// made up for.
     pub before: &'a [f32],
     /// Of these rows, `[positions]`; empty where the landmark has not come yet.
     pub these: &'a [f32],
@@ -71,12 +72,12 @@ pub struct At {
 
 /// Reads, or edits, chosen places of a forward pass.
 ///
-/// A probe says beforehand what it wants; only that is materialised, and reading never changes a bit of
-/// the result. Values arrive chunk by chunk, one call per (site, layer, sequence), as f32
-/// `[positions, width]` row-major. Per-head sites come head after head within a row
-/// (`width = heads · head_dim`); `attn_weights` comes as `[heads, positions, keys]`, keys being
-/// `0..positions.end`, and cannot be edited. `sink_score` needs the whole sequence and is read from
-/// [`crate::Sequence`] after the last chunk instead.
+/// A probe says beforehand what it wants; only that is materialised, and reading never changes a
+/// bit of the result. Values arrive chunk by chunk, one call per (site, layer, sequence), as f32
+/// `[positions, width]` row-major. Per-head sites come head after head within a row (`width = heads
+/// · head_dim`); `attn_weights` comes as `[heads, positions, keys]`, keys being `0..positions.end`,
+/// and cannot be edited. `sink_score` needs the whole sequence and is read from [`crate::Sequence`]
+/// after the last chunk instead.
 pub trait Probe {
     /// What the probe wants at `site` of `layer`. Asked once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
@@ -95,8 +96,8 @@ pub trait Probe {
         self.read(at, values)
     }
 
-    /// Called where [`Probe::access`] said [`Access::Change`]: what becomes of rows, counted from the first of
-    /// `at.positions`. Later changes see what earlier ones left.
+    /// Called where [`Probe::access`] said [`Access::Change`]: what becomes of rows, counted from
+    /// the first of `at.positions`. Later changes see what earlier ones left.
     ///
     /// # Errors
     /// Whatever the probe reports ends the pass.
@@ -104,14 +105,15 @@ pub trait Probe {
         Ok(Vec::new())
     }
 
-    /// Positions whose rows all others are multiplied with where [`Probe::access`] says [`Access::Dots`]. Asked once
-    /// per pass. The rows up to the last of them are kept on the device, so they should be among the first.
+    /// Positions whose rows all others are multiplied with where [`Probe::access`] says
+    /// [`Access::Dots`]. Asked once per pass. The rows up to the last of them are kept on the
+    /// device, so they should be among the first.
     fn landmarks(&self) -> Vec<usize> {
         Vec::new()
     }
 
-    /// Called after the pass for every place where [`Probe::access`] said [`Access::Norms`] or [`Access::Dots`], in
-    /// the order of the pass.
+    /// Called after the pass for every place where [`Probe::access`] said [`Access::Norms`] or
+    /// [`Access::Dots`], in the order of the pass.
     ///
     /// # Errors
     /// Whatever the probe reports is the pass's error.

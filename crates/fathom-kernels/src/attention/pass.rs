@@ -47,7 +47,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// What writing an element of a key takes, a cache line of its own from memory, in elements touched in order.
+/// What writing an element of a key takes, a cache line of its own from memory, in elements touched
+/// in order.
 const SCATTERED: usize = 16;
 
 /// Writes a layer's keys and values behind each span's cache.

@@ -6,8 +6,8 @@ use fathom_vector::{dot, norm, squared_norm};
 use super::{Change, Edit, Edits, Positions};
 use crate::{Access, At, Error, Measured, Probe, Result, Site};
 
-/// Changes what [`Edits`] name in a pass over a single sequence. A second probe may watch: it sees the
-/// values the pass goes on with.
+/// Changes what [`Edits`] name in a pass over a single sequence. A second probe may watch: it sees
+/// the values the pass goes on with.
 pub struct EditProbe<'a> {
     edits: Vec<(&'a Edit, Source)>,
     watcher: Option<&'a mut dyn Probe>,
@@ -35,8 +35,8 @@ impl<'a> EditProbe<'a> {
         self
     }
 
-    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position), each place's
-    /// ascending.
+    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position), each
+    /// place's ascending.
     pub fn aligned(&self) -> &[(Site, usize, usize)] {
         &self.aligned
     }
@@ -134,8 +134,8 @@ impl Probe for EditProbe<'_> {
 }
 
 impl Edit {
-    /// Whether nothing need be read for it: its positions are listed, and what becomes of a row depends on
-    /// that row alone.
+    /// Whether nothing need be read for it: its positions are listed, and what becomes of a row
+    /// depends on that row alone.
     fn is_of_its_rows_alone(&self) -> bool {
         matches!(self.positions, Positions::These(_)) && row_change(&self.change).is_some()
     }
