@@ -19,6 +19,7 @@ mod scores;
 mod slot;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
@@ -80,7 +81,7 @@ use slot::Slot;
 /// # }
 /// ```
 pub struct Engine<B: Backend> {
-    target: Model<B>,
+    target: Arc<Model<B>>,
     /// The thread that takes the steps.
     driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
@@ -108,6 +109,18 @@ impl<B: Backend> Engine<B> {
     pub fn new(
         target: Model<B>,
         draft: Option<Model<B>>,
+        options: EngineOptions,
+    ) -> Result<Engine<B>> {
+        Engine::sharing(Arc::new(target), draft.map(Arc::new), options)
+    }
+
+    /// As [`Engine::new`], with models that others use too. Their passes take turns.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn sharing(
+        target: Arc<Model<B>>,
+        draft: Option<Arc<Model<B>>>,
         options: EngineOptions,
     ) -> Result<Engine<B>> {
         options.validate()?;

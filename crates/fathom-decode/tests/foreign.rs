@@ -27,7 +27,7 @@ fn load<B: Backend>(name: &str, backend: B) -> Result<Model<B>> {
 fn params(id: u64) -> SamplingParams {
     SamplingParams {
         max_tokens: 12 + 7 * id as usize,
-        temperature: if id % 2 == 0 { 0.0 } else { 0.8 },
+        temperature: if id.is_multiple_of(2) { 0.0 } else { 0.8 },
         repetition_penalty: if id == 2 { 1.3 } else { 1.0 },
         seed: 5,
         ..SamplingParams::default()

@@ -81,7 +81,7 @@ pub(super) struct DraftWorker {
 
 impl DraftWorker {
     /// Ids from `vocab` on are padding of the target's logits.
-    pub fn spawn<B: Backend>(model: Model<B>, vocab: usize) -> Result<DraftWorker> {
+    pub fn spawn<B: Backend>(model: Arc<Model<B>>, vocab: usize) -> Result<DraftWorker> {
         let config = model.config();
         let limits =
             DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
@@ -167,7 +167,7 @@ pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 struct Draft<B: Backend> {
-    model: Model<B>,
+    model: Arc<Model<B>>,
     vocab: usize,
     known: HashMap<u64, Known<B>>,
 }
@@ -345,7 +345,7 @@ mod tests {
             };
             DraftJob { items: vec![item], gamma: 2, beside: false }
         };
-        let mut worker = DraftWorker::spawn(model, vocab).unwrap();
+        let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         worker.send(job(1));
         assert_eq!(worker.receive().unwrap().chunks[&1].len(), 2);
         worker.send(job(vocab as u32));
@@ -364,7 +364,7 @@ mod tests {
         let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
         let vocab = model.config().vocab;
         let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
-        let mut worker = DraftWorker::spawn(model, vocab).unwrap();
+        let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         let mut chunk = |slot, keep, tail: &[u32], forget| {
             let (tail, sampler) = (tail.to_vec(), Arc::clone(&sampler));
             let item = DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler };
