@@ -112,7 +112,14 @@ impl TextEngine {
         sample: u64,
     ) -> Result<TextUpdates> {
         let eos = self.pair.eos().into();
-        let request = Request { id: sample, prompt: ids, params: params.clone(), eos, stop: None };
+        let request = Request {
+            id: sample,
+            prompt: ids,
+            params: params.clone(),
+            eos,
+            stop: None,
+            watcher: None,
+        };
         TextUpdates::submit(&self.handle, self.pair.tokenizer(), request)
     }
 }
