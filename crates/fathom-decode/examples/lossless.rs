@@ -188,7 +188,7 @@ impl Sweep {
         for (id, prompt) in (0..).zip(prompts) {
             let params = SamplingParams { max_tokens: self.tokens, ..SamplingParams::default() };
             let (prompt, eos) = (prompt.to_vec(), Arc::clone(&self.eos));
-            engine.submit(Request { id, prompt, params, eos, stop: None })?;
+            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
         }
         while engine.pending() > 0 {
             for update in engine.step()? {

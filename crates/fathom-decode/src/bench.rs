@@ -178,7 +178,7 @@ impl Plan<'_> {
         }
         for (id, prompt) in (0..).zip(batch) {
             let (prompt, params, eos) = (prompt.clone(), protocol.params(), Arc::clone(&self.eos));
-            engine.submit(Request { id, prompt, params, eos, stop: None })?;
+            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
         }
         let start = Instant::now();
         engine.prefill()?;

@@ -17,6 +17,7 @@ mod request;
 mod rules;
 mod scores;
 mod slot;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_model::{Error, LogitRows, Model, Result, Step};
+use fathom_model::{Error, Model, Result};
 
 use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
@@ -35,6 +36,7 @@ pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
 use scores::Scores;
 use slot::Slot;
+pub use watch::{RowWatcher, WatchedRows, Watcher};
 
 /// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its
 /// own.
@@ -64,7 +66,7 @@ use slot::Slot;
 /// let mut engine = Engine::new(target, None, options)?;
 /// for id in 0..3 {
 ///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
-///     engine.submit(Request { id, prompt: vec![5, 6], params, eos: Arc::default(), stop: None })?;
+///     engine.submit(Request { id, prompt: vec![5, 6], params, eos: Arc::default(), stop: None, watcher: None })?;
 /// }
 /// let mut texts = vec![Vec::new(); 3];
 /// while engine.pending() > 0 {
@@ -348,33 +350,6 @@ impl<B: Backend> Engine<B> {
         self.draft_takes_prompts_in()
     }
 
-    /// The target's pass: the last committed token and the drafts that follow it, of every request;
-    /// and the seconds it took.
-    fn score(&mut self, mode: Mode, chunks: Option<&[Proposal]>) -> Result<(Scores<B>, f64)> {
-        let backend = self.target.backend();
-        let start = backend.mark()?;
-        let argmax_only = self.running.iter().all(Slot::takes_argmax);
-        let feeds: Vec<Vec<u32>> = match chunks {
-            Some(chunks) => {
-                self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
-            }
-            None => self.running.iter().map(|slot| slot.feed(slot.pearl.pending())).collect(),
-        };
-        let sequences = self.running.iter_mut().filter_map(|slot| slot.sequence.as_mut());
-        let mut steps: Vec<Step<'_, B>> = sequences
-            .zip(&feeds)
-            .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::All })
-            .collect();
-        let scores = Scores::of(&self.target, &mut steps, argmax_only, self.options.vocab)?;
-        let seconds = backend.seconds_between(&start, &backend.mark()?)?;
-        let rows = feeds.iter().map(Vec::len).sum::<usize>();
-        self.metrics.verify_seconds += seconds;
-        self.metrics.pass_cost.record(rows as f64, seconds);
-        self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
-        self.planner.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
-        Ok((scores, seconds))
-    }
-
     /// Judges what was drafted, commits what holds, rolls both models back to it, and lets finished
     /// requests go.
     fn judge(
@@ -409,6 +384,7 @@ impl<B: Backend> Engine<B> {
                 Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
             };
+            let outcome = slot.failure.take().map_or(outcome, Err);
             let outcome: Outcome = match outcome {
                 Ok(outcome) => outcome,
                 Err(error) => {

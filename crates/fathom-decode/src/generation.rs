@@ -186,6 +186,7 @@ impl<B: Backend> Generator<B> {
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
             stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
+            watcher: None,
         })?;
         let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
         let open = Open { task, decoder, output: String::new(), tokens: Vec::new() };

@@ -287,7 +287,7 @@ impl Case {
             let params =
                 SamplingParams { temperature, max_tokens, seed: 3, ..SamplingParams::default() };
             let prompt = (0..len).map(token).collect();
-            engine.submit(Request { id, prompt, params, eos, stop: None }).unwrap();
+            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None }).unwrap();
             texts.insert(id, Text::default());
         }
         while engine.pending() > 0 {
@@ -435,7 +435,9 @@ fn texts_taken_back_are_speculated_on_again() {
     for (id, &(len, max_tokens)) in (0..).zip(&case.requests) {
         let prompt = (0..len as u32).collect();
         let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-        engine.submit(Request { id, prompt, params, eos: Arc::default(), stop: None }).unwrap();
+        engine
+            .submit(Request { id, prompt, params, eos: Arc::default(), stop: None, watcher: None })
+            .unwrap();
     }
     engine.prefill().unwrap();
     let mut runs = Vec::new();

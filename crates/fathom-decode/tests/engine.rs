@@ -48,7 +48,7 @@ fn options(mode: Mode, gamma: usize, vocab: usize) -> EngineOptions {
 }
 
 fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request {
-    Request { id, prompt: prompt.to_vec(), params, eos: Arc::default(), stop: None }
+    Request { id, prompt: prompt.to_vec(), params, eos: Arc::default(), stop: None, watcher: None }
 }
 
 fn length(max_tokens: usize) -> SamplingParams {
@@ -191,7 +191,7 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
             ..SamplingParams::default()
         };
         let eos: Arc<[u32]> = (0..vocab as u32).filter(|token| token % 40 == 7).collect();
-        Request { id, prompt, params: more(id, params), eos, stop: None }
+        Request { id, prompt, params: more(id, params), eos, stop: None, watcher: None }
     };
     let cancelled = |id: u64| random(id, 5, 8) == 0;
     let engine = |mode, batch_size, kv_pages| {

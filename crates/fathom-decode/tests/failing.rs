@@ -162,7 +162,16 @@ fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) 
         for id in 0..3 {
             let params = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
             let eos = Arc::default();
-            engine.submit(Request { id, prompt: vec![1, 2, 3], params, eos, stop: None }).unwrap();
+            engine
+                .submit(Request {
+                    id,
+                    prompt: vec![1, 2, 3],
+                    params,
+                    eos,
+                    stop: None,
+                    watcher: None,
+                })
+                .unwrap();
         }
         let end = loop {
             match catch_unwind(AssertUnwindSafe(|| engine.step())) {
@@ -224,7 +233,14 @@ fn failure_behind_a_handle(
         let engine = Engine::new(target, Some(draft), options).unwrap().spawn().unwrap();
         let request = |id| {
             let params = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
-            Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None }
+            Request {
+                id,
+                prompt: vec![1, 2, 3],
+                params,
+                eos: Arc::default(),
+                stop: None,
+                watcher: None,
+            }
         };
         // The engine may fail before the last of them is submitted.
         let submitted: Vec<_> = (0..5).map(|id| engine.submit(request(id))).collect();

@@ -47,7 +47,7 @@ fn generate<B: Backend>(
     for id in 0..4 {
         let prompt = (0..5 + 9 * id as u32).map(|i| (i * 37 + 11) % 400).collect();
         let (params, eos) = (params(id), Default::default());
-        engine.submit(Request { id, prompt, params, eos, stop: None })?;
+        engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
     }
     let mut texts: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     while engine.pending() > 0 {

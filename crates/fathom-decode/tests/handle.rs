@@ -66,13 +66,13 @@ fn request(id: u64) -> Request {
         ..SamplingParams::default()
     };
     let eos: Arc<[u32]> = (0..VOCAB).filter(|token| token % 60 == 7).collect();
-    Request { id, prompt, params, eos, stop: None }
+    Request { id, prompt, params, eos, stop: None, watcher: None }
 }
 
 /// A request that goes on until somebody stops it, or for as many tokens.
 fn long(id: u64, max_tokens: usize) -> Request {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-    Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None }
+    Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None, watcher: None }
 }
 
 /// Texts by request, and why they ended.

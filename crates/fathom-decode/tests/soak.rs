@@ -51,7 +51,7 @@ fn request(id: u64, greedy: bool) -> Request {
         ..SamplingParams::default()
     };
     let eos: Arc<[u32]> = (0..vocab).filter(|token| token % 60 == 7).collect();
-    Request { id, prompt, params, eos, stop: None }
+    Request { id, prompt, params, eos, stop: None, watcher: None }
 }
 
 fn is_cancelled(id: u64) -> bool {

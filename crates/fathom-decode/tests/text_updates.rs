@@ -47,6 +47,7 @@ fn request(tokenizer: &Tokenizer, prompt: usize, params: &SamplingParams) -> Req
         params: params.clone(),
         eos: vec![2].into(),
         stop: None,
+        watcher: None,
     }
 }
 
@@ -154,6 +155,6 @@ fn a_text_is_cancelled_and_looked_at_without_waiting() {
     engine.drain().unwrap();
     assert_eq!(engine.metrics().cancelled, 3);
     let eos: Arc<[u32]> = Arc::default();
-    let late = Request { id: 0, prompt: vec![5], params, eos, stop: None };
+    let late = Request { id: 0, prompt: vec![5], params, eos, stop: None, watcher: None };
     assert!(TextUpdates::submit(&engine, &tokenizer, late).is_err());
 }

@@ -87,7 +87,7 @@ fn texts_with(
     for (id, prompt) in (0..).zip(prompts) {
         let params = params(id as usize);
         let (prompt, eos) = (prompt.clone(), Arc::clone(&eos));
-        engine.submit(Request { id, prompt, params, eos, stop: None }).unwrap();
+        engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None }).unwrap();
     }
     let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
     while engine.pending() > 0 {

@@ -114,13 +114,13 @@ impl Pair {
         options: &GenerateOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<PairEngine<'_>> {
-        let (target, draft) = self.load(options.placement, progress)?;
+        let (target, draft) = self.weights(options.placement, progress)?;
         let origin = Origin {
             model: self.target().name(),
             weights: target.weights_fingerprint().to_owned(),
             precision: self.target().precision().to_owned(),
         };
-        let engine = Engine::new(target, draft, self.engine_options(options))?;
+        let engine = Engine::sharing(target, draft, self.engine_options(options))?;
         Ok(PairEngine { pair: self, engine, origin })
     }
 

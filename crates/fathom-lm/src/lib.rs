@@ -31,7 +31,9 @@ pub use traces::{ReadOptions, Traces, is_piped};
 pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
 
 pub use fathom_backend::Precision;
-pub use fathom_decode::engine::{EngineHandle, Gamma, HandleMetrics, ModeChoice};
+pub use fathom_decode::engine::{
+    EngineHandle, Gamma, HandleMetrics, ModeChoice, RowWatcher, WatchedRows, Watcher,
+};
 pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
 pub use fathom_kernels::{CpuOptions, Isa};

@@ -310,6 +310,10 @@ impl Model {
         &self.files
     }
 
+    pub(crate) fn shared(&self) -> (Arc<ModelFiles>, Arc<Weights>) {
+        (Arc::clone(&self.files), Arc::clone(&self.weights))
+    }
+
     /// The weights: for sequences, batches and probes of one's own.
     pub fn weights(&self) -> &Weights {
         &self.weights

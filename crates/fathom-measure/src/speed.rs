@@ -128,7 +128,7 @@ impl<B: Backend> Decoding<B> {
             .zip(self.next.chunks(1))
             .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let chosen = model.forward_argmax(&mut step, model.config().vocab)?;
+        let chosen = model.forward_argmax(&mut step, model.config().vocab, None)?;
         self.next = chosen.into_iter().flatten().collect();
         Ok(start.elapsed().as_secs_f64())
     }

@@ -101,8 +101,13 @@ impl<B: Backend> Model<B> {
     ///
     /// # Errors
     /// As [`Model::forward`].
-    pub fn forward_argmax(&self, steps: &mut [Step<'_, B>], limit: usize) -> Result<Vec<Vec<u32>>> {
-        let Scores { best, steps, .. } = self.run(steps, None, Head::Argmax { limit })?;
+    pub fn forward_argmax(
+        &self,
+        steps: &mut [Step<'_, B>],
+        limit: usize,
+        probe: Option<&mut dyn Probe>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let Scores { best, steps, .. } = self.run(steps, probe, Head::Argmax { limit })?;
         Ok(steps.into_iter().map(|rows| best[rows].to_vec()).collect())
     }
 
@@ -307,8 +312,10 @@ impl<B: Backend> Model<B> {
         if taps.wants(Site::Logits, 0) || !batch.logit_rows.is_empty() {
             let unembed = self.lm_head.as_ref().unwrap_or(&self.embed);
             match head {
-                Head::Argmax { limit } => best = b.linear_argmax(unembed, operand, limit)?,
-                Head::Logits => {
+                Head::Argmax { limit } if !probed => {
+                    best = b.linear_argmax(unembed, operand, limit)?;
+                }
+                Head::Argmax { .. } | Head::Logits => {
                     b.resize(&mut logits, rows, vocab)?;
                     b.linears(&[unembed], operand, &mut [&mut logits])?;
                 }
@@ -319,6 +326,9 @@ impl<B: Backend> Model<B> {
             let mut asked = b.alloc(batch.logit_rows.len(), vocab)?;
             b.gather(&logits, &batch.logit_rows, &mut asked)?;
             logits = asked;
+            if let Head::Argmax { limit } = head {
+                best = b.argmax(&logits, limit)?;
+            }
         }
         Ok(Scores { logits, best, steps: batch.logit_ranges.clone() })
     }

@@ -24,7 +24,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What serves two probes at once: one that asked for less is shown more.
+    /// What has to be there for two probes at once.
     pub fn union(self, other: Access) -> Access {
         use Access::{Change, Dots, Edit, Norms, Read, Skip};
         match (self, other) {
@@ -82,6 +82,13 @@ pub trait Probe {
     /// What the probe wants at `site` of `layer`. Asked once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
 
+    /// What it wants there of sequence `sequence` of the batch, where that differs:
+    /// [`Probe::access`] is then the [`Access::union`] of all of them. Asked where that is not
+    /// [`Access::Skip`].
+    fn access_of(&self, _sequence: usize, site: Site, layer: usize) -> Access {
+        self.access(site, layer)
+    }
+
     /// Called where [`Probe::access`] said [`Access::Read`].
     ///
     /// # Errors
@@ -105,10 +112,10 @@ pub trait Probe {
         Ok(Vec::new())
     }
 
-    /// Positions whose rows all others are multiplied with where [`Probe::access`] says
-    /// [`Access::Dots`]. Asked once per pass. The rows up to the last of them are kept on the
-    /// device, so they should be among the first.
-    fn landmarks(&self) -> Vec<usize> {
+    /// Positions whose rows all others of sequence `sequence` are multiplied with where
+    /// [`Probe::access`] says [`Access::Dots`]. Asked once per pass. The rows up to the last of
+    /// them are kept on the device, so they should be among the first.
+    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }
 

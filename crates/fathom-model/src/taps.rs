@@ -29,40 +29,74 @@ pub(crate) struct Taps<'p> {
     probe: Option<&'p mut dyn Probe>,
     access: Vec<Access>, // [sites, layers]
     layers: usize,
-    /// Positions whose rows others are multiplied with, where that is asked for.
-    landmarks: Vec<usize>,
 }
 
 impl<'p> Taps<'p> {
     pub fn new(probe: Option<&'p mut dyn Probe>, layers: usize) -> Taps<'p> {
         let access = match &probe {
             None => Vec::new(),
-            Some(probe) => Site::all()
-                .flat_map(|site| (0..layers).map(move |layer| (site, layer)))
-                .map(|(site, layer)| match probe.access(site, layer) {
-                    _ if layer > 0 && !site.per_layer() => Access::Skip,
-                    Access::Edit | Access::Change if !site.editable() => Access::Read,
-                    Access::Norms | Access::Dots if !site.has_rows() => Access::Read,
-                    access => access,
-                })
+            Some(probe) => places(layers)
+                .map(|(site, layer)| possible(site, layer, probe.access(site, layer)))
                 .collect(),
         };
-        let landmarks = probe.as_ref().map_or_else(Vec::new, |probe| probe.landmarks());
-        Taps { probe, access, layers, landmarks }
+        Taps { probe, access, layers }
+    }
+
+    fn index(&self, site: Site, layer: usize) -> usize {
+        site as usize * self.layers + layer
     }
 
     fn access(&self, site: Site, layer: usize) -> Access {
-        self.access.get(site as usize * self.layers + layer).copied().unwrap_or(Access::Skip)
+        self.access.get(self.index(site, layer)).copied().unwrap_or(Access::Skip)
     }
 
-    /// Rows of numbers that a pass measures: one for norms, one more for each landmark.
-    fn measures(&self) -> usize {
-        let of = |access: &Access| match access {
+    /// What is wanted of a sequence, `[sites, layers]`.
+    fn access_of(&self, sequence: usize) -> Vec<Access> {
+        let Some(probe) = &self.probe else { return Vec::new() };
+        let of_place = |((site, layer), access): ((Site, usize), &Access)| match access {
+            Access::Skip => Access::Skip,
+            _ => possible(site, layer, probe.access_of(sequence, site, layer)),
+        };
+        places(self.layers).zip(&self.access).map(of_place).collect()
+    }
+}
+
+/// All places, in the order of the table.
+fn places(layers: usize) -> impl Iterator<Item = (Site, usize)> {
+    Site::all().flat_map(move |site| (0..layers).map(move |layer| (site, layer)))
+}
+
+/// What can be given of what is wanted.
+fn possible(site: Site, layer: usize, access: Access) -> Access {
+    match access {
+        _ if layer > 0 && !site.per_layer() => Access::Skip,
+        Access::Edit | Access::Change if !site.editable() => Access::Read,
+        Access::Norms | Access::Dots if !site.has_rows() => Access::Read,
+        access => access,
+    }
+}
+
+/// What a probe wants of one part of a pass.
+#[derive(Default)]
+struct Wanted {
+    access: Vec<Access>, // [sites, layers]
+    /// Positions whose rows the others are multiplied with.
+    landmarks: Vec<usize>,
+}
+
+impl Wanted {
+    /// Rows of numbers for a place: one for norms, one more for each landmark.
+    fn measures(&self, place: usize) -> usize {
+        match self.access[place] {
             Access::Norms => 1,
             Access::Dots => 1 + self.landmarks.len(),
             _ => 0,
-        };
-        self.access.iter().map(of).sum()
+        }
+    }
+
+    /// Leading positions whose rows are kept.
+    fn leading(&self) -> usize {
+        self.landmarks.iter().max().map_or(0, |last| last + 1)
     }
 }
 
@@ -71,11 +105,15 @@ pub(crate) struct PassTaps<'a, 'p, B: Backend> {
     backend: &'a B,
     taps: &'a mut Taps<'p>,
     parts: &'a [Part],
+    /// Of each part.
+    wanted: Vec<Wanted>,
     /// Of each part's sequence.
     landmarks: Vec<&'a mut Landmarks<B>>,
     /// What is measured, in the backend's memory until the pass is over: a row of numbers for each
     /// measure, a column for each row of the pass and then for each earlier row of a landmark's.
     numbers: Option<B::Rows>,
+    /// The first row that is free.
+    next_row: usize,
     taken: Vec<Taken>,
     scratch: Vec<f32>,
 }
@@ -99,18 +137,39 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         parts: &'a [Part],
         landmarks: Vec<&'a mut Landmarks<B>>,
     ) -> Result<PassTaps<'a, 'p, B>> {
-        let measures = taps.measures();
+        let rows = parts.last().map_or(0, |part| part.rows.end);
+        let wanted: Vec<Wanted> = match &taps.probe {
+            None => Vec::new(),
+            Some(probe) => parts
+                .iter()
+                .map(|part| Wanted {
+                    access: taps.access_of(part.sequence),
+                    landmarks: probe.landmarks(part.sequence),
+                })
+                .collect(),
+        };
+        let most = |place| wanted.iter().map(|part| part.measures(place)).max().unwrap_or(0);
+        let measures: usize = (0..taps.access.len()).map(most).sum();
         let numbers = match measures {
             0 => None,
             _ => {
-                let leading = taps.landmarks.iter().max().map_or(0, |last| last + 1);
-                let earlier = parts.iter().map(|part| part.first_position.min(leading));
-                let rows = parts.last().map_or(0, |part| part.rows.end);
+                let parts = parts.iter().zip(&wanted);
+                let earlier = parts.map(|(part, wanted)| part.first_position.min(wanted.leading()));
                 Some(backend.alloc(measures, rows + earlier.sum::<usize>())?)
             }
         };
         let (taken, scratch) = (Vec::new(), Vec::new());
-        Ok(PassTaps { backend, taps, parts, landmarks, numbers, taken, scratch })
+        Ok(PassTaps {
+            backend,
+            taps,
+            parts,
+            wanted,
+            landmarks,
+            numbers,
+            next_row: 0,
+            taken,
+            scratch,
+        })
     }
 
     pub fn wants(&self, site: Site, layer: usize) -> bool {
@@ -130,15 +189,16 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
 
     /// Shows `x` `[batch rows, width]` to the probe, part by part, and takes back what it edited.
     pub fn tap(&mut self, site: Site, layer: usize, x: &mut B::Rows) -> Result<()> {
-        let access = self.taps.access(site, layer);
-        if access == Access::Skip {
+        if !self.wants(site, layer) {
             return Ok(());
         }
-        let b = self.backend;
+        let (b, place) = (self.backend, self.taps.index(site, layer));
+        let first_row = self.next_row;
+        self.next_row += self.wanted.iter().map(|part| part.measures(place)).max().unwrap_or(0);
         for (index, part) in self.parts.iter().enumerate() {
             let at = part.at(site, layer);
             let Some(probe) = &mut self.taps.probe else { return Ok(()) };
-            match access {
+            match self.wanted[index].access[place] {
                 Access::Skip => {}
                 Access::Read => {
                     probe.read(&at, b.host_rows(x, part.rows.clone(), &mut self.scratch)?)?;
@@ -154,39 +214,37 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
                     changes.iter_mut().for_each(|change| change.row += part.rows.start);
                     b.edit_rows(x, &changes)?;
                 }
-                Access::Norms | Access::Dots => self.measure(index, (site, layer), access, x)?,
+                Access::Norms => self.measure(index, (site, layer), first_row, false, x)?,
+                Access::Dots => self.measure(index, (site, layer), first_row, true, x)?,
             }
         }
         Ok(())
     }
 
-    /// Norms of a part's rows, and their dot products with the landmarks that have come.
+    /// Norms of a part's rows, in row `row` of the numbers, and behind it their dot products with
+    /// the landmarks that have come.
     fn measure(
         &mut self,
         index: usize,
         (site, layer): (Site, usize),
-        access: Access,
+        row: usize,
+        dots_too: bool,
         x: &B::Rows,
     ) -> Result<()> {
         let Some(numbers) = &mut self.numbers else { return Ok(()) };
         let (b, part) = (self.backend, &self.parts[index]);
-        let row = match self.taken.last() {
-            None => 0,
-            Some(last) if (last.site, last.layer) == (site, layer) => last.row,
-            Some(last) => last.row + 1 + last.dots.len(),
-        };
         b.row_norms(x, part.rows.clone(), numbers, (row, part.rows.start))?;
         let mut dots = Vec::new();
-        if access == Access::Dots {
+        if dots_too {
             let positions = part.first_position..part.first_position + part.rows.len();
-            let leading = self.taps.landmarks.iter().max().map_or(0, |last| last + 1);
+            let wanted = &self.wanted[index];
             let kept = &mut *self.landmarks[index];
-            kept.keep(b, (site, layer), part, leading, x)?;
+            kept.keep(b, (site, layer), part, wanted.leading(), x)?;
             // Columns of the rows before this part come after those of all parts' rows.
-            let earlier = |part: &Part| part.first_position.min(leading);
-            let rows = self.parts.last().map_or(0, |part| part.rows.end);
-            let first = rows + self.parts[..index].iter().map(earlier).sum::<usize>();
-            for (i, &landmark) in self.taps.landmarks.iter().enumerate() {
+            let before_it = self.parts[..index].iter().zip(&self.wanted);
+            let earlier = before_it.map(|(part, w)| part.first_position.min(w.leading()));
+            let first = self.parts.last().map_or(0, |part| part.rows.end) + earlier.sum::<usize>();
+            for (i, &landmark) in wanted.landmarks.iter().enumerate() {
                 if landmark >= positions.end {
                     dots.push((0..0, 0..0)); // it has not come yet
                     continue;
@@ -209,9 +267,12 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
 
     /// Shows values that are not rows of the batch (`attn_weights`) and cannot be edited.
     pub fn show(&mut self, site: Site, layer: usize, part: usize, values: &[f32]) -> Result<()> {
+        let place = self.taps.index(site, layer);
         match &mut self.taps.probe {
-            Some(probe) => probe.read(&self.parts[part].at(site, layer), values),
-            None => Ok(()),
+            Some(probe) if self.wanted[part].access[place] != Access::Skip => {
+                probe.read(&self.parts[part].at(site, layer), values)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -39,7 +39,7 @@ fn tokens_without_logits_are_the_tokens_of_the_logits() {
                     };
                     let logits = model.forward(&mut steps(&mut with), None).unwrap();
                     let want = logits.argmax(model.backend(), limit).unwrap();
-                    let got = model.forward_argmax(&mut steps(&mut without), limit).unwrap();
+                    let got = model.forward_argmax(&mut steps(&mut without), limit, None).unwrap();
                     assert_eq!(got, want, "{golden} {precision:?}");
                     let rows: Vec<usize> = got.iter().map(Vec::len).collect();
                     assert_eq!(rows, [to - from, 1, 0]);

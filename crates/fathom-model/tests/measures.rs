@@ -74,7 +74,7 @@ impl Probe for OnDevice {
         }
     }
 
-    fn landmarks(&self) -> Vec<usize> {
+    fn landmarks(&self, _: usize) -> Vec<usize> {
         LANDMARKS.to_vec()
     }
 

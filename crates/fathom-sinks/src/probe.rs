@@ -95,7 +95,7 @@ impl Probe for ScalarProbe {
         }
     }
 
-    fn landmarks(&self) -> Vec<usize> {
+    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
         self.scalars.candidates.iter().map(|candidate| candidate.position).collect()
     }
 

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_model::{LogitRows, PREFILL_CHUNK, Result, SequenceOptions, Step};
+use fathom_model::{LogitRows, PREFILL_CHUNK, Probe, Result, SequenceOptions, Step};
 
 use super::Engine;
 use super::draft_worker::DraftJob;
 use super::slot::Slot;
+use super::watch::Watching;
 
 impl<B: Backend> Engine<B> {
     /// Moves waiting requests into the batch while there is room.
@@ -53,11 +54,21 @@ impl<B: Backend> Engine<B> {
             if let Some(draft) = self.draft.as_ref().filter(|_| beside) {
                 draft.send(DraftJob { items, gamma: 0, beside });
             }
-            let steps = fed.iter_mut().filter_map(|(slot, tokens)| {
-                let sequence = slot.sequence.as_mut()?;
-                Some(Step { sequence, tokens, logits: LogitRows::None })
-            });
-            self.target.forward(&mut steps.collect::<Vec<_>>(), None)?;
+            let (mut steps, mut watchers) = (Vec::new(), Vec::new());
+            let mut failures = Vec::new();
+            for (slot, tokens) in &mut fed {
+                let Slot { sequence, watcher, failure, .. } = &mut **slot;
+                let Some(sequence) = sequence else { continue };
+                steps.push(Step { sequence, tokens, logits: LogitRows::None });
+                watchers.push(watcher.as_deref_mut());
+                failures.push(failure);
+            }
+            let mut watching = Watching::new(watchers);
+            let probe = watching.is_wanted().then_some(&mut watching as &mut dyn Probe);
+            self.target.forward(&mut steps, probe)?;
+            for (failure, error) in failures.into_iter().zip(watching.errors) {
+                *failure = failure.take().or(error);
+            }
             self.target.backend().synchronize()?;
             if let Some(draft) = self.draft.as_mut().filter(|_| beside) {
                 draft.receive()?;

@@ -275,7 +275,7 @@ impl<B: Backend> Draft<B> {
             .zip(&feeds)
             .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let scores = Scores::of(&self.model, &mut steps, argmax_only, self.vocab)?;
+        let scores = Scores::of(&self.model, &mut steps, None, argmax_only, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
             let drafted = match (&scores.logits, scores.best[i].first()) {
                 (Some(all), _) if !d.takes_argmax() => {

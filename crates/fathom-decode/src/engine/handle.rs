@@ -65,7 +65,7 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 /// let engine = Engine::new(target, None, options)?.spawn()?;
 /// let request = |id, max_tokens| {
 ///     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-///     Request { id, prompt: vec![1, 2], params, eos: Arc::default(), stop: None }
+///     Request { id, prompt: vec![1, 2], params, eos: Arc::default(), stop: None, watcher: None }
 /// };
 /// thread::scope(|scope| {
 ///     for id in 0..4 {
@@ -233,7 +233,7 @@ impl EngineHandle {
     /// # };
     /// # let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
     /// # let eos = Arc::default();
-    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos, stop: None };
+    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos, stop: None, watcher: None };
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
     /// let sink = move |update| outbox.send(update).is_ok(); // whether anybody still listens

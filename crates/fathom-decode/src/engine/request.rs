@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::watch::Watcher;
 use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to be continued.
@@ -17,6 +18,8 @@ pub struct Request {
     pub eos: Arc<[u32]>,
     /// Watches for the stop strings of `params`, which are text; the engine knows tokens only.
     pub stop: Option<StopCheck>,
+    /// Sees what the target computes of the text.
+    pub watcher: Option<Box<dyn Watcher>>,
 }
 
 /// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may

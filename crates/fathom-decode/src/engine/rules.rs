@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fathom_model::{Error, Result};
 
 use super::request::{Request, Ticket};
+use super::watch::Watcher;
 use crate::{Completion, EndRules, Sampler};
 
 /// Numbers the requests of an engine, on whatever threads they are submitted.
@@ -36,6 +37,7 @@ pub(super) struct Checked {
     pub request: u64,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
+    pub watcher: Option<Box<dyn Watcher>>,
 }
 
 impl Rules {
@@ -44,7 +46,7 @@ impl Rules {
     /// # Errors
     /// As [`super::Engine::submit`].
     pub fn check(&self, request: Request) -> Result<Checked> {
-        let Request { id, prompt, params, eos, stop } = request;
+        let Request { id, prompt, params, eos, stop, watcher } = request;
         let Rules { vocab, longest, .. } = *self;
         let sampler = Sampler::new(params, id, vocab)?.with_eos(&eos)?;
         let refuse =
@@ -74,6 +76,7 @@ impl Rules {
         let stop_tokens = params.stop_token_ids.as_slice().into();
         let max_tokens = params.max_tokens.min(longest - prompt.len());
         let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
-        Ok(Checked { ticket: self.tickets.next(), request: id, text, sampler: Arc::new(sampler) })
+        let (ticket, sampler) = (self.tickets.next(), Arc::new(sampler));
+        Ok(Checked { ticket, request: id, text, sampler, watcher })
     }
 }

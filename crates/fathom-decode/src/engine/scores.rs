@@ -1,7 +1,12 @@
 //! What a model says about the tokens it was given, as much of it as its readers need.
 
 use fathom_backend::Backend;
-use fathom_model::{Logits, Model, Result, Step};
+use fathom_model::{LogitRows, Logits, Model, Probe, Result, Step};
+
+use super::Engine;
+use super::slot::Slot;
+use super::watch::Watching;
+use crate::{Mode, Proposal};
 
 /// The scores of every row of every step.
 pub(super) struct Scores<B: Backend> {
@@ -20,13 +25,56 @@ impl<B: Backend> Scores<B> {
     pub fn of(
         model: &Model<B>,
         steps: &mut [Step<'_, B>],
+        probe: Option<&mut dyn Probe>,
         argmax_only: bool,
         limit: usize,
     ) -> Result<Scores<B>> {
         if argmax_only {
-            return Ok(Scores { best: model.forward_argmax(steps, limit)?, logits: None });
+            return Ok(Scores { best: model.forward_argmax(steps, limit, probe)?, logits: None });
         }
-        let logits = model.forward(steps, None)?;
+        let logits = model.forward(steps, probe)?;
         Ok(Scores { best: logits.argmax(model.backend(), limit)?, logits: Some(logits) })
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// The target's pass: the last committed token and the drafts that follow it, of every request;
+    /// and the seconds it took.
+    pub(super) fn score(
+        &mut self,
+        mode: Mode,
+        chunks: Option<&[Proposal]>,
+    ) -> Result<(Scores<B>, f64)> {
+        let backend = self.target.backend();
+        let start = backend.mark()?;
+        let argmax_only = self.running.iter().all(Slot::takes_argmax);
+        let feeds: Vec<Vec<u32>> = match chunks {
+            Some(chunks) => {
+                self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
+            }
+            None => self.running.iter().map(|slot| slot.feed(slot.pearl.pending())).collect(),
+        };
+        let (mut steps, mut watchers) = (Vec::new(), Vec::new());
+        let mut failures = Vec::new();
+        for (slot, tokens) in self.running.iter_mut().zip(&feeds) {
+            let Slot { sequence, watcher, failure, .. } = slot;
+            let Some(sequence) = sequence else { continue };
+            steps.push(Step { sequence, tokens, logits: LogitRows::All });
+            watchers.push(watcher.as_deref_mut());
+            failures.push(failure);
+        }
+        let mut watching = Watching::new(watchers);
+        let probe = watching.is_wanted().then_some(&mut watching as &mut dyn Probe);
+        let scores = Scores::of(&self.target, &mut steps, probe, argmax_only, self.options.vocab)?;
+        for (failure, error) in failures.into_iter().zip(watching.errors) {
+            *failure = failure.take().or(error);
+        }
+        let seconds = backend.seconds_between(&start, &backend.mark()?)?;
+        let rows = feeds.iter().map(Vec::len).sum::<usize>();
+        self.metrics.verify_seconds += seconds;
+        self.metrics.pass_cost.record(rows as f64, seconds);
+        self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
+        self.planner.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
+        Ok((scores, seconds))
     }
 }

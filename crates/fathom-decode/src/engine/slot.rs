@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use fathom_backend::Backend;
-use fathom_model::{Model, Result, Sequence};
+use fathom_model::{Error, Model, Result, Sequence};
 
 use super::draft_worker::{DraftItem, DraftLimits};
 use super::request::Ticket;
 use super::rules::Checked;
+use super::watch::Watcher;
 use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
 
 /// One request and everything that is its own.
@@ -37,11 +38,14 @@ pub(super) struct Slot<B: Backend> {
     speculates: bool,
     pub runs: Runs,
     pub acceptance: Acceptance,
+    pub watcher: Option<Box<dyn Watcher>>,
+    /// What the watcher failed on.
+    pub failure: Option<Error>,
 }
 
 impl<B: Backend> Slot<B> {
     pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
-        let Checked { ticket, request, text, sampler } = request;
+        let Checked { ticket, request, text, sampler, watcher } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
@@ -62,6 +66,8 @@ impl<B: Backend> Slot<B> {
             speculates: false,
             runs: Runs::default(),
             acceptance: Acceptance::default(),
+            watcher,
+            failure: None,
         };
         slot.speculates = slot.is_followed();
         slot
@@ -178,9 +184,16 @@ impl<B: Backend> Slot<B> {
     pub fn roll_back(&mut self, target: &Model<B>) -> Result<()> {
         let text = self.text.tokens().len();
         self.drafted_len = self.drafted_len.min(text + self.pearl.pending().len() - 1);
+        self.watcher_keeps(text - 1);
         match &mut self.sequence {
             Some(sequence) => target.truncate(sequence, text - 1),
             None => Ok(()),
+        }
+    }
+
+    fn watcher_keeps(&mut self, len: usize) {
+        if let Some(watcher) = &mut self.watcher {
+            watcher.keep(len);
         }
     }
 
@@ -204,6 +217,7 @@ impl<B: Backend> Slot<B> {
     /// Gives up both caches; returns how many drafts were pending.
     pub fn release(&mut self) -> usize {
         self.sequence = None;
+        self.watcher_keeps(0);
         let dropped = self.drop_pending();
         self.drafted_len = 0;
         dropped

@@ -86,7 +86,7 @@ impl UpdateDecoder {
 /// let stop = vec![".".to_owned()];
 /// let params = SamplingParams { max_tokens: 40, stop, ..SamplingParams::default() };
 /// let prompt = tokenizer.encode("Mia has 3 boxes with 12 pencils each.", false)?;
-/// let request = Request { id: 0, prompt, params, eos: vec![2].into(), stop: None };
+/// let request = Request { id: 0, prompt, params, eos: vec![2].into(), stop: None, watcher: None };
 ///
 /// let mut text = String::new();
 /// for update in TextUpdates::submit(&engine, &tokenizer, request)? {

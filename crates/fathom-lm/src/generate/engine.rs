@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fathom_decode::SamplingParams;
-use fathom_decode::engine::{EngineHandle, Request};
+use fathom_decode::engine::{EngineHandle, Request, Watcher};
 use fathom_decode::generation::{Origin, TextUpdates};
 use fathom_model::{Encoded, Result};
 
@@ -111,8 +111,41 @@ impl TextEngine {
         params: &SamplingParams,
         sample: u64,
     ) -> Result<TextUpdates> {
-        let eos = self.pair.eos().into();
-        let request = Request { id: sample, prompt: ids, params: params.clone(), eos, stop: None };
+        self.submit_watched(ids, params, sample, None)
+    }
+
+    /// The same, with somebody who sees what the target computes of the text.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{GenerateOptions, Model, Pair, RowWatcher, SamplingParams, Site};
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// let model = Model::load(models.target.display().to_string())?;
+    /// let engine = Pair::of(&model, None)?.spawn(&GenerateOptions::default(), &mut |_, _| {})?;
+    /// let watcher = RowWatcher::new(&[(Site::ResidPost, 0)])?;
+    /// let rows = watcher.rows();
+    /// let params = SamplingParams { max_tokens: 5, ..SamplingParams::default() };
+    /// let mut ids = engine.encode("def is_prime(n):")?.ids;
+    /// for update in engine.submit_watched(ids.clone(), &params, 0, Some(Box::new(watcher)))? {
+    ///     ids.extend(update?.tokens);
+    /// }
+    /// // The last token was never given to the target.
+    /// assert_eq!(rows.positions(), ids.len() - 1);
+    /// assert_eq!(rows.since(0, 0).len(), rows.positions() * model.config().hidden);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`TextEngine::submit_ids`].
+    pub fn submit_watched(
+        &self,
+        ids: Vec<u32>,
+        params: &SamplingParams,
+        sample: u64,
+        watcher: Option<Box<dyn Watcher>>,
+    ) -> Result<TextUpdates> {
+        let (params, eos) = (params.clone(), self.pair.eos().into());
+        let request = Request { id: sample, prompt: ids, params, eos, stop: None, watcher };
         TextUpdates::submit(&self.handle, self.pair.tokenizer(), request)
     }
 }

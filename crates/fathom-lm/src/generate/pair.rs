@@ -9,17 +9,22 @@ use fathom_model::{
 };
 
 use crate::cpu::{Weights, cpu, refused};
-use crate::{Input, ModelFiles, ModelOptions};
+use crate::{Input, Model, ModelFiles, ModelOptions};
 
 /// A target and perhaps a draft, but for their weights: files read, and known to name the same
 /// tokens.
 pub struct Pair {
-    target: ModelFiles,
-    draft: Option<ModelFiles>,
+    target: Arc<ModelFiles>,
+    draft: Option<Arc<ModelFiles>>,
+    /// Where they are loaded already.
+    loaded: Option<Loaded>,
     tokenizer: Arc<Tokenizer>,
     /// Ids from here on are padding of the target's logits.
     vocab: usize,
 }
+
+/// A target's weights and a draft's.
+pub(super) type Loaded = (Arc<Weights>, Option<Arc<Weights>>);
 
 impl Pair {
     /// Reads everything but the weights, and checks that the two speak one language. Threads are
@@ -55,7 +60,35 @@ impl Pair {
         };
         let draft = draft.map(of_draft).transpose()?;
         let vocab = vocabulary(&target, draft.as_ref())?;
-        Ok(Pair { target, draft, tokenizer, vocab })
+        let (target, draft) = (Arc::new(target), draft.map(Arc::new));
+        Ok(Pair { target, draft, loaded: None, tokenizer, vocab })
+    }
+
+    /// A pair of models that are loaded already, which others may go on using: their passes take
+    /// turns. Each computes with its own threads; a pair that is opened by name shares the cores out
+    /// instead, which is faster where both work at the same time.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{GenerateOptions, Model, Pair, SamplingParams};
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// let target = Model::load(models.target.display().to_string())?;
+    /// let draft = Model::load(models.draft.display().to_string())?;
+    /// let params = SamplingParams { max_tokens: 6, ..SamplingParams::default() };
+    /// let pair = Pair::of(&target, Some(&draft))?;
+    /// let texts = pair.generate(["def is_prime(n):"], &params, &GenerateOptions::default())?;
+    /// assert_eq!(texts[0].tokens.len(), 6);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A model without a tokenizer; a draft with another vocabulary.
+    pub fn of(target: &Model, draft: Option<&Model>) -> Result<Pair> {
+        let (target, weights) = target.shared();
+        let (draft, of_draft) = draft.map(Model::shared).unzip();
+        let tokenizer = tokenizer(&target)?;
+        let vocab = vocabulary(&target, draft.as_deref())?;
+        Ok(Pair { target, draft, loaded: Some((weights, of_draft)), tokenizer, vocab })
     }
 
     /// The model whose text it is.
@@ -65,7 +98,7 @@ impl Pair {
 
     /// The model that drafts.
     pub fn draft(&self) -> Option<&ModelFiles> {
-        self.draft.as_ref()
+        self.draft.as_deref()
     }
 
     /// Ids from here on are padding of the target's logits and name no token.
@@ -80,7 +113,7 @@ impl Pair {
 
     /// What is remarkable about the two checkpoints, the target's first.
     pub fn remarks(&self) -> impl Iterator<Item = Remark> {
-        let draft = self.draft.iter().flat_map(ModelFiles::remarks);
+        let draft = self.draft().into_iter().flat_map(ModelFiles::remarks);
         self.target.remarks().iter().chain(draft).cloned()
     }
 
@@ -156,7 +189,25 @@ impl Pair {
         let (of_target, of_draft) = pinned_cores(placement)?.unzip();
         let target = load(&self.target, alone.target, together.target, of_target)?;
         let draft = |draft| load(draft, alone.draft, together.draft, of_draft);
-        Ok((target, self.draft.as_ref().map(draft).transpose()?))
+        Ok((target, self.draft().map(draft).transpose()?))
+    }
+
+    /// The weights: those that are loaded already, or as [`Pair::load`].
+    ///
+    /// # Errors
+    /// As [`Pair::load`].
+    pub(super) fn weights(
+        &self,
+        placement: Placement,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Loaded> {
+        match &self.loaded {
+            Some(loaded) => Ok(loaded.clone()),
+            None => {
+                let (target, draft) = self.load(placement, progress)?;
+                Ok((Arc::new(target), draft.map(Arc::new)))
+            }
+        }
     }
 }
 

@@ -121,8 +121,8 @@ impl Probe for EditProbe<'_> {
         Ok(changes)
     }
 
-    fn landmarks(&self) -> Vec<usize> {
-        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.landmarks())
+    fn landmarks(&self, sequence: usize) -> Vec<usize> {
+        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.landmarks(sequence))
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {

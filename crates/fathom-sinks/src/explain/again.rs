@@ -180,28 +180,20 @@ impl Probe for SideBySide<'_> {
         wanted.fold(Access::Skip, Access::union)
     }
 
-    fn landmarks(&self) -> Vec<usize> {
-        // All measure the same.
-        self.probes.first().map_or_else(Vec::new, |probe| probe.landmarks())
+    fn access_of(&self, sequence: usize, site: Site, layer: usize) -> Access {
+        self.probes.get(sequence).map_or(Access::Skip, |probe| probe.access(site, layer))
+    }
+
+    fn landmarks(&self, sequence: usize) -> Vec<usize> {
+        self.probes.get(sequence).map_or_else(Vec::new, |probe| probe.landmarks(sequence))
     }
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
-        match self.probes.get_mut(at.sequence) {
-            Some(probe) if probe.access(at.site, at.layer) != Access::Skip => {
-                probe.read(at, values)
-            }
-            _ => Ok(()),
-        }
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.read(at, values))
     }
 
     fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
-        match self.probes.get_mut(at.sequence) {
-            Some(probe) => match probe.access(at.site, at.layer) {
-                Access::Edit | Access::Change => probe.edit(at, values),
-                _ => self.read(at, values),
-            },
-            None => Ok(()),
-        }
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.edit(at, values))
     }
 
     fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
