@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fathom_decode::engine::EngineMetrics;
-use fathom_decode::generation::{Origin, TraceFile, TraceLine};
-use fathom_lm::demo::trained_pair;
-use fathom_lm::{
+use crate::demo::trained_pair;
+use crate::{
     GenerateOptions, Generation, ModelOptions, Pair, Prompts, Result, SamplingParams,
     available_cores, placement,
 };
+use fathom_decode::engine::EngineMetrics;
+use fathom_decode::generation::{Origin, TraceFile, TraceLine};
 use fathom_report::Decoding;
 use serde_json::{Value, json};
 
-use crate::model_args::ComputeArgs;
-use crate::output::Output;
-use crate::progress::LoadingBar;
+use crate::cli::model_args::ComputeArgs;
+use crate::cli::output::Output;
+use crate::cli::progress::LoadingBar;
 
 const PROMPTS: [&str; 4] = [
     "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away. How many pencils are left?",

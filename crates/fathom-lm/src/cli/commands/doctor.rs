@@ -8,12 +8,12 @@ use fathom_measure::limits::{self, Limits, Reading};
 use fathom_measure::{DecodeSpeed, Machine, Overhead, decode_speed, overhead, prefill_flops};
 use serde_json::{Map, Value, json};
 
-use crate::failure::Failure;
-use crate::model_args::{ComputeArgs, load_weights};
-use crate::output::Output;
-use crate::progress;
-use crate::speed_tables::{decode_table, limits_json, limits_table, percent};
-use crate::subject::SubjectArgs;
+use crate::cli::failure::Failure;
+use crate::cli::model_args::{ComputeArgs, load_weights};
+use crate::cli::output::Output;
+use crate::cli::progress;
+use crate::cli::speed_tables::{decode_table, limits_json, limits_table, percent};
+use crate::cli::subject::SubjectArgs;
 
 /// Say what this machine offers and what the engine makes of it
 ///

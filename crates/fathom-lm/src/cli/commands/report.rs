@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_lm::{ReportOptions, Result, write_report};
+use crate::{ReportOptions, Result, write_report};
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::output::Output;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// Show runs in one self-contained HTML page
 ///

@@ -1,11 +1,11 @@
 //! `--target`, `--draft` and how to run them: the arguments of every command that generates.
 
+use crate::{CpuOptions, ModelOptions, Pair, Placement, Result, available_cores, placement};
 use clap::Args;
 use fathom_kernels::Isa;
-use fathom_lm::{CpuOptions, ModelOptions, Pair, Placement, Result, available_cores, placement};
 
-use crate::model_args::{self, Precision};
-use crate::prompt_args::PromptArgs;
+use crate::cli::model_args::{self, Precision};
+use crate::cli::prompt_args::PromptArgs;
 
 /// Which model's text, and how to run it and its draft.
 #[derive(Debug, Args)]

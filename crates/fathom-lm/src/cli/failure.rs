@@ -15,7 +15,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The process's exit code; see the documentation of `main.rs`.
+    /// The process's exit code; see [`crate::cli`].
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Answer(_) => 1,

@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use crate::tables::{self, Detections};
+use crate::{Format, Preset, Result, Run, Table};
 use clap::ValueEnum;
-use fathom_lm::tables::{self, Detections};
-use fathom_lm::{Format, Preset, Result, Run, Table};
 use serde_json::{Map, Value};
 
-use crate::failure::Failure;
-use crate::output::Output;
-use crate::preset_arg::PresetName;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::cli::preset_arg::PresetName;
 
 /// Print the paper's tables, from runs or from published detections
 ///

@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fathom_lm::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
-use fathom_lm::tables::{self, Detections};
-use fathom_lm::{
+use crate::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
+use crate::tables::{self, Detections};
+use crate::{
     Error, Format, ModelOptions, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
     write_report,
 };
@@ -16,10 +16,10 @@ use fathom_report::summary;
 use fathom_sinks::Detection;
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::model_args::{ComputeArgs, load};
-use crate::output::Output;
-use crate::progress::ScanBar;
+use crate::cli::failure::Failure;
+use crate::cli::model_args::{ComputeArgs, load};
+use crate::cli::output::Output;
+use crate::cli::progress::ScanBar;
 
 /// Find planted sinks and generate from a small pair of models, both checked
 ///

@@ -3,19 +3,19 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_lm::Weights;
+use crate::Weights;
 use fathom_measure::limits::{self, Limits, Reading};
 use fathom_measure::{DecodeSpeed, Overhead, decode_speed, overhead, prefill_flops};
 use fathom_model::Error;
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::kernel_speed;
-use crate::model_args::{ComputeArgs, load_weights};
-use crate::output::Output;
-use crate::progress;
-use crate::speed_tables::{decode_table, limits_json, limits_line, percent};
-use crate::subject::{Shape, SubjectArgs};
+use crate::cli::failure::Failure;
+use crate::cli::kernel_speed;
+use crate::cli::model_args::{ComputeArgs, load_weights};
+use crate::cli::output::Output;
+use crate::cli::progress;
+use crate::cli::speed_tables::{decode_table, limits_json, limits_line, percent};
+use crate::cli::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use fathom_lm::{Error, ExplainProgress, Progress, Remark, Result, TraceDetection};
+use crate::{Error, ExplainProgress, Progress, Remark, Result, TraceDetection};
 use fathom_model::About;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::failure::one_line;
-use crate::output::Output;
+use crate::cli::failure::one_line;
+use crate::cli::output::Output;
 
 /// A bar counting `unit`s ("tokens", "layers") with their rate and the time left. Nothing is drawn
 /// with `--quiet`, or where stderr is not a terminal.

@@ -3,19 +3,19 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_lm::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_piped};
+use crate::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_piped};
 use fathom_report::{sink_table, summary};
 use fathom_sinks::{ReadNote, RunWriter, SinkRow};
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::indices::Indices;
-use crate::model_args::{ModelArgs, load};
-use crate::output::Output;
-use crate::preset_arg::PresetName;
-use crate::progress::{self, ScanBar};
-use crate::prompt_args::PromptArgs;
-use crate::row_args::RowArgs;
+use crate::cli::failure::Failure;
+use crate::cli::indices::Indices;
+use crate::cli::model_args::{ModelArgs, load};
+use crate::cli::output::Output;
+use crate::cli::preset_arg::PresetName;
+use crate::cli::progress::{self, ScanBar};
+use crate::cli::prompt_args::PromptArgs;
+use crate::cli::row_args::RowArgs;
 
 /// Find the attention sinks in traces of a model
 ///

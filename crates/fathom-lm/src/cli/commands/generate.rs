@@ -4,23 +4,23 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::ValueEnum;
-use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
-use fathom_lm::{
+use crate::{
     Error, GenerateOptions, Generation, Mode, ModeChoice, Pair, Piece, PromptFile, Prompts, Remark,
     Remarks, Result, RowFields, SamplingParams, Task,
 };
+use clap::ValueEnum;
+use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
-use crate::gamma_arg::GammaArg;
-use crate::output::Output;
-use crate::pair_args::PairArgs;
-use crate::progress::{self, LoadingBar};
-use crate::prompt_args::PromptArgs;
-use crate::sampling_args::SamplingArgs;
+use crate::cli::failure::Failure;
+use crate::cli::gamma_arg::GammaArg;
+use crate::cli::output::Output;
+use crate::cli::pair_args::PairArgs;
+use crate::cli::progress::{self, LoadingBar};
+use crate::cli::prompt_args::PromptArgs;
+use crate::cli::sampling_args::SamplingArgs;
 
 /// Generate text, with a draft model to make it faster
 ///

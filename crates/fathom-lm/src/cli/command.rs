@@ -4,12 +4,12 @@ use std::io::Write;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{
+use crate::cli::commands::{
     bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
     table,
 };
-use crate::failure::Failure;
-use crate::output::Output;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// Fathom: a language-model engine you can see into while it runs fast.
 #[derive(Debug, Parser)]

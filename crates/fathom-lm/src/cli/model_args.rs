@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use crate::{CpuOptions, Model, ModelFiles, ModelOptions, Result, Weights};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use fathom_kernels::{Cpu, Isa};
-use fathom_lm::{CpuOptions, Model, ModelFiles, ModelOptions, Result, Weights};
 
-use crate::output::Output;
-use crate::progress::LoadingBar;
+use crate::cli::output::Output;
+use crate::cli::progress::LoadingBar;
 
 /// Which model to run, and how.
 #[derive(Debug, Args)]
@@ -87,7 +87,7 @@ impl ComputeArgs {
 
     /// The CPU, set up as asked.
     pub fn backend(&self) -> Result<Cpu> {
-        fathom_lm::cpu(self.options())
+        crate::cpu(self.options())
     }
 }
 

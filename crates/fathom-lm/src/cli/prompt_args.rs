@@ -1,7 +1,7 @@
 //! How prompts are written down for the model: the arguments of every command that reads text.
 
+use crate::{ModelOptions, PromptOptions};
 use clap::{Args, ValueEnum};
-use fathom_lm::{ModelOptions, PromptOptions};
 use fathom_model::parse_template_kwargs;
 use serde_json::{Map, Value};
 

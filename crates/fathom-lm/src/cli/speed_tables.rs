@@ -6,7 +6,7 @@ use fathom_measure::DecodeSpeed;
 use fathom_measure::limits::Limits;
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
+use crate::cli::failure::Failure;
 
 /// Limits as JSON, in units of one.
 pub fn limits_json(limits: &Limits) -> Value {

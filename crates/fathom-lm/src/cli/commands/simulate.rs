@@ -10,8 +10,8 @@ use fathom_model::{Error, Result};
 use fathom_report::{Cell, Column, Format, Table};
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::output::Output;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// Say how fast speculative decoding is for a given agreement of draft and target
 ///

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_lm::{Analysis, Explain, ExplainOptions, Explained, Result, Run, RunInputs};
+use crate::{Analysis, Explain, ExplainOptions, Explained, Result, Run, RunInputs};
 use serde_json::{Map, json};
 
-use crate::failure::Failure;
-use crate::output::Output;
-use crate::progress::{self, StepBar};
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::cli::progress::{self, StepBar};
 
 /// Explain the sinks of a run: how they form and what they do
 ///

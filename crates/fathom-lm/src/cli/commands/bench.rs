@@ -6,22 +6,22 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::Pair;
 use clap::ValueEnum;
 use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement};
 use fathom_kernels::Cpu;
-use fathom_lm::Pair;
 use fathom_measure::median;
 use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prompts_with};
 use fathom_report::BenchRow;
 
-use crate::failure::Failure;
-use crate::gamma_arg::GammaArg;
-use crate::output::Output;
-use crate::pair_args::PairArgs;
-use crate::progress::{self, LoadingBar};
-use crate::prompt_args::PromptArgs;
+use crate::cli::failure::Failure;
+use crate::cli::gamma_arg::GammaArg;
+use crate::cli::output::Output;
+use crate::cli::pair_args::PairArgs;
+use crate::cli::progress::{self, LoadingBar};
+use crate::cli::prompt_args::PromptArgs;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
 ///

@@ -8,8 +8,8 @@ use fathom_measure::Machine;
 use fathom_model::{Error, Result, SyntheticShape, write_synthetic};
 use tempfile::TempDir;
 
-use crate::output::Output;
-use crate::progress;
+use crate::cli::output::Output;
+use crate::cli::progress;
 
 /// Which checkpoint to measure.
 #[derive(Debug, Args)]

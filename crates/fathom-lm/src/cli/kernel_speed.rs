@@ -10,11 +10,11 @@ use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
 use fathom_model::Result;
 use serde_json::{Value, json};
 
-use crate::failure::Failure;
-use crate::output::Output;
-use crate::progress;
-use crate::speed_tables::{limits_json, limits_line, percent};
-use crate::subject::Shape;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::cli::progress;
+use crate::cli::speed_tables::{limits_json, limits_line, percent};
+use crate::cli::subject::Shape;
 
 /// Rows of the products: decoding, verification, prefill.
 const ROWS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048];

@@ -3,18 +3,18 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use fathom_lm::{
+use crate::{
     CaptureRequest, Error, ModelFiles, Remark, Remarks, Result, Site, Traces, parse_edits,
 };
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::indices::Indices;
-use crate::model_args::{ModelArgs, load};
-use crate::output::Output;
-use crate::progress;
-use crate::prompt_args::PromptArgs;
-use crate::row_args::RowArgs;
+use crate::cli::failure::Failure;
+use crate::cli::indices::Indices;
+use crate::cli::model_args::{ModelArgs, load};
+use crate::cli::output::Output;
+use crate::cli::progress;
+use crate::cli::prompt_args::PromptArgs;
+use crate::cli::row_args::RowArgs;
 
 /// Write activations of one pass to a safetensors file
 ///

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use fathom_sinks::plant::{PlantOptions, plant};
 use serde_json::json;
 
-use crate::failure::Failure;
-use crate::output::Output;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
 
 /// Write a small model with attention sinks at known places
 ///

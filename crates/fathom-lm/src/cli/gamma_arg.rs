@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::Gamma;
 use fathom_decode::GammaLimits;
-use fathom_lm::Gamma;
 
 /// How many tokens to draft at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use fathom_report::{Format, bench_table, bench_table_of_all, breakdown_table, pl
 use serde_json::json;
 
 use super::{Accounted, Accounting, Args};
-use crate::failure::Failure;
-use crate::output::Output;
-use crate::pair_args::PairArgs;
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::cli::pair_args::PairArgs;
 
 impl Args {
     pub(super) fn print(

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::{Error, Result, SamplingParams, recommended_params};
 use clap::ValueEnum;
-use fathom_lm::{Error, Result, SamplingParams, recommended_params};
 use fathom_model::RecommendedSampling;
 
 /// How tokens are chosen and where a text ends. Names and meanings are vLLM's.
