@@ -82,6 +82,14 @@ pub trait Probe {
     /// What the probe wants at `site` of `layer`. Asked once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
 
+    /// Called before each layer of a pass, for a probe that may want to end it.
+    ///
+    /// # Errors
+    /// Whatever the probe reports ends the pass.
+    fn before_layer(&mut self, _layer: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Called where [`Probe::access`] said [`Access::Read`].
     ///
     /// # Errors

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use crate::{Error, ExplainProgress, Progress, Remark, Result, TraceDetection};
-use fathom_model::About;
+use crate::{ExplainProgress, Progress, Remark, Result, TraceDetection};
+use fathom_model::refuse_remarks;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::cli::failure::one_line;
@@ -110,10 +110,9 @@ pub fn remarks(output: Output, remarks: &[Remark]) -> Result<()> {
     for remark in remarks {
         note(output, &format!("fathom: remark: {}", one_line(&remark.to_string())));
     }
-    let about_input = |remark: &&Remark| remark.about == About::Input;
-    match remarks.iter().find(about_input).filter(|_| output.strict) {
-        None => Ok(()),
-        Some(first) => Err(Error::Request(format!("{first} (refused because of --strict)"))),
+    match output.strict {
+        true => refuse_remarks(remarks, "--strict"),
+        false => Ok(()),
     }
 }
 

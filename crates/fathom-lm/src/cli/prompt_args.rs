@@ -2,7 +2,7 @@
 
 use crate::{ModelOptions, PromptOptions};
 use clap::{Args, ValueEnum};
-use fathom_model::parse_template_kwargs;
+use fathom_model::{parse_date, parse_template_kwargs};
 use serde_json::{Map, Value};
 
 /// What the user says about prompts, beside the checkpoint's own files.
@@ -67,8 +67,5 @@ fn kwargs(text: &str) -> Result<Kwargs, String> {
 }
 
 fn date(text: &str) -> Result<jiff::civil::Date, String> {
-    match text {
-        "today" => Ok(jiff::Zoned::now().date()),
-        _ => text.parse().map_err(|_| "expected a day such as 2025-01-31, or `today`".to_owned()),
-    }
+    parse_date(text).map_err(|error| error.to_string())
 }
