@@ -96,15 +96,18 @@ else:
 
 
 @unix
-@pytest.mark.parametrize("call", ["model.logits(ids)", "model.run_with_hooks(ids, [('embed', look)])"])
+@pytest.mark.parametrize(
+    "call",
+    # A pass with hooks has no chunks, and stops between two layers: with fewer tokens these are short.
+    ["model.logits(ids)", "model.run_with_hooks(ids[:8000], [('embed', look)])"],
+)
 def test_ctrl_c_stops_a_pass(planted_dir: Path, call: str) -> None:
     program = f"""
-import sys, time, fathom_lm as fl
+import fathom_lm as fl
 model = fl.Model({str(planted_dir)!r}, threads=1)
 ids = [3 + i % 20 for i in range(30000)]
 look = lambda values, site: None
 print("ready", flush=True)
-began = time.perf_counter()
 try:
     {call}
     print("finished")
