@@ -75,6 +75,13 @@ def test_arguments_are_checked(golden_dir: Path, model: fl.Model, ids: list[int]
         model.run_with_cache(ids, "embed", logits="first")  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="free memory is read from /proc")
+def test_more_than_there_is_memory_for_is_refused_first(model: fl.Model) -> None:
+    ids = [1 + i % 300 for i in range(300_000)]
+    with pytest.raises(fl.RequestError, match=r"would keep \d+\.\d GiB, but .* are free"):
+        model.run_with_cache(ids, "attn_weights", logits=None)
+
+
 def test_a_hooks_exception_comes_back_as_it_is(model: fl.Model, ids: list[int]) -> None:
     class Mine(Exception):
         pass

@@ -79,6 +79,10 @@ def test_what_a_hook_sees_is_what_is_captured(model: fl.Model, ids: list[int]) -
     names = [name for name in model.names() if not name.startswith("sink_score")]
     model.run_with_hooks(ids, [(name, look) for name in names])
     assert set(seen) == set(names)
+    again = dict(seen)
+    seen.clear()
+    model.run_with_hooks(ids, [(lambda name: True, look)])
+    assert set(seen) == set(again)
     for name in names:
         assert same(seen[name], plain[name]), name
 

@@ -157,6 +157,7 @@ impl Model {
     /// # Errors
     /// As [`Model::run_with_cache`]; a position beyond the text.
     pub fn cache(&self, ids: &[u32], request: &CaptureRequest) -> Result<Cache> {
+        one_pass::check_memory(request.bytes(self.config(), ids.len()))?;
         capture_in_memory(self.weights(), ids, request, &mut |_| {}).map(Cache::new)
     }
 

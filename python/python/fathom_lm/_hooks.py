@@ -49,7 +49,10 @@ def prepare(
             raise RequestError(f"{hook!r} is no hook: expected a pair (name, function)") from None
         if not callable(function):
             raise RequestError(f"the hook at {names!r} is no function")
+        by_name = isinstance(names, str)
         for name in _names.chosen(names, layers, stop):
+            if not by_name and name.startswith("sink_score."):
+                continue  # a function of names may want everything; this is known only afterwards
             site, layer = _names.parse(name)
             if layer is None and dict(_native.site_names())[site]:
                 every = range(layers if stop is None else stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -218,6 +218,30 @@ class Model:
         """As `logits`."""
         return self.logits(input)
 
+    @overload
+    def run_with_cache(
+        self,
+        input: Input,
+        names_filter: NamesFilter = None,
+        positions: Positions = None,
+        stop_at_layer: int | None = None,
+        *,
+        logits: LogitRows = "all",
+        edits: Sequence[str] = (),
+        fwd_hooks: Hooks = (),
+    ) -> tuple[Array, Cache]: ...
+    @overload
+    def run_with_cache(
+        self,
+        input: Input,
+        names_filter: NamesFilter = None,
+        positions: Positions = None,
+        stop_at_layer: int | None = None,
+        *,
+        logits: None,
+        edits: Sequence[str] = (),
+        fwd_hooks: Hooks = (),
+    ) -> tuple[Array | None, Cache]: ...
     def run_with_cache(
         self,
         input: Input,
@@ -228,7 +252,7 @@ class Model:
         logits: LogitRows | None = "all",
         edits: Sequence[str] = (),
         fwd_hooks: Hooks = (),
-    ) -> tuple[Any, Cache]:
+    ) -> tuple[Array | None, Cache]:
         """One pass, and what happens inside it.
 
         Args:

@@ -183,6 +183,8 @@ impl<'a> Pass<'a> {
             Some(n) => CaptureRequest::new(&[(Site::ResidPost, Some(n - 1))], &[], None, config)?,
         };
 
+        let kept = Rows::bytes(rows, ids.len(), config.vocab);
+        check_memory(kept.saturating_add(request.bytes(config, ids.len())))?;
         let mut logits = Rows::new(rows, ids.len(), config.vocab)?;
         let mut recorder = Recorder::new(&request, config, ids)?;
         let mut last = Recorder::new(&last_residual, config, ids)?;
@@ -272,6 +274,27 @@ fn stop(layer: i64, layers: usize) -> Result<usize> {
     })
 }
 
+/// Refuses to keep more than there is memory for: an operating system may promise memory that it does
+/// not have, and end the process that uses it.
+pub(super) fn check_memory(bytes: u64) -> Result<()> {
+    const UNDOUBTED: u64 = 1 << 30; // not worth asking
+    if bytes < UNDOUBTED {
+        return Ok(());
+    }
+    match fathom_measure::Machine::detect().available {
+        Some(available) if bytes > available => {
+            let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            Err(Error::Request(format!(
+                "the pass would keep {:.1} GiB, but {:.1} GiB of memory are free: keep fewer places or \
+                 positions, or write them to a file with `capture`",
+                gib(bytes),
+                gib(available)
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a place that a pass which ends before layer `stop` does not come to.
 fn within(stop: Option<usize>, name: &str, site: Site, layer: usize) -> Result<()> {
     let reached = |stop| match site {
@@ -295,6 +318,15 @@ struct Rows {
 }
 
 impl Rows {
+    fn bytes(wanted: LogitRows, tokens: usize, vocab: usize) -> u64 {
+        let rows = match wanted {
+            LogitRows::None => 0,
+            LogitRows::Last => 1,
+            LogitRows::All => tokens as u64,
+        };
+        rows.saturating_mul(4 * vocab as u64)
+    }
+
     fn new(wanted: LogitRows, tokens: usize, vocab: usize) -> Result<Rows> {
         let full = || {
             let problem = format!("there is no memory for the logits of {tokens} tokens");
