@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything a change must pass, in one command: format, lints, documentation, tests, dependencies, and a
 # short run of every fuzz target; the report is opened in Chromium where that is installed, and a trained model
-# is run where Python can fetch it (100 MB, once). Needs a Rust toolchain with rustfmt and clippy, and a C/C++
+# is run where Python can fetch it (100 MB, once), and the Python package where there is Python. Needs a Rust toolchain with rustfmt and clippy, and a C/C++
 # compiler.
 # FUZZ_SECONDS is the time each fuzz target gets.
 set -euo pipefail
@@ -39,6 +39,14 @@ case $prepared in
         cargo test -p fathom-lm --test real --locked -- --ignored --nocapture stories260k
         ;;
     *) exit "$prepared" ;;
+esac
+
+step "the Python package"
+checked=0
+./python/check.sh || checked=$?
+case $checked in
+    0 | 75) ;; # 75: skipped, and says why
+    *) exit "$checked" ;;
 esac
 
 step "documentation"

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "cli")]
+pub mod cli;
 mod cpu;
 pub mod demo;
 mod explain;
@@ -13,14 +15,14 @@ pub mod tables;
 mod text;
 mod traces;
 
-pub use cpu::{Weights, cpu, engine_name, precision_name};
+pub use cpu::{Weights, cpu, engine_name, parse_isa, parse_precision, precision_name};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
     GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, available_cores, placement,
     recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
-pub use pass::{Array, Cache, parse_edits, parse_place};
+pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_place};
 pub use report::{ReportOptions, write_report};
 pub use scan::{Run, Scan};
 pub use source::{AdapterSource, ModelSource};
@@ -38,9 +40,9 @@ pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpda
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{
-    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, Message,
-    ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result, RowFields, Site,
-    TokenizedTrace,
+    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LogitRows,
+    Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result, RowFields,
+    Site, TokenizedTrace,
 };
 pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};

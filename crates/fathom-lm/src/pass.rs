@@ -1,126 +1,22 @@
 //! One pass over a text: its logits, what happens inside, and what becomes of them when something
 //! is changed.
 
-use std::fmt;
+mod array;
+mod cache;
+mod hooks;
+mod one_pass;
+
 use std::path::Path;
 
 use fathom_model::{
-    CaptureRequest, Captured, Edit, EditProbe, Edits, Error, LogitRows, ModelConfig, PREFILL_CHUNK,
-    Probe, Result, SequenceOptions, Site, Step, capture, capture_in_memory,
+    CaptureRequest, Edit, EditProbe, Edits, Error, ModelConfig, Probe, Result, Site, capture,
+    capture_in_memory,
 };
 
 use crate::Model;
-
-/// Rows of logits computed at a time: they are as wide as the vocabulary.
-const LOGIT_CHUNK: usize = PREFILL_CHUNK / 8;
-
-/// Numbers with a shape, row-major.
-///
-/// ```
-/// let logits = fathom_lm::Array { shape: vec![2, 3], values: vec![0.0, 2.0, 1.0, 5.0, 4.0, 3.0] };
-/// assert_eq!(logits.row(1), [5.0, 4.0, 3.0]);
-/// assert_eq!(logits.argmax(), [1, 0]);
-/// ```
-#[derive(Clone, PartialEq)]
-pub struct Array {
-    /// Sizes, the slowest first.
-    pub shape: Vec<usize>,
-    /// Their product of values.
-    pub values: Vec<f32>,
-}
-
-impl Array {
-    /// Row `index` along all axes but the last: of `[T, hidden]` the vector of position `index`, of
-    /// `[heads, T, head_dim]` that of head `index / T` at position `index % T`.
-    ///
-    /// # Panics
-    /// There is no such row.
-    pub fn row(&self, index: usize) -> &[f32] {
-        let width = self.shape.last().copied().unwrap_or(1);
-        &self.values[index * width..(index + 1) * width]
-    }
-
-    /// The column of the largest value of each row, the first of equals: of logits `[T, vocab]` the
-    /// most likely next token at each position.
-    pub fn argmax(&self) -> Vec<usize> {
-        let width = self.shape.last().copied().unwrap_or(1).max(1);
-        let best = |row: &[f32]| {
-            let larger = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
-            (0..row.len()).fold(0, larger)
-        };
-        self.values.chunks_exact(width).map(best).collect()
-    }
-}
-
-impl fmt::Debug for Array {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Array {{ shape: {:?} }}", self.shape)
-    }
-}
-
-/// What a pass showed at the places that were named, in the order of the forward pass.
-#[derive(Clone, Debug, Default)]
-pub struct Cache {
-    places: Vec<(Site, usize)>,
-    arrays: Vec<Array>,
-}
-
-impl Cache {
-    fn new(captured: Vec<Captured>) -> Cache {
-        let mut cache = Cache::default();
-        for Captured { site, layer, shape, values } in captured {
-            cache.places.push((site, layer));
-            cache.arrays.push(Array { shape, values });
-        }
-        cache
-    }
-
-    /// What was captured under a name, as [`Model::run_with_cache`] takes them, with a layer where
-    /// the site has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same. `None` where
-    /// it was not asked for, or is no name.
-    pub fn get(&self, name: &str) -> Option<&Array> {
-        let (site, layer) = parse_place(name).ok()?;
-        if site.per_layer() && layer.is_none() {
-            return None;
-        }
-        let place = (site, layer.unwrap_or(0));
-        let index = self.places.iter().position(|other| *other == place)?;
-        self.arrays.get(index)
-    }
-
-    /// Names and arrays.
-    pub fn iter(&self) -> impl Iterator<Item = (String, &Array)> {
-        self.names().zip(&self.arrays)
-    }
-
-    /// The names: `resid_post.3`, `embed`.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        self.places.iter().map(|(site, layer)| site.name_at(*layer))
-    }
-
-    /// How many arrays there are.
-    pub fn len(&self) -> usize {
-        self.arrays.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.arrays.is_empty()
-    }
-}
-
-impl std::ops::Index<&str> for Cache {
-    type Output = Array;
-
-    /// # Panics
-    /// [`Cache::get`] has nothing under this name.
-    fn index(&self, name: &str) -> &Array {
-        match self.get(name) {
-            Some(array) => array,
-            None => panic!("`{name}` was not captured"),
-        }
-    }
-}
+pub use array::Array;
+pub use cache::Cache;
+pub use one_pass::{Pass, Ran};
 
 /// A site and, where one is named, its layer: `resid_post.3`, `blocks.3.hook_resid_post`; with `*`
 /// for all layers: `resid_post.*`, `blocks.*.hook_resid_post`, or just `resid_post`.
@@ -189,33 +85,24 @@ impl Model {
     /// assert_eq!(model.run_with_edits(&ids, &[])?, logits);
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
-    pub fn run(&self, ids: &[u32], mut probe: Option<&mut dyn Probe>) -> Result<Array> {
-        if ids.is_empty() {
-            return Err(Error::Request("there are no tokens to run".to_owned()));
-        }
-        let weights = self.weights();
-        let vocab = self.config().vocab;
-        let full = || {
-            let problem = format!("there is no memory for the logits of {} tokens", ids.len());
-            Error::Request(problem)
-        };
-        let mut values: Vec<f32> = Vec::new();
-        let len = ids.len().checked_mul(vocab).ok_or_else(full)?;
-        values.try_reserve_exact(len).map_err(|_| full())?;
-        let planned_len = Some(ids.len());
-        let mut sequence =
-            weights.new_sequence(SequenceOptions { planned_len, ..SequenceOptions::default() });
-        for tokens in ids.chunks(LOGIT_CHUNK) {
-            let mut step = [Step { sequence: &mut sequence, tokens, logits: LogitRows::All }];
-            // A plain `as_deref_mut` would borrow the probe for the whole function.
-            let probe: Option<&mut dyn Probe> = match &mut probe {
-                Some(probe) => Some(&mut **probe),
-                None => None,
-            };
-            let logits = weights.forward(&mut step, probe)?;
-            values.extend(logits.step(weights.backend(), 0)?);
-        }
-        Ok(Array { shape: vec![ids.len(), vocab], values })
+    pub fn run(&self, ids: &[u32], probe: Option<&mut dyn Probe>) -> Result<Array> {
+        self.pass(ids).watched(probe).map(|ran| ran.logits)
+    }
+
+    /// One pass over `ids`, with all there is to say about it: what is captured, edited, hooked, and
+    /// where it ends.
+    pub fn pass<'a>(&'a self, ids: &'a [u32]) -> Pass<'a> {
+        Pass::new(self, ids)
+    }
+
+    /// Every place of this model that can be captured, in the order of the forward pass: site and
+    /// layer, 0 for sites without layers.
+    pub fn places(&self) -> impl Iterator<Item = (Site, usize)> {
+        let layers = self.config().layers;
+        Site::all().flat_map(move |site| {
+            let layers = if site.per_layer() { layers } else { 1 };
+            (0..layers).map(move |layer| (site, layer))
+        })
     }
 
     /// Runs `ids` through the model and keeps what happens at the places that `names` names, as
@@ -270,6 +157,7 @@ impl Model {
     /// # Errors
     /// As [`Model::run_with_cache`]; a position beyond the text.
     pub fn cache(&self, ids: &[u32], request: &CaptureRequest) -> Result<Cache> {
+        one_pass::check_memory(request.bytes(self.config(), ids.len()))?;
         capture_in_memory(self.weights(), ids, request, &mut |_| {}).map(Cache::new)
     }
 
@@ -348,12 +236,5 @@ mod tests {
             let error = parse_place(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown site `{bad}`")), "{error}");
         }
-    }
-
-    #[test]
-    fn the_most_likely_is_the_first_of_equals() {
-        let array = Array { shape: vec![2, 3], values: vec![1.0, 2.0, 2.0, f32::NAN, -1.0, -2.0] };
-        assert_eq!(array.argmax(), [1, 0]);
-        assert_eq!(array.row(1)[1], -1.0);
     }
 }

@@ -13,6 +13,8 @@ use fathom_model::{
 pub enum Input {
     /// One text, which a chat template takes as a user message, or a conversation.
     Prompt(PromptContent),
+    /// One text as it is, whatever the chat template: only the special tokens of bare text are added.
+    Bare(String),
     /// Token ids, as they are.
     Ids(Vec<u32>),
 }
@@ -124,6 +126,8 @@ impl TextFiles {
                 ));
             }
             Input::Ids(ids) => Encoded::from(ids),
+            Input::Bare(text) => TextEncoder { template: None, ..self.encoder(vocab_size) }
+                .prompt(&PromptContent::Text(text))?,
             Input::Prompt(content) => encoder.prompt(&self.with_system(content))?,
         };
         encoder.check_ids(&encoded.ids)?;

@@ -2,6 +2,7 @@
 
 mod file;
 mod memory;
+mod recorder;
 
 use std::ops::Range;
 use std::path::Path;
@@ -11,13 +12,13 @@ use fathom_backend::Backend;
 use crate::site::Layout;
 use crate::{
     Access, At, EditProbe, Edits, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result,
-    SequenceOptions, Site,
+    Sequence, SequenceOptions, Site,
 };
 use file::CaptureFile;
-use memory::Memory;
+pub use recorder::Recorder;
 
-/// What to capture from one pass.
-#[derive(Clone, Debug, PartialEq)]
+/// What to capture from one pass; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CaptureRequest {
     /// Sites and layers, each once, in the order of the file; layer 0 for sites without layers.
     places: Vec<(Site, usize)>,
@@ -79,6 +80,30 @@ impl CaptureRequest {
     /// Captures a pass in which `edits` are made; what is captured is what the pass goes on with.
     pub fn with_edits(self, edits: Edits) -> CaptureRequest {
         CaptureRequest { edits, ..self }
+    }
+
+    /// How many layers a pass must compute to show all of this: nothing later is needed.
+    pub fn layers(&self, config: &ModelConfig) -> usize {
+        let needed = |(site, layer): &(Site, usize)| match site {
+            Site::Embed => 0,
+            Site::FinalNorm | Site::Logits => config.layers,
+            _ => layer + 1,
+        };
+        self.places.iter().map(needed).max().unwrap_or(0)
+    }
+
+    /// Whether `site` is captured, at any layer.
+    pub fn has(&self, site: Site) -> bool {
+        self.places.iter().any(|(other, _)| *other == site)
+    }
+
+    /// How the sequence must be made whose passes show all of this, of a text of `tokens` tokens.
+    pub fn sequence_options(&self, config: &ModelConfig, tokens: usize) -> SequenceOptions {
+        SequenceOptions {
+            planned_len: Some(tokens),
+            sink_scores: self.has(Site::SinkScore),
+            layers: Some(self.layers(config)),
+        }
     }
 
     /// Refuses ids that nothing can be captured from.
@@ -144,10 +169,10 @@ pub fn capture<B: Backend>(
 ) -> Result<()> {
     request.check(ids)?;
     let tensors = request.tensors(model.config(), ids.len());
-    let mut file = CaptureFile::create(model, ids, request, &tensors, out)?;
-    let mut filling = Filling { request, tensors: &tensors, tokens: ids.len(), store: &mut file };
+    let store = CaptureFile::create(model, ids, request, &tensors, out)?;
+    let mut filling = Filling { request, tensors, tokens: ids.len(), store };
     filling.run(model, ids, progress)?;
-    file.finish()
+    filling.store.finish()
 }
 
 /// As [`capture`], into memory: each place that `request` names, in the order of the forward pass.
@@ -161,13 +186,9 @@ pub fn capture_in_memory<B: Backend>(
     request: &CaptureRequest,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Captured>> {
-    request.check(ids)?;
-    let tensors = request.tensors(model.config(), ids.len());
-    let mut memory = Memory::for_tensors(&tensors)?;
-    let mut filling = Filling { request, tensors: &tensors, tokens: ids.len(), store: &mut memory };
-    filling.run(model, ids, progress)?;
-    let values = memory.values.into_iter();
-    Ok(tensors.into_iter().zip(values).map(|(tensor, values)| tensor.filled(values)).collect())
+    let mut recorder = Recorder::new(request, model.config(), ids)?;
+    recorder.0.run(model, ids, progress)?;
+    Ok(recorder.into_captured())
 }
 
 /// What was captured at one place.
@@ -205,15 +226,15 @@ trait Store {
 }
 
 /// A probe that fills tensors of known shapes, in the order the pass produces their parts.
-struct Filling<'a> {
+struct Filling<'a, S> {
     request: &'a CaptureRequest,
     /// One per place.
-    tensors: &'a [Tensor],
+    tensors: Vec<Tensor>,
     tokens: usize,
-    store: &'a mut dyn Store,
+    store: S,
 }
 
-impl Filling<'_> {
+impl<S: Store> Filling<'_, S> {
     fn run<B: Backend>(
         &mut self,
         model: &Model<B>,
@@ -221,18 +242,19 @@ impl Filling<'_> {
         progress: &mut dyn FnMut(usize),
     ) -> Result<()> {
         let request = self.request;
-        let wants = |site| request.places.iter().any(|(s, _)| *s == site);
-        let mut sequence = model.new_sequence(SequenceOptions {
-            planned_len: Some(ids.len()),
-            sink_scores: wants(Site::SinkScore),
-        });
+        let mut sequence = model.new_sequence(request.sequence_options(model.config(), ids.len()));
         // Logits are as wide as the vocabulary: fewer rows at a time keep them small.
-        let chunk = if wants(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
+        let chunk = if request.has(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
         let mut probe = EditProbe::new(&request.edits).watched_by(self);
         model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
-        for (site, layer) in &request.places {
-            if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(&sequence, *layer)?) {
-                let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..ids.len() };
+        self.sink_scores(model, &sequence)
+    }
+
+    /// Takes the sink scores of a sequence that is over.
+    fn sink_scores<B: Backend>(&mut self, model: &Model<B>, sequence: &Sequence<B>) -> Result<()> {
+        for (site, layer) in &self.request.places {
+            if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(sequence, *layer)?) {
+                let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..self.tokens };
                 self.read(&at, &scores)?;
             }
         }
@@ -251,7 +273,7 @@ impl Filling<'_> {
     }
 }
 
-impl Probe for Filling<'_> {
+impl<S: Store> Probe for Filling<'_, S> {
     fn access(&self, site: Site, layer: usize) -> Access {
         match self.request.places.contains(&(site, layer)) && site != Site::SinkScore {
             true => Access::Read,

@@ -78,6 +78,14 @@ pub(crate) struct Scores<B: Backend> {
     pub steps: Vec<Range<usize>>,
 }
 
+impl<B: Backend> Scores<B> {
+    /// Of a pass that ends before the head.
+    fn none(b: &B, vocab: usize, batch: &Batch) -> Result<Scores<B>> {
+        let logits = b.alloc(0, vocab)?;
+        Ok(Scores { logits, best: Vec::new(), steps: batch.logit_ranges.clone() })
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
@@ -85,8 +93,9 @@ impl<B: Backend> Model<B> {
     /// tokens were cut into steps, or on `probe`, unless it edits.
     ///
     /// # Errors
-    /// A step without tokens or a token id beyond the vocabulary, before anything is computed; an
-    /// error of the backend or of the probe, after which the sequences are of no further use.
+    /// A step without tokens, a token id beyond the vocabulary, or sequences of which not the same
+    /// layers are computed, before anything is; an error of the backend or of the probe, after
+    /// which the sequences are of no further use.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
@@ -117,8 +126,9 @@ impl<B: Backend> Model<B> {
         probe: Option<&mut dyn Probe>,
         head: Head,
     ) -> Result<Scores<B>> {
+        let layers = steps.first().map_or(self.config.layers, |step| step.sequence.layers);
         for step in steps.iter_mut() {
-            self.check(step)?;
+            self.check(step, layers)?;
             step.sequence.planned_len.get_or_insert(step.tokens.len());
         }
         let mut taps = Taps::new(probe, self.config.layers);
@@ -173,7 +183,16 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    fn check(&self, step: &Step<'_, B>) -> Result<()> {
+    /// `layers`: how many this pass computes.
+    fn check(&self, step: &Step<'_, B>, layers: usize) -> Result<()> {
+        if step.sequence.layers != layers {
+            let problem = "sequences of one pass must have the same number of layers computed";
+            return Err(Error::Request(problem.to_owned()));
+        }
+        if layers < self.config.layers && step.logits != LogitRows::None {
+            let problem = format!("a pass that ends after {layers} layers has no logits");
+            return Err(Error::Request(problem));
+        }
         let vocab = self.config.vocab;
         if step.tokens.is_empty() {
             return Err(Error::Request("a step needs at least one token".to_owned()));
@@ -198,7 +217,13 @@ impl<B: Backend> Model<B> {
         }
         let b = &self.backend;
         let ModelConfig { head_dim, rms_norm_eps: eps, .. } = self.config;
+        // The layers that are computed: with fewer than the model's, nothing of what follows them.
+        let depth = pieces.first().map_or(self.config.layers, |piece| piece.sequence.layers);
+        let whole = depth == self.config.layers;
         let batch = Batch::new(pieces);
+        if depth == 0 {
+            return self.embed_only(pieces, &batch, taps);
+        }
         let (cos, sin) = self.angles(pieces, &batch.parts);
         let rotary = Rotary { cos: &cos, sin: &sin, half: self.config.rope.rotary_dim / 2 };
         let (spans, landmarks): (Vec<_>, Vec<_>) = pieces
@@ -214,7 +239,7 @@ impl<B: Backend> Model<B> {
         let any_sums = spans.iter().any(|span| span.column_sums.is_some());
         let mut pass = b.begin_pass(spans, rotary)?;
         let taps = &mut PassTaps::new(b, taps, &batch.parts, landmarks)?;
-        let last = self.layers.len() - 1;
+        let last = depth - 1;
         let all_rows_needed = any_sums || taps.want_rows_after_keys(last);
 
         let n = batch.ids.len();
@@ -224,7 +249,8 @@ impl<B: Backend> Model<B> {
         b.embed(&self.embed, &batch.ids, x)?;
         taps.tap(Site::Embed, 0, x)?;
 
-        for (l, layer) in self.layers.iter().enumerate() {
+        for (l, layer) in self.layers[..depth].iter().enumerate() {
+            taps.before_layer(l)?;
             taps.tap(Site::ResidPre, l, x)?;
 
             // Attention: x += W_o · softmax(q kᵀ / √d) v
@@ -277,14 +303,37 @@ impl<B: Backend> Model<B> {
             taps.tap(Site::ResidPost, l, x)?;
         }
 
-        let scores = self.scores(&mut work, &batch, taps, head)?;
+        let scores = match whole {
+            true => self.scores(&mut work, &batch, taps, head)?,
+            false => Scores::none(b, self.config.vocab, &batch)?,
+        };
         taps.finish()?;
         b.end_pass(pass)?;
         for piece in pieces {
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
-        self.give_back(work);
+        self.give_back(work, n);
         Ok(scores)
+    }
+
+    /// A pass that ends before the first layer.
+    fn embed_only(
+        &self,
+        pieces: &mut [Piece<'_, B>],
+        batch: &Batch,
+        taps: &mut Taps<'_>,
+    ) -> Result<Scores<B>> {
+        let b = &self.backend;
+        let mut x = b.alloc(batch.ids.len(), self.config.hidden)?;
+        b.embed(&self.embed, &batch.ids, &mut x)?;
+        let landmarks = pieces.iter_mut().map(|piece| &mut piece.sequence.landmarks).collect();
+        let mut taps = PassTaps::new(b, taps, &batch.parts, landmarks)?;
+        taps.tap(Site::Embed, 0, &mut x)?;
+        taps.finish()?;
+        for piece in pieces {
+            piece.sequence.tokens.extend_from_slice(piece.tokens);
+        }
+        Scores::none(b, self.config.vocab, batch)
     }
 
     /// Final norm and language-model head, over the rows somebody wants.

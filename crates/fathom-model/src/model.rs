@@ -123,12 +123,14 @@ impl<B: Backend> Model<B> {
 
     /// An empty sequence.
     pub fn new_sequence(&self, options: SequenceOptions) -> Sequence<B> {
-        let ModelConfig { layers, heads, kv_heads, head_dim, .. } = self.config;
+        let ModelConfig { heads, kv_heads, head_dim, .. } = self.config;
+        let layers = self.config.layers.min(options.layers.unwrap_or(usize::MAX));
         Sequence {
             tokens: Vec::new(),
             kv: self.backend.new_kv(KvShape { layers, kv_heads, head_dim }),
             column_sums: options.sink_scores.then(|| self.backend.new_column_sums(layers, heads)),
             planned_len: options.planned_len,
+            layers,
             regime: None,
             landmarks: Landmarks::new(),
         }
@@ -154,12 +156,15 @@ impl<B: Backend> Model<B> {
     }
 
     /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the attention
-    /// that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`] was set.
+    /// that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`] was set,
+    /// and for a layer that the sequence's passes do not compute.
     ///
     /// # Errors
     /// The backend's.
     pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Result<Option<Vec<f32>>> {
-        let Some(sums) = &sequence.column_sums else { return Ok(None) };
+        let Some(sums) = sequence.column_sums.as_ref().filter(|_| layer < sequence.layers) else {
+            return Ok(None);
+        };
         let tokens = sequence.len();
         let sums = self.backend.column_sums(sums, layer, tokens)?; // [heads, T]
         let mean = |(i, sum)| (sum / (tokens - i % tokens) as f64) as f32;

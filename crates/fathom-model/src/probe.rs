@@ -89,6 +89,14 @@ pub trait Probe {
         self.access(site, layer)
     }
 
+    /// Called before each layer of a pass, for a probe that may want to end it.
+    ///
+    /// # Errors
+    /// Whatever the probe reports ends the pass.
+    fn before_layer(&mut self, _layer: usize) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Called where [`Probe::access`] said [`Access::Read`].
     ///
     /// # Errors

@@ -25,6 +25,20 @@ pub struct PromptOptions {
     pub bos: Option<bool>,
 }
 
+/// A day that templates are told it is, `YYYY-MM-DD` or `today`.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_date(text: &str) -> Result<jiff::civil::Date> {
+    match text {
+        "today" => Ok(jiff::Zoned::now().date()),
+        _ => text.parse().map_err(|_| {
+            let expected = "expected a day such as 2025-01-31, or `today`";
+            Error::Request(format!("`{text}` is no date: {expected}"))
+        }),
+    }
+}
+
 impl PromptOptions {
     /// Whether all is left to the checkpoint's files.
     pub fn is_default(&self) -> bool {

@@ -93,7 +93,7 @@ impl<B: Backend> Model<B> {
         let tokens = mem::take(&mut sequence.tokens);
         self.backend.truncate_kv(&mut sequence.kv, 0);
         if let Some(sums) = &mut sequence.column_sums {
-            *sums = self.backend.new_column_sums(self.config.layers, self.config.heads);
+            *sums = self.backend.new_column_sums(sequence.layers, self.config.heads);
         }
         let planned_len = sequence.planned_len;
         sequence.planned_len = planned_len.max(Some(tokens.len() + 1));

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// Different sentences of one kind that [`Remarks`] keeps; beyond, they are only counted.
 const MAX_TEXTS: usize = 8;
 
@@ -65,6 +67,17 @@ impl Remark {
     fn new(kind: &'static str, about: About, text: impl Into<String>) -> Remark {
         let (kind, text) = (Cow::Borrowed(kind), text.into());
         Remark { kind, about, file: None, line: None, text, count: 1 }
+    }
+}
+
+/// Refuses remarks about input, for those who said that they want none (`because`: `--strict`).
+///
+/// # Errors
+/// There is one; the sentence is the first's.
+pub fn refuse_remarks(remarks: &[Remark], because: &str) -> Result<()> {
+    match remarks.iter().find(|remark| remark.about == About::Input) {
+        None => Ok(()),
+        Some(first) => Err(Error::Request(format!("{first} (refused because of {because})"))),
     }
 }
 

@@ -13,6 +13,10 @@ pub struct SequenceOptions {
     pub planned_len: Option<usize>,
     /// Accumulate attention column sums, for [`crate::Model::sink_score`].
     pub sink_scores: bool,
+    /// Compute only so many layers, the first: a pass over the sequence ends there, shows a probe
+    /// nothing of what follows, and has no logits. The bits of what it does compute are those of a
+    /// whole pass. `None`: all.
+    pub layers: Option<usize>,
 }
 
 /// Tokens seen so far, their keys and values, and what is accumulated over them.
@@ -21,6 +25,8 @@ pub struct Sequence<B: Backend> {
     pub(crate) kv: B::Kv,
     pub(crate) column_sums: Option<B::ColumnSums>,
     pub(crate) planned_len: Option<usize>,
+    /// Layers that are computed, at most the model's.
+    pub(crate) layers: usize,
     /// Which rotary frequencies the cached keys carry; see [`crate::RopeConfig::regime`].
     pub(crate) regime: Option<u64>,
     /// Rows that probes compare others with.

@@ -128,6 +128,15 @@ impl Site {
         }
     }
 
+    /// What TransformerLens calls it, where it has the same tensor: `blocks.3.hook_resid_post`.
+    pub fn lens_name_at(self, layer: usize) -> Option<String> {
+        let name = SITES[self as usize].2?;
+        Some(match self.per_layer() {
+            true => format!("blocks.{layer}.{name}"),
+            false => name.to_owned(),
+        })
+    }
+
     /// Whether there is one of it in every layer.
     pub fn per_layer(self) -> bool {
         !matches!(self, Site::Embed | Site::FinalNorm | Site::Logits)
@@ -228,6 +237,12 @@ mod tests {
         assert_eq!(Site::parse("blocks.12.hook_resid_post").unwrap(), (Site::ResidPost, Some(12)));
         assert_eq!(Site::parse("blocks.0.attn.hook_rot_k").unwrap(), (Site::K, Some(0)));
         assert_eq!(Site::parse("hook_embed").unwrap(), (Site::Embed, None));
+        for site in Site::all() {
+            let layer = site.per_layer().then_some(7);
+            if let Some(name) = site.lens_name_at(7) {
+                assert_eq!(Site::parse(&name).unwrap(), (site, layer), "{name}");
+            }
+        }
     }
 
     #[test]

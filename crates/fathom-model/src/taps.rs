@@ -182,6 +182,14 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         Site::all().filter(|&site| site > Site::V).any(|site| self.wants(site, of_all(site)))
     }
 
+    /// Tells the probe that a layer begins.
+    pub fn before_layer(&mut self, layer: usize) -> Result<()> {
+        match &mut self.taps.probe {
+            Some(probe) => probe.before_layer(layer),
+            None => Ok(()),
+        }
+    }
+
     /// Rows of the pass.
     pub fn rows(&self) -> usize {
         self.parts.last().map_or(0, |part| part.rows.end)

@@ -5,7 +5,10 @@ use std::sync::{MutexGuard, PoisonError};
 use fathom_backend::Backend;
 
 use crate::mlp::Stages;
-use crate::{Model, ModelConfig, Result};
+use crate::{Model, ModelConfig, PREFILL_CHUNK, Result};
+
+/// Rows of a pass whose memory is kept: four chunks. A long text run in one step gives it back.
+const KEPT_ROWS: usize = 4 * PREFILL_CHUNK;
 
 /// Activations of a pass over `n` rows. Their contents mean nothing between passes.
 pub(crate) struct Work<B: Backend> {
@@ -57,9 +60,12 @@ impl<B: Backend> Model<B> {
         Ok(work)
     }
 
-    /// Keeps the memory of a pass that is over for the next one.
-    pub(crate) fn give_back(&self, work: Work<B>) {
-        self.idle_work().push(work);
+    /// Keeps the memory of a pass over `n` rows that is over for the next one, unless it is more
+    /// than passes usually need.
+    pub(crate) fn give_back(&self, work: Work<B>, n: usize) {
+        if n <= KEPT_ROWS {
+            self.idle_work().push(work);
+        }
     }
 
     fn idle_work(&self) -> MutexGuard<'_, Vec<Work<B>>> {

@@ -18,7 +18,11 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 fn new_sequence(model: &Model<Cpu>, planned_len: usize) -> Sequence<Cpu> {
-    let options = SequenceOptions { planned_len: Some(planned_len), sink_scores: true };
+    let options = SequenceOptions {
+        planned_len: Some(planned_len),
+        sink_scores: true,
+        ..SequenceOptions::default()
+    };
     model.new_sequence(options)
 }
 
@@ -207,7 +211,11 @@ fn logits_are_the_same_whichever_rows_have_them() {
                     .iter()
                     .map(|ids| {
                         let planned_len = Some(ids.len());
-                        model.new_sequence(SequenceOptions { planned_len, sink_scores: false })
+                        model.new_sequence(SequenceOptions {
+                            planned_len,
+                            sink_scores: false,
+                            ..SequenceOptions::default()
+                        })
                     })
                     .collect();
                 for part in 0..2 {
@@ -248,7 +256,11 @@ fn a_truncated_sequence_goes_on_as_if_the_rest_had_never_been() {
             let model = load(&dir, precision);
             let (kept, wrong, right) =
                 (text(&model, 70, 1), text(&model, 90, 2), text(&model, 11, 3));
-            let options = SequenceOptions { planned_len: Some(81), sink_scores: false };
+            let options = SequenceOptions {
+                planned_len: Some(81),
+                sink_scores: false,
+                ..SequenceOptions::default()
+            };
             let last = |wrong: Option<&[u32]>| {
                 let mut sequence = model.new_sequence(options);
                 let mut go = |tokens: &[u32], cut: bool| {

@@ -178,6 +178,7 @@ pub fn scan_trace<B: Backend>(
     let mut sequence = model.new_sequence(SequenceOptions {
         planned_len: Some(ids.len()),
         sink_scores: options.attention,
+        ..SequenceOptions::default()
     });
     let mut done = 0;
     model.prefill(&mut sequence, ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {

@@ -51,9 +51,11 @@ impl Planted {
         let layers = self.truth.layers;
         let options = ScalarOptions { candidates: vec![0], final_state: false };
         let mut probe = ScalarProbe::new(layers, ids, &options);
-        let mut sequence = self
-            .model
-            .new_sequence(SequenceOptions { planned_len: Some(ids.len()), sink_scores: true });
+        let mut sequence = self.model.new_sequence(SequenceOptions {
+            planned_len: Some(ids.len()),
+            sink_scores: true,
+            ..SequenceOptions::default()
+        });
         self.model.prefill(&mut sequence, ids, 128, Some(&mut probe), &mut |_| ()).unwrap();
         let scores =
             (0..layers).map(|l| self.model.sink_score(&sequence, l).unwrap().unwrap()).collect();

@@ -120,6 +120,7 @@ fn encode(input: Input, pair: &Pair) -> Result<(PromptContent, Encoded)> {
             return Err(Error::Request("a prompt is empty; expected a text".to_owned()));
         }
         Input::Prompt(content) => text.with_system(content.clone()),
+        Input::Bare(text) => PromptContent::Text(text.clone()),
         Input::Ids(ids) => PromptContent::Text(text.decode(ids)?),
     };
     Ok((content, pair.encode(input)?))

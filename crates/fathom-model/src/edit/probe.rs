@@ -61,6 +61,13 @@ impl Probe for EditProbe<'_> {
         }
     }
 
+    fn before_layer(&mut self, layer: usize) -> Result<()> {
+        match &mut self.watcher {
+            Some(watcher) => watcher.before_layer(layer),
+            None => Ok(()),
+        }
+    }
+
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         match &mut self.watcher {
             Some(watcher) => watcher.read(at, values),

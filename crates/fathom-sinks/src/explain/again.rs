@@ -59,7 +59,11 @@ pub(super) fn run_again<B: Backend>(
     let mut probe = SideBySide {
         probes: probes.map(|(edits, scalars)| EditProbe::new(edits).watched_by(scalars)).collect(),
     };
-    let options = SequenceOptions { planned_len: Some(ids.len()), sink_scores: false };
+    let options = SequenceOptions {
+        planned_len: Some(ids.len()),
+        sink_scores: false,
+        ..SequenceOptions::default()
+    };
     let mut sequences: Vec<_> = all.iter().map(|_| model.new_sequence(options)).collect();
     let mut nll = vec![Vec::with_capacity(ids.len()); all.len()];
     let mut kl = vec![Vec::with_capacity(ids.len()); all.len()];

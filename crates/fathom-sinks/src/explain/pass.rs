@@ -137,7 +137,11 @@ fn observe_one<B: Backend>(
     observers.iter_mut().for_each(|observer| observer.begin(subject));
     let sink_scores = observers.iter().any(|observer| observer.wants_scores());
     let planned_len = Some(subject.ids.len());
-    let mut sequence = model.new_sequence(SequenceOptions { planned_len, sink_scores });
+    let mut sequence = model.new_sequence(SequenceOptions {
+        planned_len,
+        sink_scores,
+        ..SequenceOptions::default()
+    });
     let mut done = 0;
     let mut probe = Shared { observers: &mut *observers };
     model.prefill(&mut sequence, subject.ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {

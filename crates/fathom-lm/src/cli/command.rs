@@ -1,0 +1,76 @@
+//! The command line as a whole; each command's own arguments live with the command.
+
+use std::io::Write;
+
+use clap::{Parser, Subcommand};
+
+use crate::cli::commands::{
+    bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
+    table,
+};
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+
+/// Fathom: a language-model engine you can see into while it runs fast.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Results go to standard output, progress and remarks to standard error.\n\
+        Exit code 0: done. 1: it ran, and the answer is no. 2: input or usage that cannot be used.\n\n\
+        New here? `fathom demo` shows everything on a built-in model in under a minute."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Scan(scan::Args),
+    Table(table::Args),
+    Capture(capture::Args),
+    Explain(explain::Args),
+    Report(report::Args),
+    Generate(generate::Args),
+    Bench(bench::Args),
+    Simulate(simulate::Args),
+    Plant(plant::Args),
+    Doctor(doctor::Args),
+    BenchEngine(bench_engine::Args),
+}
+
+impl Cli {
+    /// Runs the command; its results go to `out`.
+    pub fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        match &self.command {
+            Command::Demo(args) => demo::run(args, self.output, out),
+            Command::Scan(args) => scan::run(args, self.output, out),
+            Command::Table(args) => table::run(args, self.output, out),
+            Command::Capture(args) => capture::run(args, self.output, out),
+            Command::Explain(args) => explain::run(args, self.output, out),
+            Command::Report(args) => report::run(args, self.output, out),
+            Command::Generate(args) => generate::run(args, self.output, out),
+            Command::Bench(args) => bench::run(args, self.output, out),
+            Command::Simulate(args) => simulate::run(args, self.output, out),
+            Command::Plant(args) => plant::run(args, self.output, out),
+            Command::Doctor(args) => doctor::run(args, self.output, out),
+            Command::BenchEngine(args) => bench_engine::run(args, self.output, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

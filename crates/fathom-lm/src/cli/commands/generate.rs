@@ -1,0 +1,366 @@
+//! `fathom generate`: text from prompts, plainly or speculatively.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::{
+    Error, GenerateOptions, Generation, Mode, ModeChoice, Pair, Piece, PromptFile, Prompts, Remark,
+    Remarks, Result, RowFields, SamplingParams, Task,
+};
+use clap::ValueEnum;
+use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
+use fathom_report::Decoding;
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+
+use crate::cli::failure::Failure;
+use crate::cli::gamma_arg::GammaArg;
+use crate::cli::output::Output;
+use crate::cli::pair_args::PairArgs;
+use crate::cli::progress::{self, LoadingBar};
+use crate::cli::prompt_args::PromptArgs;
+use crate::cli::sampling_args::SamplingArgs;
+
+/// Generate text, with a draft model to make it faster
+///
+/// At temperature 0 the text is the target's own, token for token, whatever the mode, the draft, the batch and the
+/// threads; above 0 it has the target's distribution. One text is printed as it comes; several are JSON
+/// lines, with the exact token ids, which `fathom scan` reads. With --out each line is on disk before the
+/// next; a run that was killed goes on with --resume and ends with the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
+    fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom scan --model ./target --traces traces.jsonl --out run\n\n\
+    A prompt is a line with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named *.txt, \
+    a line of text.\n\
+    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed --gamma; \
+    otherwise it depends on how many tokens are drafted at a time, which is measured.")]
+pub struct Args {
+    #[command(flatten)]
+    pair: PairArgs,
+    /// A smaller model with the target's vocabulary, which drafts; a text beyond its context goes
+    /// on without
+    #[arg(long, value_name = "D")]
+    draft: Option<String>,
+    /// How to decode [default: pearl with a draft, ar without]
+    #[arg(long, value_enum, value_name = "MODE")]
+    mode: Option<ModeName>,
+    #[command(flatten)]
+    source: Source,
+    /// Take the first N prompts
+    #[arg(long, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Texts for each prompt
+    #[arg(short = 'n', long = "samples", value_name = "K", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    samples: u32,
+    /// Write the texts to this file, a JSON line each; new, unless --resume; `-` is standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Go on with the file in --out
+    #[arg(long, requires = "out")]
+    resume: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the
+    /// fields of published data sets]
+    #[arg(long, value_name = "FIELD", requires = "prompts")]
+    prompt_field: Option<String>,
+    #[command(flatten)]
+    prompt_args: PromptArgs,
+    /// Most texts at a time
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    batch_size: usize,
+    /// Tokens to draft at a time; `auto` measures which length is fastest
+    #[arg(long, value_name = "N", default_value = "auto")]
+    gamma: GammaArg,
+    /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each model
+    /// [default: no limit but the target's context]
+    #[arg(long, value_name = "N")]
+    kv_pages: Option<usize>,
+}
+
+/// Where the prompts come from.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// A file of prompts
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// One prompt
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    /// A pass of the target for every token
+    Ar,
+    /// Draft, then verify
+    Sd,
+    /// Draft and verify at the same time
+    Pearl,
+    /// Measure, and do what is fastest
+    Auto,
+}
+
+pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+    args.sampling.check()?;
+    let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
+    let options = args.options();
+    pair.engine_options(&options).validate()?;
+    let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
+    params.validate_ids(pair.vocab())?;
+    let mut remarks = Remarks::new();
+    remarks.extend(pair.remarks());
+    let prompts = args.prompts(&pair, &options)?;
+    remarks.extend(prompts.remarks().iter().cloned());
+    if let (Some(path), false) = (args.file(), args.resume) {
+        TraceFile::check_new(path)?;
+    }
+    remarks.extend(args.advice(&pair, &params, prompts.longest()));
+    let remarks = remarks.into_vec();
+    progress::remarks(output, &remarks)?;
+    let tasks = prompts.tasks(args.samples as usize);
+
+    let mut bar = LoadingBar::new(output);
+    let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    drop(bar);
+    let line = TraceLine { origin: engine.origin().clone(), params: params.clone() };
+    let mut destination = args.destination(line, &tasks, output)?;
+    let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
+    let bar = args.bar(&tasks, &destination, output);
+    let mut generator = engine.run(tasks, params);
+
+    let start = Instant::now();
+    let mut ended = Ended::default();
+    while generator.pending() > 0 {
+        for piece in generator.step()? {
+            bar.inc(piece.tokens as u64);
+            if let Some(generation) = &piece.done {
+                ended.record(generation);
+                let unused = args.sampling.max_tokens.saturating_sub(generation.tokens.len());
+                bar.set_length(bar.length().unwrap_or(0).saturating_sub(unused as u64));
+            }
+            destination.take(piece, out)?;
+        }
+    }
+    bar.finish_and_clear();
+    let decoding = Decoding {
+        metrics: generator.engine().metrics(),
+        texts: ended.texts,
+        mat: ended.mat(),
+        seconds: start.elapsed().as_secs_f64(),
+        placement: Some(options.placement),
+    };
+    destination.finish(&decoding, remarks, output, out)
+}
+
+impl Args {
+    /// What the user may want to ask for otherwise.
+    fn advice(&self, pair: &Pair, params: &SamplingParams, longest: usize) -> Vec<Remark> {
+        let recommended = pair.recommended_sampling();
+        let recommended = match (self.sampling.takes_recommended(), self.sampling.chooses()) {
+            (true, _) => recommended.rest_remark(),
+            (false, true) => None,
+            (false, false) => recommended.remark(),
+        };
+        let same = self.samples > 1 && params.is_greedy();
+        let same = same.then(|| {
+            let samples = self.samples;
+            let text = format!(
+                "the {samples} texts of each prompt will be the same at temperature 0; give --temperature"
+            );
+            Remark::advice("same-samples", text)
+        });
+        let beyond = match self.mode() {
+            ModeName::Ar => None,
+            _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
+        };
+        recommended.into_iter().chain(same).chain(beyond).collect()
+    }
+
+    fn row_fields(&self) -> RowFields {
+        RowFields { prompt: self.prompt_field.clone(), output: None }
+    }
+
+    fn mode(&self) -> ModeName {
+        let usual = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
+        self.mode.unwrap_or(usual)
+    }
+
+    fn options(&self) -> GenerateOptions {
+        GenerateOptions {
+            mode: Some(match self.mode() {
+                ModeName::Ar => ModeChoice::Always(Mode::Ar),
+                ModeName::Sd => ModeChoice::Always(Mode::Sd),
+                ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+                ModeName::Auto => ModeChoice::Auto,
+            }),
+            gamma: self.gamma.into(),
+            batch_size: self.batch_size,
+            kv_pages: self.kv_pages,
+            placement: self.pair.placement(),
+        }
+    }
+
+    /// The prompts as token ids, each known to fit.
+    fn prompts(&self, pair: &Pair, options: &GenerateOptions) -> Result<Prompts> {
+        match (&self.source.prompts, &self.source.prompt) {
+            (Some(path), _) => {
+                let limit = self.limit.map(|n| n as usize);
+                let file = PromptFile { fields: self.row_fields(), limit };
+                Prompts::read(path, &file, pair, options)
+            }
+            (None, text) => match text.as_deref().unwrap_or_default() {
+                "" => Err(Error::Request("--prompt is empty; expected a text".to_owned())),
+                text => Prompts::new([text], pair, options),
+            },
+        }
+    }
+
+    /// The file to write to, unless that is standard output.
+    fn file(&self) -> Option<&PathBuf> {
+        self.out.as_ref().filter(|path| path.as_os_str() != "-")
+    }
+
+    fn destination(&self, line: TraceLine, tasks: &[Task], output: Output) -> Result<Destination> {
+        Ok(match self.file() {
+            None if self.resume => {
+                let problem =
+                    "--resume: lines on standard output cannot be resumed; give --out a file";
+                return Err(Error::Request(problem.to_owned()));
+            }
+            Some(path) if self.resume => {
+                Destination::File(path.clone(), TraceFile::resume(path, line, tasks)?)
+            }
+            Some(path) => Destination::File(path.clone(), TraceFile::create(path, line)?),
+            None if output.json => Destination::Object(line, InOrder::default(), Vec::new()),
+            None if tasks.len() == 1 && self.out.is_none() => Destination::Text,
+            None => Destination::Lines(line, InOrder::default()),
+        })
+    }
+
+    /// Counts tokens against the most there may be, which shrinks as texts end before.
+    fn bar(&self, tasks: &[Task], destination: &Destination, output: Output) -> ProgressBar {
+        match destination {
+            Destination::Text => ProgressBar::hidden(), // the text itself is the progress
+            _ => {
+                let most = self.sampling.max_tokens.saturating_mul(tasks.len());
+                progress::bar(output, "generating", "tokens", most as u64)
+            }
+        }
+    }
+}
+
+/// Texts that have ended.
+#[derive(Default)]
+struct Ended {
+    texts: usize,
+    mats: f64,
+}
+
+impl Ended {
+    fn record(&mut self, generation: &Generation) {
+        self.texts += 1;
+        self.mats += generation.mat;
+    }
+
+    fn mat(&self) -> Option<f64> {
+        (self.texts > 0).then(|| self.mats / self.texts as f64)
+    }
+}
+
+/// Where texts go.
+enum Destination {
+    /// Standard output, as it comes.
+    Text,
+    /// Standard output, a JSON line each.
+    Lines(TraceLine, InOrder<String>),
+    /// Standard output, with the metrics in one JSON object.
+    Object(TraceLine, InOrder<Value>, Vec<Value>),
+    /// A file.
+    File(PathBuf, TraceFile),
+}
+
+impl Destination {
+    /// Texts that are there already.
+    fn written(&self) -> usize {
+        match self {
+            Destination::File(_, file) => usize::try_from(file.written()).unwrap_or(usize::MAX),
+            _ => 0,
+        }
+    }
+
+    fn take(&mut self, piece: Piece, out: &mut dyn Write) -> Result<(), Failure> {
+        match (self, &piece.done) {
+            (Destination::Text, _) => {
+                write!(out, "{}", on_terminal(&piece.text))?;
+                out.flush()?;
+            }
+            (Destination::File(_, file), Some(generation)) => file.push(generation)?,
+            (Destination::Lines(line, order), Some(generation)) => {
+                order.insert(piece.index, Value::Object(line.object(generation)).to_string());
+                while let Some(line) = order.take_next() {
+                    writeln!(out, "{line}")?;
+                }
+            }
+            (Destination::Object(line, order, ready), Some(generation)) => {
+                order.insert(piece.index, Value::Object(line.object(generation)));
+                ready.extend(std::iter::from_fn(|| order.take_next()));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Says what was done.
+    fn finish(
+        self,
+        decoding: &Decoding<'_>,
+        remarks: Vec<Remark>,
+        output: Output,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let tell = || progress::note(output, &decoding.summary());
+        let metrics = || decoding.to_json();
+        match self {
+            Destination::Text => {
+                writeln!(out)?;
+                tell();
+            }
+            Destination::Lines(..) => tell(),
+            Destination::Object(_, _, texts) => {
+                writeln!(
+                    out,
+                    "{}",
+                    json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
+                )?;
+            }
+            Destination::File(path, _) if output.json => {
+                writeln!(
+                    out,
+                    "{}",
+                    json!({ "file": path, "metrics": metrics(), "remarks": remarks })
+                )?;
+            }
+            Destination::File(path, _) => {
+                writeln!(out, "{}", path.display())?;
+                tell();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text as it may be shown: on a terminal, what a model writes must not move the cursor.
+fn on_terminal(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(|&c| harmless(c)).collect()
+}

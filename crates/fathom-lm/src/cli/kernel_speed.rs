@@ -1,0 +1,169 @@
+//! Matrix products and attention by themselves, at the shapes of models.
+
+use std::io::Write;
+
+use fathom_backend::BackendError;
+use fathom_backend::{Backend, Precision};
+use fathom_kernels::Cpu;
+use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
+use fathom_model::Result;
+use serde_json::{Value, json};
+
+use crate::cli::failure::Failure;
+use crate::cli::output::Output;
+use crate::cli::progress;
+use crate::cli::speed_tables::{limits_json, limits_line, percent};
+use crate::cli::subject::Shape;
+
+/// Rows of the products: decoding, verification, prefill.
+const ROWS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048];
+/// The most rows an output head computes logits for at once.
+const HEAD_ROWS: usize = 128;
+/// Keys of the attention.
+const TOKENS: [usize; 4] = [512, 2048, 8192, 16_384];
+/// Query rows of the attention: decoding, verification, the last chunk of a prefill.
+const QUERIES: [(&str, usize); 3] = [("decode", 1), ("verify", 16), ("prefill", 512)];
+
+/// Products of one matrix, or attention at one length.
+struct Line {
+    shape: String,
+    what: String,
+    /// By rows; `None` where that is never run.
+    runs: Vec<Option<Measured>>,
+}
+
+/// The machine, and how often to measure on it.
+struct Bench<'a> {
+    cpu: &'a Cpu,
+    limits: Limits,
+    now: Reading<'a>,
+    repeats: usize,
+}
+
+/// Measures and prints both tables.
+pub fn run(
+    cpu: &Cpu,
+    shapes: &[Shape],
+    repeats: usize,
+    output: Output,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let lines = shapes.len() * (5 + TOKENS.len());
+    let bar = progress::bar(output, "measuring", "kernels", lines as u64);
+    let (mut products, mut attention) = (Vec::new(), Vec::new());
+    let bench = Bench { cpu, limits: limits::measure(cpu), now: Reading::new(cpu), repeats };
+    for &shape in shapes {
+        for (what, k, n) in shape.shape().products() {
+            let runs = bench.multiply(k, n, what == "head")?;
+            products.push(Line { shape: shape.name(), what: format!("{what}: {k} → {n}"), runs });
+            bar.inc(1);
+        }
+        for tokens in TOKENS {
+            let runs = bench.attend(shape, tokens)?;
+            attention.push(Line { shape: shape.name(), what: format!("{tokens} keys"), runs });
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+
+    let names = || ROWS.map(|rows| rows.to_string());
+    let mut columns: Vec<String> = QUERIES.map(|(name, _)| name.to_owned()).into();
+    columns.push("column sums".to_owned());
+    let precision = match cpu.precision() {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    };
+    if output.json {
+        let report = json!({
+            "precision": precision,
+            "threads": cpu.threads(),
+            "kernels": cpu.isa().name(),
+            "limits": limits_json(&bench.limits),
+            "products": lines_json(&products, &names()),
+            "attention": lines_json(&attention, &columns),
+        });
+        writeln!(out, "{report}")?;
+        return Ok(());
+    }
+    writeln!(out, "{precision}, {} threads, {}", cpu.threads(), cpu.isa())?;
+    writeln!(out, "{}\n", limits_line(&bench.limits))?;
+    writeln!(out, "Matrix products by rows, as fractions of the limit:\n")?;
+    table(&products, &names(), out)?;
+    writeln!(out, "\nAttention by keys, as fractions of the limit:\n")?;
+    table(&attention, &columns, out)
+}
+
+impl Bench<'_> {
+    /// Products with a `k × n` matrix, by [`ROWS`].
+    fn multiply(&self, k: usize, n: usize, is_head: bool) -> Result<Vec<Option<Measured>>> {
+        let mut products = Products::new(self.cpu, k, n)?;
+        let mut run = |rows| {
+            if is_head && rows > HEAD_ROWS {
+                return Ok(None);
+            }
+            let work = products.set_rows(rows)?;
+            self.measure(work, || products.run()).map(Some)
+        };
+        ROWS.into_iter().map(&mut run).collect()
+    }
+
+    /// Attention over `tokens` keys, by [`QUERIES`], then the second pass of the sink scores.
+    fn attend(&self, shape: Shape, tokens: usize) -> Result<Vec<Option<Measured>>> {
+        let sizes = shape.shape();
+        let head_dim = sizes.hidden / sizes.heads;
+        let heads = (sizes.heads, sizes.kv_heads, head_dim);
+        let mut attending = Attending::new(self.cpu, heads, tokens)?;
+        let mut runs = Vec::with_capacity(QUERIES.len() + 1);
+        let mut work = Work { bytes: 0.0, flops: 0.0 };
+        for (_, rows) in QUERIES {
+            work = attending.set_rows(rows)?;
+            runs.push(Some(self.measure(work, || attending.run())?));
+        }
+        // Of the products only the scores, of the cache only the keys.
+        let half = Work { bytes: work.bytes / 2.0, flops: work.flops / 2.0 };
+        runs.push(Some(self.measure(half, || attending.add_column_sums())?));
+        Ok(runs)
+    }
+
+    fn measure(
+        &self,
+        work: Work,
+        run: impl FnMut() -> Result<(), BackendError>,
+    ) -> Result<Measured> {
+        Ok(measure(&self.now, self.repeats, work, run)?)
+    }
+}
+
+fn table(lines: &[Line], columns: &[String], out: &mut dyn Write) -> Result<(), Failure> {
+    writeln!(out, "| shape | | {} |", columns.join(" | "))?;
+    writeln!(out, "|---|---|{}", "---:|".repeat(columns.len()))?;
+    for Line { shape, what, runs } in lines {
+        let cell = |run: &Option<Measured>| {
+            run.as_ref().map_or_else(|| "–".to_owned(), |run| percent(run.of_limit))
+        };
+        let cells: Vec<String> = runs.iter().map(cell).collect();
+        writeln!(out, "| {shape} | {what} | {} |", cells.join(" | "))?;
+    }
+    Ok(())
+}
+
+fn lines_json(lines: &[Line], columns: &[String]) -> Vec<Value> {
+    let measured = lines.iter().flat_map(|line| {
+        let runs = columns.iter().zip(&line.runs);
+        runs.filter_map(move |(column, run)| Some((line, column, run.as_ref()?)))
+    });
+    measured
+        .map(|(line, column, run)| {
+            json!({
+                "shape": line.shape,
+                "what": line.what,
+                "at": column,
+                "seconds": run.seconds,
+                "bytes": run.work.bytes,
+                "flops": run.work.flops,
+                "of_limit": run.of_limit,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# The Python package: built in development mode into target/venv, tested, its types checked. Exit code 75: there is no
+# Python here, or its packages cannot be fetched. PYTHON is the interpreter (python3); arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+skip() { echo "SKIPPED: $*"; exit 75; }
+
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || skip "no Python from 3.10 on here"
+
+venv=../target/venv
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || skip "python -m venv does not work here"
+"$venv/bin/python" - <<'PACKAGES' || "$venv/bin/pip" install --quiet --disable-pip-version-check \
+    'maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.13' 'pyright[nodejs]>=1.1.390' ||
+    skip "the packages the tests need cannot be fetched"
+import hypothesis, maturin, mypy, numpy, pyright, pytest
+PACKAGES
+
+# The workspace's own target directory: what is built there is not built again.
+VIRTUAL_ENV=$PWD/$venv CARGO_TARGET_DIR=$PWD/../target "$venv/bin/maturin" develop --quiet --locked
+"$venv/bin/python" -m pytest -p no:cacheprovider --quiet "$@"

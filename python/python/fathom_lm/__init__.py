@@ -1,0 +1,50 @@
+"""Look into language models while they run fast.
+
+```python
+import fathom_lm as fl
+
+model = fl.Model("path-or-hub-id")
+ids = model.encode("The capital of France is", chat_template=False)
+logits, cache = model.run_with_cache(ids, ["resid_post.*", "sink_score.*"])
+```
+
+There is no batch axis anywhere: arrays are `[T, …]`, `float32`, read-only, and views of the engine's
+own memory.
+"""
+
+from ._bf16 import BFloat16, bf16
+from ._cache import Cache
+from ._encoded import Encoded
+from ._errors import (
+    BackendError,
+    CheckpointError,
+    DataError,
+    EngineError,
+    FathomError,
+    FathomRemark,
+    RequestError,
+    UnsupportedError,
+)
+from ._hooks import HookSite
+from ._model import Model
+from ._native import __version__
+from ._remarks import Remark
+
+__all__ = [
+    "BFloat16",
+    "BackendError",
+    "Cache",
+    "CheckpointError",
+    "DataError",
+    "Encoded",
+    "EngineError",
+    "FathomError",
+    "FathomRemark",
+    "HookSite",
+    "Model",
+    "Remark",
+    "RequestError",
+    "UnsupportedError",
+    "__version__",
+    "bf16",
+]

@@ -1,0 +1,60 @@
+"""bfloat16, which NumPy does not have, for libraries that take DLPack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _native
+from ._errors import UnsupportedError
+
+
+class BFloat16:
+    """An array that other libraries see as bfloat16: `torch.from_dlpack(fl.bf16(array))`.
+
+    Each export is a copy, rounded to the nearest, that belongs to whoever takes it; NumPy sees the
+    values in `float32`, as they were.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: npt.NDArray[np.float32]) -> None:
+        self._values = values
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes, the slowest first."""
+        return self._values.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self._values, dtype=dtype, copy=copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if stream is not None:
+            raise UnsupportedError("host memory has no streams: expected stream=None")
+        if dl_device is not None and tuple(dl_device) != (1, 0):
+            raise BufferError("the values are in host memory and cannot be exported elsewhere")
+        if copy is False:
+            raise BufferError("bfloat16 is made by a copy: expected copy=None or True")
+        versioned = max_version is not None and max_version[0] >= 1
+        return _native.bf16_capsule(self._values, versioned)
+
+    def __repr__(self) -> str:
+        return f"BFloat16(shape={list(self.shape)})"
+
+
+def bf16(array: npt.ArrayLike) -> BFloat16:
+    """`array` for libraries that take bfloat16 through DLPack, half as large as `float32`."""
+    return BFloat16(np.asarray(array, dtype=np.float32))

@@ -1,0 +1,35 @@
+//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`, and nothing
+//! else. What Python's users see is in `python/fathom_lm/`; `_native.pyi` beside it lists what is here.
+
+mod arrays;
+mod config;
+mod dlpack;
+mod encode;
+mod errors;
+mod hooks;
+mod model;
+mod remarks;
+mod signals;
+mod sites;
+
+use std::ffi::OsString;
+
+use pyo3::prelude::*;
+
+/// Runs the command line `fathom`; `arguments` begin with the program's name.
+#[pyfunction]
+fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
+    py.detach(|| fathom_lm::cli::run(arguments))
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<model::NativeModel>()?;
+    module.add_function(wrap_pyfunction!(main, module)?)?;
+    module.add_function(wrap_pyfunction!(sites::parse_place, module)?)?;
+    module.add_function(wrap_pyfunction!(sites::site_names, module)?)?;
+    module.add_function(wrap_pyfunction!(sites::lens_name, module)?)?;
+    module.add_function(wrap_pyfunction!(dlpack::bf16_capsule, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! A model: loading, text, passes.
+
+use std::mem::ManuallyDrop;
+use std::process;
+use std::sync::Mutex;
+
+use fathom_lm::fathom_model::{Layout, parse_date, parse_template_kwargs, refuse_remarks};
+use fathom_lm::{
+    Input, LogitRows, Model, ModelOptions, PromptOptions, Site, parse_isa, parse_precision,
+};
+use numpy::{PyArrayDyn, PyReadonlyArray1};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::encode::{self, PyEncoded};
+use crate::remarks::{self, PyRemark};
+use crate::signals::{Raised, Signals};
+use crate::{arrays, config, errors, hooks};
+
+/// A model of the library, and the process whose threads it computes with.
+#[pyclass(frozen, name = "Model", module = "fathom_lm._native")]
+pub struct NativeModel {
+    model: ManuallyDrop<Model>,
+    process: u32,
+}
+
+/// Logits or the residual stream a pass was stopped with, and what was captured by name.
+type PyRan<'py> = (Option<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, Bound<'py, PyArrayDyn<f32>>)>);
+
+#[pymethods]
+impl NativeModel {
+    #[new]
+    #[pyo3(signature = (
+        path, *, name=None, precision="f32", threads=None, isa=None, adapter=None,
+        chat_template=true, ids_only=false, system=None, template_kwargs=None, date=None, bos=None,
+        strict=false,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn new(
+        py: Python<'_>,
+        path: &str,
+        name: Option<&str>,
+        precision: &str,
+        threads: Option<usize>,
+        isa: Option<&str>,
+        adapter: Option<&str>,
+        chat_template: bool,
+        ids_only: bool,
+        system: Option<String>,
+        template_kwargs: Option<&str>,
+        date: Option<&str>,
+        bos: Option<bool>,
+        strict: bool,
+    ) -> PyResult<NativeModel> {
+        let load = || {
+            let template_kwargs =
+                template_kwargs.map(parse_template_kwargs).transpose()?.unwrap_or_default();
+            let date = date.map(parse_date).transpose()?;
+            let prompts = PromptOptions { system, template_kwargs, date, bos };
+            let mut options = ModelOptions::new(path)
+                .precision(parse_precision(precision)?)
+                .chat_template(chat_template)
+                .prompt_options(prompts);
+            if let Some(name) = name {
+                options = options.named(name);
+            }
+            if let Some(threads) = threads {
+                options = options.threads(threads);
+            }
+            if let Some(isa) = isa {
+                options = options.isa(parse_isa(isa)?);
+            }
+            if let Some(adapter) = adapter {
+                options = options.adapter(adapter);
+            }
+            if ids_only {
+                options = options.ids_only();
+            }
+            let files = options.open()?;
+            if strict {
+                refuse_remarks(files.remarks(), "strict=True")?;
+            }
+            files.load()
+        };
+        let model = py.detach(load).map_err(|error| errors::to_python(py, &error))?;
+        Ok(NativeModel { model: ManuallyDrop::new(model), process: process::id() })
+    }
+
+    /// What tables call it.
+    #[getter]
+    fn name(&self) -> String {
+        self.model.name()
+    }
+
+    /// `f32` or `bf16`.
+    #[getter]
+    fn precision(&self) -> &'static str {
+        self.model.files().precision()
+    }
+
+    /// Which kernels it computes with.
+    #[getter]
+    fn engine(&self) -> String {
+        self.model.engine()
+    }
+
+    /// Whether prompts go through a chat template.
+    #[getter]
+    fn has_chat_template(&self) -> bool {
+        self.model.files().text().template.is_some()
+    }
+
+    /// `config.json`, every default filled in.
+    fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        config::to_dict(py, self.model.config())
+    }
+
+    /// What was remarkable about its files.
+    fn remarks(&self) -> Vec<PyRemark> {
+        remarks::to_python(self.model.remarks())
+    }
+
+    /// Whether the process is the one that loaded it.
+    #[getter]
+    fn is_here(&self) -> bool {
+        process::id() == self.process
+    }
+
+    /// A text as the model is given it; through its chat template, unless `bare`.
+    fn encode_text<'py>(
+        &self,
+        py: Python<'py>,
+        text: String,
+        bare: bool,
+    ) -> PyResult<PyEncoded<'py>> {
+        self.encode(py, || Ok(if bare { Input::Bare(text) } else { Input::from(text) }))
+    }
+
+    /// Messages, as JSON, with what else the chat template is given.
+    #[pyo3(signature = (messages, variables=None))]
+    fn encode_messages<'py>(
+        &self,
+        py: Python<'py>,
+        messages: &str,
+        variables: Option<&str>,
+    ) -> PyResult<PyEncoded<'py>> {
+        self.encode(py, || encode::conversation(messages, variables))
+    }
+
+    /// Token ids, checked.
+    fn encode_ids<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, i64>,
+    ) -> PyResult<PyEncoded<'py>> {
+        let ids = encode::ids(&ids).map_err(|error| errors::to_python(py, &error))?;
+        self.encode(py, || Ok(Input::from(ids)))
+    }
+
+    /// The text of token ids, special tokens included.
+    fn decode(&self, py: Python<'_>, ids: PyReadonlyArray1<'_, i64>) -> PyResult<String> {
+        let text = encode::ids(&ids).and_then(|ids| self.model.decode(&ids));
+        text.map_err(|error| errors::to_python(py, &error))
+    }
+
+    /// What each token id stands for; `None` without a tokenizer.
+    fn tokens(
+        &self,
+        py: Python<'_>,
+        ids: PyReadonlyArray1<'_, i64>,
+    ) -> PyResult<Vec<Option<String>>> {
+        let ids = encode::ids(&ids).map_err(|error| errors::to_python(py, &error))?;
+        let text = self.model.files().text();
+        Ok(ids.into_iter().map(|id| text.token_text(id)).collect())
+    }
+
+    /// The shape of a site's values in a pass over `tokens` tokens, and whether a hook sees heads
+    /// beside each other, as rows `[T, heads · head_dim]`.
+    fn shape(&self, py: Python<'_>, site: &str, tokens: usize) -> PyResult<(Vec<usize>, bool)> {
+        let (site, _) = Site::parse(site).map_err(|error| errors::to_python(py, &error))?;
+        Ok(match site.layout(self.model.config()) {
+            Layout::Rows { width } => (vec![tokens, width], false),
+            Layout::Heads { heads, head_dim } => (vec![heads, tokens, head_dim], true),
+            Layout::Weights { heads } => (vec![heads, tokens, tokens], false),
+            Layout::Scores { heads } => (vec![heads, tokens], false),
+        })
+    }
+
+    /// One pass: everything there is to say about it. `logits` is `all`, `last` or `none`; a hook is
+    /// a place and a function of its values, flat.
+    #[pyo3(signature = (
+        ids, *, names=Vec::new(), positions=None, edits=Vec::new(), hooks=Vec::new(),
+        stop_at_layer=None, logits="all",
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn run<'py>(
+        &self,
+        py: Python<'py>,
+        ids: PyReadonlyArray1<'py, i64>,
+        names: Vec<String>,
+        positions: Option<Vec<usize>>,
+        edits: Vec<String>,
+        hooks: Vec<(String, Py<PyAny>)>,
+        stop_at_layer: Option<i64>,
+        logits: &str,
+    ) -> PyResult<PyRan<'py>> {
+        self.refuse_elsewhere(py)?;
+        let ids = encode::ids(&ids).map_err(|error| errors::to_python(py, &error))?;
+        let rows = match logits {
+            "all" => LogitRows::All,
+            "last" => LogitRows::Last,
+            _ => LogitRows::None,
+        };
+        let raised = Mutex::new(Raised::default());
+        let ran = py.detach(|| {
+            let keep = |exception| match raised.lock() {
+                Ok(mut raised) => raised.keep(exception),
+                Err(poisoned) => poisoned.into_inner().keep(exception),
+            };
+            let mut signals = Signals::new();
+            let mut pass = self
+                .model
+                .pass(&ids)
+                .capture(&names)
+                .edit(&edits)
+                .logits(rows)
+                .checked(|| signals.check().map_err(keep));
+            if let Some(positions) = positions {
+                pass = pass.at_positions(positions);
+            }
+            if let Some(layer) = stop_at_layer {
+                pass = pass.stop_at_layer(layer);
+            }
+            for (name, hook) in &hooks {
+                pass =
+                    pass.hook(name, move |at, values| hooks::call(hook, at, values).map_err(keep))?;
+            }
+            pass.run()
+        });
+        let exception = raised.lock().ok().and_then(|mut raised| raised.take());
+        let ran = match (ran, exception) {
+            (_, Some(exception)) => return Err(exception),
+            (Err(error), None) => return Err(errors::to_python(py, &error)),
+            (Ok(ran), None) => ran,
+        };
+        let output = match (ran.residual, rows) {
+            (Some(residual), _) => Some(residual),
+            (None, LogitRows::None) => None,
+            (None, _) => Some(ran.logits),
+        };
+        let cache = ran.cache.into_arrays();
+        Ok((
+            output.map(|array| arrays::to_numpy(py, array)).transpose()?,
+            cache
+                .map(|(name, array)| Ok((name, arrays::to_numpy(py, array)?)))
+                .collect::<PyResult<_>>()?,
+        ))
+    }
+}
+
+impl NativeModel {
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        input: impl FnOnce() -> fathom_lm::Result<Input> + Send,
+    ) -> PyResult<PyEncoded<'py>> {
+        let model = &*self.model;
+        let encoded = py.detach(|| model.encode(input()?));
+        let encoded = encoded.map_err(|error| errors::to_python(py, &error))?;
+        Ok(encode::to_python(py, encoded))
+    }
+
+    /// A forked child has none of the threads that the model computes with: it would wait for ever.
+    fn refuse_elsewhere(&self, py: Python<'_>) -> PyResult<()> {
+        if process::id() == self.process {
+            return Ok(());
+        }
+        let sentence = format!(
+            "the model was loaded by process {}, of which this one ({}) is a fork without its \
+             threads: load the model here, or start processes with multiprocessing's `spawn`",
+            self.process,
+            process::id()
+        );
+        Err(errors::raise(py, "EngineError", sentence))
+    }
+}
+
+impl Drop for NativeModel {
+    fn drop(&mut self) {
+        // In a forked child there is nobody to end: waiting for its threads would be for ever.
+        if process::id() == self.process {
+            // SAFETY: dropped here only, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.model) };
+        }
+    }
+}
