@@ -149,6 +149,26 @@ impl<'a> Explain<'a> {
         self.pass(&model, &traces, progress)
     }
 
+    /// Does it with a model that is loaded already, and the traces that the run names, or those of
+    /// `inputs`.
+    ///
+    /// # Errors
+    /// As [`Explain::run`].
+    pub fn run_on(
+        &self,
+        model: &Model,
+        inputs: &RunInputs,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<()> {
+        if !self.explanation.needs_model() {
+            return self.explanation.without_model();
+        }
+        let path = self.find_traces(inputs)?;
+        check_traces(self.run, &path)?;
+        let traces = self.read_traces(&path, model.files())?;
+        self.with_model(model, &traces, progress)
+    }
+
     /// Does it with a model and traces that are loaded already.
     ///
     /// # Errors

@@ -43,8 +43,8 @@ pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> 
         let mut copied = ResidPost(Vec::new());
         let looked = [
             timed(|| run(model, &trace, Some(&mut copied)))?,
-            timed(|| scan_trace(model, &trace, &|_| None, &bare, &mut |_| {}).map(drop))?,
-            timed(|| scan_trace(model, &trace, &|_| None, &attention, &mut |_| {}).map(drop))?,
+            timed(|| scan_trace(model, &trace, &|_| None, &bare, &mut ()).map(drop))?,
+            timed(|| scan_trace(model, &trace, &|_| None, &attention, &mut ()).map(drop))?,
         ];
         prefill.push(tokens as f64 / base.as_secs_f64());
         for (ratios, time) in ratios.iter_mut().zip(looked) {

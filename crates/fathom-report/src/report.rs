@@ -64,6 +64,41 @@ impl Report {
         Ok(Report { sources, figures: drawn, compared })
     }
 
+    /// Names of the figures of a run, whether they can be drawn or not: `fig1-norms`.
+    pub fn figure_names(&self) -> Vec<&'static str> {
+        let drawn = self.figures.iter().take(1).flatten();
+        drawn.map(|drawn| drawn.as_ref().map_or_else(|absent| absent.name, |f| f.name)).collect()
+    }
+
+    /// A figure of the first run as a whole SVG file, by its name, with `fig1-` or without.
+    ///
+    /// # Errors
+    /// A name that no figure has; a figure that the run has no numbers for, with what would make
+    /// them.
+    pub fn figure_svg(&self, name: &str) -> Result<String> {
+        let is_it = |found: &str| {
+            found == name || found.split_once('-').is_some_and(|(_, rest)| rest == name)
+        };
+        for drawn in self.figures.iter().take(1).flatten() {
+            match drawn {
+                Ok(figure) if is_it(figure.name) => return Ok(whole_svg(figure)),
+                Err(absent) if is_it(absent.name) => {
+                    let command = absent.command.as_ref();
+                    let command = command.map(|command| format!(" `{command}` makes it."));
+                    return Err(Error::Request(format!(
+                        "there is no figure `{}` of this run: {}{}",
+                        absent.name,
+                        absent.why,
+                        command.unwrap_or_default()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        let names = self.figure_names().join(", ");
+        Err(Error::Request(format!("there is no figure `{name}`: expected one of {names}")))
+    }
+
     /// Writes the page to `page` and the figures under `dir`: directly with one run, with several those of all
     /// runs there and each run's in a directory of its own. The page holds the text of the first `texts`
     /// traces of each run.

@@ -125,6 +125,11 @@ impl Table {
         }
     }
 
+    /// The table as an element of a page, to be put into another.
+    pub fn to_html(&self) -> String {
+        html::render(self, "", usize::MAX)
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()

@@ -31,7 +31,7 @@ fn scan(c: &mut Criterion) {
         for (name, attention) in [("norms and cosines", false), ("with sink scores", true)] {
             let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
             group.bench_function(format!("{precision:?}, {name}"), |b| {
-                b.iter(|| scan_trace(&model, &trace, &|_| None, &options, &mut |_| {}).unwrap());
+                b.iter(|| scan_trace(&model, &trace, &|_| None, &options, &mut ()).unwrap());
             });
         }
     }

@@ -77,6 +77,38 @@ impl TraceDetection {
         self.sinks.iter().filter(move |sink| sink.class == class)
     }
 
+    /// How many tokens went through the model.
+    pub fn scanned_tokens(&self) -> usize {
+        self.scan.map_or(self.full_text_len, |note| note.tokens)
+    }
+
+    /// Which of the scanned tokens are sinks of `classes`, `[T]`: at `layer`, or at any.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let file = dir.path().join("detections.jsonl");
+    /// # let line = r#"{"candidate_sinks": {"2": {"layer": [3, 4, 5], "token_id": 7, "sink_type": "secondary"}},
+    /// #   "sample_index": 0, "prompt_len": 1, "response_len": 3, "full_text_len": 4}"#;
+    /// # std::fs::write(&file, line.replace('\n', " ")).unwrap();
+    /// use fathom_sinks::{Class, read_detections};
+    ///
+    /// let trace = &read_detections(&file)?[0]; // a sink at position 2, layers 3 to 5
+    /// assert_eq!(trace.mask(None, &[Class::Secondary]), [false, false, true, false]);
+    /// assert_eq!(trace.mask(Some(6), &Class::ALL), [false; 4]);
+    /// # Ok::<(), fathom_model::Error>(())
+    /// ```
+    pub fn mask(&self, layer: Option<usize>, classes: &[Class]) -> Vec<bool> {
+        let mut mask = vec![false; self.scanned_tokens()];
+        let there = |sink: &&Sink| layer.is_none_or(|layer| sink.layers.contains(&layer));
+        let wanted = self.sinks.iter().filter(|sink| classes.contains(&sink.class)).filter(there);
+        for sink in wanted {
+            if let Some(token) = mask.get_mut(sink.position) {
+                *token = true;
+            }
+        }
+        mask
+    }
+
     /// Grades the sinks anew by `preset`'s rules for a model of `layers` layers.
     ///
     /// The reference of a published line is the sink at the lowest position: the published scripts look

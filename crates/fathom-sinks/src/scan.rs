@@ -1,5 +1,6 @@
 //! The main job: traces through a model, into a run.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
@@ -9,6 +10,7 @@ use fathom_model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::checked::Checked;
 use crate::{
     DetectOptions, Detection, LayerScores, NormCurves, Preset, Run, RunWriter, ScalarOptions,
     ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
@@ -80,6 +82,13 @@ pub trait Progress {
     fn advance(&mut self, tokens: usize);
     /// A trace is recorded.
     fn trace(&mut self, detection: &TraceDetection);
+    /// Asked before each layer of each pass whether to go on.
+    ///
+    /// # Errors
+    /// Whatever it reports ends the scan, which can be resumed.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Nobody watches.
@@ -133,7 +142,7 @@ pub fn scan<B: Backend>(
                 }
             }
             let TraceScan { detection, curves, scores } =
-                scan_trace(model, trace, token_text, &options, &mut |n| progress.advance(n))
+                scan_trace(model, trace, token_text, &options, progress)
                     .map_err(|error| of_trace(trace, error))?;
             let result = TraceResult {
                 detection: &detection,
@@ -157,7 +166,7 @@ fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
     }
 }
 
-/// Scans one trace. `advance` is called with the number of tokens done since the last call.
+/// Scans one trace. `progress` is told of tokens, and asked whether to go on.
 ///
 /// # Errors
 /// As [`scan`].
@@ -166,7 +175,7 @@ pub fn scan_trace<B: Backend>(
     trace: &TokenizedTrace,
     token_text: &dyn Fn(u32) -> Option<String>,
     options: &ScanOptions,
-    advance: &mut dyn FnMut(usize),
+    progress: &mut dyn Progress,
 ) -> Result<TraceScan> {
     let config = model.config();
     let ids = &trace.ids[..options.tokens(trace)];
@@ -181,8 +190,12 @@ pub fn scan_trace<B: Backend>(
         ..SequenceOptions::default()
     });
     let mut done = 0;
-    model.prefill(&mut sequence, ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {
-        advance(total - done);
+    // Both the pass and what it is watched by speak to whoever waits, one at a time.
+    let progress = RefCell::new(progress);
+    let mut check = || progress.borrow_mut().check();
+    let mut checked = Checked { probe: &mut probe, check: &mut check };
+    model.prefill(&mut sequence, ids, PREFILL_CHUNK, Some(&mut checked), &mut |total| {
+        progress.borrow_mut().advance(total - done);
         done = total;
     })?;
 

@@ -43,7 +43,7 @@ pub(super) fn run_again<B: Backend>(
     subject: &Subject<'_>,
     rule: &ScanOptions,
     variants: &[Edits],
-    advance: &mut dyn FnMut(usize),
+    advance: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<Again<B>> {
     let ids = subject.ids;
     let (layers, vocab) = (model.config().layers, model.config().vocab);
@@ -96,7 +96,7 @@ pub(super) fn run_again<B: Backend>(
             }
         }
         first += tokens.len();
-        advance(tokens.len() * all.len());
+        advance(tokens.len() * all.len())?;
     }
 
     let aligned: Vec<Vec<usize>> = probe

@@ -165,7 +165,10 @@ impl ClustersObserver {
     }
 
     /// `advance` is called after each place.
-    pub fn finish(self, advance: &mut dyn FnMut()) -> Clusters {
+    ///
+    /// # Errors
+    /// Whatever `advance` reports.
+    pub fn finish(self, advance: &mut dyn FnMut() -> Result<()>) -> Result<Clusters> {
         let kinds = self.kinds();
         let levels = if self.enough() { self.levels() } else { Vec::new() };
         let (mut places, mut decisions) = (Vec::new(), Vec::new());
@@ -187,7 +190,7 @@ impl ClustersObserver {
                         curve.push(level.separation(layer, &distances, &kinds));
                     }
                 }
-                advance();
+                advance()?;
             }
             decisions.extend(levels.iter().zip(curves).map(|(level, curve)| Decision {
                 l_start: level.l_start,
@@ -198,7 +201,7 @@ impl ClustersObserver {
             }));
         }
         decisions.sort_by_key(|decision| decision.l_start); // stable: sites stay in their order
-        Clusters { points: self.points, places, decisions }
+        Ok(Clusters { points: self.points, places, decisions })
     }
 
     /// The sinks of each l_start that has enough of them.

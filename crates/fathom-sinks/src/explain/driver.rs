@@ -57,6 +57,19 @@ pub trait ExplainProgress {
     fn start(&mut self, step: &'static str, unit: &'static str, steps: usize);
     /// So many more are done.
     fn advance(&mut self, steps: usize);
+    /// Asked before each layer of a pass over a trace, and between other steps, whether to go on.
+    ///
+    /// # Errors
+    /// Whatever it reports ends the explanation, which goes on from there when it is asked for again.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// So many steps are done; whether to go on.
+pub(super) fn advanced(progress: &mut dyn ExplainProgress, steps: usize) -> Result<()> {
+    progress.advance(steps);
+    progress.check()
 }
 
 /// Nobody watches.
@@ -203,7 +216,7 @@ impl<'a> Explanation<'a> {
         pca.map(|observer| self.write(observer.finish(model)?)).transpose()?;
         if let Some(observer) = clusters {
             progress.start("clustering", "places", observer.places());
-            self.write(observer.finish(&mut || progress.advance(1)))?;
+            self.write(observer.finish(&mut || advanced(progress, 1))?)?;
         }
         swap.map(|observer| self.write(observer.finish())).transpose()?;
         if let Some(creation) = creation {

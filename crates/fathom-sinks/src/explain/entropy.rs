@@ -147,7 +147,7 @@ impl<B: Backend> Observer<B> for EntropyObserver {
         _: &Model<B>,
         _: &mut Sequence<B>,
         subject: &Subject<'_>,
-        _: &mut dyn FnMut(usize),
+        _: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         let window = |first: usize, tokens: usize| {
             let places: Vec<usize> = positions(first, tokens)

@@ -1,5 +1,6 @@
 //! One plain pass over each trace, shared by every analysis that looks at one.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use fathom_backend::Backend;
@@ -8,8 +9,10 @@ use fathom_model::{
 };
 
 use super::ExplainProgress;
+use super::driver::advanced;
 use super::parts::{Learner, Parts};
 use super::subjects::Subject;
+use crate::checked::Checked;
 
 /// What an analysis does with the pass: it learns of one trace after the other, and adds them up.
 pub(super) trait Observer<B: Backend> {
@@ -47,7 +50,7 @@ pub(super) trait Observer<B: Backend> {
         _model: &Model<B>,
         _sequence: &mut Sequence<B>,
         _subject: &Subject<'_>,
-        _advance: &mut dyn FnMut(usize),
+        _advance: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         Ok(())
     }
@@ -144,8 +147,11 @@ fn observe_one<B: Backend>(
     });
     let mut done = 0;
     let mut probe = Shared { observers: &mut *observers };
-    model.prefill(&mut sequence, subject.ids, PREFILL_CHUNK, Some(&mut probe), &mut |total| {
-        progress.advance(total - done);
+    let shared = RefCell::new(&mut *progress);
+    let mut check = || shared.borrow_mut().check();
+    let mut checked = Checked { probe: &mut probe, check: &mut check };
+    model.prefill(&mut sequence, subject.ids, PREFILL_CHUNK, Some(&mut checked), &mut |total| {
+        shared.borrow_mut().advance(total - done);
         done = total;
     })?;
     for layer in 0..model.config().layers {
@@ -156,7 +162,7 @@ fn observe_one<B: Backend>(
     }
     sequence.stop_sink_scores();
     for observer in observers.iter_mut() {
-        observer.end(model, &mut sequence, subject, &mut |tokens| progress.advance(tokens))?;
+        observer.end(model, &mut sequence, subject, &mut |tokens| advanced(progress, tokens))?;
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ impl<B: Backend> Observer<B> for SwapObserver {
         model: &Model<B>,
         sequence: &mut Sequence<B>,
         subject: &Subject<'_>,
-        advance: &mut dyn FnMut(usize),
+        advance: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         for position in self.positions(self.trace.number).into_iter().rev() {
             let Some(sink) = subject.secondary().find(|sink| sink.position == position) else {
@@ -198,7 +198,7 @@ impl<B: Backend> Observer<B> for SwapObserver {
                 let tokens = &subject.ids[position..=position];
                 let mut step = [Step { sequence: &mut *sequence, tokens, logits: LogitRows::None }];
                 model.forward(&mut step, Some(&mut probe))?;
-                advance(1);
+                advance(1)?;
                 let cosine = cosine_of(&state.row, reference);
                 let suppressed = !self.preset.aligned(cosine, self.threshold);
                 let index = SITES.iter().position(|s| s == site).unwrap_or(0);

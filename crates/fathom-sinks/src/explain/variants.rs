@@ -5,6 +5,7 @@ use fathom_model::{Edits, Model, Result};
 use serde::de::DeserializeOwned;
 
 use super::again::run_again;
+use super::driver::advanced;
 use super::neurons::{AblatedTrace, Ranked};
 use super::parts::{Learner, PartId, Parts, decode, encode};
 use super::subjects::Subject;
@@ -105,7 +106,7 @@ impl Left<'_> {
         if edits.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        let mut advance = |tokens| progress.advance(tokens);
+        let mut advance = |tokens| advanced(progress, tokens);
         let again = run_again(model, subject, rule, &edits, &mut advance)?;
         let Some((plain, edited)) = again.outcomes.split_first() else {
             return Ok((Vec::new(), Vec::new()));

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, UInt32Type};
 use arrow_array::{Array, PrimitiveArray, RecordBatch, StringArray};
+use arrow_schema::SchemaRef;
 use fathom_model::{Error, Result, TraceReader};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -16,6 +18,9 @@ use super::merge::part;
 use super::rows::parquet_error;
 use super::{Run, RunTable};
 use crate::TraceDetection;
+
+/// Rows of a batch: enough that readers need not join many.
+const BATCH_ROWS: usize = 1 << 16;
 
 /// Norms of one token at one layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,6 +85,24 @@ impl Run {
     /// A file that cannot be read.
     pub fn detections_sha256(&self) -> Result<String> {
         file_sha256(&self.dir.join(super::DETECTIONS))
+    }
+
+    /// A whole table of a finished run, as it was written, the columns in the schema's order: for
+    /// programs that speak Arrow. `None` for the scores of a run that did not measure attention.
+    ///
+    /// # Errors
+    /// A file that is missing or is no Parquet file.
+    pub fn record_batches(&self, table: RunTable) -> Result<Option<(SchemaRef, Vec<RecordBatch>)>> {
+        let Some(path) = self.table(table) else { return Ok(None) };
+        let file = File::open(&path).map_err(Error::io(&path, "cannot be opened"))?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(file)
+            .map_err(|error| parquet_error(&path, error))?;
+        let schema = Arc::clone(builder.schema());
+        let batches = builder.with_batch_size(BATCH_ROWS).build();
+        let batches = batches.map_err(|error| parquet_error(&path, error))?;
+        let unreadable = |error| Error::file(&path, format!("cannot be read: {error}"));
+        let batches = batches.map(|batch| batch.map_err(unreadable)).collect::<Result<_>>()?;
+        Ok(Some((schema, batches)))
     }
 
     /// The files a table lies in: one, or a part a trace while the scan is running.

@@ -1,0 +1,45 @@
+//! A pass that may be ended from outside: by who watches it.
+
+use fathom_backend::RowEdit;
+use fathom_model::{Access, At, Measured, Probe, Result, Site};
+
+/// A probe, and somebody who is asked before each layer whether to go on.
+pub(crate) struct Checked<'a> {
+    pub probe: &'a mut dyn Probe,
+    pub check: &'a mut dyn FnMut() -> Result<()>,
+}
+
+impl Probe for Checked<'_> {
+    fn access(&self, site: Site, layer: usize) -> Access {
+        self.probe.access(site, layer)
+    }
+
+    fn before_layer(&mut self, layer: usize) -> Result<()> {
+        (self.check)()?;
+        self.probe.before_layer(layer)
+    }
+
+    fn access_of(&self, sequence: usize, site: Site, layer: usize) -> Access {
+        self.probe.access_of(sequence, site, layer)
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        self.probe.read(at, values)
+    }
+
+    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
+        self.probe.edit(at, values)
+    }
+
+    fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
+        self.probe.changes(at)
+    }
+
+    fn landmarks(&self, sequence: usize) -> Vec<usize> {
+        self.probe.landmarks(sequence)
+    }
+
+    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
+        self.probe.measured(at, measured)
+    }
+}
