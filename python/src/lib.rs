@@ -6,11 +6,18 @@ mod config;
 mod dlpack;
 mod encode;
 mod errors;
+mod explain;
+mod generate;
 mod hooks;
 mod model;
+mod progress;
 mod remarks;
+mod run;
+mod sampling;
 mod signals;
 mod sites;
+mod tables;
+mod traces;
 
 use std::ffi::OsString;
 
@@ -26,6 +33,16 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<model::NativeModel>()?;
+    module.add_class::<traces::NativeTraces>()?;
+    module.add_class::<run::NativeRun>()?;
+    module.add_class::<tables::NativeTable>()?;
+    module.add_class::<generate::NativeGenerator>()?;
+    module.add_class::<generate::NativeTexts>()?;
+    module.add_function(wrap_pyfunction!(tables::arrow_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(run::scan, module)?)?;
+    module.add_function(wrap_pyfunction!(run::table, module)?)?;
+    module.add_function(wrap_pyfunction!(run::report, module)?)?;
+    module.add_function(wrap_pyfunction!(explain::explain, module)?)?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
     module.add_function(wrap_pyfunction!(sites::parse_place, module)?)?;
     module.add_function(wrap_pyfunction!(sites::site_names, module)?)?;

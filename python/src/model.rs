@@ -20,7 +20,7 @@ use crate::{arrays, config, errors, hooks};
 /// A model of the library, and the process whose threads it computes with.
 #[pyclass(frozen, name = "Model", module = "fathom_lm._native")]
 pub struct NativeModel {
-    model: ManuallyDrop<Model>,
+    pub(crate) model: ManuallyDrop<Model>,
     process: u32,
 }
 
@@ -271,7 +271,7 @@ impl NativeModel {
     }
 
     /// A forked child has none of the threads that the model computes with: it would wait for ever.
-    fn refuse_elsewhere(&self, py: Python<'_>) -> PyResult<()> {
+    pub(crate) fn refuse_elsewhere(&self, py: Python<'_>) -> PyResult<()> {
         if process::id() == self.process {
             return Ok(());
         }

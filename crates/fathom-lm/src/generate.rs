@@ -3,6 +3,7 @@
 mod engine;
 mod pair;
 mod prompts;
+mod texts;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task};
@@ -14,6 +15,7 @@ use crate::Input;
 pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
+pub use texts::{TextRequest, TextsUnderWay, TextsUpdate};
 
 /// How a pair decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ There is no batch axis anywhere: arrays are `[T, …]`, `float32`, read-only, an
 own memory.
 """
 
+from . import adapters
 from ._bf16 import BFloat16, bf16
 from ._cache import Cache
 from ._encoded import Encoded
@@ -25,10 +26,14 @@ from ._errors import (
     RequestError,
     UnsupportedError,
 )
+from ._generator import Generated, Generator, Stream, Update
 from ._hooks import HookSite
 from ._model import Model
 from ._native import __version__
 from ._remarks import Remark
+from ._run import Explained, Figure, ReportFiles, Run, open_run, report, table
+from ._scan import scan
+from ._table import Table, TextTable
 
 __all__ = [
     "BFloat16",
@@ -38,13 +43,28 @@ __all__ = [
     "DataError",
     "Encoded",
     "EngineError",
+    "Explained",
     "FathomError",
     "FathomRemark",
+    "Figure",
+    "Generated",
+    "Generator",
     "HookSite",
     "Model",
     "Remark",
+    "ReportFiles",
     "RequestError",
+    "Run",
+    "Stream",
+    "Table",
+    "TextTable",
     "UnsupportedError",
+    "Update",
     "__version__",
+    "adapters",
     "bf16",
+    "open_run",
+    "report",
+    "scan",
+    "table",
 ]

@@ -1,0 +1,466 @@
+"""Text from prompts, as it comes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _input, _names, _native, _remarks
+from ._cache import Cache
+from ._encoded import Encoded
+from ._errors import RequestError, UnsupportedError
+from ._model import Model
+from ._names import NamesFilter
+
+Ids = npt.NDArray[np.int64]
+FinishReason = Literal["eos", "stop", "length"]
+Prompts = Union[_input.Input, Iterable[Any]]
+"""One prompt (a text, messages, or token ids), or several, each of which may be a dictionary
+`{"prompt": …}` with parameters of its own."""
+
+_PROMPT_KEYS = ("prompt", "messages", "input_ids")
+_TEMPLATE_KEYS = ("tools", "documents", "template_kwargs", "chat_template")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step added to one text."""
+
+    index: int
+    """Which prompt."""
+    sample: int
+    """Which of the texts of that prompt."""
+    text: str
+    """Text that is certain by now: never half a character, never part of a stop string."""
+    ids: Ids
+    """The tokens it got, `int64[n]`, with the token that ended it."""
+    done: bool
+    """Whether this is the last of the text."""
+    finish_reason: FinishReason | None
+    """Why the text ended: `eos`, `stop` (a stop text or token), `length`."""
+    mat: float | None
+    """With the last: mean accepted tokens, 1 without a draft."""
+    activations: Cache | None
+    """Where some were asked for: those of the positions of prompt and text that have become certain
+    since the update before (`activations.positions`), seen in the passes that wrote the text."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text."""
+
+    index: int
+    """Which prompt."""
+    sample: int
+    """Which of the texts of that prompt."""
+    text: str
+    """Without the token or stop text that ended it."""
+    ids: Ids
+    """Its tokens, `int64[n]`, with the token that ended it."""
+    prompt_ids: Ids
+    """The prompt's, `int64[P]`."""
+    finish_reason: FinishReason
+    """`eos`, `stop` or `length`."""
+    mat: float
+    """Mean accepted tokens, 1 without a draft."""
+    activations: Cache | None
+    """Where some were asked for: of all positions of prompt and text, `[P + n - 1, …]`: the last token
+    was never given to the model."""
+
+    def __repr__(self) -> str:
+        shown = self.text if len(self.text) <= 80 else f"{self.text[:77]}…"
+        return f"Generated({len(self.ids)} tokens, {self.finish_reason}: {shown!r})"
+
+
+class Generator:
+    """A model that writes text, losslessly sped up by a draft where there is one: at temperature 0 a
+    text is the target's own, token for token, whatever the mode, the draft and the batch.
+
+    Args:
+        target: Whose text it is: a directory, a hub id, or a loaded `fl.Model`, which others may go
+            on using.
+        draft: A smaller model of the same vocabulary; the same kinds. Two that are named share out
+            the cores; loaded models each keep their threads.
+        mode: `"auto"` measures what is fastest (plain decoding without a draft); or `"ar"`, `"sd"`,
+            `"pearl"`.
+        gamma: How many tokens to draft at a time; `"auto"` measures.
+        batch_size: Most texts at a time.
+        kv_pages: Most pages of 128 tokens that the caches of all running texts may hold.
+        precision, adapter, draft_adapter, chat_template, system, template_kwargs, date, bos, isa: As
+            for `fl.Model`, where models are named.
+        target_threads, draft_threads: Threads of each, where models are named.
+
+    Any number of threads may use one. It is a context manager: leaving it ends the engine's threads.
+    A forked child cannot use it: it raises `EngineError`.
+
+    Raises:
+        RequestError: There is no such model, the draft has another vocabulary, or an argument has no
+            meaning.
+        CheckpointError: A file cannot be used.
+    """
+
+    def __init__(
+        self,
+        target: Model | str | os.PathLike[str],
+        draft: Model | str | os.PathLike[str] | None = None,
+        mode: Literal["auto", "ar", "sd", "pearl"] = "auto",
+        gamma: int | Literal["auto"] = "auto",
+        batch_size: int = 8,
+        *,
+        kv_pages: int | None = None,
+        precision: Literal["f32", "bf16"] | None = None,
+        adapter: str | os.PathLike[str] | None = None,
+        draft_adapter: str | os.PathLike[str] | None = None,
+        chat_template: bool | None = None,
+        system: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        date: str | datetime.date | None = None,
+        bos: bool | None = None,
+        isa: str | None = None,
+        target_threads: int | None = None,
+        draft_threads: int | None = None,
+    ) -> None:
+        length = None if gamma == "auto" else gamma
+        if length is not None and not (isinstance(length, int) and 1 <= length <= 1024):
+            raise RequestError(f"gamma={gamma!r}: expected 'auto' or a number from 1 to 1024")
+        for name, number, most in (
+            ("batch_size", batch_size, 1 << 20),
+            ("kv_pages", kv_pages, 1 << 40),
+            ("target_threads", target_threads, 1024),
+            ("draft_threads", draft_threads, 1024),
+        ):
+            if number is not None and not 1 <= number <= most:
+                raise RequestError(f"{name}={number}: expected at least 1, and at most {most}")
+        of_files = {
+            "precision": precision,
+            "adapter": adapter,
+            "draft_adapter": draft_adapter,
+            "chat_template": chat_template,
+            "system": system,
+            "template_kwargs": template_kwargs,
+            "date": date,
+            "bos": bos,
+            "isa": isa,
+            "target_threads": target_threads,
+            "draft_threads": draft_threads,
+        }
+        kwargs = None
+        if template_kwargs is not None:
+            kwargs = _input.to_json(dict(template_kwargs), "template_kwargs")
+        if draft is None and (draft_adapter is not None or draft_threads is not None):
+            raise RequestError("draft_adapter and draft_threads need a draft")
+        if isinstance(target, Model) or isinstance(draft, Model):
+            said = [name for name, value in of_files.items() if value is not None]
+            if said:
+                raise RequestError(
+                    f"{said[0]} is of models that are named: say it where the model is loaded"
+                )
+            target = target if isinstance(target, Model) else Model(target)
+            if draft is not None and not isinstance(draft, Model):
+                draft = Model(draft, chat_template=False)
+            self._native = _native.Generator.of_models(
+                target._native,
+                None if draft is None else draft._native,
+                mode=mode,
+                gamma=length,
+                batch_size=batch_size,
+                kv_pages=kv_pages,
+            )
+            return
+        self._native, raw = _native.Generator.of_paths(
+            os.fspath(target),
+            None if draft is None else os.fspath(draft),
+            mode=mode,
+            gamma=length,
+            batch_size=batch_size,
+            kv_pages=kv_pages,
+            precision=precision or "f32",
+            adapter=None if adapter is None else os.fspath(adapter),
+            draft_adapter=None if draft_adapter is None else os.fspath(draft_adapter),
+            chat_template=chat_template is not False,
+            system=system,
+            template_kwargs=kwargs,
+            date=date.isoformat()[:10] if isinstance(date, datetime.date) else date,
+            bos=bos,
+            isa=isa,
+            target_threads=target_threads,
+            draft_threads=draft_threads,
+        )
+        _remarks.tell(_remarks.read(raw), False, stacklevel=2)
+
+    def stream(
+        self,
+        prompts: Prompts,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int = 256,
+        n: int = 1,
+        names_filter: NamesFilter = None,
+        chat_template: bool | None = None,
+        **params: Any,
+    ) -> Stream:
+        """The texts after prompts, as they come, whichever comes first.
+
+        Args:
+            prompts: One prompt, or several. One is a text, messages, or token ids, as for
+                `Model.encode`; or a dictionary with `prompt`, `messages` or `input_ids`, and
+                parameters of its own, which go before those of the call (also `tools`, `documents`,
+                `template_kwargs`, `chat_template`).
+            temperature: 0 takes the most likely token, always.
+            max_tokens: Most tokens of a text.
+            n: Texts of each prompt.
+            names_filter: Places whose activations each update brings, as for `run_with_cache`; `None`
+                is none. They are what the target's own passes computed, with the bits that a pass
+                over the finished text has.
+            chat_template: `False` takes texts as they are.
+            **params: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
+                `frequency_penalty`, `logit_bias`, `seed`, `min_tokens`, `stop`, `stop_token_ids`,
+                `ignore_eos`, with vLLM's names and meanings.
+
+        Returns:
+            An iterator of updates. Closing it (`stream.close()`, or leaving `with`) cancels the texts
+            that have not ended. Text number `index * n + sample` has the randomness that
+            `fathom generate` gives that line.
+
+        Raises:
+            RequestError: A prompt or a parameter that cannot be used; before anything is written.
+            EngineError: The generator was closed.
+        """
+        common = {"temperature": temperature, "max_tokens": max_tokens, **params}
+        places = self._places(names_filter)
+        if not isinstance(n, int) or not 1 <= n <= 1 << 20:
+            raise RequestError(f"n={n!r}: expected at least 1")
+        asked: list[tuple[Ids, str, int]] = []
+        owners: list[tuple[int, int]] = []
+        for index, prompt in enumerate(_several(prompts)):
+            own: dict[str, Any] = {}
+            if isinstance(prompt, Mapping) and "role" not in prompt:
+                own = dict(prompt)
+                prompt = _take_prompt(own, index)
+            encoding = {"chat_template": chat_template}
+            encoding.update({key: own.pop(key) for key in _TEMPLATE_KEYS if key in own})
+            ids = self._encode(prompt, **encoding).ids
+            said = _input.to_json({**common, **own}, f"prompt {index}: its parameters")
+            for sample in range(n):
+                asked.append((ids, said, index * n + sample))
+                owners.append((index, sample))
+        if not asked:
+            raise RequestError("there are no prompts; expected at least one")
+        native = self._native.stream(asked, [name for name, _ in places])
+        return Stream(native, owners, [ids for ids, _, _ in asked], places)
+
+    def generate(self, prompts: Prompts, **arguments: Any) -> list[Generated]:
+        """The texts after prompts, in their order, those of one prompt after each other; arguments
+        are those of `stream`."""
+        with self.stream(prompts, **arguments) as stream:
+            return stream.texts()
+
+    def encode(self, prompt: _input.Input, **arguments: Any) -> Encoded:
+        """The ids of a prompt up to where the answer begins, as for `Model.encode`."""
+        return self._encode(prompt, **arguments)
+
+    def metrics(self) -> dict[str, Any]:
+        """What the engine has done so far: requests by where they are (`submitted`, `waiting`,
+        `prefilling`, `running`, `finished`, `cancelled`, `failed`), `tokens`, `steps` by mode, what
+        drafts were worth, and seconds by who spent them."""
+        found: dict[str, Any] = json.loads(self._native.metrics())
+        return found
+
+    def close(self) -> None:
+        """Cancels what is under way and ends the engine's threads."""
+        self._native.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedError("a generator cannot be pickled: make one in each process")
+
+    def _encode(
+        self,
+        prompt: Any,
+        chat_template: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Encoded:
+        variables = dict(template_kwargs or {})
+        variables.update({"tools": list(tools)} if tools else {})
+        variables.update({"documents": list(documents)} if documents else {})
+        messages = _input.as_messages(prompt)
+        if isinstance(prompt, str) and variables:
+            messages = [{"role": "user", "content": prompt}]
+        if chat_template is False and (messages is not None or variables):
+            raise RequestError("messages and template variables need the chat template")
+        if chat_template and not self._native.has_chat_template():
+            raise RequestError("chat_template=True, but the model has no chat template, or it is off")
+        if messages is not None:
+            kwargs = _input.to_json(variables, "template_kwargs") if variables else None
+            raw = self._native.encode_messages(_input.to_json(messages, "messages"), kwargs)
+        elif isinstance(prompt, str):
+            raw = self._native.encode_text(prompt, chat_template is False)
+        else:
+            ids = prompt.ids if isinstance(prompt, Encoded) else _input.as_ids(prompt)
+            raw = self._native.encode_ids(ids)
+        ids, prompt_len, text, found = raw
+        remarks = _remarks.read(found)
+        _remarks.tell(remarks, False, stacklevel=4)
+        return Encoded(ids, self._native.tokens(ids), text, prompt_len, remarks)
+
+    def _places(self, names: NamesFilter) -> list[Place]:
+        if names is None:
+            return []
+        layers = self._native.layers()
+        found: dict[str, None] = {}
+        for name in _names.chosen(names, layers, None):
+            site, layer = _names.parse(name)
+            every = range(layers) if layer is None and _names.at(site, 0) != site else [layer or 0]
+            found.update((_names.at(site, at), None) for at in every)
+        if not found:
+            raise RequestError("names_filter names no place; expected at least one, or None")
+        return list(zip(found, self._native.widths(list(found))))
+
+
+Place = tuple[str, "tuple[int, int | None]"]
+"""A place's name, the width of its rows, and how many heads they are of."""
+
+
+class Stream(Iterator[Update]):
+    """Texts under way: an iterator of updates that waits for each."""
+
+    def __init__(
+        self,
+        native: _native.Texts,
+        owners: list[tuple[int, int]],
+        prompts: list[Ids],
+        places: list[Place],
+    ) -> None:
+        self._native = native
+        self._owners = owners
+        self._prompts = prompts
+        self._places = places
+
+    def _next(self) -> tuple[int, Update] | None:
+        raw = self._native.next()
+        if raw is None:
+            return None
+        number, text, ids, ended, (start, end), rows = raw
+        index, sample = self._owners[number]
+        reason, mat = ended if ended is not None else (None, None)
+        activations = None
+        if self._places:
+            arrays = {
+                name: _shaped(values, end - start, width, heads)
+                for (name, (width, heads)), values in zip(self._places, rows)
+            }
+            activations = Cache(arrays, tuple(range(start, end)))
+        return number, Update(
+            index, sample, text, ids, ended is not None, reason, mat, activations
+        )
+
+    def __next__(self) -> Update:
+        found = self._next()
+        if found is None:
+            raise StopIteration
+        return found[1]
+
+    def texts(self) -> list[Generated]:
+        """Waits for all that is left, and puts the updates from here on together."""
+        updates: list[list[Update]] = [[] for _ in self._owners]
+        while (found := self._next()) is not None:
+            updates[found[0]].append(found[1])
+        return [
+            self._joined(number, of_one)
+            for number, of_one in enumerate(updates)
+            if of_one and of_one[-1].done
+        ]
+
+    def _joined(self, number: int, updates: list[Update]) -> Generated:
+        last = updates[-1]
+        assert last.finish_reason is not None and last.mat is not None
+        ids = np.concatenate([update.ids for update in updates])
+        ids.flags.writeable = False
+        return Generated(
+            last.index,
+            last.sample,
+            "".join(update.text for update in updates),
+            ids,
+            self._prompts[number],
+            last.finish_reason,
+            last.mat,
+            _together([update.activations for update in updates if update.activations is not None]),
+        )
+
+    def close(self) -> None:
+        """Cancels the texts that have not ended."""
+        self._native.cancel()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        native = getattr(self, "_native", None)
+        if native is not None:
+            native.cancel()
+
+
+def _shaped(
+    values: npt.NDArray[np.float32], positions: int, width: int, heads: int | None
+) -> npt.NDArray[np.float32]:
+    """Rows as a cache holds them: heads one after the other."""
+    if heads is None:
+        return values.reshape(positions, width)
+    return values.reshape(positions, heads, width // heads).transpose(1, 0, 2)
+
+
+def _together(caches: list[Cache]) -> Cache | None:
+    if not caches:
+        return None
+    arrays = {}
+    for name in caches[0]:
+        parts = [cache[name] for cache in caches]
+        joined = np.concatenate(parts, axis=parts[0].ndim - 2)
+        joined.flags.writeable = False
+        arrays[name] = joined
+    return Cache(arrays)
+
+
+def _several(prompts: Any) -> Iterable[Any]:
+    """The prompts, where one may have been given instead."""
+    if isinstance(prompts, (str, Mapping, Encoded)):
+        return [prompts]
+    if isinstance(prompts, np.ndarray) or hasattr(prompts, "__array__"):
+        return [prompts] if np.ndim(prompts) == 1 else prompts
+    if not isinstance(prompts, Iterable):
+        raise RequestError(
+            f"{type(prompts).__name__} is no prompt: expected a text, messages, token ids, or several"
+        )
+    found = list(prompts)
+    if found and all(isinstance(item, (int, np.integer)) for item in found):
+        return [found]
+    if found and all(isinstance(item, Mapping) and "role" in item for item in found):
+        return [found]
+    return found
+
+
+def _take_prompt(own: dict[str, Any], index: int) -> Any:
+    there = [key for key in _PROMPT_KEYS if key in own]
+    if len(there) != 1:
+        raise RequestError(
+            f"prompt {index}: expected one of `prompt`, `messages` and `input_ids`, found "
+            f"{' and '.join(there) or 'none'}"
+        )
+    return own.pop(there[0])

@@ -1,0 +1,338 @@
+"""Runs: what a scan leaves behind."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _native, _remarks
+from ._errors import RequestError
+from ._model import Model
+from ._progress import Bar, Progress
+from ._remarks import Remark
+from ._table import Format, Table, TextTable
+
+Mask = npt.NDArray[np.bool_]
+Show = Literal["sinks", "tokens", "levels", "positions"]
+Path_ = Union[str, "os.PathLike[str]"]
+Classes = Union[str, Sequence[str]]
+
+ANALYSES = ("stages", "pca", "clusters", "swap", "effect", "entropy", "suppress", "neurons")
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One analysis of a run."""
+
+    analysis: str
+    file: Path
+    """Its result, JSON."""
+    finding: str
+    """What was found, in a sentence."""
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report wrote."""
+
+    page: Path
+    figures: tuple[Path, ...]
+    """SVG and CSV."""
+
+
+class Figure(str):
+    """A figure as the text of an SVG file; a picture in a notebook."""
+
+    name: str
+
+    def __new__(cls, name: str, svg: str) -> Figure:
+        figure = super().__new__(cls, svg)
+        figure.name = name
+        return figure
+
+    def _repr_svg_(self) -> str:
+        return str(self)
+
+    def save(self, path: Path_) -> None:
+        """Writes the file."""
+        Path(path).write_text(self, encoding="utf-8")
+
+
+class Run:
+    """A finished run: its directory, its tables, and what can be made of them.
+
+    `fl.scan` makes one, `fl.open_run` opens one, whoever wrote it.
+    """
+
+    def __init__(
+        self,
+        native: _native.Run,
+        model: Model | None = None,
+        traces: _native.Traces | None = None,
+    ) -> None:
+        self._native = native
+        self._model = model
+        self._traces = traces
+        self._tables: dict[str, Table] = {}
+
+    @property
+    def path(self) -> Path:
+        """Its directory. That of a scan without `out` goes with the run."""
+        return Path(self._native.path)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`run.json`: what was scanned, how, and how far it got."""
+        found: dict[str, Any] = json.loads(self._native.manifest())
+        return found
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What was remarkable about the scan."""
+        return _remarks.read(self._native.remarks())
+
+    @property
+    def detections(self) -> list[dict[str, Any]]:
+        """The sinks, trace by trace, as `detections.jsonl` says them: `candidate_sinks` maps
+        positions, as ints, to sinks."""
+        traces = [json.loads(line) for line in self._native.detections()]
+        for trace in traces:
+            sinks = trace["candidate_sinks"]
+            trace["candidate_sinks"] = {int(position): sink for position, sink in sinks.items()}
+        return traces
+
+    def _table(self, name: str) -> Table:
+        if name not in self._tables:
+            native = self._native.table(name)
+            if native is None:
+                raise RequestError(
+                    f"the run has no `{name}`: attention was not measured, scan with attention=True"
+                )
+            self._tables[name] = Table(name, native)
+        return self._tables[name]
+
+    @property
+    def sinks(self) -> Table:
+        """A row a sink: trace, position, token, class, l_start, lifetime, layers, norms."""
+        return self._table("sinks")
+
+    @property
+    def norms(self) -> Table:
+        """A row a (trace, sink or average token, layer): hidden, key and value norms."""
+        return self._table("norms")
+
+    @property
+    def scores(self) -> Table:
+        """A row a (trace, layer, position): sink scores, where attention was measured.
+
+        Raises:
+            RequestError: It was not.
+        """
+        return self._table("scores")
+
+    @property
+    def tokens(self) -> Table:
+        """A row a (trace, position): the tokens that were scanned."""
+        return self._table("tokens")
+
+    def __len__(self) -> int:
+        """How many traces it has."""
+        return int(self.manifest["counts"]["traces"])
+
+    def summary(self) -> str:
+        """What was found, in sentences."""
+        return self._native.summary()
+
+    def mask(
+        self,
+        trace: int,
+        layer: int | None = None,
+        classes: Classes = ("primary", "secondary"),
+    ) -> Mask:
+        """Which tokens of a trace are sinks, `bool[T]`, read-only.
+
+        Args:
+            trace: Its number in the run, from 0, or from the end where negative.
+            layer: At this layer (negative from the end); `None`: at any.
+            classes: Of `"primary"`, `"secondary"`, `"noise"`.
+        """
+        index = _index(trace, len(self), "trace")
+        layers = int(self.manifest["model"]["layers"])
+        at = None if layer is None else _index(layer, layers, "layer")
+        wanted = [classes] if isinstance(classes, str) else list(classes)
+        mask = self._native.mask(index, at, wanted)
+        assert mask is not None
+        return mask
+
+    def table(
+        self,
+        show: Show = "sinks",
+        format: Format = "markdown",
+        *,
+        preset: Literal["paper", "upstream"] | None = None,
+        top: int = 10,
+    ) -> TextTable:
+        """One of the paper's tables; see `fl.table` for several runs."""
+        return table([self], show, format, preset=preset, top=top)
+
+    def explain(
+        self,
+        analyses: Sequence[str] | str | None = None,
+        *,
+        model: Model | Path_ | None = None,
+        traces: Path_ | None = None,
+        adapter: Path_ | None = None,
+        threads: int | None = None,
+        max_sinks: int = 200,
+        seed: int = 0,
+        progress: Progress = True,
+    ) -> list[Explained]:
+        """How the sinks form and what they do; results are stored in the run, those that are there
+        are kept, and what was interrupted goes on.
+
+        Args:
+            analyses: Of `stages`, `pca`, `clusters`, `swap`, `effect`, `entropy`, `suppress`,
+                `neurons`; `None` for all.
+            model: A loaded model, or where it is, where the run does not know.
+            traces: Where the traces' file is, where the run does not know.
+            adapter, threads: As for `fl.Model`, where the model is loaded here.
+            max_sinks: Look at no more sinks where vectors are kept or the model is run for each.
+            seed: Of what is chosen by chance.
+            progress: See `fl.scan`.
+
+        Raises:
+            RequestError: An unknown analysis; a model or traces that are not here or not the run's.
+        """
+        asked = ANALYSES if analyses is None else analyses
+        names = [asked] if isinstance(asked, str) else list(asked)
+        if max_sinks < 1:
+            raise RequestError(f"max_sinks={max_sinks}: expected at least 1")
+        if seed < 0 or seed >= 1 << 64:
+            raise RequestError(f"seed={seed}: expected a whole number from 0 to 2**64 - 1")
+        loaded = model if isinstance(model, Model) else self._model if model is None else None
+        own = self._traces if traces is None and loaded is not None else None
+        if loaded is None and self._traces is not None and traces is None:
+            own = None
+        with Bar(progress) as bar:
+            found = _native.explain(
+                self._native,
+                names,
+                max_sinks=max_sinks,
+                seed=seed,
+                model=None if loaded is None else loaded._native,
+                traces=own,
+                model_path=None if model is None or isinstance(model, Model) else os.fspath(model),
+                adapter=None if adapter is None else os.fspath(adapter),
+                traces_path=None if traces is None else os.fspath(traces),
+                threads=threads,
+                progress=bar.function(),
+            )
+        return [Explained(name, Path(file), finding) for name, file, finding in found]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of `explain` that are stored, by analysis."""
+        found: dict[str, Any] = {}
+        for name in ANALYSES:
+            file = self.path / "explain" / f"{name}.json"
+            if file.exists():
+                found[name] = json.loads(file.read_text(encoding="utf-8"))["result"]
+        return found
+
+    def report(
+        self, path: Path_, *, figures: Path_ | None = None, texts: int = 30
+    ) -> ReportFiles:
+        """Writes one page, and each figure as SVG and CSV; see `fl.report` for several runs."""
+        return report([self], path, figures=figures, texts=texts)
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures, whether the run has the numbers for them or not."""
+        return self._native.figure_names()
+
+    def figure(self, name: str) -> Figure:
+        """A figure: `"fig1-norms"`, or `"norms"`.
+
+        Raises:
+            RequestError: There is none of this name, or the run has no numbers for it; the sentence
+                says how to get them.
+        """
+        return Figure(name, self._native.figure(name))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        lines = escape(self.summary().strip()).replace("\n", "<br>")
+        return f"<p>{lines}</p>{self.table()._repr_html_()}"
+
+
+def open_run(path: Path_) -> Run:
+    """Opens the finished run in a directory, whoever wrote it: `fathom scan` or `fl.scan`.
+
+    Raises:
+        CheckpointError: It holds no run, one of another version, or one that did not finish.
+    """
+    return Run(_native.Run.open(os.fspath(path)))
+
+
+def table(
+    runs: Iterable[Run],
+    show: Show = "sinks",
+    format: Format = "markdown",
+    *,
+    preset: Literal["paper", "upstream"] | None = None,
+    top: int = 10,
+) -> TextTable:
+    """One of the paper's tables of several runs.
+
+    Args:
+        runs: The runs, a row or a block each.
+        show: `sinks` (tables 1 and 2), `tokens` (table 3), `levels` (figure 2 in numbers),
+            `positions` (figure 5 in numbers).
+        format: What `str` gives: `markdown`, `csv`, `latex`, `json`.
+        preset: Grades the sinks anew by these rules.
+        top: With `tokens`: how many of each.
+    """
+    if format not in ("markdown", "csv", "latex", "json"):
+        raise RequestError(f"format={format!r}: expected 'markdown', 'csv', 'latex' or 'json'")
+    texts = _native.table([run._native for run in runs], show, preset, max(0, top))
+    return TextTable(show, format, texts)
+
+
+def report(
+    runs: Iterable[Run | Path_], path: Path_, *, figures: Path_ | None = None, texts: int = 30
+) -> ReportFiles:
+    """Writes one self-contained page about runs, and each figure as SVG and CSV.
+
+    Args:
+        runs: Runs, or their directories.
+        path: The page; an older report there is replaced, another file is not.
+        figures: Where the figures go; `figures` beside the page unless said.
+        texts: Traces of each run whose text is in the page.
+    """
+    dirs = [os.fspath(run.path if isinstance(run, Run) else run) for run in runs]
+    page, files = _native.report(
+        dirs, os.fspath(path), None if figures is None else os.fspath(figures), max(0, texts)
+    )
+    return ReportFiles(Path(page), tuple(Path(file) for file in files))
+
+
+def _index(value: int, count: int, what: str) -> int:
+    try:
+        index = operator.index(value)
+    except TypeError:
+        raise RequestError(f"{what} {value!r}: expected a whole number") from None
+    if not -count <= index < count:
+        raise RequestError(f"{what} {index} was asked for, but there are {count}, counted from 0")
+    return index + count if index < 0 else index

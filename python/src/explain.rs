@@ -1,0 +1,58 @@
+//! Explaining the sinks of a run.
+
+use std::path::PathBuf;
+
+use fathom_lm::{Explain, ExplainOptions, Explained, Result, RunInputs};
+use pyo3::prelude::*;
+
+use crate::model::NativeModel;
+use crate::progress::Told;
+use crate::run::{NativeRun, analysis};
+use crate::traces::NativeTraces;
+
+/// Name, file and finding of an analysis.
+type PyExplained = (&'static str, PathBuf, String);
+
+/// Does what is left of the analyses, with the run's model and traces, or those that are given.
+/// `progress` is called with (step, unit, done, total).
+#[pyfunction]
+#[pyo3(signature = (
+    run, analyses, *, max_sinks, seed, model, traces, model_path, adapter, traces_path, threads,
+    progress
+))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn explain(
+    py: Python<'_>,
+    run: &NativeRun,
+    analyses: Vec<String>,
+    max_sinks: usize,
+    seed: u64,
+    model: Option<&NativeModel>,
+    traces: Option<&NativeTraces>,
+    model_path: Option<String>,
+    adapter: Option<String>,
+    traces_path: Option<PathBuf>,
+    threads: Option<usize>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Vec<PyExplained>> {
+    if let Some(model) = model {
+        model.refuse_elsewhere(py)?;
+    }
+    let model = model.map(|model| &*model.model);
+    let mut told = Told::new(progress);
+    let explained = py.detach(|| -> Result<Vec<Explained>> {
+        let asked = analyses.iter().map(|name| analysis(name)).collect::<Result<Vec<_>>>()?;
+        let explain = Explain::new(&run.run, &asked, ExplainOptions { seed, max_sinks })?;
+        let inputs = RunInputs { model: model_path, adapter, traces: traces_path, threads };
+        match (model, traces) {
+            _ if explain.left().is_empty() => {}
+            (Some(model), Some(traces)) => explain.with_model(model, &traces.traces, &mut told)?,
+            (Some(model), None) => explain.run_on(model, &inputs, &mut told)?,
+            (None, _) => explain.run(&inputs, &mut told)?,
+        }
+        explain.findings()
+    });
+    let explained = told.result(py, explained)?;
+    let one = |Explained { analysis, file, finding }| (analysis.name(), file, finding);
+    Ok(explained.into_iter().map(one).collect())
+}

@@ -1,0 +1,258 @@
+//! Scans, and the runs they leave behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use fathom_lm::fathom_report::{Report, summary};
+use fathom_lm::fathom_sinks::RunTable;
+use fathom_lm::tables::{self, Detections};
+use fathom_lm::{
+    Analysis, Class, Error, Format, Preset, ReportOptions, Result, Run, ScanOptions,
+    TraceDetection, write_report,
+};
+use numpy::{PyArray1, PyArrayMethods};
+use pyo3::prelude::*;
+
+use crate::errors;
+use crate::model::NativeModel;
+use crate::progress::Told;
+use crate::remarks::{self, PyRemark};
+use crate::tables::NativeTable;
+use crate::traces::NativeTraces;
+
+/// A finished run.
+#[pyclass(frozen, name = "Run", module = "fathom_lm._native")]
+pub struct NativeRun {
+    pub run: Run,
+    detections: OnceLock<Vec<TraceDetection>>,
+}
+
+impl NativeRun {
+    fn new(run: Run) -> NativeRun {
+        NativeRun { run, detections: OnceLock::new() }
+    }
+
+    /// Read once.
+    fn traces(&self) -> Result<&[TraceDetection]> {
+        if let Some(detections) = self.detections.get() {
+            return Ok(detections);
+        }
+        let detections = self.run.detections()?;
+        Ok(self.detections.get_or_init(|| detections))
+    }
+}
+
+/// The preset of a name.
+fn preset(name: &str) -> Result<Preset> {
+    let all = [Preset::Paper, Preset::Upstream];
+    all.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
+        Error::Request(format!("preset `{name}` is unknown: expected `paper` or `upstream`"))
+    })
+}
+
+/// The analysis of a name.
+pub fn analysis(name: &str) -> Result<Analysis> {
+    Analysis::ALL.into_iter().find(|analysis| analysis.name() == name).ok_or_else(|| {
+        let names = Analysis::ALL.map(Analysis::name).join(", ");
+        Error::Request(format!("analysis `{name}` is unknown: expected one of {names}"))
+    })
+}
+
+fn class(name: &str) -> Result<Class> {
+    Class::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| {
+        let names = Class::ALL.map(Class::name).join(", ");
+        Error::Request(format!("class `{name}` is unknown: expected one of {names}"))
+    })
+}
+
+/// Scans traces into a run. `progress` is called with (step, unit, done, total). First comes what is
+/// remarkable about the scan, the model's own remarks included, which `told` is called with.
+#[pyfunction]
+#[pyo3(signature = (
+    model, traces, *, preset, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
+    resume, told, progress
+))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn scan(
+    py: Python<'_>,
+    model: &NativeModel,
+    traces: &NativeTraces,
+    preset: &str,
+    threshold: Option<f32>,
+    rise: Option<f32>,
+    reference: Vec<usize>,
+    attention: bool,
+    all_heads: bool,
+    max_tokens: Option<usize>,
+    limit: Option<usize>,
+    out: Option<PathBuf>,
+    resume: bool,
+    told: &Bound<'_, PyAny>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<NativeRun> {
+    model.refuse_elsewhere(py)?;
+    let model = &*model.model;
+    let known = self::preset(preset).map(ScanOptions::new);
+    let known = known.map_err(|error| errors::to_python(py, &error))?;
+    let options = ScanOptions {
+        threshold: threshold.unwrap_or(known.threshold),
+        rise_factor: rise.unwrap_or(known.rise_factor),
+        reference,
+        attention,
+        all_heads,
+        max_tokens,
+        limit,
+        ..known
+    };
+    let remarks = model.files().scan_remarks(&traces.traces, &options);
+    let remarks = remarks.map_err(|error| errors::to_python(py, &error))?;
+    let own = |remark: &fathom_lm::Remark| !model.remarks().contains(remark);
+    let remarks: Vec<_> = remarks.into_iter().filter(own).collect();
+    told.call1((remarks::to_python(&remarks),))?;
+    let mut watched = Told::new(progress);
+    let run = py.detach(|| {
+        let mut scan = model.scan(&traces.traces, options).resume(resume).progress(&mut watched);
+        if let Some(out) = out {
+            scan = scan.out(out);
+        }
+        scan.run()
+    });
+    watched.result(py, run).map(NativeRun::new)
+}
+
+/// The same table of several runs, a row or a block each, as Markdown, CSV, LaTeX, JSON and HTML.
+#[pyfunction]
+#[pyo3(signature = (runs, show, preset=None, top=10))]
+pub fn table(
+    py: Python<'_>,
+    runs: Vec<PyRef<'_, NativeRun>>,
+    show: &str,
+    preset: Option<&str>,
+    top: usize,
+) -> PyResult<(String, String, String, String, String)> {
+    let made = || -> Result<_> {
+        let preset = preset.map(self::preset).transpose()?;
+        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset));
+        let found = found.collect::<Result<Vec<_>>>()?;
+        let table = match show {
+            "sinks" => tables::sinks(&found),
+            "tokens" => tables::tokens(&found, top),
+            "levels" => tables::levels(&found),
+            "positions" => tables::positions(&found),
+            _ => {
+                let expected = "expected one of sinks, tokens, levels, positions";
+                return Err(Error::Request(format!("there is no table `{show}`: {expected}")));
+            }
+        };
+        let [markdown, csv, latex, json] =
+            [Format::Markdown, Format::Csv, Format::Latex, Format::Json]
+                .map(|format| table.render(format));
+        Ok((markdown, csv, latex, json, table.to_html()))
+    };
+    made().map_err(|error| errors::to_python(py, &error))
+}
+
+/// Writes runs as one page; where the page and its figures are.
+#[pyfunction]
+#[pyo3(signature = (runs, page, figures=None, texts=30))]
+pub fn report(
+    py: Python<'_>,
+    runs: Vec<PathBuf>,
+    page: PathBuf,
+    figures: Option<PathBuf>,
+    texts: usize,
+) -> PyResult<(PathBuf, Vec<PathBuf>)> {
+    let options = ReportOptions { figures, texts };
+    let files = py.detach(|| write_report(&runs, &page, &options));
+    let files = files.map_err(|error| errors::to_python(py, &error))?;
+    Ok((files.page, files.figures))
+}
+
+#[pymethods]
+impl NativeRun {
+    /// Opens the run in a directory.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<NativeRun> {
+        let run = py.detach(|| Run::open(&path));
+        run.map(NativeRun::new).map_err(|error| errors::to_python(py, &error))
+    }
+
+    /// Its directory.
+    #[getter]
+    fn path(&self) -> &Path {
+        self.run.dir()
+    }
+
+    /// Whether the directory goes with it.
+    #[getter]
+    fn is_temporary(&self) -> bool {
+        self.run.is_temporary()
+    }
+
+    /// `run.json`.
+    fn manifest(&self) -> String {
+        serde_json::to_string(self.run.manifest()).unwrap_or_default()
+    }
+
+    /// What was remarkable about the scan.
+    fn remarks(&self) -> Vec<PyRemark> {
+        remarks::to_python(&self.run.manifest().remarks)
+    }
+
+    /// The lines of `detections.jsonl`.
+    fn detections(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let traces = py.detach(|| self.traces());
+        let traces = traces.map_err(|error| errors::to_python(py, &error))?;
+        Ok(traces.iter().map(TraceDetection::to_json).collect())
+    }
+
+    /// What was found, in sentences.
+    fn summary(&self, py: Python<'_>) -> PyResult<String> {
+        let traces = self.traces().map_err(|error| errors::to_python(py, &error))?;
+        Ok(summary(self.run.manifest(), traces))
+    }
+
+    /// Which tokens of a trace are sinks, `bool[T]`; `None`: there is no such trace.
+    fn mask<'py>(
+        &self,
+        py: Python<'py>,
+        trace: usize,
+        layer: Option<usize>,
+        classes: Vec<String>,
+    ) -> PyResult<Option<Bound<'py, PyArray1<bool>>>> {
+        let mask = || -> Result<_> {
+            let classes = classes.iter().map(|name| class(name)).collect::<Result<Vec<_>>>()?;
+            Ok(self.traces()?.get(trace).map(|trace| trace.mask(layer, &classes)))
+        };
+        let mask = mask().map_err(|error| errors::to_python(py, &error))?;
+        Ok(mask.map(|mask| {
+            let array = PyArray1::from_vec(py, mask);
+            array.readwrite().make_nonwriteable();
+            array
+        }))
+    }
+
+    /// A table: `sinks`, `norms`, `tokens` or `scores`; `None` where it was not measured.
+    fn table(&self, py: Python<'_>, name: &str) -> PyResult<Option<NativeTable>> {
+        let all = [RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
+        let Some(table) = all.into_iter().find(|table| table.name() == name) else {
+            return Ok(None);
+        };
+        let batches = py.detach(|| self.run.record_batches(table));
+        let batches = batches.map_err(|error| errors::to_python(py, &error))?;
+        Ok(batches.map(|(schema, batches)| NativeTable::new(schema, batches)))
+    }
+
+    /// Names of the figures, whether they can be drawn or not.
+    fn figure_names(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
+        let report = py.detach(|| Report::new(&[self.run.dir().to_owned()]));
+        Ok(report.map_err(|error| errors::to_python(py, &error))?.figure_names())
+    }
+
+    /// A figure as SVG.
+    fn figure(&self, py: Python<'_>, name: &str) -> PyResult<String> {
+        let svg =
+            py.detach(|| Report::new(&[self.run.dir().to_owned()])?.figure_svg(name));
+        svg.map_err(|error| errors::to_python(py, &error))
+    }
+}
