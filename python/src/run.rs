@@ -251,8 +251,7 @@ impl NativeRun {
 
     /// A figure as SVG.
     fn figure(&self, py: Python<'_>, name: &str) -> PyResult<String> {
-        let svg =
-            py.detach(|| Report::new(&[self.run.dir().to_owned()])?.figure_svg(name));
+        let svg = py.detach(|| Report::new(&[self.run.dir().to_owned()])?.figure_svg(name));
         svg.map_err(|error| errors::to_python(py, &error))
     }
 }

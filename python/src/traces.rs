@@ -40,11 +40,7 @@ impl NativeTraces {
 
     /// Of rows, a JSON object each.
     #[staticmethod]
-    fn from_rows(
-        py: Python<'_>,
-        model: &NativeModel,
-        rows: Vec<String>,
-    ) -> PyResult<NativeTraces> {
+    fn from_rows(py: Python<'_>, model: &NativeModel, rows: Vec<String>) -> PyResult<NativeTraces> {
         let model = &*model.model;
         let parse = |(index, row): (usize, &String)| {
             serde_json::from_str(row)

@@ -18,9 +18,8 @@ mod traces;
 pub use cpu::{Weights, cpu, engine_name, parse_isa, parse_precision, precision_name};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
-    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, TextRequest,
-    TextsUnderWay, TextsUpdate, available_cores, placement,
-    recommended_params,
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, TextRequest, TextsUnderWay,
+    TextsUpdate, available_cores, placement, recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
 pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_place};

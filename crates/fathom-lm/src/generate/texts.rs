@@ -110,13 +110,14 @@ impl TextEngine {
                 let (settled, rows) = settling.take(update.as_ref().ok());
                 outbox.send(Told { request: number, update, settled, rows }).is_ok()
             };
-            let canceller =
-                self.handle().submit_with(request, Box::new(sink)).map_err(|error| match error {
+            let canceller = self.handle().submit_with(request, Box::new(sink)).map_err(
+                |error| match error {
                     Error::Request(problem) if several => {
                         Error::Request(format!("prompt {number}: {problem}"))
                     }
                     other => other,
-                })?;
+                },
+            )?;
             texts.open.push(Some(Open { decoder, canceller }));
         }
         Ok(texts)
