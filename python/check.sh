@@ -11,11 +11,11 @@ python=${PYTHON:-python3}
 
 venv=../target/venv
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || skip "python -m venv does not work here"
-"$venv/bin/python" - <<'PACKAGES' || "$venv/bin/pip" install --quiet --disable-pip-version-check \
-    'maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.13' 'pyright[nodejs]>=1.1.390' ||
-    skip "the packages the tests need cannot be fetched"
-import hypothesis, maturin, mypy, numpy, pyright, pytest
-PACKAGES
+if ! "$venv/bin/python" -c 'import hypothesis, maturin, mypy, numpy, pyright, pytest' 2>/dev/null; then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        'maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.13' 'pyright[nodejs]>=1.1.390' ||
+        skip "the packages the tests need cannot be fetched"
+fi
 
 # The workspace's own target directory: what is built there is not built again.
 VIRTUAL_ENV=$PWD/$venv CARGO_TARGET_DIR=$PWD/../target "$venv/bin/maturin" develop --quiet --locked

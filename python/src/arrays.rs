@@ -4,7 +4,8 @@ use fathom_lm::Array;
 use numpy::{IxDyn, PyArray1, PyArrayDyn, PyArrayMethods};
 use pyo3::prelude::*;
 
-/// A read-only array that owns the library's memory: it may outlive the pass, the cache and the model.
+/// A read-only array that owns the library's memory: it may outlive the pass, the cache and the
+/// model.
 pub fn to_numpy<'py>(py: Python<'py>, array: Array) -> PyResult<Bound<'py, PyArrayDyn<f32>>> {
     let Array { shape, values } = array;
     let flat = PyArray1::from_vec(py, values);

@@ -101,7 +101,8 @@ pub fn bf16_capsule<'py>(
             let (version, flags) = ([1, 0], COPIED);
             let managed = Box::new(Versioned { version, context, deleter, flags, tensor, owner });
             let managed = Box::into_raw(managed);
-            // SAFETY: `managed` is a whole `DLManagedTensorVersioned`, alive until its deleter runs.
+            // SAFETY: `managed` is a whole `DLManagedTensorVersioned`, alive until its deleter
+            // runs.
             unsafe { capsule(py, managed.cast(), VERSIONED, destroy_versioned) }
         }
         false => {
@@ -121,7 +122,8 @@ unsafe fn capsule<'py>(
     name: &'static CStr,
     destroy: unsafe extern "C" fn(*mut ffi::PyObject),
 ) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the pointer is not null and the name static; a null result is an exception that is set.
+    // SAFETY: the pointer is not null and the name static; a null result is an exception that is
+    // set.
     unsafe {
         let capsule = ffi::PyCapsule_New(managed, name.as_ptr(), Some(destroy));
         Bound::from_owned_ptr_or_err(py, capsule)

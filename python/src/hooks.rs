@@ -4,9 +4,9 @@ use fathom_lm::At;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArrayDyn};
 use pyo3::prelude::*;
 
-/// Calls `hook(values)` with a read-only copy of a place's values, flat, and writes what it returns,
-/// unless that is `None`, in their place. `fathom_lm._hooks` gives them their shape and checks what
-/// comes back.
+/// Calls `hook(values)` with a read-only copy of a place's values, flat, and writes what it
+/// returns, unless that is `None`, in their place. `fathom_lm._hooks` gives them their shape and
+/// checks what comes back.
 pub fn call(hook: &Py<PyAny>, _at: &At, values: &mut [f32]) -> PyResult<()> {
     Python::attach(|py| {
         let seen = PyArray1::from_slice(py, values);

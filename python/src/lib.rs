@@ -1,5 +1,6 @@
-//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`, and nothing
-//! else. What Python's users see is in `python/fathom_lm/`; `_native.pyi` beside it lists what is here.
+//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`, and
+//! nothing else. What Python's users see is in `python/fathom_lm/`; `_native.pyi` beside it lists
+//! what is here.
 
 mod arrays;
 mod config;

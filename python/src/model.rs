@@ -186,8 +186,8 @@ impl NativeModel {
         })
     }
 
-    /// One pass: everything there is to say about it. `logits` is `all`, `last` or `none`; a hook is
-    /// a place and a function of its values, flat.
+    /// One pass: everything there is to say about it. `logits` is `all`, `last` or `none`; a hook
+    /// is a place and a function of its values, flat.
     #[pyo3(signature = (
         ids, *, names=Vec::new(), positions=None, edits=Vec::new(), hooks=Vec::new(),
         stop_at_layer=None, logits="all",

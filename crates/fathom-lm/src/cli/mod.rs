@@ -2,7 +2,8 @@
 //! the library and prints.
 //!
 //! # Exit codes
-//! - `0`: done. Also when whoever reads our output has seen enough and closed the pipe (`fathom table … | head`).
+//! - `0`: done. Also when whoever reads our output has seen enough and closed the pipe (`fathom
+//! table … | head`).
 //! - `1`: it ran, and the answer is no: `fathom demo` does not find what was planted.
 //! - `2`: input or usage that cannot be used, one sentence on stderr; nothing was written over.
 
@@ -42,7 +43,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help goes to stdout, what is wrong to stderr; nothing is left to do where that is gone.
+            // Help goes to stdout, what is wrong to stderr; nothing is left to do where that is
+            // gone.
             let _ = usage.print();
             return u8::try_from(usage.exit_code()).unwrap_or(2);
         }

@@ -21,9 +21,9 @@ impl Cache {
         cache
     }
 
-    /// What was captured under a name, as [`Model::run_with_cache`] takes them, with a layer where
-    /// the site has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same. `None` where
-    /// it was not asked for, or is no name.
+    /// What was captured under a name, as [`crate::Model::run_with_cache`] takes them, with a
+    /// layer where the site has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same.
+    /// `None` where it was not asked for, or is no name.
     pub fn get(&self, name: &str) -> Option<&Array> {
         let (site, layer) = parse_place(name).ok()?;
         if site.per_layer() && layer.is_none() {

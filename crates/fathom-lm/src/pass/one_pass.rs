@@ -56,8 +56,8 @@ pub struct Pass<'a> {
 /// What a [`Pass`] gave.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// `[T, vocab]`, row `t` those of the token after position `t`; `[1, vocab]` where only the last
-    /// was asked for; `[0, vocab]` where none was, or the pass was stopped.
+    /// `[T, vocab]`, row `t` those of the token after position `t`; `[1, vocab]` where only the
+    /// last was asked for; `[0, vocab]` where none was, or the pass was stopped.
     pub logits: Array,
     /// Of a pass that was stopped: the residual stream it ends with, `[T, hidden]`.
     pub residual: Option<Array>,
@@ -98,9 +98,9 @@ impl<'a> Pass<'a> {
     }
 
     /// Calls `hook` at a place, with the values of all positions at once as a [`Probe`] sees them:
-    /// rows `[T, width]`. The pass goes on with what it leaves there; hooks of one place are called in
-    /// their order, before edits. A pass with hooks runs its text in one step, so its activations
-    /// take memory for all of it.
+    /// rows `[T, width]`. The pass goes on with what it leaves there; hooks of one place are
+    /// called in their order, before edits. A pass with hooks runs its text in one step, so its
+    /// activations take memory for all of it.
     ///
     /// # Errors
     /// An unknown name; a layer the model does not have; `sink_score`, which is known only when
@@ -274,8 +274,8 @@ fn stop(layer: i64, layers: usize) -> Result<usize> {
     })
 }
 
-/// Refuses to keep more than there is memory for: an operating system may promise memory that it does
-/// not have, and end the process that uses it.
+/// Refuses to keep more than there is memory for: an operating system may promise memory that it
+/// does not have, and end the process that uses it.
 pub(super) fn check_memory(bytes: u64) -> Result<()> {
     const UNDOUBTED: u64 = 1 << 30; // not worth asking
     if bytes < UNDOUBTED {
