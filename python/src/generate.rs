@@ -135,9 +135,7 @@ impl NativeGenerator {
                 template_kwargs.map(parse_template_kwargs).transpose()?.unwrap_or_default();
             let date = date.map(parse_date).transpose()?;
             let prompts = PromptOptions { system, template_kwargs, date, bos };
-            let model = |path: String,
-                         adapter: Option<String>|
-             -> fathom_lm::Result<ModelOptions> {
+            let model = |path: String, adapter: Option<String>| -> Result<ModelOptions> {
                 let mut options = ModelOptions::new(path).precision(parse_precision(precision)?);
                 if let Some(adapter) = adapter {
                     options = options.adapter(adapter);
@@ -305,10 +303,9 @@ impl NativeGenerator {
     /// A handle, where the engine is there.
     fn engine(&self, py: Python<'_>) -> PyResult<TextEngine> {
         if process::id() != self.process {
-            let sentence =
-                "the generator lives in another process, of which this one is a fork without \
+            let sentence = "the generator lives in another process, of which this one is a fork without \
                             its threads: make one here"
-                    .to_owned();
+                .to_owned();
             return Err(errors::raise(py, "EngineError", sentence));
         }
         let closed = || errors::raise(py, "EngineError", "the generator was closed".to_owned());

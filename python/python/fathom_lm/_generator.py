@@ -324,6 +324,8 @@ class Generator:
         found: dict[str, None] = {}
         for name in _names.chosen(names, layers, None):
             site, layer = _names.parse(name)
+            if layer is not None and layer >= layers:
+                raise RequestError(f"{name}: the model has {layers} layers, 0 to {layers - 1}")
             every = range(layers) if layer is None and _names.at(site, 0) != site else [layer or 0]
             found.update((_names.at(site, at), None) for at in every)
         if not found:

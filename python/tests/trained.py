@@ -1,0 +1,31 @@
+"""Models and traces that the tests of scans and generation share; `conftest.py` has the fixtures of others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+FIXTURES = Path(__file__).resolve().parents[2] / "tests" / "fixtures"
+DRAFT = FIXTURES / "models" / "draft"
+WEAK = FIXTURES / "models" / "draft-weak"
+
+
+def fathom(*arguments: Any, stdin: str | None = None) -> str:
+    """What the command in the package writes to standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fathom_lm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """The files below a directory."""
+    found = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in found}
