@@ -41,7 +41,7 @@ def run_with_nbclient(notebook: Any) -> list[str]:
     import nbclient
     import nbformat
 
-    made = nbformat.from_dict(notebook)
+    made = nbformat.reads(json.dumps(notebook), as_version=4)
     nbclient.NotebookClient(made, timeout=600).execute()
     return [printed(cell) for cell in made["cells"] if cell["cell_type"] == "code"]
 
