@@ -303,9 +303,10 @@ impl NativeGenerator {
     /// A handle, where the engine is there.
     fn engine(&self, py: Python<'_>) -> PyResult<TextEngine> {
         if process::id() != self.process {
-            let sentence = "the generator lives in another process, of which this one is a fork without \
+            let sentence =
+                "the generator lives in another process, of which this one is a fork without \
                             its threads: make one here"
-                .to_owned();
+                    .to_owned();
             return Err(errors::raise(py, "EngineError", sentence));
         }
         let closed = || errors::raise(py, "EngineError", "the generator was closed".to_owned());

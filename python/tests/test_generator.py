@@ -226,7 +226,7 @@ def test_python_goes_on_while_a_text_is_written(plain: fl.Generator) -> None:
         (PROMPTS[0], {"stop_token_ids": [10**8]}, "stop-token-ids names token"),
         (PROMPTS[0], {"names_filter": "attn_weights.0"}, "no row for each token"),
         (PROMPTS[0], {"names_filter": "nowhere"}, "unknown site"),
-        (PROMPTS[0], {"names_filter": "v.9"}, "v.9: the model has"),
+        (PROMPTS[0], {"names_filter": "v.9"}, "layer 9 was asked for"),
         ([{"text": "a"}], {}, "expected one of `prompt`"),
         ([{"prompt": "a", "input_ids": [1]}], {}, "found `?prompt"),
         ([[10**8]], {}, "token id 100000000"),

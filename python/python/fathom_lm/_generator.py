@@ -244,7 +244,7 @@ class Generator:
             if isinstance(prompt, Mapping) and "role" not in prompt:
                 own = dict(prompt)
                 prompt = _take_prompt(own, index)
-            encoding = {"chat_template": chat_template}
+            encoding: dict[str, Any] = {"chat_template": chat_template}
             encoding.update({key: own.pop(key) for key in _TEMPLATE_KEYS if key in own})
             ids = self._encode(prompt, **encoding).ids
             said = _input.to_json({**common, **own}, f"prompt {index}: its parameters")
@@ -325,7 +325,9 @@ class Generator:
         for name in _names.chosen(names, layers, None):
             site, layer = _names.parse(name)
             if layer is not None and layer >= layers:
-                raise RequestError(f"{name}: the model has {layers} layers, 0 to {layers - 1}")
+                raise RequestError(
+                    f"layer {layer} was asked for, but the model's layers are 0..={layers - 1}"
+                )
             every = range(layers) if layer is None and _names.at(site, 0) != site else [layer or 0]
             found.update((_names.at(site, at), None) for at in every)
         if not found:

@@ -76,11 +76,12 @@ class Table:
             texts = np.empty(len(values), dtype=object)
             texts[:] = values
             return texts
+        numbers: Column = values
         if valid is None:
-            return values
-        if values.dtype.kind == "f":
-            return np.where(valid, values, np.float32(np.nan))
-        return np.where(valid, values.astype(np.int64), -1)
+            return numbers
+        if numbers.dtype.kind == "f":
+            return np.where(valid, numbers, np.float32(np.nan))
+        return np.where(valid, numbers.astype(np.int64), -1)
 
     def _head(self, rows: int) -> tuple[list[str], list[list[str]]]:
         columns = {name: self._column(name, rows) for name in self.columns}
