@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -261,3 +264,50 @@ def test_loaded_models_have_said_how(model: fl.Model, planted: fl.Model) -> None
         fl.Generator(model, precision="bf16")
     with pytest.raises(fl.FathomError, match="vocabular"):
         fl.Generator(model, planted)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+def test_a_forked_child_is_refused_and_ends() -> None:
+    program = f"""
+import os, fathom_lm as fl
+generator = fl.Generator({str(DRAFT)!r})
+stream = generator.stream("What is 6 times 7?", max_tokens=30)
+next(stream)
+child = os.fork()
+if child == 0:
+    for call in (lambda: next(stream), lambda: generator.generate("a")):
+        try:
+            call()
+        except fl.EngineError as error:
+            print("child", "without its threads" in str(error), flush=True)
+    del generator, stream
+else:
+    assert os.waitpid(child, 0)[1] == 0
+    print("parent", sum(len(update.ids) for update in stream) > 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("\n")[:3] == ["child True", "child True", "parent True"], done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT")
+def test_ctrl_c_stops_the_waiting() -> None:
+    program = f"""
+import fathom_lm as fl
+generator = fl.Generator({str(DRAFT)!r})
+stream = generator.stream(["a b c"] * 400, max_tokens=200, ignore_eos=True)
+next(stream)
+print("ready", flush=True)
+try:
+    stream.texts()
+    print("finished")
+except KeyboardInterrupt:
+    stream.close()
+    print("interrupted", len(generator.generate("a", max_tokens=2)[0].ids))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert rest == "interrupted 2\n"

@@ -401,3 +401,21 @@ def test_remarks_are_warnings(planted: fl.Model) -> None:
     with pytest.warns(fl.FathomRemark, match="padding"):
         scanned = fl.scan(planted, ids, progress=False)
     assert any(remark.kind == "padding" for remark in scanned.remarks)
+
+
+def test_an_explanation_that_is_stopped_goes_on(
+    planted: fl.Model, rows: list[dict[str, Any]]
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(step: str, unit: str, done: int, total: int) -> None:
+        raise Stop
+
+    scanned = fl.scan(planted, rows[:2], attention=False, progress=False)
+    for analysis in ("stages", "swap", "suppress"):
+        with pytest.raises(Stop):
+            scanned.explain(analysis, max_sinks=4, progress=stop)
+        assert analysis not in scanned.results
+        assert scanned.explain(analysis, max_sinks=4, progress=False)[0].finding
+        assert analysis in scanned.results
