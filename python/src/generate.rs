@@ -253,7 +253,7 @@ impl NativeGenerator {
         // It may be the last handle by now, which waits for the engine's thread.
         py.detach(|| drop(engine));
         let texts = texts.map_err(|error| errors::to_python(py, &error))?;
-        Ok(NativeTexts { texts: Mutex::new(Some(texts)) })
+        Ok(NativeTexts { texts: Mutex::new(Some(texts)), process: self.process })
     }
 
     /// Where the time went and how many requests are where, as JSON.
@@ -289,7 +289,11 @@ impl NativeGenerator {
     /// Ends texts that are under way, and the engine's threads.
     fn close(&self, py: Python<'_>) {
         if process::id() == self.process {
-            py.detach(|| drop(lock(&self.engine).take()));
+            py.detach(|| {
+                // Taken first: others need not wait for the threads to end.
+                let engine = lock(&self.engine).take();
+                drop(engine);
+            });
         }
     }
 }
@@ -302,13 +306,7 @@ impl NativeGenerator {
 
     /// A handle, where the engine is there.
     fn engine(&self, py: Python<'_>) -> PyResult<TextEngine> {
-        if process::id() != self.process {
-            let sentence =
-                "the generator lives in another process, of which this one is a fork without \
-                            its threads: make one here"
-                    .to_owned();
-            return Err(errors::raise(py, "EngineError", sentence));
-        }
+        refuse_elsewhere(py, self.process)?;
         let closed = || errors::raise(py, "EngineError", "the generator was closed".to_owned());
         lock(&self.engine).clone().ok_or_else(closed)
     }
@@ -341,12 +339,14 @@ impl Drop for NativeGenerator {
 pub struct NativeTexts {
     /// `None` when cancelled.
     texts: Mutex<Option<TextsUnderWay>>,
+    process: u32,
 }
 
 #[pymethods]
 impl NativeTexts {
     /// Waits for what a text gets; `None` after the last.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<PyUpdate<'py>>> {
+        refuse_elsewhere(py, self.process)?;
         let mut signals = Signals::new();
         loop {
             let waited = py.detach(|| match &mut *lock(&self.texts) {
@@ -365,6 +365,19 @@ impl NativeTexts {
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| drop(lock(&self.texts).take()));
     }
+}
+
+/// A forked child has not the thread that writes: it would wait for ever.
+fn refuse_elsewhere(py: Python<'_>, process: u32) -> PyResult<()> {
+    if process::id() == process {
+        return Ok(());
+    }
+    let sentence = format!(
+        "the generator was made by process {process}, of which this one ({}) is a fork without its \
+         threads: make one here, or start processes with multiprocessing's `spawn`",
+        process::id()
+    );
+    Err(errors::raise(py, "EngineError", sentence))
 }
 
 fn to_python(py: Python<'_>, update: TextsUpdate) -> PyResult<PyUpdate<'_>> {
