@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""Fathom beside TransformerLens (TransformerBridge) and nnsight: one checkpoint, the same ids and threads.
+"""Fathom beside TransformerLens (TransformerBridge) and nnsight: one checkpoint, equal threads.
 
     python benches/peers.py --model path/to/checkpoint
     python benches/peers.py --model planted --tokens 512 --peers fathom nnsight
 
-Two questions, at each length: the residual stream behind every layer, and the sink score of every token, head and
-layer, which the peers get from the attention matrix `[heads, T, T]` of one layer after the other. For each: whether
-the answers agree with Fathom's, seconds (the best of a few), and by how much memory grew from the loaded model to the
-peak. Running out of memory, or of time, is a result.
+Two questions, at each length: the residual stream behind every layer, and the sink score of every
+token, head and layer, which the peers get from the attention matrix `[heads, T, T]` of one layer
+after the other. For each: whether the answers agree with Fathom's, seconds (the best of a few), and
+by how much memory grew from the loaded model to the peak. Running out of memory, or of time, is a
+result.
 
-Fathom runs in the interpreter that this script is started with. Each peer has an environment of its own
-below `--work`, made on first use: PyTorch is large (5 GB). Every measurement is a process of its own. Linux only: memory
-is what /proc says.
+Fathom runs in the interpreter that this script is started with. Each peer has an environment of its
+own below `--work`, made on first use: PyTorch is large (5 GB). Every measurement is a process of
+its own. Linux only: memory is what /proc says.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def status(pid: int | str, field: str) -> int:
 
 
 def text(model: Path, tokens: int) -> list[int]:
-    """Ids that every peer is given: BOS, where the model has one, and ids drawn from the vocabulary."""
+    """Ids that every peer is given: BOS, where there is one, and ids drawn from the vocabulary."""
     config = json.loads((model / "config.json").read_text())
     ids = np.random.default_rng(0).integers(3, config["vocab_size"] - 8, tokens)
     if isinstance(config.get("bos_token_id"), int):
@@ -57,7 +58,7 @@ def text(model: Path, tokens: int) -> list[int]:
     return [int(i) for i in ids]
 
 
-# -- one measurement, in a process of its own --------------------------------------------------------
+# One measurement, in a process of its own.
 
 
 class Fathom:
@@ -91,7 +92,8 @@ class Torch:
         return self.torch.tensor([ids])
 
     def received(self, pattern: Any) -> Any:
-        """`[1, heads, T, T]` to `[heads, T]`: the mean attention that a position gets from itself and later ones."""
+        """`[1, heads, T, T]` to `[heads, T]`: what a position gets of itself and later ones, on
+        average."""
         length = pattern.shape[-1]
         seen_by = length - self.torch.arange(length)
         return pattern[0].sum(dim=-2, dtype=self.torch.float32) / seen_by
@@ -132,7 +134,11 @@ class Nnsight(Torch):
 
         self.version = nnsight.__version__
         self.model = nnsight.LanguageModel(
-            str(path), device_map="cpu", dtype=self.dtype, attn_implementation="eager", dispatch=True
+            str(path),
+            device_map="cpu",
+            dtype=self.dtype,
+            attn_implementation="eager",
+            dispatch=True,
         )
 
     def resid_post(self, ids: list[int]) -> Any:
@@ -182,7 +188,7 @@ def measure(args: argparse.Namespace) -> None:
     Path(f"{args.out}.json").write_text(json.dumps(found))
 
 
-# -- all of them -------------------------------------------------------------------------------------
+# All of them.
 
 
 def interpreter(peer: str, work: Path) -> Path:
@@ -202,7 +208,9 @@ def interpreter(peer: str, work: Path) -> Path:
     return python
 
 
-def run(peer: str, python: Path, task: str, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
+def run(
+    peer: str, python: Path, task: str, tokens: int, args: argparse.Namespace
+) -> dict[str, Any]:
     """What a process measured, or `problem`: why it did not."""
     out = args.work / f"{peer}-{task}-{tokens}"
     for suffix in (".json", ".npy"):
@@ -232,7 +240,8 @@ def run(peer: str, python: Path, task: str, tokens: int, args: argparse.Namespac
     if problem is None and process.returncode != 0:
         said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         memory = process.returncode == -9 or any(
-            sign in said[-1] for sign in ("MemoryError", "not enough memory", "can't allocate memory")
+            sign in said[-1]
+            for sign in ("MemoryError", "not enough memory", "can't allocate memory")
         )
         problem = "out of memory" if memory else f"failed: {said[-1][:120]} ({log})"
     return {"problem": problem} if problem else json.loads(result.read_text())
@@ -244,7 +253,7 @@ def differs(ours: Path, theirs: Path, task: str) -> str:
     if a.shape != b.shape:
         return f"shapes {a.shape} and {b.shape}"
     worst = 0.0
-    for x, y in zip(a, b):
+    for x, y in zip(a, b, strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         if task == "resid_post":
             gap = np.linalg.norm(x - y, axis=-1) / np.maximum(np.linalg.norm(x, axis=-1), 1e-12)
@@ -264,14 +273,20 @@ def available() -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a HuggingFace checkpoint's directory")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="a HuggingFace checkpoint's directory"
+    )
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--work", type=Path, default=Path("target/peers"), help="environments and results")
-    parser.add_argument("--memory", type=float, help="GiB a process may have; 90 %% of what is free")
+    parser.add_argument(
+        "--work", type=Path, default=Path("target/peers"), help="environments and results"
+    )
+    parser.add_argument(
+        "--memory", type=float, help="GiB a process may have; 90 %% of what is free"
+    )
     parser.add_argument("--timeout", type=int, default=1800, help="seconds a process may take")
     parser.add_argument("--worker", choices=list(PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
@@ -286,7 +301,9 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     pythons = {peer: interpreter(peer, args.work) for peer in args.peers}
     print(f"{args.model.name}, {args.precision}, {args.threads} threads, ids drawn at random\n")
-    print("| what | tokens | with | seconds | memory beyond the model, MiB | differs from Fathom by |")
+    print(
+        "| what | tokens | with | seconds | memory beyond the model, MiB | differs from Fathom by |"
+    )
     print("|---|---:|---|---:|---:|---:|")
     for task in TASKS:
         for tokens in args.tokens:

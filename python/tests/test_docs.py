@@ -1,4 +1,4 @@
-"""The examples of the pages in `docs/` run, and their links lead somewhere."""
+"""The pages in `docs/`: their examples run, and what they say of names is so."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_the_examples_run(page: str, home: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_every_lens_name_of_the_table_is_known(home: Path) -> None:
     model = fl.Model(home / "planted")
-    pairs = dict(zip(model.names(), model.names()))
+    names = set(model.names())
     text = (DOCS / "coming-from.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+\.3)` \| `(blocks\.3\.[\w.]+)` \|", text, flags=re.MULTILINE)
     assert len(rows) > 10
     _, cache = model.run_with_cache("hello", [name for _, name in rows])
     for ours, lens in rows:
-        assert ours in pairs and cache[ours] is cache[lens]
+        assert ours in names and cache[ours] is cache[lens]
 
 
 def documented() -> list[Any]:
@@ -52,7 +52,9 @@ def documented() -> list[Any]:
     found = [getattr(module, name) for module in modules for name in module.__all__]
     found = [one for one in found if inspect.isclass(one) or inspect.isfunction(one)]
     classes = [one for one in found if inspect.isclass(one)]
-    methods = [method for one in classes for method in vars(one).values() if inspect.isfunction(method)]
+    methods = [
+        method for one in classes for method in vars(one).values() if inspect.isfunction(method)
+    ]
     return [one for one in [*found, *methods] if one.__doc__ and "Args:" in one.__doc__]
 
 
@@ -64,3 +66,14 @@ def test_arguments_in_docstrings_are_arguments(what: Any) -> None:
     assert said
     taken = inspect.signature(what).parameters
     assert [name for name in said if name not in taken] == []
+
+
+def test_the_first_figure_is_what_the_first_page_shows(home: Path) -> None:
+    """But for the last digit, which the machine decides."""
+    run = fl.scan(fl.Model(home / "planted"), home / "planted" / "traces.jsonl")
+    number = r"-?\d+(?:\.\d+)?"
+    shown = (DOCS / "fig1-norms.svg").read_text(encoding="utf-8")
+    drawn = str(run.figure("norms"))
+    assert re.sub(number, "N", drawn) == re.sub(number, "N", shown)
+    pairs = zip(re.findall(number, drawn), re.findall(number, shown), strict=True)
+    assert all(float(a) == pytest.approx(float(b), rel=0.02, abs=0.21) for a, b in pairs)

@@ -1,7 +1,7 @@
-"""The notebooks run from top to bottom, each in a process of its own, and print what is in their files.
+"""The notebooks run from top to bottom, each in its own process, and print what their files hold.
 
-`python tests/test_notebooks.py` runs them all and writes what they print into the files; figures and tables are left
-out, they are large. What the text of a notebook has in **bold** must be in what it prints.
+`python tests/test_notebooks.py` runs them all and writes what they print into the files; figures
+and tables are left out, being large. What a notebook's text has in **bold** must be in its output.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def run_with_nbclient(notebook: Any) -> list[str]:
 
 
 def run_plainly(notebook: Any) -> list[str]:
-    """Without Jupyter: the cells one after the other; a last expression is shown as a notebook would."""
+    """Without Jupyter: one cell after the other, a last expression shown as a notebook would."""
     names: dict[str, Any] = {"__name__": "__main__"}
     texts = []
-    for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells):
         tree = ast.parse(source(cell), filename=f"cell {number}")
         last = None
         if tree.body and isinstance(tree.body[-1], ast.Expr):
@@ -70,11 +71,13 @@ def jupyter_is_here() -> bool:
 
 
 def execute(path: Path) -> list[str]:
-    """What each code cell prints, in a fresh process that has no models in its HuggingFace cache."""
+    """What each code cell prints, in a fresh process whose HuggingFace cache is empty."""
     with tempfile.TemporaryDirectory() as empty:
         env = dict(os.environ, HF_HOME=empty, HF_HUB_CACHE=empty, TMPDIR=empty)
         command = [sys.executable, "-W", "error::UserWarning", __file__, "--cells", str(path)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=empty, check=False)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, cwd=empty, check=False
+        )
     assert done.returncode == 0, f"{path.name}:\n{done.stderr[-4000:]}"
     texts: list[str] = json.loads(done.stdout.splitlines()[-1])
     return texts
@@ -86,7 +89,7 @@ def check(path: Path) -> None:
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert any(texts), "it prints nothing"
     for cell, text in zip(cells, texts, strict=True):
-        assert text == printed(cell), f"{path.name}: this cell prints something else:\n{source(cell)}"
+        assert text == printed(cell), f"{path.name}: not what is printed by\n{source(cell)}"
         assert all(out["output_type"] == "stream" for out in cell["outputs"]), "outputs to clear"
     everything = "\n".join(texts)
     prose = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")

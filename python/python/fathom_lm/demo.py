@@ -81,7 +81,10 @@ def trained_pair(directory: str | os.PathLike[str]) -> TrainedPair:
     with tempfile.TemporaryDirectory(prefix="fathom-pair-") as temporary:
         demo = Path(temporary) / "demo"
         _fathom("demo", "--out", str(demo), "--json")
-        for made, wanted in ((demo / "pair" / "target", pair.target), (demo / "pair" / "draft", pair.draft)):
+        for made, wanted in (
+            (demo / "pair" / "target", pair.target),
+            (demo / "pair" / "draft", pair.draft),
+        ):
             shutil.copytree(made, wanted)
     return pair
 
