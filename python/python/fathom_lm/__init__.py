@@ -26,7 +26,8 @@ from ._errors import (
     RequestError,
     UnsupportedError,
 )
-from ._generator import Generated, Generator, Stream, Update
+from ._generator import Generator
+from ._stream import Generated, Stream, Update
 from ._hooks import HookSite
 from ._model import Model
 from ._native import __version__
