@@ -13,7 +13,7 @@ pub use fathom_sinks::plant::{
 /// A file of the fixtures that the pair is made of.
 macro_rules! fixture {
     ($name:literal) => {
-        include_bytes!(concat!("../../../tests/fixtures/models/", $name)).as_slice()
+        include_bytes!(concat!("../models/", $name)).as_slice()
     };
 }
 /// The files of the target, which is the fixtures' draft, and of the draft.

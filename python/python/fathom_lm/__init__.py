@@ -12,7 +12,7 @@ There is no batch axis anywhere: arrays are `[T, …]`, `float32`, read-only, an
 own memory.
 """
 
-from . import adapters
+from . import adapters, demo
 from ._bf16 import BFloat16, bf16
 from ._cache import Cache
 from ._encoded import Encoded
@@ -64,6 +64,7 @@ __all__ = [
     "__version__",
     "adapters",
     "bf16",
+    "demo",
     "open_run",
     "report",
     "scan",
