@@ -40,9 +40,12 @@ fn places(request: u64) -> Vec<(Site, usize)> {
     }
 }
 
+/// By position: the norm's bits, and the dot product's.
+type Numbers = BTreeMap<usize, (u32, Option<u32>)>;
+
 /// Norms and dot products, and what it was told to keep.
 #[derive(Clone, Default)]
-struct Norms(Arc<Mutex<BTreeMap<usize, (u32, Option<u32>)>>>);
+struct Norms(Arc<Mutex<Numbers>>);
 
 const LANDMARK: usize = 2;
 
