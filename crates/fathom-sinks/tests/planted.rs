@@ -130,7 +130,7 @@ fn cosines_and_norms_are_huggingface_s() {
 fn upstream_s_rules_cannot_grade_sixteen_layers() {
     let options = ScanOptions::new(Preset::Upstream);
     let scanned =
-        scan_trace(model(Precision::F32), &traces()[0], &|_| None, &options, &mut |_| {}).unwrap();
+        scan_trace(model(Precision::F32), &traces()[0], &|_| None, &options, &mut ()).unwrap();
     let sinks = &scanned.detection.sinks;
     assert!(!sinks.is_empty() && sinks.iter().all(|sink| sink.class == Class::Primary));
     // Both signs count, and `near` (0.923) passes 0.9.
@@ -151,8 +151,7 @@ fn sink_scores_are_huggingface_s() {
     let options =
         ScanOptions { attention: true, all_heads: true, ..ScanOptions::new(Preset::Paper) };
     let trace = &traces()[0];
-    let scanned =
-        scan_trace(model(Precision::F32), trace, &|_| None, &options, &mut |_| {}).unwrap();
+    let scanned = scan_trace(model(Precision::F32), trace, &|_| None, &options, &mut ()).unwrap();
     let scores = scanned.scores.unwrap();
     let tokens = trace.ids.len();
     for (l, layer) in scores.layers.iter().enumerate() {
