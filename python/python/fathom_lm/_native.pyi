@@ -7,7 +7,25 @@ from typing import Any, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Model", "__version__", "bf16_capsule", "lens_name", "main", "parse_place", "site_names"]
+__all__ = [
+    "Generator",
+    "Model",
+    "Run",
+    "Table",
+    "Texts",
+    "Traces",
+    "__version__",
+    "arrow_rows",
+    "bf16_capsule",
+    "explain",
+    "lens_name",
+    "main",
+    "parse_place",
+    "report",
+    "scan",
+    "site_names",
+    "table",
+]
 
 __version__: str
 
