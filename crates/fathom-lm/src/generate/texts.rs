@@ -32,7 +32,7 @@ pub struct TextRequest {
 /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
 /// let model = Model::load(models.target.display().to_string())?;
 /// let engine = Pair::of(&model, None)?.spawn(&GenerateOptions::default(), &mut |_, _| {})?;
-/// let request = |prompt: &str, max_tokens| {
+/// let request = |prompt: &str, max_tokens| -> fathom_lm::Result<TextRequest> {
 ///     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
 ///     let watcher = Some(RowWatcher::new(&[(Site::ResidPost, 0)])?);
 ///     Ok(TextRequest { ids: engine.encode(prompt)?.ids, params, sample: 0, watcher })
