@@ -298,8 +298,8 @@ import fathom_lm as fl
 generator = fl.Generator({str(DRAFT)!r})
 stream = generator.stream(["a b c"] * 400, max_tokens=200, ignore_eos=True)
 next(stream)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)  # within: the signal may come at once
     stream.texts()
     print("finished")
 except KeyboardInterrupt:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union
 
 import numpy as np
 
-from . import _input, _names, _native, _remarks
+from . import _encode, _input, _names, _native, _remarks
 from ._encoded import Encoded
 from ._errors import RequestError, UnsupportedError
 from ._model import Model
@@ -240,28 +240,17 @@ class Generator:
         documents: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Encoded:
-        variables = dict(template_kwargs or {})
-        variables.update({"tools": list(tools)} if tools else {})
-        variables.update({"documents": list(documents)} if documents else {})
-        messages = _input.as_messages(prompt)
-        if isinstance(prompt, str) and variables:
-            messages = [{"role": "user", "content": prompt}]
-        if chat_template is False and (messages is not None or variables):
-            raise RequestError("messages and template variables need the chat template")
-        if chat_template and not self._native.has_chat_template():
-            raise RequestError("chat_template=True, but the model has no chat template, or it is off")
-        if messages is not None:
-            kwargs = _input.to_json(variables, "template_kwargs") if variables else None
-            raw = self._native.encode_messages(_input.to_json(messages, "messages"), kwargs)
-        elif isinstance(prompt, str):
-            raw = self._native.encode_text(prompt, chat_template is False)
-        else:
-            ids = prompt.ids if isinstance(prompt, Encoded) else _input.as_ids(prompt)
-            raw = self._native.encode_ids(ids)
-        ids, prompt_len, text, found = raw
-        remarks = _remarks.read(found)
-        _remarks.tell(remarks, False, stacklevel=4)
-        return Encoded(ids, self._native.tokens(ids), text, prompt_len, remarks)
+        return _encode.encode(
+            self._native,
+            prompt,
+            chat_template,
+            tools,
+            documents,
+            template_kwargs,
+            has_chat_template=self._native.has_chat_template(),
+            strict=False,
+            stacklevel=4,
+        )
 
     def _places(self, names: NamesFilter) -> list[Place]:
         if names is None:

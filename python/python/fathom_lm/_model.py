@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _hooks, _input, _names, _native, _positions, _refused, _remarks
+from . import _encode, _hooks, _input, _names, _native, _positions, _refused, _remarks
 from ._cache import Cache
 from ._encoded import Encoded
 from ._errors import RequestError, UnsupportedError
@@ -174,27 +174,17 @@ class Model:
         """
         if isinstance(input, Encoded):
             return input
-        variables = dict(template_kwargs or {})
-        variables.update({"tools": list(tools)} if tools else {})
-        variables.update({"documents": list(documents)} if documents else {})
-        messages = _input.as_messages(input)
-        if isinstance(input, str) and variables:
-            messages = [{"role": "user", "content": input}]
-        if chat_template is False and (messages is not None or variables):
-            raise RequestError("messages and template variables need the chat template")
-        if chat_template and not self._native.has_chat_template:
-            raise RequestError("chat_template=True, but the model has no chat template, or it is off")
-        if messages is not None:
-            kwargs = _input.to_json(variables, "template_kwargs") if variables else None
-            raw = self._native.encode_messages(_input.to_json(messages, "messages"), kwargs)
-        elif isinstance(input, str):
-            raw = self._native.encode_text(input, chat_template is False)
-        else:
-            raw = self._native.encode_ids(_input.as_ids(input))
-        ids, prompt_len, text, found = raw
-        remarks = _remarks.read(found)
-        _remarks.tell(remarks, self._strict, stacklevel=2)
-        return Encoded(ids, self.tokens(ids), text, prompt_len, remarks)
+        return _encode.encode(
+            self._native,
+            input,
+            chat_template,
+            tools,
+            documents,
+            template_kwargs,
+            has_chat_template=self._native.has_chat_template,
+            strict=self._strict,
+            stacklevel=2,
+        )
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]] | int) -> str:
         """The text of token ids, special tokens included."""
