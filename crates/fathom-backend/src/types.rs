@@ -13,6 +13,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Its name in options, runs and files: `f32` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
 /// Shape of a key/value cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {

@@ -7,21 +7,13 @@ use fathom_model::{Error, Result};
 /// A model's weights, packed for this machine's CPU: what forward passes run on.
 pub type Weights = fathom_model::Model<Cpu>;
 
-/// The name of a precision in options, runs and generated traces: `f32` or `bf16`.
-pub fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    }
-}
-
 /// The precision of this name.
 ///
 /// # Errors
 /// There is none.
 pub fn parse_precision(name: &str) -> Result<Precision> {
     let all = [Precision::F32, Precision::Bf16];
-    all.into_iter().find(|precision| precision_name(*precision) == name).ok_or_else(|| {
+    all.into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
         Error::Request(format!("precision `{name}` is unknown: expected `f32` or `bf16`"))
     })
 }
@@ -48,10 +40,4 @@ pub fn cpu(options: CpuOptions) -> Result<Cpu> {
 /// What the CPU refused, as an error of the library.
 pub(crate) fn refused(error: CpuError) -> Error {
     Error::Request(error.to_string())
-}
-
-/// Which kernels a model computes with, as runs record it: `cpu avx512-bf16`. Results of different
-/// ones agree, but not in every bit.
-pub fn engine_name(weights: &Weights) -> String {
-    format!("cpu {}", weights.backend().isa())
 }

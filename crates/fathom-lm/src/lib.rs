@@ -15,7 +15,7 @@ pub mod tables;
 mod text;
 mod traces;
 
-pub use cpu::{Weights, cpu, engine_name, parse_isa, parse_precision, precision_name};
+pub use cpu::{Weights, cpu, parse_isa, parse_precision};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
     GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, TextRequest, TextsUnderWay,

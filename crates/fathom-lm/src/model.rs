@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use fathom_backend::Precision;
+use fathom_backend::{Backend, Precision};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
 use fathom_model::{Encoded, ModelConfig, PromptOptions, Remark, Result};
 
-use crate::cpu::{Weights, cpu, engine_name, precision_name};
+use crate::cpu::{Weights, cpu};
 use crate::source::ModelSource;
 use crate::text::{Input, TextFiles};
 
@@ -193,7 +193,7 @@ impl ModelFiles {
 
     /// The precision's name in runs: `f32` or `bf16`.
     pub fn precision(&self) -> &'static str {
-        precision_name(self.cpu.precision)
+        self.cpu.precision.name()
     }
 
     /// As [`Model::encode`].
@@ -319,9 +319,10 @@ impl Model {
         &self.weights
     }
 
-    /// Which kernels it computes with, as runs record it: `cpu avx512-bf16`.
+    /// Which kernels it computes with, as runs record it: `cpu avx512-bf16`. Results of different
+    /// ones agree, but not in every bit.
     pub fn engine(&self) -> String {
-        engine_name(&self.weights)
+        self.weights.backend().name()
     }
 
     /// The ids of a text, a conversation or a list of ids, up to where the answer begins: with what

@@ -8,9 +8,9 @@ use fathom_model::{Error, Remark, Remarks, Result};
 use fathom_sinks::{Manifest, ModelNote, Progress, RunWriter, ScanOptions};
 use tempfile::TempDir;
 
+use crate::Model;
 use crate::model::ModelFiles;
 use crate::traces::Traces;
-use crate::{Model, cpu};
 
 /// A run: its directory, its manifest, and through those [`fathom_sinks::Run::detections`] and the
 /// tables. A run that was scanned without a directory of its own lies in a temporary one, which
@@ -188,7 +188,7 @@ impl<'a> Scan<'a> {
             return Err(Error::Request(problem.to_owned()));
         }
         let remarks = files.scan_remarks(self.traces, &self.options)?;
-        let engine = cpu::engine_name(self.model.weights());
+        let engine = self.model.engine();
         let (model, traces) = (files.to_note()?, self.traces.to_note()?);
         let manifest = Manifest { remarks, ..Manifest::new(model, traces, engine, self.options) };
         let (dir, temporary) = match self.out {

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use fathom_model::{Access, At, Dots, Error, Measured, Probe, Result, Site};
+use fathom_vector::dot;
 use fathom_vector::norm;
 
 use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
-use crate::vector::{cosine, cosine_of_dot};
+use crate::vector::cosine_of_dot;
 
 /// What a [`ScalarProbe`] measures.
 #[derive(Clone, Debug)]
@@ -133,43 +134,39 @@ impl Probe for ScalarProbe {
         Ok(())
     }
 
-    /// The same from rows, where they are at hand: the same numbers.
+    /// Measures rows that are at hand: the bits are those of a device's norms and dot products.
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         self.check(at)?;
-        let scalars = &mut self.scalars;
-        let layers = scalars.layers();
-        let chunk = Chunk::new(at, values);
-        match at.site {
-            Site::MlpOut => chunk.norms(scalars.mlp_out_norm.row_mut(at.layer))?,
-            Site::K => chunk.norms(scalars.key_norm.row_mut(at.layer))?,
-            Site::V => chunk.norms(scalars.value_norm.row_mut(at.layer))?,
-            Site::ResidPost => {
-                let norms = scalars.hidden_norm.row_mut(at.layer);
-                chunk.norms(norms)?;
-                let leading = &mut self.leading[at.layer];
-                chunk.keep(leading, self.leading_positions);
-                for candidate in &mut scalars.candidates {
-                    let cosines = candidate.cosine.row_mut(at.layer);
-                    chunk.cosines(candidate.position, leading, norms, cosines);
-                }
-                if at.layer + 1 == layers {
-                    self.seen = at.positions.end;
-                }
-            }
-            Site::FinalNorm => {
-                let Some(FinalState { norm, cosine }) = &mut scalars.final_state else {
-                    return Ok(());
-                };
-                chunk.norms(norm)?;
-                let leading = &mut self.leading[layers];
-                chunk.keep(leading, self.leading_positions);
-                for (candidate, cosines) in scalars.candidates.iter().zip(cosine) {
-                    chunk.cosines(candidate.position, leading, norm, cosines);
-                }
-            }
-            _ => {}
+        let access = self.access(at.site, at.layer);
+        if access == Access::Skip {
+            return Ok(());
         }
-        Ok(())
+        let width = (values.len() / at.positions.len()).max(1);
+        let rows = || values.chunks_exact(width);
+        let norms: Vec<f32> = rows().map(norm).collect();
+        let mut products: Vec<[Vec<f32>; 2]> = Vec::new();
+        if access == Access::Dots {
+            let place = if at.site == Site::FinalNorm { self.scalars.layers() } else { at.layer };
+            let leading = &mut self.leading[place];
+            let kept = at.positions.clone().zip(rows());
+            for (_, row) in kept.take_while(|(t, _)| *t < self.leading_positions) {
+                leading.extend_from_slice(row);
+            }
+            for CandidateCosines { position, .. } in &self.scalars.candidates {
+                let row_of = |t: usize| &leading[t * width..(t + 1) * width];
+                let with = |row: &[f32]| dot(row, row_of(*position));
+                // The rows before a candidate are made up for when it comes.
+                let comes_now = at.positions.contains(position);
+                let before = if comes_now { 0..at.positions.start } else { 0..0 };
+                let these = if *position < at.positions.end { values } else { &[] };
+                products.push([
+                    before.map(|t| with(row_of(t))).collect(),
+                    these.chunks_exact(width).map(with).collect(),
+                ]);
+            }
+        }
+        let dots = products.iter().map(|[before, these]| Dots { before, these }).collect();
+        self.measured(at, &Measured { norms: &norms, dots })
     }
 }
 
@@ -190,58 +187,5 @@ fn finite(at: &At, norms: &[f32]) -> Result<()> {
             "`{}` of layer {} is not finite at position {t}",
             at.site, at.layer
         ))),
-    }
-}
-
-/// Some consecutive positions' values at one place. Outputs hold all of the trace's positions, `[T]`.
-struct Chunk<'a> {
-    at: &'a At,
-    values: &'a [f32], // [positions, width]
-    width: usize,
-}
-
-impl<'a> Chunk<'a> {
-    /// `at.positions` is not empty.
-    fn new(at: &'a At, values: &'a [f32]) -> Chunk<'a> {
-        Chunk { at, values, width: (values.len() / at.positions.len()).max(1) }
-    }
-
-    /// (position, row) of the chunk.
-    fn rows(&self) -> impl Iterator<Item = (usize, &'a [f32])> {
-        self.at.positions.clone().zip(self.values.chunks_exact(self.width))
-    }
-
-    fn norms(&self, out: &mut [f32]) -> Result<()> {
-        for (t, row) in self.rows() {
-            out[t] = norm(row);
-        }
-        finite(self.at, &out[self.at.positions.clone()])
-    }
-
-    /// Appends the rows of the first `positions` positions to `leading` `[positions, width]`.
-    fn keep(&self, leading: &mut Vec<f32>, positions: usize) {
-        for (_, row) in self.rows().take_while(|(t, _)| *t < positions) {
-            leading.extend_from_slice(row);
-        }
-    }
-
-    /// Cosines of the chunk's rows with `candidate`, once it has come; those of the rows before it are
-    /// made up for in the chunk it comes with.
-    fn cosines(&self, candidate: usize, leading: &[f32], norms: &[f32], out: &mut [f32]) {
-        let row_of = |t: usize| &leading[t * self.width..(t + 1) * self.width];
-        if candidate >= self.at.positions.end {
-            return;
-        }
-        let with_candidate =
-            |t: usize, row: &[f32]| cosine(row, norms[t], row_of(candidate), norms[candidate]);
-        if candidate >= self.at.positions.start {
-            let earlier = &mut out[..self.at.positions.start];
-            for (t, out) in earlier.iter_mut().enumerate() {
-                *out = with_candidate(t, row_of(t));
-            }
-        }
-        for (t, row) in self.rows() {
-            out[t] = with_candidate(t, row);
-        }
     }
 }

@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod change;
 mod dot;
 mod finite;
 mod isa;
 mod low_rank;
 
+pub use change::change_values;
 pub use dot::{dot, norm, squared_norm};
 pub use finite::first_non_finite;
 pub use low_rank::{LowRank, add_low_rank};

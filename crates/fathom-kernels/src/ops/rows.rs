@@ -5,8 +5,8 @@
 
 use std::ops::Range;
 
-use fathom_backend::{RowChange, RowEdit};
-use fathom_vector::{dot, norm};
+use fathom_backend::RowEdit;
+use fathom_vector::{change_values, dot, norm};
 
 use crate::cpu::Cpu;
 use crate::memory::Rows;
@@ -64,30 +64,12 @@ pub(crate) fn edit(x: &mut Rows, edits: &[RowEdit<'_>]) {
     for RowEdit { row, columns, change } in edits {
         let row = &mut x.as_mut_slice()[row * width..(row + 1) * width];
         match columns {
-            None => apply(change, row),
+            None => change_values(change, row),
             Some(columns) => {
                 let mut chosen: Vec<f32> = columns.iter().map(|&c| row[c]).collect();
-                apply(change, &mut chosen);
+                change_values(change, &mut chosen);
                 columns.iter().zip(chosen).for_each(|(&c, value)| row[c] = value);
             }
         }
-    }
-}
-
-fn apply(change: &RowChange<'_>, values: &mut [f32]) {
-    match change {
-        RowChange::Fill(value) => values.fill(*value),
-        RowChange::Scale(factor) => values.iter_mut().for_each(|value| *value *= factor),
-        RowChange::Clamp(limit) => {
-            let before = norm(values);
-            if before > *limit {
-                values.iter_mut().for_each(|value| *value *= limit / before);
-            }
-        }
-        RowChange::Add(terms) => {
-            assert_eq!(terms.len(), values.len(), "values to add");
-            values.iter_mut().zip(*terms).for_each(|(value, term)| *value += term);
-        }
-        RowChange::Write(new) => values.copy_from_slice(new),
     }
 }

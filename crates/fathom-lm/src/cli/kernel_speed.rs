@@ -2,8 +2,7 @@
 
 use std::io::Write;
 
-use fathom_backend::BackendError;
-use fathom_backend::{Backend, Precision};
+use fathom_backend::{Backend, BackendError};
 use fathom_kernels::Cpu;
 use fathom_measure::limits::{self, Limits, Reading};
 use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
@@ -70,10 +69,7 @@ pub fn run(
     let names = || ROWS.map(|rows| rows.to_string());
     let mut columns: Vec<String> = QUERIES.map(|(name, _)| name.to_owned()).into();
     columns.push("column sums".to_owned());
-    let precision = match cpu.precision() {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    };
+    let precision = cpu.precision().name();
     if output.json {
         let report = json!({
             "precision": precision,

@@ -62,10 +62,7 @@ pub enum Precision {
 impl Precision {
     /// Its name in options and manifests.
     pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        }
+        fathom_backend::Precision::from(self).name()
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use fathom_backend::{Backend, Precision};
+use fathom_backend::Backend;
 use serde_json::{Map, Value, json};
 
 use super::{CaptureRequest, Store, Tensor};
@@ -30,10 +30,7 @@ impl CaptureFile {
         if out.exists() {
             return Err(Error::file(out, "already exists; choose another name or remove it"));
         }
-        let precision = match model.backend().precision() {
-            Precision::F32 => "f32",
-            Precision::Bf16 => "bf16",
-        };
+        let precision = model.backend().precision().name();
         let mut header = Map::new();
         let mut metadata = json!({
             "format": "pt",

@@ -1,7 +1,7 @@
 //! Carrying out edits.
 
 use fathom_backend::{RowChange, RowEdit};
-use fathom_vector::{dot, norm, squared_norm};
+use fathom_vector::{change_values, dot, squared_norm};
 
 use super::{Change, Edit, Edits, Positions};
 use crate::{Access, At, Error, Measured, Probe, Result, Site};
@@ -173,23 +173,14 @@ fn changes(positions: &Positions, position: usize, row: &[f32]) -> bool {
 
 /// Changes the chosen columns of a row.
 fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
-    match change {
-        Change::Zero => values.fill(0.0),
-        Change::Scale(factor) => values.iter_mut().for_each(|value| *value *= factor),
-        Change::Clamp(limit) => {
-            let before = norm(values);
-            if before > *limit {
-                values.iter_mut().for_each(|value| *value *= limit / before);
-            }
-        }
-        Change::Add(terms) => values.iter_mut().zip(terms).for_each(|(value, term)| *value += term),
-        Change::Replace(new) => values.copy_from_slice(new),
-        Change::Copy(_) | Change::Mean(_) if source.is_empty() => {
+    match row_change(change) {
+        Some(change) => change_values(&change, values),
+        None if source.is_empty() => {
             // Positions before the text's own: a sequence that did not start at 0 under this probe.
             let problem = "an edit copies from positions this pass did not compute";
             return Err(Error::Request(problem.to_owned()));
         }
-        Change::Copy(_) | Change::Mean(_) => values.copy_from_slice(source),
+        None => values.copy_from_slice(source),
     }
     Ok(())
 }
