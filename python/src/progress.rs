@@ -11,8 +11,8 @@ use crate::signals::{Raised, Signals};
 /// Nobody reads faster.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Tells a function `(step, unit, done, total)` of work that runs without the GIL, and ends that work
-/// when a signal's handler or the function raises.
+/// Tells a function `(step, unit, done, total)` of work that runs without the GIL, and ends that
+/// work when a signal's handler or the function raises.
 pub struct Told {
     call: Option<Py<PyAny>>,
     raised: Raised,

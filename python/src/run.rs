@@ -65,8 +65,8 @@ fn class(name: &str) -> Result<Class> {
     })
 }
 
-/// Scans traces into a run. `progress` is called with (step, unit, done, total). First comes what is
-/// remarkable about the scan, the model's own remarks included, which `told` is called with.
+/// Scans traces into a run. `progress` is called with (step, unit, done, total). First comes what
+/// is remarkable about the scan, the model's own remarks included, which `told` is called with.
 #[pyfunction]
 #[pyo3(signature = (
     model, traces, *, preset, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,

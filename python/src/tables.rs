@@ -55,8 +55,8 @@ impl NativeTable {
         self.batches.iter().map(RecordBatch::get_array_memory_size).sum()
     }
 
-    /// The rows as a capsule that holds an `ArrowArrayStream`: the memory stays where it is, and alive
-    /// as long as somebody has it.
+    /// The rows as a capsule that holds an `ArrowArrayStream`: the memory stays where it is, and
+    /// alive as long as somebody has it.
     fn stream<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         let batches = self.batches.clone().into_iter().map(Ok);
         let reader = RecordBatchIterator::new(batches, self.schema.clone());
@@ -164,8 +164,8 @@ pub fn arrow_rows(
 ) -> PyResult<Vec<String>> {
     let capsule = table.call_method0("__arrow_c_stream__")?.cast_into::<PyCapsule>()?;
     let stream = capsule.pointer_checked(Some(STREAM))?.cast::<FFI_ArrowArrayStream>();
-    // SAFETY: a capsule of this name holds a whole `ArrowArrayStream`, which is taken out of it here and
-    // marked as released there, so that it is released once.
+    // SAFETY: a capsule of this name holds a whole `ArrowArrayStream`, which is taken out of it
+    // here and marked as released there, so that it is released once.
     let stream = unsafe { FFI_ArrowArrayStream::from_raw(stream.as_ptr()) };
     let mut reader =
         ArrowArrayStreamReader::try_new(stream).map_err(|error| arrow_error(py, &error))?;

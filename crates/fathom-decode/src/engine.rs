@@ -66,7 +66,8 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// let mut engine = Engine::new(target, None, options)?;
 /// for id in 0..3 {
 ///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
-///     engine.submit(Request { id, prompt: vec![5, 6], params, eos: Arc::default(), stop: None, watcher: None })?;
+///     let (prompt, eos) = (vec![5, 6], Arc::default());
+///     engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
 /// }
 /// let mut texts = vec![Vec::new(); 3];
 /// while engine.pending() > 0 {

@@ -1,5 +1,6 @@
-//! Target and draft on devices that are not the host: the texts of the CPU, in every mode; and a failure at any
-//! operation of either ends the run with one sentence, after which it can be done again.
+//! Target and draft on devices that are not the host: the texts of the CPU, in every mode; and a
+//! failure at any operation of either ends the run with one sentence, after which it can be done
+//! again.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
-//! The CPU at its peak, for measuring what it can do at most: loops that do one thing only, as fast as the
-//! instruction set in use allows, on all threads of a [`Cpu`].
+//! The CPU at its peak, for measuring what it can do at most: loops that do one thing only, as fast
+//! as the instruction set in use allows, on all threads of a [`Cpu`].
 //!
 //! Each function does its work and says how much that was. Taking the time is up to the caller.
 
@@ -14,8 +14,8 @@ use crate::gemm::PANEL;
 use crate::memory::Aligned;
 use crate::simd::{Kernel, Simd};
 
-/// Multiplies and adds f32 in registers, for some milliseconds. Returns the floating-point operations done,
-/// two for each multiply-add.
+/// Multiplies and adds f32 in registers, for some milliseconds. Returns the floating-point
+/// operations done, two for each multiply-add.
 pub fn f32_multiply_adds(cpu: &Cpu) -> f64 {
     multiply_adds::<false>(cpu)
 }
@@ -25,9 +25,9 @@ pub fn has_bf16_products(cpu: &Cpu) -> bool {
     has_tiles(cpu) || cpu.isa.run(HasBf16Dot)
 }
 
-/// Multiplies pairs of bfloat16 and adds them in f32, in registers, for some milliseconds: in tile registers
-/// or by the dot product of vectors, or where neither is there by f32 multiply-adds. Returns the
-/// floating-point operations done, two for each product.
+/// Multiplies pairs of bfloat16 and adds them in f32, in registers, for some milliseconds: in tile
+/// registers or by the dot product of vectors, or where neither is there by f32 multiply-adds.
+/// Returns the floating-point operations done, two for each product.
 pub fn bf16_products(cpu: &Cpu) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if has_tiles(cpu) {
@@ -45,8 +45,8 @@ pub fn hand_off(cpu: &Cpu) {
     });
 }
 
-/// Memory to read from end to end, as weights lie there: aligned to cache lines, in huge pages where the
-/// system has them.
+/// Memory to read from end to end, as weights lie there: aligned to cache lines, in huge pages
+/// where the system has them.
 pub struct Memory(Aligned<f32>);
 
 impl Memory {
@@ -65,7 +65,8 @@ impl Memory {
     }
 }
 
-/// Whether products run in the CPU's tile registers. The software model of them says nothing of a peak.
+/// Whether products run in the CPU's tile registers. The software model of them says nothing of a
+/// peak.
 fn has_tiles(cpu: &Cpu) -> bool {
     #[cfg(target_arch = "x86_64")]
     return cpu.isa.tiles() == Some(Tiles::Amx);
@@ -86,8 +87,8 @@ fn multiply_adds<const BF16: bool>(cpu: &Cpu) -> f64 {
     (cpu.threads() * STEPS * chains * lanes * per_lane) as f64
 }
 
-/// Independent multiply-adds in flight, where there are 32 registers of 512 bits, and elsewhere: more than
-/// latency times units (six cycles times two for `vdpbf16ps`), fewer than registers.
+/// Independent multiply-adds in flight, where there are 32 registers of 512 bits, and elsewhere:
+/// more than latency times units (six cycles times two for `vdpbf16ps`), fewer than registers.
 const CHAINS_OF_512: usize = 16;
 const CHAINS: usize = 12;
 

@@ -1,5 +1,5 @@
-//! Every operation of every instruction set this machine has, against the naive reference, on ragged
-//! shapes.
+//! Every operation of every instruction set this machine has, against the naive reference, on
+//! ragged shapes.
 #![allow(clippy::unwrap_used)]
 
 mod common;

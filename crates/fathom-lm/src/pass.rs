@@ -89,8 +89,8 @@ impl Model {
         self.pass(ids).watched(probe).map(|ran| ran.logits)
     }
 
-    /// One pass over `ids`, with all there is to say about it: what is captured, edited, hooked, and
-    /// where it ends.
+    /// One pass over `ids`, with all there is to say about it: what is captured, edited, hooked,
+    /// and where it ends.
     pub fn pass<'a>(&'a self, ids: &'a [u32]) -> Pass<'a> {
         Pass::new(self, ids)
     }

@@ -13,7 +13,8 @@ use fathom_model::{
 pub enum Input {
     /// One text, which a chat template takes as a user message, or a conversation.
     Prompt(PromptContent),
-    /// One text as it is, whatever the chat template: only the special tokens of bare text are added.
+    /// One text as it is, whatever the chat template: only the special tokens of bare text are
+    /// added.
     Bare(String),
     /// Token ids, as they are.
     Ids(Vec<u32>),

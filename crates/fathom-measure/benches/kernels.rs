@@ -1,9 +1,9 @@
-//! Matrix products and attention at the shapes of real models, with weights and keys that no cache holds.
-//! Throughput is in elements, one element being one floating-point operation, or for few rows in bytes of
-//! weights or keys: compare with the limits printed first.
+//! Matrix products and attention at the shapes of real models, with weights and keys that no cache
+//! holds. Throughput is in elements, one element being one floating-point operation, or for few
+//! rows in bytes of weights or keys: compare with the limits printed first.
 //!
-//! All of it takes a while: `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute. For
-//! fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
+//! All of it takes a while: `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute.
+//! For fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
 #![allow(missing_docs, clippy::unwrap_used)] // criterion's macros; a benchmark may stop on any error
 
 use std::time::Duration;

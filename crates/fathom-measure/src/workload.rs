@@ -1,5 +1,5 @@
-//! Kernels at work as in a model, for measuring: at real shapes, and with weights and keys that no cache
-//! holds, as those of a whole model are not when their turn comes.
+//! Kernels at work as in a model, for measuring: at real shapes, and with weights and keys that no
+//! cache holds, as those of a whole model are not when their turn comes.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -27,12 +27,13 @@ pub struct Measured {
     pub work: Work,
     /// Seconds of a run; the median.
     pub seconds: f64,
-    /// The fraction reached of the machine's limit just before and after, bandwidth or the matrix rate, whichever
-    /// takes longer; the median.
+    /// The fraction reached of the machine's limit just before and after, bandwidth or the matrix
+    /// rate, whichever takes longer; the median.
     pub of_limit: f64,
 }
 
-/// Measures `run`, which takes `work`, `repeats` times as often as twenty milliseconds allow, after one to warm up.
+/// Measures `run`, which takes `work`, `repeats` times as often as twenty milliseconds allow, after
+/// one to warm up.
 ///
 /// # Errors
 /// What `run` fails with.
@@ -157,8 +158,9 @@ impl<'a> Attending<'a> {
         Ok(Attending { cpu, attention, tokens, layers, kv, rows: 0, q, out, lse, sums })
     }
 
-    /// The rows that attend from here on, the last ones of the sequence, and what it takes: one row is
-    /// decoding, a few are verification, many are the last chunk of a prefill. Only what a row sees counts.
+    /// The rows that attend from here on, the last ones of the sequence, and what it takes: one row
+    /// is decoding, a few are verification, many are the last chunk of a prefill. Only what a row
+    /// sees counts.
     ///
     /// # Errors
     /// No room for them.
@@ -191,7 +193,8 @@ impl<'a> Attending<'a> {
         self.cpu.attend(&self.attention, &self.q, &pass, &mut self.out, Some(&mut self.lse))
     }
 
-    /// The second pass of the sink scores over what [`Attending::run`] just saw: half its operations.
+    /// The second pass of the sink scores over what [`Attending::run`] just saw: half its
+    /// operations.
     ///
     /// # Errors
     /// As [`Backend::add_column_sums`].
@@ -201,7 +204,8 @@ impl<'a> Attending<'a> {
     }
 }
 
-/// Appends the same `tokens` keys and values to every layer of `layers`, in a pass that has not ended.
+/// Appends the same `tokens` keys and values to every layer of `layers`, in a pass that has not
+/// ended.
 fn append<'a>(
     cpu: &Cpu,
     kv: &'a mut Kv,

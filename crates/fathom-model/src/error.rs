@@ -13,10 +13,10 @@ use fathom_backend::BackendError;
 /// | variant | whose matter it is |
 /// |---|---|
 /// | [`Error::Io`] | the disk's: a file is not there, may not be read, or there is no room |
-/// | [`Error::File`], [`Error::Field`], [`Error::Tensor`] | the checkpoint's, adapter's or run's: another file is needed |
+/// | [`Error::File`], [`Error::Field`], [`Error::Tensor`] | another file is needed |
 /// | [`Error::Line`] | one row's of a data set: it can be mended or left out, the others are fine |
-/// | [`Error::Request`] | the caller's: an argument that has no meaning, or does not fit this model |
-/// | [`Error::Backend`] | the machine's: a smaller batch, or another machine; what was stored can be gone on with |
+/// | [`Error::Request`] | the caller's: an argument without meaning, or not of this model |
+/// | [`Error::Backend`] | the machine's: a smaller batch, or another machine |
 /// | [`Error::Stopped`] | an engine's that has ended: start another one |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -83,7 +83,8 @@ fn bf16_stays_near_huggingface_in_the_residual_stream_and_the_logits() {
     }
 }
 
-/// Nothing above the trait assumes a host: the same on a device with its own memory that works late.
+/// Nothing above the trait assumes a host: the same on a device with its own memory that works
+/// late.
 #[test]
 fn a_foreign_backend_equals_huggingface_too() {
     for golden in GOLDENS {

@@ -1,5 +1,5 @@
-//! What a probe has measured on the device, and edits made there, against the same from rows on the host:
-//! the same bits, in any chunks and company, on the CPU and on a device that is not the host.
+//! What a probe has measured on the device, and edits made there, against the same from rows on the
+//! host: the same bits, in any chunks and company, on the CPU and on a device that is not the host.
 #![allow(clippy::unwrap_used)]
 
 mod common;

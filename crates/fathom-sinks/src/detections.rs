@@ -42,7 +42,8 @@ pub struct ScanNote {
     pub rise: f32,
     /// Layers of the model.
     pub layers: usize,
-    /// Tokens that went through the model: fewer than `full_text_len` where the scan was told to stop.
+    /// Tokens that went through the model: fewer than `full_text_len` where the scan was told to
+    /// stop.
     pub tokens: usize,
     /// Rules the classes come from.
     pub preset: Preset,
@@ -111,8 +112,8 @@ impl TraceDetection {
 
     /// Grades the sinks anew by `preset`'s rules for a model of `layers` layers.
     ///
-    /// The reference of a published line is the sink at the lowest position: the published scripts look
-    /// for sinks behind the reference only.
+    /// The reference of a published line is the sink at the lowest position: the published scripts
+    /// look for sinks behind the reference only.
     pub fn reclassify(&mut self, preset: Preset, layers: usize) {
         let reference = match &self.scan {
             Some(note) => self.sinks.iter().find(|sink| sink.position == note.reference),
@@ -139,8 +140,8 @@ impl TraceDetection {
     }
 }
 
-/// Grades traces anew by `preset`'s rules. `layers` is the model's number of layers, needed where the
-/// lines do not say it themselves.
+/// Grades traces anew by `preset`'s rules. `layers` is the model's number of layers, needed where
+/// the lines do not say it themselves.
 ///
 /// # Errors
 /// A number of layers that is missing, contradicts a line, or is not above every layer named there.

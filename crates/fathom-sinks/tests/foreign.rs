@@ -1,5 +1,5 @@
-//! Scans and explanations on a device that is not the host: the same bytes as on the CPU, and after a failure
-//! at any operation, once it is done again.
+//! Scans and explanations on a device that is not the host: the same bytes as on the CPU, and after
+//! a failure at any operation, once it is done again.
 #![allow(clippy::unwrap_used)]
 
 mod common;

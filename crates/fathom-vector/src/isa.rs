@@ -3,10 +3,10 @@
 /// A computation that is compiled once for each instruction set.
 pub(crate) trait Work {
     type Output;
-    /// The computation, with (`FUSED`) or without an instruction for multiply-add. `WIDTH` is the number
-    /// of f32 in four vectors: enough sums side by side to hide the latency of an addition. Must be
-    /// `#[inline(always)]`, as must everything it calls: only so it ends up in the function whose
-    /// instructions the compiler may use.
+    /// The computation, with (`FUSED`) or without an instruction for multiply-add. `WIDTH` is the
+    /// number of f32 in four vectors: enough sums side by side to hide the latency of an addition.
+    /// Must be `#[inline(always)]`, as must everything it calls: only so it ends up in the function
+    /// whose instructions the compiler may use.
     fn run<const WIDTH: usize, const FUSED: bool>(self) -> Self::Output;
 }
 

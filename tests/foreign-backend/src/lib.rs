@@ -1,11 +1,11 @@
 //! A [`Backend`](fathom_backend::Backend) for tests, deliberately unlike a CPU.
 //!
-//! - **Its memory is not the host's.** Matrices, caches and weights are numbers that name objects on
-//!   another thread. The host can copy rows out of it and into it, and nothing else.
-//! - **It is lazy.** Calls are queued, and nothing is done until somebody waits for a result or the queue
-//!   is full.
-//! - **It fails when it is told to**, at any operation: it is out of memory once, or lost for good, and
-//!   like a real device it may tell of that only later.
+//! - **Its memory is not the host's.** Matrices, caches and weights are numbers that name objects
+//!   on another thread. The host can copy rows out of it and into it, and nothing else.
+//! - **It is lazy.** Calls are queued, and nothing is done until somebody waits for a result or the
+//!   queue is full.
+//! - **It fails when it is told to**, at any operation: it is out of memory once, or lost for good,
+//!   and like a real device it may tell of that only later.
 //!
 //! What it computes it computes with a CPU, so its results have that CPU's bits: whatever comes out
 //! differently assumed something of the host.

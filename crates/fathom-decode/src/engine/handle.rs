@@ -233,7 +233,8 @@ impl EngineHandle {
     /// # };
     /// # let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
     /// # let eos = Arc::default();
-    /// # let request = Request { id: 0, prompt: vec![1, 2], params, eos, stop: None, watcher: None };
+    /// # let prompt = vec![1, 2];
+    /// # let request = Request { id: 0, prompt, params, eos, stop: None, watcher: None };
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
     /// let sink = move |update| outbox.send(update).is_ok(); // whether anybody still listens

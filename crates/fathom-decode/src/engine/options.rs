@@ -31,8 +31,8 @@ pub struct EngineOptions {
     pub gamma: Gamma,
     /// Most requests at a time, at least 1.
     pub batch_size: usize,
-    /// Most pages ([`fathom_backend::Backend::kv_page`] tokens each) that the key/value caches of all running
-    /// requests together may hold, in each model; at least 1.
+    /// Most pages ([`fathom_backend::Backend::kv_page`] tokens each) that the key/value caches of
+    /// all running requests together may hold, in each model; at least 1.
     pub kv_pages: usize,
     /// Ids from here on are padding of the target's logits and name no token.
     pub vocab: usize,

@@ -11,18 +11,18 @@ const LOOK: usize = 3;
 /// Steps until a mode that was not the fastest may be explored again; doubled by every exploration
 /// that changes nothing.
 const FIRST_INTERVAL: usize = 64;
-/// The most of that. After so many steps every mode is explored, however slow it seemed: it may have
-/// been measured badly.
+/// The most of that. After so many steps every mode is explored, however slow it seemed: it may
+/// have been measured badly.
 const LAST_INTERVAL: usize = 2048;
-/// Optimism: a mode is worth exploring when it would be the fastest if it were faster than expected by
-/// this factor.
+/// Optimism: a mode is worth exploring when it would be the fastest if it were faster than expected
+/// by this factor.
 const HOPE: f64 = 1.25;
 /// The current mode is left only for one that is expected to be faster by this factor.
 const WORTH_CHANGING: f64 = 1.02;
 
-/// Chooses among all modes: tries each for a few steps, then takes the one that is expected to make the
-/// most tokens a second, and explores the others now and then, less often while that changes nothing.
-/// Batch sizes are told apart by powers of two.
+/// Chooses among all modes: tries each for a few steps, then takes the one that is expected to make
+/// the most tokens a second, and explores the others now and then, less often while that changes
+/// nothing. Batch sizes are told apart by powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct AutoMode {
     /// By how many sequences speculate, and how many there are.

@@ -13,8 +13,8 @@ const COST_DECAY: f64 = 0.95;
 /// interrupted says nothing about the next.
 const OUTLIER: f64 = 2.0;
 
-/// Measured costs and acceptance. Batch sizes are told apart by powers of two, and a model that runs alone
-/// from one that runs at the same time as the other (co-running, `beside`).
+/// Measured costs and acceptance. Batch sizes are told apart by powers of two, and a model that
+/// runs alone from one that runs at the same time as the other (co-running, `beside`).
 #[derive(Clone, Debug, Default)]
 pub struct Speeds {
     costs: BTreeMap<(usize, bool), Costs>,
@@ -37,8 +37,8 @@ pub(crate) fn size_class(batch: usize) -> usize {
 }
 
 impl Speeds {
-    /// Counts that the draft drafted `tokens` for each of `batch` sequences in `seconds`: co-running with
-    /// the target (`beside`), or while that waited.
+    /// Counts that the draft drafted `tokens` for each of `batch` sequences in `seconds`:
+    /// co-running with the target (`beside`), or while that waited.
     pub fn record_draft(&mut self, batch: usize, beside: bool, tokens: usize, seconds: f64) {
         if tokens > 0 {
             let draft = &mut self.costs(batch, beside).draft;
@@ -59,7 +59,8 @@ impl Speeds {
         overhead.record(plausible(seconds.max(0.0), overhead.value()));
     }
 
-    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the same run.
+    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the
+    /// same run.
     pub fn record_acceptance(&mut self, before: usize, judged: usize, accepted: usize) {
         self.acceptance.record(before, judged, accepted);
     }
@@ -173,7 +174,8 @@ impl Forecast {
         self.step(lengths).tokens
     }
 
-    /// The mean step of the next [`HORIZON`]: each sequence goes on with the run it is in, then come new ones.
+    /// The mean step of the next [`HORIZON`]: each sequence goes on with the run it is in, then
+    /// come new ones.
     fn step(&self, lengths: Lengths) -> Yield {
         let Some(survival) = &self.survival else {
             return Yield { tokens: 1.0, steps: 1.0, ..Yield::default() };
@@ -197,8 +199,8 @@ impl Forecast {
         }
     }
 
-    /// In chunks of γ, after each of which one token is the target's own, whatever the draft would have
-    /// said there.
+    /// In chunks of γ, after each of which one token is the target's own, whatever the draft would
+    /// have said there.
     fn sd(&self, run: Remaining<'_>, gamma: usize) -> Yield {
         let (mut tokens, mut steps, mut alive, mut k) = (0.0, 0.0, 1.0, 0);
         while alive > 1e-3 && run.at(k) > 0.0 {
@@ -211,8 +213,9 @@ impl Forecast {
         Yield { tokens, steps, ..Yield::default() }
     }
 
-    /// A new run has one pre-verify step; if the draft survives that, a post-verify step on what is left of
-    /// the first chunk; then one for each chunk, as long as it survives. One under way is in post-verify.
+    /// A new run has one pre-verify step; if the draft survives that, a post-verify step on what is
+    /// left of the first chunk; then one for each chunk, as long as it survives. One under way is
+    /// in post-verify.
     fn pearl(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
         let Lengths { pre_verify: pre, post_verify: post } = lengths;
         let first = if is_new { run.at(1) } else { 0.0 };
@@ -240,8 +243,8 @@ impl Forecast {
         }
     }
 
-    /// A step of a batch in which each sequence is in pre-verify with chance `pre`, for itself, and scores
-    /// γ tokens otherwise: the mean over how many are.
+    /// A step of a batch in which each sequence is in pre-verify with chance `pre`, for itself, and
+    /// scores γ tokens otherwise: the mean over how many are.
     fn mixed(&self, pre: f64, gamma: usize) -> f64 {
         let (n, pre) = (self.batch as f64, pre.min(0.99));
         let rows_each = |in_pre: f64| (in_pre + (n - in_pre) * gamma as f64) / n;
@@ -299,7 +302,8 @@ pub(crate) mod tests {
                 speeds.record_target(batch, beside, rows, pass + row * rows as f64);
             }
         }
-        // Repeating blocks of ten, so that the running share is close to `acceptance`, at every place.
+        // Repeating blocks of ten, so that the running share is close to `acceptance`, at every
+        // place.
         for before in (0..20).chain(0..20).chain(0..20) {
             for i in 0..10 {
                 let accepted =
@@ -371,8 +375,8 @@ pub(crate) mod tests {
         assert!(speed(&speeds) < 0.4 * before);
     }
 
-    /// Half of the texts are known by heart and their runs never end; in the others every second draft is
-    /// wrong. The pooled runs are nearly all of the second kind.
+    /// Half of the texts are known by heart and their runs never end; in the others every second
+    /// draft is wrong. The pooled runs are nearly all of the second kind.
     #[test]
     fn texts_that_differ_are_expected_to_go_on_as_they_do() {
         let mut speeds = measured(0.1, 1.0, 0.0, 0.5, 4);

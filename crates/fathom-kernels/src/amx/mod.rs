@@ -1,36 +1,39 @@
 //! bfloat16 products on a matrix unit: AMX's tile registers in place of the register tile.
 //!
-//! A tile register holds up to 16 rows of 64 bytes. `tdpbf16ps` adds A · B to C, where A is 16 rows of 16
-//! bfloat16 pairs (32 k), B the 16 × 16 pairs of the same k and 16 columns, C 16 × 16 f32. The packed
-//! layouts are made of such tiles as they are: A is rows [`ROW_STRIDE`] words apart, B half of a panel's
-//! [`PAIRS`] steps, [`PANEL`] words apart. Everything but the products stays vector arithmetic.
+//! A tile register holds up to 16 rows of 64 bytes. `tdpbf16ps` adds A · B to C, where A is 16 rows
+//! of 16 bfloat16 pairs (32 k), B the 16 × 16 pairs of the same k and 16 columns, C 16 × 16 f32.
+//! The packed layouts are made of such tiles as they are: A is rows [`ROW_STRIDE`] words apart, B
+//! half of a panel's [`PAIRS`] steps, [`PANEL`] words apart. Everything but the products stays
+//! vector arithmetic.
 //!
-//! **Bits.** Within one instruction an element adds up its even and its odd k by themselves, from zero,
-//! then both together, then that to C. So the chain of an element is one of groups of 32 k
-//! ([`Product::GROUP`]): groups begin at multiples of 32 whatever the blocking, C is stored and reloaded
-//! exactly between slices of k, and no row or column sees another. That is row invariance here.
+//! **Bits.** Within one instruction an element adds up its even and its odd k by themselves, from
+//! zero, then both together, then that to C. So the chain of an element is one of groups of 32 k
+//! ([`Product::GROUP`]): groups begin at multiples of 32 whatever the blocking, C is stored and
+//! reloaded exactly between slices of k, and no row or column sees another. That is row invariance
+//! here.
 //!
-//! **Many rows** take 2 × 2 tiles, 32 rows by one panel: a group of k is 4 tile loads for 4 products. A
-//! product occupies the unit for 16 cycles and a load from L1 the load ports for 8, so loads take half of
-//! the 64 cycles the products take; 4 independent chains hide a latency of 52 cycles behind 64. From L2
-//! loads would take all of it: so 256 k of two panels (32 KiB) stay in L1 while rows pass over them, the
-//! second panel finding the rows' 16 KiB in L1 too, and L2 delivers 2 KiB in 128 cycles. C is stored and
-//! reloaded every 8 groups, 512 cycles, for 128 cycles of loads and stores beside the products.
+//! **Many rows** take 2 × 2 tiles, 32 rows by one panel: a group of k is 4 tile loads for 4
+//! products. A product occupies the unit for 16 cycles and a load from L1 the load ports for 8, so
+//! loads take half of the 64 cycles the products take; 4 independent chains hide a latency of 52
+//! cycles behind 64. From L2 loads would take all of it: so 256 k of two panels (32 KiB) stay in L1
+//! while rows pass over them, the second panel finding the rows' 16 KiB in L1 too, and L2 delivers
+//! 2 KiB in 128 cycles. C is stored and reloaded every 8 groups, 512 cycles, for 128 cycles of
+//! loads and stores beside the products.
 //!
-//! **Up to 16 rows** take 1 × 4 tiles, two panels: 4 loads of B, 1 KiB each, and one of A for 4 products,
-//! 64 cycles at most, in which a core would have to read 4 KiB from memory to keep up: at 6 or 7 bytes a
-//! cycle that takes ten times as long. So 1 row takes as long as 16, which is as long as reading the
-//! weights; software prefetch brings the slice after this one into L2 meanwhile. Where 4 tiles come
-//! from memory and serve 32 rows it is still the same: with 3.1 TFLOP/s and 17 GB/s a core, products of
-//! up to 180 rows wait for memory.
+//! **Up to 16 rows** take 1 × 4 tiles, two panels: 4 loads of B, 1 KiB each, and one of A for 4
+//! products, 64 cycles at most, in which a core would have to read 4 KiB from memory to keep up: at
+//! 6 or 7 bytes a cycle that takes ten times as long. So 1 row takes as long as 16, which is as
+//! long as reading the weights; software prefetch brings the slice after this one into L2
+//! meanwhile. Where 4 tiles come from memory and serve 32 rows it is still the same: with 3.1
+//! TFLOP/s and 17 GB/s a core, products of up to 180 rows wait for memory.
 //!
-//! A thread's configuration of tile shapes costs some 200 cycles, so it is kept until another shape is
-//! needed, and tiles are released at the end of each piece of work.
+//! A thread's configuration of tile shapes costs some 200 cycles, so it is kept until another shape
+//! is needed, and tiles are released at the end of each piece of work.
 //!
-//! **What has been run.** On [`Model`] every test of products and attention; the instructions themselves
-//! under Linux on an emulated Sapphire Rapids, where they have the model's bits (`tests/README.md`). No CPU
-//! with AMX has executed them yet: the cycles above are Intel's figures, not measurements, and a self-test
-//! comes before their use (`detect.rs`).
+//! **What has been run.** On [`Model`] every test of products and attention; the instructions
+//! themselves under Linux on an emulated Sapphire Rapids, where they have the model's bits
+//! (`tests/README.md`). No CPU with AMX has executed them yet: the cycles above are Intel's
+//! figures, not measurements, and a self-test comes before their use (`detect.rs`).
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -59,8 +62,8 @@ const PAIRS: usize = TILE_WORDS;
 /// k whose slice of two panels stays in L1 while many rows pass over it.
 const MANY_ROWS_K: usize = 256;
 
-/// The shapes of a thread's tile registers. 0 to 3 are C, left to right, then top to bottom; 4 and 5 are A,
-/// top and bottom; 6 and 7 are B, left and right.
+/// The shapes of a thread's tile registers. 0 to 3 are C, left to right, then top to bottom; 4 and
+/// 5 are A, top and bottom; 6 and 7 are B, left and right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     /// Rows of 4, and of 0 and 1; without a bottom of 2, 3 and 5 too.
@@ -167,7 +170,8 @@ impl<U: TileUnit> Product for TilePairs<U> {
 /// `groups` groups of k, for every panel.
 ///
 /// # Safety
-/// As [`crate::gemm::microkernel::tile`], for `rows` rows, `panels` panels and the steps of `groups` groups.
+/// As [`crate::gemm::microkernel::tile`], for `rows` rows, `panels` panels and the steps of
+/// `groups` groups.
 unsafe fn all_panels<S: Simd, U: TileUnit>(
     s: S,
     unit: &mut U,
@@ -290,8 +294,8 @@ unsafe fn one_by<const N: usize, S: Simd, U: TileUnit>(
     }
 }
 
-/// What is to be prefetched during a group: 16 steps of so many words are so many cache lines. The next slices
-/// of two panels are more than L1 holds beside those at work.
+/// What is to be prefetched during a group: 16 steps of so many words are so many cache lines. The
+/// next slices of two panels are more than L1 holds beside those at work.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, t: &Tile, group: usize) {
     let (next, per_step) = t.prefetch;
@@ -315,8 +319,8 @@ impl Kernel for AddBias {
     fn run<S: Simd>(self, s: S) {
         for row in 0..self.rows {
             for column in (0..self.columns).step_by(S::LANES) {
-                // SAFETY: `TilePairs::tiles`, the only place that makes one, has C and the bias from its
-                // caller; `columns` are whole panels, and so whole vectors.
+                // SAFETY: `TilePairs::tiles`, the only place that makes one, has C and the bias
+                // from its caller; `columns` are whole panels, and so whole vectors.
                 unsafe {
                     let c = self.c.add(row * self.stride + column);
                     s.store(c, s.add(s.load(c), s.load(self.bias.add(column))));

@@ -1,30 +1,32 @@
 //! Fused causal attention: online softmax over blocks of keys, never T × T.
 //!
 //! The query heads that share a key/value head times some query positions are the *rows* of a task
-//! (`row = position · group + head`). For each block of [`BLOCK`] keys, for each register tile of rows:
+//! (`row = position · group + head`). For each block of [`BLOCK`] keys, for each register tile of
+//! rows:
 //! 1. scores `S = Q · Kᵀ`, the same product as a linear;
-//! 2. online softmax: with the row's new maximum m', `P = 2^(scale·log₂e·S - m')`, and sum and result so
-//!    far are multiplied by `2^(m - m')`;
+//! 2. online softmax: with the row's new maximum m', `P = 2^(scale·log₂e·S - m')`, and sum and
+//!    result so far are multiplied by `2^(m - m')`;
 //! 3. `O += P · V`, the same product again.
 //!
-//! What a tile touches in a block stays in L1: at a head of 64 in bf16 16 KB of keys and 16 KB of values,
-//! shared by all tiles of the task, and 14 rows of scores (14 × 512 bytes) and probabilities. Per row and
-//! block the two products are 2 · 128 · 64 / 32 = 512 `vdpbf16ps`, 256 cycles where two start in a cycle;
-//! softmax takes some 70 more, so just under four fifths of the matrix rate is the limit at a head of 64,
-//! nine tenths at 128. Decoding reads 256 bytes a key for some 14 cycles of products (a group of 7): 18
-//! bytes a cycle and core, more than memory delivers, so there memory is the limit if what comes next is
-//! asked for in time: a task asks for its first block, and products for the next one while they work on one.
+//! What a tile touches in a block stays in L1: at a head of 64 in bf16 16 KB of keys and 16 KB of
+//! values, shared by all tiles of the task, and 14 rows of scores (14 × 512 bytes) and
+//! probabilities. Per row and block the two products are 2 · 128 · 64 / 32 = 512 `vdpbf16ps`, 256
+//! cycles where two start in a cycle; softmax takes some 70 more, so just under four fifths of the
+//! matrix rate is the limit at a head of 64, nine tenths at 128. Decoding reads 256 bytes a key for
+//! some 14 cycles of products (a group of 7): 18 bytes a cycle and core, more than memory delivers,
+//! so there memory is the limit if what comes next is asked for in time: a task asks for its first
+//! block, and products for the next one while they work on one.
 //!
-//! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has its own
-//! maximum, sum and O; those of a row's stretches are merged in order. A long context and few rows —
-//! decoding, verification — is thus work for many threads, one or more stretches a task. A task of many
-//! rows takes all stretches one after the other and merges as it goes: the same arithmetic in the same
-//! order, so a row has the same bits either way.
+//! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has
+//! its own maximum, sum and O; those of a row's stretches are merged in order. A long context and
+//! few rows — decoding, verification — is thus work for many threads, one or more stretches a task.
+//! A task of many rows takes all stretches one after the other and merges as it goes: the same
+//! arithmetic in the same order, so a row has the same bits either way.
 //!
-//! Blocks and stretches lie at fixed positions, every element of S and O is one chain over k, and keys a
-//! row does not see never enter its arithmetic — not even as `0 · v`, for v may be NaN: products stop
-//! where the row's keys stop, and lanes beyond are selected away. So a row's bits depend on its own query
-//! and keys alone.
+//! Blocks and stretches lie at fixed positions, every element of S and O is one chain over k, and
+//! keys a row does not see never enter its arithmetic — not even as `0 · v`, for v may be NaN:
+//! products stop where the row's keys stop, and lanes beyond are selected away. So a row's bits
+//! depend on its own query and keys alone.
 
 use std::cmp::Reverse;
 use std::ops::Range;

@@ -11,8 +11,8 @@ use crate::gemm::{CACHE_LINE, PANEL, Product, ROW_STRIDE, Tile, even_parts, k_bl
 use crate::memory::{Aligned, Rows};
 use crate::simd::{MAX_LANES, Simd};
 
-/// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy, enough
-/// that merging (2 operations for 4 · 512) does not count.
+/// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy,
+/// enough that merging (2 operations for 4 · 512) does not count.
 pub(super) const STRETCH: usize = 4 * BLOCK;
 
 /// Rows of a task: enough for several register tiles to share a block of keys in L1.
@@ -203,8 +203,8 @@ pub(super) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     clamp(keys.start)..clamp(keys.end)
 }
 
-/// What each of `visible`'s rows sees of block `block`, if it is the same for all, as in all blocks but those at the ends
-/// of what they see.
+/// What each of `visible`'s rows sees of block `block`, if it is the same for all, as in all blocks
+/// but those at the ends of what they see.
 #[inline(always)]
 pub(super) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
     let first = within_block(&visible[0], block);

@@ -1,12 +1,12 @@
-//! The online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) of a register tile in one block of
-//! keys.
+//! The online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) of a register tile in one block
+//! of keys.
 //!
-//! A row of 128 scores is 8 vectors of 16: a load and a maximum each, then some 14 operations each for
-//! `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the two products
-//! at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a row is a chain of
-//! some 40 cycles, and so is the power of a vector. So the tile's rows go through each phase together, several vectors
-//! go through `2^y` step by step ([`crate::simd::exp`]), and what is one number a row (maximum, rescaling) is computed
-//! for all rows in one vector.
+//! A row of 128 scores is 8 vectors of 16: a load and a maximum each, then some 14 operations each
+//! for `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the
+//! two products at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a
+//! row is a chain of some 40 cycles, and so is the power of a vector. So the tile's rows go through
+//! each phase together, several vectors go through `2^y` step by step ([`crate::simd::exp`]), and
+//! what is one number a row (maximum, rescaling) is computed for all rows in one vector.
 
 use std::ops::Range;
 
@@ -20,8 +20,8 @@ use crate::simd::{MAX_LANES, Simd};
 /// At least as many as [`Product::tile_rows`], and whole vectors.
 const MAX_TILE_ROWS: usize = 32;
 
-/// Scores of `tile` in `block` become probabilities relative to the rows' new maxima, and what the rows
-/// have so far is rescaled to those. `scale` includes log₂e; `width` are the columns of O.
+/// Scores of `tile` in `block` become probabilities relative to the rows' new maxima, and what the
+/// rows have so far is rescaled to those. `scale` includes log₂e; `width` are the columns of O.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, P: Product>(
     s: S,
@@ -106,8 +106,8 @@ fn largest_score<S: Simd, P: Product>(s: S, scores: &mut [f32], keys: &Range<usi
     s.max_lane(s.max(s.max(a, b), s.max(c, d)))
 }
 
-/// `p = 2^(scale·x - max)` of the scores x of `keys`, in the form the second product reads: `pairs`, or
-/// in place. Returns their sum before any rounding, lane by lane.
+/// `p = 2^(scale·x - max)` of the scores x of `keys`, in the form the second product reads:
+/// `pairs`, or in place. Returns their sum before any rounding, lane by lane.
 #[inline(always)]
 fn exponentials<S: Simd, P: Product>(
     s: S,
@@ -153,8 +153,8 @@ fn put<S: Simd, P: Product>(s: S, round: bool, p: S::F32, x: &mut [f32], pairs: 
     }
 }
 
-/// The vectors of a block that hold any of `keys`, in whole groups, all of which the second product reads;
-/// each with its first key.
+/// The vectors of a block that hold any of `keys`, in whole groups, all of which the second product
+/// reads; each with its first key.
 #[inline(always)]
 fn vectors_mut<'a, S: Simd, P: Product>(
     scores: &'a mut [f32],

@@ -43,8 +43,9 @@ impl SoftmaxState {
         }
     }
 
-    /// Adds the next stretch of keys. What a row has seen before counts as one stretch, so the stretches
-    /// of a row must come in order, one by one: then it makes no difference who computed them.
+    /// Adds the next stretch of keys. What a row has seen before counts as one stretch, so the
+    /// stretches of a row must come in order, one by one: then it makes no difference who computed
+    /// them.
     #[inline(always)]
     pub(super) fn merge<S: Simd>(&mut self, s: S, next: Record<'_>, rows: usize, width: usize) {
         for first in (0..rows).step_by(S::LANES) {
@@ -112,7 +113,8 @@ impl SoftmaxState {
     }
 }
 
-/// The state of rows that have seen one stretch, which is a [`SoftmaxState`] or lies in a buffer of many.
+/// The state of rows that have seen one stretch, which is a [`SoftmaxState`] or lies in a buffer of
+/// many.
 pub(super) struct Record<'a> {
     max: &'a [f32],
     sum: &'a [f32],

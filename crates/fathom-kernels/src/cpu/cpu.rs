@@ -27,7 +27,8 @@ pub struct Cpu {
     pub(crate) scratch: Scratch,
 }
 
-/// Elements touched, or multiplications, below which waking a second thread takes longer than the work.
+/// Elements touched, or multiplications, below which waking a second thread takes longer than the
+/// work.
 pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
 
 impl Cpu {
@@ -53,8 +54,8 @@ impl Cpu {
         })
     }
 
-    /// Multiplies bfloat16 pairs on a software model of AMX's tile registers, whatever this CPU has: slowly.
-    /// What tests examine the tile kernels with on any machine.
+    /// Multiplies bfloat16 pairs on a software model of AMX's tile registers, whatever this CPU
+    /// has: slowly. What tests examine the tile kernels with on any machine.
     pub fn with_modelled_tiles(self) -> Cpu {
         Cpu { isa: self.isa.with_modelled_tiles(), ..self }
     }
@@ -74,9 +75,10 @@ impl Cpu {
         Ok(self)
     }
 
-    /// Keeps each thread on a core of its own: thread `i` on `cores[i]`, whether all threads work or, with
-    /// [`Cpu::with_threads_beside`], the first few. Two models that work side by side on two cores are
-    /// pinned to `[0, 1]` and `[1, 0]`: alone each has both, beside each other each has its first.
+    /// Keeps each thread on a core of its own: thread `i` on `cores[i]`, whether all threads work
+    /// or, with [`Cpu::with_threads_beside`], the first few. Two models that work side by side on
+    /// two cores are pinned to `[0, 1]` and `[1, 0]`: alone each has both, beside each other each
+    /// has its first.
     ///
     /// Thread 0 is whichever calls: it is moved only where it says that it is here to stay, by
     /// [`Backend::attach_thread`](fathom_backend::Backend::attach_thread).
@@ -143,13 +145,14 @@ impl Cpu {
         pool.run(parts, &|_, i| part(n * i / parts..n * (i + 1) / parts));
     }
 
-    /// Cuts `0..rows` among threads, unless the `work` in all (elements touched) is not worth a hand-off.
+    /// Cuts `0..rows` among threads, unless the `work` in all (elements touched) is not worth a
+    /// hand-off.
     pub(crate) fn split_rows(&self, rows: usize, work: usize, part: impl Fn(Range<usize>) + Sync) {
         if work < WORTH_A_HAND_OFF { part(0..rows) } else { self.split(rows, part) }
     }
 
-    /// Runs `run(thread, task)` once for every task, on whichever thread is free; on the calling thread
-    /// alone if the `work` in all (multiplications) is not worth a hand-off.
+    /// Runs `run(thread, task)` once for every task, on whichever thread is free; on the calling
+    /// thread alone if the `work` in all (multiplications) is not worth a hand-off.
     pub(crate) fn tasks(&self, tasks: usize, work: usize, run: impl Fn(usize, usize) + Sync) {
         if work < WORTH_A_HAND_OFF {
             (0..tasks).for_each(|task| run(0, task));

@@ -51,15 +51,15 @@ pub(crate) struct AttentionScratch {
     pub(crate) lse: Vec<f32>,
 }
 
-/// Of each row: the largest scaled score so far, in units of ln 2; the sum of `2^(score - max)`; and the
-/// values weighted with the same, `[rows][width]`. A row that has seen nothing has the sum 0. What is done
-/// with it is attention's affair (`attention/state.rs`).
+/// Of each row: the largest scaled score so far, in units of ln 2; the sum of `2^(score - max)`;
+/// and the values weighted with the same, `[rows][width]`. A row that has seen nothing has the sum
+/// 0. What is done with it is attention's affair (`attention/state.rs`).
 #[derive(Default)]
 pub(crate) struct SoftmaxState {
     pub(crate) max: Aligned<f32>,
     pub(crate) sum: Aligned<f32>,
     pub(crate) out: Aligned<f32>,
-    /// The sum while it grows, `[rows][MAX_LANES]`: adding up a vector takes as long as a dozen other
-    /// operations, so it is done once a stretch.
+    /// The sum while it grows, `[rows][MAX_LANES]`: adding up a vector takes as long as a dozen
+    /// other operations, so it is done once a stretch.
     pub(crate) lanes: Aligned<f32>,
 }

@@ -6,7 +6,8 @@ use fathom_backend::{DType, Precision};
 
 /// Columns of a panel of packed weights.
 pub(crate) const PANEL: usize = 32;
-/// Words of a packed row that hold data: the longest k a tile runs without storing its accumulators.
+/// Words of a packed row that hold data: the longest k a tile runs without storing its
+/// accumulators.
 pub(crate) const ROW_WORDS: usize = 256;
 /// Words between packed rows.
 pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;

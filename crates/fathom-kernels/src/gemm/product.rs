@@ -13,11 +13,12 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
     const K: usize;
     /// Whether A is rounded to bfloat16 pairs.
     const A_PAIRS: bool;
-    /// k added up among themselves before they meet the chain so far. How k falls into groups is in the
-    /// bits: groups lie at multiples of it, and one that a row has in part is computed as a whole, with
-    /// zeros.
+    /// k added up among themselves before they meet the chain so far. How k falls into groups is in
+    /// the bits: groups lie at multiples of it, and one that a row has in part is computed as a
+    /// whole, with zeros.
     const GROUP: usize = Self::K;
-    /// Panels of weights that one call of [`Product::tiles`] should take: one is one stream from memory.
+    /// Panels of weights that one call of [`Product::tiles`] should take: one is one stream from
+    /// memory.
     const TILE_PANELS: usize = 1;
 
     /// Most rows of a register tile.
@@ -35,14 +36,14 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
         (S::tile_vectors(rows) * S::LANES / PANEL).max(1)
     }
 
-    /// Longest k over which the slices of the panels of a call, and of the rows that pass over them, fit
-    /// into L1.
+    /// Longest k over which the slices of the panels of a call, and of the rows that pass over
+    /// them, fit into L1.
     fn k_slice<S: Simd>(_rows: usize) -> usize {
         k_block::<Self>()
     }
 
-    /// Runs `rows ≤ tile_rows` rows over `vectors` vectors of columns, whole panels, `tile` naming the
-    /// first.
+    /// Runs `rows ≤ tile_rows` rows over `vectors` vectors of columns, whole panels, `tile` naming
+    /// the first.
     ///
     /// # Safety
     /// As [`super::microkernel::tile`], for all `vectors`.

@@ -1,4 +1,5 @@
-//! The ways two operands meet in vector registers, and which one a storage and a precision call for.
+//! The ways two operands meet in vector registers, and which one a storage and a precision call
+//! for.
 
 use fathom_backend::Precision;
 
@@ -7,8 +8,8 @@ use super::microkernel::register_tiles;
 use super::product::{Product, RegisterProduct, Tile};
 use crate::simd::{Kernel, Simd};
 
-/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers across the
-/// inner loop is the shorter one.
+/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers
+/// across the inner loop is the shorter one.
 macro_rules! outer_product {
     ($rows:ident $vectors:ident, $acc:ident[$r:ident][$v:ident], $a:expr, $w:expr, $s:ident.$fma:ident) => {
         if $rows >= $vectors {
@@ -154,7 +155,8 @@ impl RegisterProduct for Pairs {
 
 /// A computation written for any way A meets W.
 pub(crate) trait ProductKernel {
-    /// Must be `#[inline(always)]`. `round`: operands are rounded to bfloat16 although `P` takes f32.
+    /// Must be `#[inline(always)]`. `round`: operands are rounded to bfloat16 although `P` takes
+    /// f32.
     fn run<S: Simd, P: Product>(self, s: S, round: bool);
 }
 

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 use bytemuck::Pod;
 use fathom_backend::{BackendError, Result};
 
-/// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a packed
-/// panel straddles two cache lines.
+/// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a
+/// packed panel straddles two cache lines.
 pub(crate) struct Aligned<T: Pod> {
     /// What the allocator gave, as `layout` asked: some bytes more than `len` elements take.
     allocation: NonNull<u8>,
@@ -24,7 +24,8 @@ unsafe impl<T: Pod + Send> Send for Aligned<T> {}
 unsafe impl<T: Pod + Sync> Sync for Aligned<T> {}
 
 const CACHE_LINE: usize = 64;
-/// Memory is asked for in huge pages where it fills them: fewer TLB misses while weights stream through.
+/// Memory is asked for in huge pages where it fills them: fewer TLB misses while weights stream
+/// through.
 const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
@@ -40,8 +41,8 @@ impl<T: Pod> Aligned<T> {
         Self::or_out_of_memory(Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE), what)
     }
 
-    /// For what is read from end to end again and again: the last page is huge too if it is nearly full, though it
-    /// then takes all of its memory.
+    /// For what is read from end to end again and again: the last page is huge too if it is nearly
+    /// full, though it then takes all of its memory.
     ///
     /// # Errors
     /// As [`Aligned::try_zeroed`].
@@ -65,7 +66,8 @@ impl<T: Pod> Aligned<T> {
         len.saturating_mul(size_of::<T>())
     }
 
-    /// `len` elements, the first of their bytes in so many huge pages; or the layout there is no room for.
+    /// `len` elements, the first of their bytes in so many huge pages; or the layout there is no
+    /// room for.
     fn allocate(len: usize, huge_pages: usize) -> Result<Aligned<T>, Layout> {
         let huge = huge_pages.saturating_mul(HUGE_PAGE);
         let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };

@@ -1,7 +1,7 @@
 //! What probes and edits need of rows: norms, dot products, copies, changes.
 //!
-//! Norms and dot products are those of [`fathom_vector`], so that what is computed here has the bits of
-//! what an analysis computes from rows it has read.
+//! Norms and dot products are those of [`fathom_vector`], so that what is computed here has the
+//! bits of what an analysis computes from rows it has read.
 
 use std::ops::Range;
 

@@ -12,8 +12,8 @@ use crate::Input;
 
 /// A pair whose models are loaded and decode whatever is asked for, by anybody, at any time.
 ///
-/// Clones are handles on the same engine; any thread may use any of them. Dropping the last one, and the
-/// [`TextUpdates`] it gave, ends the engine's threads.
+/// Clones are handles on the same engine; any thread may use any of them. Dropping the last one,
+/// and the [`TextUpdates`] it gave, ends the engine's threads.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -91,8 +91,9 @@ impl TextEngine {
         self.pair.encode(prompt)
     }
 
-    /// The text after a prompt, as it comes. The same prompt with the same parameters has the same text,
-    /// whatever else is decoded at the time; [`TextEngine::submit_ids`] gives several of one seed.
+    /// The text after a prompt, as it comes. The same prompt with the same parameters has the same
+    /// text, whatever else is decoded at the time; [`TextEngine::submit_ids`] gives several of one
+    /// seed.
     ///
     /// # Errors
     /// A prompt that cannot become ids; as [`TextEngine::submit_ids`].
@@ -103,8 +104,8 @@ impl TextEngine {
     /// The same after token ids. `sample` says which of the texts of this prompt and seed is meant.
     ///
     /// # Errors
-    /// Ids that are empty, too many, or no tokens; parameters that have no meaning; an engine that has
-    /// ended.
+    /// Ids that are empty, too many, or no tokens; parameters that have no meaning; an engine that
+    /// has ended.
     pub fn submit_ids(
         &self,
         ids: Vec<u32>,

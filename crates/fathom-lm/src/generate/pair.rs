@@ -65,8 +65,8 @@ impl Pair {
     }
 
     /// A pair of models that are loaded already, which others may go on using: their passes take
-    /// turns. Each computes with its own threads; a pair that is opened by name shares the cores out
-    /// instead, which is faster where both work at the same time.
+    /// turns. Each computes with its own threads; a pair that is opened by name shares the cores
+    /// out instead, which is faster where both work at the same time.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();

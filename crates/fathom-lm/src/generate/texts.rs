@@ -183,8 +183,8 @@ struct Settling {
 }
 
 impl Settling {
-    /// What has become certain with an update. It is asked for on the engine's thread, between steps,
-    /// when no row is of a draft that may yet be rejected.
+    /// What has become certain with an update. It is asked for on the engine's thread, between
+    /// steps, when no row is of a draft that may yet be rejected.
     fn take(&mut self, update: Option<&Update>) -> (std::ops::Range<usize>, Vec<Vec<f32>>) {
         let from = self.settled;
         let (Some(rows), Some(update)) = (&self.rows, update) else { return (from..from, vec![]) };

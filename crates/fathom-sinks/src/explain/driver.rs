@@ -53,14 +53,16 @@ pub struct Inputs<'a, B: Backend> {
 
 /// Watches an explanation.
 pub trait ExplainProgress {
-    /// A step begins that takes so many of what is named: "tokens" through the model, "places" to compare.
+    /// A step begins that takes so many of what is named: "tokens" through the model, "places" to
+    /// compare.
     fn start(&mut self, step: &'static str, unit: &'static str, steps: usize);
     /// So many more are done.
     fn advance(&mut self, steps: usize);
     /// Asked before each layer of a pass over a trace, and between other steps, whether to go on.
     ///
     /// # Errors
-    /// Whatever it reports ends the explanation, which goes on from there when it is asked for again.
+    /// Whatever it reports ends the explanation, which goes on from there when it is asked for
+    /// again.
     fn check(&mut self) -> Result<()> {
         Ok(())
     }
@@ -79,8 +81,8 @@ impl ExplainProgress for () {
 }
 
 impl<'a> Explanation<'a> {
-    /// Of the analyses asked for, those whose stored result is missing or not of this run, these options
-    /// and this version.
+    /// Of the analyses asked for, those whose stored result is missing or not of this run, these
+    /// options and this version.
     ///
     /// # Errors
     /// Detections that cannot be read.
@@ -127,8 +129,8 @@ impl<'a> Explanation<'a> {
         cost
     }
 
-    /// Whether the detections hold all scores that `effect` looks at: those of sinks, and of references that
-    /// are sinks.
+    /// Whether the detections hold all scores that `effect` looks at: those of sinks, and of
+    /// references that are sinks.
     fn has_scores(&self) -> bool {
         let mut subjects = Subject::scanned(&self.detections).into_iter();
         subjects.all(|subject| subject.is_measured())
@@ -161,12 +163,14 @@ impl<'a> Explanation<'a> {
         Ok(())
     }
 
-    /// Does everything, running the run's traces through its model again, and stores each result as soon
-    /// as it is known. What is learnt of a trace is kept until then, so that an explanation that is
-    /// interrupted goes on from there and ends with the same bytes, whatever else is asked for before that.
+    /// Does everything, running the run's traces through its model again, and stores each result as
+    /// soon as it is known. What is learnt of a trace is kept until then, so that an explanation
+    /// that is interrupted goes on from there and ends with the same bytes, whatever else is asked
+    /// for before that.
     ///
     /// # Errors
-    /// Traces that are not those of the detections; a pass that fails; a result that cannot be written.
+    /// Traces that are not those of the detections; a pass that fails; a result that cannot be
+    /// written.
     pub fn with_model<B: Backend>(
         &self,
         inputs: &Inputs<'_, B>,
@@ -280,7 +284,8 @@ impl<'a> Explanation<'a> {
     }
 }
 
-/// Whether the stored result of an analysis is that of these detections and options, by this version.
+/// Whether the stored result of an analysis is that of these detections and options, by this
+/// version.
 fn is_current(dir: &Path, sha: &str, options: ExplainOptions, analysis: Analysis) -> bool {
     match analysis {
         Analysis::Stages => store::is_current::<Stages>(dir, sha, options),
