@@ -1,13 +1,15 @@
-//! Greedy text must not depend on how it is decoded: every mode, batch size and γ, over several thread splits and both
-//! precisions, compared with plain decoding token by token, on the prompts of four benchmarks.
+//! Greedy text must not depend on how it is decoded: every mode, batch size and γ, over several
+//! thread splits and both precisions, compared with plain decoding token by token, on the prompts
+//! of four benchmarks.
 //!
 //! ```text
 //! cargo run --release -p fathom-decode --example lossless -- TARGET DRAFT DATA [PROMPTS_PER_BENCHMARK] [TOKENS] [TAIL]
 //! ```
 //!
-//! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. Of each prompt the last TAIL tokens are
-//! continued (all of them at batch 16 with γ adapting), so that hundreds of prompts in 90 combinations take minutes. Ends
-//! with the target as its own draft, every draft of which must be accepted. Exit code 1 at the first difference.
+//! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. Of each prompt the last
+//! TAIL tokens are continued (all of them at batch 16 with γ adapting), so that hundreds of prompts
+//! in 90 combinations take minutes. Ends with the target as its own draft, every draft of which
+//! must be accepted. Exit code 1 at the first difference.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

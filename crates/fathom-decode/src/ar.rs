@@ -1,5 +1,5 @@
-//! Autoregressive decoding: a pass of the target for every token. Also how every text begins: its first
-//! token is the target's own, in every way of decoding.
+//! Autoregressive decoding: a pass of the target for every token. Also how every text begins: its
+//! first token is the target's own, in every way of decoding.
 
 use fathom_model::Result;
 

@@ -16,7 +16,8 @@ pub use measured::{Measured, first_difference};
 /// How long a text gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// The published benchmark's: end-of-text tokens are ignored, so that no sequence leaves its batch early.
+    /// The published benchmark's: end-of-text tokens are ignored, so that no sequence leaves its
+    /// batch early.
     Fixed {
         /// Steps of every speculative way of decoding.
         steps: usize,
@@ -94,15 +95,17 @@ pub struct Plan<'p> {
     pub eos: Arc<[u32]>,
 }
 
-/// Steps of every way of decoding before the first batch is measured: memory is touched, and costs and acceptance are known to
-/// what adapts to them.
+/// Steps of every way of decoding before the first batch is measured: memory is touched, and costs
+/// and acceptance are known to what adapts to them.
 const WARM_UP: Protocol = Protocol::Fixed { steps: 20, ar_tokens: 8 };
 
 impl Plan<'_> {
-    /// Decodes the batches greedily, one after the other, each in every way by every engine; all take turns, so that what disturbs
-    /// the machine disturbs all alike. What came of it, by engine, way of decoding and repeat.
+    /// Decodes the batches greedily, one after the other, each in every way by every engine; all
+    /// take turns, so that what disturbs the machine disturbs all alike. What came of it, by
+    /// engine, way of decoding and repeat.
     ///
-    /// A batch is prefilled once by each engine, and taken back to its prompts for the next way of decoding.
+    /// A batch is prefilled once by each engine, and taken back to its prompts for the next way of
+    /// decoding.
     ///
     /// # Errors
     /// A prompt an engine cannot take, or a failure of a model.
@@ -128,7 +131,8 @@ impl Plan<'_> {
                 for (engine, runs) in engines.iter_mut().zip(&mut all) {
                     let turn = runs.iter_mut().filter_map(|runs| runs.get_mut(repeat));
                     let mut turn: Vec<_> = turn.collect();
-                    // There and back: what one way leaves behind does not always meet the same other.
+                    // There and back: what one way leaves behind does not always meet the same
+                    // other.
                     if repeat % 2 == 1 {
                         turn.reverse();
                     }

@@ -67,7 +67,8 @@ impl Completion {
         }
     }
 
-    /// Takes the text back to its prompt. Not for one with a stop check, which remembers what it was told.
+    /// Takes the text back to its prompt. Not for one with a stop check, which remembers what it
+    /// was told.
     pub fn rewind(&mut self) {
         self.tokens.truncate(self.prompt_len);
         self.finish = (self.end.max_tokens == 0).then_some(Finish::Length);

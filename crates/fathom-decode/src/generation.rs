@@ -21,7 +21,8 @@ pub use trace_line::{Origin, TraceLine};
 /// One text to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// Its place among all texts of a run: its line in the output, and part of the key of its randomness.
+    /// Its place among all texts of a run: its line in the output, and part of the key of its
+    /// randomness.
     pub index: u64,
     /// Which prompt it continues.
     pub prompt_index: usize,

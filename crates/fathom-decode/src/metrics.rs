@@ -2,8 +2,8 @@
 
 use crate::Outcome;
 
-/// Runs of one sequence: the tokens committed between one rejection and the next, the corrected token
-/// included. Without drafts every token is a run.
+/// Runs of one sequence: the tokens committed between one rejection and the next, the corrected
+/// token included. Without drafts every token is a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
     ended: usize,
@@ -26,8 +26,8 @@ impl Runs {
         self.open
     }
 
-    /// Mean accepted tokens (MAT): the mean length of a run, the one at the end of the text included
-    /// though no rejection ended it. `None` before the first token.
+    /// Mean accepted tokens (MAT): the mean length of a run, the one at the end of the text
+    /// included though no rejection ended it. `None` before the first token.
     pub fn mean(&self) -> Option<f64> {
         let runs = self.ended + usize::from(self.open > 0);
         (runs > 0).then(|| (self.in_ended + self.open) as f64 / runs as f64)

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use fathom_model::{Error, Result};
 
-/// How text is decoded. All give the same text at temperature 0, and the same distribution of texts above.
+/// How text is decoded. All give the same text at temperature 0, and the same distribution of texts
+/// above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// A pass of the target for every token.

@@ -19,14 +19,14 @@ pub enum Phase {
 /// * the **target** scores the last committed token and the pending ones,
 /// * the **draft** drafts a chunk of γ tokens after the text and the pending ones.
 ///
-/// Then the target's scores judge the pending tokens and the first of the chunk. All accepted: they are
-/// text, and the rest of the chunk is pending. One rejected: the target's correction takes its place,
-/// everything drafted behind it is dropped, and nothing is pending.
+/// Then the target's scores judge the pending tokens and the first of the chunk. All accepted: they
+/// are text, and the rest of the chunk is pending. One rejected: the target's correction takes its
+/// place, everything drafted behind it is dropped, and nothing is pending.
 ///
 /// # Key/value caches
-/// Before a step the target's cache holds all of the text but its last token, and the draft's all of text
-/// and pending but their last token. [`Pearl::step`] keeps that so with one rule: truncate each to its
-/// part of [`Pearl::prefix`] less one.
+/// Before a step the target's cache holds all of the text but its last token, and the draft's all
+/// of text and pending but their last token. [`Pearl::step`] keeps that so with one rule: truncate
+/// each to its part of [`Pearl::prefix`] less one.
 #[derive(Clone, Debug, Default)]
 pub struct Pearl {
     pending: Vec<Drafted>,
@@ -130,7 +130,8 @@ mod tests {
         assert_eq!((&text[..], prefix.len()), (&[11, 12, 13, 14][..], 7));
         assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PostVerify, 3, 3));
 
-        // Post-verify, the second pending one rejected: its correction ends the run, the chunk is lost.
+        // Post-verify, the second pending one rejected: its correction ends the run, the chunk is
+        // lost.
         let (text, prefix, phase, outcome) = step(&[100, 101, 102]);
         assert_eq!((&text[4..], prefix.len()), (&[15, 16][..], 7));
         assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PreVerify, 2, 1));

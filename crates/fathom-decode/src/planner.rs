@@ -99,7 +99,8 @@ mod tests {
     /// Tokens' worth of steps that count, in a batch.
     const STEPS: usize = 3000;
 
-    /// What its parts cost beside a pass of the target over nothing; the truth, which the planner sees through noise.
+    /// What its parts cost beside a pass of the target over nothing; the truth, which the planner
+    /// sees through noise.
     #[derive(Clone, Copy, Debug)]
     struct Machine {
         /// A drafted token, and a row of a pass.
@@ -125,8 +126,8 @@ mod tests {
         (share * normal).exp()
     }
 
-    /// Tokens per second of `choice`, by what its steps truly cost, after a warm-up of every way. The machine's speed
-    /// wanders, and measured times are noisy besides.
+    /// Tokens per second of `choice`, by what its steps truly cost, after a warm-up of every way.
+    /// The machine's speed wanders, and measured times are noisy besides.
     fn speed(
         machine: Machine,
         acceptance: f64,
@@ -174,7 +175,8 @@ mod tests {
 
     const ADAPTIVE: Gamma = Gamma::Adaptive(GammaLimits { start: 4, max: 16 });
 
-    /// Whatever a machine's costs, `auto` makes at least 0.97 of the best way's tokens, looks at the others included.
+    /// Whatever a machine's costs, `auto` makes at least 0.97 of the best way's tokens, looks at
+    /// the others included.
     #[test]
     fn auto_keeps_up_with_the_best_way_on_any_machine() {
         for batch in [1, 4, 8, 16] {

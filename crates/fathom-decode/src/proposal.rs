@@ -7,7 +7,8 @@ use crate::Distribution;
 pub struct Drafted {
     /// The token.
     pub token: u32,
-    /// The distribution it was drawn from; `None` where the draft took its most likely token, always.
+    /// The distribution it was drawn from; `None` where the draft took its most likely token,
+    /// always.
     pub q: Option<Distribution>,
 }
 

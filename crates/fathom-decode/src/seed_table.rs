@@ -45,8 +45,8 @@ pub struct Prediction {
     pub acceptance: f64,
     /// Tokens per step the state machine makes with them.
     pub predicted: f64,
-    /// Samples that the benchmark's prompts (counted at batch size 1) fill complete batches with, where
-    /// that is not the number the autoregressive row was counted with.
+    /// Samples that the benchmark's prompts (counted at batch size 1) fill complete batches with,
+    /// where that is not the number the autoregressive row was counted with.
     pub batch_samples: Option<usize>,
 }
 
@@ -67,8 +67,8 @@ impl Prediction {
 /// Reads the PEARL rows of a markdown table with the published columns, in its order.
 ///
 /// # Errors
-/// A table with other columns, a value of the wrong kind, or a PEARL row without its AR row; the message
-/// names the line.
+/// A table with other columns, a value of the wrong kind, or a PEARL row without its AR row; the
+/// message names the line.
 pub fn parse(path: &Path, table: &str) -> Result<Vec<PublishedRow>> {
     const COLUMNS: [&str; 10] = [
         "Draft Model",
@@ -136,11 +136,12 @@ fn cells(line: &str) -> Vec<&str> {
     line.trim().trim_matches('|').split('|').map(str::trim).collect()
 }
 
-/// Predicts every row from its MAT and one γ per model pair: the γ with the least mean absolute error
-/// over the pair's rows.
+/// Predicts every row from its MAT and one γ per model pair: the γ with the least mean absolute
+/// error over the pair's rows.
 ///
-/// The acceptance process is the simplest there is: each draft of a row is accepted with one probability,
-/// the one at which the simulated protocol (100 steps a sample, then cut) shows the row's MAT.
+/// The acceptance process is the simplest there is: each draft of a row is accepted with one
+/// probability, the one at which the simulated protocol (100 steps a sample, then cut) shows the
+/// row's MAT.
 ///
 /// # Errors
 /// None of its own; it passes on what the state machines return.

@@ -42,14 +42,15 @@ pub struct StepCosts<Pass> {
 }
 
 impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
-    /// `draft`: the draft drafting one token for every sequence of a batch; `pass(rows)`: the target scoring so many
-    /// tokens, of all sequences together. In PEARL, what they cost beside each other.
+    /// `draft`: the draft drafting one token for every sequence of a batch; `pass(rows)`: the
+    /// target scoring so many tokens, of all sequences together. In PEARL, what they cost beside
+    /// each other.
     pub fn new(draft: f64, pass: Pass) -> StepCosts<Pass> {
         StepCosts { draft, pass }
     }
 
-    /// A step that drafts `gamma` tokens for every sequence and scores `rows` in all. In PEARL it takes as
-    /// long as the slower of the two.
+    /// A step that drafts `gamma` tokens for every sequence and scores `rows` in all. In PEARL it
+    /// takes as long as the slower of the two.
     fn step(&self, mode: Mode, gamma: usize, rows: usize) -> f64 {
         seconds(mode, gamma as f64 * self.draft, (self.pass)(rows as f64))
     }
@@ -104,8 +105,8 @@ impl Simulation {
     }
 }
 
-/// Runs `protocol` with every draft accepted with probability `acceptance`, independently of the others, and
-/// every step taking what its own work costs.
+/// Runs `protocol` with every draft accepted with probability `acceptance`, independently of the
+/// others, and every step taking what its own work costs.
 ///
 /// # Errors
 /// None of its own; it passes on what the state machines return.
@@ -221,7 +222,8 @@ mod tests {
         }
     }
 
-    /// Certain drafts: every step of SD takes 5 · 0.2 + 1.25, every step of PEARL the longer of draft and pass.
+    /// Certain drafts: every step of SD takes 5 · 0.2 + 1.25, every step of PEARL the longer of
+    /// draft and pass.
     #[test]
     fn a_step_takes_as_long_as_its_work() {
         let speed = |mode, gamma, draft, verify| {
@@ -236,7 +238,8 @@ mod tests {
         assert!(close(speed(Mode::Pearl, 10, 0.2, 1.25), 10.0 / 2.0));
     }
 
-    /// Hopeless drafts: all steps are pre-verify, and last as long as the shorter chunk or a pass over one token.
+    /// Hopeless drafts: all steps are pre-verify, and last as long as the shorter chunk or a pass
+    /// over one token.
     #[test]
     fn pre_verify_has_its_own_length() {
         let costs = StepCosts::new(0.2, |rows| 0.9 + 0.1 * rows);

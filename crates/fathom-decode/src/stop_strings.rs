@@ -1,7 +1,7 @@
 //! Ending a text where a stop string first appears, while it is being streamed.
 
-/// Watches a text arrive piece by piece. The pieces given out, joined, are the text up to the first stop
-/// string, whatever the pieces were; what might yet become a stop string is held back.
+/// Watches a text arrive piece by piece. The pieces given out, joined, are the text up to the first
+/// stop string, whatever the pieces were; what might yet become a stop string is held back.
 ///
 /// ```
 /// use fathom_decode::StopStrings;
@@ -76,8 +76,8 @@ impl StopStrings {
     }
 }
 
-/// Where the stop string begins that is complete first, but not within the first `exempt` bytes; of two
-/// complete at once, the longer.
+/// Where the stop string begins that is complete first, but not within the first `exempt` bytes; of
+/// two complete at once, the longer.
 fn first_stop(text: &str, exempt: usize, stops: &[String]) -> Option<usize> {
     let found = stops.iter().filter_map(|stop| {
         let mut from = (exempt + 1).saturating_sub(stop.len());
@@ -136,8 +136,9 @@ mod tests {
     }
 
     proptest! {
-        /// Stop strings complete within the first pieces do not count, those complete later do, wherever
-        /// they begin: as if the text were read letter by letter and nothing looked for at first.
+        /// Stop strings complete within the first pieces do not count, those complete later do,
+        /// wherever they begin: as if the text were read letter by letter and nothing looked for at
+        /// first.
         #[test]
         fn exempt_pieces_end_nothing(
             exempt in prop::collection::vec("[abé]{0,4}", 0..6),

@@ -4,8 +4,8 @@ use fathom_model::{DecodeStream, Result, Tokenizer};
 
 use crate::{SamplingParams, StopCheck, StopStrings};
 
-/// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut before the
-/// first stop string.
+/// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut
+/// before the first stop string.
 ///
 /// ```
 /// use fathom_decode::TextStream;
@@ -43,8 +43,8 @@ impl TextStream {
         TextStream::new(tokenizer, params.stop.clone()).with_min_tokens(params.min_tokens)
     }
 
-    /// The same, but a stop string that is complete within the text of the first `min_tokens` tokens does
-    /// not count, as in vLLM.
+    /// The same, but a stop string that is complete within the text of the first `min_tokens`
+    /// tokens does not count, as in vLLM.
     #[must_use]
     pub fn with_min_tokens(self, min_tokens: usize) -> TextStream {
         TextStream { exempt: min_tokens, ..self }

@@ -10,8 +10,8 @@ pub struct ThreadSplit {
 }
 
 impl ThreadSplit {
-    /// Shares `cores` between the two, which work at the same time: one core in four for the draft, the
-    /// rest for the target, at least one each, except where a number is given.
+    /// Shares `cores` between the two, which work at the same time: one core in four for the draft,
+    /// the rest for the target, at least one each, except where a number is given.
     pub fn new(cores: usize, target: Option<usize>, draft: Option<usize>) -> ThreadSplit {
         let rest = |taken: usize| cores.saturating_sub(taken).max(1);
         let draft = draft.unwrap_or_else(|| target.map_or((cores / 4).max(1), rest));
@@ -31,8 +31,9 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The cores of target and draft, thread by thread, out of those there are: the target's from the front and the draft's
-    /// from the back, so that beside each other they share none. `None` where there are too few.
+    /// The cores of target and draft, thread by thread, out of those there are: the target's from
+    /// the front and the draft's from the back, so that beside each other they share none. `None`
+    /// where there are too few.
     pub fn cores(&self, cores: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
         let ThreadSplit { target, draft } = self.together;
         let most = self.alone.target.max(self.alone.draft).max(target + draft);

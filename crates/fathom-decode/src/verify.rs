@@ -46,8 +46,8 @@ pub struct Outcome {
 }
 
 /// Judges `pending`, which the target has scored, and then `next`, which follows them, until one is
-/// rejected; commits what holds. Where nothing is rejected and there is no `next`, the target's own token
-/// is committed. Stops where the text ends.
+/// rejected; commits what holds. Where nothing is rejected and there is no `next`, the target's own
+/// token is committed. Stops where the text ends.
 ///
 /// ```
 /// use fathom_decode::{Completion, Drafted, EndRules, GreedyJudge, verify};

@@ -2,8 +2,8 @@
 
 use fathom_model::{Error, Result};
 
-/// Ids that mean the same token in both vocabularies: all below the returned number. Vocabularies are
-/// compared by token strings; the sizes of the two models' logits say nothing, being padded.
+/// Ids that mean the same token in both vocabularies: all below the returned number. Vocabularies
+/// are compared by token strings; the sizes of the two models' logits say nothing, being padded.
 ///
 /// `target` and `draft` name the token of an id, `None` where there is none.
 ///

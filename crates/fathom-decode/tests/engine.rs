@@ -1,4 +1,5 @@
-//! The engine over real checkpoints: the goldens' own continuations, made by HuggingFace, in every mode.
+//! The engine over real checkpoints: the goldens' own continuations, made by HuggingFace, in every
+//! mode.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -89,9 +90,9 @@ fn stranger(vocab: usize) -> (tempfile::TempDir, Model<Cpu>) {
     (dir, model)
 }
 
-/// HuggingFace's greedy continuation, token for token: every prompt of every family, all modes, drafts
-/// that agree always, mostly and hardly ever, in one batch. `phi4-mini` crosses a change of rotary
-/// factors while drafting, `mistral` its sliding window.
+/// HuggingFace's greedy continuation, token for token: every prompt of every family, all modes,
+/// drafts that agree always, mostly and hardly ever, in one batch. `phi4-mini` crosses a change of
+/// rotary factors while drafting, `mistral` its sliding window.
 #[test]
 fn every_mode_continues_as_huggingface_does() {
     for name in ["llama2", "llama3.2", "mistral", "phi4-mini", "qwen3", "qwen2-yarn"] {
@@ -149,8 +150,8 @@ fn a_request_in_a_crowd_has_the_text_it_has_alone() {
     crowd(200, |_, params| params);
 }
 
-/// The same with penalties, bias, stop tokens and min-tokens, of every second request: what a request is
-/// counted by survives waiting, and is its own.
+/// The same with penalties, bias, stop tokens and min-tokens, of every second request: what a
+/// request is counted by survives waiting, and is its own.
 #[test]
 fn a_penalised_request_in_a_crowd_has_the_text_it_has_alone() {
     crowd(100, |id, params| {
@@ -261,7 +262,8 @@ fn measuring_changes_nothing_about_the_text() {
     }
 }
 
-/// What a benchmark does: some steps in one way of decoding, back to the prompts, and on in another.
+/// What a benchmark does: some steps in one way of decoding, back to the prompts, and on in
+/// another.
 #[test]
 fn texts_taken_back_to_their_prompts_are_decoded_as_if_for_the_first_time() {
     for name in ["llama3.2", "phi4-mini"] {

@@ -1,4 +1,5 @@
-//! A model that fails in the middle of a text ends the run with its error; nothing waits for ever and no thread is left.
+//! A model that fails in the middle of a text ends the run with its error; nothing waits for ever
+//! and no thread is left.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -144,7 +145,8 @@ impl Backend for Failing {
     }
 }
 
-/// Decodes until something fails: the error, or the panic, in words; and that the engine is gone afterwards.
+/// Decodes until something fails: the error, or the panic, in words; and that the engine is gone
+/// afterwards.
 fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();

@@ -154,8 +154,8 @@ proptest! {
         every_way_gives(&case, schedule, &greedy(&case))?;
     }
 
-    /// The same with penalties, bias, stop tokens and min-tokens: what a row's logits become depends on
-    /// the drafts before it.
+    /// The same with penalties, bias, stop tokens and min-tokens: what a row's logits become
+    /// depends on the drafts before it.
     #[test]
     fn every_way_gives_the_penalised_greedy_tokens(
         case in case(),

@@ -1,9 +1,10 @@
 //! Above temperature 0 every way of decoding gives the target's own distribution of texts.
 //!
-//! The truth is computed by enumerating all texts of a toy model over three tokens, four long: 81 cells.
-//! Pearson's χ² then has 80 degrees of freedom and exceeds 124.8 with probability 0.001 if the texts are
-//! right. If they are off by a total variation distance δ, χ² is non-central with λ ≥ 4Nδ²; at λ = 105 it
-//! exceeds 124.8 with probability 0.99. N = 65 625 samples therefore find δ = 0.02 with power 0.99.
+//! The truth is computed by enumerating all texts of a toy model over three tokens, four long: 81
+//! cells. Pearson's χ² then has 80 degrees of freedom and exceeds 124.8 with probability 0.001 if
+//! the texts are right. If they are off by a total variation distance δ, χ² is non-central with λ ≥
+//! 4Nδ²; at λ = 105 it exceeds 124.8 with probability 0.99. N = 65 625 samples therefore find δ =
+//! 0.02 with power 0.99.
 #![allow(clippy::unwrap_used)]
 
 mod toy;
@@ -33,8 +34,8 @@ fn sampled(temperature: f32) -> SamplingParams {
     SamplingParams { temperature, seed: 42, max_tokens: LENGTH, ..SamplingParams::default() }
 }
 
-/// p after `prefix`, whose first token is the prompt, in f64: bias, penalties, softmax(logits / T), then
-/// min-p, then top-k, then top-p, by their definitions.
+/// p after `prefix`, whose first token is the prompt, in f64: bias, penalties, softmax(logits / T),
+/// then min-p, then top-k, then top-p, by their definitions.
 fn naive(params: &SamplingParams, prefix: &[u32]) -> Vec<f64> {
     let logits = target().logits(prefix);
     let penalised = |id: usize| {
@@ -190,8 +191,8 @@ fn penalties_count_the_drafts_before_a_row() {
     }
 }
 
-/// No text ends before its time, and what may stand there until then is distributed as without the token
-/// that would have ended it.
+/// No text ends before its time, and what may stand there until then is distributed as without the
+/// token that would have ended it.
 #[test]
 fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
     let params = SamplingParams { min_tokens: LENGTH, ..sampled(0.8) };
@@ -284,8 +285,8 @@ fn a_draft_that_falls_short_changes_no_distribution() {
     }
 }
 
-/// Randomness belongs to positions and drafts never add a token of their own accord, so PEARL's sampled
-/// text does not depend on γ, and therefore not on when γ adapts.
+/// Randomness belongs to positions and drafts never add a token of their own accord, so PEARL's
+/// sampled text does not depend on γ, and therefore not on when γ adapts.
 #[test]
 fn a_request_has_one_text_whatever_gamma() {
     for request in 0..500 {
@@ -296,8 +297,8 @@ fn a_request_has_one_text_whatever_gamma() {
     }
 }
 
-/// The test has teeth: a judge that makes the classic mistake, drawing the correction from p instead of
-/// (p - q)₊, is found out.
+/// The test has teeth: a judge that makes the classic mistake, drawing the correction from p
+/// instead of (p - q)₊, is found out.
 #[test]
 fn a_judge_without_the_residual_is_found_out() {
     struct Careless<'a> {

@@ -48,8 +48,8 @@ fn predictions_are_close_to_the_published_numbers() {
     assert!(gamma("Llama-3.2-3B-Instruct") < gamma("Llama-3.2-1B-Instruct"));
 }
 
-/// AIME at batch size 4: the 60 prompts fill 15 batches, yet the published AR row counts 56 samples. With
-/// 60 the row falls in line with its neighbours.
+/// AIME at batch size 4: the 60 prompts fill 15 batches, yet the published AR row counts 56
+/// samples. With 60 the row falls in line with its neighbours.
 #[test]
 fn rows_counted_over_other_samples_are_marked() {
     let (path, text) = table();

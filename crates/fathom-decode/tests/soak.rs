@@ -1,5 +1,6 @@
-//! Many requests of random lengths, sampling parameters and cancellations, in large batches with little cache memory:
-//! every text that ends is the one its request has alone, and nothing is left behind.
+//! Many requests of random lengths, sampling parameters and cancellations, in large batches with
+//! little cache memory: every text that ends is the one its request has alone, and nothing is left
+//! behind.
 
 #![allow(clippy::unwrap_used)]
 
@@ -58,7 +59,8 @@ fn is_cancelled(id: u64) -> bool {
     random(id, 5, 8) == 0
 }
 
-/// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps later.
+/// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps
+/// later.
 fn texts(
     engine: &mut Engine<Cpu>,
     requests: u64,

@@ -48,7 +48,8 @@ proptest! {
         }
         streamed.push_str(&stream.finish().unwrap());
 
-        // The tokens up to the one that completes a stop string hold its text, and no earlier ones do.
+        // The tokens up to the one that completes a stop string hold its text, and no earlier ones
+        // do.
         let whole = tokenizer.decode(&taken).unwrap();
         let cut = stops.iter().filter_map(|stop| whole.find(stop).map(|at| (at + stop.len(), at)));
         let cut = cut.min().map_or(whole.len(), |(_, start)| start);

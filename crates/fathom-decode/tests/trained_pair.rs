@@ -1,5 +1,6 @@
-//! Greedy texts of a trained pair are plain decoding's, token for token, however they are decoded: prompts of four
-//! benchmarks, every mode, batch size and γ, several thread splits, both precisions.
+//! Greedy texts of a trained pair are plain decoding's, token for token, however they are decoded:
+//! prompts of four benchmarks, every mode, batch size and γ, several thread splits, both
+//! precisions.
 
 #![allow(clippy::unwrap_used)]
 
@@ -136,8 +137,8 @@ fn every_way_of_decoding_gives_the_text_of_plain_decoding() {
     }
 }
 
-/// Acceptance is what is measured, not what is hoped for: a draft that is the target is always right, another
-/// is right sometimes.
+/// Acceptance is what is measured, not what is hoped for: a draft that is the target is always
+/// right, another is right sometimes.
 #[test]
 fn a_draft_that_is_the_target_is_always_accepted() {
     let prompts = &prompts()[..4];
@@ -180,8 +181,8 @@ fn penalties(prompt: usize) -> SamplingParams {
     }
 }
 
-/// Greedy text with penalties, bias, stop tokens and min-tokens, different for every text of a batch, is
-/// that of plain decoding alone.
+/// Greedy text with penalties, bias, stop tokens and min-tokens, different for every text of a
+/// batch, is that of plain decoding alone.
 #[test]
 fn penalised_texts_are_those_of_plain_decoding() {
     let prompts: Vec<_> = prompts().into_iter().filter(|prompt| prompt.len() < 200).collect();
@@ -209,8 +210,8 @@ fn penalised_texts_are_those_of_plain_decoding() {
     }
 }
 
-/// The draft counts what the target counts: one that is the target proposes what the target says, in
-/// every mode, drawn or not.
+/// The draft counts what the target counts: one that is the target proposes what the target says,
+/// in every mode, drawn or not.
 #[test]
 fn a_penalised_draft_that_is_the_target_is_always_accepted() {
     let prompts = &prompts()[..6];

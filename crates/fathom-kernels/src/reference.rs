@@ -1,6 +1,6 @@
-//! The slow, obvious implementation of every operation: plain loops over row-major f32 slices, sums in
-//! f64, attention matrices whole. What the fast kernels are tested against, and where to look up what
-//! they compute.
+//! The slow, obvious implementation of every operation: plain loops over row-major f32 slices, sums
+//! in f64, attention matrices whole. What the fast kernels are tested against, and where to look up
+//! what they compute.
 
 use fathom_backend::{Attention, WeightView};
 
@@ -34,8 +34,8 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     out
 }
 
-/// Rotates the first `2 · half` components of every head: `x` is `[rows, heads · head_dim]`, `cos` and
-/// `sin` are `[rows, half]`.
+/// Rotates the first `2 · half` components of every head: `x` is `[rows, heads · head_dim]`, `cos`
+/// and `sin` are `[rows, half]`.
 pub fn rope(x: &[f32], columns: usize, head_dim: usize, cos: &[f32], sin: &[f32]) -> Vec<f32> {
     let half = cos.len() * columns / x.len();
     let mut out = x.to_vec();

@@ -165,7 +165,8 @@ fn sequences_of_different_lengths_in_one_batch_are_the_sequences_alone() {
     }
 }
 
-/// Sequences of `(tokens cached, tokens to come)`: the latter in one batch, and each alone on one thread.
+/// Sequences of `(tokens cached, tokens to come)`: the latter in one batch, and each alone on one
+/// thread.
 fn assert_batch_is_its_sequences_alone(
     (path, precision): (Path, Precision),
     threads: usize,

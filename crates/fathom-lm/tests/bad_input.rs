@@ -1,5 +1,5 @@
-//! Traces, templates, output places and arguments that cannot be used: one sentence each, exit code 2,
-//! and nothing that was there before is written over.
+//! Traces, templates, output places and arguments that cannot be used: one sentence each, exit code
+//! 2, and nothing that was there before is written over.
 
 #![allow(clippy::unwrap_used)]
 
@@ -274,8 +274,8 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The command as a user whom permissions concern: root, who may read everything, becomes nobody, and
-/// runs a copy of the binary in `copies`, a new directory.
+/// The command as a user whom permissions concern: root, who may read everything, becomes nobody,
+/// and runs a copy of the binary in `copies`, a new directory.
 #[cfg(unix)]
 fn unprivileged(command: &Command, copies: &Path) -> Command {
     use std::os::unix::fs::MetadataExt;
@@ -285,8 +285,8 @@ fn unprivileged(command: &Command, copies: &Path) -> Command {
     if fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
         set_mode(copies, 0o755);
         let copy = copies.join("fathom");
-        // By another process: a file that this one has open for writing could not be run by a thread
-        // that forks at that moment.
+        // By another process: a file that this one has open for writing could not be run by a
+        // thread that forks at that moment.
         let copied = Command::new("cp").arg(command.get_program()).arg(&copy).status().unwrap();
         assert!(copied.success());
         unprivileged = Command::new(copy);

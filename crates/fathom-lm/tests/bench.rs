@@ -1,4 +1,5 @@
-//! `fathom bench` on the trained pair of the fixtures: the published columns, equal texts, both accountings.
+//! `fathom bench` on the trained pair of the fixtures: the published columns, equal texts, both
+//! accountings.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,7 +1,7 @@
 //! The report in a browser, as a person uses it: driven through chromedriver.
 //!
-//! Ignored where it is not asked for, since not every machine has a browser; `check.sh` asks for it wherever
-//! there is one, and says so where there is none.
+//! Ignored where it is not asked for, since not every machine has a browser; `check.sh` asks for it
+//! wherever there is one, and says so where there is none.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -146,8 +146,8 @@ impl Browser {
         self.request("POST", "/actions", &json!({ "actions": [pointer] }));
     }
 
-    /// Points at an element until an expression holds: on a busy machine the page may still be moving
-    /// when the pointer arrives.
+    /// Points at an element until an expression holds: on a busy machine the page may still be
+    /// moving when the pointer arrives.
     #[track_caller]
     fn point_until(&self, selector: &str, finger: bool, expression: &str) {
         let start = Instant::now();

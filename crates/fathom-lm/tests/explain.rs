@@ -178,7 +178,8 @@ fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
     let dir = Path::new(&run_dir).join("explain");
     let parts = || fs::read_dir(dir.join("parts")).map_or(0, |files| files.count());
     let mut cut_short = 0;
-    // As soon as there are so many parts: within the first trace's, between traces, behind the first pass.
+    // As soon as there are so many parts: within the first trace's, between traces, behind the
+    // first pass.
     for enough in [1, 4, 9, 13, 16, 18] {
         fs::remove_dir_all(&dir).unwrap();
         let mut child = explain().spawn().unwrap();

@@ -1,5 +1,5 @@
-//! `fathom generate` on the trained pair of the fixtures: the same bytes in every mode, killed or not, and
-//! one sentence for what cannot be used.
+//! `fathom generate` on the trained pair of the fixtures: the same bytes in every mode, killed or
+//! not, and one sentence for what cannot be used.
 
 #![allow(clippy::unwrap_used)]
 

@@ -207,7 +207,8 @@ fn half_a_run_says_so() {
         let args = ["scan", "--model", &model_dir, "--traces", &traces, "--out", &half, "--quiet"];
         run(&[&args[..], more].concat())
     };
-    // A disk that is full after the first trace cannot be had here: traces that end in a bad id can.
+    // A disk that is full after the first trace cannot be had here: traces that end in a bad id
+    // can.
     let lines = text(model.traces());
     let first = lines.lines().next().unwrap();
     fs::write(model.traces(), format!("{first}\n")).unwrap();

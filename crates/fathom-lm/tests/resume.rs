@@ -58,7 +58,8 @@ fn killed_at_random_moments() {
     let mut cut_short = 0;
     for point in 0..8u32 {
         fs::remove_dir_all(&run).unwrap();
-        // Two kills a run, spread over the time a whole one takes, the second sooner after its start.
+        // Two kills a run, spread over the time a whole one takes, the second sooner after its
+        // start.
         let fraction = (f64::from(point) * 0.618_034).fract();
         for delay in [duration.mul_f64(fraction), duration.mul_f64(fraction / 2.0)] {
             let mut child = scan(&checkpoint, run.exists()).spawn().unwrap();
@@ -75,8 +76,8 @@ fn killed_at_random_moments() {
     assert!(cut_short >= 4, "only {cut_short} kills came in time");
 }
 
-/// The states a kill can leave between one write and the next: a trace's tables are there and its line is
-/// not, or not whole; all lines are there and nothing that comes after.
+/// The states a kill can leave between one write and the next: a trace's tables are there and its
+/// line is not, or not whole; all lines are there and nothing that comes after.
 #[test]
 fn killed_between_two_writes() {
     let checkpoint = many_traces();

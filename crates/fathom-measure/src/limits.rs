@@ -32,7 +32,8 @@ impl Limits {
         }
     }
 
-    /// The better of two measurements, rate by rate: what the machine could do at its best meanwhile.
+    /// The better of two measurements, rate by rate: what the machine could do at its best
+    /// meanwhile.
     pub fn or_better(self, other: Limits) -> Limits {
         Limits {
             threads: self.threads,
@@ -71,8 +72,8 @@ fn read_bytes(cpu: &Cpu) -> f64 {
     (0..16).map(|_| memory.bytes_per_s()).fold(0.0, f64::max)
 }
 
-/// What the machine can do at the moment, whenever asked: on one shared with others that changes from second
-/// to second, most of all how fast memory that no cache holds is read.
+/// What the machine can do at the moment, whenever asked: on one shared with others that changes
+/// from second to second, most of all how fast memory that no cache holds is read.
 pub struct Reading<'a> {
     cpu: &'a Cpu,
     memory: Memory,

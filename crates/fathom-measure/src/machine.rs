@@ -1,4 +1,5 @@
-//! What the operating system says about this machine. Everything is `None` or empty where it does not say.
+//! What the operating system says about this machine. Everything is `None` or empty where it does
+//! not say.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,8 @@ pub struct Machine {
     pub memory: Option<u64>,
     /// Bytes of memory that programs could still get.
     pub available: Option<u64>,
-    /// When memory comes in huge pages: `always`, `madvise` (when asked for, as Fathom does) or `never`.
+    /// When memory comes in huge pages: `always`, `madvise` (when asked for, as Fathom does) or
+    /// `never`.
     pub huge_pages: Option<String>,
 }
 

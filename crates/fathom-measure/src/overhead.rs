@@ -26,8 +26,8 @@ pub struct Overhead {
     pub scan_attention: f64,
 }
 
-/// Measures a text of `tokens` tokens `repeats` times each way, the ways in turn so that a machine that
-/// slows down slows all of them; ratios are medians of the ratios within a turn.
+/// Measures a text of `tokens` tokens `repeats` times each way, the ways in turn so that a machine
+/// that slows down slows all of them; ratios are medians of the ratios within a turn.
 ///
 /// # Errors
 /// As [`scan_trace`].

@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::median;
 
-/// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for each weight of
-/// the layers' matrices and each token; and for each query head, each token and each key it sees (not the
-/// upper half of the triangle, which is never computed) two of `q · k` and two of `p · v` for each
-/// component. Of the last layer only keys and values are needed.
+/// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for
+/// each weight of the layers' matrices and each token; and for each query head, each token and each
+/// key it sees (not the upper half of the triangle, which is never computed) two of `q · k` and two
+/// of `p · v` for each component. Of the last layer only keys and values are needed.
 pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { layers, hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
     let kv = hidden * head_dim * 2 * kv_heads;
@@ -46,16 +46,16 @@ pub struct DecodeSpeed {
     pub step_s: f64,
     /// Tokens per second, of all sequences together.
     pub tokens_per_s: f64,
-    /// The time in which memory, as fast as just before and after a step, would deliver all weights once, as
-    /// a fraction of that step; the median.
+    /// The time in which memory, as fast as just before and after a step, would deliver all weights
+    /// once, as a fraction of that step; the median.
     pub of_bandwidth: f64,
     /// Times as long as a step of the first batch size beside it; the median.
     pub times_first: f64,
 }
 
-/// Measures greedy decoding at each of `batches` sequences of `context` tokens: a step of each in turn, so that
-/// whatever else goes on meets all of them alike. `bandwidth` is asked before and after every step for the bytes
-/// per second that memory delivers.
+/// Measures greedy decoding at each of `batches` sequences of `context` tokens: a step of each in
+/// turn, so that whatever else goes on meets all of them alike. `bandwidth` is asked before and
+/// after every step for the bytes per second that memory delivers.
 ///
 /// # Errors
 /// As [`Model::forward`].

@@ -1,6 +1,7 @@
 //! Words of strangers in messages of ours.
 
-/// `text` fit for one line of a message: control characters escaped, the rest of a long text left out.
+/// `text` fit for one line of a message: control characters escaped, the rest of a long text left
+/// out.
 pub(crate) fn brief(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut brief = String::new();

@@ -1,7 +1,8 @@
 //! Chat templates: how a conversation is written down for a particular model.
 //!
 //! A template is a Jinja program shipped with the checkpoint. It is rendered as HuggingFace's
-//! `apply_chat_template` renders it, inside bounds on work, memory and recursion: it comes from a stranger.
+//! `apply_chat_template` renders it, inside bounds on work, memory and recursion: it comes from a
+//! stranger.
 
 mod budget;
 mod engine;
@@ -19,8 +20,9 @@ use crate::message::Message;
 use crate::special_tokens::SpecialTokens;
 use crate::{Error, Remark, Result};
 
-/// The day templates are told it is unless [`RenderOptions::date`] says otherwise: the date Llama 3.x
-/// templates themselves fall back on. A fixed day keeps prompts, and so sink positions, reproducible.
+/// The day templates are told it is unless [`RenderOptions::date`] says otherwise: the date Llama
+/// 3.x templates themselves fall back on. A fixed day keeps prompts, and so sink positions,
+/// reproducible.
 pub const PINNED_DATE: jiff::civil::Date = jiff::civil::date(2024, 7, 26);
 
 /// What a template is given beside the messages.
@@ -46,8 +48,9 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Finds the template of a checkpoint as transformers 5 does for a tokenizer:
     /// `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (a string, or a list of `name` and `template`). Of several, `tool_use`
-    /// is rendered where tools are given, and `default` otherwise. `None` when there is none.
+    /// `tokenizer_config.json` (a string, or a list of `name` and `template`). Of several,
+    /// `tool_use` is rendered where tools are given, and `default` otherwise. `None` when there is
+    /// none.
     ///
     /// # Errors
     /// A file that cannot be read, a template of another kind, or an empty one.
@@ -56,8 +59,8 @@ impl ChatTemplate {
         Ok(Some(ChatTemplate { sources, special: SpecialTokens::from_dir(dir)? }))
     }
 
-    /// What is to be said of a directory in which [`ChatTemplate::from_dir`] finds no template: files
-    /// that hold one and are not read.
+    /// What is to be said of a directory in which [`ChatTemplate::from_dir`] finds no template:
+    /// files that hold one and are not read.
     pub fn unread(dir: &Path) -> Vec<Remark> {
         find::unread(dir)
     }
@@ -89,8 +92,8 @@ impl ChatTemplate {
         &self.sources.remarks
     }
 
-    /// Whether the template's source has this name in it, as a word of its own. One that does not cannot
-    /// look at a variable or a field so called.
+    /// Whether the template's source has this name in it, as a word of its own. One that does not
+    /// cannot look at a variable or a field so called.
     pub fn mentions(&self, name: &str) -> bool {
         let Sources { default, tool_use, .. } = &self.sources;
         [default, tool_use].into_iter().flatten().any(|source| has_word(&source.text, name))

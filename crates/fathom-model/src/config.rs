@@ -42,7 +42,8 @@ pub struct ModelConfig {
     pub intermediate: usize,
     /// `num_attention_heads`.
     pub heads: usize,
-    /// `num_key_value_heads`; divides `heads`. Query head `h` reads kv head `h / (heads / kv_heads)`.
+    /// `num_key_value_heads`; divides `heads`. Query head `h` reads kv head
+    /// `h / (heads / kv_heads)`.
     pub kv_heads: usize,
     /// Width of one head; `heads · head_dim` need not equal `hidden`.
     pub head_dim: usize,
@@ -64,7 +65,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Whether queries and keys are RMS-normed per head before rotation (`q_norm`, `k_norm`).
     pub qk_norm: bool,
-    /// Whether the checkpoint stores `qkv_proj` (q, k, v stacked) and `gate_up_proj` (gate, up stacked).
+    /// Whether the checkpoint stores `qkv_proj` (q, k, v stacked) and `gate_up_proj` (gate, up
+    /// stacked).
     pub fused_projections: bool,
     /// Longest sequence the checkpoint promises to handle.
     pub max_position_embeddings: usize,
@@ -81,12 +83,12 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint directory. An
-    /// adapter beside them is remarked on.
+    /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint
+    /// directory. An adapter beside them is remarked on.
     ///
     /// # Errors
-    /// No `config.json`, perhaps because the directory is an adapter's; either file cannot be used, see
-    /// [`ModelConfig::parse`].
+    /// No `config.json`, perhaps because the directory is an adapter's; either file cannot be used,
+    /// see [`ModelConfig::parse`].
     pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
         let path = dir.join("config.json");
         let (text, adapter) = (read_text(&path)?, FoundAdapter::find(dir)?);
@@ -112,9 +114,9 @@ impl ModelConfig {
     /// messages.
     ///
     /// # Errors
-    /// A field of the wrong kind or out of range, an architecture, activation, rope type, quantisation
-    /// or mixture of experts that is not supported, shapes that do not fit together, or a missing base
-    /// of the rotary embedding where HuggingFace's default would be wrong.
+    /// A field of the wrong kind or out of range, an architecture, activation, rope type,
+    /// quantisation or mixture of experts that is not supported, shapes that do not fit together,
+    /// or a missing base of the rotary embedding where HuggingFace's default would be wrong.
     pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
         let value = json(path, text)?;
         parse_fields(&Fields::root(path, &value)?, None)

@@ -7,8 +7,8 @@ use crate::{Result, Tokenizer};
 ///
 /// A token has no text of its own: a character may be spread over several tokens, and a decoder may
 /// treat the first token of a text differently. So a short window of tokens is decoded with and
-/// without the new ones, and the difference is the new piece. Of a window that ends in the middle of a
-/// character, what comes before that character is given out.
+/// without the new ones, and the difference is the new piece. Of a window that ends in the middle
+/// of a character, what comes before that character is given out.
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     /// The tokens of the last piece given out, then those still held back.

@@ -1,8 +1,9 @@
 //! Interventions: what to change in a forward pass, said beforehand and checked before it starts.
 //!
-//! An [`Edit`] names a place (site, layer, positions and, where wanted, columns) and a [`Change`]. Changes
-//! of one place read what the pass computed there, never what another edit left, and two edits that would
-//! both write the same value are refused unless they commute. So [`Edits`] have no order.
+//! An [`Edit`] names a place (site, layer, positions and, where wanted, columns) and a [`Change`].
+//! Changes of one place read what the pass computed there, never what another edit left, and two
+//! edits that would both write the same value are refused unless they commute. So [`Edits`] have no
+//! order.
 
 mod check;
 mod load;
@@ -37,8 +38,8 @@ pub struct Edit {
 pub enum Positions {
     /// Those in any of the ranges; an end of `usize::MAX` stands for the end of the text.
     These(Vec<Range<usize>>),
-    /// Those whose whole row at the edit's own place has a cosine with `direction` above `cosine`, from
-    /// position `from` on.
+    /// Those whose whole row at the edit's own place has a cosine with `direction` above `cosine`,
+    /// from position `from` on.
     Aligned {
         /// `[width]`
         direction: Vec<f32>,
@@ -75,12 +76,14 @@ pub struct Edits {
 }
 
 impl Edits {
-    /// Checks edits of a text of `tokens` tokens (`None`: of any length) against the model and each other.
+    /// Checks edits of a text of `tokens` tokens (`None`: of any length) against the model and each
+    /// other.
     ///
     /// # Errors
-    /// A site that cannot be edited; a layer, position or column that does not exist; values that are not
-    /// as many as the columns, or not finite; a copy or mean from positions that do not come before all that
-    /// are changed; two edits of the same value that do not commute (two scalings or two additions do).
+    /// A site that cannot be edited; a layer, position or column that does not exist; values that
+    /// are not as many as the columns, or not finite; a copy or mean from positions that do not
+    /// come before all that are changed; two edits of the same value that do not commute (two
+    /// scalings or two additions do).
     pub fn new(edits: Vec<Edit>, config: &ModelConfig, tokens: Option<usize>) -> Result<Edits> {
         for edit in &edits {
             check::edit(edit, config, tokens)?;

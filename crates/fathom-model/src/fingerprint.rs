@@ -32,13 +32,14 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
 }
 
 impl Checkpoint {
-    /// `sampled-sha256:` and a hash over the weights that need not read all of them, in hexadecimal.
+    /// `sampled-sha256:` and a hash over the weights that need not read all of them, in
+    /// hexadecimal.
     ///
-    /// Hashed are, for every safetensors file in the order of their names: name, size, header, and of
-    /// every tensor in the order of their bytes the first, the middle and the last 4096 bytes (all of it
-    /// when it is no longer than the three together). Training or quantising changes every tensor it
-    /// touches nearly everywhere, so such a change shows; a change of single elements need not. With an
-    /// adapter, all of its config and its tensors are hashed as well.
+    /// Hashed are, for every safetensors file in the order of their names: name, size, header, and
+    /// of every tensor in the order of their bytes the first, the middle and the last 4096 bytes
+    /// (all of it when it is no longer than the three together). Training or quantising changes
+    /// every tensor it touches nearly everywhere, so such a change shows; a change of single
+    /// elements need not. With an adapter, all of its config and its tensors are hashed as well.
     pub fn fingerprint(&self) -> String {
         let mut sha = Sha256::new();
         for shard in &self.shards {

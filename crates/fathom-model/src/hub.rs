@@ -16,13 +16,13 @@ use crate::{Error, Result};
 ///
 /// `env` looks up environment variables; pass `|name| std::env::var_os(name)`. The cache is
 /// `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or
-/// `~/.cache/huggingface/hub`, the first that is set; `~` and variables inside them are expanded, as
-/// `huggingface_hub` does.
+/// `~/.cache/huggingface/hub`, the first that is set; `~` and variables inside them are expanded,
+/// as `huggingface_hub` does.
 ///
 /// # Errors
-/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache; a folder
-/// of the cache that holds snapshots, a URL, or another name that is nearly one: the message says what to
-/// type instead.
+/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache; a
+/// folder of the cache that holds snapshots, a URL, or another name that is nearly one: the message
+/// says what to type instead.
 pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = Path::new(spec);
     if path.is_dir() {

@@ -61,8 +61,9 @@ impl<B: Backend> Model<B> {
         Model::load_adapted(dir, None, backend, progress)
     }
 
-    /// As [`Model::load_with_progress`], with the LoRA adapter that the directory `adapter` holds, where one
-    /// is given, merged into the weights: as PEFT's `merge_and_unload` does, a matrix at a time.
+    /// As [`Model::load_with_progress`], with the LoRA adapter that the directory `adapter` holds,
+    /// where one is given, merged into the weights: as PEFT's `merge_and_unload` does, a matrix at
+    /// a time.
     ///
     /// # Errors
     /// As [`Model::load`] and [`Checkpoint::open_adapted`].
@@ -109,8 +110,8 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
-    /// Bytes of the weight matrices that a pass with logits reads, whatever its rows: each layer's, and the
-    /// output head's.
+    /// Bytes of the weight matrices that a pass with logits reads, whatever its rows: each layer's,
+    /// and the output head's.
     pub fn bytes_read(&self) -> usize {
         let bytes = |linear: &B::Linear| self.backend.linear_bytes(linear);
         let layer = |layer: &Layer<B>| {
@@ -136,8 +137,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Takes a sequence back to its first `len` tokens; nothing of the others remains. Does nothing when
-    /// it is not longer than that.
+    /// Takes a sequence back to its first `len` tokens; nothing of the others remains. Does nothing
+    /// when it is not longer than that.
     ///
     /// # Errors
     /// The sequence accumulates sink scores, which cannot be taken back.
@@ -155,9 +156,9 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the attention
-    /// that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`] was set,
-    /// and for a layer that the sequence's passes do not compute.
+    /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the
+    /// attention that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`]
+    /// was set, and for a layer that the sequence's passes do not compute.
     ///
     /// # Errors
     /// The backend's.

@@ -1,5 +1,5 @@
-//! Rotary scalings that depend on the length: which frequencies a position gets, and what happens where
-//! they change within a pass.
+//! Rotary scalings that depend on the length: which frequencies a position gets, and what happens
+//! where they change within a pass.
 
 use std::mem;
 
@@ -24,8 +24,8 @@ impl<B: Backend> Model<B> {
         (0..piece.tokens.len()).take_while(same).count()
     }
 
-    /// Runs pieces that cross a change of rotary regime: up to the change, then the rest, as decoding
-    /// token by token would have.
+    /// Runs pieces that cross a change of rotary regime: up to the change, then the rest, as
+    /// decoding token by token would have.
     pub(crate) fn forward_across_regimes(
         &self,
         mut pieces: Vec<Piece<'_, B>>,

@@ -1,8 +1,9 @@
 //! Rotary position embedding: the frequencies of every rope type HuggingFace knows.
 //!
-//! Su et al., "RoFormer" (arXiv 2104.09864): component pair `i` of a query or key at position `t` is
-//! turned by the angle `t · inv_freq[i]`. The rope types differ only in `inv_freq` and in a factor on
-//! the cosines and sines. Pairs are `(i, i + rotary_dim/2)`, HuggingFace's "rotate half" layout.
+//! Su et al., "RoFormer" (arXiv 2104.09864): component pair `i` of a query or key at position `t`
+//! is turned by the angle `t · inv_freq[i]`. The rope types differ only in `inv_freq` and in a
+//! factor on the cosines and sines. Pairs are `(i, i + rotary_dim/2)`, HuggingFace's "rotate half"
+//! layout.
 //!
 //! The arithmetic follows the order of operations of HuggingFace transformers 5 in f32, because a
 //! difference in the last bit of a frequency grows with the position it is multiplied by. Powers,
@@ -15,7 +16,8 @@ use std::f64::consts::PI;
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths (`rope_theta`), above 1.
     pub theta: f64,
-    /// How many leading components of a head rotate; even, at most `head_dim`. The rest pass unchanged.
+    /// How many leading components of a head rotate; even, at most `head_dim`. The rest pass
+    /// unchanged.
     pub rotary_dim: usize,
     /// The rope type with its parameters.
     pub kind: RopeKind,
@@ -167,8 +169,8 @@ impl RopeConfig {
         }
     }
 
-    /// Two lengths of equal regime have the same frequencies. When the regime of a sequence changes,
-    /// the keys it has cached are stale.
+    /// Two lengths of equal regime have the same frequencies. When the regime of a sequence
+    /// changes, the keys it has cached are stale.
     pub fn regime(&self, total_len: usize) -> u64 {
         match &self.kind {
             RopeKind::Default
@@ -240,8 +242,8 @@ impl RopeFrequencies {
     }
 }
 
-/// YaRN's factor on cosines and sines where the config names none: `0.1 ln(factor) + 1`, or the ratio
-/// of two such terms when both `mscale` and `mscale_all_dim` are given (and not zero).
+/// YaRN's factor on cosines and sines where the config names none: `0.1 ln(factor) + 1`, or the
+/// ratio of two such terms when both `mscale` and `mscale_all_dim` are given (and not zero).
 pub(crate) fn yarn_attention_factor(
     factor: f64,
     mscale: Option<f64>,

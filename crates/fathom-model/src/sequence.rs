@@ -8,8 +8,9 @@ use crate::landmarks::Landmarks;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions {
     /// Tokens the sequence is known to reach at least (the prompt's, or the whole trace's). Rotary
-    /// scalings that depend on the length (longrope, dynamic) are chosen for it, as HuggingFace does for
-    /// a prompt given in one call, however the tokens are then cut into chunks. `None`: the first step's.
+    /// scalings that depend on the length (longrope, dynamic) are chosen for it, as HuggingFace
+    /// does for a prompt given in one call, however the tokens are then cut into chunks. `None`:
+    /// the first step's.
     pub planned_len: Option<usize>,
     /// Accumulate attention column sums, for [`crate::Model::sink_score`].
     pub sink_scores: bool,
@@ -49,8 +50,8 @@ impl<B: Backend> Sequence<B> {
         self.tokens.is_empty()
     }
 
-    /// Forgets the sink scores accumulated so far and accumulates none from now on: the sequence can be
-    /// truncated.
+    /// Forgets the sink scores accumulated so far and accumulates none from now on: the sequence
+    /// can be truncated.
     pub fn stop_sink_scores(&mut self) {
         self.column_sums = None;
     }

@@ -9,7 +9,8 @@ use crate::text_file::read_text;
 use crate::tokenizer::declared::Declared;
 use crate::tokenizer::files::{Beside, CONFIG, SPECIAL_TOKENS_MAP, json_object};
 
-/// The special tokens templates and tokenizers refer to by name, as text; `None` where the files say nothing.
+/// The special tokens templates and tokenizers refer to by name, as text; `None` where the files
+/// say nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Beginning of sequence.

@@ -119,7 +119,8 @@ impl SyntheticShape {
 }
 
 /// Writes `config.json` and `model.safetensors` (BF16) to `dir`. Weights are uniform with variance
-/// 1/inputs, norm weights one: activations keep a sane size through any depth. There is no tokenizer.
+/// 1/inputs, norm weights one: activations keep a sane size through any depth. There is no
+/// tokenizer.
 ///
 /// # Errors
 /// `dir` cannot be written, or its disk has too little room.

@@ -1,7 +1,7 @@
 //! The bytes behind a vocabulary entry.
 
-/// The bytes a vocabulary entry stands for: one for a byte-fallback token (`<0xE4>`), several for an
-/// entry written in GPT-2's byte alphabet (`ä½`); `None` for any other.
+/// The bytes a vocabulary entry stands for: one for a byte-fallback token (`<0xE4>`), several for
+/// an entry written in GPT-2's byte alphabet (`ä½`); `None` for any other.
 pub(crate) fn token_bytes(token: &str) -> Option<Vec<u8>> {
     match byte_fallback(token) {
         Some(byte) => Some(vec![byte]),

@@ -57,8 +57,8 @@ impl Tokenizer {
     /// Loads `tokenizer.json` and lays over it the tokens that `tokenizer_config.json`,
     /// `added_tokens.json` and `special_tokens_map.json` declare, as transformers 5 does.
     ///
-    /// Truncation and padding stored in `tokenizer.json` are switched off, as HuggingFace does unless
-    /// asked: the ids of a text are all its ids.
+    /// Truncation and padding stored in `tokenizer.json` are switched off, as HuggingFace does
+    /// unless asked: the ids of a text are all its ids.
     ///
     /// # Errors
     /// No `tokenizer.json`, or files that cannot be used.
@@ -154,8 +154,8 @@ impl Tokenizer {
         &self.remarks
     }
 
-    /// Decides about BOS in front of a bare text, whatever the post-processor of `tokenizer.json` does:
-    /// `Some(true)` for exactly one, `Some(false)` for none but what the text itself holds,
+    /// Decides about BOS in front of a bare text, whatever the post-processor of `tokenizer.json`
+    /// does: `Some(true)` for exactly one, `Some(false)` for none but what the text itself holds,
     /// `None` for what the post-processor does.
     ///
     /// # Errors
@@ -202,8 +202,8 @@ impl Tokenizer {
     }
 
     /// The ids of a text that goes on from another, such as an answer from its prompt: no special
-    /// tokens around it and no mark or space before its first character, where the tokenizer puts one
-    /// at the start of a text. Inside the text everything is as ever.
+    /// tokens around it and no mark or space before its first character, where the tokenizer puts
+    /// one at the start of a text. Inside the text everything is as ever.
     ///
     /// # Errors
     /// A text this tokenizer has no ids for.

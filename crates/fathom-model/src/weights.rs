@@ -35,8 +35,8 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// The weights of a checkpoint directory, memory-mapped.
 ///
-/// Headers and index are checked when it is opened, so that every tensor is known to lie in its file;
-/// the values are checked as they are asked for.
+/// Headers and index are checked when it is opened, so that every tensor is known to lie in its
+/// file; the values are checked as they are asked for.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// In the order of their names.
@@ -92,13 +92,13 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Checkpoint::open`], with the LoRA adapter that the directory `adapter` holds in PEFT's format, where
-    /// one is given: matrices, vectors and the fingerprint are those of the merged model from then on, and
-    /// take no more memory than the one that is asked for.
+    /// As [`Checkpoint::open`], with the LoRA adapter that the directory `adapter` holds in PEFT's
+    /// format, where one is given: matrices, vectors and the fingerprint are those of the merged
+    /// model from then on, and take no more memory than the one that is asked for.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; with an adapter also as [`Checkpoint::check`], and an adapter of another kind
-    /// or another model, or a damaged one.
+    /// As [`Checkpoint::open`]; with an adapter also as [`Checkpoint::check`], and an adapter of
+    /// another kind or another model, or a damaged one.
     pub fn open_adapted(
         dir: &Path,
         adapter: Option<&Path>,
@@ -177,8 +177,9 @@ impl Checkpoint {
         self.find(name).is_some()
     }
 
-    /// The tensor of this HuggingFace name as the files have it; in a checkpoint without the leading `model.`, or with a prefix
-    /// before all names, HuggingFace's find their tensors nevertheless.
+    /// The tensor of this HuggingFace name as the files have it; in a checkpoint without the
+    /// leading `model.`, or with a prefix before all names, HuggingFace's find their tensors
+    /// nevertheless.
     ///
     /// # Errors
     /// There is none, or its elements are not BF16, F16 or F32.
@@ -249,8 +250,8 @@ impl Checkpoint {
         Some((adapter, adapter.merge(name)?))
     }
 
-    /// Whether the output head is the embedding. HuggingFace ties them when the config says so, except
-    /// that a checkpoint which brings a different `lm_head.weight` keeps it.
+    /// Whether the output head is the embedding. HuggingFace ties them when the config says so,
+    /// except that a checkpoint which brings a different `lm_head.weight` keeps it.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`].
@@ -269,9 +270,9 @@ impl Checkpoint {
         Ok((head.dtype, head.shape, head.bytes) == (embed.dtype, embed.shape, embed.bytes))
     }
 
-    /// Tells the operating system that what has been read of the files so far is not needed any more, so
-    /// that packed copies and the files do not both stay in memory. Reading it again is correct, only
-    /// slower. Does nothing where there is no such call.
+    /// Tells the operating system that what has been read of the files so far is not needed any
+    /// more, so that packed copies and the files do not both stay in memory. Reading it again is
+    /// correct, only slower. Does nothing where there is no such call.
     pub fn release(&self) {
         self.shards.iter().for_each(Shard::release);
         self.adapter.iter().for_each(Adapter::release);
@@ -327,21 +328,24 @@ impl Shard {
         if metadata.len() == 0 {
             return Err(Error::file(&path, "is empty, expected a safetensors file"));
         }
-        // SAFETY: the mapping is read-only and lives as long as every slice borrowed from it. That the
-        // file is not changed meanwhile is asked of whoever owns the checkpoint, as by every reader that
-        // maps one: published files are replaced, not rewritten. Truncating it would raise SIGBUS and
-        // rewriting it would change weights; neither can reach beyond the mapped range.
+        // SAFETY: the mapping is read-only and lives as long as every slice borrowed from it. That
+        // the file is not changed meanwhile is asked of whoever owns the checkpoint, as by every
+        // reader that maps one: published files are replaced, not rewritten. Truncating it would
+        // raise SIGBUS and rewriting it would change weights; neither can reach beyond the mapped
+        // range.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "cannot be mapped"))?;
         let tensors = parse_header(&path, &map)?;
         Ok(Shard { path, map, tensors })
     }
 
-    /// [`Checkpoint::release`] of one file: all of it, since reading a few bytes can map a few megabytes.
+    /// [`Checkpoint::release`] of one file: all of it, since reading a few bytes can map a few
+    /// megabytes.
     pub(crate) fn release(&self) {
         #[cfg(unix)]
         {
-            // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from the file
-            // again; borrowed slices of it keep their contents. Failure leaves everything as it was.
+            // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from
+            // the file again; borrowed slices of it keep their contents. Failure leaves everything
+            // as it was.
             let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }

@@ -288,7 +288,8 @@ fn rendered(files: &[(&str, &str)], tools: Value) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Each as `AutoTokenizer.from_pretrained(dir).apply_chat_template(..., tools=...)` of transformers 5.24.
+/// Each as `AutoTokenizer.from_pretrained(dir).apply_chat_template(..., tools=...)` of transformers
+/// 5.24.
 #[test]
 fn which_template_is_rendered_with_tools() {
     let jinja = ("chat_template.jinja", "jinja");

@@ -404,7 +404,8 @@ fn configs_that_are_used_as_they_are_have_no_remarks() {
     }
 }
 
-/// Fields of a rotary embedding that its type does not use change nothing, whatever they were meant for.
+/// Fields of a rotary embedding that its type does not use change nothing, whatever they were meant
+/// for.
 #[test]
 fn rope_fields_without_effect_are_named() {
     let yarn = |more: Value| {
@@ -763,7 +764,8 @@ const ROPE_KEYS: &[&str] = &[
 ];
 
 proptest! {
-    /// Whatever the fields hold, there is a config or an error; and a config's rope has finite numbers.
+    /// Whatever the fields hold, there is a config or an error; and a config's rope has finite
+    /// numbers.
     #[test]
     fn no_field_can_break_the_parser(
         family in prop::sample::select(&["llama", "mistral", "qwen2", "qwen3", "phi3"][..]),

@@ -1,5 +1,5 @@
-//! A row's bits depend on its own sequence and the weights: not on what is computed beside it, on how
-//! the text is cut, on the number of threads, or on who is looking.
+//! A row's bits depend on its own sequence and the weights: not on what is computed beside it, on
+//! how the text is cut, on the number of threads, or on who is looking.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -313,8 +313,8 @@ fn an_edit_reaches_what_follows_it_and_nothing_else() {
     };
     let zero = |values: &mut [f32]| values.fill(0.0);
     let plain = logits(None);
-    // Switching the MLP of layer 2 off at its gate, its activation, its product or its output is one
-    // and the same thing, and not the same as leaving it on.
+    // Switching the MLP of layer 2 off at its gate, its activation, its product or its output is
+    // one and the same thing, and not the same as leaving it on.
     let off = logits(Some(&mut Replace(Site::MlpOut, 2, zero)));
     assert!(off != plain);
     for site in [Site::MlpGate, Site::MlpUp, Site::MlpAct, Site::MlpElementwise] {

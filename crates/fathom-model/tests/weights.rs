@@ -392,8 +392,8 @@ fn broken_indices_are_refused() {
     }
 }
 
-/// The single file comes first, as in HuggingFace; shards may lie in subdirectories, and links may lead
-/// out, as those of the hub's cache do.
+/// The single file comes first, as in HuggingFace; shards may lie in subdirectories, and links may
+/// lead out, as those of the hub's cache do.
 #[test]
 fn what_is_opened() {
     let value = |dir: &Path| Checkpoint::open(dir).unwrap().vector("a", 1).unwrap()[0];
@@ -492,8 +492,8 @@ fn fingerprints_tell_checkpoints_apart() {
 }
 
 proptest! {
-    /// Bytes of a real file, some of them overwritten, some of the end cut off: read or refused, and
-    /// what is read lies in the file.
+    /// Bytes of a real file, some of them overwritten, some of the end cut off: read or refused,
+    /// and what is read lies in the file.
     #[test]
     fn no_bytes_can_break_the_header_parser(
         edits in prop::collection::vec((0usize..6000, any::<u8>()), 0..8),

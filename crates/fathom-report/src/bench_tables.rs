@@ -18,7 +18,8 @@ pub struct BenchRow {
     pub speedup: f64,
     /// The same as the simulator expects it.
     pub predicted: Option<f64>,
-    /// Of the choice among all ways: its throughput relative to the best single way's, turn by turn.
+    /// Of the choice among all ways: its throughput relative to the best single way's, turn by
+    /// turn.
     pub of_best: Option<f64>,
 }
 

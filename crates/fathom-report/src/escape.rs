@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-/// A text for HTML and SVG, inside elements and inside quoted attributes. Characters that XML forbids are
-/// replaced, and those that turn the direction of a line are written out.
+/// A text for HTML and SVG, inside elements and inside quoted attributes. Characters that XML
+/// forbids are replaced, and those that turn the direction of a line are written out.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     for c in text.chars() {

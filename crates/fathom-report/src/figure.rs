@@ -1,10 +1,11 @@
 //! Figures: panels of marks on axes, drawn as SVG.
 //!
-//! The drawing is our own. A plotting library draws pixels or finished pictures; here every mark carries its
-//! value and its series, so that one small script makes a still picture answer to a pointer, a finger or a
-//! key; text takes the colour of the page it stands on, light or dark; and the same panel stands alone in the
-//! page, where a phone shows one below the other, and together with the others in the file for a paper.
-//! That is a few hundred lines, against megabytes of script that a page would have to carry.
+//! The drawing is our own. A plotting library draws pixels or finished pictures; here every mark
+//! carries its value and its series, so that one small script makes a still picture answer to a
+//! pointer, a finger or a key; text takes the colour of the page it stands on, light or dark; and
+//! the same panel stands alone in the page, where a phone shows one below the other, and together
+//! with the others in the file for a paper. That is a few hundred lines, against megabytes of
+//! script that a page would have to carry.
 
 mod scale;
 mod svg;
@@ -88,7 +89,8 @@ pub struct Frame {
     pub label: String,
     /// What is said of each panel.
     pub notes: Vec<String>,
-    /// For each panel the places of its dots in their order, in axis values; where there is none, NaN.
+    /// For each panel the places of its dots in their order, in axis values; where there is none,
+    /// NaN.
     pub dots: Vec<Vec<(f64, f64)>>,
     /// For each panel the ends of its line, where it has one.
     pub lines: Vec<Option<[(f64, f64); 2]>>,
@@ -105,8 +107,8 @@ pub struct Series {
     pub symbol: Symbol,
 }
 
-/// The palette of Okabe and Ito, which people of every colour vision can tell apart, less the yellow that white
-/// swallows; and the colour of the text.
+/// The palette of Okabe and Ito, which people of every colour vision can tell apart, less the
+/// yellow that white swallows; and the colour of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Color {
     /// The text's own.

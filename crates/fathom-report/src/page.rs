@@ -1,8 +1,8 @@
 //! The page: one HTML file that needs nothing else.
 //!
-//! Everything stands in it as plain HTML and SVG; the script at its end only makes it answer. The policy in
-//! its head lets nothing load and no other script run, so that a text of a run that got through the escaping would
-//! still do nothing.
+//! Everything stands in it as plain HTML and SVG; the script at its end only makes it answer. The
+//! policy in its head lets nothing load and no other script run, so that a text of a run that got
+//! through the escaping would still do nothing.
 
 mod data;
 mod examples;

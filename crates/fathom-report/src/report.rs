@@ -37,8 +37,8 @@ impl Report {
     /// Reads runs, finished or not, and draws their figures.
     ///
     /// # Errors
-    /// No runs, or the same twice; a directory that holds no run, or one of another version; tables that are
-    /// missing or damaged.
+    /// No runs, or the same twice; a directory that holds no run, or one of another version; tables
+    /// that are missing or damaged.
     pub fn new(runs: &[PathBuf]) -> Result<Report> {
         if runs.is_empty() {
             return Err(Error::Request("there are no runs to report".to_owned()));
@@ -99,9 +99,9 @@ impl Report {
         Err(Error::Request(format!("there is no figure `{name}`: expected one of {names}")))
     }
 
-    /// Writes the page to `page` and the figures under `dir`: directly with one run, with several those of all
-    /// runs there and each run's in a directory of its own. The page holds the text of the first `texts`
-    /// traces of each run.
+    /// Writes the page to `page` and the figures under `dir`: directly with one run, with several
+    /// those of all runs there and each run's in a directory of its own. The page holds the text of
+    /// the first `texts` traces of each run.
     ///
     /// # Errors
     /// A place that cannot be written; a file at `page` that is no report.

@@ -76,8 +76,8 @@ impl Source {
     /// Reads a run, finished or not, as the `number`-th of a report.
     ///
     /// # Errors
-    /// A directory that holds no run, or one of another version; tables that are missing or damaged. What
-    /// `explain` stored is no reason to fail: the report says what is wrong with it.
+    /// A directory that holds no run, or one of another version; tables that are missing or
+    /// damaged. What `explain` stored is no reason to fail: the report says what is wrong with it.
     pub fn read(dir: &Path, number: usize) -> Result<Source> {
         let run = Run::open_unfinished(dir)?;
         let traces = run.detections()?;
@@ -165,8 +165,8 @@ pub struct LevelEntry {
     pub level: Level,
     /// Its letter, the same everywhere in the report; `·` for all behind the 26 most frequent.
     pub letter: String,
-    /// Its group in figures that have no room for all: one of the [`LevelBook::GROUPS`] most frequent each, or the
-    /// rest.
+    /// Its group in figures that have no room for all: one of the [`LevelBook::GROUPS`] most
+    /// frequent each, or the rest.
     pub group: usize,
 }
 

@@ -11,8 +11,8 @@ use crate::{percent, plural};
 /// Tokens named as the most frequent ones.
 const TOP_TOKENS: usize = 5;
 
-/// What the traces of a run turned out to hold, a few sentences a line each, worth reading whether there
-/// are sinks or not.
+/// What the traces of a run turned out to hold, a few sentences a line each, worth reading whether
+/// there are sinks or not.
 pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     let row = SinkRow::new(&manifest.model.name(), Some(manifest.model.rope_base), traces);
     let found = |finding| row.findings.get(&finding).copied().unwrap_or(0);
@@ -131,7 +131,8 @@ fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) ->
     )
 }
 
-/// How much attention sinks draw, where it was measured: being aligned is not yet drawing attention.
+/// How much attention sinks draw, where it was measured: being aligned is not yet drawing
+/// attention.
 fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
     let drawn = |class: Class| {
         let scores = traces.iter().flat_map(|trace| trace.of_class(class)).flat_map(|sink| {

@@ -14,8 +14,8 @@ pub struct DetectOptions {
     pub preset: Preset,
     /// τ: a token is a sink where its cosine with the reference is above.
     pub threshold: f32,
-    /// The reference is a primary sink when its norm rises by at least this many times that of the mean
-    /// token; see [`Detection::rise`].
+    /// The reference is a primary sink when its norm rises by at least this many times that of the
+    /// mean token; see [`Detection::rise`].
     pub rise_factor: f32,
 }
 
@@ -42,8 +42,8 @@ impl Clip {
     }
 
     /// Where the norm of the reference rises most, up to where it then falls most (definition 2.1).
-    /// `None` with fewer than two layers, which can show no rise. When the largest rise is the last one
-    /// the reference is never seen to fall, and stays a sink to the end.
+    /// `None` with fewer than two layers, which can show no rise. When the largest rise is the last
+    /// one the reference is never seen to fall, and stays a sink to the end.
     fn of(reference_norm: &[f32]) -> Option<Clip> {
         let steps: Vec<f32> = reference_norm.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let start = first_best(&steps, |step, best| step > best)? + 1;
@@ -86,9 +86,9 @@ pub struct Detection {
     pub reference: usize,
     /// Where the reference's norm rises and falls; `None` when [`Finding::TooShort`].
     pub clip: Option<Clip>,
-    /// By how much the norm of the reference rises into the clip's first layer, in mean norms of the tokens
-    /// not aligned with it there (in its own norm before, where every token is aligned); 0 when
-    /// [`Finding::TooShort`].
+    /// By how much the norm of the reference rises into the clip's first layer, in mean norms of
+    /// the tokens not aligned with it there (in its own norm before, where every token is aligned);
+    /// 0 when [`Finding::TooShort`].
     pub rise: f32,
     /// The sinks by position, the reference among them; empty without a primary sink.
     pub sinks: Vec<Sink>,

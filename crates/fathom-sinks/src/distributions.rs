@@ -45,8 +45,8 @@ pub struct Bin {
     pub count: usize,
 }
 
-/// Positions of the given sinks in `bins` equal bins over positions `0..longest`, `longest` being the
-/// length of the longest trace. Empty when either is 0; positions beyond go into the last bin.
+/// Positions of the given sinks in `bins` equal bins over positions `0..longest`, `longest` being
+/// the length of the longest trace. Empty when either is 0; positions beyond go into the last bin.
 pub fn position_histogram<'a>(
     sinks: impl IntoIterator<Item = &'a Sink>,
     longest: usize,

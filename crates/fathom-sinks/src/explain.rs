@@ -1,7 +1,7 @@
 //! How sinks form and what they do: the paper's sections 4 and 5, on a finished run.
 //!
-//! Each [`Analysis`] has its result in `RUN/explain/<analysis>.json`, a [`Stored`] envelope around the
-//! type of the module of that name; [`read`] gets it back.
+//! Each [`Analysis`] has its result in `RUN/explain/<analysis>.json`, a [`Stored`] envelope around
+//! the type of the module of that name; [`read`] gets it back.
 
 mod again;
 mod clusters;

@@ -53,8 +53,8 @@ impl Preset {
         }
     }
 
-    /// Grades a token that is a sink at `layers` (ascending, not empty) of a model with `model_layers`
-    /// layers whose reference is a sink at `clip`.
+    /// Grades a token that is a sink at `layers` (ascending, not empty) of a model with
+    /// `model_layers` layers whose reference is a sink at `clip`.
     pub fn classify(self, layers: &[usize], clip: Clip, model_layers: usize) -> Class {
         let lifetime = layers.len();
         match self {

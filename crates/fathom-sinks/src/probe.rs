@@ -19,15 +19,15 @@ pub struct ScalarOptions {
     pub final_state: bool,
 }
 
-/// Fills [`TraceScalars`] while a trace runs through the model, in chunks of any size. Of the hidden
-/// states only those up to the last candidate are kept.
+/// Fills [`TraceScalars`] while a trace runs through the model, in chunks of any size. Of the
+/// hidden states only those up to the last candidate are kept.
 ///
 /// For a pass over a single sequence.
 #[derive(Debug)]
 pub struct ScalarProbe {
     scalars: TraceScalars,
-    /// Hidden states of the positions up to the last candidate, per layer; the last entry is for the
-    /// state after the final norm.
+    /// Hidden states of the positions up to the last candidate, per layer; the last entry is for
+    /// the state after the final norm.
     leading: Vec<Vec<f32>>,
     leading_positions: usize,
     seen: usize,

@@ -9,10 +9,10 @@
 //! RUN/scores.parquet     sink scores per layer and token, where attention was measured
 //! ```
 //!
-//! A scan writes trace by trace: first the trace's rows as small parquet files under `RUN/parts`, then its
-//! line in `detections.jsonl`, each durable before the next. The line commits the trace. At the end the
-//! parts become the parquet files above. Whenever the process dies, [`RunWriter::resume`] goes on from
-//! there and ends with the same bytes.
+//! A scan writes trace by trace: first the trace's rows as small parquet files under `RUN/parts`,
+//! then its line in `detections.jsonl`, each durable before the next. The line commits the trace.
+//! At the end the parts become the parquet files above. Whenever the process dies,
+//! [`RunWriter::resume`] goes on from there and ends with the same bytes.
 
 pub(crate) mod durable;
 mod fingerprint;
@@ -83,7 +83,8 @@ impl Run {
     /// Opens a finished run.
     ///
     /// # Errors
-    /// A directory that holds no run, one of another version of the format, or one that did not finish.
+    /// A directory that holds no run, one of another version of the format, or one that did not
+    /// finish.
     pub fn open(dir: &Path) -> Result<Run> {
         let run = Run::open_unfinished(dir)?;
         if !run.is_complete() {
@@ -127,7 +128,8 @@ impl Run {
     /// The sinks, trace by trace.
     ///
     /// # Errors
-    /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest says.
+    /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest
+    /// says.
     pub fn detections(&self) -> Result<Vec<TraceDetection>> {
         let path = self.dir.join(DETECTIONS);
         if !self.is_complete() {

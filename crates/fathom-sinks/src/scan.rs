@@ -114,8 +114,8 @@ pub struct TraceScan {
 /// `token_text` says what a token id stands for, where that is known.
 ///
 /// # Errors
-/// No traces; a trace the model cannot be given; activations that are not finite; a disk that is full.
-/// What was recorded before stays, and the run can be resumed.
+/// No traces; a trace the model cannot be given; activations that are not finite; a disk that is
+/// full. What was recorded before stays, and the run can be resumed.
 pub fn scan<B: Backend>(
     model: &Model<B>,
     traces: &[TokenizedTrace],

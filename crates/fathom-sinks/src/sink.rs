@@ -24,8 +24,8 @@ pub struct Sink {
     pub sink_score: Option<Vec<f32>>,
 }
 
-/// Cosines and norms of a sink. Attention of layer l reads the output of layer l-1, so the first key and
-/// value that know of the sink are those of l_start + 1.
+/// Cosines and norms of a sink. Attention of layer l reads the output of layer l-1, so the first
+/// key and value that know of the sink are those of l_start + 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Least cosine with the reference over its layers; in the preset `upstream` least |cosine|.

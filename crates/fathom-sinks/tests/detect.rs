@@ -35,8 +35,8 @@ fn found(detection: &Detection) -> Vec<(usize, Class, Vec<usize>)> {
 }
 
 /// Reference rises at 1 and falls at 5. Position 1 a second primary, 2 a primary that ends a layer
-/// early, 3 secondary from 2 with a gap, 4 ends early (secondary), 5 noise, 6 ordinary, 7 anti-aligned,
-/// 8 aligned outside the clip only.
+/// early, 3 secondary from 2 with a gap, 4 ends early (secondary), 5 noise, 6 ordinary, 7
+/// anti-aligned, 8 aligned outside the clip only.
 fn six_layers() -> TraceScalars {
     let norms = [
         [2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
@@ -119,8 +119,9 @@ fn a_reference_that_never_rises_is_no_sink() {
     assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, -10.0));
 }
 
-/// Measured on a small trained model: position 0 is large from the first layer on, doubles at the third,
-/// stands out more than five times, and yet draws a hundredth of the attention. What counts is the rise.
+/// Measured on a small trained model: position 0 is large from the first layer on, doubles at the
+/// third, stands out more than five times, and yet draws a hundredth of the attention. What counts
+/// is the rise.
 #[test]
 fn being_large_is_not_rising() {
     let norms = [[849.0, 420.0, 420.0], [2147.0, 388.0, 388.0], [2258.0, 824.0, 824.0]];

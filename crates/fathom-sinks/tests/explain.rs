@@ -132,7 +132,8 @@ fn at(sink: &SinkStages, layer: usize, stage: Stage) -> f32 {
 #[test]
 fn stages_rise_to_the_sink_direction_in_the_layer_that_was_planted() {
     let (fresh, _) = Planted::explained_fresh();
-    // HuggingFace's own cosines of `basic` are 0.9897 to 0.9998: something is planted beside the direction.
+    // HuggingFace's own cosines of `basic` are 0.9897 to 0.9998: something is planted beside the
+    // direction.
     for (planted, least) in [(Planted::explained(), 0.9895), (fresh, 0.99)] {
         let stages: Stages = planted.result();
         assert!(stages.sinks.len() > 20);
@@ -178,11 +179,12 @@ fn swapping_before_the_planted_cause_suppresses_and_after_l_start_does_not() {
         match cell.site.as_str() {
             // The state carries everything until the MLP of l_start has written the sink direction.
             "resid_post" => assert_eq!(share, f64::from(cell.layer <= cell.l_start), "{cell:?}"),
-            // `early` needs the feature that the MLP of layer 3 writes. To the other sinks the mean of
-            // that layer matters too: `huge`, a decoy, gets its norm of 900 there.
+            // `early` needs the feature that the MLP of layer 3 writes. To the other sinks the mean
+            // of that layer matters too: `huge`, a decoy, gets its norm of 900 there.
             "mlp_out" if cell.layer == 3 => assert!(share == 1.0 || cell.l_start != 7, "{cell:?}"),
             "mlp_out" => assert_eq!(share, f64::from(cell.layer == cell.l_start), "{cell:?}"),
-            // `context`, which shares l_start 6 with `level1`, needs what attention copies at layer 4.
+            // `context`, which shares l_start 6 with `level1`, needs what attention copies at layer
+            // 4.
             "attn_out" => {
                 let some = (cell.l_start, cell.layer) == (6, 4);
                 assert_eq!(share > 0.0, some, "{cell:?}");
@@ -456,8 +458,8 @@ fn the_residual_stream_is_compressed_where_the_reference_is_a_sink() {
     }
 }
 
-/// The planted neurons read a marker. Along the component that has it the MLP writes the sink direction,
-/// with much of the sinks' own norm; along the others it writes next to nothing.
+/// The planted neurons read a marker. Along the component that has it the MLP writes the sink
+/// direction, with much of the sinks' own norm; along the others it writes next to nothing.
 #[test]
 fn the_mlp_s_input_is_low_rank_and_the_planted_key_drives_the_output() {
     let (fresh, _) = Planted::explained_fresh();
@@ -507,8 +509,8 @@ fn future_sinks_stand_apart_before_they_are_sinks() {
     let separability = |layer| at("resid_post", layer).separability;
     assert!(separability(3) < 0.9 && separability(4) > 0.92 && separability(8) > 0.95);
     assert!(at("resid_post", 8).silhouette > 0.4 && at("resid_post", 0).silhouette < 0.2);
-    // Of the sinks of layer 6, some (`context`) become different from tokens of the same id by what attention
-    // copies at layer 4; those made at other layers have ids of their own.
+    // Of the sinks of layer 6, some (`context`) become different from tokens of the same id by what
+    // attention copies at layer 4; those made at other layers have ids of their own.
     let decided = |l_start: usize, site: &str| {
         let of = |d: &&Decision| d.l_start == l_start && d.site == site;
         clusters.decisions.iter().find(of).unwrap()

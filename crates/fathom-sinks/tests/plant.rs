@@ -202,7 +202,8 @@ fn larger_sinks_draw_more_attention_and_pass_on_less() {
         };
         let value = |t: usize| measured.scalars.value_norm.at(layer, t);
 
-        // The last tokens draw attention from few; all are taken from where there is text to follow.
+        // The last tokens draw attention from few; all are taken from where there is text to
+        // follow.
         let of_kind = |kind: &str| -> Vec<usize> {
             let sinks = sequence.sinks.iter().filter(|sink| sink.kind == kind);
             sinks.map(|sink| sink.position).filter(|t| *t < tokens - 100).collect()

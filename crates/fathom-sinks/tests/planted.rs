@@ -124,8 +124,8 @@ fn cosines_and_norms_are_huggingface_s() {
     }
 }
 
-/// Unlike a real model's, the plant's secondary sinks differ from its primary in |cosine| too little
-/// to tell apart by counting layers: with 16 layers every lifetime is at least L - 15.
+/// Unlike a real model's, the plant's secondary sinks differ from its primary in |cosine| too
+/// little to tell apart by counting layers: with 16 layers every lifetime is at least L - 15.
 #[test]
 fn upstream_s_rules_cannot_grade_sixteen_layers() {
     let options = ScanOptions::new(Preset::Upstream);

@@ -1,5 +1,5 @@
-//! The published detections, read and counted. Expected numbers come from counting the files by hand: a
-//! dozen lines of Python over the raw JSON.
+//! The published detections, read and counted. Expected numbers come from counting the files by
+//! hand: a dozen lines of Python over the raw JSON.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};

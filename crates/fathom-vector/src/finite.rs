@@ -29,8 +29,8 @@ fn first_on(isa: Supported, matrix: WeightView<'_>) -> Option<(usize, usize)> {
     Some((index / matrix.columns, index % matrix.columns))
 }
 
-/// Bytes searched without a branch per element: the search stops for good at the first hit. A multiple of
-/// every element's size.
+/// Bytes searched without a branch per element: the search stops for good at the first hit. A
+/// multiple of every element's size.
 const CHUNK: usize = 4096;
 
 /// Where the first NaN or infinity begins.
@@ -42,8 +42,8 @@ fn first_byte_on(isa: Supported, bytes: &[u8], dtype: DType) -> Option<usize> {
     Some(from + index * dtype.size())
 }
 
-/// Whether any element has all exponent bits set. Compiled for each instruction set, whose vectors the
-/// compiler uses by itself.
+/// Whether any element has all exponent bits set. Compiled for each instruction set, whose vectors
+/// the compiler uses by itself.
 struct HasNonFinite<'a> {
     bytes: &'a [u8],
     dtype: DType,

@@ -119,8 +119,8 @@ mod tests {
         assert_eq!(first_difference(&left, &texts(&[&[1, 2, 3], &[4, 6]])), Some((1, 1)));
     }
 
-    /// Nine drafts in ten accepted, five drafted in the time of one pass over whatever: the closed formula gives
-    /// 1/(1-α) tokens in 1 + α/(1-α^5) steps.
+    /// Nine drafts in ten accepted, five drafted in the time of one pass over whatever: the closed
+    /// formula gives 1/(1-α) tokens in 1 + α/(1-α^5) steps.
     #[test]
     fn a_prediction_is_made_of_measured_costs() {
         let mut metrics = EngineMetrics::default();

@@ -1,4 +1,5 @@
-//! Who is in the batch: admission by room in the caches, prefill, and who has to wait when they are full.
+//! Who is in the batch: admission by room in the caches, prefill, and who has to wait when they are
+//! full.
 
 use std::time::Instant;
 
@@ -92,8 +93,8 @@ impl<B: Backend> Engine<B> {
         self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
     }
 
-    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to wait; they
-    /// keep their text and resume where they were.
+    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to
+    /// wait; they keep their text and resume where they were.
     pub(super) fn preempt(&mut self) {
         while self.pages_wanted() > self.options.kv_pages {
             let youngest = match self.prefilling.pop_back() {

@@ -17,8 +17,8 @@ use crate::{Drafted, History, Proposal, Sampler};
 /// Tokens a sequence is behind by before it drafts, after a step that accepted everything.
 const RIDES_ALONG: usize = 2;
 
-/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, which is not empty,
-/// and draft `gamma` tokens after it (none: just take in).
+/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, which
+/// is not empty, and draft `gamma` tokens after it (none: just take in).
 pub(super) struct DraftItem {
     pub slot: u64,
     /// Length of the prompt.
@@ -175,8 +175,8 @@ struct Draft<B: Backend> {
 /// What is kept of a request between jobs.
 struct Known<B: Backend> {
     sequence: Sequence<B>,
-    /// The tokens of the sequence and what was drafted after them, counted, where logits are processed
-    /// by it.
+    /// The tokens of the sequence and what was drafted after them, counted, where logits are
+    /// processed by it.
     history: Option<History>,
 }
 
@@ -232,8 +232,8 @@ impl<B: Backend> Draft<B> {
         Ok(Drafting { item, sequence, history, chunk: Proposal::new() })
     }
 
-    /// Takes in what the sequences are behind by, all in one pass where it is a chunk of prefill or less.
-    /// What a step usually adds rides along with the first drafted token's pass.
+    /// Takes in what the sequences are behind by, all in one pass where it is a chunk of prefill or
+    /// less. What a step usually adds rides along with the first drafted token's pass.
     fn take_in(&self, all: &mut [Drafting<B>]) -> Result<()> {
         let mut behind = Vec::new();
         for d in all.iter_mut() {

@@ -17,8 +17,8 @@ pub(super) struct Scores<B: Backend> {
 }
 
 impl<B: Backend> Scores<B> {
-    /// Runs `steps` through `model`. If all requests take the most likely tokens as they are, no logits are
-    /// kept. Ids from `limit` on are not considered.
+    /// Runs `steps` through `model`. If all requests take the most likely tokens as they are, no
+    /// logits are kept. Ids from `limit` on are not considered.
     ///
     /// # Errors
     /// As [`Model::forward`].

@@ -83,8 +83,8 @@ impl<B: Backend> Slot<B> {
         self.speculates
     }
 
-    /// Whether its next tokens are the most likely ones of the target's own logits: those are then not
-    /// needed.
+    /// Whether its next tokens are the most likely ones of the target's own logits: those are then
+    /// not needed.
     pub fn takes_argmax(&self) -> bool {
         self.sampler.takes_argmax(self.text.generated().len())
     }
@@ -102,7 +102,8 @@ impl<B: Backend> Slot<B> {
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
-    /// The part of the text that must be in both caches before the first step: all but its last token.
+    /// The part of the text that must be in both caches before the first step: all but its last
+    /// token.
     fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
         &tokens[..tokens.len().saturating_sub(1)]
@@ -162,8 +163,9 @@ impl<B: Backend> Slot<B> {
         followed.min(self.text.remaining())
     }
 
-    /// Most tokens that a cache holds at the end of a step with chunks of at most `gamma`: text, pending drafts
-    /// and the chunk, as far as there is room; without room, text and the target's next token.
+    /// Most tokens that a cache holds at the end of a step with chunks of at most `gamma`: text,
+    /// pending drafts and the chunk, as far as there is room; without room, text and the target's
+    /// next token.
     pub fn reach(&self, gamma: usize) -> usize {
         let drafts = (self.pearl.pending().len() + gamma).min(self.room());
         self.text.tokens().len() + drafts.max(1)

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Gives out what is numbered 0, 1, 2, … in that order, each as soon as it and all before it are there.
+/// Gives out what is numbered 0, 1, 2, … in that order, each as soon as it and all before it are
+/// there.
 #[derive(Clone, Debug, Default)]
 pub struct InOrder<T> {
     next: u64,

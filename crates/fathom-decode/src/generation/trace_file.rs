@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 
 use super::{Generation, InOrder, Task, TraceLine};
 
-/// An output file being written. Texts end in any order; lines are written in the order of the tasks, so
-/// a line is in the file when it and all before it are. Dropped at any time, it can be resumed.
+/// An output file being written. Texts end in any order; lines are written in the order of the
+/// tasks, so a line is in the file when it and all before it are. Dropped at any time, it can be
+/// resumed.
 #[derive(Debug)]
 pub struct TraceFile {
     path: PathBuf,
@@ -49,11 +50,12 @@ impl TraceFile {
         TraceFile::locked(path, file, line)
     }
 
-    /// Goes on with the file at `path`, or starts it: keeps its whole lines, which must be the first of
-    /// `tasks`, and drops a line that was cut short.
+    /// Goes on with the file at `path`, or starts it: keeps its whole lines, which must be the
+    /// first of `tasks`, and drops a line that was cut short.
     ///
     /// # Errors
-    /// A line of other tasks, another model or other parameters; a file that another process writes.
+    /// A line of other tasks, another model or other parameters; a file that another process
+    /// writes.
     pub fn resume(path: &Path, line: TraceLine, tasks: &[Task]) -> Result<TraceFile> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);

@@ -17,9 +17,9 @@ pub struct Origin {
     pub precision: String,
 }
 
-/// Writes lines. A line is a function of target, prompt, sampling parameters and the text alone: it does
-/// not tell how the text was decoded, so plain and speculative decoding write the same bytes at
-/// temperature 0.
+/// Writes lines. A line is a function of target, prompt, sampling parameters and the text alone: it
+/// does not tell how the text was decoded, so plain and speculative decoding write the same bytes
+/// at temperature 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceLine {
     /// Which model.

@@ -25,8 +25,8 @@ impl Default for GammaLimits {
 
 /// How many tokens to draft at a time.
 ///
-/// In PEARL's pre-verify phase the target scores one token, which may take less time than to score a chunk:
-/// then the draft has less time too.
+/// In PEARL's pre-verify phase the target scores one token, which may take less time than to score
+/// a chunk: then the draft has less time too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
     /// While every sequence is in pre-verify.
@@ -139,7 +139,8 @@ mod tests {
         }
     }
 
-    /// Where a pass over a chunk costs more than one over a token, the draft has less time in pre-verify.
+    /// Where a pass over a chunk costs more than one over a token, the draft has less time in
+    /// pre-verify.
     #[test]
     fn chunks_are_shorter_while_the_target_has_little_to_score() {
         let speeds = measured(0.2, 1.0, 0.1, 0.9, 1);

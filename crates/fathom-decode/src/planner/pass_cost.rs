@@ -4,15 +4,15 @@ use super::running::Mean;
 
 /// Standard deviation of one pass's measured time, as a share of it.
 const NOISE: f64 = 0.1;
-/// How much the machine's speed changes from pass to pass, likewise: other programs, other machines on the same
-/// host. It makes passes over many rows and over few slower by the same factor.
+/// How much the machine's speed changes from pass to pass, likewise: other programs, other machines
+/// on the same host. It makes passes over many rows and over few slower by the same factor.
 const SPEED_DRIFT: f64 = 0.015;
 /// How much either part of the cost changes by itself, as longer contexts do.
 const SHAPE_DRIFT: f64 = 0.005;
 /// Before a second number of rows was seen: how much of a pass may be in its rows.
 const UNKNOWN_SPLIT: f64 = 0.5;
-/// What lies further from the expected than so many standard deviations counts as that far: another program's
-/// interruption says little about the next pass.
+/// What lies further from the expected than so many standard deviations counts as that far: another
+/// program's interruption says little about the next pass.
 const OUTLIER: f64 = 3.0;
 /// No pass takes less, in seconds, whatever a coarse clock says.
 const SHORTEST: f64 = 1e-9;
@@ -21,11 +21,11 @@ const HOPE: f64 = 2.0;
 
 /// Seconds of a pass by the rows it scores, `pass + row · rows`, estimated by a Kalman filter.
 ///
-/// A least-squares line that forgets confuses two things while passes have the same number of rows: it takes a
-/// machine that has become slower for rows that have become dearer. Here they are apart: a drift that both parts
-/// share is expected to be large, one of either part alone small, and what was learnt of the rows' share stays.
-/// Its uncertainty grows slowly; [`PassCost::hopeful`] makes a number of rows that was not tried for long worth
-/// trying again.
+/// A least-squares line that forgets confuses two things while passes have the same number of rows:
+/// it takes a machine that has become slower for rows that have become dearer. Here they are apart:
+/// a drift that both parts share is expected to be large, one of either part alone small, and what
+/// was learnt of the rows' share stays. Its uncertainty grows slowly; [`PassCost::hopeful`] makes a
+/// number of rows that was not tried for long worth trying again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PassCost {
     /// `None` before the first pass.
@@ -92,7 +92,8 @@ impl PassCost {
         self.below(rows, 0.0)
     }
 
-    /// The same as far as one may hope, the less is known of such passes beside those that were made last.
+    /// The same as far as one may hope, the less is known of such passes beside those that were
+    /// made last.
     pub fn hopeful(&self, rows: f64) -> Option<f64> {
         self.below(rows, HOPE)
     }
@@ -103,7 +104,8 @@ impl PassCost {
         let deviation = estimate.covariance.row_given_seconds(usual).sqrt();
         let hope = deviations * (rows - usual).abs() * deviation;
         let usually = estimate.seconds(usual);
-        // A pass over more rows is never cheaper, and one over fewer costs at least its rows' share.
+        // A pass over more rows is never cheaper, and one over fewer costs at least its rows'
+        // share.
         Some((estimate.seconds(rows) - hope).max(usually * (rows / usual).min(1.0)))
     }
 }

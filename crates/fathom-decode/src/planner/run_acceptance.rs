@@ -1,14 +1,14 @@
 //! How likely a draft is to be accepted, by how long it has been right.
 //!
-//! Acceptance is not independent from token to token: a draft that was right ten times in a row is in a
-//! passage it knows. How long a chunk pays depends on it, so the chances are kept by place in the run. Texts
-//! differ more still: one that the draft knows by heart has hardly a run that ends. What is expected of a
-//! sequence therefore starts from where in a run it is.
+//! Acceptance is not independent from token to token: a draft that was right ten times in a row is
+//! in a passage it knows. How long a chunk pays depends on it, so the chances are kept by place in
+//! the run. Texts differ more still: one that the draft knows by heart has hardly a run that ends.
+//! What is expected of a sequence therefore starts from where in a run it is.
 
 use super::running::Mean;
 
-/// What a judged draft weighs beside the next one at about the same place: the last 300 or so count, which are
-/// some tens of steps of one sequence and five of sixteen.
+/// What a judged draft weighs beside the next one at about the same place: the last 300 or so
+/// count, which are some tens of steps of one sequence and five of sixteen.
 const DECAY: f64 = 0.997;
 /// Each place starts from the overall chance, as from so many drafts of its own.
 const PRIOR: f64 = 4.0;
@@ -35,7 +35,8 @@ impl Default for RunAcceptance {
 }
 
 impl RunAcceptance {
-    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the same run.
+    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the
+    /// same run.
     pub fn record(&mut self, before: usize, judged: usize, accepted: usize) {
         for i in 0..judged {
             let x = if i < accepted { 1.0 } else { 0.0 };
@@ -141,7 +142,8 @@ mod tests {
         );
     }
 
-    /// Half of the runs end at once, the others never: the overall share does not tell, the places do.
+    /// Half of the runs end at once, the others never: the overall share does not tell, the places
+    /// do.
     #[test]
     fn runs_that_come_in_two_kinds_are_seen() {
         let mut acceptance = RunAcceptance::default();

@@ -16,8 +16,9 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Only the first
-    /// `limit` ids take part: what lies behind is padding of the vocabulary and names no token.
+    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Only the
+    /// first `limit` ids take part: what lies behind is padding of the vocabulary and names no
+    /// token.
     ///
     /// # Errors
     /// No logit is a number.

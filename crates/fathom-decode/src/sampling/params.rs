@@ -29,7 +29,8 @@ pub struct SamplingParams {
     pub temperature: f32,
     /// Keeps the `top_k` largest logits (and any equal to the smallest of them); 0 keeps all.
     pub top_k: usize,
-    /// Keeps the fewest most likely tokens whose probabilities sum to at least `top_p`; 1 keeps all.
+    /// Keeps the fewest most likely tokens whose probabilities sum to at least `top_p`; 1 keeps
+    /// all.
     pub top_p: f32,
     /// Keeps the tokens at least `min_p` times as likely as the most likely one; 0 keeps all.
     pub min_p: f32,

@@ -4,13 +4,13 @@
 //! built-in logits processors and `apply_penalties`):
 //! 1. **min-tokens**: the tokens that end a text are ruled out until that many tokens are there;
 //! 2. **logit-bias** is added;
-//! 3. **repetition-penalty**: the logits of tokens of prompt and text are divided by it where they are
-//!    above 0, and multiplied where not;
+//! 3. **repetition-penalty**: the logits of tokens of prompt and text are divided by it where they
+//!    are above 0, and multiplied where not;
 //! 4. **frequency-penalty** is subtracted as often as the token is in the text, then
 //!    **presence-penalty** once where it is.
 //!
-//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]; the most likely
-//! token is that of the logits as they are before those.
+//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]; the most
+//! likely token is that of the logits as they are before those.
 
 use fathom_model::{Error, Result};
 

@@ -1,7 +1,7 @@
 //! Counter-based randomness: a draw is a function of what it is for, not of what was drawn before.
 //!
-//! So a request's text depends neither on the requests beside it nor on the batch, nor on how often a
-//! draft was rolled back and drafted again.
+//! So a request's text depends neither on the requests beside it nor on the batch, nor on how often
+//! a draft was rolled back and drafted again.
 
 /// What a draw at a position is used for; draws for different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,8 @@ mod tests {
         assert_ne!(base, draw(1, 2, 3, Purpose::Accept));
     }
 
-    /// 100 000 draws in 100 bins: χ² has 99 degrees of freedom and exceeds 148.2 with probability 0.001.
+    /// 100 000 draws in 100 bins: χ² has 99 degrees of freedom and exceeds 148.2 with probability
+    /// 0.001.
     #[test]
     fn draws_are_uniform() {
         let mut bins = [0_u32; 100];

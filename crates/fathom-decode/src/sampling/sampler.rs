@@ -9,9 +9,9 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 
 /// Chooses the tokens of one request.
 ///
-/// Two stages, as in vLLM. [`Sampler::process`] changes logits by what stands before them: penalties,
-/// bias, min-tokens. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`] choose from logits so
-/// changed: the most likely token, or by temperature, min-p, top-k and top-p.
+/// Two stages, as in vLLM. [`Sampler::process`] changes logits by what stands before them:
+/// penalties, bias, min-tokens. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`]
+/// choose from logits so changed: the most likely token, or by temperature, min-p, top-k and top-p.
 ///
 /// ```
 /// use fathom_decode::{Sampler, SamplingParams, Verdict};
@@ -43,12 +43,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The sampler of request number `request`. Draft and target share it: p and q go through the same
-    /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
+    /// The sampler of request number `request`. Draft and target share it: p and q go through the
+    /// same processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// What [`SamplingParams::validate`] and [`SamplingParams::validate_ids`] refuse, and min-tokens where
-    /// every token ends a text.
+    /// What [`SamplingParams::validate`] and [`SamplingParams::validate_ids`] refuse, and
+    /// min-tokens where every token ends a text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
         params.validate_ids(limit)?;
@@ -77,20 +77,20 @@ impl Sampler {
         self.processes(0).then(|| History::new(prompt_len))
     }
 
-    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once not, never
-    /// again.
+    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once not,
+    /// never again.
     pub fn processes(&self, generated: usize) -> bool {
         self.processing.applies(generated)
     }
 
-    /// Whether the token after `generated` tokens of the text, and every later one, is the most likely of
-    /// the model's own logits.
+    /// Whether the token after `generated` tokens of the text, and every later one, is the most
+    /// likely of the model's own logits.
     pub fn takes_argmax(&self, generated: usize) -> bool {
         self.params.is_greedy() && !self.processes(generated)
     }
 
-    /// Rules out what min-tokens does, adds the bias and subtracts the penalties: `logits` are a model's,
-    /// target or draft, after `history`.
+    /// Rules out what min-tokens does, adds the bias and subtracts the penalties: `logits` are a
+    /// model's, target or draft, after `history`.
     pub fn process(&self, logits: &mut [f32], history: &History) {
         self.processing.apply(logits, history);
     }
@@ -120,8 +120,8 @@ impl Sampler {
         Ok(p.sample(self.rng.uniform(position, Purpose::Target)))
     }
 
-    /// What the target, with its processed `logits` for `position`, says about a token drafted there:
-    /// exact speculative sampling, so that what stands there afterwards is distributed as p.
+    /// What the target, with its processed `logits` for `position`, says about a token drafted
+    /// there: exact speculative sampling, so that what stands there afterwards is distributed as p.
     ///
     /// # Errors
     /// No logit is a number.
@@ -155,15 +155,15 @@ impl Sampler {
 pub struct LogitsJudge<'a> {
     /// The request's sampler.
     pub sampler: &'a Sampler,
-    /// `[rows, vocab]`, row-major, as the model gives them: row 0 follows the text, row `i` the text and
-    /// `i` drafts.
+    /// `[rows, vocab]`, row-major, as the model gives them: row 0 follows the text, row `i` the
+    /// text and `i` drafts.
     pub logits: &'a [f32],
     /// Width of a row.
     pub vocab: usize,
     /// Position of the token that row 0 predicts: the text's length.
     pub position: usize,
-    /// The text, where the sampler processes logits ([`Sampler::history`]); the drafts are added as they
-    /// are judged.
+    /// The text, where the sampler processes logits ([`Sampler::history`]); the drafts are added as
+    /// they are judged.
     pub history: Option<&'a mut History>,
 }
 
@@ -206,7 +206,8 @@ impl Judge for LogitsJudge<'_> {
     }
 }
 
-/// The target's most likely tokens as a [`Judge`], where the backend has found them: no logits are copied.
+/// The target's most likely tokens as a [`Judge`], where the backend has found them: no logits are
+/// copied.
 pub struct GreedyJudge<'a> {
     /// One token for each row.
     pub best: &'a [u32],

@@ -1,7 +1,7 @@
 //! Toy language models and the smallest engine that decodes with them.
 //!
-//! A toy model's next-token logits are a hash of the whole prefix, so one wrong token, or one stale token
-//! in a cache, changes everything after it.
+//! A toy model's next-token logits are a hash of the whole prefix, so one wrong token, or one stale
+//! token in a cache, changes everything after it.
 
 use fathom_decode::{
     Completion, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,

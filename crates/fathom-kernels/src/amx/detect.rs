@@ -7,9 +7,9 @@ use super::{Amx, Model, Release, TilePairs, TileUnit};
 use crate::gemm::{PANEL, Product, ROW_STRIDE, Tile};
 use crate::simd::{Portable, Simd};
 
-/// Whether CPUID names `amx-tile` and `amx-bf16` (leaf 7). Leaf 0x1D, which describes the tile registers,
-/// is not asked: some hypervisors leave it empty although they offer AMX, and palette 1 is the same
-/// everywhere.
+/// Whether CPUID names `amx-tile` and `amx-bf16` (leaf 7). Leaf 0x1D, which describes the tile
+/// registers, is not asked: some hypervisors leave it empty although they offer AMX, and palette 1
+/// is the same everywhere.
 pub(crate) fn cpuid() -> (bool, bool) {
     if __cpuid_count(0, 0).eax < 7 {
         return (false, false);
@@ -24,9 +24,10 @@ pub(crate) fn unavailable() -> Option<&'static str> {
     REASON.get_or_init(|| try_it().err()).as_deref()
 }
 
-/// Each step makes the next one safe: with tile registers in CPUID and switched on in XCR0 (which only
-/// CPUs that implement them let a system do) and with the system's permission, no instruction on them
-/// is illegal, and palette 1 with shapes within its bounds is valid on every CPU that has them.
+/// Each step makes the next one safe: with tile registers in CPUID and switched on in XCR0 (which
+/// only CPUs that implement them let a system do) and with the system's permission, no instruction
+/// on them is illegal, and palette 1 with shapes within its bounds is valid on every CPU that has
+/// them.
 fn try_it() -> Result<(), String> {
     if !matches!(cpuid(), (true, true)) {
         return Err("the CPU has no AMX-BF16".into());
@@ -74,8 +75,8 @@ fn request_permission() -> Result<(), String> {
     Err("tile registers are asked for on Linux only".into())
 }
 
-/// Multiplies small whole numbers, whose sums are exact in any order, and compares with the model: every
-/// kernel, whole tiles and ragged ones.
+/// Multiplies small whole numbers, whose sums are exact in any order, and compares with the model:
+/// every kernel, whole tiles and ragged ones.
 fn computes_correctly() -> bool {
     let _release = Release;
     [(1, 16), (16, 40), (17, 7), (32, 33)].into_iter().all(|(rows, steps)| {

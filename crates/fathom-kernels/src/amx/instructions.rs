@@ -5,15 +5,17 @@ use std::cell::Cell;
 
 use super::{PAIRS, Shape, TILE_ROWS, TILE_WORDS, TileUnit};
 
-// The shapes this thread's registers are configured to; `None` after `tilerelease` and at the start.
+// The shapes this thread's registers are configured to; `None` after `tilerelease` and at the
+// start.
 thread_local! {
     static CONFIGURED: Cell<Option<Shape>> = const { Cell::new(None) };
 }
 
-/// AMX's instructions. They may be executed only where [`super::unavailable`] found nothing against it.
+/// AMX's instructions. They may be executed only where [`super::unavailable`] found nothing against
+/// it.
 ///
-/// The registers keep their contents from one `asm!` to the next: compiled code uses none of them, as
-/// no function enables the features they belong to.
+/// The registers keep their contents from one `asm!` to the next: compiled code uses none of them,
+/// as no function enables the features they belong to.
 #[derive(Default)]
 pub(crate) struct Amx;
 
@@ -47,8 +49,8 @@ impl TileUnit for Amx {
             config.rows[tile] = rows as u8;
             config.row_bytes[tile] = (words * size_of::<u32>()) as u16;
         }
-        // SAFETY: the CPU has the instruction, and the operand is one it accepts: rows and bytes of a row
-        // within the palette's, neither of them 0.
+        // SAFETY: the CPU has the instruction, and the operand is one it accepts: rows and bytes of
+        // a row within the palette's, neither of them 0.
         unsafe {
             asm!(
                 "ldtilecfg [{}]", in(reg) &config,
@@ -148,8 +150,9 @@ impl TileUnit for Amx {
     }
 }
 
-/// Releases this thread's tile registers when it goes out of scope, if they were used: otherwise every
-/// switch to another thread would save 8 KiB of them, and an idle core could not sleep deeply.
+/// Releases this thread's tile registers when it goes out of scope, if they were used: otherwise
+/// every switch to another thread would save 8 KiB of them, and an idle core could not sleep
+/// deeply.
 pub(crate) struct Release;
 
 impl Drop for Release {

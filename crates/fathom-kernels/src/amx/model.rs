@@ -1,7 +1,8 @@
-//! The tile registers in software: what Intel's manual says the instructions do, element by element.
+//! The tile registers in software: what Intel's manual says the instructions do, element by
+//! element.
 //!
-//! Tests check the tile kernels with it on any machine, and a CPU's own instructions are compared with
-//! it before they are used.
+//! Tests check the tile kernels with it on any machine, and a CPU's own instructions are compared
+//! with it before they are used.
 
 use super::{PAIRS, Shape, TILE_ROWS, TILE_WORDS, TileUnit};
 
@@ -75,9 +76,9 @@ impl TileUnit for Model {
     }
 }
 
-/// A row of `C + A · B`: even and odd k by themselves, fused multiply-add after fused multiply-add, then
-/// their sum, then that added to C. Rounded to nearest even each time; subnormal numbers are zeros on the
-/// way in and on the way out.
+/// A row of `C + A · B`: even and odd k by themselves, fused multiply-add after fused multiply-add,
+/// then their sum, then that added to C. Rounded to nearest even each time; subnormal numbers are
+/// zeros on the way in and on the way out.
 fn row_product(c: [u32; TILE_WORDS], a: &[u32; PAIRS], b: &Register) -> [u32; TILE_WORDS] {
     #[cfg(target_arch = "x86_64")]
     {
@@ -87,7 +88,8 @@ fn row_product(c: [u32; TILE_WORDS], a: &[u32; PAIRS], b: &Register) -> [u32; TI
         }
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
         {
-            // SAFETY: the features are there. `mul_add` is one instruction then, not a library call.
+            // SAFETY: the features are there. `mul_add` is one instruction then, not a library
+            // call.
             return unsafe { with_fma(c, a, b) };
         }
     }

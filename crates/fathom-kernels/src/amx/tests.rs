@@ -1,5 +1,5 @@
-//! The tile kernels on the model, against plain sums; where the CPU has tile registers, these against the
-//! model.
+//! The tile kernels on the model, against plain sums; where the CPU has tile registers, these
+//! against the model.
 
 use half::bf16;
 use proptest::prelude::*;
@@ -8,7 +8,8 @@ use super::*;
 use crate::gemm::ROW_WORDS;
 use crate::simd::Portable;
 
-/// Operands of one call: `rows` rows of A, `panels` panels of W, C on top of which the product goes.
+/// Operands of one call: `rows` rows of A, `panels` panels of W, C on top of which the product
+/// goes.
 #[derive(Clone, Debug)]
 struct Call {
     rows: usize,
@@ -181,7 +182,8 @@ fn element(c: f32, a: &[[f32; 2]], b: &[[f32; 2]]) -> f32 {
 fn even_and_odd_k_are_summed_by_themselves_and_then_added_to_c() {
     const BIG: f32 = 16_777_216.0; // 2^24: adding 1 rounds away
     let one = [1.0, 1.0];
-    // Even k: big, then 1, then -big: the 1 is lost. Odd k likewise if they were one chain; they are not.
+    // Even k: big, then 1, then -big: the 1 is lost. Odd k likewise if they were one chain; they
+    // are not.
     let a = [[BIG, 0.0], [1.0, 1.0], [-BIG, 0.0]];
     assert_eq!(element(0.0, &a, &[one; 3]), 1.0);
     // C joins last: 1 + 1 = 2 is not lost on a big C, whose spacing is 2, as 1 and 1 would be.

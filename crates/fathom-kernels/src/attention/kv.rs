@@ -1,7 +1,7 @@
 //! Keys and values of one sequence, in pages.
 //!
-//! A page holds [`BLOCK`] consecutive tokens of all layers and heads, each (layer, head) as two packed
-//! matrices, so that attention is made of the same products as a linear:
+//! A page holds [`BLOCK`] consecutive tokens of all layers and heads, each (layer, head) as two
+//! packed matrices, so that attention is made of the same products as a linear:
 //! - keys `[BLOCK keys, head_dim]`: scores are `q · Kᵀ`, a column for every key;
 //! - values `[head_dim, BLOCK keys]`, k being the key: the result is `p · V`, a column for every
 //!   component.
@@ -13,8 +13,8 @@ use fathom_backend::{KvShape, Precision, Result};
 use crate::gemm::{PANEL, Storage, bf16_bits};
 use crate::memory::{Aligned, Rows};
 
-/// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position 0,
-/// whatever the chunk, so that a row's online softmax takes the same steps in any chunking.
+/// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position
+/// 0, whatever the chunk, so that a row's online softmax takes the same steps in any chunking.
 pub(crate) const BLOCK: usize = 128;
 
 /// Keys and values of one sequence, all layers.
@@ -58,8 +58,9 @@ impl Kv {
         assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
     }
 
-    /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that several threads
-    /// can write, for memory that nobody has touched yet takes longer to get than to fill.
+    /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that
+    /// several threads can write, for memory that nobody has touched yet takes longer to get than
+    /// to fill.
     ///
     /// # Errors
     /// No room for a page.
@@ -90,8 +91,8 @@ impl Kv {
         &self.pages[block][at..][..self.layout.values_words()]
     }
 
-    /// Words from any key or value of block `block` to the one in its place in the next block, wherever
-    /// that lies; 0 if there is none.
+    /// Words from any key or value of block `block` to the one in its place in the next block,
+    /// wherever that lies; 0 if there is none.
     #[inline(always)]
     pub(super) fn words_to_next_block(&self, block: usize) -> usize {
         let start = |page: &Aligned<u32>| page.as_ptr().addr();
@@ -196,8 +197,8 @@ fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
     }
 }
 
-/// Writes some components of token `token`'s value: part of a step of their panel. What the step holds of a
-/// later token is of no further use.
+/// Writes some components of token `token`'s value: part of a step of their panel. What the step
+/// holds of a later token is of no further use.
 fn put_values(storage: Storage, panel: &mut [u32], token: usize, values: &[f32]) {
     let words = panel[token / storage.k_per_word() * PANEL..].iter_mut().zip(values);
     match (storage, token % storage.k_per_word()) {

@@ -1,13 +1,13 @@
 //! Column sums of the attention matrix — what sink scores are made of — in a second pass over the
 //! scores, once each row's log-sum-exp is known.
 //!
-//! Work is cut by key/value head and blocks of keys, so that each (head, key) sum belongs to one task,
-//! which adds the rows in position order, in f64: chunks and threads do not change its bits.
+//! Work is cut by key/value head and blocks of keys, so that each (head, key) sum belongs to one
+//! task, which adds the rows in position order, in f64: chunks and threads do not change its bits.
 //!
-//! A row and a block of 128 keys take 128 cycles of products at a head of 64 in bf16, half of what the
-//! first pass takes, and as much again for `2^y` and the f64 sums, two vectors for each of scores: so the
-//! second pass takes some three fifths of the first. The sums of 4 vectors of keys stay in registers while
-//! the rows pass, and the packed queries serve several blocks.
+//! A row and a block of 128 keys take 128 cycles of products at a head of 64 in bf16, half of what
+//! the first pass takes, and as much again for `2^y` and the f64 sums, two vectors for each of
+//! scores: so the second pass takes some three fifths of the first. The sums of 4 vectors of keys
+//! stay in registers while the rows pass, and the packed queries serve several blocks.
 
 use std::ops::Range;
 
@@ -158,8 +158,8 @@ struct Row<'a> {
     visible: Range<usize>,
 }
 
-/// Vectors of keys whose sums stay in registers while the rows pass: so many chains of additions hide
-/// each other's latency, and two f64 vectors each still leave registers for `2^y`.
+/// Vectors of keys whose sums stay in registers while the rows pass: so many chains of additions
+/// hide each other's latency, and two f64 vectors each still leave registers for `2^y`.
 const GROUP: usize = 4;
 
 /// Adds the probabilities of one head's rows to its sums of one block.

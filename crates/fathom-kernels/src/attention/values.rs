@@ -21,9 +21,9 @@ pub(super) struct Values<'a> {
 impl<'a> Values<'a> {
     /// Adds the block's part to the tile's rows.
     ///
-    /// The keys all rows see are one product; the edges, where rows differ, are added for the rows of one
-    /// position after another, before and after it, so that every row's chain runs over its keys in
-    /// order.
+    /// The keys all rows see are one product; the edges, where rows differ, are added for the rows
+    /// of one position after another, before and after it, so that every row's chain runs over its
+    /// keys in order.
     #[inline(always)]
     pub(super) fn add<S: Simd, P: Product>(&mut self, s: S) {
         let rows = self.tile.clone();
@@ -100,8 +100,8 @@ impl<'a> Values<'a> {
         unsafe { P::tiles(s, rows.len(), self.width / S::LANES, tile) };
     }
 
-    /// Part of a group of keys, which all `rows` see: the others, in whose place probabilities are 0, are
-    /// masked out of V.
+    /// Part of a group of keys, which all `rows` see: the others, in whose place probabilities are
+    /// 0, are masked out of V.
     #[inline(always)]
     fn add_part<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
         let first_step = keys.start / P::GROUP * P::GROUP / P::K;

@@ -11,7 +11,8 @@ use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
 use crate::simd::exp::exp2;
 
-/// The probabilities `exp(scale·S - lse)` themselves, `[heads, rows, keys up to the last row's own]`.
+/// The probabilities `exp(scale·S - lse)` themselves,
+/// `[heads, rows, keys up to the last row's own]`.
 pub(crate) fn weights(
     cpu: &Cpu,
     attention: &Attention,

@@ -13,8 +13,8 @@ use crate::simd::{Kernel, Portable, Simd};
 /// An instruction set the kernels are compiled for.
 ///
 /// Results of different sets may differ in their last bits; those of one set never do. On other
-/// architectures than x86-64 there is [`Isa::Portable`] alone, which the compiler maps to what they have
-/// (NEON on aarch64): that builds, but has not been run there.
+/// architectures than x86-64 there is [`Isa::Portable`] alone, which the compiler maps to what they
+/// have (NEON on aarch64): that builds, but has not been run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
     /// Plain Rust, for any machine.
@@ -25,9 +25,10 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with the bfloat16 dot product `vdpbf16ps`: `avx512bf16`.
     Avx512Bf16,
-    /// [`Isa::Avx512Bf16`], whose bfloat16 products run in tile registers: `amx-tile`, `amx-bf16`. In f32
-    /// it is the same as [`Isa::Avx512Bf16`]. Used only where a self-test passes: the kernels have run on
-    /// a software model of the instructions and on an emulated CPU, not yet on a real one.
+    /// [`Isa::Avx512Bf16`], whose bfloat16 products run in tile registers: `amx-tile`, `amx-bf16`.
+    /// In f32 it is the same as [`Isa::Avx512Bf16`]. Used only where a self-test passes: the
+    /// kernels have run on a software model of the instructions and on an emulated CPU, not yet on
+    /// a real one.
     Avx512Amx,
 }
 
@@ -57,7 +58,8 @@ impl Isa {
         }
         #[cfg(target_arch = "x86_64")]
         if self == Isa::Avx512Amx {
-            // Its features are not enough: the system has to cooperate, and the instructions to work.
+            // Its features are not enough: the system has to cooperate, and the instructions to
+            // work.
             return amx::unavailable().map(str::to_owned);
         }
         None

@@ -1,8 +1,9 @@
 //! Persistent worker threads, handed work in a microsecond and asleep when there is none.
 //!
-//! A job is a number of tasks, taken one by one by whichever thread is free. The caller starts at once
-//! and never waits for a worker that has not joined by the time no task is left: where other programs
-//! hold the cores, a job takes as long as it would alone, not as long as the scheduler pleases.
+//! A job is a number of tasks, taken one by one by whichever thread is free. The caller starts at
+//! once and never waits for a worker that has not joined by the time no task is left: where other
+//! programs hold the cores, a job takes as long as it would alone, not as long as the scheduler
+//! pleases.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -13,8 +14,8 @@ use std::thread::JoinHandle;
 
 use super::affinity;
 
-/// How often a worker looks for new work before it goes to sleep: some tens of microseconds, longer than
-/// the gaps between the operations of a forward pass.
+/// How often a worker looks for new work before it goes to sleep: some tens of microseconds, longer
+/// than the gaps between the operations of a forward pass.
 const SPINS: usize = 2_000;
 
 /// A group of threads that run one job at a time, the caller being thread 0.
@@ -61,15 +62,15 @@ impl Job<'_> {
     }
 }
 
-// SAFETY: `job` is written only while the gate is closed with no worker inside, and read only by workers
-// inside it; the closure it leads to is `Sync`.
+// SAFETY: `job` is written only while the gate is closed with no worker inside, and read only by
+// workers inside it; the closure it leads to is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads ≥ 1`, the calling thread among them. With `cores`, worker `i ≥ 1` stays on
-    /// `cores[i]`, for which [`affinity::check`] has passed.
+    /// A pool of `threads ≥ 1`, the calling thread among them. With `cores`, worker `i ≥ 1` stays
+    /// on `cores[i]`, for which [`affinity::check`] has passed.
     pub(super) fn new(threads: usize, cores: Option<&[usize]>) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -101,8 +102,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `run(thread, task)` once for every task and returns when all are done. A panic in any of
-    /// them is raised here. `run` must not use the same pool.
+    /// Runs `run(thread, task)` once for every task and returns when all are done. A panic in any
+    /// of them is raised here. `run` must not use the same pool.
     pub(super) fn run(&self, tasks: usize, run: &(dyn Fn(usize, usize) + Sync)) {
         let job = Job { run, tasks, next: AtomicUsize::new(0) };
         if self.workers.is_empty() || tasks < 2 {
@@ -141,8 +142,8 @@ impl Drop for Pool {
 
 impl Shared {
     fn announce(&self) {
-        // Sequentially consistent against `sleeping`: either the sleeper sees the new epoch, or this
-        // sees the sleeper.
+        // Sequentially consistent against `sleeping`: either the sleeper sees the new epoch, or
+        // this sees the sleeper.
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) > 0 {
             let _guard = lock(&self.sleep);

@@ -1,15 +1,15 @@
 //! The register tile: the one inner loop behind every matrix product, attention included.
 //!
-//! `C[r][j] += Σ_k A[r][k] · W[k][j]` for a few rows `r` and a few vectors of columns `j`, all of `C` in
-//! registers. Each element is **one chain over k in order** — never split into partial sums — so its
-//! bits cannot depend on the tile it was computed in: on how many rows or columns were computed beside
-//! it, on where the k loop was interrupted (storing and reloading an f32 accumulator is exact), or on
-//! which thread ran it. Row invariance is this paragraph.
+//! `C[r][j] += Σ_k A[r][k] · W[k][j]` for a few rows `r` and a few vectors of columns `j`, all of
+//! `C` in registers. Each element is **one chain over k in order** — never split into partial sums
+//! — so its bits cannot depend on the tile it was computed in: on how many rows or columns were
+//! computed beside it, on where the k loop was interrupted (storing and reloading an f32
+//! accumulator is exact), or on which thread ran it. Row invariance is this paragraph.
 //!
-//! `W` lies in *panels* of [`PANEL`] columns, k-major: a step of the k loop reads `PANEL` words in a row,
-//! each word one f32 weight or a pair of bfloat16 weights (k, k+1). `A` lies in rows [`ROW_STRIDE`] words
-//! apart. That stride is a constant so that a tile addresses all its rows from one pointer; it is 17
-//! cache lines so that the rows of a tile fall into different cache sets.
+//! `W` lies in *panels* of [`PANEL`] columns, k-major: a step of the k loop reads `PANEL` words in
+//! a row, each word one f32 weight or a pair of bfloat16 weights (k, k+1). `A` lies in rows
+//! [`ROW_STRIDE`] words apart. That stride is a constant so that a tile addresses all its rows from
+//! one pointer; it is 17 cache lines so that the rows of a tile fall into different cache sets.
 
 use std::marker::PhantomData;
 
@@ -36,8 +36,8 @@ impl Tile {
         s.vectorize(TileKernel::<P, ROWS, VECTORS> { first: self, count, product: PhantomData });
     }
 
-    /// Words of W to the vector of columns that is `vectors` further: within the panel, or in a later one if this one
-    /// is the first of its panel.
+    /// Words of W to the vector of columns that is `vectors` further: within the panel, or in a
+    /// later one if this one is the first of its panel.
     #[inline(always)]
     fn offset<S: Simd>(&self, vectors: usize) -> usize {
         let per_panel = PANEL / S::LANES;
@@ -81,9 +81,10 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
 /// The register tile.
 ///
 /// # Safety
-/// `a` reaches `ROWS` rows of `steps · P::A_WORDS` words; `w` (a multiple of `VECTORS` vectors into its
-/// panel, or at its start) reaches `VECTORS` vectors of `steps` steps; `c` is valid for `ROWS` rows of
-/// `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS` vectors.
+/// `a` reaches `ROWS` rows of `steps · P::A_WORDS` words; `w` (a multiple of `VECTORS` vectors into
+/// its panel, or at its start) reaches `VECTORS` vectors of `steps` steps; `c` is valid for `ROWS`
+/// rows of `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS`
+/// vectors.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
 unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
@@ -111,8 +112,9 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
                 s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
-            // Of many rows, which their L2 does not keep, tiles are full or nearly so; a tile of few has no
-            // time for it. Decided here, not at run time: a branch in this loop costs accumulators.
+            // Of many rows, which their L2 does not keep, tiles are full or nearly so; a tile of
+            // few has no time for it. Decided here, not at run time: a branch in this loop costs
+            // accumulators.
             if ROWS * 4 > S::TILE_ROWS * 3 {
                 s.prefetch_l2(next_a);
                 next_a = next_a.wrapping_add(t.prefetch_a.1);
@@ -133,8 +135,8 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
     }
 }
 
-/// Runs `rows ≤ S::TILE_ROWS` rows over `vectors` vectors of columns (an even number), `tile` naming the
-/// first: wide tiles while they fit, then narrow ones.
+/// Runs `rows ≤ S::TILE_ROWS` rows over `vectors` vectors of columns (an even number), `tile`
+/// naming the first: wide tiles while they fit, then narrow ones.
 ///
 /// # Safety
 /// As [`tile`], for all `vectors`.
@@ -147,8 +149,8 @@ pub(super) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
 ) {
     let wide = S::tile_vectors(rows);
     let (count, rest) = (vectors / wide, vectors % wide);
-    // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and narrow
-    // tiles follow wide ones, so each starts at a multiple of its width within its panel.
+    // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and
+    // narrow tiles follow wide ones, so each starts at a multiple of its width within its panel.
     unsafe {
         if count > 0 {
             s.tile::<P>(rows, wide, count, tile);

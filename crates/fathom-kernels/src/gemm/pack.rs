@@ -1,9 +1,10 @@
 //! Weights and activations in the layouts the register tile reads.
 //!
-//! Packing transposes: consecutive k of a column end up a panel (128 bytes) apart. It goes over 32 steps of
-//! all 32 columns at a time, some 128 bytes of each column read and 4 KiB written in order, so that both
-//! sides stay in L1 and memory sees two streams: the file's pages in, fresh pages out. Loading then takes
-//! as long as the system takes to clear those pages and to read the file, which is most of the time.
+//! Packing transposes: consecutive k of a column end up a panel (128 bytes) apart. It goes over 32
+//! steps of all 32 columns at a time, some 128 bytes of each column read and 4 KiB written in
+//! order, so that both sides stay in L1 and memory sees two streams: the file's pages in, fresh
+//! pages out. Loading then takes as long as the system takes to clear those pages and to read the
+//! file, which is most of the time.
 
 use std::ops::Range;
 
@@ -15,8 +16,8 @@ use super::product::{Product, k_block};
 use crate::memory::Aligned;
 use crate::simd::Simd;
 
-/// A matrix `[columns, k]` in panels: `[columns / 32][k][32]`, or `[columns / 32][k / 2][32][2]`. What
-/// lies beyond the last column or k is zero.
+/// A matrix `[columns, k]` in panels: `[columns / 32][k][32]`, or `[columns / 32][k / 2][32][2]`.
+/// What lies beyond the last column or k is zero.
 pub(crate) struct Panels {
     pub(crate) storage: Storage,
     pub(crate) columns: usize,
@@ -124,8 +125,8 @@ fn pack_column(bytes: &[u8], dtype: DType, storage: Storage, words: &mut [u32]) 
     }
 }
 
-/// The nearest bfloat16, ties to even, as `bf16::from_f32` rounds; without a branch, so that loops over it become
-/// vector code.
+/// The nearest bfloat16, ties to even, as `bf16::from_f32` rounds; without a branch, so that loops
+/// over it become vector code.
 #[inline(always)]
 pub(crate) fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -143,8 +144,8 @@ pub(crate) fn element(bytes: &[u8], dtype: DType) -> f32 {
     }
 }
 
-/// Packs `x`, at most [`k_block`] consecutive k of one row, for the tile: f32, f32 rounded to bfloat16
-/// (`round`), or bfloat16 pairs. An odd k is followed by a zero.
+/// Packs `x`, at most [`k_block`] consecutive k of one row, for the tile: f32, f32 rounded to
+/// bfloat16 (`round`), or bfloat16 pairs. An odd k is followed by a zero.
 #[inline(always)]
 pub(crate) fn pack_row<S: Simd, P: Product>(
     s: S,
@@ -167,7 +168,8 @@ pub(crate) fn pack_row<S: Simd, P: Product>(
 /// Writes a vector of consecutive k, from `k` on, into a packed row.
 ///
 /// # Safety
-/// `out` holds [`ROW_STRIDE`] words and `k + S::LANES` is at most [`k_block`] rounded up to a vector.
+/// `out` holds [`ROW_STRIDE`] words and `k + S::LANES` is at most [`k_block`] rounded up to a
+/// vector.
 #[inline(always)]
 pub(crate) unsafe fn store_packed<S: Simd, P: Product>(
     s: S,

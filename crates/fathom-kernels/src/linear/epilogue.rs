@@ -1,7 +1,8 @@
 //! What becomes of a product's columns once a group of them is done, while they are in a cache.
 //!
-//! A product adds up into its thread's scratch memory; the epilogue takes the sums from there to where
-//! they are wanted. Each is element by element what the separate operation does, hence the same bits.
+//! A product adds up into its thread's scratch memory; the epilogue takes the sums from there to
+//! where they are wanted. Each is element by element what the separate operation does, hence the
+//! same bits.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -13,8 +14,8 @@ use crate::memory::SharedMut;
 use crate::simd::Simd;
 use crate::simd::exp::silu;
 
-/// Elements between the rows of a product's scratch memory: a group of panels, and a cache line more, so
-/// that rows fall into different cache sets.
+/// Elements between the rows of a product's scratch memory: a group of panels, and a cache line
+/// more, so that rows fall into different cache sets.
 pub(super) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
 /// Panels whose sums stay in L2 while k runs.
 pub(super) const GROUP: usize = 8;
@@ -116,7 +117,8 @@ impl ProductKernel for Finish<'_> {
                             let column = columns.start + i;
                             let (block, k) = (column / k_block::<P>(), column % k_block::<P>());
                             let gated = s.mul(x, s.load_some(&sums[from..]));
-                            // SAFETY: these columns are this thread's, and a block holds whole vectors.
+                            // SAFETY: these columns are this thread's, and a block holds whole
+                            // vectors.
                             unsafe {
                                 store_packed::<S, P>(s, round, gated, out.block(row, block), k);
                             }

@@ -1,21 +1,22 @@
 //! The driver of matrix products, one for 1 row and for 4096.
 //!
-//! x is packed once ([`Operand`]); matrices that read the same x share one job. Threads take pieces of
-//! the panels. Blocking, outermost first:
+//! x is packed once ([`Operand`]); matrices that read the same x share one job. Threads take pieces
+//! of the panels. Blocking, outermost first:
 //! - **rows**, a few hundred at a time: one k block of them (`rows · 1 KiB`) stays in L2;
-//! - **groups of panels**: their sums (`rows · 1 KiB`) stay in L2 while k runs, and until the epilogue
-//!   has taken them to where they are wanted;
+//! - **groups of panels**: their sums (`rows · 1 KiB`) stay in L2 while k runs, and until the
+//!   epilogue has taken them to where they are wanted;
 //! - **k blocks** of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
 //!   32 KiB and stays in L1
-//! - while the **register tiles** of all row blocks go over it, asking meanwhile for the next slice into L1
-//!   and for what is read of the rows after it into L2.
+//! - while the **register tiles** of all row blocks go over it, asking meanwhile for the next slice
+//!   into L1 and for what is read of the rows after it into L2.
 //!
-//! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does `2 · r · k · n`
-//! operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core reads 39 GB/s and does
-//! 0.51 TFLOP/s) it takes as long as reading the weights: with one tile of rows the loops degenerate to
-//! one stream through the weights, front to back, prefetched a fixed distance ahead. From there on it
-//! takes as long as the multiplications: weights come from memory once per few hundred rows and from L1
-//! for all other tiles, and of the loads only the tile's own remain.
+//! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does
+//! `2 · r · k · n` operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core
+//! reads 39 GB/s and does 0.51 TFLOP/s) it takes as long as reading the weights: with one tile of
+//! rows the loops degenerate to one stream through the weights, front to back, prefetched a fixed
+//! distance ahead. From there on it takes as long as the multiplications: weights come from memory
+//! once per few hundred rows and from L1 for all other tiles, and of the loads only the tile's own
+//! remain.
 
 use std::ops::Range;
 
@@ -33,8 +34,8 @@ use crate::simd::Simd;
 const ROW_BLOCKS: usize = 16;
 /// Up to so many rows, reading the weights takes a good part of the time, or all of it.
 const STREAMED_ROWS: usize = 32;
-/// How far ahead a single stream of weights is asked for: 8 KiB, 64 steps of k. That is memory's latency
-/// when a step takes 8 cycles, as with 8 rows, and a sixth of L1.
+/// How far ahead a single stream of weights is asked for: 8 KiB, 64 steps of k. That is memory's
+/// latency when a step takes 8 cycles, as with 8 rows, and a sixth of L1.
 const WORDS_AHEAD: usize = 64 * PANEL;
 /// Weights of a job that may still lie in a cache since they were last read, in bytes.
 const CACHED: usize = 1 << 20;
@@ -112,8 +113,8 @@ impl ProductKernel for &mut Blocking {
 /// How the panels of a job are cut into pieces.
 ///
 /// Few rows: a long piece for each thread, one stream each, and the last eighth in short ones for
-/// whichever thread is free, so that one that came late or is held up does not decide when the job ends.
-/// Many rows: about groups, as many for each thread.
+/// whichever thread is free, so that one that came late or is held up does not decide when the job
+/// ends. Many rows: about groups, as many for each thread.
 struct Pieces {
     panels: usize,
     threads: usize,
@@ -237,7 +238,8 @@ impl ProductKernel for Accumulate<'_> {
         };
         let k_slice = P::k_slice::<S>(rows.len());
         let tiles_of_rows = rows.len().div_ceil(P::tile_rows::<S>());
-        // One tile of rows takes panel after panel, as they lie in memory; several share a slice of k.
+        // One tile of rows takes panel after panel, as they lie in memory; several share a slice of
+        // k.
         let together = if tiles_of_rows == 1 { at_once } else { panels.len().max(1) };
         let one_stream = tiles_of_rows == 1 && at_once == 1;
         let slices = panels.clone().step_by(together).flat_map(|first| {
@@ -250,8 +252,8 @@ impl ProductKernel for Accumulate<'_> {
                 (k_start / k_block::<P>(), k_start % k_block::<P>() / P::K * P::A_WORDS);
             let first_step = k_start / P::K;
             let steps = (k_end - k_start).div_ceil(P::K);
-            // What is read of x after this slice: these rows' next block of k, or their first one again, or
-            // that of the rows that come next.
+            // What is read of x after this slice: these rows' next block of k, or their first one
+            // again, or that of the rows that come next.
             let (next_block, next_row) = if k_end < k {
                 (k_end / k_block::<P>(), rows.start)
             } else {
@@ -262,8 +264,8 @@ impl ProductKernel for Accumulate<'_> {
             let ahead_in_a = Ahead::new(next_a, rows.len() * ROW_STRIDE, calls, steps);
             for (call, panel) in together.clone().step_by(at_once).enumerate() {
                 let count = at_once.min(together.end - panel);
-                // The next slice of weights: of panels at hand, their next slice of k, the next panels,
-                // what comes after.
+                // The next slice of weights: of panels at hand, their next slice of k, the next
+                // panels, what comes after.
                 let next = if panel + count < together.end {
                     slice(panel + count, first_step)
                 } else if k_end < k {
@@ -281,8 +283,8 @@ impl ProductKernel for Accumulate<'_> {
                 let column = (panel - panels.start) * PANEL;
                 for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
                     let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
-                    // SAFETY: rows and k are within what was packed, panels within the weights; a group is
-                    // at most `SCRATCH_STRIDE` columns wide.
+                    // SAFETY: rows and k are within what was packed, panels within the weights; a
+                    // group is at most `SCRATCH_STRIDE` columns wide.
                     unsafe {
                         let a = x.words().add((block * x.rows() + tile_rows.start) * ROW_STRIDE);
                         let tile = Tile {

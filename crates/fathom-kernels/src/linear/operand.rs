@@ -1,8 +1,9 @@
 //! Activations as the register tile reads them: the left-hand side of a matrix product.
 //!
-//! `[k blocks][rows][ROW_STRIDE words]`, a block of a row being [`ROW_WORDS`] words of f32 or of bfloat16
-//! pairs. An operand is packed once and read by every product that takes it; the operations that make
-//! one (norm, gated activation) write it directly, so that its f32 form never reaches memory.
+//! `[k blocks][rows][ROW_STRIDE words]`, a block of a row being [`ROW_WORDS`] words of f32 or of
+//! bfloat16 pairs. An operand is packed once and read by every product that takes it; the
+//! operations that make one (norm, gated activation) write it directly, so that its f32 form never
+//! reaches memory.
 
 use std::ops::Range;
 

@@ -1,8 +1,9 @@
 //! What happens element by element, and the argmax.
 //!
-//! Limited by memory, 8 or 12 bytes an element for some ten instructions, as long as rows lie in memory
-//! at all. A pass that nobody watches does these in the products' epilogues instead, where the operands
-//! are in L2; the operations here are for what is watched, and what the epilogues are tested against.
+//! Limited by memory, 8 or 12 bytes an element for some ten instructions, as long as rows lie in
+//! memory at all. A pass that nobody watches does these in the products' epilogues instead, where
+//! the operands are in L2; the operations here are for what is watched, and what the epilogues are
+//! tested against.
 
 use crate::cpu::Cpu;
 use crate::memory::{Rows, SharedMut};

@@ -1,8 +1,8 @@
 //! Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 //!
-//! A row is read twice, the second time from L1 (3.5 KiB at 896 columns). Where a product follows, the
-//! norm writes that product's operand, 2 bytes an element in bfloat16, instead of 4 bytes that would be
-//! read again to be packed: 6 bytes an element move instead of 14.
+//! A row is read twice, the second time from L1 (3.5 KiB at 896 columns). Where a product follows,
+//! the norm writes that product's operand, 2 bytes an element in bfloat16, instead of 4 bytes that
+//! would be read again to be packed: 6 bytes an element move instead of 14.
 
 use std::ops::Range;
 

@@ -1,8 +1,9 @@
-//! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in HuggingFace's rotate-half pairing.
+//! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in HuggingFace's rotate-half
+//! pairing.
 //!
-//! Six operations a pair against 16 bytes read and 8 written: where rows come from memory, memory is the
-//! limit; a batch's rows have just been written and mostly lie in L2. So work is cut by rows, and no table
-//! is larger than the batch.
+//! Six operations a pair against 16 bytes read and 8 written: where rows come from memory, memory
+//! is the limit; a batch's rows have just been written and mostly lie in L2. So work is cut by
+//! rows, and no table is larger than the batch.
 
 use fathom_backend::Rotary;
 
@@ -46,7 +47,8 @@ pub(crate) fn rotate(cpu: &Cpu, x: &mut Rows, table: &Table, head_dim: usize) {
     });
 }
 
-/// `(x_i, x_{i+half}) = (x_i·cos - x_{i+half}·sin, x_{i+half}·cos + x_i·sin)` in every head of one row.
+/// `(x_i, x_{i+half}) = (x_i·cos - x_{i+half}·sin, x_{i+half}·cos + x_i·sin)` in every head of one
+/// row.
 struct Rotate<'a> {
     x: &'a mut [f32],
     cos: &'a [f32],

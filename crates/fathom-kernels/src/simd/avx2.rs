@@ -1,7 +1,7 @@
 //! AVX2 with fused multiply-add: 8 lanes, 16 registers.
 //!
-//! The register tile is 6 rows × 2 vectors: 12 accumulators, 2 vectors of weights, 1 broadcast, 1 mask.
-//! 12 independent chains cover the 8 that two fma units of latency 4 need.
+//! The register tile is 6 rows × 2 vectors: 12 accumulators, 2 vectors of weights, 1 broadcast, 1
+//! mask. 12 independent chains cover the 8 that two fma units of latency 4 need.
 
 use std::arch::x86_64::*;
 
@@ -36,8 +36,8 @@ impl Avx2 {
     }
 }
 
-// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as the
-// trait's documentation demands.
+// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as
+// the trait's documentation demands.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;

@@ -1,9 +1,9 @@
 //! AVX-512: 16 lanes, 32 registers; with `BF16`, also `vdpbf16ps`.
 //!
 //! The register tile is 14 rows × 2 vectors (one panel): 28 accumulators, 2 vectors of weights, 1
-//! broadcast. Per step of k that is 28 fma for 16 loads, so the fma units are the limit, not the load
-//! ports. With few rows and operands that lie in a cache the tile takes 4 panels (1–3 rows) or 2 (4–6): at
-//! least 8 chains in flight. Weights from memory are too slow for that to matter.
+//! broadcast. Per step of k that is 28 fma for 16 loads, so the fma units are the limit, not the
+//! load ports. With few rows and operands that lie in a cache the tile takes 4 panels (1–3 rows) or
+//! 2 (4–6): at least 8 chains in flight. Weights from memory are too slow for that to matter.
 
 use std::arch::x86_64::*;
 
@@ -38,8 +38,8 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
-// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as the
-// trait's documentation demands.
+// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as
+// the trait's documentation demands.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;

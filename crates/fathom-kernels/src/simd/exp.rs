@@ -1,15 +1,17 @@
 //! `e^x`, `2^y` and what is made of them, one algorithm for every instruction set.
 //!
 //! `x = n·ln 2 + r` with integer n and |r| ≤ ln 2 / 2, so `e^x = 2^n · e^r`, and
-//! `e^r ≈ 1 + r + r²·q(r)` with q of degree 4, interpolating `(e^r - 1 - r) / r²` at Chebyshev nodes:
-//! the polynomial is off by a fifth of f32's rounding unit, the rest is rounding. Measured over all of
-//! f32's range the result is within 1 ulp of the true value, 1.25 where there is no fused multiply-add.
+//! `e^r ≈ 1 + r + r²·q(r)` with q of degree 4, interpolating `(e^r - 1 - r) / r²` at Chebyshev
+//! nodes: the polynomial is off by a fifth of f32's rounding unit, the rest is rounding. Measured
+//! over all of f32's range the result is within 1 ulp of the true value, 1.25 where there is no
+//! fused multiply-add.
 //!
-//! `2^y` needs neither the multiplication nor the two-part reduction: `y = n + r` is exact. Softmax uses it,
-//! with log₂e part of the scale: 11 operations on a vector of scores where `e^x` takes 15.
+//! `2^y` needs neither the multiplication nor the two-part reduction: `y = n + r` is exact. Softmax
+//! uses it, with log₂e part of the scale: 11 operations on a vector of scores where `e^x` takes 15.
 //!
-//! Both take several vectors and go step by step through all of them: one vector is a chain of some 50
-//! cycles, and a core looks ahead too few operations to overlap chains that stand one after the other.
+//! Both take several vectors and go step by step through all of them: one vector is a chain of some
+//! 50 cycles, and a core looks ahead too few operations to overlap chains that stand one after the
+//! other.
 
 use super::Simd;
 
@@ -42,8 +44,9 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
     scaled_polynomial(s, E_R, r, n)
 }
 
-/// `2^y` for every lane up to 128 — what larger ones give is not said: within 1 ulp, 1.25 where there is no fused multiply-add.
-/// Exactly 1 for 0 and NaN for NaN; below -125.5 the true value or 0, below -150 always 0.
+/// `2^y` for every lane up to 128 — what larger ones give is not said: within 1 ulp, 1.25 where
+/// there is no fused multiply-add. Exactly 1 for 0 and NaN for NaN; below -125.5 the true value or
+/// 0, below -150 always 0.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // i indexes all arrays alike
 pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32; N] {

@@ -1,8 +1,9 @@
 //! The vector operations kernels are written in, one implementation per instruction set.
 //!
-//! A kernel is a [`Kernel`]: its formula is written once, generic over [`Simd`], and compiled once per
-//! set. For that to become vector code everything below [`Kernel::run`] is `#[inline(always)]`, so that
-//! it ends up inside the one function that carries `#[target_feature]` — [`Simd::vectorize`].
+//! A kernel is a [`Kernel`]: its formula is written once, generic over [`Simd`], and compiled once
+//! per set. For that to become vector code everything below [`Kernel::run`] is `#[inline(always)]`,
+//! so that it ends up inside the one function that carries `#[target_feature]` —
+//! [`Simd::vectorize`].
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -48,11 +49,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` with this set's instructions enabled.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
-    /// Vectors (of columns) in the register tile used for `rows` rows: few rows take more columns at
-    /// once, so that enough independent chains are in flight to hide the latency of fma.
+    /// Vectors (of columns) in the register tile used for `rows` rows: few rows take more columns
+    /// at once, so that enough independent chains are in flight to hide the latency of fma.
     fn tile_vectors(rows: usize) -> usize;
-    /// Runs `count` register tiles of `rows` rows and `vectors` vectors, 2 or `tile_vectors(rows)`, side by
-    /// side; `tile` is the first.
+    /// Runs `count` register tiles of `rows` rows and `vectors` vectors, 2 or `tile_vectors(rows)`,
+    /// side by side; `tile` is the first.
     ///
     /// # Safety
     /// As `gemm::microkernel::tile`, for each of them.

@@ -1,4 +1,5 @@
-//! What the kernel tests share: deterministic numbers, every backend this machine can run, comparisons.
+//! What the kernel tests share: deterministic numbers, every backend this machine can run,
+//! comparisons.
 #![allow(dead_code)] // each test binary uses its part
 #![allow(clippy::unwrap_used)]
 
@@ -151,8 +152,8 @@ pub fn pass<'a>(
     cpu.begin_pass(vec![span], Rotary::NONE).unwrap()
 }
 
-/// Attention of the tokens `from..to` of a sequence, the earlier ones being in `kv`: the result and the
-/// log-sum-exps.
+/// Attention of the tokens `from..to` of a sequence, the earlier ones being in `kv`: the result and
+/// the log-sum-exps.
 pub fn attend_chunk(
     cpu: &Cpu,
     attention: &Attention,

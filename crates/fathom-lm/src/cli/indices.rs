@@ -4,8 +4,9 @@ use std::str::FromStr;
 
 use fathom_model::Error;
 
-/// Numbers and ranges, comma separated: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end). Negative
-/// numbers count from the end, as Python's do: `-1` is the last, `-3..` are the last three.
+/// Numbers and ranges, comma separated: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end).
+/// Negative numbers count from the end, as Python's do: `-1` is the last, `-3..` are the last
+/// three.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Indices(Vec<Part>);
 
@@ -28,8 +29,8 @@ enum End {
 }
 
 impl Indices {
-    /// The numbers themselves, ascending and each once. `what` ("layer") and `limit` (how many there
-    /// are) bound them, so that a typo cannot ask for a list that fills the memory.
+    /// The numbers themselves, ascending and each once. `what` ("layer") and `limit` (how many
+    /// there are) bound them, so that a typo cannot ask for a list that fills the memory.
     ///
     /// # Errors
     /// A number that is not there, or a range that holds nothing.

@@ -73,8 +73,8 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// What to call it, once it is loaded: a made-up checkpoint is removed then, so that nothing is left of it
-    /// should the measuring be killed.
+    /// What to call it, once it is loaded: a made-up checkpoint is removed then, so that nothing is
+    /// left of it should the measuring be killed.
     pub fn loaded(self) -> String {
         self.name
     }

@@ -1,4 +1,5 @@
-//! What the black-box tests share: the built binary, checkpoints to spoil, and how an error must look.
+//! What the black-box tests share: the built binary, checkpoints to spoil, and how an error must
+//! look.
 
 // Each test binary uses the part it needs.
 #![allow(dead_code, clippy::unwrap_used)]

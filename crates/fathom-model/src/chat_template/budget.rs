@@ -1,7 +1,7 @@
 //! What a template may use up.
 //!
-//! Counting instructions alone bounds nothing: a string that is appended to itself doubles with each
-//! of them. So everything a template builds or looks through is also paid for by its size.
+//! Counting instructions alone bounds nothing: a string that is appended to itself doubles with
+//! each of them. So everything a template builds or looks through is also paid for by its size.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-/// Lists in lists in lists: JSON from HuggingFace tools nests a handful deep, a value that holds itself endlessly.
+/// Lists in lists in lists: JSON from HuggingFace tools nests a handful deep, a value that holds
+/// itself endlessly.
 const MAX_DEPTH: usize = 64;
 
 /// What one element of a list or map costs beside what it holds: about its size in memory.

@@ -107,8 +107,8 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
     })
 }
 
-/// Refuses what would nest too deeply (long expressions are deep trees, and so are chains of `elif`),
-/// and statements about other templates.
+/// Refuses what would nest too deeply (long expressions are deep trees, and so are chains of
+/// `elif`), and statements about other templates.
 fn check_tokens(source: &str) -> Result<(), Error> {
     let (mut tokens, mut elifs) = (0, 0);
     let mut tag_begins = false;

@@ -12,7 +12,8 @@ use minijinja::machinery::ast::{self, BinOpKind, CallArg, Expr, Spanned, Stmt};
 pub(super) const CHARGE: &str = "__charge";
 /// The filter that hands on what Python iterates over, and refuses the rest.
 pub(super) const ITERATE: &str = "__iterate";
-/// The filter that refuses what has no order, None and undefined, on either side of `<` and its like.
+/// The filter that refuses what has no order, None and undefined, on either side of `<` and its
+/// like.
 pub(super) const ORDER: &str = "__order";
 /// The function behind `~`.
 pub(super) const CONCAT: &str = "__concat";
@@ -130,8 +131,8 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
     }
 }
 
-/// Whether a `break` or `continue` would leave a block other than `if` on its way, or no loop at all;
-/// the engine does not undo what such a block has begun.
+/// Whether a `break` or `continue` would leave a block other than `if` on its way, or no loop at
+/// all; the engine does not undo what such a block has begun.
 pub(super) fn has_loose_jump(statements: &[Stmt], in_loop: bool) -> bool {
     statements.iter().any(|stmt| match stmt {
         Stmt::Continue(_) | Stmt::Break(_) => !in_loop,
@@ -275,7 +276,8 @@ fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
             args.insert(0, CallArg::Pos(expression(&attr.expr)));
             Expr::Var(at(attr, ast::Var { id: CYCLE }))
         }
-        // The callee itself must stay visible: the engine knows variables and methods by their form.
+        // The callee itself must stay visible: the engine knows variables and methods by their
+        // form.
         Expr::GetAttr(attr) => {
             let value = expression(&attr.expr);
             let value = if FREE_METHODS.contains(&attr.name) { value } else { paid(value) };

@@ -57,7 +57,8 @@ impl Architecture {
     /// `LlamaModel`, as exports without the output head call themselves, counts as Llama.
     ///
     /// HuggingFace loads by `model_type`. So a causal model of a class nobody knows is what its
-    /// `model_type` says, with a remark; a class for another task, or another class Fathom runs, is not.
+    /// `model_type` says, with a remark; a class for another task, or another class Fathom runs, is
+    /// not.
     pub(super) fn of(fields: &Fields<'_>, remarks: &mut Vec<Remark>) -> Result<Architecture> {
         let classes = fields.texts("architectures")?.unwrap_or_default();
         let model_type = fields.text("model_type")?;

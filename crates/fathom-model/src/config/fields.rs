@@ -12,7 +12,8 @@ use crate::{Error, Remark, Result};
 /// Most token ids one field may list.
 const MAX_IDS: usize = 1000;
 
-/// A JSON object of a file, possibly nested. `null` counts as absent unless a method says otherwise.
+/// A JSON object of a file, possibly nested. `null` counts as absent unless a method says
+/// otherwise.
 pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,

@@ -95,8 +95,8 @@ fn one(
     Ok(rope)
 }
 
-/// A remark about the fields of a rotary embedding that nothing was read from: those of another type, and
-/// those of none. transformers has no use for them either.
+/// A remark about the fields of a rotary embedding that nothing was read from: those of another
+/// type, and those of none. transformers has no use for them either.
 fn without_effect(scaling: &Fields<'_>, kind: &RopeKind) -> Option<Remark> {
     const SHOWN: usize = 5;
     // A note of how the model came about.
@@ -122,9 +122,10 @@ fn without_effect(scaling: &Fields<'_>, kind: &RopeKind) -> Option<Remark> {
 
 /// `rope_theta`, of the nested object before the top level.
 ///
-/// HuggingFace takes 10000 when it is absent. That is right for the checkpoints of early families only,
-/// and silently ruins any other, so it is taken only where the rest of the config is that of such a
-/// family: Llama 1 and 2 and Phi-3 (trained on at most 4096 positions), Mistral 7B v0.1 (windowed).
+/// HuggingFace takes 10000 when it is absent. That is right for the checkpoints of early families
+/// only, and silently ruins any other, so it is taken only where the rest of the config is that of
+/// such a family: Llama 1 and 2 and Phi-3 (trained on at most 4096 positions), Mistral 7B v0.1
+/// (windowed).
 fn theta(
     root: &Fields<'_>,
     scaling: Option<&Fields<'_>>,

@@ -158,9 +158,10 @@ impl KindFields<'_> {
         self.scaling.number("attention_factor", expected, |factor| factor >= 0.0)
     }
 
-    /// The trained length, `original_max_position_embeddings`, as HuggingFace looks for it: the top level
-    /// first (where Phi3's class has a default, so that the nested one never counts), then the nested
-    /// object, then `max_position_embeddings`. At least 2, because its logarithm divides.
+    /// The trained length, `original_max_position_embeddings`, as HuggingFace looks for it: the top
+    /// level first (where Phi3's class has a default, so that the nested one never counts), then
+    /// the nested object, then `max_position_embeddings`. At least 2, because its logarithm
+    /// divides.
     fn original(&self) -> Result<usize> {
         let name = "original_max_position_embeddings";
         let range = 2..=MAX_POSITIONS;

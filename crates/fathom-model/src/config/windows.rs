@@ -10,9 +10,9 @@ const MAX_WINDOW: usize = 1 << 31;
 
 /// The window of each layer.
 ///
-/// Mistral and Phi3 window every layer when `sliding_window` is not null. Qwen2 and Qwen3 do so only
-/// when `use_sliding_window` is true, and then from layer `max_window_layers` on, unless `layer_types`
-/// says layer by layer.
+/// Mistral and Phi3 window every layer when `sliding_window` is not null. Qwen2 and Qwen3 do so
+/// only when `use_sliding_window` is true, and then from layer `max_window_layers` on, unless
+/// `layer_types` says layer by layer.
 pub(super) fn windows(
     fields: &Fields<'_>,
     architecture: Architecture,
@@ -40,8 +40,8 @@ pub(super) fn windows(
     Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
 }
 
-/// The windows HuggingFace gives a class that does not read `layer_types`; a list that says otherwise
-/// is refused, because it would be a different model here and there.
+/// The windows HuggingFace gives a class that does not read `layer_types`; a list that says
+/// otherwise is refused, because it would be a different model here and there.
 fn agreeing(
     fields: &Fields<'_>,
     architecture: Architecture,

@@ -9,10 +9,10 @@ use crate::{Error, Result, Site};
 impl Edit {
     /// Reads `SITE.LAYER[COLUMNS]@POSITIONS=CHANGE`.
     ///
-    /// Positions and columns are numbers and ranges, comma separated (`3,17..22,30..`), or `*` for all;
-    /// the brackets may be left out. The change is one of `zero`, `scale(X)`, `clamp(NORM)`,
-    /// `copy(POSITION)`, `mean(POSITIONS)`, `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)`, the last
-    /// two from a capture.
+    /// Positions and columns are numbers and ranges, comma separated (`3,17..22,30..`), or `*` for
+    /// all; the brackets may be left out. The change is one of `zero`, `scale(X)`, `clamp(NORM)`,
+    /// `copy(POSITION)`, `mean(POSITIONS)`, `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)`,
+    /// the last two from a capture.
     ///
     /// # Errors
     /// Anything else, saying which part; a file that cannot be read or lacks the row.

@@ -1,8 +1,9 @@
 //! The header of a safetensors file.
 //!
-//! Eight bytes give the length of a JSON object that names each tensor's dtype, shape and place in the
-//! rest of the file. The `safetensors` crate reads it too, but its errors do not name the tensor and
-//! it keeps the last of duplicate names, so the header of a file from a stranger is read here.
+//! Eight bytes give the length of a JSON object that names each tensor's dtype, shape and place in
+//! the rest of the file. The `safetensors` crate reads it too, but its errors do not name the
+//! tensor and it keeps the last of duplicate names, so the header of a file from a stranger is read
+//! here.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,8 +19,8 @@ use crate::{Error, Result};
 /// Longest header, the same as that of the `safetensors` crate.
 const MAX_HEADER: usize = 100_000_000;
 
-/// Element types of the format and their bits. Only BF16, F16 and F32 can be weights, but tensors that
-/// are never asked for may be of any.
+/// Element types of the format and their bits. Only BF16, F16 and F32 can be weights, but tensors
+/// that are never asked for may be of any.
 const DTYPES: [(&str, usize); 20] = [
     ("BF16", 16),
     ("F16", 16),
@@ -68,11 +69,13 @@ impl TensorInfo {
     }
 }
 
-/// Reads the header of a safetensors file, whose bytes are `file`; `path` is only for messages. Tensors
-/// come in the order of their bytes, which they cover without overlap or hole up to the end of the file.
+/// Reads the header of a safetensors file, whose bytes are `file`; `path` is only for messages.
+/// Tensors come in the order of their bytes, which they cover without overlap or hole up to the end
+/// of the file.
 ///
 /// # Errors
-/// The file is too short for its header or its tensors, or the header is not what the format asks for.
+/// The file is too short for its header or its tensors, or the header is not what the format asks
+/// for.
 pub fn parse_header(path: &Path, file: &[u8]) -> Result<Vec<TensorInfo>> {
     let json = header_text(path, file)?;
     let Entries(entries) = serde_json::from_str(json).map_err(|error| {
@@ -126,8 +129,8 @@ struct Entry {
 }
 
 impl Entry {
-    /// Checks dtype, shape and offsets against each other and against the file, whose tensors start at
-    /// byte `data` and which is `file` bytes long.
+    /// Checks dtype, shape and offsets against each other and against the file, whose tensors start
+    /// at byte `data` and which is `file` bytes long.
     fn check(self, path: &Path, name: String, data: usize, file: usize) -> Result<TensorInfo> {
         let wrong = |problem: String| Err(Error::tensor(path, brief(&name), brief(&problem)));
         let Some(&(dtype, bits)) = DTYPES.iter().find(|(dtype, _)| *dtype == self.dtype) else {

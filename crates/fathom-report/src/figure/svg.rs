@@ -13,7 +13,8 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 40.0;
 
-/// A panel by itself, as it stands in the page. `label` says what it shows to those who do not see it.
+/// A panel by itself, as it stands in the page. `label` says what it shows to those who do not see
+/// it.
 pub fn panel_svg(panel: &Panel, legend: &[Series], label: &str) -> String {
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"{}\" tabindex=\"0\" aria-label=\"{}\">{}</svg>",

@@ -7,8 +7,8 @@ use crate::{Cell, Column, Table, percent, plural};
 
 const HEAD: Head = Head { name: "fig2-levels", title: "Sink levels", paper: "Figure 2" };
 
-/// A heat map for each of `sources`, in one scale of shades. Cells lead to `#rN-level-I`, N counting the sources
-/// of the report.
+/// A heat map for each of `sources`, in one scale of shades. Cells lead to `#rN-level-I`, N
+/// counting the sources of the report.
 pub fn levels(sources: &[&Source]) -> Drawn {
     let count = |source: &&Source| source.levels.entries().iter().map(|e| e.level.count).max();
     let Some(most) = sources.iter().filter_map(count).max() else {

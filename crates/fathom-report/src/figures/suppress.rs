@@ -85,7 +85,8 @@ pub(super) fn suppress(source: &Source) -> Drawn {
     })
 }
 
-/// What the model goes on to write, with and without the clamp: of each layer the first places where the two differ.
+/// What the model goes on to write, with and without the clamp: of each layer the first places
+/// where the two differ.
 fn quotes(suppress: &Suppress) -> Vec<Quote> {
     const SHOWN: usize = 2;
     let of = |layer: &SuppressedLayer| {

@@ -1,8 +1,8 @@
-//! What the script works on, as compact JSON: the tokens of the traces and their sinks, and where the dots of
-//! moving figures go.
+//! What the script works on, as compact JSON: the tokens of the traces and their sinks, and where
+//! the dots of moving figures go.
 //!
-//! A trace is its token numbers in a vocabulary of the texts that occur, as base64 of little-endian integers,
-//! and a byte a token for the attention it draws: 16 000 tokens are 64 KB.
+//! A trace is its token numbers in a vocabulary of the texts that occur, as base64 of little-endian
+//! integers, and a byte a token for the attention it draws: 16 000 tokens are 64 KB.
 
 use std::collections::HashMap;
 
@@ -149,8 +149,8 @@ fn trace(source: &Source, text: &TraceText, t: usize, vocabulary: &mut Vocabular
     })
 }
 
-/// Position, class, level, first and last layer, number of layers, norms, cosine, attention drawn where it is
-/// seen.
+/// Position, class, level, first and last layer, number of layers, norms, cosine, attention drawn
+/// where it is seen.
 fn sink(source: &Source, sink: &Sink) -> Value {
     let class = match sink.class {
         Class::Primary => 0,

@@ -71,8 +71,8 @@ fn card(
     let more = if counts.len() > TOKENS { ", …" } else { "" };
     let _ =
         write!(out, "<p class=\"tokens\">{}{more}</p><ol>", named.collect::<Vec<_>>().join(", "));
-    // Spread over the run rather than the first few of the first trace. Rare levels behind the lettered ones
-    // have one example.
+    // Spread over the run rather than the first few of the first trace. Rare levels behind the
+    // lettered ones have one example.
     let wanted = if letter == "·" { 1 } else { EXAMPLES.min(sinks.len()) };
     for i in 0..wanted {
         let (trace, sink) = sinks[i * sinks.len() / wanted];

@@ -10,7 +10,8 @@ use crate::table::html;
 /// Rows of a figure's numbers that stand in the page; the file has all.
 const ROWS: usize = 120;
 
-/// A figure, or the line that stands for it. `anchor` is that of its run, `files` where its files are.
+/// A figure, or the line that stands for it. `anchor` is that of its run, `files` where its files
+/// are.
 pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str) {
     match drawn {
         Ok(figure) => present(out, figure, anchor, files),

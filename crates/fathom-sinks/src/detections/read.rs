@@ -16,7 +16,8 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 /// Reads a detections file, published or Fathom's own.
 ///
 /// # Errors
-/// A file that cannot be read or holds no line; a line that is not what the format says, with its number.
+/// A file that cannot be read or holds no line; a line that is not what the format says, with its
+/// number.
 pub fn read_detections(path: &Path) -> Result<Vec<TraceDetection>> {
     let file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
     let mut reader = BufReader::new(file);

@@ -1,5 +1,5 @@
-//! Passes over a trace with something changed, beside one without: what becomes of its sinks and of the
-//! distributions it predicts.
+//! Passes over a trace with something changed, beside one without: what becomes of its sinks and of
+//! the distributions it predicts.
 
 use fathom_backend::{Backend, RowEdit};
 use fathom_model::{
@@ -33,8 +33,9 @@ pub(super) struct Outcome {
     pub kl: Vec<f64>,
 }
 
-/// Runs a trace through the model once without edits and once with each of `variants`, side by side: the
-/// plain outcome comes first. `advance` is called with the tokens done since the last call.
+/// Runs a trace through the model once without edits and once with each of `variants`, side by
+/// side: the plain outcome comes first. `advance` is called with the tokens done since the last
+/// call.
 ///
 /// # Errors
 /// A pass that fails.
@@ -126,8 +127,9 @@ pub(super) struct Again<B: Backend> {
 }
 
 impl<B: Backend> Again<B> {
-    /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of the
-    /// trace, plain and with each of the first `variants`, which go on being edited: `[1 + variants]`.
+    /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of
+    /// the trace, plain and with each of the first `variants`, which go on being edited:
+    /// `[1 + variants]`.
     ///
     /// # Errors
     /// A pass that fails.

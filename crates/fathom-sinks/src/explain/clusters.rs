@@ -21,7 +21,8 @@ use super::{Analysis, AnalysisResult, ExplainOptions};
 pub struct Clusters {
     /// The tokens.
     pub points: Vec<ClusterPoint>,
-    /// By site (`resid_post`, `attn_out`, `mlp_out`), then layer. Empty with fewer than 5 of either kind.
+    /// By site (`resid_post`, `attn_out`, `mlp_out`), then layer. Empty with fewer than 5 of either
+    /// kind.
     pub places: Vec<ClusterPlace>,
     /// Where it is decided which tokens become sinks, by l_start, then site.
     #[serde(default)]
@@ -37,8 +38,8 @@ pub struct Decision {
     pub sinks: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// The layer the decision is made at: the first from which on, up to l_start, the separability is not below
-    /// [`Decision::SEPARABLE`]. Absent where it is not even at l_start.
+    /// The layer the decision is made at: the first from which on, up to l_start, the separability
+    /// is not below [`Decision::SEPARABLE`]. Absent where it is not even at l_start.
     pub layer: Option<usize>,
     /// Layer by layer, up to the one behind l_start.
     pub curve: Vec<Separation>,
@@ -93,7 +94,8 @@ pub struct ClusterPlace {
     pub layer: usize,
     /// Mean silhouette of sinks against others, -1 to 1, Euclidean.
     pub silhouette: f64,
-    /// Accuracy of a linear (ridge) classifier in 5-fold cross-validation, kinds weighing the same; 0.5 is chance.
+    /// Accuracy of a linear (ridge) classifier in 5-fold cross-validation, kinds weighing the same;
+    /// 0.5 is chance.
     pub separability: f64,
     /// t-SNE coordinates, in the order of `points`.
     pub tsne: Vec<[f32; 2]>,

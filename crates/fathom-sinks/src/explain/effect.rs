@@ -18,8 +18,8 @@ use crate::Sink;
 pub struct Effect {
     /// One entry a layer.
     pub layers: Vec<LayerEffect>,
-    /// Spearman's ρ of lifetime and log‖mlp_out‖ at l_start over all secondary sinks; absent where either is the
-    /// same for all.
+    /// Spearman's ρ of lifetime and log‖mlp_out‖ at l_start over all secondary sinks; absent where
+    /// either is the same for all.
     pub lifetime_rho: Option<f64>,
     /// The layer whose line is steepest, where there is a line.
     pub steepest_layer: Option<usize>,
@@ -34,13 +34,13 @@ pub struct LayerEffect {
     pub layer: usize,
     /// Mean sink score of the traces' references.
     pub reference: Option<f64>,
-    /// Mean sink score of the secondary sinks alive at this layer: aligned in the layer before it, whose
-    /// output its attention reads.
+    /// Mean sink score of the secondary sinks alive at this layer: aligned in the layer before it,
+    /// whose output its attention reads.
     pub secondary: Option<f64>,
     /// How many are alive.
     pub alive: usize,
-    /// log(sink score / the reference's) of those alive on log‖mlp_out at l_start‖; absent with fewer than three
-    /// or where all norms are the same.
+    /// log(sink score / the reference's) of those alive on log‖mlp_out at l_start‖; absent with
+    /// fewer than three or where all norms are the same.
     pub line: Option<Line>,
 }
 

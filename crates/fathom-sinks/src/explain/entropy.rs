@@ -1,4 +1,5 @@
-//! How compressed the residual stream is (definition 2.10): the entropy of its Gram matrix's spectrum.
+//! How compressed the residual stream is (definition 2.10): the entropy of its Gram matrix's
+//! spectrum.
 
 use std::collections::BTreeSet;
 

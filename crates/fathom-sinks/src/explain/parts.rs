@@ -1,9 +1,9 @@
-//! `RUN/explain/parts/`: what has been learnt of single traces while an explanation is under way, so that
-//! one that was killed goes on where it stopped.
+//! `RUN/explain/parts/`: what has been learnt of single traces while an explanation is under way,
+//! so that one that was killed goes on where it stopped.
 //!
-//! What is asked for next may be something else. So a part is written only by who learnt it, it is believed
-//! only where its seal says that it is this learner's, of this trace, and made with the same, and it stays
-//! until every analysis that was begun and could use it has its result.
+//! What is asked for next may be something else. So a part is written only by who learnt it, it is
+//! believed only where its seal says that it is this learner's, of this trace, and made with the
+//! same, and it stays until every analysis that was begun and could use it has its result.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -107,8 +107,8 @@ impl Note {
 }
 
 impl Parts {
-    /// The parts of the run in `run_dir` that were made with `key`, for `analyses` that now begin; those
-    /// made with anything else go, and those of use only to analyses that `have_result`.
+    /// The parts of the run in `run_dir` that were made with `key`, for `analyses` that now begin;
+    /// those made with anything else go, and those of use only to analyses that `have_result`.
     ///
     /// # Errors
     /// A directory that cannot be written, or that another process is writing.
@@ -170,8 +170,8 @@ impl Parts {
         self.keep_what_serves()
     }
 
-    /// Drops the parts of a run where all they were kept for `have_result`: those of an explanation that was
-    /// killed at its very end. Best effort: nothing depends on it.
+    /// Drops the parts of a run where all they were kept for `have_result`: those of an explanation
+    /// that was killed at its very end. Best effort: nothing depends on it.
     pub fn tidy(run_dir: &Path, have_result: &dyn Fn(Analysis) -> bool) {
         let explain = run_dir.join("explain");
         let dir = explain.join("parts");

@@ -90,8 +90,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Runs through the model once each trace that some observer has not learnt of before. `progress` is told
-/// how many tokens that is, and of those done since.
+/// Runs through the model once each trace that some observer has not learnt of before. `progress`
+/// is told how many tokens that is, and of those done since.
 ///
 /// # Errors
 /// A pass that fails; a part that cannot be kept.

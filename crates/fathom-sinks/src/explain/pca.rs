@@ -1,5 +1,5 @@
-//! What a creation layer's MLP does along the principal components of its input (definition 2.6, paper
-//! Fig. 7).
+//! What a creation layer's MLP does along the principal components of its input (definition 2.6,
+//! paper Fig. 7).
 
 use std::mem;
 
@@ -91,7 +91,8 @@ struct Layer {
     others_of_same_ids: usize,
     inputs: Collector,
     outputs: Collector,
-    /// The reference's vectors in the trace that is passing, scaled to norm 1: `mlp_out` and `resid_post`.
+    /// The reference's vectors in the trace that is passing, scaled to norm 1: `mlp_out` and
+    /// `resid_post`.
     reference: [Vec<f32>; 2],
     /// Their sums over traces.
     references: [Vec<f32>; 2],

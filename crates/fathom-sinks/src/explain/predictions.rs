@@ -29,7 +29,8 @@ impl<'a> Prediction<'a> {
         Prediction { logits, weights, log_sum, max }
     }
 
-    /// KL(this ‖ other) in nats: Σ p · (log p - log q), never below zero. `log_sum` is that of `other`.
+    /// KL(this ‖ other) in nats: Σ p · (log p - log q), never below zero. `log_sum` is that of
+    /// `other`.
     pub fn divergence(&self, other: &[f32], log_sum: f64) -> f64 {
         // Σ w · (a - b), p being w over the sum of weights
         let mut weighted = 0.0;
@@ -65,8 +66,8 @@ fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
-/// e^x for x ≤ 0, as a polynomial that compilers make vectors of, where the library's function is called value
-/// by value: x = n·ln 2 + r, e^x = 2^n · e^r. Below -87 it is 0.
+/// e^x for x ≤ 0, as a polynomial that compilers make vectors of, where the library's function is
+/// called value by value: x = n·ln 2 + r, e^x = 2^n · e^r. Below -87 it is 0.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding and subtracting it rounds to an integer

@@ -51,8 +51,9 @@ pub(super) fn separability(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     (accuracy(0) + accuracy(1)) / 2.0
 }
 
-/// Decision values of a ridge classifier with intercept, fitted to the points `fitted` of which those of
-/// the kind `true` are +1, the others -1, at the points `asked`: y̅ + (y - y̅)ᵀ (K + αI)⁻¹ k.
+/// Decision values of a ridge classifier with intercept, fitted to the points `fitted` of which
+/// those of the kind `true` are +1, the others -1, at the points `asked`: y̅ + (y - y̅)ᵀ (K + αI)⁻¹
+/// k.
 fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[usize]) -> Vec<f64> {
     let n = fitted.len();
     let among = DMatrix::from_fn(n, n, |i, j| distances[(fitted[i], fitted[j])]);
@@ -65,8 +66,8 @@ fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[u
     else {
         return vec![mean; asked.len()]; // points that all coincide
     };
-    // Products with a point x of the centred training points, less what is the same for all of them:
-    // the weights sum to zero.
+    // Products with a point x of the centred training points, less what is the same for all of
+    // them: the weights sum to zero.
     let column_means: Vec<f64> = among.column_iter().map(|column| column.mean()).collect();
     let value = |x: &usize| {
         let products = (0..n).map(|i| -0.5 * (distances[(*x, fitted[i])] - column_means[i]));

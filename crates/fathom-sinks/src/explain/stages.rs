@@ -29,8 +29,8 @@ pub enum Stage {
     MlpElementwise,
     /// Down: what is added to the residual stream.
     MlpOut,
-    /// The sink's `mlp_out` against the reference's `resid_post`, which is the sink direction whatever
-    /// the layer's MLP makes of the reference itself.
+    /// The sink's `mlp_out` against the reference's `resid_post`, which is the sink direction
+    /// whatever the layer's MLP makes of the reference itself.
     MlpOutToState,
 }
 
@@ -47,10 +47,12 @@ impl Stage {
     ];
 }
 
-/// Cosines with the reference at every stage, for each sink at its l_start and the layers beside it.
+/// Cosines with the reference at every stage, for each sink at its l_start and the layers beside
+/// it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stages {
-    /// Sinks, noise left out; at most [`super::ExplainOptions::max_sinks`], while the summaries are over all.
+    /// Sinks, noise left out; at most [`super::ExplainOptions::max_sinks`], while the summaries are
+    /// over all.
     pub sinks: Vec<SinkStages>,
     /// Over all sinks of an l_start, by l_start, layer, stage.
     pub summaries: Vec<StageSummary>,

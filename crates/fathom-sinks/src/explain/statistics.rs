@@ -126,8 +126,8 @@ impl Mean {
     }
 }
 
-/// Spearman's ρ: the correlation of ranks, equal values sharing their mean rank. `None` with fewer than
-/// three points, or where either side is the same for all.
+/// Spearman's ρ: the correlation of ranks, equal values sharing their mean rank. `None` with fewer
+/// than three points, or where either side is the same for all.
 pub(super) fn spearman(points: &[(f64, f64)]) -> Option<f64> {
     let x = ranks(&points.iter().map(|p| p.0).collect::<Vec<_>>());
     let y = ranks(&points.iter().map(|p| p.1).collect::<Vec<_>>());

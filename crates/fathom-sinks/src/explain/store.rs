@@ -78,7 +78,8 @@ pub fn result_file(run_dir: &Path, analysis: Analysis) -> PathBuf {
 pub struct ExplainOptions {
     /// Seed of every choice among tokens, and of t-SNE.
     pub seed: u64,
-    /// At most so many sinks are looked at where an analysis keeps vectors or runs the model per sink.
+    /// At most so many sinks are looked at where an analysis keeps vectors or runs the model per
+    /// sink.
     pub max_sinks: usize,
 }
 

@@ -33,14 +33,15 @@ pub struct SuppressedLayer {
     pub appeared: usize,
     /// The clamped tokens from this layer on.
     pub later: Vec<LaterLayer>,
-    /// KL(before ‖ after) of the next-token distributions in nats, over positions from the first clamped token on.
+    /// KL(before ‖ after) of the next-token distributions in nats, over positions from the first
+    /// clamped token on.
     pub kl: Option<Summary>,
     /// Mean negative log-likelihood of the traces' tokens in nats, before.
     pub nll_before: f64,
     /// The same, after.
     pub nll_after: f64,
-    /// What the model writes by itself, without and with the clamp: one a trace in which a token before it
-    /// was clamped.
+    /// What the model writes by itself, without and with the clamp: one a trace in which a token
+    /// before it was clamped.
     #[serde(default)]
     pub continuations: Vec<Continuation>,
 }
@@ -52,8 +53,8 @@ pub struct Continuation {
     pub trace: usize,
     /// The trace's own index.
     pub sample_index: u64,
-    /// Position of the first token that is written, half-way from the first token that any layer's clamp
-    /// changed to the end of the trace; before it stands the trace's own text.
+    /// Position of the first token that is written, half-way from the first token that any layer's
+    /// clamp changed to the end of the trace; before it stands the trace's own text.
     pub from: usize,
     /// Clamped tokens before it.
     pub clamped: usize,
@@ -112,8 +113,8 @@ impl AnalysisResult for Suppress {
 
 /// Beyond this cosine with the sink direction an `mlp_out` makes a sink (definition 2.11).
 ///
-/// The direction is the reference's state rather than its own `mlp_out`: the two agree where that MLP
-/// writes the reference's sink direction again, and where it does not only the state has it.
+/// The direction is the reference's state rather than its own `mlp_out`: the two agree where that
+/// MLP writes the reference's sink direction again, and where it does not only the state has it.
 const COSINE: f32 = 0.98;
 
 /// Tokens of a continuation.
@@ -174,7 +175,8 @@ impl Clamped {
         Edits::new(vec![edit], config, None)
     }
 
-    /// The tokens of a trace that were clamped: aligned ones no longer than the clamp stay as they are.
+    /// The tokens of a trace that were clamped: aligned ones no longer than the clamp stay as they
+    /// are.
     pub fn positions(&self, before: &Outcome, after: &Outcome) -> Vec<usize> {
         let norms = before.scalars.mlp_out_norm.row(self.layer);
         after.aligned.iter().copied().filter(|t| norms[*t] > self.norm).collect()
@@ -247,7 +249,8 @@ impl Clamped {
     }
 }
 
-/// Where a trace is continued from: half-way from the first token that some clamp changed to its end.
+/// Where a trace is continued from: half-way from the first token that some clamp changed to its
+/// end.
 pub(super) fn continued_from(
     clamps: &[Clamped],
     before: &Outcome,

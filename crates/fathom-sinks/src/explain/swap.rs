@@ -35,7 +35,8 @@ pub struct SwapCell {
     pub l_start: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// Where the vector was replaced by the mean of the trace's tokens that are no sinks: 0 to l_start + 1.
+    /// Where the vector was replaced by the mean of the trace's tokens that are no sinks: 0 to
+    /// l_start + 1.
     pub layer: usize,
     /// Sinks whose cosine at l_start is not above the threshold any more.
     pub suppressed: Share,
@@ -50,9 +51,9 @@ const SITES: [Site; 3] = [Site::ResidPost, Site::AttnOut, Site::MlpOut];
 
 /// Swaps sinks one at a time.
 ///
-/// What becomes of a token depends on the tokens before it alone, and those are not touched. So after
-/// the plain pass the sequence is cut off before the sink, whose token is then run by itself with the
-/// vector replaced, place by place; sinks come in descending order, each cutting off more.
+/// What becomes of a token depends on the tokens before it alone, and those are not touched. So
+/// after the plain pass the sequence is cut off before the sink, whose token is then run by itself
+/// with the vector replaced, place by place; sinks come in descending order, each cutting off more.
 pub(super) struct SwapObserver {
     preset: Preset,
     threshold: f32,

@@ -1,5 +1,5 @@
-//! Exact t-SNE (van der Maaten & Hinton 2008) with the defaults scikit-learn uses for `method="exact"`,
-//! started from the principal components.
+//! Exact t-SNE (van der Maaten & Hinton 2008) with the defaults scikit-learn uses for
+//! `method="exact"`, started from the principal components.
 
 use nalgebra::DMatrix;
 
@@ -10,8 +10,8 @@ const EARLY: usize = 250;
 const LATE: usize = 750;
 const EXAGGERATION: f64 = 12.0;
 
-/// Coordinates of points given by their squared distances `[n, n]`, and the Kullback-Leibler divergence
-/// that is left. Nothing is random.
+/// Coordinates of points given by their squared distances `[n, n]`, and the Kullback-Leibler
+/// divergence that is left. Nothing is random.
 pub(super) fn tsne(distances: &DMatrix<f64>, perplexity: f64) -> (Vec<[f64; 2]>, f64) {
     let n = distances.nrows();
     let p = joint_probabilities(distances, perplexity);

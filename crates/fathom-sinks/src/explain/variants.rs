@@ -22,8 +22,8 @@ pub(super) struct Variants {
 }
 
 impl Variants {
-    /// Runs each trace that is not known yet through the model: once plainly and once with each change
-    /// that is left, side by side.
+    /// Runs each trace that is not known yet through the model: once plainly and once with each
+    /// change that is left, side by side.
     ///
     /// # Errors
     /// A pass that fails; a part that cannot be kept.
@@ -74,8 +74,8 @@ impl Variants {
     }
 }
 
-/// What each of so many changes did to a trace, where that is known. Of no changes there is nothing to know,
-/// and nothing is ever kept: they are those of an analysis that was not asked for.
+/// What each of so many changes did to a trace, where that is known. Of no changes there is nothing
+/// to know, and nothing is ever kept: they are those of an analysis that was not asked for.
 fn kept<T: DeserializeOwned>(parts: &Parts, id: PartId<'_>, changes: usize) -> Option<Vec<T>> {
     if changes == 0 {
         return Some(Vec::new());

@@ -28,10 +28,12 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> R
     sync_parent(path)
 }
 
-/// Replaces the file `path` by `bytes`, durably: whatever happens, the old file is there or the new one.
+/// Replaces the file `path` by `bytes`, durably: whatever happens, the old file is there or the new
+/// one.
 ///
 /// # Errors
-/// A place that cannot be written, or a disk that is full: then the old file stays, and nothing beside it.
+/// A place that cannot be written, or a disk that is full: then the old file stays, and nothing
+/// beside it.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |mut file| file.write_all(bytes).map_err(Error::io(path, "cannot be written")))
 }

@@ -214,9 +214,9 @@ impl Manifest {
         durable::replace_bytes(path, format!("{text}\n").as_bytes())
     }
 
-    /// Refuses to go on with a run that was started with something else. What the model and the traces
-    /// are called may change; and with `same_start`, where the traces begin as those of the run, what follows
-    /// them.
+    /// Refuses to go on with a run that was started with something else. What the model and the
+    /// traces are called may change; and with `same_start`, where the traces begin as those of the
+    /// run, what follows them.
     pub(super) fn check_same_run(
         &self,
         path: &Path,

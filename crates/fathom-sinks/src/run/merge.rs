@@ -17,7 +17,8 @@ pub(super) fn part(dir: &Path, table: RunTable, trace: usize) -> PathBuf {
     dir.join(PARTS).join(format!("{trace:06}.{}.parquet", table.name()))
 }
 
-/// The parts that `{table}.parquet` of `traces` traces was made of: rows of one trace follow each other.
+/// The parts that `{table}.parquet` of `traces` traces was made of: rows of one trace follow each
+/// other.
 pub(super) fn split(dir: &Path, table: RunTable, traces: usize) -> Result<()> {
     let path = dir.join(format!("{}.parquet", table.name()));
     let file = File::open(&path).map_err(Error::io(&path, "cannot be opened"))?;

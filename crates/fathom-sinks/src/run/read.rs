@@ -49,8 +49,8 @@ pub struct TraceText {
 }
 
 impl Run {
-    /// The traces an unfinished run has recorded: its whole lines. What an interruption left behind them
-    /// is no part of the run.
+    /// The traces an unfinished run has recorded: its whole lines. What an interruption left behind
+    /// them is no part of the run.
     pub(super) fn recorded_detections(&self, path: &Path) -> Result<Vec<TraceDetection>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
@@ -68,8 +68,8 @@ impl Run {
             .collect()
     }
 
-    /// How many traces the run will have when it is finished, as far as its options and its traces file, where
-    /// that is still there unchanged, can tell.
+    /// How many traces the run will have when it is finished, as far as its options and its traces
+    /// file, where that is still there unchanged, can tell.
     pub fn planned_traces(&self) -> Option<usize> {
         let note = &self.manifest.traces;
         let path = Path::new(&note.file);
@@ -135,7 +135,8 @@ impl Run {
         Ok(())
     }
 
-    /// The norm curves of the traces that `wanted` names by their number, of the first `traces` of the run.
+    /// The norm curves of the traces that `wanted` names by their number, of the first `traces` of
+    /// the run.
     ///
     /// # Errors
     /// A file that is missing or is no such table.
@@ -196,8 +197,9 @@ impl Run {
         Ok(Some(text))
     }
 
-    /// The attention every token draws: its sink score, the mean over heads and then over layers, for each of
-    /// the traces whose numbers of tokens are given. `None` where attention was not measured.
+    /// The attention every token draws: its sink score, the mean over heads and then over layers,
+    /// for each of the traces whose numbers of tokens are given. `None` where attention was not
+    /// measured.
     ///
     /// # Errors
     /// A file that is missing or is no such table.

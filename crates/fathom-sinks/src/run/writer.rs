@@ -50,7 +50,8 @@ impl RunWriter {
         RunWriter::start(dir, manifest)
     }
 
-    /// Whether [`RunWriter::create`] could start a run in `dir`: worth asking before a model is loaded.
+    /// Whether [`RunWriter::create`] could start a run in `dir`: worth asking before a model is
+    /// loaded.
     ///
     /// # Errors
     /// A directory that holds anything, or cannot be read.
@@ -73,14 +74,14 @@ impl RunWriter {
     /// Goes on with the run in `dir`, or starts it if it never got as far as a manifest.
     ///
     /// # Errors
-    /// A directory that holds something else; a run of another model, traces, version or options; one
-    /// that another process is writing; damage that an interruption cannot explain.
+    /// A directory that holds something else; a run of another model, traces, version or options;
+    /// one that another process is writing; damage that an interruption cannot explain.
     pub fn resume(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
         RunWriter::resume_with(dir, manifest, &[])
     }
 
-    /// As [`RunWriter::resume`], also where there are more `traces` than the run was started with, because
-    /// its limit grew or lines were appended: those of the run must be the first of them.
+    /// As [`RunWriter::resume`], also where there are more `traces` than the run was started with,
+    /// because its limit grew or lines were appended: those of the run must be the first of them.
     ///
     /// # Errors
     /// As [`RunWriter::resume`].
@@ -118,8 +119,9 @@ impl RunWriter {
         Ok(writer)
     }
 
-    /// Makes of the run one that is under way, with more traces to come. A complete one gets the parts back
-    /// that its tables were made of, so that it ends with the same tables as if it had had all from the start.
+    /// Makes of the run one that is under way, with more traces to come. A complete one gets the
+    /// parts back that its tables were made of, so that it ends with the same tables as if it had
+    /// had all from the start.
     fn grow(&mut self, asked: Manifest) -> Result<()> {
         let traces = |note: &TracesNote| note.read.as_ref().map_or(0, |read| read.traces);
         let growth = Growth { from: traces(&self.manifest.traces), to: traces(&asked.traces) };

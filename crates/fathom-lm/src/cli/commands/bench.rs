@@ -25,11 +25,12 @@ use crate::cli::prompt_args::PromptArgs;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
 ///
-/// The published benchmark's protocol and columns: complete batches, a warm-up, speculation for a fixed number of
-/// steps with end-of-text ignored, plain decoding for a fixed number of tokens, all at temperature 0.
-/// Time is that of decoding; prefill is listed apart. No speedup is printed unless all texts agree.
-/// Two accountings: in the published one, draft and target have cores of their own, and plain decoding has
-/// the target's while the draft's idle; in the other, plain and speculative decoding get the whole machine.
+/// The published benchmark's protocol and columns: complete batches, a warm-up, speculation for a
+/// fixed number of steps with end-of-text ignored, plain decoding for a fixed number of tokens, all
+/// at temperature 0. Time is that of decoding; prefill is listed apart. No speedup is printed
+/// unless all texts agree. Two accountings: in the published one, draft and target have cores of
+/// their own, and plain decoding has the target's while the draft's idle; in the other, plain and
+/// speculative decoding get the whole machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom bench --target ./target --draft ./draft --data prompts --batch-sizes 1,8 --limit 16\n  \
@@ -221,8 +222,8 @@ fn median_run(runs: &[Measured]) -> Option<&Measured> {
     runs.get(runs.len() / 2).copied()
 }
 
-/// Throughput relative to other runs', each to the one of the same turn, a second or so before or after it: the
-/// median. What slows the machine for longer than that slows both.
+/// Throughput relative to other runs', each to the one of the same turn, a second or so before or
+/// after it: the median. What slows the machine for longer than that slows both.
 fn relative(runs: &[Measured], others: &[Measured]) -> f64 {
     let turns = runs.iter().zip(others);
     median(turns.map(|(run, other)| run.throughput() / other.throughput()).collect())

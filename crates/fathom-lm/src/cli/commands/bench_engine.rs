@@ -1,4 +1,5 @@
-//! `fathom bench-engine`: the engine's speed on this machine, as fractions of what the machine could do.
+//! `fathom bench-engine`: the engine's speed on this machine, as fractions of what the machine
+//! could do.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,9 +20,10 @@ use crate::cli::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///
-/// Every way of running is measured in turn, several times; medians are printed, as fractions of the machine's
-/// own limits: the best matrix rate in the same run, and what memory delivers just before and after a step.
-/// Without --model, a checkpoint of random weights at a real model's shape is written to a temporary directory.
+/// Every way of running is measured in turn, several times; medians are printed, as fractions of
+/// the machine's own limits: the best matrix rate in the same run, and what memory delivers just
+/// before and after a step. Without --model, a checkpoint of random weights at a real model's shape
+/// is written to a temporary directory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
     fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16")]
@@ -40,7 +42,8 @@ pub struct Args {
     /// Tokens of each sequence before decoding
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     context: u32,
-    /// Measure matrix products and attention by themselves instead, at --shape or at those of all models
+    /// Measure matrix products and attention by themselves instead, at --shape or at those of all
+    /// models
     #[arg(long, conflicts_with_all = ["model", "keep", "tokens", "batches", "context"])]
     kernels: bool,
     /// How often to measure each

@@ -23,11 +23,11 @@ use crate::cli::progress::ScanBar;
 
 /// Find planted sinks and generate from a small pair of models, both checked
 ///
-/// Plants a model, finds its sinks and compares them with what was planted; then generates from a built-in pair of
-/// models with parallel speculative decoding, compares with plain decoding, and scans the text. Needs
-/// nothing and downloads nothing. Writes to a temporary directory, or to --out to keep everything and to get a
-/// report of the planted run as a page. Exit
-/// code 1 if a sink is missed, wrong or invented, or a token differs.
+/// Plants a model, finds its sinks and compares them with what was planted; then generates from a
+/// built-in pair of models with parallel speculative decoding, compares with plain decoding, and
+/// scans the text. Needs nothing and downloads nothing. Writes to a temporary directory, or to
+/// --out to keep everything and to get a report of the planted run as a page. Exit code 1 if a sink
+/// is missed, wrong or invented, or a token differs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom demo --out demo --precision bf16")]
 pub struct Args {

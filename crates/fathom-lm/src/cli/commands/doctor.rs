@@ -1,4 +1,5 @@
-//! `fathom doctor`: what this machine offers, what the kernels make of it, and how fast they are on it.
+//! `fathom doctor`: what this machine offers, what the kernels make of it, and how fast they are on
+//! it.
 
 use std::io::Write;
 
@@ -17,8 +18,8 @@ use crate::cli::subject::SubjectArgs;
 
 /// Say what this machine offers and what the engine makes of it
 ///
-/// With --measure also how fast the machine is, with one core and with all, and what fraction of that a
-/// model reaches: of the matrix rate in prefill, of weights ÷ bandwidth in decoding.
+/// With --measure also how fast the machine is, with one core and with all, and what fraction of
+/// that a model reaches: of the matrix rate in prefill, of weights ÷ bandwidth in decoding.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  fathom doctor\n  fathom doctor --measure --precision bf16 --shape qwen2.5-0.5b"
@@ -66,7 +67,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     Ok(())
 }
 
-/// The ways of `precision` with the instruction set of `cpu`; none if another set of threads is refused.
+/// The ways of `precision` with the instruction set of `cpu`; none if another set of threads is
+/// refused.
 fn paths(cpu: &Cpu, precision: Precision) -> Vec<KernelPath> {
     let options = CpuOptions { threads: Some(1), precision, isa: Some(cpu.isa()) };
     Cpu::new(options).map(|cpu| cpu.kernel_paths()).unwrap_or_default()

@@ -24,10 +24,11 @@ use crate::cli::sampling_args::SamplingArgs;
 
 /// Generate text, with a draft model to make it faster
 ///
-/// At temperature 0 the text is the target's own, token for token, whatever the mode, the draft, the batch and the
-/// threads; above 0 it has the target's distribution. One text is printed as it comes; several are JSON
-/// lines, with the exact token ids, which `fathom scan` reads. With --out each line is on disk before the
-/// next; a run that was killed goes on with --resume and ends with the same bytes.
+/// At temperature 0 the text is the target's own, token for token, whatever the mode, the draft,
+/// the batch and the threads; above 0 it has the target's distribution. One text is printed as it
+/// comes; several are JSON lines, with the exact token ids, which `fathom scan` reads. With --out
+/// each line is on disk before the next; a run that was killed goes on with --resume and ends with
+/// the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
@@ -76,8 +77,8 @@ pub struct Args {
     /// Tokens to draft at a time; `auto` measures which length is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
-    /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each model
-    /// [default: no limit but the target's context]
+    /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each
+    /// model [default: no limit but the target's context]
     #[arg(long, value_name = "N")]
     kv_pages: Option<usize>,
 }

@@ -11,8 +11,9 @@ use crate::cli::output::Output;
 
 /// Write a small model with attention sinks at known places
 ///
-/// The directory then holds a HuggingFace checkpoint with tokenizer and chat template, traces.jsonl, and
-/// truth.json, which says what a detector must find in them. Nothing is trained or downloaded.
+/// The directory then holds a HuggingFace checkpoint with tokenizer and chat template,
+/// traces.jsonl, and truth.json, which says what a detector must find in them. Nothing is trained
+/// or downloaded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom plant --out planted\n  \

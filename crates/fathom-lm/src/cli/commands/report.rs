@@ -11,10 +11,11 @@ use crate::cli::output::Output;
 
 /// Show runs in one self-contained HTML page
 ///
-/// The page holds a summary, every figure of the paper for which the run has the numbers, the text of the traces
-/// with their sinks marked, and what was run. It loads nothing and needs neither network nor model. Each figure
-/// also becomes an SVG file, with its numbers as CSV beside it. What `fathom explain` has not computed yet
-/// is one line that names the command. With several runs the page compares them.
+/// The page holds a summary, every figure of the paper for which the run has the numbers, the text
+/// of the traces with their sinks marked, and what was run. It loads nothing and needs neither
+/// network nor model. Each figure also becomes an SVG file, with its numbers as CSV beside it. What
+/// `fathom explain` has not computed yet is one line that names the command. With several runs the
+/// page compares them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom report run --out report.html\n  \

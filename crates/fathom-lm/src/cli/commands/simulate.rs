@@ -15,9 +15,9 @@ use crate::cli::output::Output;
 
 /// Say how fast speculative decoding is for a given agreement of draft and target
 ///
-/// The state machines that decode run here too, with every draft accepted with one probability. Costs
-/// are in passes of the target over one token. Draft and target each have their own resources, and `ar`
-/// has the target's.
+/// The state machines that decode run here too, with every draft accepted with one probability.
+/// Costs are in passes of the target over one token. Draft and target each have their own
+/// resources, and `ar` has the target's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom simulate --mat 7.3 --gamma 9\n  \
@@ -51,7 +51,8 @@ struct Question {
     /// Mean accepted tokens: the mean length of a run, the corrected token at its end included
     #[arg(long, value_name = "X")]
     mat: Option<f64>,
-    /// The published benchmark table (markdown): fit one γ per model pair and predict tokens per step
+    /// The published benchmark table (markdown): fit one γ per model pair and predict tokens per
+    /// step
     #[arg(long, value_name = "FILE", conflicts_with = "gamma")]
     seed_table: Option<PathBuf>,
 }
@@ -89,7 +90,8 @@ impl Args {
             Column::number("speedup", "Speedup"),
         ]);
         for mode in Mode::ALL {
-            // A pass costs 1 over one token and --verify-cost over a chunk: in SD with the token before it.
+            // A pass costs 1 over one token and --verify-cost over a chunk: in SD with the token
+            // before it.
             let most = if mode == Mode::Sd { gamma } else { gamma.max(2) - 1 } as f64;
             let costs = StepCosts::new(draft, |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / most);
             let lengths = Lengths::same(gamma);

@@ -14,9 +14,9 @@ use crate::cli::preset_arg::PresetName;
 
 /// Print the paper's tables, from runs or from published detections
 ///
-/// Table 1/2: a row a model, with the layers at which secondary sinks start ("X": there are none). Table 3: which
-/// tokens secondary sinks are. Detections in the published format need --layers, the number of the
-/// model's layers, for grading.
+/// Table 1/2: a row a model, with the layers at which secondary sinks start ("X": there are none).
+/// Table 3: which tokens secondary sinks are. Detections in the published format need --layers, the
+/// number of the model's layers, for grading.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom table run-qwen run-llama --latex\n  \
