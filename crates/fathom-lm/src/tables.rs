@@ -5,8 +5,8 @@ use std::path::Path;
 use fathom_model::Result;
 use fathom_report::Table;
 use fathom_sinks::{
-    Class, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram, read_detections,
-    reclassify,
+    Class, Phases, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram,
+    read_detections, reclassify,
 };
 
 /// The sinks of a model's traces, to be counted.
@@ -18,7 +18,7 @@ use fathom_sinks::{
 /// # let model = Model::options(dir.path().display().to_string()).named("planted").load()?;
 /// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
-/// let found = tables::Detections::of_run(&run, None)?;
+/// let found = tables::Detections::of_run(&run, None, None)?;
 ///
 /// // A row a model: Table 1 and 2 of the paper.
 /// let table = tables::sinks(std::slice::from_ref(&found));
@@ -47,17 +47,23 @@ pub struct Detections {
 }
 
 impl Detections {
-    /// Those of a run, with the classes it gave them, or graded anew by the rules of `preset`.
+    /// Those of a run, with the classes it gave them, or graded anew by the rules of `preset`; of
+    /// the phases its scan counted, or of `phases`.
     ///
     /// # Errors
     /// Detections that cannot be read; sinks that cannot be graded.
-    pub fn of_run(run: &fathom_sinks::Run, preset: Option<Preset>) -> Result<Detections> {
-        let mut traces = run.detections()?;
+    pub fn of_run(
+        run: &fathom_sinks::Run,
+        preset: Option<Preset>,
+        phases: Option<Phases>,
+    ) -> Result<Detections> {
+        let mut traces = run.detections_of(Phases::Largest)?;
         let model = &run.manifest().model;
         if let Some(preset) = preset {
             reclassify(run.dir(), &mut traces, preset, Some(model.layers))?;
         }
-        Ok(Detections { name: model.name(), rope_base: Some(model.rope_base), traces })
+        let found = Detections { name: model.name(), rope_base: Some(model.rope_base), traces };
+        Ok(found.counting(phases.unwrap_or(run.manifest().options.phases)))
     }
 
     /// Those of a file, in the published format or ours, graded by the rules of `preset`; `layers`:
@@ -70,6 +76,12 @@ impl Detections {
         reclassify(path, &mut traces, preset, layers)?;
         let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
         Ok(Detections { name: stem.into_owned(), rope_base: None, traces })
+    }
+
+    /// The same with the sinks of these phases counted.
+    pub fn counting(self, phases: Phases) -> Detections {
+        let traces = self.traces.into_iter().map(|trace| trace.counting(phases)).collect();
+        Detections { traces, ..self }
     }
 
     fn secondary(&self) -> impl Iterator<Item = &Sink> {

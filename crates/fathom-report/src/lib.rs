@@ -8,6 +8,7 @@ mod figures;
 mod findings;
 mod number;
 mod page;
+mod phases;
 mod report;
 mod sink_tables;
 mod source;

@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CandidateCosines, Class, FinalState, Measures, Preset, Sink, TraceScalars};
+use crate::phases::{merged, runs};
+use crate::{
+    CandidateCosines, Class, FinalState, Measures, Phase, Phases, Preset, Sink, TraceScalars,
+};
 
 /// How sinks are found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,6 +54,19 @@ impl Clip {
         let end = fall.map_or(reference_norm.len(), |i| start + i + 1);
         Some(Clip { start, end })
     }
+
+    /// Within a run of layers at which the reference is large: from the largest step into or within
+    /// the run to the largest fall after it, or to the end of the run where it never falls.
+    fn within(run: Range<usize>, reference_norm: &[f32]) -> Clip {
+        let step = |l: usize| reference_norm[l] - reference_norm[l - 1];
+        let rises: Vec<f32> = (run.start.max(1)..run.end).map(step).collect();
+        let start = first_best(&rises, |step, best| step > best).unwrap_or(0) + run.start.max(1);
+        let start = start.min(run.end - 1); // a run of the first layer alone has no step
+        let falls: Vec<f32> =
+            (start + 1..=run.end.min(reference_norm.len() - 1)).map(step).collect();
+        let fall = first_best(&falls, |step, best| step < best).filter(|i| falls[*i] < 0.0);
+        Clip { start, end: fall.map_or(run.end, |i| start + 1 + i) }
+    }
 }
 
 /// What a trace turned out to hold.
@@ -92,6 +108,26 @@ pub struct Detection {
     pub rise: f32,
     /// The sinks by position, the reference among them; empty without a primary sink.
     pub sinks: Vec<Sink>,
+    /// Other layers at which the reference is large, ascending, with what is aligned with it there.
+    pub other_phases: Vec<Phase>,
+}
+
+impl Detection {
+    /// The sinks of the phases that count: by position, then first layer.
+    pub fn sinks_of(&self, phases: Phases) -> Vec<Sink> {
+        match phases {
+            Phases::Largest => self.sinks.clone(),
+            Phases::All => merged(&self.sinks, &self.other_phases),
+        }
+    }
+
+    /// Where these are: ascending, each position once.
+    pub fn sink_positions(&self, phases: Phases) -> Vec<usize> {
+        let sinks = self.sinks_of(phases);
+        let mut positions: Vec<usize> = sinks.iter().map(|sink| sink.position).collect();
+        positions.dedup(); // they are ascending
+        positions
+    }
 }
 
 /// Finds and grades the sinks of a trace.
@@ -100,20 +136,25 @@ pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     let reference = states.position();
     let norms: Vec<f32> = (0..scalars.layers()).map(|l| states.norm(l, reference)).collect();
     let clip = if scalars.tokens() < 2 { None } else { Clip::of(&norms) };
-    let Some(clip) = clip else {
-        let finding = Finding::TooShort;
-        return Detection { finding, reference, clip: None, rise: 0.0, sinks: Vec::new() };
+    let mut detection = Detection {
+        finding: Finding::TooShort,
+        reference,
+        clip,
+        rise: 0.0,
+        sinks: Vec::new(),
+        other_phases: Vec::new(),
     };
+    let Some(clip) = clip else { return detection };
 
-    let rise = states.rise(clip.start, &norms, options);
-    if rise < options.rise_factor {
-        let finding = Finding::NoPrimarySink;
-        return Detection { finding, reference, clip: Some(clip), rise, sinks: Vec::new() };
+    detection.rise = states.rise(clip.start, &norms, options);
+    let has_primary = detection.rise >= options.rise_factor;
+    detection.other_phases = states.other_phases(has_primary.then_some(clip), &norms, options);
+    detection.finding = Finding::NoPrimarySink;
+    if has_primary {
+        detection.sinks = states.sinks(clip, options);
+        detection.finding = Finding::of(&detection.sinks);
     }
-
-    let sinks = states.sinks(clip, options);
-    let finding = Finding::of(&sinks);
-    Detection { finding, reference, clip: Some(clip), rise, sinks }
+    detection
 }
 
 /// Norms and cosines as a preset sees them, with the reference chosen.
@@ -162,24 +203,56 @@ impl<'a> States<'a> {
         }
     }
 
+    /// The mean norm at layer `l` of the tokens not aligned with the reference there; `before`, the
+    /// reference's own norm before that layer, where every token is aligned.
+    fn mean_other_norm(&self, l: usize, before: f32, options: &DetectOptions) -> f64 {
+        let reference = self.position();
+        let aligned = |t| self.preset.aligned(self.cosine(l, t), options.threshold);
+        let others = (0..self.scalars.tokens()).filter(|t| *t != reference && !aligned(*t));
+        let (sum, count) = others
+            .fold((0.0f64, 0u32), |(sum, count), t| (sum + f64::from(self.norm(l, t)), count + 1));
+        if count == 0 { f64::from(before) } else { sum / f64::from(count) }
+    }
+
     /// See [`Detection::rise`].
     fn rise(&self, start: usize, reference_norm: &[f32], options: &DetectOptions) -> f32 {
-        let reference = self.position();
-        let aligned = |t| self.preset.aligned(self.cosine(start, t), options.threshold);
-        let others = (0..self.scalars.tokens()).filter(|t| *t != reference && !aligned(*t));
-        let (sum, count) = others.fold((0.0f64, 0u32), |(sum, count), t| {
-            (sum + f64::from(self.norm(start, t)), count + 1)
-        });
-        let base = match count {
-            0 => f64::from(reference_norm[start - 1]),
-            count => sum / f64::from(count),
+        let before = reference_norm[start - 1];
+        let base = self.mean_other_norm(start, before, options);
+        let rise = f64::from(reference_norm[start]) - f64::from(before);
+        ratio(rise, base)
+    }
+
+    /// The phases but that of the largest rise, which is given where it has primary sinks.
+    fn other_phases(
+        &self,
+        largest: Option<Clip>,
+        reference_norm: &[f32],
+        options: &DetectOptions,
+    ) -> Vec<Phase> {
+        let ratio_at = |(l, norm): (usize, &f32)| {
+            let before = l.checked_sub(1).map_or(0.0, |before| reference_norm[before]);
+            ratio(f64::from(*norm), self.mean_other_norm(l, before, options))
         };
-        let rise = f64::from(reference_norm[start]) - f64::from(reference_norm[start - 1]);
-        match base > 0.0 {
-            true => (rise / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
-            false if rise > 0.0 => f32::MAX, // over zero vectors
-            false => 0.0,
-        }
+        let ratios: Vec<f32> = reference_norm.iter().enumerate().map(ratio_at).collect();
+        let counted = |run: &Range<usize>| {
+            largest
+                .is_some_and(|clip| run.contains(&clip.start) || clip.layers().contains(&run.start))
+        };
+        let others = runs(&ratios, options.rise_factor).into_iter().filter(|run| !counted(run));
+        others
+            .map(|run| {
+                let clip = Clip::within(run, reference_norm);
+                Phase {
+                    clip,
+                    rise: match clip.start {
+                        0 => ratios[0],
+                        start => self.rise(start, reference_norm, options),
+                    },
+                    peak: ratios[clip.layers()].iter().copied().fold(0.0, f32::max),
+                    sinks: self.sinks(clip, options),
+                }
+            })
+            .collect()
     }
 
     fn sinks(&self, clip: Clip, options: &DetectOptions) -> Vec<Sink> {
@@ -214,6 +287,15 @@ impl<'a> States<'a> {
             sink_score: None,
             layers,
         }
+    }
+}
+
+/// `amount ÷ base`, finite whatever they are.
+fn ratio(amount: f64, base: f64) -> f32 {
+    match base > 0.0 {
+        true => (amount / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
+        false if amount > 0.0 => f32::MAX, // over zero vectors
+        false => 0.0,
     }
 }
 

@@ -35,7 +35,7 @@ pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};
 
-use crate::{TraceDetection, read_detections};
+use crate::{Phases, TraceDetection, read_detections};
 
 pub(crate) const MANIFEST: &str = "run.json";
 pub(crate) const DETECTIONS: &str = "detections.jsonl";
@@ -125,12 +125,26 @@ impl Run {
         &self.manifest
     }
 
-    /// The sinks, trace by trace.
+    /// The sinks, trace by trace, of the phases that the scan was asked to count.
+    ///
+    /// # Errors
+    /// As [`Run::detections_of`].
+    pub fn detections(&self) -> Result<Vec<TraceDetection>> {
+        self.detections_of(self.manifest.options.phases)
+    }
+
+    /// The sinks, trace by trace, of the phases that are to count.
     ///
     /// # Errors
     /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest
     /// says.
-    pub fn detections(&self) -> Result<Vec<TraceDetection>> {
+    pub fn detections_of(&self, phases: Phases) -> Result<Vec<TraceDetection>> {
+        let traces = self.recorded()?;
+        Ok(traces.into_iter().map(|trace| trace.counting(phases)).collect())
+    }
+
+    /// The lines of the detections file.
+    fn recorded(&self) -> Result<Vec<TraceDetection>> {
         let path = self.dir.join(DETECTIONS);
         if !self.is_complete() {
             return self.recorded_detections(&path);

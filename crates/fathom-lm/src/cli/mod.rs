@@ -16,6 +16,7 @@ mod kernel_speed;
 mod model_args;
 mod output;
 mod pair_args;
+mod phases_arg;
 mod preset_arg;
 mod progress;
 mod prompt_args;
