@@ -43,21 +43,24 @@ impl SoftmaxState {
         }
     }
 
-    /// Merges the next KV split: both sides are rescaled to the larger maximum and added.
-    /// Everything merged before counts as one split. The splits of a row must be merged one by one
+    /// Merges the next KV split `(m', l', O')` into `(m, l, O)`, with `M = max(m, m')`:
+    /// `l = 2^(m-M)·l + 2^(m'-M)·l'`, and O likewise. The splits of a row must be merged one by one
     /// in order; then the result does not depend on which thread computed them.
     #[inline(always)]
     pub(super) fn merge<S: Simd>(&mut self, s: S, next: Partial<'_>, rows: usize, width: usize) {
         for first in (0..rows).step_by(S::LANES) {
             let (max, sum) = (s.load_some(&self.max[first..]), s.load_some(&self.sum[first..]));
             let next_max = s.load_some(&next.max[first..]);
-            let largest = s.max(next_max, max);
-            let [keep, take] = exp2(s, [s.sub(max, largest), s.sub(next_max, largest)]);
-            let merged = s.fma(s.load_some(&next.sum[first..]), take, s.mul(sum, keep));
-            let [mut maxes, mut sums, mut keeps, mut takes] = [[0.0; MAX_LANES]; 4];
-            for (array, x) in
-                [(&mut maxes, largest), (&mut sums, merged), (&mut keeps, keep), (&mut takes, take)]
-            {
+            let new_max = s.max(next_max, max);
+            let [scale, next_scale] = exp2(s, [s.sub(max, new_max), s.sub(next_max, new_max)]);
+            let new_sum = s.fma(s.load_some(&next.sum[first..]), next_scale, s.mul(sum, scale));
+            let [mut new_maxes, mut new_sums, mut scales, mut next_scales] = [[0.0; MAX_LANES]; 4];
+            for (array, x) in [
+                (&mut new_maxes, new_max),
+                (&mut new_sums, new_sum),
+                (&mut scales, scale),
+                (&mut next_scales, next_scale),
+            ] {
                 s.store_some(array, x);
             }
             for lane in 0..S::LANES.min(rows - first) {
@@ -74,11 +77,11 @@ impl SoftmaxState {
                     }
                     continue;
                 }
-                (self.max[row], self.sum[row]) = (maxes[lane], sums[lane]);
-                let (keep, take) = (s.splat(keeps[lane]), s.splat(takes[lane]));
+                (self.max[row], self.sum[row]) = (new_maxes[lane], new_sums[lane]);
+                let (scale, next_scale) = (s.splat(scales[lane]), s.splat(next_scales[lane]));
                 for (out, next) in outs {
-                    let kept = s.mul(s.load_some(out), keep);
-                    s.store_some(out, s.fma(s.load_some(next), take, kept));
+                    let scaled = s.mul(s.load_some(out), scale);
+                    s.store_some(out, s.fma(s.load_some(next), next_scale, scaled));
                 }
             }
         }

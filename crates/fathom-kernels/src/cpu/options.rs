@@ -27,7 +27,7 @@ impl Default for CpuOptions {
 #[non_exhaustive]
 pub enum CpuError {
     /// The requested instruction set is not supported.
-    #[error("this machine does not run {isa}: {reason}")]
+    #[error("this CPU does not support {isa}: {reason}")]
     UnsupportedIsa {
         /// The requested set.
         isa: Isa,

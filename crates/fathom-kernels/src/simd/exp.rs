@@ -180,7 +180,7 @@ mod tests {
                 let as_f32 = truth as f32;
                 let ulp = f64::from(f32::from_bits(as_f32.to_bits() + 1)) - f64::from(as_f32);
                 let error = (f64::from(y) - truth).abs() / ulp;
-                assert!(error <= max_ulp(isa), "{isa}: {x} gives {y}, {error} ulp off");
+                assert!(error <= max_ulp(isa), "{isa}: f({x}) = {y}, {error} ulp off");
             }
         });
     }
