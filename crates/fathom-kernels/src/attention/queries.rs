@@ -186,8 +186,8 @@ impl<'a> Queries<'a> {
                 prefetch_a: (a.as_ptr(), 0),
             };
             // SAFETY: `a` reaches `rows` packed rows of ROW_STRIDE words, `w` the `panels` of the
-            // block for `steps` steps, and `c`, borrowed mutably, `rows` rows of `panels` panels
-            // (asserted above).
+            // block for `steps` steps, and `c`, borrowed mutably, `rows` rows of `panels` panels:
+            // every caller has reserved `scores` for a register tile of rows.
             unsafe { P::tiles(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
         }
     }

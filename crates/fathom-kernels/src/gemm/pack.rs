@@ -2,9 +2,9 @@
 //!
 //! Packing transposes: consecutive k of a column end up one panel row (128 bytes) apart. It
 //! proceeds in chunks of 32 steps of all 32 columns: about 128 bytes of each column are read and 4
-//! KiB are written in order. Both sides stay in L1, and memory sees two sequential streams, the
-//! file's pages and fresh pages. Loading is then dominated by the kernel clearing pages and reading
-//! the file.
+//! KiB are written in order. Both sides stay in L1, and memory sees two sequential streams: the
+//! file's pages and fresh pages. Loading is then dominated by the operating system, which clears
+//! pages and reads the file.
 
 use std::ops::Range;
 

@@ -1,7 +1,7 @@
 //! The driver of all matrix products, from 1 row to thousands.
 //!
 //! x is packed once ([`Operand`]), and matrices that read the same x share one job. Threads take
-//! ranges of panels. The loops, outermost first, as in BLIS:
+//! ranges of panels. The loops, outermost first, with BLIS's names of the block sizes:
 //! - **Rows**, a few hundred at a time (MC): their k block (`rows · 1 KiB`) stays in L2.
 //! - **Groups of panels** (NC): their sums (`rows · 1 KiB`) stay in L2 while k advances, and until
 //!   the epilogue has moved them to their destination.
@@ -298,7 +298,7 @@ impl ProductKernel for Accumulate<'_> {
                 for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
                     let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
                     // SAFETY: `rows` and k are within the packed operand and `panels` within the
-                    // packed weights. `c`, borrowed mutably, reaches all `tile_rows`, SCRATCH_STRIDE
+                    // packed weights. `c`, borrowed mutably, reaches all rows, SCRATCH_STRIDE
                     // floats apart, and each of these rows up to the end of its group of panels.
                     // The bias is padded to whole panels.
                     unsafe {
