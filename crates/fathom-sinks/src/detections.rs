@@ -1,4 +1,4 @@
-//! Detections as JSON lines: the published notebooks' format, with Fathom's own fields beside it.
+//! Detections as JSON lines: the format of the published notebooks, plus Fathom's own fields.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,46 +11,45 @@ mod read;
 
 pub use read::read_detections;
 
-/// The sinks of one trace, as a line of a detections file says them.
+/// The sinks of one trace: a line of a detections file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceDetection {
-    /// Which trace.
+    /// Index of the trace in its data set.
     pub sample_index: u64,
-    /// Prompt tokens; 0 where not known.
+    /// Number of prompt tokens; 0 if unknown.
     pub prompt_len: usize,
-    /// Tokens of the answer.
+    /// Number of response tokens.
     pub response_len: usize,
-    /// Tokens of both.
+    /// Number of tokens of prompt and response.
     pub full_text_len: usize,
-    /// The sinks by position, the reference among them.
+    /// The sinks by position, including the reference.
     pub sinks: Vec<Sink>,
-    /// How they were found; published files say nothing of it.
+    /// How they were found; absent in published files.
     pub scan: Option<ScanNote>,
 }
 
-/// What Fathom records of a scanned trace beside its sinks.
+/// What Fathom records about a scanned trace in addition to its sinks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScanNote {
-    /// What was found.
+    /// The outcome of detection.
     pub finding: Finding,
     /// Position of the reference.
     pub reference: usize,
-    /// Where the reference is a sink; absent when the trace was too short to tell.
+    /// The layers at which the reference is a sink; absent if the trace was too short.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub clip: Option<Clip>,
-    /// By how much the reference rises: [`Detection::rise`].
+    /// Rise of the reference's norm: [`Detection::rise`].
     pub rise: f32,
-    /// Layers of the model.
+    /// Number of layers of the model.
     pub layers: usize,
-    /// Tokens that went through the model: fewer than `full_text_len` where the scan was told to
-    /// stop.
+    /// Number of scanned tokens: less than `full_text_len` if the scan had a token limit.
     pub tokens: usize,
-    /// Rules the classes come from.
+    /// The preset that determined the classes.
     pub preset: Preset,
 }
 
 impl ScanNote {
-    /// Describes `detection`, found in `tokens` tokens of a model with `layers` layers.
+    /// Describes `detection` of a trace of `tokens` scanned tokens and a model of `layers` layers.
     pub fn new(detection: &Detection, layers: usize, tokens: usize, preset: Preset) -> ScanNote {
         let Detection { finding, reference, clip, rise, .. } = *detection;
         ScanNote { finding, reference, clip, rise, layers, tokens, preset }
@@ -58,7 +57,7 @@ impl ScanNote {
 }
 
 impl TraceDetection {
-    /// The line of a detections file, without its line end.
+    /// The line of a detections file, without the line break.
     pub fn to_json(&self) -> String {
         let sinks = self.sinks.iter().map(|sink| (sink.position, SinkFields::of(sink))).collect();
         let line = LineFields {
@@ -69,7 +68,7 @@ impl TraceDetection {
             full_text_len: self.full_text_len,
             fathom: self.scan,
         };
-        // Maps with whole-number keys and finite numbers always have a JSON form.
+        // Serialization cannot fail: keys are integers and numbers are finite.
         serde_json::to_string(&line).unwrap_or_default()
     }
 
@@ -78,17 +77,18 @@ impl TraceDetection {
         self.sinks.iter().filter(move |sink| sink.class == class)
     }
 
-    /// How many tokens went through the model.
+    /// Number of scanned tokens.
     pub fn scanned_tokens(&self) -> usize {
         self.scan.map_or(self.full_text_len, |note| note.tokens)
     }
 
-    /// Which of the scanned tokens are sinks of `classes`, `[T]`: at `layer`, or at any.
+    /// Mask `[T]` of the scanned tokens that are sinks of `classes`, at `layer` or at any layer.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let file = dir.path().join("detections.jsonl");
-    /// # let line = r#"{"candidate_sinks": {"2": {"layer": [3, 4, 5], "token_id": 7, "sink_type": "secondary"}},
+    /// # let line = r#"{"candidate_sinks":
+    /// #   {"2": {"layer": [3, 4, 5], "token_id": 7, "sink_type": "secondary"}},
     /// #   "sample_index": 0, "prompt_len": 1, "response_len": 3, "full_text_len": 4}"#;
     /// # std::fs::write(&file, line.replace('\n', " ")).unwrap();
     /// use fathom_sinks::{Class, read_detections};
@@ -110,10 +110,10 @@ impl TraceDetection {
         mask
     }
 
-    /// Grades the sinks anew by `preset`'s rules for a model of `layers` layers.
+    /// Reclassifies the sinks by `preset`'s rules for a model of `layers` layers.
     ///
-    /// The reference of a published line is the sink at the lowest position: the published scripts
-    /// look for sinks behind the reference only.
+    /// The reference of a published line is its first sink, because the published scripts search
+    /// only after the reference.
     pub fn reclassify(&mut self, preset: Preset, layers: usize) {
         let reference = match &self.scan {
             Some(note) => self.sinks.iter().find(|sink| sink.position == note.reference),
@@ -122,7 +122,7 @@ impl TraceDetection {
         let Some((start, last)) =
             reference.and_then(|sink| Some((*sink.layers.first()?, *sink.layers.last()?)))
         else {
-            return; // no reference, no sinks
+            return; // without a reference there are no sinks
         };
         let clip = Clip { start, end: last + 1 };
         for sink in &mut self.sinks {
@@ -134,17 +134,17 @@ impl TraceDetection {
         }
     }
 
-    /// Layers of the model, where the line says.
+    /// Number of layers of the model, if the line records it.
     pub fn layers(&self) -> Option<usize> {
         self.scan.map(|note| note.layers)
     }
 }
 
-/// Grades traces anew by `preset`'s rules. `layers` is the model's number of layers, needed where
-/// the lines do not say it themselves.
+/// Reclassifies traces by `preset`'s rules. `layers` is the model's number of layers, required if
+/// the lines do not record it.
 ///
 /// # Errors
-/// A number of layers that is missing, contradicts a line, or is not above every layer named there.
+/// The number of layers is missing, contradicts a line, or is not above every layer of a sink.
 pub fn reclassify(
     path: &Path,
     traces: &mut [TraceDetection],
@@ -170,7 +170,8 @@ pub fn reclassify(
         let named = trace.sinks.iter().filter_map(|sink| sink.layers.last()).max();
         if let Some(named) = named.filter(|named| **named >= layers) {
             let problem = format!(
-                "trace {index} has a sink at layer {named}, but the model has {layers} layers (0 to {})",
+                "trace {index} has a sink at layer {named}, but the model has {layers} layers \
+                 (0 to {})",
                 layers.saturating_sub(1)
             );
             return Err(Error::file(path, problem));
@@ -180,7 +181,7 @@ pub fn reclassify(
     Ok(())
 }
 
-/// A line, in the order of its fields.
+/// The fields of a line, in output order.
 #[derive(Serialize)]
 struct LineFields<'a> {
     candidate_sinks: BTreeMap<usize, SinkFields<'a>>,
@@ -192,7 +193,7 @@ struct LineFields<'a> {
     fathom: Option<ScanNote>,
 }
 
-/// A sink: the published fields first.
+/// The fields of a sink, the published ones first.
 #[derive(Serialize)]
 struct SinkFields<'a> {
     layer: &'a [usize],
