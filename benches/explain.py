@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
 """Time and memory of a scan and of every analysis of `fathom explain`, on long traces.
 
-Writes a model of Qwen2.5-0.5B's shape (random weights, into which a few sinks are planted) and traces of token ids,
-then runs each command in turn and prints a markdown table.
+Writes a model of Qwen2.5-0.5B's shape (random weights with a few planted sinks) and traces of token
+ids, runs the commands one after another and prints a Markdown table.
 
-    python3 benches/explain.py --fathom target/release/fathom --work /var/tmp/explain-bench --traces 30 --tokens 16384
+    python3 benches/explain.py --fathom target/release/fathom --work /var/tmp/explain-bench \\
+        --traces 30 --tokens 16384
 
-`--steps` names what to run: `scan`, `scan+attention`, analyses, several joined by `+` to share their passes, `all`.
-On a machine with other work the CPU time tells more than the time that went by.
+`--steps` lists what to run: `scan`, `scan+attention`, analyses (several joined by `+` share their
+passes), `all`. On a machine with other load, CPU time is more reliable than wall time.
 
-Needs numpy. Secondary sinks are made at layers 8 and 12; planted tokens are told by an embedding coordinate that no
-random weight writes to, so that their truth is known: the run must find them all.
+Needs numpy. Secondary sinks are created at layers 8 and 12. Planted tokens are marked by an
+embedding coordinate that no random weight writes to, so the true sinks are known and the run must
+find all of them.
 """
 
 import argparse
@@ -28,12 +30,12 @@ import numpy as np
 
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCAB = 24, 896, 4864, 14, 2, 151_936
 HEAD_DIM = HIDDEN // HEADS
-RESERVED = 8  # coordinates of the residual stream that random weights leave alone
+RESERVED = 8  # coordinates of the residual stream that random weights do not write
 SINK, BOS_MARK, MARKS = 0, 1, {8: 2, 12: 3}  # MARKS: creation layer -> coordinate
 BOS, KINDS = 1, {8: 10, 12: 11}  # token ids
 MARK = 30.0
 WRITES = {3: (BOS_MARK, 3000.0), 8: (MARKS[8], 400.0), 12: (MARKS[12], 900.0), 21: (SINK, -3000.0)}
-SINKS_OF_A_KIND = 8  # a trace
+SINKS_OF_A_KIND = 8  # per trace
 
 
 def bf16(values: np.ndarray) -> bytes:
@@ -60,7 +62,7 @@ def tensors():
 
 def value(name: str, shape: tuple, rng: np.random.Generator) -> np.ndarray:
     if name.endswith("norm.weight"):
-        # The output head is the embedding, whose rows are long: logits of a sane size.
+        # The tied output head has long rows, so a small final norm keeps the logits moderate.
         return np.full(shape, 0.05 if name == "model.norm.weight" else 1.0, np.float32)
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
@@ -77,7 +79,8 @@ def value(name: str, shape: tuple, rng: np.random.Generator) -> np.ndarray:
     layer = int(name.split(".")[2])
     if layer in WRITES and ".mlp." in name:
         coordinate, amount = WRITES[layer]
-        # The marker as the MLP sees it: the residual stream has grown by about 0.4 a layer and coordinate.
+        # The marker at the MLP input: the residual stream grows by about 0.4 per layer and
+        # coordinate.
         seen = np.sqrt(HIDDEN) if coordinate == SINK else MARK / np.sqrt(2 + 0.4 * layer)
         if name.endswith("down_proj.weight"):
             weights[:, 0] = 0
@@ -136,18 +139,19 @@ def measure(command: list) -> tuple[float, float, float, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--fathom", default="target/release/fathom")
-    parser.add_argument("--work", type=Path, required=True, help="directory to work in; about 1.2 GB")
+    parser.add_argument("--work", type=Path, required=True, help="scratch directory; about 1.2 GB")
     parser.add_argument("--traces", type=int, default=30)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--steps", default="scan,scan+attention,stages,pca,clusters,swap,effect,entropy,suppress,"
-                                           "neurons,all")
+    steps = "scan,scan+attention,stages,pca,clusters,swap,effect,entropy,suppress,neurons,all"
+    parser.add_argument("--steps", default=steps)
     args = parser.parse_args()
     model, traces, run = args.work / "model", args.work / "traces.jsonl", args.work / "run"
     if not model.exists():
-        # In a process of its own: a child's peak begins with what its parent holds.
+        # In a separate process, because the peak memory of a child includes what its parent held.
         writer = multiprocessing.Process(target=write_model, args=(model,))
         writer.start()
         writer.join()

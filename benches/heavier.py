@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Write a checkpoint that computes what another one computes, at the cost of a larger model.
+"""Write a checkpoint that computes the same logits as another one at the cost of a larger model.
 
     heavier.py SOURCE DESTINATION --layers L --intermediate M
 
-Small trained models have real acceptance rates but trivial cost. Here layers are appended that add nothing to the
-residual stream (their attention and MLP output projections are zero), and every MLP gets neurons whose output is
-not read (zero columns of down_proj). Everything is still multiplied, so time and memory traffic are those of a
-model of the new shape, and the logits are the old ones.
+Small trained models have real acceptance rates but trivial cost. This script appends layers that
+add nothing to the residual stream (zero attention and MLP output projections) and MLP neurons whose
+output is not read (zero columns of down_proj). Everything is still multiplied, so time and memory
+traffic are those of a model of the new shape, and the logits are unchanged.
 
-For BF16 checkpoints in one safetensors file, with separate q/k/v and gate/up projections (Llama, Qwen2, Qwen3).
-Python's standard library only.
+For BF16 checkpoints in one safetensors file, with separate q/k/v and gate/up projections (Llama,
+Qwen2, Qwen3). Needs only Python's standard library.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import pathlib
 import shutil
 import struct
 
-BYTES = 2  # of a bfloat16
+BYTES = 2  # per bfloat16
 
 
 def read_checkpoint(path):
-    """{name: (shape, bytes)} of a BF16 safetensors file."""
+    """Reads a BF16 safetensors file: {name: (shape, bytes)}."""
     blob = path.read_bytes()
     (header_len,) = struct.unpack_from("<Q", blob)
     header = json.loads(blob[8 : 8 + header_len])
@@ -38,7 +38,7 @@ def read_checkpoint(path):
 
 
 def wider(name, shape, data, intermediate):
-    """A tensor of a layer with `intermediate` MLP neurons."""
+    """Widens a tensor of a layer to `intermediate` MLP neurons."""
     rows, columns = shape if len(shape) == 2 else (shape[0], 1)
     if name.endswith(("gate_proj.weight", "up_proj.weight")):  # [intermediate, hidden]: more rows
         repeats = -(-intermediate // rows)
@@ -78,14 +78,16 @@ def main():
     config = json.loads((args.source / "config.json").read_text())
     old_layers, old_intermediate = config["num_hidden_layers"], config["intermediate_size"]
     if args.layers < old_layers or args.intermediate < old_intermediate:
-        parser.error(f"the source has {old_layers} layers and an MLP of {old_intermediate}; it can only grow")
+        parser.error(
+            f"the source has {old_layers} layers and an MLP of {old_intermediate}; it can only grow"
+        )
     tensors = read_checkpoint(args.source / "model.safetensors")
     new = lambda: heavier(tensors, old_layers, args.layers, args.intermediate)
 
     header, offset = {}, 0
     for name, shape, data in new():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
+        start, offset = offset, offset + len(data)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, offset]}
     header = json.dumps(header).encode()
     header += b" " * (-len(header) % 8)
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# The table of docs/pearl.md: four benchmarks, batch 1 to 16, every way of decoding, both accountings.
+# The table of docs/pearl.md: four benchmarks, batch sizes 1 to 16, every decoding mode, both
+# accountings.
 #
 #   pearl.sh FATHOM TARGET DRAFT DATA OUT
 #
-# TARGET and DRAFT are a small trained pair. heavier.py gives them the cost of larger models and leaves their text as it is:
-# a pass of the target then takes eight to ten times as long as one of the draft, as in the published pairs. One JSON file for each
-# batch size is left in OUT beside the tables; one that is there already is not measured again. Half an hour on two cores
-# that have nothing else to do.
+# TARGET and DRAFT are a small trained pair. heavier.py gives them the cost of larger models without
+# changing their text: a pass of the target then takes eight to ten times as long as one of the
+# draft, as in the published pairs. OUT receives one JSON file per batch size, next to the tables; a
+# batch size whose file exists is not measured again. Takes half an hour on two idle cores.
 set -euo pipefail
 fathom=$1 target=$2 draft=$3 data=$4 out=$5
 here=$(dirname "$0")

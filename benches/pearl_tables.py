@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Print the JSON of several `fathom bench` runs as two Markdown tables, one for each accounting, and what they show.
+"""Print the JSON of several `fathom bench` runs as two Markdown tables, one per accounting.
 
     pearl_tables.py batch-1.json batch-4.json ...
 
-Python's standard library only.
+Below each table: how close SD and PEARL come to the simulator, and AUTO to the best mode.
+Needs only Python's standard library.
 """
 
 import json
@@ -28,7 +29,7 @@ COLUMNS = [
 
 
 def rows_of(accounting):
-    """Both tables of an accounting, side by side."""
+    """The rows of an accounting, each merged with its breakdown."""
     return [{**row, **more} for row, more in zip(accounting["rows"], accounting["breakdown"])]
 
 
@@ -43,13 +44,17 @@ def main():
         print("| " + " | ".join(title for title, _, _ in COLUMNS) + " |")
         print("|---:|---|---|" + "---:|" * (len(COLUMNS) - 3))
         for row in rows:
-            cells = [form.format(row[key]) if row.get(key) is not None else "–" for _, key, form in COLUMNS]
+            cells = [
+                form.format(row[key]) if row.get(key) is not None else "–"
+                for _, key, form in COLUMNS
+            ]
             print("| " + " | ".join(cells) + " |")
         print()
         for mode in ("SD", "PEARL"):
-            ratios = [r["measured_of_predicted"] for r in rows if r["mode"] == mode and r["measured_of_predicted"]]
+            ratios = [r["measured_of_predicted"] for r in rows if r["mode"] == mode]
+            ratios = [ratio for ratio in ratios if ratio]
             if ratios:
-                print(f"{mode}: {min(ratios):.2f} to {max(ratios):.2f} of what the simulator expects")
+                print(f"{mode}: {min(ratios):.2f} to {max(ratios):.2f} of the simulator's forecast")
         auto = [r["of_best"] for r in rows if r["of_best"]]
         if auto:
             print(f"AUTO: {min(auto):.2f} to {max(auto):.2f} of the best, in {len(auto)} rows\n")

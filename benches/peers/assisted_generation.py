@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""HuggingFace transformers' plain and assisted generation on the prompts that `fathom bench` decodes.
+"""Plain and assisted generation of HuggingFace transformers on the prompts of `fathom bench`.
 
     assisted_generation.py --target T --draft D --data DIR [--benchmarks AIME,GSM8K] [--limit 2]
                            [--tokens 200] [--threads 1] [--precision bf16]
 
-Greedy, batch size 1 (assisted generation takes no batches), end-of-text ignored, the same chat template; the first
-call of each way is a warm-up. Prints tokens per second of both ways and their ratio, and whether the texts agree.
-Compare the ratio with the speedup of `fathom bench --batch-sizes 1`, and the plain rate with that of its AR rows,
-on the same machine and number of threads.
+Greedy, batch size 1 (assisted generation does not support batches), end-of-text ignored, the same
+chat template; the first call of each mode is a warm-up. Prints tokens per second of both modes and
+their ratio, and whether the texts agree. Compare the ratio with the speedup of
+`fathom bench --batch-sizes 1`, and the plain rate with that of its AR rows, on the same machine
+with the same number of threads.
 
 Needs torch and transformers.
 """
@@ -23,7 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def prompt_of(line):
     record = json.loads(line)
-    return record.get("prompt") or record.get("problem") or record.get("question") or record["turns"][0]
+    keys = [key for key in ("prompt", "problem", "question") if record.get(key)]
+    return record[keys[0]] if keys else record["turns"][0]
 
 
 def timed(model, ids, tokens, **options):
@@ -56,32 +58,35 @@ def main():
     load = lambda path: AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     target, draft = load(args.target), load(args.draft)
-    ways = {"plain": {}, "assisted": {"assistant_model": draft}}
+    modes = {"plain": {}, "assisted": {"assistant_model": draft}}
 
     print("| Benchmark | plain (tok/s) | assisted (tok/s) | speedup | same text |")
     print("|---|---:|---:|---:|---|")
     warm = False
     for benchmark in args.benchmarks.split(","):
         lines = (args.data / f"{benchmark}.jsonl").read_text().splitlines()[: args.limit]
-        seconds, same = dict.fromkeys(ways, 0.0), True
+        seconds, same = dict.fromkeys(modes, 0.0), True
         for line in lines:
             messages = [{"role": "user", "content": prompt_of(line)}]
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
             ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
             texts = []
-            for way, options in ways.items():
+            for mode, options in modes.items():
                 if not warm:
                     timed(target, ids, 8, **options)
-                # One token first: what remains of the difference is decoding, without the prompt.
+                # Generate one token first and subtract its time, so that the prompt does not count.
                 _, prefill = timed(target, ids, 1)
                 text, total = timed(target, ids, args.tokens, **options)
-                seconds[way] += total - prefill
+                seconds[mode] += total - prefill
                 texts.append(text)
             warm = True
             same &= texts[0] == texts[1]
-        rate = {way: len(lines) * (args.tokens - 1) / seconds[way] for way in ways}
+        rate = {mode: len(lines) * (args.tokens - 1) / seconds[mode] for mode in modes}
         ratio = rate["assisted"] / rate["plain"]
-        print(f"| {benchmark} | {rate['plain']:.2f} | {rate['assisted']:.2f} | {ratio:.2f} | {'yes' if same else 'no'} |")
+        row = f"| {benchmark} | {rate['plain']:.2f} | {rate['assisted']:.2f} | {ratio:.2f} |"
+        print(f"{row} {'yes' if same else 'no'} |")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Fathom, HuggingFace transformers and llama.cpp on the same checkpoint, with the same threads, side by side.
+"""Compare Fathom, HuggingFace transformers and llama.cpp on the same checkpoint and threads.
 
-    engines.py CHECKPOINT [--fathom PATH] [--tokens 512,2048] [--context 64] [--threads N] [--rounds 3] [--json]
+    engines.py CHECKPOINT [--fathom PATH] [--tokens 512,2048] [--context 64] [--threads N]
+               [--rounds 3] [--json]
 
-CHECKPOINT is a Qwen2- or Llama-class directory; `fathom bench-engine --shape qwen2.5-0.5b --keep DIR` writes one of
-random weights. llama.cpp gets the same weights as a bfloat16 GGUF file, written here. Every engine runs by itself, in a
-process of its own: prefill of each length (no text comes out, so one row of logits at most is asked for), then greedy decoding of one
-sequence behind --context tokens. They take turns, round after round, since memory on a shared host is not equally fast every minute; the
-medians of the rounds are printed. Of llama.cpp's two kinds of attention the faster one counts.
+CHECKPOINT is a Qwen2- or Llama-class directory; `fathom bench-engine --shape qwen2.5-0.5b --keep
+DIR` writes one of random weights. llama.cpp gets the same weights as a bfloat16 GGUF file, which
+this script writes. Each engine runs in its own process: prefill of each length (with at most one
+row of logits, because no text is generated), then greedy decoding of one sequence after --context
+tokens. The engines take turns for several rounds, because memory bandwidth on a shared host varies,
+and the medians of the rounds are printed. llama.cpp runs with and without flash attention; the
+faster one counts.
 
 Needs the packages of requirements.txt.
 """
@@ -36,7 +39,7 @@ def seconds(run):
 
 
 def measure(prefill, decode_from, step, args, vocab):
-    """`prefill(ids)` starts anew; `decode_from(ids)` too, and `step()` goes on by one token."""
+    """`prefill(ids)` and `decode_from(ids)` start a new sequence; `step()` decodes one token."""
     result = {"prefill": {}}
     for tokens in args.tokens:
         prompt = ids(vocab, tokens)
@@ -59,7 +62,9 @@ def run_transformers(args, precision):
 
     def forward(tokens, past=None):
         with torch.inference_mode():
-            out = model(torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1)
+            out = model(
+                torch.tensor([tokens]), past_key_values=past, use_cache=True, logits_to_keep=1
+            )
         state["past"], state["next"] = out.past_key_values, int(out.logits[0, -1].argmax())
 
     def step():
@@ -111,7 +116,7 @@ def measure_llama_cpp(model, args, vocab):
 
 
 def faster(a, b):
-    """Of two measurements of the same thing, the better of each figure."""
+    """The better value of each figure in two measurements of an engine."""
     if a is None:
         return b
     prefill = {tokens: max(rate, b["prefill"][tokens]) for tokens, rate in a["prefill"].items()}
@@ -119,19 +124,21 @@ def faster(a, b):
 
 
 def run_fathom(args, precision):
-    command = [args.fathom, "bench-engine", "--json", "--quiet", "--model", args.checkpoint, "--precision", precision]
-    command += ["--threads", args.threads, "--tokens", ",".join(map(str, args.tokens)), "--batches", 1]
+    command = [args.fathom, "bench-engine", "--json", "--quiet", "--model", args.checkpoint]
+    command += ["--precision", precision, "--threads", args.threads, "--batches", 1]
+    command += ["--tokens", ",".join(map(str, args.tokens))]
     command += ["--context", args.context, "--repeats", 2]
-    out = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
-    report = json.loads(out)
+    command = [str(part) for part in command]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report = json.loads(out.stdout)
     rows = [row["overhead"] for row in report["prefill"]]
     prefill = {str(row["tokens"]): row["prefill_tokens_per_s"] for row in rows}
     return {"prefill": prefill, "decode": report["decode"][0]["tokens_per_s"]}
 
 
-# --- GGUF -----------------------------------------------------------------------------------------------------------
+# --- GGUF -----------------------------------------------------------------------------------------
 
-# HuggingFace's names within a layer, and GGUF's.
+# HuggingFace's tensor names within a layer -> GGUF's.
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -157,7 +164,7 @@ def gguf_name(name):
 
 
 def tensors(checkpoint):
-    """Name and bfloat16 bits of every tensor of a checkpoint stored in bfloat16."""
+    """Yields the name and the bfloat16 bits of every tensor of a bfloat16 checkpoint."""
     import numpy
 
     for path in sorted(checkpoint.glob("*.safetensors")):
@@ -168,7 +175,7 @@ def tensors(checkpoint):
             if name == "__metadata__":
                 continue
             if entry["dtype"] != "BF16":
-                sys.exit(f"{path}: tensor {name} is {entry['dtype']}: only checkpoints in BF16 are compared")
+                sys.exit(f"{path}: tensor {name} is {entry['dtype']}; expected BF16")
             first, last = entry["data_offsets"]
             yield name, data[end + first : end + last].view("<u2").reshape(entry["shape"])
 
@@ -177,10 +184,15 @@ def write_gguf(checkpoint, config, path):
     import gguf
     import numpy
 
-    architecture = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}.get(config["model_type"])
+    model_type = config["model_type"]
+    architectures = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama", "mistral": "llama"}
+    architecture = architectures.get(model_type)
     rope = config.get("rope_parameters") or {}
-    if architecture is None or config.get("rope_scaling") or rope.get("rope_type", "default") != "default":
-        sys.exit(f"{checkpoint}: a {config['model_type']} with this rotary embedding is not written as GGUF here")
+    scaled = config.get("rope_scaling") or rope.get("rope_type", "default") != "default"
+    if architecture is None or scaled:
+        sys.exit(
+            f"{checkpoint}: cannot write GGUF for a {model_type} with this rotary embedding"
+        )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config["num_hidden_layers"])
@@ -200,7 +212,7 @@ def write_gguf(checkpoint, config, path):
     for name, bits in tensors(checkpoint):
         rotated = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
         if architecture == "llama" and rotated:
-            # That architecture pairs neighbouring components where HuggingFace pairs the halves of a head.
+            # GGUF's llama rotates neighbouring components; HuggingFace pairs the halves of a head.
             halves = bits.reshape(rotated, 2, -1, *bits.shape[1:])
             bits = numpy.ascontiguousarray(halves.swapaxes(1, 2)).reshape(bits.shape)
         if bits.ndim == 1:
@@ -215,7 +227,7 @@ def write_gguf(checkpoint, config, path):
     writer.close()
 
 
-# --- the comparison -------------------------------------------------------------------------------------------------
+# --- comparison -----------------------------------------------------------------------------------
 
 ENGINES = {
     "fathom bf16": (run_fathom, "bf16"),
@@ -227,19 +239,24 @@ ENGINES = {
 
 
 def measured_alone(engine):
-    """Runs one engine in a process of its own."""
-    out = subprocess.run([sys.executable, *sys.argv, "--only", engine], stdout=subprocess.PIPE, text=True)
+    """Measures one engine in its own process; None if it fails."""
+    command = [sys.executable, *sys.argv, "--only", engine]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if out.returncode != 0:
         return None
     return json.loads(out.stdout.splitlines()[-1])
 
 
-def middle(results):
-    """The median of each figure of an engine; nothing where it did not run."""
+def medians(results):
+    """The median of each figure of an engine; None if it did not run in every round."""
     if None in results:
         return None
-    prefill = {length: statistics.median(r["prefill"][length] for r in results) for length in results[0]["prefill"]}
-    return results[0] | {"prefill": prefill, "decode": statistics.median(r["decode"] for r in results)}
+    prefill = {
+        length: statistics.median(result["prefill"][length] for result in results)
+        for length in results[0]["prefill"]
+    }
+    decode = statistics.median(result["decode"] for result in results)
+    return results[0] | {"prefill": prefill, "decode": decode}
 
 
 def table(results, args):
@@ -257,10 +274,11 @@ def table(results, args):
         for length in lengths + [None]:
             theirs = rate(result, length)
             cells.append(f"{theirs:.1f}")
-            cells += [f"{rate(ours[precision], length) / theirs:.2f} ×" for precision in ["bf16", "f32"]]
+            cells += [f"{rate(ours[name], length) / theirs:.2f} ×" for name in ["bf16", "f32"]]
         print(f"| {engine} | {' | '.join(cells)} |")
-    asked = {engine: result["next"] for engine, result in results.items() if result and "next" in result}
-    print(f"\nThe first token decoded: {', '.join(f'{token} ({engine})' for engine, token in asked.items())}.")
+    ran = [(engine, result) for engine, result in results.items() if result]
+    tokens = [f"{result['next']} ({engine})" for engine, result in ran if "next" in result]
+    print(f"\nThe first token decoded: {', '.join(tokens)}.")
 
 
 def main():
@@ -273,7 +291,9 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=ENGINES, help="run this engine, here, and print its rates as JSON")
+    parser.add_argument(
+        "--only", choices=ENGINES, help="run this engine in this process; print its rates as JSON"
+    )
     args = parser.parse_args()
 
     if args.only:
@@ -281,7 +301,7 @@ def main():
         print(json.dumps(run(args, precision)))
         return
     rounds = [{engine: measured_alone(engine) for engine in ENGINES} for _ in range(args.rounds)]
-    results = {engine: middle([results[engine] for results in rounds]) for engine in ENGINES}
+    results = {engine: medians([results[engine] for results in rounds]) for engine in ENGINES}
     if args.json:
         print(json.dumps({"threads": args.threads, "engines": results}, indent=1))
     else:

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""llama.cpp's plain and speculative decoding on the prompts that `fathom bench` decodes.
+"""Plain and speculative decoding of llama.cpp on the prompts of `fathom bench`.
 
-    llama_speculative.py --target T --draft D --data DIR [--benchmarks AIME,GSM8K] [--limit 2] [--tokens 200]
-                         [--threads 1] [--gamma 4]
+    llama_speculative.py --target T --draft D --data DIR [--benchmarks AIME,GSM8K] [--limit 2]
+                         [--tokens 200] [--threads 1] [--gamma 4]
 
-Greedy, batch size 1, the same checkpoints in bfloat16 and the same token ids. llama.cpp's own speculative program is not in
-its Python package, and what the package calls a draft is a look-up in the prompt; here its interface for drafts
-gets a second model that keeps its cache, which is what the program does. --gamma is not tuned.
-Prints tokens per second of both ways and their ratio, and whether the texts agree.
+Greedy, batch size 1, the same checkpoints in bfloat16 and the same token ids. llama.cpp's Python
+package does not contain its speculative-decoding program, and its built-in draft is a prompt
+lookup. Here the package's draft interface gets a second model that keeps its KV cache, as in that
+program. --gamma is not tuned. Prints tokens per second of both modes and their ratio, and whether
+the texts agree.
 
 Needs llama-cpp-python, gguf, numpy and transformers (for the chat template).
 """
@@ -27,7 +28,7 @@ from transformers import AutoTokenizer
 
 
 class SecondModel(LlamaDraftModel):
-    """Drafts `gamma` tokens greedily; what it has seen of the text stays in its cache."""
+    """Drafts `gamma` tokens greedily; keeps the KV cache of the common prefix."""
 
     def __init__(self, model, gamma):
         self.model, self.gamma = model, gamma
@@ -52,7 +53,7 @@ class SecondModel(LlamaDraftModel):
 
 
 def generate(model, ids, tokens):
-    """`tokens` tokens, and the seconds from the first of them on."""
+    """Generates `tokens` tokens; returns them and the seconds since the first one."""
     model.reset()
     text, start = [], None
     for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
@@ -80,30 +81,32 @@ def main():
             path = pathlib.Path(scratch) / f"{checkpoint.name}.gguf"
             if not path.exists():
                 write_gguf(checkpoint, json.loads((checkpoint / "config.json").read_text()), path)
-            threads = {"n_threads": args.threads, "n_threads_batch": args.threads}
-            return llama_cpp.Llama(str(path), n_ctx=4096, n_batch=4096, verbose=False, **threads, **options)
+            options |= {"n_threads": args.threads, "n_threads_batch": args.threads}
+            return llama_cpp.Llama(str(path), n_ctx=4096, n_batch=4096, verbose=False, **options)
 
         tokenizer = AutoTokenizer.from_pretrained(args.target)
         draft = SecondModel(load(args.draft), args.gamma)
-        ways = {"plain": load(args.target), "speculative": load(args.target, draft_model=draft)}
+        modes = {"plain": load(args.target), "speculative": load(args.target, draft_model=draft)}
 
         print("| Benchmark | plain (tok/s) | speculative (tok/s) | speedup | same text |")
         print("|---|---:|---:|---:|---|")
         for benchmark in args.benchmarks.split(","):
             lines = (args.data / f"{benchmark}.jsonl").read_text().splitlines()[: args.limit]
-            seconds, same = dict.fromkeys(ways, 0.0), True
+            seconds, same = dict.fromkeys(modes, 0.0), True
             for line in lines:
                 messages = [{"role": "user", "content": prompt_of(line)}]
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                text = tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False
+                )
                 ids = tokenizer(text, add_special_tokens=False).input_ids
                 texts = []
-                for way, model in ways.items():
+                for mode, model in modes.items():
                     generate(model, ids, 8)
                     text, took = generate(model, ids, args.tokens)
-                    seconds[way] += took
+                    seconds[mode] += took
                     texts.append(text)
                 same &= texts[0] == texts[1]
-            rate = {way: len(lines) * (args.tokens - 1) / seconds[way] for way in ways}
+            rate = {mode: len(lines) * (args.tokens - 1) / seconds[mode] for mode in modes}
             ratio = rate["speculative"] / rate["plain"]
             row = f"| {benchmark} | {rate['plain']:.2f} | {rate['speculative']:.2f} | {ratio:.2f} |"
             print(f"{row} {'yes' if same else 'no'} |", flush=True)

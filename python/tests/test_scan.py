@@ -300,7 +300,7 @@ def test_figures_and_reports(run: fl.Run, tmp_path: Path) -> None:
 def test_resuming_and_refusing(planted: fl.Model, traces: Path, run: fl.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fl.scan(planted, traces, out, limit=2, progress=False)
-    with pytest.raises(fl.CheckpointError, match="holds a run already"):
+    with pytest.raises(fl.CheckpointError, match="already holds a run"):
         fl.scan(planted, traces, out, progress=False)
     resumed = fl.scan(planted, traces, out, resume=True, progress=False)
     assert resumed.detections == run.detections

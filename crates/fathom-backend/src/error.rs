@@ -1,20 +1,20 @@
-//! How an operation fails.
+//! The error type of backend operations.
 
-/// Why a backend could not do its work.
+/// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
-    /// There is no room for what was asked for. What was there before is untouched.
-    #[error("the {device} is out of memory: {bytes} bytes for {what} are not there")]
+    /// An allocation failed. Memory that was already allocated is unaffected.
+    #[error("the {device} is out of memory: cannot allocate {bytes} bytes for {what}")]
     OutOfMemory {
-        /// What kind of machine, such as `CPU`.
+        /// The kind of device, such as `CPU`.
         device: &'static str,
-        /// What the memory was for.
+        /// What the memory was to hold.
         what: &'static str,
-        /// How much of it.
+        /// Size of the allocation in bytes.
         bytes: u64,
     },
-    /// The device is gone, and everything in its memory with it.
+    /// The device is lost, with everything in its memory.
     #[error("the device was lost: {0}")]
     Lost(String),
 }

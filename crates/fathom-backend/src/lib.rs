@@ -1,8 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod backend;
+pub mod conformance;
 mod error;
-pub mod law;
 mod types;
 
 pub use backend::Backend;

@@ -1,4 +1,4 @@
-//! Plain types that a backend and its users share.
+//! Plain types shared by backends and their callers.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use std::ops::Range;
 pub enum Precision {
     /// Activations and accumulation in f32; weights exactly as stored. The reference.
     F32,
-    /// Operands of matrix products, keys and values rounded to bfloat16; accumulation in f32.
+    /// Matrix-product operands, keys and values rounded to bfloat16; accumulation in f32.
     Bf16,
 }
 
 impl Precision {
-    /// Its name in options, runs and files: `f32` or `bf16`.
+    /// The name used in options, run directories and files: `f32` or `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Precision::F32 => "f32",
@@ -34,10 +34,10 @@ pub struct KvShape {
     pub head_dim: usize,
 }
 
-/// One attention layer's geometry.
+/// Geometry of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
-    /// Decoder layer, selecting the layer of the cache.
+    /// Decoder layer, which is also the layer of the cache.
     pub layer: usize,
     /// Query heads; query head `h` reads key/value head `h / (heads / kv_heads)`.
     pub heads: usize,
@@ -54,56 +54,57 @@ pub struct Attention {
 /// Consecutive rows of a pass that belong to one sequence.
 #[derive(Debug)]
 pub struct Span<'a, Kv, ColumnSums> {
-    /// Which rows of the pass.
+    /// The rows of the pass.
     pub rows: Range<usize>,
-    /// Position of the first of them in the sequence. Keys and values are appended from the cache's
-    /// length on; queries may be of any positions whose keys are there, appended ones included.
+    /// Position of the first row in the sequence. Keys and values are appended at the cache's
+    /// length. Queries may have any positions whose keys are cached or appended by this pass.
     pub first_position: usize,
-    /// The sequence's keys and values.
+    /// The sequence's KV cache.
     pub kv: &'a mut Kv,
-    /// The sequence's attention column sums, where they are wanted.
+    /// The sequence's attention column sums, if they are to be accumulated.
     pub column_sums: Option<&'a mut ColumnSums>,
 }
 
-/// The angles by which the queries and keys of a pass are rotated.
+/// Rotary angles of the queries and keys of a pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotary<'a> {
     /// Cosines `[rows, half]`.
     pub cos: &'a [f32],
     /// Sines `[rows, half]`.
     pub sin: &'a [f32],
-    /// Half of the rotary width: component `i` of a head is paired with `i + half`.
+    /// Half of the rotary width: component `i` of a head is paired with component `i + half`.
     pub half: usize,
 }
 
 impl Rotary<'_> {
-    /// No angles: for passes that rotate nothing.
+    /// No angles, for passes without rotary embedding.
     pub const NONE: Rotary<'static> = Rotary { cos: &[], sin: &[], half: 0 };
 }
 
-/// A change of one row of activations, or of some of its columns.
+/// An edit of one row of activations, or of some of its columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RowEdit<'a> {
     /// The row.
     pub row: usize,
-    /// The columns that are changed; `None`: all.
+    /// The edited columns; `None`: all.
     pub columns: Option<&'a [usize]>,
-    /// What becomes of their values.
+    /// How their values change.
     pub change: RowChange<'a>,
 }
 
-/// What a [`RowEdit`] does with the values it changes.
+/// How a [`RowEdit`] changes the selected values of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RowChange<'a> {
-    /// Each becomes this.
+    /// Sets every value to this constant.
     Fill(f32),
-    /// Each is multiplied by this.
+    /// Multiplies every value by this factor.
     Scale(f32),
-    /// Where their Euclidean norm is larger than this, they are multiplied by `this / norm`.
+    /// Limits their Euclidean norm to this value: where it is larger, multiplies them by
+    /// `limit / norm`.
     Clamp(f32),
-    /// These are added, one to each.
+    /// Adds these values element by element.
     Add(&'a [f32]),
-    /// These take their place, one for each.
+    /// Replaces the values by these.
     Write(&'a [f32]),
 }
 

@@ -1,4 +1,4 @@
-//! The operations of a forward pass on the CPU: [`Backend`] for [`Cpu`].
+//! Implements [`Backend`] for [`Cpu`].
 
 use std::ops::Range;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::memory::{Rows, Vector};
 use crate::ops::{activation, norm, rope, rows as row_ops};
 
 impl Cpu {
-    /// Tokens of a page of a key/value cache.
+    /// Tokens per block of the paged KV cache.
     pub const KV_PAGE: usize = attention::BLOCK;
 }
 
@@ -45,7 +45,7 @@ impl Backend for Cpu {
     }
 
     fn set_shared(&self, shared: bool) {
-        self.work_beside(shared);
+        self.use_co_running_threads(shared);
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -1,18 +1,22 @@
 #![doc = include_str!("../README.md")]
 
-// What may import what: a module uses those above it in this list, and nothing from the crate's
-// root. Within a folder no file uses, in a circle, a file that uses it. `tests/layers.rs` checks
-// both.
+// Layering: a module may use the modules above it in this list, and nothing from the crate's root.
+// Within a folder, files do not import each other in a cycle. `tests/layers.rs` checks both.
 //
-// memory      arrays on cache-line boundaries, rows, vectors simd        vector operations, one
-// implementation per instruction set; functions made of them gemm        layouts, packing, the
-// register tile amx         tile registers cpu         instruction set, threads, places, scratch
-// memory linear      weight matrices, operands, products ops         norms, rotary embedding,
-// activations, what probes need attention   keys and values, passes, attention, column sums backend
-// the trait; peak, what is measured; reference, the slow doubles for tests
+// memory      cache-line-aligned arrays, row matrices, vectors
+// simd        vector operations, one implementation per instruction set; exp and silu
+// gemm        memory layouts, packing, the micro-kernel
+// amx         tile registers
+// cpu         instruction set, threads, core affinity, scratch memory
+// linear      weight matrices, operands, matrix products
+// ops         norms, rotary embedding, activations, row operations of probes
+// attention   KV cache, passes, attention, column sums
+// backend     the trait implementation
+// peak        loops that reach the CPU's peak rates
+// reference   slow reference implementations for tests
 //
-// One exception: `simd` names `gemm::product`, for each instruction set has a table of the register
-// tiles that exist for it, which must be compiled with its instructions.
+// One exception: `simd` uses `gemm::product`. Each instruction set has a table of its register
+// tiles, which must be compiled with that set's instructions enabled.
 mod amx;
 mod attention;
 mod backend;

@@ -1,7 +1,7 @@
-//! The CPU at its peak, for measuring what it can do at most: loops that do one thing only, as fast
-//! as the instruction set in use allows, on all threads of a [`Cpu`].
+//! Loops that reach the CPU's peak rates, to measure its limits. Each does one thing as fast as the
+//! instruction set in use allows, on all threads of a [`Cpu`].
 //!
-//! Each function does its work and says how much that was. Taking the time is up to the caller.
+//! Each function returns the amount of work it did. The caller measures the time.
 
 use std::hint::black_box;
 
@@ -14,48 +14,48 @@ use crate::gemm::PANEL;
 use crate::memory::Aligned;
 use crate::simd::{Kernel, Simd};
 
-/// Multiplies and adds f32 in registers, for some milliseconds. Returns the floating-point
-/// operations done, two for each multiply-add.
+/// Performs f32 multiply-adds in registers for a few milliseconds. Returns the number of
+/// floating-point operations, two per multiply-add.
 pub fn f32_multiply_adds(cpu: &Cpu) -> f64 {
     multiply_adds::<false>(cpu)
 }
 
-/// Whether bfloat16 products have an instruction of their own, in vectors or in tile registers.
+/// Whether bfloat16 products have their own instruction, in vector or tile registers.
 pub fn has_bf16_products(cpu: &Cpu) -> bool {
     has_tiles(cpu) || cpu.isa.run(HasBf16Dot)
 }
 
-/// Multiplies pairs of bfloat16 and adds them in f32, in registers, for some milliseconds: in tile
-/// registers or by the dot product of vectors, or where neither is there by f32 multiply-adds.
-/// Returns the floating-point operations done, two for each product.
+/// Multiplies pairs of bfloat16 and accumulates in f32, in registers, for a few milliseconds: in
+/// tile registers, by the vectors' dot product, or by f32 multiply-adds if there is neither.
+/// Returns the number of floating-point operations, two per product.
 pub fn bf16_products(cpu: &Cpu) -> f64 {
     #[cfg(target_arch = "x86_64")]
     if has_tiles(cpu) {
         const STEPS: usize = 1 << 17;
-        cpu.split(cpu.threads(), |_| amx::products(STEPS));
-        return (cpu.threads() * STEPS) as f64 * amx::PRODUCTS_FLOPS;
+        cpu.split(cpu.threads(), |_| amx::peak_products(STEPS));
+        return (cpu.threads() * STEPS) as f64 * amx::PEAK_PRODUCTS_FLOPS;
     }
     multiply_adds::<true>(cpu)
 }
 
-/// Hands an empty task to every thread, and waits for all of them.
+/// Gives every thread an empty task and waits for all of them.
 pub fn hand_off(cpu: &Cpu) {
     cpu.split(cpu.threads(), |part| {
         black_box(part);
     });
 }
 
-/// Memory to read from end to end, as weights lie there: aligned to cache lines, in huge pages
-/// where the system has them.
+/// Memory for measuring read bandwidth, allocated like weights: cache-line-aligned, in huge pages
+/// where available.
 pub struct Memory(Aligned<f32>);
 
 impl Memory {
-    /// At most `bytes` of memory, all of it written to once.
+    /// Allocates at most `bytes` of memory and writes to all of it.
     pub fn new(bytes: usize) -> Memory {
         Memory(Aligned::filled(bytes / size_of::<f32>() / STEP * STEP, 1.0))
     }
 
-    /// Reads all of it once, each thread a part. Returns the bytes read.
+    /// Reads all of it once, divided among the threads. Returns the number of bytes read.
     pub fn read(&self, cpu: &Cpu) -> f64 {
         let data = &self.0;
         cpu.split(data.len() / STEP, |steps| {
@@ -65,8 +65,7 @@ impl Memory {
     }
 }
 
-/// Whether products run in the CPU's tile registers. The software model of them says nothing of a
-/// peak.
+/// Whether products run in the CPU's own tile registers. The software model has no meaningful peak.
 fn has_tiles(cpu: &Cpu) -> bool {
     #[cfg(target_arch = "x86_64")]
     return cpu.isa.tiles() == Some(Tiles::Amx);
@@ -82,15 +81,15 @@ fn multiply_adds<const BF16: bool>(cpu: &Cpu) -> f64 {
     cpu.split(cpu.threads(), |_| {
         black_box(cpu.isa.run(MultiplyAdds::<BF16> { steps: STEPS }));
     });
-    let (lanes, chains) = cpu.isa.run(InFlight);
+    let (lanes, accumulators) = cpu.isa.run(Accumulators);
     let per_lane = if BF16 { 4 } else { 2 };
-    (cpu.threads() * STEPS * chains * lanes * per_lane) as f64
+    (cpu.threads() * STEPS * accumulators * lanes * per_lane) as f64
 }
 
-/// Independent multiply-adds in flight, where there are 32 registers of 512 bits, and elsewhere:
-/// more than latency times units (six cycles times two for `vdpbf16ps`), fewer than registers.
-const CHAINS_OF_512: usize = 16;
-const CHAINS: usize = 12;
+/// Independent accumulators with 32 registers of 512 bits, and elsewhere: more than latency times
+/// number of units (six cycles times two for `vdpbf16ps`), fewer than registers.
+const ACCUMULATORS_512: usize = 16;
+const ACCUMULATORS: usize = 12;
 
 struct MultiplyAdds<const BF16: bool> {
     steps: usize,
@@ -98,16 +97,20 @@ struct MultiplyAdds<const BF16: bool> {
 
 impl<const BF16: bool> MultiplyAdds<BF16> {
     #[inline(always)]
-    fn chains<S: Simd, const CHAINS: usize>(self, s: S) -> f32 {
-        let mut chains = [s.splat(0.0); CHAINS];
+    fn accumulators<S: Simd, const ACCUMULATORS: usize>(self, s: S) -> f32 {
+        let mut accumulators = [s.splat(0.0); ACCUMULATORS];
         let (x, y) = (s.splat(black_box(1.0)), s.splat(black_box(0.5)));
         let pair = s.splat_pair(black_box(0x3f80_3f80));
         for _ in 0..self.steps {
-            for chain in &mut chains {
-                *chain = if BF16 { s.dot_bf16(pair, pair, *chain) } else { s.fma(x, y, *chain) };
+            for accumulator in &mut accumulators {
+                *accumulator = if BF16 {
+                    s.dot_bf16(pair, pair, *accumulator)
+                } else {
+                    s.fma(x, y, *accumulator)
+                };
             }
         }
-        chains.into_iter().fold(0.0, |sum, chain| sum + s.sum(chain))
+        accumulators.into_iter().fold(0.0, |sum, accumulator| sum + s.sum(accumulator))
     }
 }
 
@@ -116,28 +119,28 @@ impl<const BF16: bool> Kernel for MultiplyAdds<BF16> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         if S::LANES == 16 {
-            self.chains::<S, CHAINS_OF_512>(s)
+            self.accumulators::<S, ACCUMULATORS_512>(s)
         } else {
-            self.chains::<S, CHAINS>(s)
+            self.accumulators::<S, ACCUMULATORS>(s)
         }
     }
 }
 
-/// Lanes of a vector and multiply-adds in flight.
-struct InFlight;
+/// Returns the lanes per vector and the number of independent accumulators.
+struct Accumulators;
 
-impl Kernel for InFlight {
+impl Kernel for Accumulators {
     type Output = (usize, usize);
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> (usize, usize) {
-        (S::LANES, if S::LANES == 16 { CHAINS_OF_512 } else { CHAINS })
+        (S::LANES, if S::LANES == 16 { ACCUMULATORS_512 } else { ACCUMULATORS })
     }
 }
 
-/// Elements that [`Read`] sums at a time: four vectors of the widest kind.
+/// Elements that [`Read`] sums per step: four of the widest vectors.
 const STEP: usize = 2 * PANEL;
 
-/// Sums a slice of whole steps, prefetching as the kernels do.
+/// Sums a slice of whole steps, with the kernels' prefetch pattern.
 struct Read<'a>(&'a [f32]);
 
 impl Kernel for Read<'_> {
@@ -184,7 +187,7 @@ mod tests {
             let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
             let cpu = Cpu::new(options).unwrap();
             assert_eq!(memory.read(&cpu), f64::from(1 << 20), "{isa}");
-            // Whole vectors in whole chains, on both threads.
+            // Whole vectors in whole accumulators, on both threads.
             let lanes = if isa >= Isa::Avx512 {
                 16
             } else if isa == Isa::Avx2 {

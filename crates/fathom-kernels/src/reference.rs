@@ -1,6 +1,5 @@
-//! The slow, obvious implementation of every operation: plain loops over row-major f32 slices, sums
-//! in f64, attention matrices whole. What the fast kernels are tested against, and where to look up
-//! what they compute.
+//! Reference implementation of every operation: plain loops over row-major f32 slices, accumulation
+//! in f64, full attention matrices. The fast kernels are tested against it.
 
 use fathom_backend::{Attention, WeightView};
 
@@ -83,7 +82,7 @@ pub fn attention_weights(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f32
     weights
 }
 
-/// Attention's result `[rows, heads · head_dim]`; `v` as `k` in [`attention_weights`].
+/// The attention result `[rows, heads · head_dim]`; `k` and `v` as in [`attention_weights`].
 pub fn attend(attention: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
     let Attention { heads, kv_heads, head_dim, .. } = *attention;
     let (rows, keys) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));

@@ -1,4 +1,4 @@
-//! Every operation of every instruction set this machine has, against the naive reference, on
+//! Every operation on every supported instruction set, against the reference implementation, on
 //! ragged shapes.
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,8 @@ fn shapes() -> impl Strategy<Value = Attention> {
     )
 }
 
-/// Values a bf16 cache holds exactly, so that only arithmetic differs from the reference.
+/// Rounds to values that a bf16 cache holds exactly, so that only arithmetic differs from the
+/// reference.
 fn rounded(precision: Precision, values: &mut [f32]) {
     if precision == Precision::Bf16 {
         for x in values {
@@ -81,7 +82,8 @@ proptest! {
                 let error = relative_error(&got, &want);
                 prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
 
-                // The second pass runs before the cache advances; go back to there.
+                // The second pass runs before the cache advances, so truncate the cache to its
+                // earlier length.
                 let mut sums = cpu.new_column_sums(attention.layer + 1, attention.heads);
                 cpu.truncate_kv(&mut kv, before);
                 let kv_width = attention.kv_heads * attention.head_dim;
@@ -127,7 +129,8 @@ proptest! {
             close(&values_of(&cpu, &out), &reference::rms_norm(&x, &weight, 1e-5), "rms_norm");
 
             let mut heads_x = rows_of(&cpu, &x, columns);
-            cpu.head_norm(&mut heads_x, &cpu.vector_from(&weight[..head_dim]).unwrap(), 1e-5).unwrap();
+            let head_weight = cpu.vector_from(&weight[..head_dim]).unwrap();
+            cpu.head_norm(&mut heads_x, &head_weight, 1e-5).unwrap();
             let want = reference::rms_norm(&x, &weight[..head_dim], 1e-5);
             close(&values_of(&cpu, &heads_x), &want, "head_norm");
 
@@ -177,8 +180,8 @@ proptest! {
             let mut out = cpu.alloc(vocab, hidden).unwrap();
             cpu.embed(&cpu.linear_from(table, None).unwrap(), &ids, &mut out).unwrap();
             let rows = reference::widen(table);
-            let want: Vec<f32> =
-                ids.iter().flat_map(|&id| &rows[id as usize * hidden..][..hidden]).copied().collect();
+            let row_of = |&id: &u32| &rows[id as usize * hidden..][..hidden];
+            let want: Vec<f32> = ids.iter().flat_map(row_of).copied().collect();
             prop_assert_eq!(values_of(&cpu, &out), want);
         }
     }

@@ -1,4 +1,4 @@
-//! Every fused operation has the bits of the operations it stands for.
+//! Every fused operation returns the bits of the operations it fuses.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -36,7 +36,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn fused_operations_are_their_parts(
+    fn fused_operations_return_the_bits_of_their_parts(
         rows in 1_usize..=40, k in 1_usize..=600, n in 1_usize..=300, threads in 1_usize..=3,
         dtypes in prop::array::uniform3(prop::sample::select(DTYPES.to_vec())), seed: u64,
     ) {
@@ -45,24 +45,25 @@ proptest! {
             let x = rows_of(&cpu, &numbers(seed, rows * k), k);
             let packed = operand(&cpu, &x);
 
-            // Several matrices at once, of different kinds and widths.
+            // Several matrices at once, of different dtypes and widths.
             let ws = [n, n.div_ceil(2), n + 5];
             let ws = [0, 1, 2].map(|i| matrix(&cpu, seed ^ i as u64, ws[i], k, dtypes[i]));
             let mut outs = ws.each_ref().map(|w| cpu.alloc(rows, w.out_features()).unwrap());
             let [a, b, c] = &mut outs;
             cpu.linears(&ws.each_ref(), &packed, &mut [a, b, c]).unwrap();
             for (w, out) in ws.iter().zip(&outs) {
-                prop_assert!(bits_of(&cpu, out) == bits_of(&cpu, &product(&cpu, w, &x)), "{what}: linears");
+                let want = bits_of(&cpu, &product(&cpu, w, &x));
+                prop_assert!(bits_of(&cpu, out) == want, "{what}: linears");
             }
 
-            // The sum with what is there.
+            // Accumulation into the output.
             let y = numbers(seed ^ 5, rows * n);
             let (mut fused, mut parts) = (rows_of(&cpu, &y, n), rows_of(&cpu, &y, n));
             cpu.linear_add(&ws[0], &packed, &mut fused).unwrap();
             cpu.add_assign(&mut parts, &product(&cpu, &ws[0], &x)).unwrap();
             prop_assert!(bits_of(&cpu, &fused) == bits_of(&cpu, &parts), "{what}: linear_add");
 
-            // The gated activation, as the next product reads it.
+            // The gated activation, packed for the next product.
             let up = matrix(&cpu, seed ^ 6, n, k, dtypes[1]);
             let down = matrix(&cpu, seed ^ 7, 33, n, dtypes[2]);
             let (mut fused, mut parts) = (cpu.new_operand(), cpu.alloc(rows, n).unwrap());
@@ -76,7 +77,7 @@ proptest! {
                 bits_of(&cpu, &out) == bits_of(&cpu, &product(&cpu, &down, &parts)), "{what}: gated"
             );
 
-            // The norm, as the next product reads it.
+            // The norm, packed for the next product.
             let weight = cpu.vector_from(&numbers(seed ^ 8, k)).unwrap();
             let (mut fused, mut parts) = (cpu.new_operand(), cpu.alloc(rows, k).unwrap());
             cpu.rms_norm_operand(&x, &weight, 1e-5, &mut fused).unwrap();
@@ -99,7 +100,7 @@ proptest! {
 
 #[test]
 fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
-    // Every tenth column is the same and the largest of a positive row; some come out as NaN.
+    // In a positive row every tenth column is equally large, and the largest; some columns are NaN.
     let (n, k) = (20_000, 64);
     let mut values: Vec<f32> =
         (0..n * k).map(|i| if i / k % 10 == 7 { 1.0 } else { 0.5 }).collect();
@@ -112,7 +113,8 @@ fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
         let x = rows_of(&cpu, &x, k);
         for limit in [1, 8, 18, n] {
             let want = cpu.argmax(&product(&cpu, &w, &x), limit).unwrap();
-            // All columns are NaN in a row of NaN: token 0. The others follow from the weights.
+            // A row of NaN yields only NaN, so token 0 is chosen. The other results follow from the
+            // weights.
             let first = if limit > 18 {
                 18
             } else if limit > 7 {

@@ -1,11 +1,11 @@
-//! The order of the modules, as `lib.rs` states it: nothing imports what stands above it.
+//! The module layering that `lib.rs` states: a module imports only lower layers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// From the bottom up; modules of the same number do not know each other.
+/// From the bottom up; modules of the same layer do not import each other.
 const LAYERS: [(&str, usize); 11] = [
     ("memory", 0),
     ("simd", 1),
@@ -22,19 +22,19 @@ const LAYERS: [(&str, usize); 11] = [
 
 fn layer(module: &str) -> usize {
     let found = LAYERS.iter().find(|(name, _)| *name == module);
-    found.unwrap_or_else(|| panic!("`{module}` has no place in lib.rs' list")).1
+    found.unwrap_or_else(|| panic!("`{module}` is missing from the list in lib.rs")).1
 }
 
-/// The code of a file, without comments and tests.
+/// The code of a file without comments and tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    // Tests are the end of a file.
+    // Tests are at the end of a file.
     let end = text.find("\nmod tests");
     let lines = text[..end.unwrap_or(text.len())].lines();
     lines.filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `prefix` in `code`.
+/// The identifiers that follow `prefix` in `code`.
 fn names_after<'a>(code: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
     code.split(prefix).skip(1).map(|rest| {
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -42,7 +42,7 @@ fn names_after<'a>(code: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a s
     })
 }
 
-/// The modules of `src`, each with its files' names and code.
+/// The modules of `src`, each with the names and the code of its files.
 fn modules() -> BTreeMap<String, BTreeMap<String, String>> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let stem = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
@@ -62,7 +62,7 @@ fn modules() -> BTreeMap<String, BTreeMap<String, String>> {
 }
 
 #[test]
-fn a_module_imports_only_what_stands_below_it() {
+fn a_module_imports_only_lower_layers() {
     let mut seen = BTreeSet::new();
     for (module, files) in modules() {
         for (file, code) in files {
@@ -77,20 +77,20 @@ fn a_module_imports_only_what_stands_below_it() {
                     continue;
                 }
                 let below = layer(name) < layer(&module);
-                assert!(below, "{module}/{file} imports {name}, which does not stand below it");
+                assert!(below, "{module}/{file} imports {name}, which is not a lower layer");
                 seen.insert((module.clone(), name.to_owned()));
             }
         }
     }
-    // The test reads what it says it reads.
+    // Guard against a test that reads nothing.
     assert!(seen.contains(&("backend".to_owned(), "attention".to_owned())));
     assert!(seen.len() > 20, "{seen:?}");
 }
 
 #[test]
-fn the_files_of_a_module_import_each_other_in_no_circle() {
+fn the_files_of_a_module_do_not_import_each_other_in_a_cycle() {
     for (module, mut files) in modules() {
-        // A `mod.rs` names the files it is made of; what it uses of them is not looked at.
+        // `mod.rs` declares the module's files; its imports are not considered.
         files.remove("mod");
         let own = format!("crate::{module}::");
         loop {
@@ -99,7 +99,7 @@ fn the_files_of_a_module_import_each_other_in_no_circle() {
                 let mut imports = names_after(code, "super::").chain(names_after(code, &own));
                 imports.any(|name| name != file && names.contains(name))
             };
-            // What imports none of those left is in no circle of theirs.
+            // A file that imports none of the remaining files is in no cycle.
             files.retain(|file, code| imports_another(file, code));
             if files.len() == names.len() {
                 break;

@@ -1,4 +1,4 @@
-//! Making a [`Cpu`]: what it refuses, and what its threads change — nothing.
+//! Options of [`Cpu`]: what is refused, and that threads do not affect bits.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -29,7 +29,7 @@ fn an_instruction_set_without_its_features_is_refused_by_name() {
         match (Cpu::new(CpuOptions { isa: Some(isa), ..CpuOptions::default() }), missing) {
             (Ok(cpu), None) => assert_eq!(cpu.isa(), isa),
             (Err(error), Some(feature)) => assert!(error.to_string().contains(feature.name)),
-            // Tile registers need more than features: the system may not allow them.
+            // Tile registers need more than CPU features: the operating system must enable them.
             (Err(error), None) if isa == Isa::Avx512Amx => {
                 assert!(error.to_string().contains(&isa.unavailable().unwrap()));
             }
@@ -39,14 +39,14 @@ fn an_instruction_set_without_its_features_is_refused_by_name() {
 }
 
 #[test]
-fn fewer_threads_beside_another_model_give_the_same_bits() {
+fn fewer_threads_for_co_running_return_the_same_bits() {
     let (rows, k, n) = (30, 200, 170);
     let bytes = bytes_of(&numbers(1, n * k), DType::Bf16);
     let x = numbers(2, rows * k);
     let cpu = cpu(Path::Isa(Isa::detect()), Precision::F32, 3).with_threads_beside(2).unwrap();
     let w = cpu.linear_from(view(&bytes, DType::Bf16, n, k), None).unwrap();
-    let run = |beside: bool, threads: usize| {
-        cpu.set_shared(beside);
+    let run = |shared: bool, threads: usize| {
+        cpu.set_shared(shared);
         assert_eq!(cpu.threads(), threads);
         let mut out = cpu.alloc(rows, n).unwrap();
         linear(&cpu, &w, &rows_of(&cpu, &x, k), &mut out);

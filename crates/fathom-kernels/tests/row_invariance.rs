@@ -1,4 +1,4 @@
-//! The contract: a row's bits depend on that row and the weights only.
+//! Row invariance: a row's bits depend on that row and the weights only.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -22,7 +22,7 @@ fn geometries() -> [Attention; 5] {
     ]
 }
 
-/// Results and log-sum-exps of a sequence that arrives in chunks.
+/// Bits of the results and log-sum-exps of a sequence that is processed in chunks.
 fn in_chunks(
     cpu: &Cpu,
     attention: &Attention,
@@ -72,7 +72,7 @@ proptest! {
 
 #[test]
 fn many_rows_are_the_rows_alone() {
-    // More rows than one pass over the weights takes.
+    // More rows than one block of rows (`ROW_BLOCKS` tiles).
     let (rows, k, n) = (500, 300, 70);
     let bytes = bytes_of(&numbers(1, n * k), DType::F32);
     let x = numbers(2, rows * k);
@@ -114,13 +114,13 @@ fn attention_is_the_same_in_any_chunks_and_threads() {
     }
 }
 
-/// Keys of a stretch, whose partial results are merged: see `attention/mod.rs`.
-const STRETCH: usize = 512;
+/// Keys per KV split: see `attention/attend.rs`.
+const KV_SPLIT: usize = 512;
 
 #[test]
 fn long_contexts_are_the_same_in_prefill_verification_and_decoding() {
-    let tokens = 3 * STRETCH + 2;
-    for window in [None, Some(STRETCH + 1)] {
+    let tokens = 3 * KV_SPLIT + 2;
+    for window in [None, Some(KV_SPLIT + 1)] {
         let attention = geometry(2, 1, 16, window);
         let sequence = Sequence::random(&attention, tokens, 8);
         let width = attention.heads * attention.head_dim;
@@ -130,7 +130,7 @@ fn long_contexts_are_the_same_in_prefill_verification_and_decoding() {
             let whole = in_chunks(&one, &attention, &sequence, tokens, tokens, &mut kv);
             let three = cpu(path, precision, 3);
             for first in
-                [3, 2, 1].into_iter().flat_map(|i| (0..4).map(move |k| i * STRETCH + 1 - k))
+                [3, 2, 1].into_iter().flat_map(|i| (0..4).map(move |k| i * KV_SPLIT + 1 - k))
             {
                 for rows in [1, tokens.min(first + 2) - first] {
                     three.truncate_kv(&mut kv, first);
@@ -148,7 +148,7 @@ fn long_contexts_are_the_same_in_prefill_verification_and_decoding() {
 #[test]
 fn long_and_short_contexts_in_one_batch_are_the_sequences_alone() {
     let lengths =
-        [(STRETCH - 1, 1), (STRETCH, 16), (3, 1), (4 * STRETCH + 1, 1), (2 * STRETCH - 7, 9)];
+        [(KV_SPLIT - 1, 1), (KV_SPLIT, 16), (3, 1), (4 * KV_SPLIT + 1, 1), (2 * KV_SPLIT - 7, 9)];
     let attention = geometry(4, 2, 16, None);
     for variant in variants() {
         assert_batch_is_its_sequences_alone(variant, 3, &attention, &lengths);
@@ -165,8 +165,8 @@ fn sequences_of_different_lengths_in_one_batch_are_the_sequences_alone() {
     }
 }
 
-/// Sequences of `(tokens cached, tokens to come)`: the latter in one batch, and each alone on one
-/// thread.
+/// Compares sequences of `(cached tokens, new tokens)`, all in one batch, with each sequence alone
+/// on one thread.
 fn assert_batch_is_its_sequences_alone(
     (path, precision): (Path, Precision),
     threads: usize,
@@ -251,7 +251,7 @@ fn a_truncated_cache_continues_as_if_the_rest_had_never_been() {
     for attention in geometries() {
         let good = Sequence::random(&attention, 200, 3);
         let mut bad = Sequence::random(&attention, 200, 4);
-        // What is forgotten must not even enter as 0 · NaN.
+        // Dropped keys must not enter the arithmetic, not even as 0 · NaN.
         bad.k.fill(f32::NAN);
         bad.v.fill(f32::NAN);
         for (isa, precision) in variants() {

@@ -1,10 +1,10 @@
-//! Matrix products and attention at the shapes of real models, with weights and keys that no cache
-//! holds. Throughput is in elements, one element being one floating-point operation, or for few
-//! rows in bytes of weights or keys: compare with the limits printed first.
+//! Matrix products and attention at the shapes of real models, with weights and keys that exceed
+//! the caches. Throughput is in floating-point operations (criterion's elements) or, for few rows,
+//! in bytes of weights or keys. Compare with the limits printed first.
 //!
-//! All of it takes a while: `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute.
-//! For fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
-#![allow(missing_docs, clippy::unwrap_used)] // criterion's macros; a benchmark may stop on any error
+//! A full run takes long; `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute. For
+//! fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
+#![allow(missing_docs, clippy::unwrap_used)] // criterion's macros; a benchmark may panic
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn print_limits(_: &mut Criterion) {
     }
 }
 
-/// Bytes where reading them is what takes long, operations otherwise.
+/// Bytes where the kernel is memory-bound, operations otherwise.
 fn throughput(rows: usize, bytes: usize, flops: usize) -> Throughput {
     if rows <= 4 { Throughput::Bytes(bytes as u64) } else { Throughput::Elements(flops as u64) }
 }
@@ -54,7 +54,7 @@ fn linear(c: &mut Criterion) {
                 (intermediate, hidden),
             ];
             for (k, n) in shapes {
-                // Made when the filter first asks for one of them.
+                // Created only if the filter selects a benchmark that needs it.
                 let mut products = None;
                 for rows in ROWS {
                     group.throughput(throughput(rows, 2 * k * n, 2 * rows * k * n));
@@ -91,7 +91,7 @@ fn attention(c: &mut Criterion) {
                         b.iter(|| attending.run().unwrap());
                     });
                 }
-                // In operations of the first pass, so that the two can be compared.
+                // In operations of the first pass, so that the two are comparable.
                 group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
                     let attending = attending
                         .get_or_insert_with(|| Attending::new(&cpu, shape, tokens).unwrap());

@@ -1,4 +1,4 @@
-//! What this machine can do at most: the numbers kernels are measured against.
+//! The CPU's limits, which kernels are measured against.
 
 use std::time::{Duration, Instant};
 
@@ -8,23 +8,24 @@ use fathom_kernels::peak::{self, Memory};
 
 use crate::machine::Machine;
 
-/// Rates over all threads of a [`Cpu`], with its instruction set.
+/// Peak rates of all threads of a [`Cpu`], with its instruction set.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
-    /// The threads that together reach these rates.
+    /// Number of threads that together reach these rates.
     pub threads: usize,
-    /// Bytes per second read from memory.
+    /// Memory read bandwidth in bytes per second.
     pub read_bytes: f64,
-    /// Floating-point operations per second of f32 multiply-add (two each).
+    /// Floating-point operations per second of f32 multiply-adds (two each).
     pub f32_flops: f64,
-    /// The same of bfloat16 products in tile registers, or of its dot product, where there is one.
+    /// Floating-point operations per second of bfloat16 products in tile registers or vectors;
+    /// `None` without such an instruction.
     pub bf16_flops: Option<f64>,
-    /// From handing every thread an empty task to the last one's return; the median.
+    /// Median time to give every thread an empty task and wait for all of them.
     pub hand_off: Duration,
 }
 
 impl Limits {
-    /// The matrix rate of `precision`: f32's, where bfloat16 has no instruction of its own.
+    /// The matrix rate for `precision`: that of f32 if bfloat16 has no instruction.
     pub fn flops(&self, precision: Precision) -> f64 {
         match (precision, self.bf16_flops) {
             (Precision::Bf16, Some(flops)) => flops,
@@ -32,8 +33,7 @@ impl Limits {
         }
     }
 
-    /// The better of two measurements, rate by rate: what the machine could do at its best
-    /// meanwhile.
+    /// The better of two measurements, rate by rate.
     pub fn or_better(self, other: Limits) -> Limits {
         Limits {
             threads: self.threads,
@@ -48,7 +48,8 @@ impl Limits {
     }
 }
 
-/// Measures for about a second: the best of several attempts, for other programs only slow it down.
+/// Measures for about a second. Takes the best of several attempts, because interference from other
+/// programs only reduces a rate.
 pub fn measure(cpu: &Cpu) -> Limits {
     Limits {
         threads: cpu.threads(),
@@ -72,26 +73,27 @@ fn read_bytes(cpu: &Cpu) -> f64 {
     (0..16).map(|_| memory.bytes_per_s()).fold(0.0, f64::max)
 }
 
-/// What the machine can do at the moment, whenever asked: on one shared with others that changes
-/// from second to second, most of all how fast memory that no cache holds is read.
+/// The current limits, measured on demand: on a shared machine they change from second to second,
+/// memory bandwidth most of all.
 pub struct Reading<'a> {
     cpu: &'a Cpu,
     memory: Memory,
 }
 
 impl<'a> Reading<'a> {
-    /// Takes that memory: 256 MiB or more, so that reading it takes some milliseconds.
+    /// Allocates memory that exceeds the caches: at least 256 MiB, which takes milliseconds to
+    /// read.
     pub fn new(cpu: &'a Cpu) -> Reading<'a> {
         let bytes = Machine::detect().beyond_caches().max(256 << 20);
         Reading { cpu, memory: Memory::new(bytes) }
     }
 
-    /// Reads all of it once, with all threads.
+    /// Reads all of it once with all threads; returns the bandwidth in bytes per second.
     pub fn bytes_per_s(&self) -> f64 {
         best_rate(1, || self.memory.read(self.cpu))
     }
 
-    /// The least time in which `bytes` can be read and `flops` computed at the moment.
+    /// The minimum time in seconds to read `bytes` and compute `flops` at the current limits.
     pub fn seconds(&self, bytes: f64, flops: f64) -> f64 {
         let bf16 = match self.cpu.precision() {
             Precision::Bf16 => bf16_flops(self.cpu, 1),
@@ -102,7 +104,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Seconds of reading and of computing that overlap perfectly.
+/// Time of reading and computing with perfect overlap (the roofline model).
 fn overlapping(reading: f64, computing: f64) -> f64 {
     reading.max(computing)
 }
@@ -119,7 +121,7 @@ fn hand_off(cpu: &Cpu) -> Duration {
     times[times.len() / 2]
 }
 
-/// The most `work` done per second, of `attempts`.
+/// The highest rate of `work` per second among `attempts`.
 fn best_rate(attempts: usize, work: impl Fn() -> f64) -> f64 {
     let rate = |_| {
         let start = Instant::now();

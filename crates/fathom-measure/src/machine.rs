@@ -1,40 +1,39 @@
-//! What the operating system says about this machine. Everything is `None` or empty where it does
-//! not say.
+//! The hardware as the operating system describes it. Fields are `None` or empty if it does not
+//! report them.
 
 use std::fs;
 use std::path::Path;
 
-/// The machine's make and memory.
+/// CPU model, caches and memory of this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
-    /// The CPU's name.
+    /// The CPU's model name.
     pub cpu: Option<String>,
     /// Cores this process may use.
     pub cores: Option<usize>,
-    /// The caches of core 0, smallest first; those of instructions are left out.
+    /// The data caches of core 0, smallest first.
     pub caches: Vec<Cache>,
-    /// Bytes of memory.
+    /// Total memory in bytes.
     pub memory: Option<u64>,
-    /// Bytes of memory that programs could still get.
+    /// Available memory in bytes.
     pub available: Option<u64>,
-    /// When memory comes in huge pages: `always`, `madvise` (when asked for, as Fathom does) or
-    /// `never`.
+    /// Transparent huge pages: `always`, `madvise` (on request, which Fathom makes) or `never`.
     pub huge_pages: Option<String>,
 }
 
 /// A data cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// 1 is the nearest to the core.
+    /// Cache level, 1 being closest to the core.
     pub level: u8,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// How many of the machine's cores share it.
+    /// Number of cores that share it.
     pub cores: usize,
 }
 
 impl Machine {
-    /// Asks the operating system.
+    /// Queries the operating system.
     pub fn detect() -> Machine {
         let read = |path: &str| fs::read_to_string(path).ok();
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
@@ -50,7 +49,7 @@ impl Machine {
         }
     }
 
-    /// Bytes after which no cache holds what was read first.
+    /// Number of bytes that exceed all caches, so that data read first has been evicted.
     pub fn beyond_caches(&self) -> usize {
         const AT_LEAST: u64 = 128 << 20;
         let last = self.caches.last().map_or(0, |cache| cache.bytes);
@@ -64,7 +63,7 @@ fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     lines.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim()).next()
 }
 
-/// `48K`, `24684092 kB`.
+/// Parses a size such as `48K` or `24684092 kB`.
 fn size(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let shift = match text[digits..].trim() {
@@ -76,12 +75,12 @@ fn size(text: &str) -> Option<u64> {
     text[..digits].parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// The one in brackets of `always [madvise] never`.
+/// The bracketed choice of `always [madvise] never`.
 fn chosen(text: &str) -> Option<&str> {
     Some(text.split_once('[')?.1.split_once(']')?.0)
 }
 
-/// How many numbers `0-3,8,10-11` lists.
+/// The number of entries in a list such as `0-3,8,10-11`.
 fn count(list: &str) -> Option<usize> {
     list.trim().split(',').try_fold(0, |sum, part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -1,4 +1,4 @@
-//! What looking costs: the bare pass against the same pass with somebody looking.
+//! Overhead of probes: a plain pass compared with the same pass with probes.
 
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,23 @@ use serde::Serialize;
 
 use crate::{median, synthetic_ids};
 
-/// Time for one text, bare and looked at; medians over the repeats.
+/// Time for one text without and with probes; medians over the repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Overhead {
     /// Length of the text in tokens.
     pub tokens: usize,
     /// Prefill without a probe, in tokens per second.
     pub prefill_tokens_per_s: f64,
-    /// Times as long with every layer's `resid_post` copied out.
+    /// Relative time with every layer's `resid_post` copied to the host (1 = no overhead).
     pub capture: f64,
-    /// Times as long for a scan: norms and cosines at every layer.
+    /// Relative time of a scan: norms and cosines at every layer.
     pub scan: f64,
-    /// Times as long for a scan with the sink scores of every token, head and layer.
+    /// Relative time of a scan with the sink scores of every token, head and layer.
     pub scan_attention: f64,
 }
 
-/// Measures a text of `tokens` tokens `repeats` times each way, the ways in turn so that a machine
-/// that slows down slows all of them; ratios are medians of the ratios within a turn.
+/// Measures a text of `tokens` tokens `repeats` times in each mode. The modes alternate, so that a
+/// slowdown of the machine affects all of them; ratios are medians of the ratios within a repeat.
 ///
 /// # Errors
 /// As [`scan_trace`].
@@ -41,13 +41,13 @@ pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> 
     for _ in 0..repeats.max(1) {
         let base = timed(|| run(model, &trace, None))?;
         let mut copied = ResidPost(Vec::new());
-        let looked = [
+        let probed = [
             timed(|| run(model, &trace, Some(&mut copied)))?,
             timed(|| scan_trace(model, &trace, &|_| None, &bare, &mut ()).map(drop))?,
             timed(|| scan_trace(model, &trace, &|_| None, &attention, &mut ()).map(drop))?,
         ];
         prefill.push(tokens as f64 / base.as_secs_f64());
-        for (ratios, time) in ratios.iter_mut().zip(looked) {
+        for (ratios, time) in ratios.iter_mut().zip(probed) {
             ratios.push(time.as_secs_f64() / base.as_secs_f64());
         }
     }
@@ -70,7 +70,7 @@ fn run<B: Backend>(
     model.prefill(&mut sequence, &trace.ids, PREFILL_CHUNK, probe, &mut |_| {})
 }
 
-/// Copies every layer's output of the current chunk.
+/// Copies every layer's output for the current chunk.
 struct ResidPost(Vec<f32>);
 
 impl Probe for ResidPost {

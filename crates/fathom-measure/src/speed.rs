@@ -1,4 +1,4 @@
-//! How long a model takes, for comparison with what the machine could do.
+//! Speed of a model, to compare with the CPU's limits.
 
 use std::time::Instant;
 
@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::median;
 
-/// Multiplications and additions that a prefill of `tokens` tokens needs, without logits: two for
-/// each weight of the layers' matrices and each token; and for each query head, each token and each
-/// key it sees (not the upper half of the triangle, which is never computed) two of `q · k` and two
-/// of `p · v` for each component. Of the last layer only keys and values are needed.
+/// Floating-point operations of a prefill of `tokens` tokens without logits: two per weight of the
+/// layers' matrices and token, plus, per query head, token and visible key, two of `q · k` and two
+/// of `p · v` per component. Masked keys are never computed. The last layer needs only keys and
+/// values.
 pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { layers, hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
     let kv = hidden * head_dim * 2 * kv_heads;
@@ -21,41 +21,42 @@ pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let linear = 2.0 * ((kv * layers + qo_mlp * (layers - 1)) * tokens) as f64;
     let seen = |window: &Option<usize>| {
         let window = window.unwrap_or(tokens).min(tokens);
-        // The first `window` rows see 1, 2, … keys, the others `window` each.
+        // The first `window` rows see 1, 2, … keys; the others see `window` each.
         window * (window + 1) / 2 + (tokens - window) * window
     };
     let keys: usize = config.windows[..layers - 1].iter().map(seen).sum();
     linear + 4.0 * (heads * head_dim) as f64 * keys as f64
 }
 
-/// `tokens` ids within the vocabulary. Any do: the work does not depend on them.
+/// `tokens` ids within the vocabulary. Any ids will do, because the work does not depend on them.
 pub fn synthetic_ids(config: &ModelConfig, tokens: usize) -> Vec<u32> {
     let vocab = config.vocab as u64;
-    // A large prime factor spreads them.
+    // Multiplying by a large prime spreads them.
     (0..tokens as u64).map(|i| (i * 2_654_435_761 % vocab) as u32).collect()
 }
 
-/// How fast sequences are decoded together.
+/// Decoding speed of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct DecodeSpeed {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Tokens of each before the first step.
+    /// Tokens of each sequence before the first step.
     pub context: usize,
-    /// Seconds of a step of all of them; the median.
+    /// Median time of a step of all sequences, in seconds.
     pub step_s: f64,
-    /// Tokens per second, of all sequences together.
+    /// Tokens per second of all sequences together.
     pub tokens_per_s: f64,
-    /// The time in which memory, as fast as just before and after a step, would deliver all weights
-    /// once, as a fraction of that step; the median.
+    /// Fraction of the memory limit: the time to read all weights once, at the bandwidth measured
+    /// just before and after a step, divided by the time of the step; the median.
     pub of_bandwidth: f64,
-    /// Times as long as a step of the first batch size beside it; the median.
+    /// Step time relative to the first batch size; the median.
     pub times_first: f64,
 }
 
-/// Measures greedy decoding at each of `batches` sequences of `context` tokens: a step of each in
-/// turn, so that whatever else goes on meets all of them alike. `bandwidth` is asked before and
-/// after every step for the bytes per second that memory delivers.
+/// Measures greedy decoding for each batch size of `batches`, with `context` tokens per sequence.
+/// The batch sizes alternate step by step, so that interference affects all of them alike.
+/// `bandwidth` is called before and after every step and returns the current memory bandwidth in
+/// bytes per second.
 ///
 /// # Errors
 /// As [`Model::forward`].
@@ -99,7 +100,7 @@ pub fn decode_speed<B: Backend>(
     Ok(all.into_iter().map(speed).collect())
 }
 
-/// Sequences that are decoded together, and what each of their steps took.
+/// A batch of sequences, and the measurements of its steps.
 struct Decoding<B: Backend> {
     sequences: Vec<Sequence<B>>,
     next: Vec<u32>,
@@ -119,7 +120,7 @@ impl<B: Backend> Decoding<B> {
         Ok(Decoding { sequences, next, step_s: Vec::new(), of_bandwidth: Vec::new() })
     }
 
-    /// A greedy token for each sequence; the seconds it takes.
+    /// Decodes a greedy token for each sequence; returns the time in seconds.
     fn step(&mut self, model: &Model<B>) -> Result<f64> {
         let start = Instant::now();
         let mut step: Vec<Step<'_, B>> = self
@@ -157,7 +158,7 @@ mod tests {
         write_synthetic(dir.path(), &shape, 1).unwrap();
         let mut config = ModelConfig::from_dir(dir.path()).unwrap();
         let weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8; // q, k and v, o, MLP
-        let linear = 2 * (2 * weights + 2 * 4 * 2) * 3; // two whole layers, k and v of the last
+        let linear = 2 * (2 * weights + 2 * 4 * 2) * 3; // two full layers, k and v of the last
         let attention = |keys: usize| 4 * 2 * 2 * keys;
         assert_eq!(prefill_flops(&config, 3), (linear + 2 * attention(6)) as f64);
         config.windows = vec![None, Some(2), None];

@@ -1,5 +1,5 @@
-//! Kernels at work as in a model, for measuring: at real shapes, and with weights and keys that no
-//! cache holds, as those of a whole model are not when their turn comes.
+//! Kernel workloads for measurement: the shapes of real models, with weights and keys that exceed
+//! the caches, as those of a whole model do.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -11,32 +11,32 @@ use crate::limits::Reading;
 use crate::machine::Machine;
 use crate::median;
 
-/// What a run of a kernel has to read and to compute.
+/// The work of one kernel call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Bytes of weights, or of keys and values.
+    /// Bytes read: weights, or keys and values.
     pub bytes: f64,
-    /// Multiplications and additions.
+    /// Floating-point operations.
     pub flops: f64,
 }
 
-/// What came of measuring a kernel.
+/// Measurements of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// What a run takes.
+    /// The work of one call.
     pub work: Work,
-    /// Seconds of a run; the median.
+    /// Median time of a call in seconds.
     pub seconds: f64,
-    /// The fraction reached of the machine's limit just before and after, bandwidth or the matrix
-    /// rate, whichever takes longer; the median.
+    /// Fraction of the limit measured just before and after, which is the slower of reading and
+    /// computing; the median.
     pub of_limit: f64,
 }
 
-/// Measures `run`, which takes `work`, `repeats` times as often as twenty milliseconds allow, after
-/// one to warm up.
+/// Measures `run`, which does `work` per call: `repeats` times for at least 20 milliseconds each,
+/// after one warm-up call.
 ///
 /// # Errors
-/// What `run` fails with.
+/// The errors of `run`.
 pub fn measure(
     limits: &Reading<'_>,
     repeats: usize,
@@ -64,7 +64,7 @@ pub fn measure(
     Ok(Measured { work, seconds: median(seconds), of_limit: median(of_limit) })
 }
 
-/// Copies of `bytes` so that all of them exceed the caches; a few thousand at most.
+/// The number of copies of `bytes` that together exceed the caches, at most 4096.
 fn copies(bytes: usize) -> usize {
     Machine::detect().beyond_caches().div_ceil(bytes.max(1)).clamp(1, 4096)
 }
@@ -82,10 +82,10 @@ pub struct Products<'a> {
 }
 
 impl<'a> Products<'a> {
-    /// Packs as many copies of a matrix as it takes.
+    /// Packs as many copies of a matrix as exceed the caches.
     ///
     /// # Errors
-    /// No room for them.
+    /// Out of memory.
     pub fn new(cpu: &'a Cpu, k: usize, n: usize) -> Result<Products<'a>> {
         let bytes: Vec<u8> = (0..k * n).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
         let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows: n, columns: k };
@@ -95,10 +95,10 @@ impl<'a> Products<'a> {
         Ok(Products { cpu, k, n, weights, next: 0, x, operand, out })
     }
 
-    /// The rows of the products from here on, and what one of them takes.
+    /// Sets the number of rows. Returns the work of one product.
     ///
     /// # Errors
-    /// No room for them.
+    /// Out of memory.
     pub fn set_rows(&mut self, rows: usize) -> Result<Work> {
         self.x = filled(self.cpu, rows, self.k)?;
         self.out = self.cpu.alloc(rows, self.n)?;
@@ -106,7 +106,7 @@ impl<'a> Products<'a> {
         Ok(Work { bytes, flops: 2.0 * (rows * self.k * self.n) as f64 })
     }
 
-    /// One product, with the copy of the weights that was used longest ago.
+    /// Runs one product, with the least recently used copy of the weights.
     ///
     /// # Errors
     /// As [`Backend::linears`].
@@ -124,7 +124,7 @@ pub struct Attending<'a> {
     attention: Attention,
     tokens: usize,
     layers: usize,
-    /// Keys and values of all tokens but the last `rows`, those appended but not yet counted.
+    /// Keys and values of all tokens; the last `rows` are appended but not yet committed.
     kv: Kv,
     rows: usize,
     q: Rows,
@@ -134,10 +134,10 @@ pub struct Attending<'a> {
 }
 
 impl<'a> Attending<'a> {
-    /// Fills a cache of `tokens` tokens, with as many layers as it takes.
+    /// Fills a cache of `tokens` tokens, with as many layers as exceed the caches.
     ///
     /// # Errors
-    /// No room for it.
+    /// Out of memory.
     pub fn new(
         cpu: &'a Cpu,
         (heads, kv_heads, head_dim): (usize, usize, usize),
@@ -158,16 +158,16 @@ impl<'a> Attending<'a> {
         Ok(Attending { cpu, attention, tokens, layers, kv, rows: 0, q, out, lse, sums })
     }
 
-    /// The rows that attend from here on, the last ones of the sequence, and what it takes: one row
-    /// is decoding, a few are verification, many are the last chunk of a prefill. Only what a row
-    /// sees counts.
+    /// Sets the number of query rows, which are the last ones of the sequence, and returns the work
+    /// of one call. One row is decoding, a few are verification, many are the last chunk of a
+    /// prefill. Only visible keys count as work.
     ///
     /// # Errors
-    /// No room for them.
+    /// Out of memory.
     pub fn set_rows(&mut self, rows: usize) -> Result<Work> {
         let Attention { heads, kv_heads, head_dim, .. } = self.attention;
         let before = self.tokens - rows;
-        let appended = all_of(self.cpu, self.rows, &mut self.kv, None)?;
+        let appended = pass_over(self.cpu, self.rows, &mut self.kv, None)?;
         self.cpu.end_pass(appended)?;
         self.cpu.truncate_kv(&mut self.kv, before);
         append(self.cpu, &mut self.kv, 0..self.layers, kv_heads * head_dim, rows)?;
@@ -183,29 +183,29 @@ impl<'a> Attending<'a> {
         })
     }
 
-    /// Attention of the layer that was used longest ago.
+    /// Runs attention of the least recently used layer.
     ///
     /// # Errors
     /// As [`Backend::attend`].
     pub fn run(&mut self) -> Result<()> {
         self.attention.layer = (self.attention.layer + 1) % self.layers;
-        let pass = all_of(self.cpu, self.rows, &mut self.kv, None)?;
+        let pass = pass_over(self.cpu, self.rows, &mut self.kv, None)?;
         self.cpu.attend(&self.attention, &self.q, &pass, &mut self.out, Some(&mut self.lse))
     }
 
-    /// The second pass of the sink scores over what [`Attending::run`] just saw: half its
-    /// operations.
+    /// Runs the second pass of the sink scores on the layer of the last [`Attending::run`]: half
+    /// its operations.
     ///
     /// # Errors
     /// As [`Backend::add_column_sums`].
     pub fn add_column_sums(&mut self) -> Result<()> {
-        let mut pass = all_of(self.cpu, self.rows, &mut self.kv, Some(&mut self.sums))?;
+        let mut pass = pass_over(self.cpu, self.rows, &mut self.kv, Some(&mut self.sums))?;
         self.cpu.add_column_sums(&self.attention, &self.q, &self.lse, &mut pass)
     }
 }
 
-/// Appends the same `tokens` keys and values to every layer of `layers`, in a pass that has not
-/// ended.
+/// Appends the same `tokens` keys and values to every layer of `layers`. Returns the pass, which
+/// has not ended.
 fn append<'a>(
     cpu: &Cpu,
     kv: &'a mut Kv,
@@ -214,15 +214,15 @@ fn append<'a>(
     tokens: usize,
 ) -> Result<Pass<'a>> {
     let values = filled(cpu, tokens, width)?;
-    let mut pass = all_of(cpu, tokens, kv, None)?;
+    let mut pass = pass_over(cpu, tokens, kv, None)?;
     for layer in layers {
         cpu.append_kv(layer, &values, &values, &mut pass)?;
     }
     Ok(pass)
 }
 
-/// A pass of one sequence: `rows` tokens behind what is in its cache.
-fn all_of<'a>(
+/// A pass of one sequence: `rows` tokens after those in its cache.
+fn pass_over<'a>(
     cpu: &Cpu,
     rows: usize,
     kv: &'a mut Kv,
@@ -232,7 +232,7 @@ fn all_of<'a>(
     cpu.begin_pass(vec![Span { rows: 0..rows, first_position, kv, column_sums }], Rotary::NONE)
 }
 
-/// Varied numbers of the size activations have.
+/// A matrix of varied numbers with the magnitude of activations.
 fn filled(cpu: &Cpu, rows: usize, columns: usize) -> Result<Rows> {
     let value = |i| ((i * 7919) % 2003) as f32 / 1000.0 - 1.0;
     let values: Vec<f32> = (0..rows * columns).map(value).collect();
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_product_and_attention_say_what_they_take() {
+    fn products_and_attention_report_their_work() {
         let cpu = Cpu::new(CpuOptions::default()).unwrap();
         let mut products = Products::new(&cpu, 64, 4096).unwrap();
         let work = products.set_rows(3).unwrap();

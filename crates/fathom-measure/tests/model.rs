@@ -1,4 +1,4 @@
-//! Measuring a small model: what is counted, not how fast it is.
+//! Measurements of a small model: the counts, not the speeds.
 #![allow(clippy::unwrap_used)]
 
 use fathom_kernels::{Cpu, CpuOptions};
@@ -21,7 +21,7 @@ fn model() -> Model<Cpu> {
 }
 
 #[test]
-fn decoding_is_measured_at_every_batch_size_beside_the_bandwidth() {
+fn decoding_is_measured_at_every_batch_size_with_the_bandwidth() {
     let model = model();
     let mut asked = 0;
     let mut bandwidth = || {
@@ -43,7 +43,7 @@ fn decoding_is_measured_at_every_batch_size_beside_the_bandwidth() {
 }
 
 #[test]
-fn every_way_of_looking_is_measured_against_the_bare_pass() {
+fn every_kind_of_probe_is_measured_against_the_plain_pass() {
     let measured = overhead(&model(), 40, 3).unwrap();
     assert_eq!(measured.tokens, 40);
     let numbers =

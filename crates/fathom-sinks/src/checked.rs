@@ -1,9 +1,9 @@
-//! A pass that may be ended from outside: by who watches it.
+//! A pass that can be cancelled.
 
 use fathom_backend::RowEdit;
 use fathom_model::{Access, At, Measured, Probe, Result, Site};
 
-/// A probe, and somebody who is asked before each layer whether to go on.
+/// A probe with a cancellation check, which is called before each layer.
 pub(crate) struct Checked<'a> {
     pub probe: &'a mut dyn Probe,
     pub check: &'a mut dyn FnMut() -> Result<()>,

@@ -1,4 +1,5 @@
-//! Which tokens are sinks, at which layers, of what kind: definitions 2.1 to 2.3.
+//! Sink detection: which tokens are sinks, at which layers, and of which class. Reference sink and
+//! span, Sink tokens and Classes (docs/definitions.md).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,20 +11,20 @@ use crate::{
     CandidateCosines, Class, FinalState, Measures, Phase, Phases, Preset, Sink, TraceScalars,
 };
 
-/// How sinks are found.
+/// Options of sink detection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DetectOptions {
-    /// Rules of alignment and grading.
+    /// Rules of alignment and classification.
     pub preset: Preset,
-    /// τ: a token is a sink where its cosine with the reference is above.
+    /// τ: a token is a sink where its cosine with the reference exceeds it.
     pub threshold: f32,
-    /// The reference is a primary sink when its norm rises by at least this many times that of the
-    /// mean token; see [`Detection::rise`].
+    /// The reference is a primary sink if its norm rises by at least this many times the mean norm
+    /// of the other tokens; see [`Detection::rise`].
     pub rise_factor: f32,
 }
 
 impl DetectOptions {
-    /// The preset's own threshold, and a rise of at least five.
+    /// The preset's threshold, and a rise of at least five.
     pub fn new(preset: Preset) -> DetectOptions {
         DetectOptions { preset, threshold: preset.threshold(), rise_factor: 5.0 }
     }
@@ -44,9 +45,9 @@ impl Clip {
         self.start..self.end
     }
 
-    /// Where the norm of the reference rises most, up to where it then falls most (definition 2.1).
-    /// `None` with fewer than two layers, which can show no rise. When the largest rise is the last
-    /// one the reference is never seen to fall, and stays a sink to the end.
+    /// From the largest rise of the reference's norm to the largest fall after it: Reference sink
+    /// and span (docs/definitions.md). `None` with fewer than two layers, which show no rise. If
+    /// the largest rise is the last step, the reference remains a sink to the end.
     fn of(reference_norm: &[f32]) -> Option<Clip> {
         let steps: Vec<f32> = reference_norm.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let start = first_best(&steps, |step, best| step > best)? + 1;
@@ -55,8 +56,9 @@ impl Clip {
         Some(Clip { start, end })
     }
 
-    /// Within a run of layers at which the reference is large: from the largest step into or within
-    /// the run to the largest fall after it, or to the end of the run where it never falls.
+    /// The span within a run of layers in which the norm of the reference is large: from the largest
+    /// step into or within the run to the largest fall after it, or to the end of the run if the
+    /// norm never falls.
     fn within(run: Range<usize>, reference_norm: &[f32]) -> Clip {
         let step = |l: usize| reference_norm[l] - reference_norm[l - 1];
         let rises: Vec<f32> = (run.start.max(1)..run.end).map(step).collect();
@@ -69,13 +71,13 @@ impl Clip {
     }
 }
 
-/// What a trace turned out to hold.
+/// The outcome of detection for a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
-    /// Fewer than two tokens or two layers: nothing can be said.
+    /// Fewer than two tokens or two layers: sinks cannot be detected.
     TooShort,
-    /// The reference never rises over the other tokens, so there is nothing to be aligned with.
+    /// The reference does not rise above the other tokens, so alignment with it means nothing.
     NoPrimarySink,
     /// Primary sinks, and no secondary ones.
     PrimaryOnly,
@@ -84,7 +86,7 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// What a trace with these sinks holds, a reference among them.
+    /// The finding for a trace with these sinks, which include the reference.
     pub(crate) fn of(sinks: &[Sink]) -> Finding {
         match sinks.iter().any(|sink| sink.class == Class::Secondary) {
             true => Finding::SecondarySinks,
@@ -96,24 +98,24 @@ impl Finding {
 /// The sinks of one trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detection {
-    /// What was found.
+    /// The outcome.
     pub finding: Finding,
-    /// Position of the reference sink, or of what was taken for it.
+    /// Position of the reference sink, or of the chosen candidate if there is no primary sink.
     pub reference: usize,
-    /// Where the reference's norm rises and falls; `None` when [`Finding::TooShort`].
+    /// The layers at which the reference is a sink; `None` for [`Finding::TooShort`].
     pub clip: Option<Clip>,
-    /// By how much the norm of the reference rises into the clip's first layer, in mean norms of
-    /// the tokens not aligned with it there (in its own norm before, where every token is aligned);
-    /// 0 when [`Finding::TooShort`].
+    /// Rise of the reference's norm into the clip's first layer, divided by the mean norm at that
+    /// layer of the tokens not aligned with it (by its own previous norm if all tokens are
+    /// aligned). 0 for [`Finding::TooShort`].
     pub rise: f32,
-    /// The sinks by position, the reference among them; empty without a primary sink.
+    /// The sinks by position, including the reference; empty without a primary sink.
     pub sinks: Vec<Sink>,
-    /// Other layers at which the reference is large, ascending, with what is aligned with it there.
+    /// The other phases, by first layer, with the sinks of each.
     pub other_phases: Vec<Phase>,
 }
 
 impl Detection {
-    /// The sinks of the phases that count: by position, then first layer.
+    /// The sinks of the given phases, by position, then first layer.
     pub fn sinks_of(&self, phases: Phases) -> Vec<Sink> {
         match phases {
             Phases::Largest => self.sinks.clone(),
@@ -121,7 +123,7 @@ impl Detection {
         }
     }
 
-    /// Where these are: ascending, each position once.
+    /// Their positions, ascending, each once.
     pub fn sink_positions(&self, phases: Phases) -> Vec<usize> {
         let sinks = self.sinks_of(phases);
         let mut positions: Vec<usize> = sinks.iter().map(|sink| sink.position).collect();
@@ -130,7 +132,7 @@ impl Detection {
     }
 }
 
-/// Finds and grades the sinks of a trace.
+/// Detects and classifies the sinks of a trace.
 pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     let states = States::new(scalars, options.preset);
     let reference = states.position();
@@ -157,7 +159,7 @@ pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     detection
 }
 
-/// Norms and cosines as a preset sees them, with the reference chosen.
+/// Norms and cosines as a preset defines them, with the chosen reference.
 struct States<'a> {
     scalars: &'a TraceScalars,
     preset: Preset,
@@ -165,12 +167,13 @@ struct States<'a> {
 }
 
 impl<'a> States<'a> {
-    /// The reference is the candidate with the highest mean norm over layers, the first of equals.
+    /// Chooses the candidate with the highest mean norm over layers as the reference; ties go to
+    /// the first one.
     fn new(scalars: &'a TraceScalars, preset: Preset) -> States<'a> {
         let mut states = States { scalars, preset, candidate: 0 };
         let mean_norm = |candidate: &CandidateCosines| -> f64 {
             if candidate.position >= scalars.tokens() {
-                return f64::NEG_INFINITY; // the trace ends before it
+                return f64::NEG_INFINITY; // beyond the end of the trace
             }
             let norm = |l| f64::from(states.norm(l, candidate.position));
             (0..scalars.layers()).map(norm).sum()
@@ -203,8 +206,8 @@ impl<'a> States<'a> {
         }
     }
 
-    /// The mean norm at layer `l` of the tokens not aligned with the reference there; `before`, the
-    /// reference's own norm before that layer, where every token is aligned.
+    /// Mean norm at layer `l` of the tokens not aligned with the reference there. If every token is
+    /// aligned, `before`, the reference's own norm at the layer before.
     fn mean_other_norm(&self, l: usize, before: f32, options: &DetectOptions) -> f64 {
         let reference = self.position();
         let aligned = |t| self.preset.aligned(self.cosine(l, t), options.threshold);
@@ -222,7 +225,7 @@ impl<'a> States<'a> {
         ratio(rise, base)
     }
 
-    /// The phases but that of the largest rise, which is given where it has primary sinks.
+    /// All phases except `largest`, that of the largest rise, if it has a primary sink.
     fn other_phases(
         &self,
         largest: Option<Clip>,
@@ -234,11 +237,11 @@ impl<'a> States<'a> {
             ratio(f64::from(*norm), self.mean_other_norm(l, before, options))
         };
         let ratios: Vec<f32> = reference_norm.iter().enumerate().map(ratio_at).collect();
-        let counted = |run: &Range<usize>| {
+        let in_largest = |run: &Range<usize>| {
             largest
                 .is_some_and(|clip| run.contains(&clip.start) || clip.layers().contains(&run.start))
         };
-        let others = runs(&ratios, options.rise_factor).into_iter().filter(|run| !counted(run));
+        let others = runs(&ratios, options.rise_factor).into_iter().filter(|run| !in_largest(run));
         others
             .map(|run| {
                 let clip = Clip::within(run, reference_norm);
@@ -290,16 +293,16 @@ impl<'a> States<'a> {
     }
 }
 
-/// `amount ÷ base`, finite whatever they are.
+/// amount / base, always finite.
 fn ratio(amount: f64, base: f64) -> f32 {
     match base > 0.0 {
         true => (amount / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
-        false if amount > 0.0 => f32::MAX, // over zero vectors
+        false if amount > 0.0 => f32::MAX, // all other tokens are zero vectors
         false => 0.0,
     }
 }
 
-/// Index of the first value that no other beats.
+/// Index of the best value by `beats`, the first of equals; `None` if there are none.
 fn first_best<T: Copy>(values: &[T], beats: impl Fn(T, T) -> bool) -> Option<usize> {
     let mut best = 0;
     for (i, value) in values.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Detections as JSON lines: the published notebooks' format, with Fathom's own fields beside it.
+//! Detections as JSON lines: the format of the published notebooks, plus Fathom's own fields.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,49 +12,47 @@ mod read;
 
 pub use read::read_detections;
 
-/// The sinks of one trace, as a line of a detections file says them.
+/// The sinks of one trace: a line of a detections file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceDetection {
-    /// Which trace.
+    /// Index of the trace in its data set.
     pub sample_index: u64,
-    /// Prompt tokens; 0 where not known.
+    /// Number of prompt tokens; 0 if unknown.
     pub prompt_len: usize,
-    /// Tokens of the answer.
+    /// Number of response tokens.
     pub response_len: usize,
-    /// Tokens of both.
+    /// Number of tokens of prompt and response.
     pub full_text_len: usize,
-    /// The sinks by position, the reference among them.
+    /// The sinks by position, including the reference.
     pub sinks: Vec<Sink>,
-    /// Other phases of the reference, with their sinks; none where [`TraceDetection::counting`] has
-    /// put them among `sinks`.
+    /// The other phases with their sinks; empty after [`TraceDetection::counting`] all phases.
     pub other_phases: Vec<Phase>,
-    /// How they were found; published files say nothing of it.
+    /// How they were found; absent in published files.
     pub scan: Option<ScanNote>,
 }
 
-/// What Fathom records of a scanned trace beside its sinks.
+/// What Fathom records about a scanned trace in addition to its sinks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScanNote {
-    /// What was found.
+    /// The outcome of detection.
     pub finding: Finding,
     /// Position of the reference.
     pub reference: usize,
-    /// Where the reference is a sink; absent when the trace was too short to tell.
+    /// The layers at which the reference is a sink; absent if the trace was too short.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub clip: Option<Clip>,
-    /// By how much the reference rises: [`Detection::rise`].
+    /// Rise of the reference's norm: [`Detection::rise`].
     pub rise: f32,
-    /// Layers of the model.
+    /// Number of layers of the model.
     pub layers: usize,
-    /// Tokens that went through the model: fewer than `full_text_len` where the scan was told to
-    /// stop.
+    /// Number of scanned tokens: less than `full_text_len` if the scan had a token limit.
     pub tokens: usize,
-    /// Rules the classes come from.
+    /// The preset that determined the classes.
     pub preset: Preset,
 }
 
 impl ScanNote {
-    /// Describes `detection`, found in `tokens` tokens of a model with `layers` layers.
+    /// Describes `detection` of a trace of `tokens` scanned tokens and a model of `layers` layers.
     pub fn new(detection: &Detection, layers: usize, tokens: usize, preset: Preset) -> ScanNote {
         let Detection { finding, reference, clip, rise, .. } = *detection;
         ScanNote { finding, reference, clip, rise, layers, tokens, preset }
@@ -62,7 +60,7 @@ impl ScanNote {
 }
 
 impl TraceDetection {
-    /// The line of a detections file, without its line end.
+    /// The line of a detections file, without the line break.
     pub fn to_json(&self) -> String {
         let sinks = self.sinks.iter().map(|sink| (sink.position, SinkFields::of(sink))).collect();
         let line = LineFields {
@@ -74,12 +72,12 @@ impl TraceDetection {
             fathom: self.scan,
             phases: self.other_phases.iter().map(PhaseFields::of).collect(),
         };
-        // Maps with whole-number keys and finite numbers always have a JSON form.
+        // Serialization cannot fail: keys are integers and numbers are finite.
         serde_json::to_string(&line).unwrap_or_default()
     }
 
-    /// The same with the sinks of the phases that count among its sinks, by position, then first
-    /// layer: a token has one for each phase.
+    /// With `Phases::All`, moves the sinks of all phases into `sinks`, ordered by position, then
+    /// first layer. A position occurs once per phase.
     pub fn counting(mut self, phases: Phases) -> TraceDetection {
         if phases == Phases::All && !self.other_phases.is_empty() {
             self.sinks = merged(&self.sinks, &self.other_phases);
@@ -96,17 +94,18 @@ impl TraceDetection {
         self.sinks.iter().filter(move |sink| sink.class == class)
     }
 
-    /// How many tokens went through the model.
+    /// Number of scanned tokens.
     pub fn scanned_tokens(&self) -> usize {
         self.scan.map_or(self.full_text_len, |note| note.tokens)
     }
 
-    /// Which of the scanned tokens are sinks of `classes`, `[T]`: at `layer`, or at any.
+    /// Mask `[T]` of the scanned tokens that are sinks of `classes`, at `layer` or at any layer.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let file = dir.path().join("detections.jsonl");
-    /// # let line = r#"{"candidate_sinks": {"2": {"layer": [3, 4, 5], "token_id": 7, "sink_type": "secondary"}},
+    /// # let line = r#"{"candidate_sinks":
+    /// #   {"2": {"layer": [3, 4, 5], "token_id": 7, "sink_type": "secondary"}},
     /// #   "sample_index": 0, "prompt_len": 1, "response_len": 3, "full_text_len": 4}"#;
     /// # std::fs::write(&file, line.replace('\n', " ")).unwrap();
     /// use fathom_sinks::{Class, read_detections};
@@ -128,10 +127,10 @@ impl TraceDetection {
         mask
     }
 
-    /// Grades the sinks anew by `preset`'s rules for a model of `layers` layers.
+    /// Reclassifies the sinks by `preset`'s rules for a model of `layers` layers.
     ///
-    /// The reference of a published line is the sink at the lowest position: the published scripts
-    /// look for sinks behind the reference only.
+    /// The reference of a published line is its first sink, because the published scripts search
+    /// only after the reference.
     pub fn reclassify(&mut self, preset: Preset, layers: usize) {
         let reference = match &self.scan {
             Some(note) => self.sinks.iter().find(|sink| sink.position == note.reference),
@@ -140,7 +139,7 @@ impl TraceDetection {
         let Some((start, last)) =
             reference.and_then(|sink| Some((*sink.layers.first()?, *sink.layers.last()?)))
         else {
-            return; // no reference, no sinks
+            return; // without a reference there are no sinks
         };
         let clip = Clip { start, end: last + 1 };
         for sink in &mut self.sinks {
@@ -157,17 +156,17 @@ impl TraceDetection {
         }
     }
 
-    /// Layers of the model, where the line says.
+    /// Number of layers of the model, if the line records it.
     pub fn layers(&self) -> Option<usize> {
         self.scan.map(|note| note.layers)
     }
 }
 
-/// Grades traces anew by `preset`'s rules. `layers` is the model's number of layers, needed where
-/// the lines do not say it themselves.
+/// Reclassifies traces by `preset`'s rules. `layers` is the model's number of layers, required if
+/// the lines do not record it.
 ///
 /// # Errors
-/// A number of layers that is missing, contradicts a line, or is not above every layer named there.
+/// The number of layers is missing, contradicts a line, or is not above every layer of a sink.
 pub fn reclassify(
     path: &Path,
     traces: &mut [TraceDetection],
@@ -193,7 +192,8 @@ pub fn reclassify(
         let named = trace.sinks.iter().filter_map(|sink| sink.layers.last()).max();
         if let Some(named) = named.filter(|named| **named >= layers) {
             let problem = format!(
-                "trace {index} has a sink at layer {named}, but the model has {layers} layers (0 to {})",
+                "trace {index} has a sink at layer {named}, but the model has {layers} layers \
+                 (0 to {})",
                 layers.saturating_sub(1)
             );
             return Err(Error::file(path, problem));
@@ -203,7 +203,7 @@ pub fn reclassify(
     Ok(())
 }
 
-/// A line, in the order of its fields.
+/// The fields of a line, in output order.
 #[derive(Serialize)]
 struct LineFields<'a> {
     candidate_sinks: BTreeMap<usize, SinkFields<'a>>,
@@ -217,7 +217,7 @@ struct LineFields<'a> {
     phases: Vec<PhaseFields<'a>>,
 }
 
-/// A phase but that of the largest rise.
+/// A phase other than that of the largest rise.
 #[derive(Serialize)]
 struct PhaseFields<'a> {
     start: usize,
@@ -235,7 +235,7 @@ impl PhaseFields<'_> {
     }
 }
 
-/// A sink: the published fields first.
+/// The fields of a sink, the published ones first.
 #[derive(Serialize)]
 struct SinkFields<'a> {
     layer: &'a [usize],

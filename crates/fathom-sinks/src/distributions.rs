@@ -1,4 +1,4 @@
-//! Which tokens become sinks (paper Table 3), and where (paper Fig. 5).
+//! Distributions of sinks over tokens (paper Table 3) and positions (paper Fig. 5).
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use crate::Sink;
 pub struct TokenCount {
     /// The token.
     pub token_id: u32,
-    /// Its text, where known.
+    /// Its text, if known.
     pub token_text: Option<String>,
-    /// Sinks that are this token.
+    /// Number of sinks with this token.
     pub count: usize,
 }
 
-/// Tokens of the given sinks, the most frequent first, then by id.
+/// Tokens of the given sinks, by descending frequency, then by id.
 pub fn token_counts<'a>(sinks: impl IntoIterator<Item = &'a Sink>) -> Vec<TokenCount> {
     let mut counts: BTreeMap<u32, TokenCount> = BTreeMap::new();
     for sink in sinks {
@@ -34,19 +34,19 @@ pub fn token_counts<'a>(sinks: impl IntoIterator<Item = &'a Sink>) -> Vec<TokenC
     counts
 }
 
-/// A run of positions and the sinks in it.
+/// A bin of consecutive positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Bin {
     /// First position.
     pub start: usize,
     /// One past the last position.
     pub end: usize,
-    /// Sinks there.
+    /// Number of sinks in the bin.
     pub count: usize,
 }
 
-/// Positions of the given sinks in `bins` equal bins over positions `0..longest`, `longest` being
-/// the length of the longest trace. Empty when either is 0; positions beyond go into the last bin.
+/// Histogram of sink positions with `bins` equal bins over `0..longest`, the length of the longest
+/// trace. Empty if either is 0; positions beyond `longest` are counted in the last bin.
 pub fn position_histogram<'a>(
     sinks: impl IntoIterator<Item = &'a Sink>,
     longest: usize,

@@ -1,4 +1,4 @@
-//! One number per (layer, token).
+//! A matrix of one number per (layer, token).
 
 /// A matrix `[layers, tokens]` of f32, layer-major.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! Sink levels: (l_start, lifetime) and how often each occurs (paper Fig. 2).
+//! Sink levels (l_start, lifetime) and their frequencies (paper Fig. 2).
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,11 @@ pub struct Level {
     pub l_start: usize,
     /// Number of layers.
     pub lifetime: usize,
-    /// Sinks of this level.
+    /// Number of sinks of this level.
     pub count: usize,
 }
 
-/// Levels of the given sinks, by l_start, then lifetime.
+/// Levels of the given sinks, ordered by l_start, then lifetime.
 pub fn levels<'a>(sinks: impl IntoIterator<Item = &'a Sink>) -> Vec<Level> {
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for sink in sinks {

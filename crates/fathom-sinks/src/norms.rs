@@ -1,8 +1,8 @@
-//! Norms of sinks against the average token, layer by layer (paper Fig. 1).
+//! Norms of sinks and of the average token, per layer (paper Fig. 1).
 
 use crate::{Detection, Grid, Phases, TraceScalars};
 
-/// Norms of one token, or of the average one, at every layer.
+/// Norms of one token, or of the average token, at every layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormCurve {
     /// ‖h‖, `[L]`.
@@ -13,12 +13,12 @@ pub struct NormCurve {
     pub value: Vec<f32>,
 }
 
-/// The curves of one trace.
+/// The norm curves of one trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NormCurves {
-    /// (position, curve) of every sink, and of the reference even where it is none.
+    /// (position, curve) of every sink; of the reference alone if there are no sinks.
     pub tokens: Vec<(usize, NormCurve)>,
-    /// Mean over all other tokens; `None` where there are no others.
+    /// Mean over all other tokens; `None` if there are none.
     pub average: Option<NormCurve>,
 }
 

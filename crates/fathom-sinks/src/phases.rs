@@ -1,4 +1,4 @@
-//! Phases: a reference may be large more than once (docs/definitions.md, "Phases").
+//! Phases (docs/definitions.md): runs of layers in which the norm of the reference is large.
 
 use std::ops::Range;
 
@@ -6,28 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Clip, Sink};
 
-/// Which phases' sinks count.
+/// The phases whose sinks are listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phases {
-    /// Those of the reference's largest rise, as in the paper and its published scripts.
+    /// That of the largest rise, as in the paper and its published scripts.
     #[default]
     Largest,
-    /// Those of every phase.
+    /// All of them.
     All,
 }
 
-/// Layers at which the reference is large, other than those of its largest rise.
+/// A phase other than that of the largest rise.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
     /// The layers, `start..end`.
     pub clip: Clip,
-    /// By how much the norm of the reference rises into `clip.start`, in mean norms of the tokens
-    /// not aligned with it there, as [`crate::Detection::rise`].
+    /// Rise of the reference's norm into `clip.start`, as [`crate::Detection::rise`].
     pub rise: f32,
-    /// The largest norm of the reference in the phase, in the same unit at its layer.
+    /// The largest ratio of the reference's norm to the mean norm of the tokens not aligned with it
+    /// at the same layer.
     pub peak: f32,
-    /// Its sinks by position, classed within the phase, the reference among them.
+    /// Its sinks by position, classified within the phase, including the reference.
     pub sinks: Vec<Sink>,
 }
 
@@ -40,7 +40,7 @@ impl Phases {
         }
     }
 
-    /// For `serde(skip_serializing_if)`: runs of the default look as they always did.
+    /// For `serde(skip_serializing_if)`: manifests of default scans keep their bytes.
     pub(crate) fn is_default(&self) -> bool {
         *self == Phases::default()
     }
@@ -59,8 +59,7 @@ pub(crate) fn runs(ratios: &[f32], factor: f32) -> Vec<Range<usize>> {
     runs
 }
 
-/// All sinks of a trace, those of the phase of the largest rise given, by position, then first
-/// layer.
+/// The sinks of all phases of a trace, by position, then first layer.
 pub(crate) fn merged(largest: &[Sink], others: &[Phase]) -> Vec<Sink> {
     let others = others.iter().flat_map(|phase| &phase.sinks);
     let mut all: Vec<Sink> = largest.iter().chain(others).cloned().collect();

@@ -1,35 +1,36 @@
-//! The two sets of rules sinks are found and graded by.
+//! The two sets of rules for detecting and classifying sinks.
 
 use serde::{Deserialize, Serialize};
 
 use crate::Clip;
 
-/// Which rules find and grade sinks.
+/// Rules for detecting and classifying sinks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Preset {
-    /// The paper's: cosine > 0.95, graded by where a sink starts and ends (definition 2.3).
+    /// The paper's rules: cosine > 0.95, classified by the first and last layer: Classes
+    /// (docs/definitions.md).
     #[default]
     Paper,
-    /// The published scripts': |cosine| > 0.9, graded by the number of layers alone, the last layer
-    /// taken after the final norm, tokens before the reference left out.
+    /// The published scripts' rules: |cosine| > 0.9, classified by the number of layers alone; the
+    /// last layer is taken after the final norm, and tokens before the reference are excluded.
     Upstream,
 }
 
-/// What kind of sink a token is.
+/// The class of a sink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// BOS and its kin.
+    /// A sink like BOS: it starts and ends with the reference.
     Primary,
-    /// Arises later, or ends sooner, than the primary sinks.
+    /// Starts later or ends earlier than the primary sinks.
     Secondary,
-    /// Aligned too briefly to count.
+    /// Aligned for too few layers to count as a sink.
     Noise,
 }
 
 impl Preset {
-    /// The cosine that must be exceeded, τ.
+    /// The default cosine threshold τ.
     pub fn threshold(self) -> f32 {
         match self {
             Preset::Paper => 0.95,
@@ -37,7 +38,7 @@ impl Preset {
         }
     }
 
-    /// The preset's name, as on the command line.
+    /// The preset's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Preset::Paper => "paper",
@@ -45,7 +46,7 @@ impl Preset {
         }
     }
 
-    /// Whether a cosine makes a token a sink.
+    /// Whether a token with this cosine is a sink.
     pub fn aligned(self, cosine: f32, threshold: f32) -> bool {
         match self {
             Preset::Paper => cosine > threshold,
@@ -53,7 +54,7 @@ impl Preset {
         }
     }
 
-    /// Grades a token that is a sink at `layers` (ascending, not empty) of a model with
+    /// Classifies a token that is a sink at `layers` (ascending, not empty) of a model with
     /// `model_layers` layers whose reference is a sink at `clip`.
     pub fn classify(self, layers: &[usize], clip: Clip, model_layers: usize) -> Class {
         let lifetime = layers.len();
@@ -80,7 +81,7 @@ impl Class {
     /// All classes, in order.
     pub const ALL: [Class; 3] = [Class::Primary, Class::Secondary, Class::Noise];
 
-    /// Fathom's name.
+    /// The name that Fathom uses.
     pub fn name(self) -> &'static str {
         match self {
             Class::Primary => "primary",
@@ -89,7 +90,7 @@ impl Class {
         }
     }
 
-    /// The published files' name (`sink_type`).
+    /// The name in published files (`sink_type`).
     pub fn sink_type(self) -> &'static str {
         match self {
             Class::Primary => "bos_sink",
@@ -98,7 +99,7 @@ impl Class {
         }
     }
 
-    /// Reads a published name; older published files say `cliff` for secondary.
+    /// Parses a published name; older published files use `cliff` for secondary.
     pub fn from_sink_type(name: &str) -> Option<Class> {
         match name {
             "bos_sink" => Some(Class::Primary),

@@ -1,4 +1,4 @@
-//! The streaming pass: norms and cosines, chunk by chunk.
+//! The probe of a scan: norms and cosines, chunk by chunk.
 
 use std::ops::Range;
 
@@ -10,24 +10,24 @@ use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
 use crate::vector::cosine_of_dot;
 
-/// What a [`ScalarProbe`] measures.
+/// Options of a [`ScalarProbe`].
 #[derive(Clone, Debug)]
 pub struct ScalarOptions {
-    /// Leading positions that may be the reference sink.
+    /// Leading positions that are candidates for the reference sink.
     pub candidates: Vec<usize>,
-    /// Also measure the state after the final norm.
+    /// Whether to also measure the state after the final norm.
     pub final_state: bool,
 }
 
-/// Fills [`TraceScalars`] while a trace runs through the model, in chunks of any size. Of the
-/// hidden states only those up to the last candidate are kept.
+/// Fills [`TraceScalars`] while a trace runs through the model in chunks of any size. Hidden states
+/// are kept only up to the last candidate.
 ///
 /// For a pass over a single sequence.
 #[derive(Debug)]
 pub struct ScalarProbe {
     scalars: TraceScalars,
-    /// Hidden states of the positions up to the last candidate, per layer; the last entry is for
-    /// the state after the final norm.
+    /// Hidden states of the positions up to the last candidate, per layer; the last entry holds the
+    /// states after the final norm.
     leading: Vec<Vec<f32>>,
     leading_positions: usize,
     seen: usize,
@@ -66,16 +66,16 @@ impl ScalarProbe {
         }
         let Range { start, end } = at.positions;
         Err(Error::Request(format!(
-            "positions {start}..{end} of layer {} came to a probe for {tokens} tokens and \
+            "positions {start}..{end} of layer {} are outside of this probe's {tokens} tokens and \
              {layers} layers",
             at.layer
         )))
     }
 
-    /// What was measured.
+    /// The measurements.
     ///
     /// # Errors
-    /// Not every token has been through the model.
+    /// Some tokens have not been through the model.
     pub fn finish(self) -> Result<TraceScalars> {
         let tokens = self.scalars.tokens();
         if self.seen < tokens {
@@ -134,7 +134,8 @@ impl Probe for ScalarProbe {
         Ok(())
     }
 
-    /// Measures rows that are at hand: the bits are those of a device's norms and dot products.
+    /// Measures rows on the host, with the same bits as norms and dot products computed on the
+    /// device.
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         self.check(at)?;
         let access = self.access(at.site, at.layer);
@@ -155,7 +156,7 @@ impl Probe for ScalarProbe {
             for CandidateCosines { position, .. } in &self.scalars.candidates {
                 let row_of = |t: usize| &leading[t * width..(t + 1) * width];
                 let with = |row: &[f32]| dot(row, row_of(*position));
-                // The rows before a candidate are made up for when it comes.
+                // Rows before a candidate are measured once the candidate arrives.
                 let comes_now = at.positions.contains(position);
                 let before = if comes_now { 0..at.positions.start } else { 0..0 };
                 let these = if *position < at.positions.end { values } else { &[] };
@@ -170,16 +171,17 @@ impl Probe for ScalarProbe {
     }
 }
 
-/// Cosines of rows with a landmark's, from their dot products. `norms` and `out` are `[T]`.
-fn cosines_of(at: &At, dots: &Dots<'_>, (norms, landmark): (&[f32], usize), out: &mut [f32]) {
+/// Cosines of rows with a reference position's row, from their dot products. `norms` and `out` are
+/// `[T]`.
+fn cosines_of(at: &At, dots: &Dots<'_>, (norms, reference): (&[f32], usize), out: &mut [f32]) {
     let before = dots.before.iter().enumerate();
     let these = at.positions.clone().zip(dots.these);
     for (t, dot) in before.chain(these) {
-        out[t] = cosine_of_dot(*dot, norms[t], norms[landmark]);
+        out[t] = cosine_of_dot(*dot, norms[t], norms[reference]);
     }
 }
 
-/// Refuses norms that are not finite.
+/// Rejects norms that are not finite.
 fn finite(at: &At, norms: &[f32]) -> Result<()> {
     match at.positions.clone().zip(norms).find(|(_, norm)| !norm.is_finite()) {
         None => Ok(()),

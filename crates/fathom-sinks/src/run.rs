@@ -1,18 +1,18 @@
-//! Run directories: what a scan leaves behind.
+//! Run directories: the output of a scan.
 //!
 //! ```text
-//! RUN/run.json           what was scanned, how, and how far it got
-//! RUN/detections.jsonl   one trace a line
-//! RUN/sinks.parquet      a row a sink
-//! RUN/norms.parquet      hidden, key and value norms per layer of each sink and of the average token
-//! RUN/tokens.parquet     the tokens that were scanned, with their texts
-//! RUN/scores.parquet     sink scores per layer and token, where attention was measured
+//! RUN/run.json           what was scanned, how, and whether it finished
+//! RUN/detections.jsonl   one trace per line
+//! RUN/sinks.parquet      one row per sink
+//! RUN/norms.parquet      hidden, key and value norms per layer, of each sink and the average token
+//! RUN/tokens.parquet     the scanned tokens with their texts
+//! RUN/scores.parquet     sink scores per layer and token, if attention was measured
 //! ```
 //!
-//! A scan writes trace by trace: first the trace's rows as small parquet files under `RUN/parts`,
-//! then its line in `detections.jsonl`, each durable before the next. The line commits the trace.
-//! At the end the parts become the parquet files above. Whenever the process dies,
-//! [`RunWriter::resume`] goes on from there and ends with the same bytes.
+//! A scan writes trace by trace: first the trace's rows, as small parquet files in `RUN/parts`,
+//! then its line in `detections.jsonl`. Each is made durable before the next, and the line commits
+//! the trace. At the end the part files are merged into the parquet files above. If the process
+//! dies at any time, [`RunWriter::resume`] continues from there and produces the same bytes.
 
 pub(crate) mod durable;
 mod fingerprint;
@@ -41,27 +41,27 @@ pub(crate) const MANIFEST: &str = "run.json";
 pub(crate) const DETECTIONS: &str = "detections.jsonl";
 pub(crate) const PARTS: &str = "parts";
 
-/// The tables a run writes beside its detections.
+/// The tables that a run writes in addition to its detections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunTable {
-    /// A row a sink.
+    /// One row per sink.
     Sinks,
-    /// A row a (trace, sink or average, layer).
+    /// One row per (trace, sink or average token, layer).
     Norms,
-    /// A row a (trace, position). Runs of versions before the report have none.
+    /// One row per (trace, position). Absent in runs of early versions.
     Tokens,
-    /// A row a (trace, layer, position).
+    /// One row per (trace, layer, position).
     Scores,
 }
 
 impl RunTable {
-    /// The tables of a run, with or without attention.
+    /// The tables of a run with or without attention.
     pub(crate) fn all(attention: bool) -> &'static [RunTable] {
         let all = &[RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
         if attention { all } else { &all[..3] }
     }
 
-    /// The table's name: `{name}.parquet` in the run.
+    /// The table's name; its file is `{name}.parquet`.
     pub fn name(self) -> &'static str {
         match self {
             RunTable::Sinks => "sinks",
@@ -72,7 +72,7 @@ impl RunTable {
     }
 }
 
-/// A run.
+/// A run directory.
 #[derive(Clone, Debug)]
 pub struct Run {
     dir: PathBuf,
@@ -83,25 +83,24 @@ impl Run {
     /// Opens a finished run.
     ///
     /// # Errors
-    /// A directory that holds no run, one of another version of the format, or one that did not
-    /// finish.
+    /// The directory holds no run, or the run has another format version or did not finish.
     pub fn open(dir: &Path) -> Result<Run> {
         let run = Run::open_unfinished(dir)?;
         if !run.is_complete() {
-            let problem = "is `running`: the scan did not finish, give it `--resume`";
+            let problem = "is `running`: the scan did not finish; finish it with `--resume`";
             return Err(Error::field(&dir.join(MANIFEST), "status", problem));
         }
         Ok(run)
     }
 
-    /// Opens a run that may not have finished: what it recorded so far can be read.
+    /// Opens a run that may not have finished, to read what it has recorded so far.
     ///
     /// # Errors
-    /// A file, a directory that holds no run, or one of another version of the format.
+    /// `dir` is a file or holds no run, or the run has another format version.
     pub fn open_unfinished(dir: &Path) -> Result<Run> {
         if dir.is_file() {
-            let problem = "is a file, expected the directory of a run (`fathom table --detections` reads \
-                           detections from a file)";
+            let problem = "is a file, expected the directory of a run \
+                           (`fathom table --detections` reads detections from a file)";
             return Err(Error::file(dir, problem));
         }
         let Some(manifest) = Manifest::read(&dir.join(MANIFEST))? else {
@@ -115,17 +114,17 @@ impl Run {
         self.manifest.status == Status::Complete
     }
 
-    /// The directory.
+    /// The run directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What was scanned, and how.
+    /// The manifest: what was scanned, and how.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The sinks, trace by trace, of the phases that the scan was asked to count.
+    /// The sinks of each trace, in the phases chosen for the scan.
     ///
     /// # Errors
     /// As [`Run::detections_of`].
@@ -133,11 +132,11 @@ impl Run {
         self.detections_of(self.manifest.options.phases)
     }
 
-    /// The sinks, trace by trace, of the phases that are to count.
+    /// The sinks of each trace, in the given phases.
     ///
     /// # Errors
-    /// A detections file that is missing, damaged, or holds fewer or more traces than the manifest
-    /// says.
+    /// The detections file is missing or damaged, or its number of traces differs from the
+    /// manifest's.
     pub fn detections_of(&self, phases: Phases) -> Result<Vec<TraceDetection>> {
         let traces = self.recorded()?;
         Ok(traces.into_iter().map(|trace| trace.counting(phases)).collect())
@@ -159,7 +158,7 @@ impl Run {
         Ok(traces)
     }
 
-    /// Where a table lies; `None` for the scores of a run that did not measure attention.
+    /// Path of a table; `None` for the scores of a run without attention.
     pub fn table(&self, table: RunTable) -> Option<PathBuf> {
         let written = RunTable::all(self.manifest.options.attention).contains(&table);
         written.then(|| self.dir.join(format!("{}.parquet", table.name())))

@@ -1,38 +1,41 @@
-//! What a streaming pass keeps of a trace.
+//! The scalars that a streaming pass keeps of a trace.
 
 use crate::Grid;
 
-/// Norms and cosines of one trace at every layer: all that detection needs, O(layers · tokens).
+/// Norms and cosines of one trace at every layer: all that detection needs, in O(layers · tokens)
+/// memory.
 ///
-/// `l` is 0-based; hidden means `resid_post.l`, the raw output of decoder layer `l`.
+/// Layers `l` are 0-based. Hidden means `resid_post.l`, the output of decoder layer `l` before the
+/// final norm.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceScalars {
     /// The tokens, `[T]`.
     pub token_ids: Vec<u32>,
     /// ‖h_t^l‖.
     pub hidden_norm: Grid,
-    /// ‖mlp_out_t^l‖, what the layer's MLP adds.
+    /// ‖mlp_out_t^l‖, the output of the layer's MLP.
     pub mlp_out_norm: Grid,
-    /// Norm of the key after rotary, all key/value heads concatenated.
+    /// Norm of the key after rotary embedding, over all key/value heads concatenated.
     pub key_norm: Grid,
-    /// Norm of the value, all key/value heads concatenated.
+    /// Norm of the value, over all key/value heads concatenated.
     pub value_norm: Grid,
-    /// Cosines with each candidate for the reference sink (definition 2.1), in the order asked for.
+    /// Cosines with each candidate for the reference sink, in the order of the options: Reference
+    /// sink and span (docs/definitions.md).
     pub candidates: Vec<CandidateCosines>,
-    /// The last layer after the final norm, where the preset wants it.
+    /// The last layer after the final norm, if the preset uses it.
     pub final_state: Option<FinalState>,
 }
 
 /// Cosines of every token with one candidate for the reference sink.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CandidateCosines {
-    /// The candidate.
+    /// Position of the candidate.
     pub position: usize,
-    /// cos(h_t^l, h_position^l); 0 where either vector is zero.
+    /// cos(h_t^l, h_position^l); 0 if either vector is zero.
     pub cosine: Grid,
 }
 
-/// As [`TraceScalars`], of the state after the final norm: HuggingFace's `hidden_states[-1]`.
+/// Norms and cosines of the state after the final norm, HuggingFace's `hidden_states[-1]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinalState {
     /// Norms, `[T]`.

@@ -1,4 +1,4 @@
-//! The main job: traces through a model, into a run.
+//! The scan: runs traces through a model and writes a run.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -16,31 +16,31 @@ use crate::{
     ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
 };
 
-/// How traces are scanned. Everything a result depends on beside model and traces.
+/// Options of a scan: everything a result depends on except model and traces.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScanOptions {
-    /// Rules of alignment and grading.
+    /// Rules of alignment and classification.
     pub preset: Preset,
-    /// τ, see [`DetectOptions::threshold`].
+    /// τ; see [`DetectOptions::threshold`].
     pub threshold: f32,
     /// See [`DetectOptions::rise_factor`].
     pub rise_factor: f32,
-    /// Leading positions that may be the reference sink.
+    /// Leading positions that are candidates for the reference sink.
     pub reference: Vec<usize>,
-    /// Which phases' sinks count. All phases are found and stored in any case.
+    /// Which phases' sinks are listed. All phases are stored in any case.
     #[serde(skip_serializing_if = "Phases::is_default", default)]
     pub phases: Phases,
-    /// Measure sink scores too.
+    /// Whether to measure sink scores.
     pub attention: bool,
-    /// Keep every head's score of every token, not only of sinks.
+    /// Whether to keep every head's score of every token, not only of sinks.
     pub all_heads: bool,
-    /// Look at the first so many tokens of each trace.
+    /// Maximum number of tokens per trace; `None`: all.
     pub max_tokens: Option<usize>,
-    /// Look at the first so many traces.
+    /// Maximum number of traces; `None`: all.
     pub limit: Option<usize>,
-    /// Whether prompts went through the model's chat template.
+    /// Whether prompts are formatted with the model's chat template.
     pub chat_template: bool,
-    /// What else was said about prompts.
+    /// Other options for prompts.
     #[serde(skip_serializing_if = "PromptOptions::is_default", default)]
     pub prompts: PromptOptions,
     /// Operand precision: `f32` or `bf16`.
@@ -48,7 +48,7 @@ pub struct ScanOptions {
 }
 
 impl ScanOptions {
-    /// The preset's rules, position 0 as reference, whole traces, no attention.
+    /// The preset's rules, position 0 as the reference, full traces, no attention.
     pub fn new(preset: Preset) -> ScanOptions {
         let DetectOptions { threshold, rise_factor, .. } = DetectOptions::new(preset);
         ScanOptions {
@@ -72,54 +72,54 @@ impl ScanOptions {
         DetectOptions { preset, threshold, rise_factor }
     }
 
-    /// How many of a trace's tokens are looked at.
+    /// Number of tokens of a trace that are scanned.
     fn tokens(&self, trace: &TokenizedTrace) -> usize {
         self.max_tokens.map_or(trace.ids.len(), |max| max.min(trace.ids.len()))
     }
 }
 
-/// Watches a scan.
+/// Receives the progress of a scan and can cancel it.
 pub trait Progress {
-    /// The scan begins; so many tokens are to be done, in traces not yet recorded.
+    /// The scan begins with `tokens` tokens, those of the traces not yet recorded.
     fn start(&mut self, tokens: usize);
-    /// So many more tokens are done.
+    /// `tokens` more tokens are done.
     fn advance(&mut self, tokens: usize);
-    /// A trace is recorded.
+    /// A trace has been recorded.
     fn trace(&mut self, detection: &TraceDetection);
-    /// Asked before each layer of each pass whether to go on.
+    /// Called before each layer of each pass; an error cancels the scan.
     ///
     /// # Errors
-    /// Whatever it reports ends the scan, which can be resumed.
+    /// Any error ends the scan, which can be resumed.
     fn check(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Nobody watches.
+/// Ignores progress and never cancels.
 impl Progress for () {
     fn start(&mut self, _: usize) {}
     fn advance(&mut self, _: usize) {}
     fn trace(&mut self, _: &TraceDetection) {}
 }
 
-/// What one trace turned out to hold.
+/// The scan result of one trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceScan {
     /// Its sinks.
     pub detection: TraceDetection,
     /// Norms of its sinks and of its average token.
     pub curves: NormCurves,
-    /// Its sink scores, where attention is measured.
+    /// Its sink scores, if attention is measured.
     pub scores: Option<TraceScores>,
 }
 
-/// Scans `traces` into `writer`, from where it stands, and finishes the run.
+/// Scans `traces` that `writer` has not yet recorded, and finishes the run.
 ///
-/// `token_text` says what a token id stands for, where that is known.
+/// `token_text` returns the text of a token id, if known.
 ///
 /// # Errors
-/// No traces; a trace the model cannot be given; activations that are not finite; a disk that is
-/// full. What was recorded before stays, and the run can be resumed.
+/// There are no traces, a trace does not fit the model, activations are not finite, or the disk is
+/// full. Traces recorded before are kept, and the run can be resumed.
 pub fn scan<B: Backend>(
     model: &Model<B>,
     traces: &[TokenizedTrace],
@@ -162,7 +162,7 @@ pub fn scan<B: Backend>(
     writer.finish()
 }
 
-/// Says which trace a message is about that names no file.
+/// Adds the trace to an error that names no file.
 fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
     match error {
         Error::Request(problem) => Error::Request(format!("trace {}: {problem}", trace.index)),
@@ -170,7 +170,7 @@ fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
     }
 }
 
-/// Scans one trace. `progress` is told of tokens, and asked whether to go on.
+/// Scans one trace. Reports tokens to `progress` and checks it for cancellation.
 ///
 /// # Errors
 /// As [`scan`].
@@ -194,7 +194,7 @@ pub fn scan_trace<B: Backend>(
         ..SequenceOptions::default()
     });
     let mut done = 0;
-    // Both the pass and what it is watched by speak to whoever waits, one at a time.
+    // Both the chunk callback and the check borrow `progress`, one at a time.
     let progress = RefCell::new(progress);
     let mut check = || progress.borrow_mut().check();
     let mut checked = Checked { probe: &mut probe, check: &mut check };

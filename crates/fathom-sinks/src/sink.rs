@@ -1,4 +1,4 @@
-//! One token that is a sink.
+//! A sink token.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,37 +9,37 @@ use crate::{Class, TraceScalars};
 pub struct Sink {
     /// Position in the trace.
     pub position: usize,
-    /// The token there.
+    /// The token id.
     pub token_id: u32,
-    /// The token's text, where a tokenizer was at hand.
+    /// The token's text, if a tokenizer was available.
     pub token_text: Option<String>,
     /// The layers at which it is a sink, ascending, not empty.
     pub layers: Vec<usize>,
-    /// What kind of sink.
+    /// The class of the sink.
     pub class: Class,
-    /// What was measured; published files say nothing of it.
+    /// Cosines and norms; absent in published files.
     pub measures: Option<Measures>,
-    /// Sink score (paper eq. 1, mean over heads) at every layer of the model, where attention was
-    /// measured, `[L]`.
+    /// Sink score, averaged over heads, at every layer of the model, `[L]`, if attention was
+    /// measured: Sink score (docs/definitions.md).
     pub sink_score: Option<Vec<f32>>,
 }
 
-/// Cosines and norms of a sink. Attention of layer l reads the output of layer l-1, so the first
-/// key and value that know of the sink are those of l_start + 1.
+/// Cosines and norms of a sink. Attention of layer l reads the output of layer l-1, so the sink
+/// first affects the key and value of l_start + 1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
-    /// Least cosine with the reference over its layers; in the preset `upstream` least |cosine|.
+    /// Smallest cosine with the reference over its layers; |cosine| with the preset `upstream`.
     pub min_cosine: f32,
-    /// Mean of the same.
+    /// Mean cosine over its layers; |cosine| with the preset `upstream`.
     pub mean_cosine: f32,
     /// ‖h‖ at l_start.
     pub hidden_norm: f32,
-    /// ‖mlp_out‖ at l_start: what makes it a sink, and sets its strength and lifetime.
+    /// ‖mlp_out‖ at l_start, the vector that creates the sink and sets its strength and lifetime.
     pub mlp_out_norm: f32,
-    /// Key norm at l_start + 1; absent where l_start is the last layer.
+    /// Key norm at l_start + 1; absent if l_start is the last layer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub key_norm: Option<f32>,
-    /// Value norm at l_start + 1; absent where l_start is the last layer.
+    /// Value norm at l_start + 1; absent if l_start is the last layer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub value_norm: Option<f32>,
 }
@@ -63,7 +63,7 @@ impl Sink {
 }
 
 impl Measures {
-    /// Reads off what is known of a sink at `position`, given its cosines over its layers.
+    /// Collects the measures of a sink at `position`, given its cosines over its layers.
     pub(crate) fn new(
         scalars: &TraceScalars,
         position: usize,

@@ -1,4 +1,4 @@
-//! The paper's tables: what was found over many traces, a row a model.
+//! The paper's tables: statistics over many traces, one row per model.
 
 use std::collections::BTreeMap;
 
@@ -11,58 +11,58 @@ use crate::{Class, Finding, TokenCount, TraceDetection, token_counts};
 pub struct SinkRow {
     /// The model.
     pub model: String,
-    /// Rotary base θ, where known.
+    /// Rotary base θ, if known.
     pub rope_base: Option<f64>,
-    /// Traces looked at.
+    /// Number of traces.
     pub traces: usize,
-    /// Traces by what they turned out to hold, where the detections say.
+    /// Number of traces per finding, if the detections record it.
     pub findings: BTreeMap<Finding, usize>,
-    /// The layer at which most primary sinks start, the lowest of equals.
+    /// The layer at which most primary sinks start; ties go to the lowest.
     pub primary_layer: Option<usize>,
     /// Primary sinks in all traces.
     pub primary_count: usize,
-    /// Every l_start of secondary sinks, the most frequent first, then the lowest.
+    /// Every l_start of secondary sinks, by descending frequency, then ascending layer.
     pub secondary_layers: Vec<LayerShare>,
     /// Secondary sinks in all traces.
     pub secondary_count: usize,
-    /// Tokens aligned too briefly to count, in all traces.
+    /// Tokens aligned for too few layers to count as sinks, in all traces.
     pub noise_count: usize,
 }
 
-/// How many sinks start at a layer.
+/// Number and share of the sinks that start at a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerShare {
     /// l_start.
     pub layer: usize,
-    /// Sinks that start there.
+    /// Number of sinks that start there.
     pub count: usize,
-    /// Of all sinks of the class, in percent.
+    /// Share of all sinks of the class, in percent.
     pub percent: f64,
 }
 
-/// A row of Table 3: which tokens a model's secondary sinks are.
+/// A row of Table 3: the tokens of a model's secondary sinks.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenRow {
     /// The model.
     pub model: String,
     /// Secondary sinks in all traces.
     pub secondary_count: usize,
-    /// Tokens and their shares, the most frequent first, then by id.
+    /// Tokens and their shares, by descending frequency, then by id.
     pub tokens: Vec<TokenShare>,
 }
 
-/// How many sinks are a token.
+/// Number and share of the sinks with a token.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TokenShare {
     /// The token and its count.
     #[serde(flatten)]
     pub token: TokenCount,
-    /// Of all sinks of the class, in percent.
+    /// Share of all sinks of the class, in percent.
     pub percent: f64,
 }
 
 impl SinkRow {
-    /// Counts over `traces`.
+    /// Statistics over `traces`.
     pub fn new(model: &str, rope_base: Option<f64>, traces: &[TraceDetection]) -> SinkRow {
         let primary = starts(traces, Class::Primary);
         let secondary = starts(traces, Class::Secondary);
@@ -88,7 +88,7 @@ impl SinkRow {
 }
 
 impl TokenRow {
-    /// Counts over `traces`.
+    /// Statistics over `traces`.
     pub fn new(model: &str, traces: &[TraceDetection]) -> TokenRow {
         let secondary = || traces.iter().flat_map(|trace| trace.of_class(Class::Secondary));
         let secondary_count = secondary().count();
@@ -104,7 +104,7 @@ impl TokenRow {
     }
 }
 
-/// (l_start, sinks) of a class, the most frequent first, then the lowest.
+/// (l_start, number of sinks) of a class, by descending frequency, then ascending layer.
 fn starts(traces: &[TraceDetection], class: Class) -> Vec<(usize, usize)> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for sink in traces.iter().flat_map(|trace| trace.of_class(class)) {

@@ -243,13 +243,13 @@ fn nothing_is_written_over() {
         assert!(snapshot(dir.path()) == *files);
     };
     let (finished, states) = undisturbed(false);
-    let another = "holds a run already: give another directory, or `--resume` to go on with it";
+    let another = "already holds a run: give another directory, or `--resume` to continue it";
     refused(&finished, false, another);
     refused(&states[1], false, another);
     refused(&Snapshot::from([("run.json.tmp".into(), vec![])]), false, another);
     let thesis = Snapshot::from([("thesis.tex".into(), b"chapter 1".to_vec())]);
-    refused(&thesis, false, "is not empty, and what it holds is not a run: give another directory");
-    refused(&thesis, true, "is not empty, and holds no run.json of a run to resume");
+    refused(&thesis, false, "is not empty and holds no run: give another directory");
+    refused(&thesis, true, "is not empty and holds no run.json: there is no run to resume");
 
     let foreign = |text: &str| Snapshot::from([("run.json".into(), text.as_bytes().to_vec())]);
     refused(&foreign("{"), true, "run.json: is not valid JSON (line 1, column 1)");
@@ -331,7 +331,7 @@ fn half_a_run_is_not_opened() {
     let message = Run::open(restore(&states[2]).path()).unwrap_err().to_string();
     assert!(
         message.ends_with(
-            "run.json: `status` is `running`: the scan did not finish, give it `--resume`"
+            "run.json: `status` is `running`: the scan did not finish; finish it with `--resume`"
         ),
         "{message}"
     );

@@ -1,13 +1,13 @@
-//! Changes of a row's values.
+//! Edits of a row's values.
 
 use fathom_backend::RowChange;
 
 use crate::norm;
 
-/// Makes a change of a row, or of the columns of it that are changed.
+/// Applies `change` to `values`: a row, or the selected columns of one.
 ///
 /// # Panics
-/// If there are not as many values to add or to write as there are in `values`.
+/// If the number of values to add or to write differs from `values.len()`.
 pub fn change_values(change: &RowChange<'_>, values: &mut [f32]) {
     match change {
         RowChange::Fill(value) => values.fill(*value),

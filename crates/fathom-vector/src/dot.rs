@@ -29,8 +29,8 @@ struct Dot<'a> {
 impl Work for Dot<'_> {
     type Output = f32;
 
-    /// Element `i` goes to sum `i % WIDTH`. The sums are then added as four vectors,
-    /// (0 + 1) + (2 + 3), and the lanes of the result by halves, until one is left.
+    /// Element `i` is added to sum `i % WIDTH`. The sums are then reduced as four vectors, (0 + 1)
+    /// + (2 + 3), and the lanes of the result by repeated halving.
     #[inline(always)]
     fn run<const WIDTH: usize, const FUSED: bool>(self) -> f32 {
         let mut sums = [0.0; WIDTH];
@@ -41,8 +41,8 @@ impl Work for Dot<'_> {
         }
         let lanes = WIDTH / 4;
         if !a_rest.is_empty() {
-            // The last vector is filled up with zeros, whose product makes 0 of a sum that is -0.
-            // Sums of vectors that are not there stay as they are, as any number plus -0 does.
+            // The last partial vector is padded with zeros; adding their product turns a sum of -0
+            // into +0. Vectors beyond it are padded with -0, which leaves every sum unchanged.
             let (mut a, mut b) = ([-0.0; WIDTH], [0.0; WIDTH]);
             a[..a_rest.len().next_multiple_of(lanes)].fill(0.0);
             a[..a_rest.len()].copy_from_slice(a_rest);
@@ -63,7 +63,7 @@ impl Work for Dot<'_> {
     }
 }
 
-/// `sum += a · b`, for each sum. One flat loop, which the compiler makes vectors of.
+/// `sum += a · b` for each sum: one flat loop, which the compiler vectorizes.
 #[inline(always)]
 fn add_products<const WIDTH: usize, const FUSED: bool>(
     sums: &mut [f32; WIDTH],
@@ -90,7 +90,7 @@ mod tests {
         }
     }
 
-    /// The order of the sum, one element at a time.
+    /// The same summation order, one element at a time.
     fn in_order(a: &[f32], b: &[f32], width: usize, fused: bool) -> f32 {
         let mut sums = vec![0.0_f32; width];
         let lanes = width / 4;
@@ -110,7 +110,7 @@ mod tests {
         row[0]
     }
 
-    /// Numbers of many sizes, some so small that their products underflow to zeros of either sign.
+    /// Numbers of many magnitudes, some so small that their products underflow to +0 or -0.
     fn numbers(seed: usize, count: usize) -> Vec<f32> {
         let mut state = seed as u32 | 1;
         let number = |_| {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn every_instruction_set_sums_in_the_one_order_of_its_width() {
+    fn every_instruction_set_sums_in_the_order_of_its_width() {
         let mut orders_differ = 0;
         for n in 0..600 {
             let (a, b) = (numbers(2 * n, n), numbers(7 * n + 1, n));
@@ -135,13 +135,13 @@ mod tests {
                 orders_differ += u32::from(want != in_another);
             }
         }
-        // Otherwise the numbers are too simple to tell one order from another.
+        // Otherwise the numbers would be too simple to distinguish one order from another.
         assert!(orders_differ > 500, "{orders_differ}");
     }
 
     #[test]
-    fn a_sum_of_minus_zero_stays_one_only_where_it_was() {
-        // Their product is no number of f32: fused with +0 it is rounded to -0.
+    fn a_sum_of_minus_zero_is_kept_only_in_unused_vectors() {
+        // Their product underflows: fused with +0 it rounds to -0.
         let (tiny, minus) = (1e-30, -1e-30);
         for isa in Supported::all() {
             let (width, fused) = isa.shape();

@@ -1,19 +1,20 @@
-//! Whether a weight matrix holds numbers only.
+//! Search for non-finite elements of a weight matrix.
 
 use fathom_backend::{DType, WeightView};
 
 use crate::element;
 use crate::isa::{Supported, Work};
 
-/// `(row, column)` of the first NaN or infinity of a matrix. Large ones are searched by all cores.
+/// `(row, column)` of the first NaN or infinity of a matrix. Large matrices are searched on all
+/// cores.
 pub fn first_non_finite(matrix: WeightView<'_>) -> Option<(usize, usize)> {
     first_on(Supported::best(), matrix)
 }
 
 fn first_on(isa: Supported, matrix: WeightView<'_>) -> Option<(usize, usize)> {
-    const WORTH_A_THREAD: usize = 4 << 20;
+    const BYTES_PER_THREAD: usize = 4 << 20;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let parts = cores.min(matrix.bytes.len() / WORTH_A_THREAD).max(1);
+    let parts = cores.min(matrix.bytes.len() / BYTES_PER_THREAD).max(1);
     let part = matrix.bytes.len().div_ceil(parts).next_multiple_of(CHUNK);
     let search = |(i, bytes)| Some(i * part + first_byte_on(isa, bytes, matrix.dtype)?);
     let mut parts = matrix.bytes.chunks(part.max(1)).enumerate();
@@ -29,11 +30,11 @@ fn first_on(isa: Supported, matrix: WeightView<'_>) -> Option<(usize, usize)> {
     Some((index / matrix.columns, index % matrix.columns))
 }
 
-/// Bytes searched without a branch per element: the search stops for good at the first hit. A
-/// multiple of every element's size.
+/// Bytes searched without a branch per element; the search ends at the first chunk with a hit. A
+/// multiple of every element size.
 const CHUNK: usize = 4096;
 
-/// Where the first NaN or infinity begins.
+/// Byte offset of the first NaN or infinity.
 fn first_byte_on(isa: Supported, bytes: &[u8], dtype: DType) -> Option<usize> {
     let has_any = |bytes| isa.run(HasNonFinite { bytes, dtype });
     let from = bytes.chunks(CHUNK).position(has_any)? * CHUNK;
@@ -42,8 +43,8 @@ fn first_byte_on(isa: Supported, bytes: &[u8], dtype: DType) -> Option<usize> {
     Some(from + index * dtype.size())
 }
 
-/// Whether any element has all exponent bits set. Compiled for each instruction set, whose vectors
-/// the compiler uses by itself.
+/// Whether any element has all exponent bits set. Compiled for each instruction set and vectorized
+/// by the compiler.
 struct HasNonFinite<'a> {
     bytes: &'a [u8],
     dtype: DType,
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_of_several_is_found_whoever_searches_there() {
+    fn the_first_of_several_is_found_whichever_thread_finds_it() {
         let (rows, columns) = (4096, 4096);
         let mut bytes = vec![0; rows * columns * 2];
         for (row, column) in [(4095, 4095), (3000, 17), (2047, 4095), (2, 1)] {

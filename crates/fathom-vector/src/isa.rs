@@ -1,22 +1,22 @@
-//! Which instruction set the functions of this crate use, decided when they are called.
+//! Run-time dispatch to an instruction set.
 
 /// A computation that is compiled once for each instruction set.
 pub(crate) trait Work {
     type Output;
-    /// The computation, with (`FUSED`) or without an instruction for multiply-add. `WIDTH` is the
-    /// number of f32 in four vectors: enough sums side by side to hide the latency of an addition.
-    /// Must be `#[inline(always)]`, as must everything it calls: only so it ends up in the function
-    /// whose instructions the compiler may use.
+    /// The computation, with fused multiply-add or without (`FUSED`). `WIDTH` is the number of f32
+    /// in four vectors: enough independent sums to hide the latency of addition. It and everything
+    /// it calls must be `#[inline(always)]`, so that it is inlined into the function with the
+    /// target features.
     fn run<const WIDTH: usize, const FUSED: bool>(self) -> Self::Output;
 }
 
-/// An instruction set this machine runs: each variant is the proof that dispatching to it is sound.
+/// An instruction set this CPU supports, as a proof that dispatching to it is sound.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Supported(Isa);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
-    /// Whatever the compiler's target has.
+    /// The baseline of the compiler's target.
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -25,7 +25,7 @@ enum Isa {
 }
 
 impl Supported {
-    /// The best this machine runs.
+    /// The best supported set.
     pub(crate) fn best() -> Supported {
         #[cfg(target_arch = "x86_64")]
         {
@@ -39,7 +39,7 @@ impl Supported {
         Supported(Isa::Portable)
     }
 
-    /// Every set this machine runs.
+    /// All supported sets.
     #[cfg(test)]
     pub(crate) fn all() -> Vec<Supported> {
         #[allow(unused_mut)]
@@ -52,7 +52,7 @@ impl Supported {
         all
     }
 
-    /// f32 in four of its vectors, and whether it has fused multiply-add.
+    /// The number of f32 in four vectors, and whether it has fused multiply-add.
     #[cfg(test)]
     pub(crate) fn shape(self) -> (usize, bool) {
         struct Shape;
@@ -70,10 +70,10 @@ impl Supported {
     pub(crate) fn run<W: Work>(self, work: W) -> W::Output {
         match self.0 {
             Isa::Portable => portable(work),
-            // SAFETY: a `Supported` of this set exists only where its features were detected.
+            // SAFETY: a `Supported(Isa::Avx2)` exists only if `has_avx2` detected its features.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(work) },
-            // SAFETY: as above.
+            // SAFETY: a `Supported(Isa::Avx512)` exists only if `has_avx512` detected its features.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512(work) },
         }
@@ -96,7 +96,7 @@ fn has_avx512() -> bool {
 
 #[inline(never)]
 fn portable<W: Work>(work: W) -> W::Output {
-    // `mul_add` without the instruction would be a slow library call: two operations, each rounded.
+    // Not fused: without the instruction, `mul_add` is a slow library call.
     work.run::<16, false>()
 }
 

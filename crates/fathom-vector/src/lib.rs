@@ -14,7 +14,7 @@ pub use low_rank::{LowRank, add_low_rank};
 use fathom_backend::DType;
 use half::{bf16, f16};
 
-/// The value of one stored element.
+/// Decodes one stored element.
 fn element(bytes: &[u8], dtype: DType) -> f32 {
     match dtype {
         DType::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),

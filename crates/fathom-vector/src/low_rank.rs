@@ -1,16 +1,16 @@
-//! Low-rank changes of a weight matrix, as an adapter brings them: `W + scale · B·A`.
+//! Low-rank updates of a weight matrix, as in a LoRA adapter: `W + scale · B·A`.
 //!
-//! Every element is computed in one order, in f32, on every machine: the sum over the rank from its
-//! first term on, each term added by a fused multiply-add; times the scale; plus the weight;
-//! rounded to the weight's type. That is what PyTorch computes up to the rank at which its library
-//! cuts the sum into blocks (more than 100), so that a merge has the bits of PEFT's.
+//! Every element is computed in f32 in the same order on every CPU: the sum over the rank,
+//! accumulated in order by fused multiply-adds; times the scale; plus the weight; rounded to the
+//! weight's type. PyTorch computes the same up to the rank at which its BLAS splits the sum into
+//! blocks (above 100), so a merge has the bits of PEFT's.
 
 use fathom_backend::{DType, WeightView};
 use half::f16;
 
 use crate::isa::{Supported, Work};
 
-/// A change of a weight matrix `[rows, columns]`.
+/// An update of a weight matrix `[rows, columns]`.
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
     /// `[rows, rank]`, row-major.
@@ -21,25 +21,29 @@ pub struct LowRank<'a> {
     pub rank: usize,
     /// Factor on the product.
     pub scale: f32,
-    /// Whether the change is rounded to the weight's type before it is added, not only the sum.
+    /// Whether the update is rounded to the weight's type before it is added. The sum always is.
     pub rounded: bool,
 }
 
-/// `weight` with the changes added one after the other, each sum rounded to the weight's type: the
-/// bytes of a matrix of the same shape and type. Large ones are computed by all cores.
+/// Adds the updates to `weight` in order, rounding each sum to the weight's type. Returns the bytes
+/// of a matrix of the same shape and type. Large matrices are computed on all cores.
 ///
 /// # Panics
-/// If the shapes do not fit each other.
+/// If the shapes do not match.
 pub fn add_low_rank(weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> {
     add_on(Supported::best(), weight, changes)
 }
 
 fn add_on(isa: Supported, weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> {
-    /// Multiplications that are worth a thread.
-    const WORTH_A_THREAD: usize = 1 << 22;
+    /// Multiplications per thread, at least.
+    const WORK_PER_THREAD: usize = 1 << 22;
     let WeightView { bytes, dtype, rows, columns } = weight;
     for LowRank { b, a, rank, .. } in changes {
-        assert_eq!((b.len(), a.len()), (rows * rank, rank * columns), "shapes of a change");
+        assert_eq!(
+            (b.len(), a.len()),
+            (rows * rank, rank * columns),
+            "shapes of a low-rank update"
+        );
     }
     let mut out = bytes.to_vec();
     if out.is_empty() || changes.is_empty() {
@@ -47,7 +51,7 @@ fn add_on(isa: Supported, weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Ve
     }
     let work = changes.iter().map(|change| change.rank).sum::<usize>() * rows * columns;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let part = rows.div_ceil(cores.min(work / WORTH_A_THREAD).max(1));
+    let part = rows.div_ceil(cores.min(work / WORK_PER_THREAD).max(1));
     let add = |(i, out)| isa.run(AddRows { first: i * part, out, dtype, columns, changes });
     let mut parts = out.chunks_mut(part * columns * dtype.size()).enumerate();
     let mine = parts.next();
@@ -61,7 +65,7 @@ fn add_on(isa: Supported, weight: WeightView<'_>, changes: &[LowRank<'_>]) -> Ve
     out
 }
 
-/// Changes rows `first..`, which `out` holds the bytes of.
+/// Updates rows from `first` on, whose bytes are `out`.
 struct AddRows<'a> {
     first: usize,
     out: &'a mut [u8],
@@ -77,8 +81,8 @@ const ROWS: usize = 64;
 
 impl Work for AddRows<'_> {
     type Output = ();
-    // The compiler makes vectors of it by itself: `mul_add` is an instruction where the set has
-    // one, and the same number elsewhere.
+    // The compiler vectorizes this. `mul_add` is one instruction where the set has it, and returns
+    // the same number elsewhere.
     #[inline(always)]
     fn run<const WIDTH: usize, const FUSED: bool>(self) {
         let AddRows { first, out, dtype, columns, changes } = self;
@@ -100,9 +104,8 @@ impl Work for AddRows<'_> {
     }
 }
 
-/// Columns `from..from + BLOCK` of A, one row after the other: so they stay in the nearest cache,
-/// which rows that lie a power of two apart would push each other out of. Zeros beyond the last
-/// column.
+/// Packs columns `from..from + BLOCK` of A contiguously, zero-padded beyond the last column. So
+/// they stay in L1, where rows a power of two apart would evict each other.
 #[inline(always)]
 fn copy_block(a: &[f32], columns: usize, from: usize, block: &mut Vec<f32>) {
     block.clear();
@@ -125,7 +128,7 @@ fn sums(b: &[f32], a: &[f32]) -> [f32; BLOCK] {
     sums
 }
 
-/// Adds the change to up to `BLOCK` elements.
+/// Adds the update to up to `BLOCK` elements.
 #[inline(always)]
 fn add(out: &mut [u8], dtype: DType, sums: &[f32; BLOCK], change: &LowRank<'_>) {
     let LowRank { scale, rounded, .. } = *change;
@@ -158,9 +161,9 @@ fn widen(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The nearest bfloat16, ties to even, without a branch that would keep the compiler from making
-/// vectors of it. Not for NaN: finite weights and changes give infinity at worst, or infinity minus
-/// infinity, which is the NaN that stays one here.
+/// Rounds to the nearest bfloat16, ties to even, without a branch that would prevent vectorization.
+/// Not valid for every NaN. Finite weights and updates produce at most infinities and the NaN of
+/// infinity minus infinity, which stays a NaN.
 #[inline(always)]
 fn nearest(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -175,7 +178,7 @@ mod tests {
     use super::*;
     use crate::element;
 
-    /// Numbers about 1 with all bits of the fraction in use.
+    /// Numbers in [-1, 1) that use all bits of the fraction.
     fn numbers(seed: u32, count: usize) -> Vec<f32> {
         let mut state = seed | 1;
         let number = |_| {
@@ -194,7 +197,7 @@ mod tests {
         values.iter().flat_map(bytes).collect()
     }
 
-    /// The definition, an element at a time.
+    /// The definition, element by element.
     fn naive(weight: &WeightView<'_>, changes: &[LowRank<'_>]) -> Vec<u8> {
         let WeightView { bytes: weight, dtype, columns, .. } = *weight;
         let through = |x: f32| element(&bytes(&[x], dtype), dtype);
@@ -215,8 +218,8 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_and_type_has_the_bits_of_the_definition() {
-        // The last shape is worth several threads.
+    fn every_shape_and_type_returns_the_bits_of_the_definition() {
+        // The last shape is large enough for several threads.
         for (rows, columns, rank) in
             [(1, 1, 1), (3, 63, 2), (2, 64, 5), (5, 65, 3), (7, 200, 16), (300, 1000, 40)]
         {
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn no_change_is_none() {
+    fn no_updates_leave_the_weight_unchanged() {
         let weight = bytes(&numbers(5, 6), DType::Bf16);
         let view = WeightView { bytes: &weight, dtype: DType::Bf16, rows: 2, columns: 3 };
         assert_eq!(add_low_rank(view, &[]), weight);

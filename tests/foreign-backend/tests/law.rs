@@ -1,7 +1,7 @@
 //! The foreign backend keeps the law, and one that breaks it is found out.
 #![allow(clippy::unwrap_used)]
 
-use fathom_backend::law::{Violation, check};
+use fathom_backend::conformance::{Violation, check};
 use fathom_kernels::{Cpu, CpuOptions};
 use foreign_backend::{Failure, Foreign};
 

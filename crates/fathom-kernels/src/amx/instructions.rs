@@ -1,27 +1,26 @@
-//! The tile registers of this CPU.
+//! AMX instructions on this CPU's tile registers.
 
 use std::arch::asm;
 use std::cell::Cell;
 
-use super::{PAIRS, Shape, TILE_ROWS, TILE_WORDS, TileUnit};
+use super::{PAIRS, TILE_ROWS, TILE_WORDS, TileShapes, TileUnit};
 
-// The shapes this thread's registers are configured to; `None` after `tilerelease` and at the
-// start.
+// The shapes this thread's registers are configured to; `None` initially and after `tilerelease`.
 thread_local! {
-    static CONFIGURED: Cell<Option<Shape>> = const { Cell::new(None) };
+    static CONFIGURED: Cell<Option<TileShapes>> = const { Cell::new(None) };
 }
 
-/// AMX's instructions. They may be executed only where [`super::unavailable`] found nothing against
-/// it.
+/// AMX's instructions. They may be executed only if [`super::unavailable`] is `None`; every
+/// `SAFETY` comment below relies on that.
 ///
-/// The registers keep their contents from one `asm!` to the next: compiled code uses none of them,
-/// as no function enables the features they belong to.
+/// Register contents survive from one `asm!` to the next: compiled code uses no tile registers,
+/// because no function enables their target features.
 #[derive(Default)]
 pub(crate) struct Amx;
 
-/// `ldtilecfg`'s operand: palette 1 is 8 registers of 16 rows by 64 bytes.
+/// Operand of `ldtilecfg`. Palette 1 is 8 registers of 16 rows of 64 bytes.
 #[repr(C, align(64))]
-struct Config {
+struct TileConfig {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -29,15 +28,15 @@ struct Config {
     rows: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
+const _: () = assert!(size_of::<TileConfig>() == 64);
 
 impl TileUnit for Amx {
     #[inline]
-    fn configure(&mut self, shape: Shape) {
+    fn configure(&mut self, shape: TileShapes) {
         if CONFIGURED.get() == Some(shape) {
             return;
         }
-        let mut config = Config {
+        let mut config = TileConfig {
             palette: 1,
             start_row: 0,
             reserved: [0; 14],
@@ -49,8 +48,9 @@ impl TileUnit for Amx {
             config.rows[tile] = rows as u8;
             config.row_bytes[tile] = (words * size_of::<u32>()) as u16;
         }
-        // SAFETY: the CPU has the instruction, and the operand is one it accepts: rows and bytes of
-        // a row within the palette's, neither of them 0.
+        // SAFETY: AMX is available (see the type). `config` is a live 64-byte palette-1
+        // configuration whose rows (1 to 16) and row bytes (4 to 64) are within the palette's
+        // bounds.
         unsafe {
             asm!(
                 "ldtilecfg [{}]", in(reg) &config,
@@ -67,14 +67,15 @@ impl TileUnit for Amx {
         macro_rules! zero {
             ($($tile:literal $name:tt)+) => {
                 match T {
-                    // SAFETY: the CPU has the instruction; the registers are configured.
+                    // SAFETY: AMX is available; the caller has configured the registers, as
+                    // `TileUnit` requires.
                     $($tile => unsafe {
                         asm!(
                             concat!("tilezero ", $name), out($name) _,
                             options(nomem, nostack, preserves_flags)
                         )
                     },)+
-                    _ => unreachable!("C is 0 to 3"),
+                    _ => unreachable!("accumulator tiles are 0 to 3"),
                 }
             };
         }
@@ -86,8 +87,8 @@ impl TileUnit for Amx {
         macro_rules! load {
             ($($tile:literal $name:tt)+) => {
                 match T {
-                    // SAFETY: the CPU has the instruction; the registers are configured; the caller
-                    // answers for the memory.
+                    // SAFETY: as in `zero`; the caller guarantees that `from` is valid for the rows
+                    // and words of register `T`.
                     $($tile => unsafe {
                         asm!(
                             concat!("tileloadd ", $name, ", [{from} + {stride} * 4]"),
@@ -107,7 +108,8 @@ impl TileUnit for Amx {
         macro_rules! multiply {
             ($(($c:literal $a:literal $b:literal) $c_name:tt $a_name:tt $b_name:tt;)+) => {
                 match (C, A, B) {
-                    // SAFETY: the CPU has the instruction; `Shape` makes the shapes fit each other.
+                    // SAFETY: as in `zero`; `TileShapes` guarantees that the shapes of A, B and C
+                    // match.
                     $(($c, $a, $b) => unsafe {
                         asm!(
                             concat!("tdpbf16ps ", $c_name, ", ", $a_name, ", ", $b_name),
@@ -115,7 +117,7 @@ impl TileUnit for Amx {
                             options(nomem, nostack, preserves_flags)
                         )
                     },)+
-                    _ => unreachable!("no kernel multiplies so"),
+                    _ => unreachable!("no kernel uses this combination of tiles"),
                 }
             };
         }
@@ -134,7 +136,8 @@ impl TileUnit for Amx {
         macro_rules! store {
             ($($tile:literal $name:tt)+) => {
                 match T {
-                    // SAFETY: as in `load`.
+                    // SAFETY: as in `zero`; the caller guarantees that `to` is valid for writing
+                    // the rows and words of register `T`.
                     $($tile => unsafe {
                         asm!(
                             concat!("tilestored [{to} + {stride} * 4], ", $name),
@@ -142,7 +145,7 @@ impl TileUnit for Amx {
                             options(nostack, preserves_flags)
                         )
                     },)+
-                    _ => unreachable!("C is 0 to 3"),
+                    _ => unreachable!("accumulator tiles are 0 to 3"),
                 }
             };
         }
@@ -150,15 +153,14 @@ impl TileUnit for Amx {
     }
 }
 
-/// Releases this thread's tile registers when it goes out of scope, if they were used: otherwise
-/// every switch to another thread would save 8 KiB of them, and an idle core could not sleep
-/// deeply.
-pub(crate) struct Release;
+/// Releases this thread's tile registers on drop, if they were configured. Otherwise every context
+/// switch would save 8 KiB of tile data, and an idle core could not enter deep sleep states.
+pub(crate) struct TileRelease;
 
-impl Drop for Release {
+impl Drop for TileRelease {
     fn drop(&mut self) {
         if CONFIGURED.take().is_some() {
-            // SAFETY: the registers were configured, so the CPU has them.
+            // SAFETY: this thread has configured the registers, so AMX is available.
             unsafe {
                 asm!(
                     "tilerelease",
@@ -171,14 +173,14 @@ impl Drop for Release {
     }
 }
 
-/// Floating-point operations of a step of [`products`].
-pub(crate) const PRODUCTS_FLOPS: f64 = (4 * 2 * TILE_ROWS * TILE_WORDS * 2 * PAIRS) as f64;
+/// Floating-point operations per step of [`peak_products`].
+pub(crate) const PEAK_PRODUCTS_FLOPS: f64 = (4 * 2 * TILE_ROWS * TILE_WORDS * 2 * PAIRS) as f64;
 
-/// `steps` times four products that read nothing from memory: the rate of the unit, for measuring.
-pub(crate) fn products(steps: usize) {
-    let _release = Release;
+/// Runs `steps` times four tile products without memory accesses, to measure the unit's peak rate.
+pub(crate) fn peak_products(steps: usize) {
+    let _release = TileRelease;
     let mut unit = Amx;
-    unit.configure(Shape { top: TILE_ROWS, bottom: TILE_ROWS, pairs: PAIRS });
+    unit.configure(TileShapes { top: TILE_ROWS, bottom: TILE_ROWS, pairs: PAIRS });
     for _ in 0..steps {
         unit.multiply::<0, 4, 6>();
         unit.multiply::<1, 4, 7>();

@@ -1,39 +1,39 @@
-//! bfloat16 products on a matrix unit: AMX's tile registers in place of the register tile.
+//! bfloat16 micro-kernels on AMX's tile registers, in place of the vector micro-kernel.
 //!
-//! A tile register holds up to 16 rows of 64 bytes. `tdpbf16ps` adds A · B to C, where A is 16 rows
-//! of 16 bfloat16 pairs (32 k), B the 16 × 16 pairs of the same k and 16 columns, C 16 × 16 f32.
-//! The packed layouts are made of such tiles as they are: A is rows [`ROW_STRIDE`] words apart, B
-//! half of a panel's [`PAIRS`] steps, [`PANEL`] words apart. Everything but the products stays
-//! vector arithmetic.
+//! A tile register holds up to 16 rows of 64 bytes. `tdpbf16ps` computes C += A · B, where A is 16
+//! rows of 16 bfloat16 pairs (32 k), B is 16 pairs of k × 16 columns, and C is 16 × 16 f32. The
+//! packed layouts consist of such tiles: A has rows [`ROW_STRIDE`] words apart; B is half the width
+//! of a panel over [`PAIRS`] steps, with rows [`PANEL`] words apart. Everything except the products
+//! stays vector arithmetic.
 //!
-//! **Bits.** Within one instruction an element adds up its even and its odd k by themselves, from
-//! zero, then both together, then that to C. So the chain of an element is one of groups of 32 k
-//! ([`Product::GROUP`]): groups begin at multiples of 32 whatever the blocking, C is stored and
-//! reloaded exactly between slices of k, and no row or column sees another. That is row invariance
-//! here.
+//! **Bits.** Within one instruction, an element sums its even k and its odd k separately, starting
+//! from zero, then adds the two sums, then adds the result to C. The accumulation over k is
+//! therefore a chain of groups of 32 k ([`Product::K_GROUP`]). Groups begin at multiples of 32 for
+//! any blocking, storing and reloading C between slices of k is exact, and rows and columns are
+//! independent. Hence row invariance.
 //!
-//! **Many rows** take 2 × 2 tiles, 32 rows by one panel: a group of k is 4 tile loads for 4
-//! products. A product occupies the unit for 16 cycles and a load from L1 the load ports for 8, so
-//! loads take half of the 64 cycles the products take; 4 independent chains hide a latency of 52
-//! cycles behind 64. From L2 loads would take all of it: so 256 k of two panels (32 KiB) stay in L1
-//! while rows pass over them, the second panel finding the rows' 16 KiB in L1 too, and L2 delivers
-//! 2 KiB in 128 cycles. C is stored and reloaded every 8 groups, 512 cycles, for 128 cycles of
-//! loads and stores beside the products.
+//! **Many rows** use 2 × 2 tiles: 32 rows by one panel, with 4 tile loads for 4 products per group
+//! of k. A product occupies the unit for 16 cycles and a load from L1 occupies the load ports for
+//! 8, so loads take half of the products' 64 cycles; 4 independent accumulators hide the latency of
+//! 52 cycles. From L2, loads would take all 64 cycles. So a slice of 256 k of two panels (32 KiB)
+//! stays in L1 while the rows pass over it; the second panel finds the 16 KiB of rows in L1 too,
+//! and L2 delivers 2 KiB in 128 cycles. C is stored and reloaded every 8 groups (512 cycles), at
+//! 128 cycles of loads and stores that overlap the products.
 //!
-//! **Up to 16 rows** take 1 × 4 tiles, two panels: 4 loads of B, 1 KiB each, and one of A for 4
-//! products, 64 cycles at most, in which a core would have to read 4 KiB from memory to keep up: at
-//! 6 or 7 bytes a cycle that takes ten times as long. So 1 row takes as long as 16, which is as
-//! long as reading the weights; software prefetch brings the slice after this one into L2
-//! meanwhile. Where 4 tiles come from memory and serve 32 rows it is still the same: with 3.1
-//! TFLOP/s and 17 GB/s a core, products of up to 180 rows wait for memory.
+//! **Up to 16 rows** use 1 × 4 tiles, two panels: 4 loads of B (1 KiB each) and one of A for 4
+//! products in 64 cycles. To keep up, a core would have to read 4 KiB from memory in that time; at
+//! 6 or 7 bytes a cycle this takes ten times as long. So 1 row takes as long as 16 rows, namely the
+//! time to read the weights. Software prefetch brings the next slice into L2 meanwhile. The same
+//! holds for 32 rows when the weights come from memory: at 3.1 TFLOP/s and 17 GB/s per core,
+//! products of up to 180 rows are memory-bound.
 //!
-//! A thread's configuration of tile shapes costs some 200 cycles, so it is kept until another shape
-//! is needed, and tiles are released at the end of each piece of work.
+//! Configuring the tile shapes costs about 200 cycles, so a thread keeps its configuration until it
+//! needs another one. Tiles are released at the end of each task.
 //!
-//! **What has been run.** On [`Model`] every test of products and attention; the instructions
-//! themselves under Linux on an emulated Sapphire Rapids, where they have the model's bits
-//! (`tests/README.md`). No CPU with AMX has executed them yet: the cycles above are Intel's
-//! figures, not measurements, and a self-test comes before their use (`detect.rs`).
+//! **Verification.** Every test of products and attention runs on [`TileModel`]. The instructions
+//! themselves were run under Linux on an emulated Sapphire Rapids, where they return the model's
+//! bits (`tests/README.md`). They have not yet run on a real AMX CPU: the cycle counts above are
+//! Intel's figures, not measurements, and a self-test precedes their use (`detect.rs`).
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -45,37 +45,37 @@ use crate::simd::{Kernel, Simd};
 mod detect;
 #[cfg(target_arch = "x86_64")]
 mod instructions;
-mod model;
+mod tile_model;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use detect::{cpuid, unavailable};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use instructions::{Amx, PRODUCTS_FLOPS, Release, products};
-pub(crate) use model::Model;
+pub(crate) use instructions::{Amx, PEAK_PRODUCTS_FLOPS, TileRelease, peak_products};
+pub(crate) use tile_model::TileModel;
 
 /// Rows of a tile register.
 const TILE_ROWS: usize = 16;
-/// Words of a row of a tile register: f32 columns of C, bfloat16 pairs of A.
+/// Words per row of a tile register: f32 columns of C, bfloat16 pairs of A.
 const TILE_WORDS: usize = 16;
-/// Pairs of k a product takes at most.
+/// Maximum number of k pairs per tile product.
 const PAIRS: usize = TILE_WORDS;
-/// k whose slice of two panels stays in L1 while many rows pass over it.
+/// Length of a slice of k whose two panels stay in L1 while many rows pass over it.
 const MANY_ROWS_K: usize = 256;
 
-/// The shapes of a thread's tile registers. 0 to 3 are C, left to right, then top to bottom; 4 and
-/// 5 are A, top and bottom; 6 and 7 are B, left and right.
+/// The shapes of a thread's tile registers. Registers 0 to 3 are C, left to right, then top to
+/// bottom; 4 and 5 are A, top and bottom; 6 and 7 are B, left and right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// Rows of 4, and of 0 and 1; without a bottom of 2, 3 and 5 too.
+pub(crate) struct TileShapes {
+    /// Rows of registers 4, 0 and 1; if `bottom` is 0, of 5, 2 and 3 too.
     top: usize,
-    /// Rows of 5, 2 and 3; 0 if these are not a second row of tiles.
+    /// Rows of registers 5, 2 and 3; 0 if they are not a second row of tiles.
     bottom: usize,
-    /// Pairs of k: columns of A, rows of B.
+    /// Pairs of k: words per row of A, rows of B.
     pairs: usize,
 }
 
-impl Shape {
-    /// Rows and words of a row of tile register `tile`.
+impl TileShapes {
+    /// Rows of tile register `tile`, and words per row.
     fn of(self, tile: usize) -> (usize, usize) {
         let bottom = if self.bottom > 0 { self.bottom } else { self.top };
         match tile {
@@ -88,43 +88,44 @@ impl Shape {
     }
 }
 
-/// The instructions on tile registers, which are numbered 0 to 7 and belong to the thread.
+/// The instructions on tile registers 0 to 7, which belong to the thread.
 ///
-/// Every function needs [`TileUnit::configure`] before it. Rows are `stride` words apart in memory.
+/// [`TileUnit::configure`] must be called before any other function. Strides are in words between
+/// rows in memory.
 pub(crate) trait TileUnit: Default + Send + Sync + 'static {
-    /// `ldtilecfg`: sets the shapes. What the registers held is lost.
-    fn configure(&mut self, shape: Shape);
+    /// `ldtilecfg`: sets the shapes and clears the registers.
+    fn configure(&mut self, shape: TileShapes);
     /// `tilezero`
     fn zero<const T: usize>(&mut self);
     /// `tileloadd`
     ///
     /// # Safety
-    /// `from` is valid for reading the rows and words of register `T`.
+    /// `from` is valid for reading the rows and words of register `T`, rows `stride` words apart.
     unsafe fn load<const T: usize>(&mut self, from: *const u32, stride: usize);
     /// `tdpbf16ps`: `C += A · B`
     fn multiply<const C: usize, const A: usize, const B: usize>(&mut self);
     /// `tilestored`
     ///
     /// # Safety
-    /// `to` is valid for writing the rows and words of register `T`.
+    /// `to` is valid for writing the rows and words of register `T`, rows `stride` floats apart.
     unsafe fn store<const T: usize>(&mut self, to: *mut f32, stride: usize);
 }
 
-/// bfloat16 pairs by bfloat16 pairs, in the tile registers of `U`.
+/// Products of bfloat16 pairs in the tile registers of `U`.
 pub(crate) struct TilePairs<U>(PhantomData<U>);
 
 impl<U: TileUnit> Product for TilePairs<U> {
     const A_WORDS: usize = 1;
     const K: usize = 2;
     const A_PAIRS: bool = true;
-    const GROUP: usize = PAIRS * Self::K;
-    const TILE_PANELS: usize = 2; // four chains of up to 16 rows
+    const K_GROUP: usize = PAIRS * Self::K;
+    const TILE_PANELS: usize = 2; // four accumulator tiles of up to 16 rows
 
     fn tile_rows<S: Simd>() -> usize {
         2 * TILE_ROWS
     }
 
-    /// Whole tiles first: shapes change at the last one only.
+    /// Full tiles first, so that the tile configuration changes only for the last one.
     fn row_tiles<S: Simd>(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let end = rows.end;
         rows.step_by(2 * TILE_ROWS).map(move |first| first..end.min(first + 2 * TILE_ROWS))
@@ -138,7 +139,7 @@ impl<U: TileUnit> Product for TilePairs<U> {
         if rows <= 2 * TILE_ROWS { k_block::<Self>() } else { MANY_ROWS_K }
     }
 
-    #[inline(never)] // one copy, not one per place that multiplies
+    #[inline(never)] // one copy instead of one per call site
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
         let panels = vectors * S::LANES / PANEL;
         debug_assert!((1..=2 * TILE_ROWS).contains(&rows) && panels * PANEL == vectors * S::LANES);
@@ -146,8 +147,9 @@ impl<U: TileUnit> Product for TilePairs<U> {
         let (groups, rest) = (tile.steps / PAIRS, tile.steps % PAIRS);
         let top = rows.min(TILE_ROWS);
         let mut run = |pairs, groups, tile: &Tile| {
-            unit.configure(Shape { top, bottom: rows - top, pairs });
-            // SAFETY: the caller's promise, for `groups · pairs` of the steps.
+            unit.configure(TileShapes { top, bottom: rows - top, pairs });
+            // SAFETY: the caller's contract covers all `tile.steps` steps; this call uses
+            // `groups · pairs` of them.
             unsafe { all_panels(s, &mut unit, rows, panels, groups, tile) }
         };
         if groups > 0 || rest == 0 {
@@ -167,11 +169,11 @@ impl<U: TileUnit> Product for TilePairs<U> {
     }
 }
 
-/// `groups` groups of k, for every panel.
+/// Accumulates `groups` groups of k for every panel.
 ///
 /// # Safety
-/// As [`crate::gemm::microkernel::tile`], for `rows` rows, `panels` panels and the steps of
-/// `groups` groups.
+/// The contract of [`crate::gemm::microkernel::tile`], for `rows` rows, `panels` panels and the
+/// steps of `groups` groups.
 unsafe fn all_panels<S: Simd, U: TileUnit>(
     s: S,
     unit: &mut U,
@@ -180,10 +182,11 @@ unsafe fn all_panels<S: Simd, U: TileUnit>(
     groups: usize,
     tile: &Tile,
 ) {
-    let at = |panel: usize| tile.beside::<S>(panel * PANEL / S::LANES);
+    let at = |panel: usize| tile.shifted::<S>(panel * PANEL / S::LANES);
     let mut panel = 0;
     while panel < panels {
-        // SAFETY: the caller's promise, for panels from `panel` on.
+        // SAFETY: the caller's contract covers all `panels`; each call uses panels from `panel` on,
+        // at most to the last one.
         unsafe {
             if rows > TILE_ROWS {
                 two_by_two(s, unit, groups, &at(panel));
@@ -202,10 +205,10 @@ unsafe fn all_panels<S: Simd, U: TileUnit>(
 /// Up to 32 rows of one panel.
 ///
 /// # Safety
-/// As [`all_panels`], for one panel and more than 16 rows.
+/// The contract of [`all_panels`], for one panel and 17 to 32 rows.
 #[inline(always)]
 unsafe fn two_by_two<S: Simd, U: TileUnit>(s: S, unit: &mut U, groups: usize, t: &Tile) {
-    // SAFETY: addresses are within what the caller promised.
+    // SAFETY: all accesses are within the rows, steps and panel of the caller's contract.
     unsafe {
         let below = t.c.add(TILE_ROWS * t.c_stride);
         if t.resume {
@@ -239,10 +242,10 @@ unsafe fn two_by_two<S: Simd, U: TileUnit>(s: S, unit: &mut U, groups: usize, t:
     }
 }
 
-/// Up to 16 rows of `N / 2` panels.
+/// Up to 16 rows of `N / 2` panels (`N` accumulator tiles).
 ///
 /// # Safety
-/// As [`all_panels`], for `N / 2` panels, 1 or 2, and at most 16 rows.
+/// The contract of [`all_panels`], for `N / 2` panels (1 or 2) and at most 16 rows.
 #[inline(always)]
 unsafe fn one_by<const N: usize, S: Simd, U: TileUnit>(
     s: S,
@@ -250,7 +253,7 @@ unsafe fn one_by<const N: usize, S: Simd, U: TileUnit>(
     groups: usize,
     t: &Tile,
 ) {
-    // SAFETY: addresses are within what the caller promised.
+    // SAFETY: all accesses are within the rows, steps and panels of the caller's contract.
     unsafe {
         if t.resume {
             unit.load::<0>(t.c.cast(), t.c_stride);
@@ -294,8 +297,8 @@ unsafe fn one_by<const N: usize, S: Simd, U: TileUnit>(
     }
 }
 
-/// What is to be prefetched during a group: 16 steps of so many words are so many cache lines. The
-/// next slices of two panels are more than L1 holds beside those at work.
+/// Prefetches one group's share of the next slice into L2: 16 steps of `per_step` words are
+/// `per_step` cache lines. L1 has no room for the next slices of two panels.
 #[inline(always)]
 fn prefetch<S: Simd>(s: S, t: &Tile, group: usize) {
     let (next, per_step) = t.prefetch;
@@ -319,8 +322,9 @@ impl Kernel for AddBias {
     fn run<S: Simd>(self, s: S) {
         for row in 0..self.rows {
             for column in (0..self.columns).step_by(S::LANES) {
-                // SAFETY: `TilePairs::tiles`, the only place that makes one, has C and the bias
-                // from its caller; `columns` are whole panels, and so whole vectors.
+                // SAFETY: only `TilePairs::tiles` constructs this kernel, and its caller guarantees
+                // C and the bias for `rows` rows and `columns` columns. `columns` is a multiple of
+                // PANEL, hence of LANES.
                 unsafe {
                     let c = self.c.add(row * self.stride + column);
                     s.store(c, s.add(s.load(c), s.load(self.bias.add(column))));

@@ -1,5 +1,5 @@
-//! The tile kernels on the model, against plain sums; where the CPU has tile registers, these
-//! against the model.
+//! Tests of the tile kernels on the software model against plain sums, and of the CPU's tile
+//! registers, where it has them, against the model.
 
 use half::bf16;
 use proptest::prelude::*;
@@ -8,8 +8,8 @@ use super::*;
 use crate::gemm::ROW_WORDS;
 use crate::simd::Portable;
 
-/// Operands of one call: `rows` rows of A, `panels` panels of W, C on top of which the product
-/// goes.
+/// Operands of one kernel call: `rows` rows of A, `panels` panels of W, and the C to accumulate
+/// onto.
 #[derive(Clone, Debug)]
 struct Call {
     rows: usize,
@@ -20,11 +20,11 @@ struct Call {
     seed: u32,
 }
 
-/// Words between panels and floats between rows of C that belong to nobody.
+/// Unused words between panels and unused floats between rows of C.
 const GAP: usize = 3;
 
 impl Call {
-    /// A number of at most 8 significant bits: exact in bfloat16.
+    /// A value with at most 8 significant bits: exact in bfloat16.
     fn number(&self, i: usize) -> f32 {
         let mixed = (i as u32 ^ self.seed).wrapping_mul(0x9e37_79b9);
         ((mixed >> 24) as f32 - 127.0) * 2.0_f32.powi((mixed >> 8 & 7) as i32 - 9)
@@ -59,7 +59,7 @@ impl Call {
         (0..self.panels * PANEL).map(|i| self.number(i + (1 << 23))).collect()
     }
 
-    /// C after the kernel.
+    /// C as the kernel computes it.
     fn computed<U: TileUnit>(&self) -> Vec<f32> {
         let (a, w, mut c, bias) = (self.a(), self.w(), self.c(), self.bias());
         let tile = Tile {
@@ -75,12 +75,12 @@ impl Call {
             prefetch_a: (a.as_ptr(), 0),
         };
         let vectors = self.panels * PANEL / Portable::LANES;
-        // SAFETY: the vectors hold all rows, steps and panels.
+        // SAFETY: `a`, `w`, `c` and `bias` are sized for `rows`, `steps` and `panels`.
         unsafe { TilePairs::<U>::tiles(Portable, self.rows, vectors, tile) };
         c
     }
 
-    /// C after plain sums in f64, where the kernel writes; what it was elsewhere.
+    /// The expected C: plain sums in f64 where the kernel writes, the initial values elsewhere.
     fn wanted(&self) -> Vec<f64> {
         let (a, w, c, bias) = (self.a(), self.w(), self.c(), self.bias());
         let halves = |word: u32| {
@@ -121,18 +121,20 @@ proptest! {
 
     #[test]
     fn every_shape_is_the_plain_sum(call in calls()) {
-        for (i, (got, want)) in call.computed::<Model>().iter().zip(call.wanted()).enumerate() {
-            // Products of 8 by 8 bits and their sums stay within f32's 24 bits, nearly.
+        for (i, (got, want)) in call.computed::<TileModel>().iter().zip(call.wanted()).enumerate() {
+            // Products of 8-bit significands and their sums nearly fit f32's 24 bits.
             let off = (f64::from(*got) - want).abs();
             prop_assert!(off <= 1e-5 * want.abs().max(1e3), "element {i}: {got}, not {want}");
         }
     }
 
     #[test]
-    fn a_row_is_the_same_alone_and_k_may_be_cut_between_groups(call in calls(), cut in 0_usize..=16) {
+    fn a_row_is_the_same_alone_and_k_may_be_cut_between_groups(
+        call in calls(), cut in 0_usize..=16,
+    ) {
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let whole = call.computed::<Model>();
-        let first = Call { rows: 1, ..call.clone() }.computed::<Model>();
+        let whole = call.computed::<TileModel>();
+        let first = Call { rows: 1, ..call.clone() }.computed::<TileModel>();
         let columns = call.panels * PANEL;
         prop_assert_eq!(bits(&whole[..columns]), bits(&first[..columns]));
 
@@ -152,22 +154,22 @@ proptest! {
                 prefetch_a: (a.as_ptr(), 0),
             };
             let vectors = columns / Portable::LANES;
-            // SAFETY: the vectors hold all rows, steps and panels.
-            unsafe { TilePairs::<Model>::tiles(Portable, call.rows, vectors, tile) };
+            // SAFETY: `a`, `w`, `c` and `bias` are sized for `rows`, `steps` and `panels`.
+            unsafe { TilePairs::<TileModel>::tiles(Portable, call.rows, vectors, tile) };
         }
         prop_assert_eq!(bits(&c), bits(&whole));
     }
 }
 
-/// One element of a product whose k are given as (even, odd) pairs.
+/// One element of C + A · B, with k given as (even, odd) pairs.
 fn element(c: f32, a: &[[f32; 2]], b: &[[f32; 2]]) -> f32 {
     let word = |x: &[f32; 2]| x[0].to_bits() >> 16 | x[1].to_bits() & 0xffff_0000;
-    let mut unit = Model::default();
-    unit.configure(Shape { top: 1, bottom: 0, pairs: a.len() });
+    let mut unit = TileModel::default();
+    unit.configure(TileShapes { top: 1, bottom: 0, pairs: a.len() });
     let (a, b): (Vec<_>, Vec<_>) = (a.iter().map(word).collect(), b.iter().map(word).collect());
     let b: Vec<u32> = b.iter().flat_map(|&word| [word; TILE_WORDS]).collect();
     let mut row = [c; TILE_WORDS];
-    // SAFETY: the arrays are of the shapes' sizes.
+    // SAFETY: `row`, `a` and `b` hold the rows and words of the configured shapes.
     unsafe {
         unit.load::<0>(row.as_ptr().cast(), TILE_WORDS);
         unit.load::<4>(a.as_ptr(), a.len());
@@ -182,11 +184,12 @@ fn element(c: f32, a: &[[f32; 2]], b: &[[f32; 2]]) -> f32 {
 fn even_and_odd_k_are_summed_by_themselves_and_then_added_to_c() {
     const BIG: f32 = 16_777_216.0; // 2^24: adding 1 rounds away
     let one = [1.0, 1.0];
-    // Even k: big, then 1, then -big: the 1 is lost. Odd k likewise if they were one chain; they
-    // are not.
+    // Even k: big, then 1, then -big, so the 1 is rounded away. The odd k's 1 would be lost as well
+    // if both shared one accumulator; they do not.
     let a = [[BIG, 0.0], [1.0, 1.0], [-BIG, 0.0]];
     assert_eq!(element(0.0, &a, &[one; 3]), 1.0);
-    // C joins last: 1 + 1 = 2 is not lost on a big C, whose spacing is 2, as 1 and 1 would be.
+    // C is added last: 1 + 1 = 2 is not lost on a big C, whose spacing is 2; adding 1 twice would
+    // be.
     assert_eq!(element(BIG, &[[1.0, 1.0]], &[one]), BIG + 2.0);
     // Fused: 1.5 · 1.5 = 2.25 is exact, and so is the sum.
     assert_eq!(element(0.0, &[[1.5, 0.0]], &[[1.5, 0.0]]), 2.25);
@@ -215,16 +218,16 @@ fn infinities_and_nans_come_through() {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn the_cpus_own_tiles_have_the_models_bits() {
+fn the_cpus_tiles_return_the_models_bits() {
     if unavailable().is_some() {
         return; // nothing to compare with
     }
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(200));
     let result = runner.run(&calls(), |call| {
         let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        prop_assert_eq!(bits(call.computed::<Amx>()), bits(call.computed::<Model>()));
+        prop_assert_eq!(bits(call.computed::<Amx>()), bits(call.computed::<TileModel>()));
         Ok(())
     });
-    drop(Release);
+    drop(TileRelease);
     assert!(result.is_ok(), "{result:?}");
 }

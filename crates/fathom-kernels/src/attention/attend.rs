@@ -1,32 +1,34 @@
-//! Fused causal attention: online softmax over blocks of keys, never T × T.
+//! Fused causal attention as in FlashAttention (Dao et al. 2022, arXiv:2205.14135): online softmax
+//! over blocks of keys, without materializing the T × T matrix.
 //!
-//! The query heads that share a key/value head times some query positions are the *rows* of a task
-//! (`row = position · group + head`). For each block of [`BLOCK`] keys, for each register tile of
+//! The *rows* of a task are the query heads that share a key/value head, at several query positions
+//! (`row = position · group + head`). For each block of [`BLOCK`] keys and each register tile of
 //! rows:
-//! 1. scores `S = Q · Kᵀ`, the same product as a linear;
-//! 2. online softmax: with the row's new maximum m', `P = 2^(scale·log₂e·S - m')`, and sum and
-//!    result so far are multiplied by `2^(m - m')`;
-//! 3. `O += P · V`, the same product again.
+//! 1. Scores `S = Q · Kᵀ`, with the micro-kernel of a linear layer.
+//! 2. Online softmax: with the row's new maximum m', `P = 2^(scale·log₂e·S - m')`; the row's sum
+//!    and O are rescaled by `2^(m - m')`.
+//! 3. `O += P · V`, with the same micro-kernel.
 //!
-//! What a tile touches in a block stays in L1: at a head of 64 in bf16 16 KB of keys and 16 KB of
-//! values, shared by all tiles of the task, and 14 rows of scores (14 × 512 bytes) and
-//! probabilities. Per row and block the two products are 2 · 128 · 64 / 32 = 512 `vdpbf16ps`, 256
-//! cycles where two start in a cycle; softmax takes some 70 more, so just under four fifths of the
-//! matrix rate is the limit at a head of 64, nine tenths at 128. Decoding reads 256 bytes a key for
-//! some 14 cycles of products (a group of 7): 18 bytes a cycle and core, more than memory delivers,
-//! so there memory is the limit if what comes next is asked for in time: a task asks for its first
-//! block, and products for the next one while they work on one.
+//! A tile's working set in a block fits L1. With a head dimension of 64 in bf16 it is 16 KB of keys
+//! and 16 KB of values, shared by all tiles of the task, plus 14 rows of scores (14 × 512 bytes)
+//! and probabilities. Per row and block, the two products are 2 · 128 · 64 / 32 = 512 `vdpbf16ps`:
+//! 256 cycles at two per cycle. Softmax takes about 70 more, so the limit is just under four fifths
+//! of the matrix rate at a head dimension of 64, and nine tenths at 128. Decoding with 7 query
+//! heads per key/value head reads 256 bytes per key for about 14 cycles of products: 18 bytes a
+//! cycle per core, more than memory delivers. Decoding is therefore memory-bound, provided that
+//! prefetch keeps up: a task prefetches its first block, and the products of one block prefetch the
+//! next.
 //!
-//! **Stretches.** Keys are further cut into stretches of [`STRETCH`] at fixed positions. Each has
-//! its own maximum, sum and O; those of a row's stretches are merged in order. A long context and
-//! few rows — decoding, verification — is thus work for many threads, one or more stretches a task.
-//! A task of many rows takes all stretches one after the other and merges as it goes: the same
-//! arithmetic in the same order, so a row has the same bits either way.
+//! **KV splits** (as in Flash-Decoding). Keys are further divided into splits of [`KV_SPLIT`] keys
+//! at fixed positions. Each split has its own maximum, sum and O; the splits of a row are merged in
+//! order. So even a long context with few rows (decoding, verification) is work for many threads,
+//! one or more splits per task. A task of many rows processes all splits in sequence and merges as
+//! it goes. The arithmetic and its order are the same in both cases, so a row has the same bits.
 //!
-//! Blocks and stretches lie at fixed positions, every element of S and O is one chain over k, and
-//! keys a row does not see never enter its arithmetic — not even as `0 · v`, for v may be NaN:
-//! products stop where the row's keys stop, and lanes beyond are selected away. So a row's bits
-//! depend on its own query and keys alone.
+//! Blocks and splits are at fixed positions, every element of S and O is accumulated sequentially
+//! over k, and masked keys never enter a row's arithmetic, not even as `0 · v`, because v may be
+//! NaN: products end at the row's last visible key, and lanes beyond it are masked by selection. So
+//! a row's bits depend only on its own query and keys.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -35,16 +37,16 @@ use fathom_backend::Attention;
 
 use super::kv::BLOCK;
 use super::pass::Span;
-use super::queries::{Queries, STRETCH, all_queries, blocks, check, union, within_block};
+use super::queries::{KV_SPLIT, Queries, all_queries, blocks, check, union, within_block};
 use super::softmax::softmax;
-use super::state::{Record, width};
+use super::state::{Partial, width};
 use super::values::Values;
-use crate::cpu::{AttentionScratch, Cpu, WORTH_A_HAND_OFF, lock};
+use crate::cpu::{AttentionScratch, Cpu, PARALLEL_THRESHOLD, lock};
 use crate::gemm::{ForProduct, Product, ProductKernel, ROW_STRIDE, Storage, even_parts};
 use crate::memory::{Rows, SharedMut};
 use crate::simd::{Kernel, Simd};
 
-/// Tasks a thread should find, so that all finish together.
+/// Tasks per thread, so that threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 4;
 
 pub(crate) fn attend(
@@ -62,12 +64,12 @@ pub(crate) fn attend(
     }
     let storage = Storage::of_cache(cpu.precision);
     let (out, lse) = (out.shared(), lse.map(Rows::shared));
-    let Plan { tasks, merges, records, work } = Plan::new(cpu, attention, q, spans);
-    let mut buffer = lock(&cpu.scratch.stretches);
-    buffer.reserve(records);
-    let records = SharedMut::new(&mut buffer);
+    let Plan { tasks, merges, partials, work } = Plan::new(cpu, attention, q, spans);
+    let mut buffer = lock(&cpu.scratch.partials);
+    buffer.reserve(partials);
+    let partials = SharedMut::new(&mut buffer);
     cpu.tasks_with_scratch(tasks.len(), work, |task, scratch| {
-        let kernel = Attend { task: tasks[task].clone(), records, out, lse, scratch };
+        let kernel = Attend { task: tasks[task].clone(), partials, out, lse, scratch };
         cpu.isa.run_product(ForProduct { storage, precision: cpu.precision, kernel });
     });
     let buffer = &buffer[..];
@@ -78,34 +80,35 @@ pub(crate) fn attend(
     });
 }
 
-/// Rows, and the stretches of keys they meet.
+/// Rows and the KV splits they are processed with.
 #[derive(Clone)]
 struct Task<'a> {
     queries: Queries<'a>,
-    stretches: Range<usize>,
-    /// Where in the buffer the first of those is recorded; otherwise they are all there are.
-    records: Option<usize>,
+    splits: Range<usize>,
+    /// Offset in the buffer of the first split's partial result; `None` if this task covers all
+    /// splits of its rows.
+    partials: Option<usize>,
 }
 
 impl Task<'_> {
     fn work(&self) -> usize {
-        self.queries.work() * self.stretches.len() / self.queries.stretches().len().max(1)
+        self.queries.work() * self.splits.len() / self.queries.kv_splits().len().max(1)
     }
 
-    fn record_len(&self) -> usize {
-        Record::len(self.queries.rows(), width(&self.queries))
+    fn partial_len(&self) -> usize {
+        Partial::len(self.queries.rows(), width(&self.queries))
     }
 }
 
-/// How the work is cut. It changes no bits.
+/// How the work is divided. It does not affect any bits.
 struct Plan<'a> {
-    /// The longest first, so that threads finish together.
+    /// Longest first, so that threads finish at about the same time.
     tasks: Vec<Task<'a>>,
-    /// What is left to do for rows whose stretches are several tasks.
+    /// Merges of rows whose splits were processed by several tasks.
     merges: Vec<Task<'a>>,
-    /// Length of the buffer of records.
-    records: usize,
-    /// Multiplications in all.
+    /// Length of the buffer of partial results, in floats.
+    partials: usize,
+    /// Total number of multiplications.
     work: usize,
 }
 
@@ -113,25 +116,24 @@ impl<'a> Plan<'a> {
     fn new(cpu: &Cpu, attention: &'a Attention, q: &'a Rows, spans: &'a [Span<'a>]) -> Plan<'a> {
         let all: Vec<_> = all_queries(attention, q, spans).collect();
         let work: usize = all.iter().map(Queries::work).sum();
-        let mut plan = Plan { tasks: Vec::new(), merges: Vec::new(), records: 0, work };
-        let alone = cpu.threads() == 1 || work < WORTH_A_HAND_OFF;
+        let mut plan = Plan { tasks: Vec::new(), merges: Vec::new(), partials: 0, work };
+        let alone = cpu.threads() == 1 || work < PARALLEL_THRESHOLD;
         for queries in all {
-            let stretches = queries.stretches();
+            let splits = queries.kv_splits();
             let share = queries.work() * TASKS_PER_THREAD * cpu.threads();
-            let pieces = if alone { 1 } else { share.div_ceil(work).clamp(1, stretches.len()) };
-            let whole = Task { queries, stretches, records: None };
+            let pieces = if alone { 1 } else { share.div_ceil(work).clamp(1, splits.len()) };
+            let whole = Task { queries, splits, partials: None };
             if pieces == 1 {
                 plan.tasks.push(whole);
                 continue;
             }
-            let whole = Task { records: Some(plan.records), ..whole };
-            let (first, len) = (whole.stretches.start, whole.record_len());
-            for part in even_parts(whole.stretches.clone(), whole.stretches.len().div_ceil(pieces))
-            {
-                let records = Some(plan.records + (part.start - first) * len);
-                plan.tasks.push(Task { stretches: part, records, ..whole.clone() });
+            let whole = Task { partials: Some(plan.partials), ..whole };
+            let (first, len) = (whole.splits.start, whole.partial_len());
+            for part in even_parts(whole.splits.clone(), whole.splits.len().div_ceil(pieces)) {
+                let partials = Some(plan.partials + (part.start - first) * len);
+                plan.tasks.push(Task { splits: part, partials, ..whole.clone() });
             }
-            plan.records += whole.stretches.len() * len;
+            plan.partials += whole.splits.len() * len;
             plan.merges.push(whole);
         }
         plan.tasks.sort_by_key(|task| Reverse(task.work()));
@@ -141,7 +143,7 @@ impl<'a> Plan<'a> {
 
 struct Attend<'a> {
     task: Task<'a>,
-    records: SharedMut,
+    partials: SharedMut,
     out: SharedMut,
     lse: Option<SharedMut>,
     scratch: &'a mut AttentionScratch,
@@ -150,42 +152,43 @@ struct Attend<'a> {
 impl ProductKernel for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
-        let Attend { task, records, out, lse, scratch } = self;
+        let Attend { task, partials, out, lse, scratch } = self;
         let queries = &task.queries;
         let (rows, width) = (queries.rows(), width(queries));
         scratch.scores.reserve(P::tile_rows::<S>() * ROW_STRIDE);
         scratch.probabilities.reserve(P::tile_rows::<S>() * ROW_STRIDE);
-        scratch.masked.reserve(width * P::GROUP / P::K);
-        scratch.total.clear(rows, width);
+        scratch.masked.reserve(width * P::K_GROUP / P::K);
+        scratch.merged.clear(rows, width);
         queries.list_visible(&mut scratch.visible);
         let seen = union(&scratch.visible, 0..rows);
-        queries.prefetch_block(s, seen.start.max(task.stretches.start * STRETCH) / BLOCK, &seen);
+        queries.prefetch_block(s, seen.start.max(task.splits.start * KV_SPLIT) / BLOCK, &seen);
         queries.pack::<S, P>(s, round, &mut scratch.q);
-        for stretch in task.stretches.clone() {
-            scratch.part.clear(rows, width);
-            let keys = stretch * STRETCH..(stretch + 1) * STRETCH;
+        for split in task.splits.clone() {
+            scratch.split.clear(rows, width);
+            let keys = split * KV_SPLIT..(split + 1) * KV_SPLIT;
             for block in blocks(&(seen.start.max(keys.start)..seen.end.min(keys.end))) {
                 attend_block::<S, P>(s, round, queries, block, scratch);
             }
-            scratch.part.add_up_lanes(s, rows);
-            let record = scratch.part.record(rows, width);
-            match task.records {
-                None => scratch.total.merge(s, record, rows, width),
+            scratch.split.reduce_lane_sums(s, rows);
+            let partial = scratch.split.partial(rows, width);
+            match task.partials {
+                None => scratch.merged.merge(s, partial, rows, width),
                 Some(first) => {
-                    let len = task.record_len();
-                    let at = first + (stretch - task.stretches.start) * len;
-                    // SAFETY: each stretch of each task has its own part of the buffer.
-                    record.write(unsafe { records.slice(at..at + len) });
+                    let len = task.partial_len();
+                    let at = first + (split - task.splits.start) * len;
+                    // SAFETY: the buffer holds `plan.partials` floats, and `Plan::new` gives each
+                    // split of each task a disjoint range of it.
+                    partial.write(unsafe { partials.slice(at..at + len) });
                 }
             }
         }
-        if task.records.is_none() {
-            scratch.total.finish(s, queries, out, lse);
+        if task.partials.is_none() {
+            scratch.merged.finish(s, queries, out, lse);
         }
     }
 }
 
-/// All rows of a task in one block of keys.
+/// Processes all rows of a task in one block of keys.
 #[inline(always)]
 fn attend_block<S: Simd, P: Product>(
     s: S,
@@ -208,7 +211,7 @@ fn attend_block<S: Simd, P: Product>(
     }
 }
 
-/// Merges the stretches of rows that several tasks have worked on.
+/// Merges the partial results of rows whose splits were processed by several tasks.
 struct Merge<'a> {
     task: Task<'a>,
     buffer: &'a [f32],
@@ -223,11 +226,11 @@ impl Kernel for Merge<'_> {
     fn run<S: Simd>(self, s: S) {
         let Merge { task, buffer, out, lse, scratch } = self;
         let (rows, width) = (task.queries.rows(), width(&task.queries));
-        scratch.total.clear(rows, width);
-        let records = &buffer[task.records.unwrap_or(0)..];
-        for record in records.chunks_exact(task.record_len()).take(task.stretches.len()) {
-            scratch.total.merge(s, Record::read(record, rows), rows, width);
+        scratch.merged.clear(rows, width);
+        let partials = &buffer[task.partials.unwrap_or(0)..];
+        for partial in partials.chunks_exact(task.partial_len()).take(task.splits.len()) {
+            scratch.merged.merge(s, Partial::read(partial, rows), rows, width);
         }
-        scratch.total.finish(s, &task.queries, out, lse);
+        scratch.merged.finish(s, &task.queries, out, lse);
     }
 }

@@ -1,6 +1,6 @@
-//! Where the column sums of the attention matrix are kept.
+//! Storage of the attention matrix's column sums.
 
-/// Σ_t a[h, t, k] of one sequence for every layer, head h and key k.
+/// `Σ_t a[h, t, k]` of one sequence, for every layer, head h and key k.
 pub struct ColumnSums {
     /// `[layer][head][key]`, keys padded to whole blocks.
     pub(super) sums: Vec<Vec<Vec<f64>>>,

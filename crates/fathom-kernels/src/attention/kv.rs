@@ -1,9 +1,9 @@
-//! Keys and values of one sequence, in pages.
+//! The paged KV cache of one sequence.
 //!
-//! A page holds [`BLOCK`] consecutive tokens of all layers and heads, each (layer, head) as two
-//! packed matrices, so that attention is made of the same products as a linear:
-//! - keys `[BLOCK keys, head_dim]`: scores are `q · Kᵀ`, a column for every key;
-//! - values `[head_dim, BLOCK keys]`, k being the key: the result is `p · V`, a column for every
+//! A page holds [`BLOCK`] consecutive tokens of all layers and heads. Each (layer, head) is stored
+//! as two packed matrices, so that attention can use the micro-kernel of linear layers:
+//! - Keys `[BLOCK keys, head_dim]`: scores are `q · Kᵀ`, one column per key.
+//! - Values `[head_dim, BLOCK keys]`, with the key as k: the result is `p · V`, one column per
 //!   component.
 
 use std::ops::Range;
@@ -13,11 +13,11 @@ use fathom_backend::{KvShape, Precision, Result};
 use crate::gemm::{PANEL, Storage, bf16_bits};
 use crate::memory::{Aligned, Rows};
 
-/// Tokens of a page, and keys of a block of attention: blocks lie at multiples of it from position
-/// 0, whatever the chunk, so that a row's online softmax takes the same steps in any chunking.
+/// Tokens per page, and keys per attention block. Blocks begin at multiples of it from position 0
+/// for any chunk, so that a row's online softmax takes the same steps in any chunking.
 pub(crate) const BLOCK: usize = 128;
 
-/// Keys and values of one sequence, all layers.
+/// The KV cache of one sequence, all layers.
 pub struct Kv {
     layout: Layout,
     pages: Vec<Aligned<u32>>,
@@ -34,7 +34,7 @@ impl Kv {
         self.layout.storage
     }
 
-    /// Numbers of a token's keys, or values, in a layer.
+    /// Elements of a token's keys, or values, per layer: `kv_heads · head_dim`.
     pub(super) fn width(&self) -> usize {
         self.layout.shape.kv_heads * self.layout.shape.head_dim
     }
@@ -58,16 +58,16 @@ impl Kv {
         assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
     }
 
-    /// Where the tokens of batch rows `rows` go, behind those that are here: page by page, so that
-    /// several threads can write, for memory that nobody has touched yet takes longer to get than
-    /// to fill.
+    /// Allocates pages for the batch rows `rows` and returns, page by page, where they are to be
+    /// appended. Several threads can then write: touching fresh memory takes longer than filling
+    /// it.
     ///
     /// # Errors
-    /// No room for a page.
-    pub(super) fn arrivals(
+    /// A page could not be allocated.
+    pub(super) fn append_slots(
         &mut self,
         rows: Range<usize>,
-    ) -> Result<impl Iterator<Item = Arrivals<'_>>> {
+    ) -> Result<impl Iterator<Item = PageSlots<'_>>> {
         let (layout, start, end) = (self.layout, self.len, self.len + rows.len());
         while self.pages.len() * BLOCK < end {
             self.pages.push(Aligned::try_zeroed(layout.page_words(), "keys and values")?);
@@ -76,7 +76,7 @@ impl Kv {
         Ok(self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
             let tokens = start.max(i * BLOCK)..end.min((i + 1) * BLOCK);
             let rows = rows.start + (tokens.start - start)..rows.start + (tokens.end - start);
-            Arrivals { layout, page, first_token: tokens.start % BLOCK, rows }
+            PageSlots { layout, page, first_token: tokens.start % BLOCK, rows }
         }))
     }
 
@@ -91,8 +91,8 @@ impl Kv {
         &self.pages[block][at..][..self.layout.values_words()]
     }
 
-    /// Words from any key or value of block `block` to the one in its place in the next block,
-    /// wherever that lies; 0 if there is none.
+    /// Distance in words (wrapping) from block `block` to the same place in the next block; 0 if
+    /// there is none.
     #[inline(always)]
     pub(super) fn words_to_next_block(&self, block: usize) -> usize {
         let start = |page: &Aligned<u32>| page.as_ptr().addr();
@@ -111,7 +111,7 @@ impl Kv {
     }
 }
 
-/// Where things lie in a page.
+/// The layout of a page.
 #[derive(Clone, Copy)]
 struct Layout {
     shape: KvShape,
@@ -144,18 +144,18 @@ impl Layout {
     }
 }
 
-/// Tokens of a batch that go to one page.
-pub(super) struct Arrivals<'a> {
+/// The slots of one page that a batch appends to.
+pub(super) struct PageSlots<'a> {
     layout: Layout,
     page: &'a mut [u32],
-    /// The first one's place in the page.
+    /// Index of the first token in the page.
     first_token: usize,
-    /// Their rows of the batch.
+    /// The tokens' rows of the batch.
     rows: Range<usize>,
 }
 
-impl Arrivals<'_> {
-    /// Writes their keys and values of a layer, `[batch rows, kv_heads · head_dim]`.
+impl PageSlots<'_> {
+    /// Writes a layer's keys and values, each `[batch rows, kv_heads · head_dim]`.
     pub(super) fn write(&mut self, layer: usize, k: &Rows, v: &Rows) {
         let KvShape { layers, head_dim, .. } = self.layout.shape;
         assert!(layer < layers, "layer {layer} of {layers}");
@@ -183,22 +183,23 @@ fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
     match storage {
         Storage::F32 => words.zip(key).for_each(|(word, k)| *word = k.to_bits()),
         Storage::Bf16 => {
-            // Rounded some at a time, in vectors, before each goes to its place.
+            // Round a chunk at a time, which vectorizes, before the scattered writes.
             const AT_ONCE: usize = 32;
             let mut words = words;
             for key in key.chunks(AT_ONCE) {
                 let mut bits = [0; AT_ONCE];
                 bits.iter_mut().zip(key).for_each(|(bits, &k)| *bits = bf16_bits(k));
                 let pairs = bits.chunks_exact(2).take(key.len().div_ceil(2));
-                // Pairs first: a zip takes from its first even if the second is at its end.
+                // `pairs` must be the first iterator: `zip` advances its first one even when the
+                // second has ended.
                 pairs.zip(&mut words).for_each(|(pair, word)| *word = pair[0] | pair[1] << 16);
             }
         }
     }
 }
 
-/// Writes some components of token `token`'s value: part of a step of their panel. What the step
-/// holds of a later token is of no further use.
+/// Writes components of token `token`'s value into their panel. In bfloat16 the first token of a
+/// pair clears the second's half of the word, which a later token overwrites.
 fn put_values(storage: Storage, panel: &mut [u32], token: usize, values: &[f32]) {
     let words = panel[token / storage.k_per_word() * PANEL..].iter_mut().zip(values);
     match (storage, token % storage.k_per_word()) {

@@ -1,4 +1,4 @@
-//! Causal attention over the keys and values of sequences, and its column sums.
+//! Causal attention over paged KV caches, and its column sums.
 
 mod attend;
 mod column_sums;

@@ -13,11 +13,11 @@ use crate::ops::rope::Table;
 /// Rows of one sequence, as attention reads them.
 pub(super) type Span<'a> = fathom_backend::Span<'a, Kv, ColumnSums>;
 
-/// Whose rows a pass is over: positions, caches, column sums and rotary angles.
+/// The rows of a pass: their positions, caches, column sums and rotary angles.
 pub struct Pass<'a> {
     pub(crate) spans: Vec<Span<'a>>,
     pub(crate) rope: Table,
-    /// Rows of each span that its cache gets.
+    /// Rows that each span appends to its cache.
     appended: Vec<usize>,
 }
 
@@ -27,9 +27,9 @@ impl<'a> Pass<'a> {
         Pass { spans, rope: Table::new(rotary), appended }
     }
 
-    /// Leaves the last `kept[i]` rows of each span, renumbered.
+    /// Keeps the last `kept[i]` rows of each span, renumbered from 0.
     pub(crate) fn narrow(&mut self, kept: &[usize]) {
-        assert_eq!(kept.len(), self.spans.len(), "a number of rows for each span");
+        assert_eq!(kept.len(), self.spans.len(), "one row count per span");
         let mut first = 0;
         for (span, &kept) in self.spans.iter_mut().zip(kept) {
             assert!(kept <= span.rows.len(), "{kept} of {} rows", span.rows.len());
@@ -39,7 +39,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// What was appended counts.
+    /// Commits the appended keys and values.
     pub(crate) fn end(self) {
         for (span, rows) in self.spans.into_iter().zip(self.appended) {
             span.kv.advance(rows);
@@ -47,11 +47,11 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// What writing an element of a key takes, a cache line of its own from memory, in elements touched
-/// in order.
-const SCATTERED: usize = 16;
+/// Cost of writing one element of a key, which misses the cache, relative to an element accessed in
+/// order.
+const SCATTERED_COST: usize = 16;
 
-/// Writes a layer's keys and values behind each span's cache.
+/// Appends a layer's keys and values to each span's cache.
 pub(crate) fn append(
     cpu: &Cpu,
     layer: usize,
@@ -59,16 +59,16 @@ pub(crate) fn append(
     v: &Rows,
     spans: &mut [Span<'_>],
 ) -> Result<()> {
-    let mut arrivals = Vec::new();
+    let mut slots = Vec::new();
     for Span { rows, first_position, kv, .. } in spans {
         assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
-        assert_eq!(*first_position, kv.len(), "what is appended follows what is there");
-        // Each is one thread's.
-        arrivals.extend(kv.arrivals(rows.clone())?.map(Mutex::new));
+        assert_eq!(*first_position, kv.len(), "appended rows must start at the cache's length");
+        // Each is locked by one thread only.
+        slots.extend(kv.append_slots(rows.clone())?.map(Mutex::new));
     }
-    cpu.split_rows(arrivals.len(), SCATTERED * k.as_slice().len(), |part| {
-        for arrivals in &arrivals[part] {
-            lock(arrivals).write(layer, k, v);
+    cpu.split_rows(slots.len(), SCATTERED_COST * k.as_slice().len(), |part| {
+        for slots in &slots[part] {
+            lock(slots).write(layer, k, v);
         }
     });
     Ok(())

@@ -1,4 +1,4 @@
-//! The rows of a task: which keys they see, their packed form, their scores.
+//! The query rows of a task: their visible keys, packing and scores.
 
 use std::iter::repeat_n;
 use std::ops::Range;
@@ -11,11 +11,11 @@ use crate::gemm::{CACHE_LINE, PANEL, Product, ROW_STRIDE, Tile, even_parts, k_bl
 use crate::memory::{Aligned, Rows};
 use crate::simd::{MAX_LANES, Simd};
 
-/// Keys of a stretch, in whole blocks: few enough that 2048 keys of 2 heads keep 8 threads busy,
-/// enough that merging (2 operations for 4 · 512) does not count.
-pub(super) const STRETCH: usize = 4 * BLOCK;
+/// Keys per KV split, in whole blocks: small enough that 2048 keys of 2 heads keep 8 threads busy,
+/// large enough that merging (2 operations per 4 · 512) is negligible.
+pub(super) const KV_SPLIT: usize = 4 * BLOCK;
 
-/// Rows of a task: enough for several register tiles to share a block of keys in L1.
+/// Target number of rows per task, so that several register tiles share a block of keys in L1.
 const TASK_ROWS: usize = 64;
 
 pub(super) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_>]) {
@@ -27,7 +27,7 @@ pub(super) fn check(attention: &Attention, q: &Rows, spans: &[Span<'_>]) {
     assert!(spans.iter().all(|span| span.rows.end <= q.rows()), "span rows");
 }
 
-/// Cuts spans into rows that share a key/value head.
+/// Divides spans into tasks of rows that share a key/value head.
 pub(super) fn all_queries<'a>(
     attention: &'a Attention,
     q: &'a Rows,
@@ -49,7 +49,7 @@ pub(super) fn all_queries<'a>(
     })
 }
 
-/// Some query positions of one key/value head.
+/// Consecutive query positions of one key/value head.
 #[derive(Clone, Copy)]
 pub(super) struct Queries<'a> {
     pub(super) attention: &'a Attention,
@@ -58,17 +58,17 @@ pub(super) struct Queries<'a> {
     pub(super) q: &'a Rows,
     /// First row of the batch.
     pub(super) first: usize,
-    /// Its position in the sequence.
+    /// Position of that row in the sequence.
     pub(super) position: usize,
-    /// Consecutive positions.
+    /// Number of positions.
     pub(super) positions: usize,
 }
 
 impl<'a> Queries<'a> {
-    /// The stretches of keys that any row sees part of.
-    pub(super) fn stretches(&self) -> Range<usize> {
+    /// The KV splits that are visible, in part, to any row.
+    pub(super) fn kv_splits(&self) -> Range<usize> {
         let keys = self.visible(0).start..self.visible(self.rows() - 1).end;
-        keys.start / STRETCH..keys.end.div_ceil(STRETCH)
+        keys.start / KV_SPLIT..keys.end.div_ceil(KV_SPLIT)
     }
 
     /// Query heads per key/value head.
@@ -80,24 +80,24 @@ impl<'a> Queries<'a> {
         self.positions * self.group()
     }
 
-    /// About how many multiplications a product with all visible keys takes.
+    /// Approximate number of multiplications of a product with all visible keys.
     pub(super) fn work(&self) -> usize {
         let keys = self.visible(self.rows() - 1).len();
         keys * self.rows() * self.attention.head_dim
     }
 
-    /// The scale of scores in units of ln 2: `e^(scale·x) = 2^(scale_log2·x)`.
+    /// The scale of scores in base 2: `e^(scale·x) = 2^(scale_log2·x)`.
     pub(super) fn scale_log2(&self) -> f32 {
         self.attention.scale * std::f32::consts::LOG2_E
     }
 
-    /// Keys row `row` sees.
+    /// Keys visible to row `row`.
     pub(super) fn visible(&self, row: usize) -> Range<usize> {
         let end = self.position + row / self.group() + 1;
         self.attention.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
-    /// Keys each row sees, row by row.
+    /// Lists the keys visible to each row.
     pub(super) fn list_visible(&self, visible: &mut Vec<Range<usize>>) {
         visible.clear();
         let first_of_each = (0..self.rows()).step_by(self.group());
@@ -116,7 +116,7 @@ impl<'a> Queries<'a> {
         batch_rows.flat_map(move |row| heads.clone().map(move |head| (row, head)))
     }
 
-    /// Packs the queries.
+    /// Packs the queries `[head_dim blocks][rows][ROW_STRIDE]`.
     #[inline(always)]
     pub(super) fn pack<S: Simd, P: Product>(&self, s: S, round: bool, packed: &mut Aligned<u32>) {
         let (rows, head_dim) = (self.rows(), self.attention.head_dim);
@@ -132,7 +132,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// Asks for what block `block` holds of the keys `seen`, and for their values.
+    /// Prefetches the keys `seen` of block `block`, and their values.
     #[inline(always)]
     pub(super) fn prefetch_block<S: Simd>(&self, s: S, block: usize, seen: &Range<usize>) {
         let (kv, layer) = (self.kv, self.attention.layer);
@@ -149,9 +149,9 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// Unscaled scores of `rows` (at most a register tile) with keys `keys` of block `block`, into
-    /// `scores[row - rows.start][key]`. Whole panels are computed; what lies outside `keys` is
-    /// meaningless. The first rows bring the next block's keys into the cache meanwhile.
+    /// Computes the unscaled scores of `rows` (at most a register tile) with keys `keys` of block
+    /// `block`, into `scores[row - rows.start][key]`. Whole panels are computed; entries outside
+    /// `keys` are meaningless. The task's first tile prefetches the next block's keys.
     #[inline(always)]
     pub(super) fn scores<S: Simd, P: Product>(
         &self,
@@ -185,47 +185,49 @@ impl<'a> Queries<'a> {
                 prefetch: (w.as_ptr().wrapping_add(next), PANEL),
                 prefetch_a: (a.as_ptr(), 0),
             };
-            // SAFETY: `a` holds the packed rows, `words` the panels, `c` the rows of scores.
+            // SAFETY: `a` reaches `rows` packed rows of ROW_STRIDE words, `w` the `panels` of the
+            // block for `steps` steps, and `c`, borrowed mutably, `rows` rows of `panels` panels:
+            // every caller has reserved `scores` for a register tile of rows.
             unsafe { P::tiles(s, rows.len(), panels.len() * PANEL / S::LANES, tile) };
         }
     }
 }
 
-/// Keys any of `rows` sees, given those each row sees.
+/// Keys visible to any of `rows`, given the keys visible to each row.
 pub(super) fn union(visible: &[Range<usize>], rows: Range<usize>) -> Range<usize> {
     visible[rows.start].start..visible[rows.end - 1].end
 }
 
-/// The part of `keys` that lies in block `block`, counted from the block's start.
+/// The part of `keys` in block `block`, relative to the block's start.
 pub(super) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     let start = block * BLOCK;
     let clamp = |key: usize| key.clamp(start, start + BLOCK) - start;
     clamp(keys.start)..clamp(keys.end)
 }
 
-/// What each of `visible`'s rows sees of block `block`, if it is the same for all, as in all blocks
-/// but those at the ends of what they see.
+/// The keys of block `block` that are visible to each row, if they are the same for all rows. They
+/// are in all blocks except those where the rows' visible ranges begin or end.
 #[inline(always)]
 pub(super) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
     let first = within_block(&visible[0], block);
     (within_block(&visible[visible.len() - 1], block) == first).then_some(first)
 }
 
-/// Blocks that hold `keys`, which are not empty.
+/// Blocks that hold `keys`, which must not be empty.
 pub(super) fn blocks(keys: &Range<usize>) -> Range<usize> {
     keys.start / BLOCK..keys.end.div_ceil(BLOCK)
 }
 
-/// A log-sum-exp as what is added to a scaled score in units of ln 2.
+/// The negated log-sum-exp in base 2: `e^(x - lse) = 2^(x·log₂e + minus_log2(lse))`.
 pub(super) fn minus_log2(lse: f32) -> f32 {
     -lse * std::f32::consts::LOG2_E
 }
 
-/// Lane numbers.
+/// Lane indices.
 pub(super) const IOTA: [f32; MAX_LANES] =
     [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
-/// `x` in the lanes whose key, `key + lane`, is in `keys`; `otherwise` in the others.
+/// `x` in lanes whose key, `key + lane`, is in `keys`; `otherwise` in the other lanes.
 #[inline(always)]
 pub(super) fn mask<S: Simd>(
     s: S,

@@ -1,13 +1,13 @@
-//! Column sums of the attention matrix — what sink scores are made of — in a second pass over the
-//! scores, once each row's log-sum-exp is known.
+//! Column sums of the attention matrix, from which sink scores are computed, in a second pass over
+//! the scores once each row's log-sum-exp is known: Sink score (docs/definitions.md).
 //!
-//! Work is cut by key/value head and blocks of keys, so that each (head, key) sum belongs to one
-//! task, which adds the rows in position order, in f64: chunks and threads do not change its bits.
+//! Work is divided by key/value head and blocks of keys. Each (head, key) sum belongs to one task,
+//! which adds the rows in position order, in f64, so chunks and threads do not affect its bits.
 //!
-//! A row and a block of 128 keys take 128 cycles of products at a head of 64 in bf16, half of what
-//! the first pass takes, and as much again for `2^y` and the f64 sums, two vectors for each of
-//! scores: so the second pass takes some three fifths of the first. The sums of 4 vectors of keys
-//! stay in registers while the rows pass, and the packed queries serve several blocks.
+//! A row and a block of 128 keys take 128 cycles of products at a head dimension of 64 in bf16,
+//! half of the first pass, and as much again for `2^y` and the f64 sums (two vectors per vector of
+//! scores). So the second pass takes about three fifths of the first. The sums of 4 vectors of keys
+//! stay in registers while the rows are added, and packed queries are reused for several blocks.
 
 use std::ops::Range;
 
@@ -23,10 +23,10 @@ use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
 use crate::simd::exp::exp2_scaled;
 
-/// Query rows scored at a time.
+/// Query rows scored together.
 const TASK_ROWS: usize = 64;
 
-/// Adds the rows of a span to its sums, where it has any.
+/// Adds the rows of a span to its column sums, if it has any.
 pub(crate) fn add_column_sums(
     cpu: &Cpu,
     attention: &Attention,
@@ -65,7 +65,7 @@ fn add_to(
             SharedMut::new(head)
         })
         .collect();
-    // Blocks that share the packed queries: as many as leave every thread several tasks.
+    // Blocks per task, which share the packed queries: as many as leave several tasks per thread.
     let per_task = (attention.kv_heads * (blocks - first_block) / (4 * cpu.threads())).clamp(1, 8);
     let tasks: Vec<_> = (first_block..blocks)
         .step_by(per_task)
@@ -84,7 +84,7 @@ fn add_to(
     });
 }
 
-/// Adds all rows' probabilities for the keys of some blocks, for one key/value head.
+/// Adds the probabilities of all rows for the keys of `blocks`, for one key/value head.
 struct AddBlocks<'a> {
     attention: &'a Attention,
     q: &'a Rows,
@@ -134,7 +134,8 @@ impl ProductKernel for AddBlocks<'_> {
                 }
                 for head in 0..group {
                     let sums = heads[kv_head * group + head];
-                    // SAFETY: this task alone has this head and block.
+                    // SAFETY: each task has its own blocks and key/value head, so no other task
+                    // accesses these sums; every head was resized to hold all blocks.
                     let sums = unsafe { sums.slice(block * BLOCK..(block + 1) * BLOCK) };
                     let rows = (head..rows).step_by(group).map(|row| Row {
                         scores: &scores[row * ROW_STRIDE..][..BLOCK],
@@ -148,21 +149,22 @@ impl ProductKernel for AddBlocks<'_> {
     }
 }
 
-/// One query of one head against one block of keys.
+/// The scores of one query row and head for one block of keys.
 struct Row<'a> {
-    /// Unscaled.
+    /// Unscaled scores.
     scores: &'a [f32],
-    /// In units of ln 2, as the scale is.
+    /// Negated log-sum-exp in base 2.
     minus_lse: f32,
-    /// Keys of the block it sees.
+    /// Visible keys of the block.
     visible: Range<usize>,
 }
 
-/// Vectors of keys whose sums stay in registers while the rows pass: so many chains of additions
-/// hide each other's latency, and two f64 vectors each still leave registers for `2^y`.
-const GROUP: usize = 4;
+/// Vectors of keys whose sums stay in registers while the rows are added: enough independent
+/// accumulators to hide the latency of addition. Each needs two f64 vectors, which leaves registers
+/// for `2^y`.
+const UNROLL: usize = 4;
 
-/// Adds the probabilities of one head's rows to its sums of one block.
+/// Adds the probabilities of one head's rows to its sums in one block.
 #[inline(always)]
 fn add_head<'a, S: Simd>(
     s: S,
@@ -172,22 +174,22 @@ fn add_head<'a, S: Simd>(
     sums: &mut [f64],
 ) {
     let scale = s.splat(scale);
-    for (group, sums) in sums.chunks_exact_mut(GROUP * S::LANES).enumerate() {
-        let group = group * GROUP * S::LANES..(group + 1) * GROUP * S::LANES;
+    for (group, sums) in sums.chunks_exact_mut(UNROLL * S::LANES).enumerate() {
+        let group = group * UNROLL * S::LANES..(group + 1) * UNROLL * S::LANES;
         if keys.end <= group.start || group.end <= keys.start {
             continue;
         }
-        // SAFETY: `sums` holds GROUP vectors.
-        let mut sum = unsafe { [s.load_f64(sums.as_ptr()); GROUP] };
+        // SAFETY: `sums` holds UNROLL ≥ 1 vectors of LANES elements.
+        let mut sum = unsafe { [s.load_f64(sums.as_ptr()); UNROLL] };
         for (sum, sums) in sum.iter_mut().zip(sums.chunks_exact(S::LANES)) {
-            // SAFETY: a vector.
+            // SAFETY: `chunks_exact` yields LANES elements.
             *sum = unsafe { s.load_f64(sums.as_ptr()) };
         }
         for Row { scores, minus_lse, visible } in rows.clone() {
             let minus_lse = s.splat(minus_lse);
             let scores = &scores[group.clone()];
             if visible.start <= group.start && group.end <= visible.end {
-                let p: [_; GROUP] = exp2_scaled(s, scores, scale, minus_lse);
+                let p: [_; UNROLL] = exp2_scaled(s, scores, scale, minus_lse);
                 for (sum, p) in sum.iter_mut().zip(p) {
                     *sum = s.add_f64(*sum, p);
                 }
@@ -204,7 +206,7 @@ fn add_head<'a, S: Simd>(
             }
         }
         for (sums, sum) in sums.chunks_exact_mut(S::LANES).zip(sum) {
-            // SAFETY: a vector.
+            // SAFETY: `chunks_exact_mut` yields LANES elements.
             unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
         }
     }

@@ -1,12 +1,13 @@
 //! The online softmax (Milakov & Gimelshein 2018, arXiv:1805.02867) of a register tile in one block
 //! of keys.
 //!
-//! A row of 128 scores is 8 vectors of 16: a load and a maximum each, then some 14 operations each
-//! for `2^y`, the sum and the rounding — 60 to 70 cycles, against 256 for the row's share of the
-//! two products at a head of 64 in bf16. They are that few only if rows overlap: the maximum of a
-//! row is a chain of some 40 cycles, and so is the power of a vector. So the tile's rows go through
-//! each phase together, several vectors go through `2^y` step by step ([`crate::simd::exp`]), and
-//! what is one number a row (maximum, rescaling) is computed for all rows in one vector.
+//! A row of 128 scores is 8 vectors of 16 lanes: a load and a maximum each, then about 14
+//! operations each for `2^y`, the sum and the rounding. That is 60 to 70 cycles, against 256 for
+//! the row's share of the two products at a head dimension of 64 in bf16. This holds only if rows
+//! overlap, because the maximum of a row has a latency of about 40 cycles, and so has the power of
+//! a vector. So all rows of the tile go through each phase together, several vectors go through
+//! `2^y` in lockstep ([`crate::simd::exp`]), and per-row scalars (maximum, rescaling factor) are
+//! computed for many rows in one vector.
 
 use std::ops::Range;
 
@@ -17,11 +18,12 @@ use crate::gemm::{Product, ROW_STRIDE};
 use crate::simd::exp::{exp2, exp2_scaled};
 use crate::simd::{MAX_LANES, Simd};
 
-/// At least as many as [`Product::tile_rows`], and whole vectors.
+/// At least [`Product::tile_rows`] of every product, and a multiple of MAX_LANES.
 const MAX_TILE_ROWS: usize = 32;
 
-/// Scores of `tile` in `block` become probabilities relative to the rows' new maxima, and what the
-/// rows have so far is rescaled to those. `scale` includes log₂e; `width` are the columns of O.
+/// Converts the scores of `tile` in `block` to probabilities relative to the rows' new maxima, and
+/// rescales the rows' sums and O to those. `scale` includes log₂e; `width` is the number of columns
+/// of O.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, P: Product>(
     s: S,
@@ -33,11 +35,11 @@ pub(super) fn softmax<S: Simd, P: Product>(
     width: usize,
 ) {
     assert!(tile.len() <= MAX_TILE_ROWS, "a register tile of {} rows", tile.len());
-    let AttentionScratch { scores, probabilities, visible, part, .. } = scratch;
+    let AttentionScratch { scores, probabilities, visible, split, .. } = scratch;
     let visible = &visible[tile.clone()];
     let same = same_within_block(visible, block);
     let keys_of = |row: usize| same.clone().unwrap_or_else(|| within_block(&visible[row], block));
-    // The scale is positive: the largest score is the largest scaled.
+    // The scale is positive, so the largest score is also the largest scaled score.
     let mut largest = [f32::NEG_INFINITY; MAX_TILE_ROWS];
     let rows_of_scores = scores.chunks_mut(ROW_STRIDE).take(tile.len());
     for (row, (scores, largest)) in rows_of_scores.zip(&mut largest).enumerate() {
@@ -46,7 +48,7 @@ pub(super) fn softmax<S: Simd, P: Product>(
     }
 
     let mut old = [f32::NEG_INFINITY; MAX_TILE_ROWS];
-    old[..tile.len()].copy_from_slice(&part.max[tile.clone()]);
+    old[..tile.len()].copy_from_slice(&split.max[tile.clone()]);
     let mut max = [0.0; MAX_TILE_ROWS];
     let mut rescale = [0.0; MAX_TILE_ROWS];
     for row in (0..tile.len()).step_by(S::LANES) {
@@ -67,13 +69,13 @@ pub(super) fn softmax<S: Simd, P: Product>(
         let pairs: &mut [u16] = bytemuck::cast_slice_mut(pairs);
         let (scores, pairs) = (&mut scores[..BLOCK], &mut pairs[..BLOCK]);
         let sum = exponentials::<S, P>(s, round, scores, pairs, &keys, scale, max[row]);
-        let lanes = &mut part.lanes[(tile.start + row) * MAX_LANES..][..S::LANES];
+        let lanes = &mut split.lane_sums[(tile.start + row) * MAX_LANES..][..S::LANES];
         let mut so_far = s.load_some(lanes);
         if max[row] > old[row] {
-            part.max[tile.start + row] = max[row];
+            split.max[tile.start + row] = max[row];
             let rescale = s.splat(rescale[row]);
             so_far = s.mul(so_far, rescale);
-            let out = &mut part.out[(tile.start + row) * width..][..width];
+            let out = &mut split.out[(tile.start + row) * width..][..width];
             for out in out.chunks_exact_mut(S::LANES) {
                 s.store_some(out, s.mul(s.load_some(out), rescale));
             }
@@ -82,15 +84,15 @@ pub(super) fn softmax<S: Simd, P: Product>(
     }
 }
 
-/// Vectors of a block, of which so many are in flight at a time.
-const GROUP: usize = 4;
+/// Vectors of a block processed together.
+const UNROLL: usize = 4;
 
-/// The largest of the scores of `keys`; what lies beside them in their vectors becomes -∞.
+/// The largest score of `keys`. Sets the other scores in the same vectors to -∞.
 #[inline(always)]
 fn largest_score<S: Simd, P: Product>(s: S, scores: &mut [f32], keys: &Range<usize>) -> f32 {
-    let mut largest = [s.splat(f32::NEG_INFINITY); GROUP];
+    let mut largest = [s.splat(f32::NEG_INFINITY); UNROLL];
     if *keys == (0..BLOCK) {
-        for group in scores.chunks_exact(GROUP * S::LANES) {
+        for group in scores.chunks_exact(UNROLL * S::LANES) {
             for (largest, x) in largest.iter_mut().zip(group.chunks_exact(S::LANES)) {
                 *largest = s.max(*largest, s.load_some(x));
             }
@@ -106,8 +108,8 @@ fn largest_score<S: Simd, P: Product>(s: S, scores: &mut [f32], keys: &Range<usi
     s.max_lane(s.max(s.max(a, b), s.max(c, d)))
 }
 
-/// `p = 2^(scale·x - max)` of the scores x of `keys`, in the form the second product reads:
-/// `pairs`, or in place. Returns their sum before any rounding, lane by lane.
+/// Writes `p = 2^(scale·x - max)` for the scores x of `keys`, in the form the second product reads:
+/// bf16 `pairs`, or f32 in place. Returns the sum of p before rounding, lane by lane.
 #[inline(always)]
 fn exponentials<S: Simd, P: Product>(
     s: S,
@@ -119,48 +121,54 @@ fn exponentials<S: Simd, P: Product>(
     max: f32,
 ) -> S::F32 {
     let (scale, minus_max) = (s.splat(scale), s.splat(-max));
-    let mut sum = [s.splat(0.0); GROUP];
+    let mut sum = [s.splat(0.0); UNROLL];
     if *keys == (0..BLOCK) {
-        let groups = scores.chunks_exact_mut(GROUP * S::LANES);
-        for (x, pairs) in groups.zip(pairs.chunks_exact_mut(GROUP * S::LANES)) {
-            let p: [_; GROUP] = exp2_scaled(s, x, scale, minus_max);
+        let groups = scores.chunks_exact_mut(UNROLL * S::LANES);
+        for (x, pairs) in groups.zip(pairs.chunks_exact_mut(UNROLL * S::LANES)) {
+            let p: [_; UNROLL] = exp2_scaled(s, x, scale, minus_max);
             let to = x.chunks_exact_mut(S::LANES).zip(pairs.chunks_exact_mut(S::LANES));
             for ((sum, p), (x, pairs)) in sum.iter_mut().zip(p).zip(to) {
                 *sum = s.add(*sum, p);
-                put::<S, P>(s, round, p, x, pairs);
+                store_probabilities::<S, P>(s, round, p, x, pairs);
             }
         }
     } else {
         for (x, key) in vectors_mut::<S, P>(scores, keys) {
             let [p] = exp2_scaled(s, x, scale, minus_max);
             sum[0] = s.add(sum[0], p);
-            put::<S, P>(s, round, p, x, &mut pairs[key..]);
+            store_probabilities::<S, P>(s, round, p, x, &mut pairs[key..]);
         }
     }
     let [a, b, c, d] = sum;
     s.add(s.add(a, b), s.add(c, d))
 }
 
-/// Writes a vector of probabilities in the form the second product reads: `pairs`, or `x`.
+/// Writes a vector of probabilities in the form the second product reads: to `pairs` or to `x`.
 #[inline(always)]
-fn put<S: Simd, P: Product>(s: S, round: bool, p: S::F32, x: &mut [f32], pairs: &mut [u16]) {
+fn store_probabilities<S: Simd, P: Product>(
+    s: S,
+    round: bool,
+    p: S::F32,
+    x: &mut [f32],
+    pairs: &mut [u16],
+) {
     if P::A_PAIRS {
         assert!(pairs.len() >= S::LANES);
-        // SAFETY: asserted.
+        // SAFETY: `pairs` holds LANES elements, as asserted.
         unsafe { s.store_bf16(pairs.as_mut_ptr(), p) };
     } else {
         s.store_some(x, if round { s.round_bf16(p) } else { p });
     }
 }
 
-/// The vectors of a block that hold any of `keys`, in whole groups, all of which the second product
-/// reads; each with its first key.
+/// The vectors of a block that hold any of `keys`, rounded to whole groups of k, because the second
+/// product reads whole groups. Each comes with its first key.
 #[inline(always)]
 fn vectors_mut<'a, S: Simd, P: Product>(
     scores: &'a mut [f32],
     keys: &Range<usize>,
 ) -> impl Iterator<Item = (&'a mut [f32], usize)> {
-    let unit = S::LANES.max(P::GROUP);
+    let unit = S::LANES.max(P::K_GROUP);
     let start = keys.start / unit * unit;
     let end = keys.end.next_multiple_of(unit).max(start);
     scores[start..end].chunks_exact_mut(S::LANES).zip((start..end).step_by(S::LANES))

@@ -1,4 +1,4 @@
-//! What rows have of their softmax so far, and how two stretches of keys become one.
+//! The online-softmax state of rows, and the merge of KV splits.
 
 use super::queries::Queries;
 use crate::cpu::SoftmaxState;
@@ -7,7 +7,7 @@ use crate::memory::SharedMut;
 use crate::simd::exp::exp2;
 use crate::simd::{MAX_LANES, Simd};
 
-/// Columns of O: `head_dim` in whole panels.
+/// Columns of O: `head_dim` rounded up to whole panels.
 pub(super) fn width(queries: &Queries<'_>) -> usize {
     queries.attention.head_dim.next_multiple_of(PANEL)
 }
@@ -21,43 +21,46 @@ impl SoftmaxState {
         self.max[..padded].fill(f32::NEG_INFINITY);
         self.sum[..padded].fill(0.0);
         self.out[..rows * width].fill(0.0);
-        self.lanes.reserve(rows * MAX_LANES);
-        self.lanes[..rows * MAX_LANES].fill(0.0);
+        self.lane_sums.reserve(rows * MAX_LANES);
+        self.lane_sums[..rows * MAX_LANES].fill(0.0);
     }
 
-    /// Makes the sums of what has grown lane by lane.
+    /// Reduces the lane-wise sums to one sum per row.
     #[inline(always)]
-    pub(super) fn add_up_lanes<S: Simd>(&mut self, s: S, rows: usize) {
-        let lanes = self.lanes.chunks_exact(MAX_LANES);
+    pub(super) fn reduce_lane_sums<S: Simd>(&mut self, s: S, rows: usize) {
+        let lanes = self.lane_sums.chunks_exact(MAX_LANES);
         for (sum, lanes) in self.sum[..rows].iter_mut().zip(lanes) {
             *sum = s.sum(s.load_some(lanes));
         }
     }
 
-    pub(super) fn record(&self, rows: usize, width: usize) -> Record<'_> {
+    pub(super) fn partial(&self, rows: usize, width: usize) -> Partial<'_> {
         let padded = rows.next_multiple_of(MAX_LANES);
-        Record {
+        Partial {
             max: &self.max[..padded],
             sum: &self.sum[..padded],
             out: &self.out[..rows * width],
         }
     }
 
-    /// Adds the next stretch of keys. What a row has seen before counts as one stretch, so the
-    /// stretches of a row must come in order, one by one: then it makes no difference who computed
-    /// them.
+    /// Merges the next KV split `(m', l', O')` into `(m, l, O)`, with `M = max(m, m')`:
+    /// `l = 2^(m-M)·l + 2^(m'-M)·l'`, and O likewise. The splits of a row must be merged one by one
+    /// in order; then the result does not depend on which thread computed them.
     #[inline(always)]
-    pub(super) fn merge<S: Simd>(&mut self, s: S, next: Record<'_>, rows: usize, width: usize) {
+    pub(super) fn merge<S: Simd>(&mut self, s: S, next: Partial<'_>, rows: usize, width: usize) {
         for first in (0..rows).step_by(S::LANES) {
             let (max, sum) = (s.load_some(&self.max[first..]), s.load_some(&self.sum[first..]));
             let next_max = s.load_some(&next.max[first..]);
-            let largest = s.max(next_max, max);
-            let [keep, take] = exp2(s, [s.sub(max, largest), s.sub(next_max, largest)]);
-            let merged = s.fma(s.load_some(&next.sum[first..]), take, s.mul(sum, keep));
-            let [mut maxes, mut sums, mut keeps, mut takes] = [[0.0; MAX_LANES]; 4];
-            for (array, x) in
-                [(&mut maxes, largest), (&mut sums, merged), (&mut keeps, keep), (&mut takes, take)]
-            {
+            let new_max = s.max(next_max, max);
+            let [scale, next_scale] = exp2(s, [s.sub(max, new_max), s.sub(next_max, new_max)]);
+            let new_sum = s.fma(s.load_some(&next.sum[first..]), next_scale, s.mul(sum, scale));
+            let [mut new_maxes, mut new_sums, mut scales, mut next_scales] = [[0.0; MAX_LANES]; 4];
+            for (array, x) in [
+                (&mut new_maxes, new_max),
+                (&mut new_sums, new_sum),
+                (&mut scales, scale),
+                (&mut next_scales, next_scale),
+            ] {
                 s.store_some(array, x);
             }
             for lane in 0..S::LANES.min(rows - first) {
@@ -74,17 +77,17 @@ impl SoftmaxState {
                     }
                     continue;
                 }
-                (self.max[row], self.sum[row]) = (maxes[lane], sums[lane]);
-                let (keep, take) = (s.splat(keeps[lane]), s.splat(takes[lane]));
+                (self.max[row], self.sum[row]) = (new_maxes[lane], new_sums[lane]);
+                let (scale, next_scale) = (s.splat(scales[lane]), s.splat(next_scales[lane]));
                 for (out, next) in outs {
-                    let kept = s.mul(s.load_some(out), keep);
-                    s.store_some(out, s.fma(s.load_some(next), take, kept));
+                    let scaled = s.mul(s.load_some(out), scale);
+                    s.store_some(out, s.fma(s.load_some(next), next_scale, scaled));
                 }
             }
         }
     }
 
-    /// Writes `O · 1/sum`, and the log-sum-exp where it is asked for.
+    /// Writes `O / sum`, and the log-sum-exp if requested.
     #[inline(always)]
     pub(super) fn finish<S: Simd>(
         &self,
@@ -96,9 +99,10 @@ impl SoftmaxState {
         let (heads, head_dim) = (queries.attention.heads, queries.attention.head_dim);
         for (row, (batch_row, head)) in queries.sources().enumerate() {
             let at = batch_row * heads + head;
-            // SAFETY: the rows of all queries are disjoint (row, head).
+            // SAFETY: each (batch row, head) belongs to one `Queries`, which one task finishes;
+            // `out` is `[rows, heads · head_dim]`.
             let out = unsafe { out.slice(at * head_dim..(at + 1) * head_dim) };
-            // One division a row: its latency is that of ten multiplications.
+            // One division per row: its latency is that of ten multiplications.
             let share = s.splat(1.0 / self.sum[row]);
             let result = &self.out[row * width(queries)..][..head_dim];
             for (out, x) in out.chunks_mut(S::LANES).zip(result.chunks(S::LANES)) {
@@ -106,31 +110,31 @@ impl SoftmaxState {
             }
             if let Some(lse) = lse {
                 let log2 = f64::from(self.max[row]) + f64::from(self.sum[row]).log2();
-                // SAFETY: as above.
+                // SAFETY: as above, with `lse` `[rows, heads]`.
                 unsafe { *lse.pointer().add(at) = (log2 * std::f64::consts::LN_2) as f32 };
             }
         }
     }
 }
 
-/// The state of rows that have seen one stretch, which is a [`SoftmaxState`] or lies in a buffer of
-/// many.
-pub(super) struct Record<'a> {
+/// The partial result of rows over one KV split, borrowed from a [`SoftmaxState`] or from the
+/// buffer of partial results.
+pub(super) struct Partial<'a> {
     max: &'a [f32],
     sum: &'a [f32],
     out: &'a [f32],
 }
 
-impl<'a> Record<'a> {
-    /// Floats a record takes in a buffer.
+impl<'a> Partial<'a> {
+    /// Length of a partial result in the buffer, in floats.
     pub(super) fn len(rows: usize, width: usize) -> usize {
         2 * rows.next_multiple_of(MAX_LANES) + rows * width
     }
 
-    pub(super) fn read(buffer: &'a [f32], rows: usize) -> Record<'a> {
+    pub(super) fn read(buffer: &'a [f32], rows: usize) -> Partial<'a> {
         let (max, rest) = buffer.split_at(rows.next_multiple_of(MAX_LANES));
         let (sum, out) = rest.split_at(rows.next_multiple_of(MAX_LANES));
-        Record { max, sum, out }
+        Partial { max, sum, out }
     }
 
     pub(super) fn write(&self, buffer: &mut [f32]) {

@@ -1,4 +1,4 @@
-//! `O += P · V` for one block of keys, each row over exactly the keys it sees.
+//! `O += P · V` for one block of keys, each row over exactly its visible keys.
 
 use std::ops::Range;
 
@@ -7,23 +7,23 @@ use crate::cpu::AttentionScratch;
 use crate::gemm::{PANEL, Product, ROW_STRIDE, Tile};
 use crate::simd::Simd;
 
-/// The second product of attention, in one block of keys.
+/// The product P · V of one register tile in one block of keys.
 pub(super) struct Values<'a> {
     pub(super) queries: &'a Queries<'a>,
     pub(super) scratch: &'a mut AttentionScratch,
     pub(super) block: usize,
     /// The register tile whose probabilities are in `scratch`.
     pub(super) tile: Range<usize>,
-    /// Columns of O: head_dim, padded to whole panels.
+    /// Columns of O: head_dim rounded up to whole panels.
     pub(super) width: usize,
 }
 
 impl<'a> Values<'a> {
-    /// Adds the block's part to the tile's rows.
+    /// Adds the block's contribution to the tile's rows.
     ///
-    /// The keys all rows see are one product; the edges, where rows differ, are added for the rows
-    /// of one position after another, before and after it, so that every row's chain runs over its
-    /// keys in order.
+    /// Keys visible to all rows are one product. Edge keys, where the visible ranges of rows
+    /// differ, are added position by position before and after it, so that every row accumulates
+    /// over its keys in order.
     #[inline(always)]
     pub(super) fn add<S: Simd, P: Product>(&mut self, s: S) {
         let rows = self.tile.clone();
@@ -32,9 +32,9 @@ impl<'a> Values<'a> {
             return;
         }
         let (first, last) = (self.keys(rows.start), self.keys(rows.end - 1));
-        // In whole groups of k: one that only some rows see entirely is an edge.
-        let start = last.start.next_multiple_of(P::GROUP);
-        let end = first.end / P::GROUP * P::GROUP;
+        // Whole groups of k only: a group that is fully visible to some rows only is an edge.
+        let start = last.start.next_multiple_of(P::K_GROUP);
+        let end = first.end / P::K_GROUP * P::K_GROUP;
         if start < end {
             self.add_edge::<S, P>(s, rows.clone(), |keys| keys.start..start);
             self.add_tile::<S, P>(s, rows.clone(), start..end);
@@ -44,13 +44,14 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Keys of the block that `row` sees.
+    /// Keys of the block that are visible to `row`.
     #[inline(always)]
     fn keys(&self, row: usize) -> Range<usize> {
         within_block(&self.scratch.visible[row], self.block)
     }
 
-    /// A part of the keys that each of `rows` sees: at once for rows that see the same.
+    /// Adds a part of each row's visible keys; rows with the same visible keys are processed
+    /// together.
     #[inline(always)]
     fn add_edge<S: Simd, P: Product>(
         &mut self,
@@ -67,13 +68,15 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Some keys that all `rows` see, in whole groups and what is left at both ends.
+    /// Adds keys that are visible to all `rows`: whole groups of k, and partial groups at both
+    /// ends.
     #[inline(always)]
     fn add_keys<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
         if keys.is_empty() {
             return;
         }
-        let (start, end) = (keys.start.next_multiple_of(P::GROUP), keys.end / P::GROUP * P::GROUP);
+        let (start, end) =
+            (keys.start.next_multiple_of(P::K_GROUP), keys.end / P::K_GROUP * P::K_GROUP);
         if start > end {
             self.add_part::<S, P>(s, rows, keys);
             return;
@@ -89,23 +92,24 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Keys that all `rows` see, whole groups of k.
+    /// Adds whole groups of keys that are visible to all `rows`.
     #[inline(always)]
     fn add_tile<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
         let kv = self.queries.kv;
         let first_step = keys.start / P::K;
         let w = &self.panels()[first_step * PANEL..];
         let tile = self.tile::<P>(rows.start, first_step, keys.len() / P::K, w, kv.values_stride());
-        // SAFETY: probabilities and O hold `rows`, V all steps of the block and `width` columns.
+        // SAFETY: the probabilities and O hold `rows`; V holds `width` columns for all steps of the
+        // block; O is borrowed mutably through `self`.
         unsafe { P::tiles(s, rows.len(), self.width / S::LANES, tile) };
     }
 
-    /// Part of a group of keys, which all `rows` see: the others, in whose place probabilities are
-    /// 0, are masked out of V.
+    /// Adds part of a group of keys, visible to all `rows`. The group's other keys have probability
+    /// 0, and their values are masked to 0 because they may be NaN.
     #[inline(always)]
     fn add_part<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
-        let first_step = keys.start / P::GROUP * P::GROUP / P::K;
-        let steps = P::GROUP / P::K;
+        let first_step = keys.start / P::K_GROUP * P::K_GROUP / P::K;
+        let steps = P::K_GROUP / P::K;
         let half = |key, mask| if keys.contains(&key) { mask } else { 0 };
         let mut masked = std::mem::take(&mut self.scratch.masked);
         let panels = self.panels().chunks_exact(self.queries.kv.values_stride());
@@ -121,23 +125,24 @@ impl<'a> Values<'a> {
             }
         }
         let tile = self.tile::<P>(rows.start, first_step, steps, &masked, steps * PANEL);
-        // SAFETY: probabilities and O hold `rows`, `masked` a group of `width` columns.
+        // SAFETY: the probabilities and O hold `rows`; `masked` holds one group of `width` columns;
+        // O is borrowed mutably through `self`.
         unsafe { P::tiles(s, rows.len(), self.width / S::LANES, tile) };
         self.scratch.masked = masked;
     }
 
-    /// How far ahead to prefetch: the first rows bring in the next block's values.
+    /// Prefetch distance in words: the task's first tile prefetches the next block's values.
     fn words_to_next_block(&self) -> usize {
         if self.tile.start == 0 { self.queries.kv.words_to_next_block(self.block) } else { 0 }
     }
 
-    /// V of the block.
+    /// The block's packed values.
     fn panels(&self) -> &'a [u32] {
         let queries = self.queries;
         queries.kv.values(queries.attention.layer, queries.kv_head, self.block)
     }
 
-    /// The tile of `O[row..] += P[row.., step..] · w`.
+    /// The micro-kernel call for `O[row..] += P[row.., step..] · w`.
     #[inline(always)]
     fn tile<P: Product>(
         &mut self,
@@ -158,7 +163,7 @@ impl<'a> Values<'a> {
             w: w.as_ptr(),
             panel_stride,
             steps,
-            c: self.scratch.part.out[row * self.width..].as_mut_ptr(),
+            c: self.scratch.split.out[row * self.width..].as_mut_ptr(),
             c_stride: self.width,
             resume: true,
             bias: std::ptr::null(),

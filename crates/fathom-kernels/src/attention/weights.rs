@@ -1,4 +1,4 @@
-//! The attention matrix itself, for short sequences.
+//! The full attention matrix, for short sequences.
 
 use fathom_backend::Attention;
 
@@ -11,8 +11,8 @@ use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
 use crate::simd::exp::exp2;
 
-/// The probabilities `exp(scale·S - lse)` themselves,
-/// `[heads, rows, keys up to the last row's own]`.
+/// The probabilities `exp(scale·S - lse)`, `[heads, rows, keys]`, with the keys up to the last
+/// row's position.
 pub(crate) fn weights(
     cpu: &Cpu,
     attention: &Attention,
@@ -64,7 +64,8 @@ impl ProductKernel for Weights<'_> {
                     let keys = within_block(&visible[row], block);
                     let line = head * span.rows.len() + batch_row - span.rows.start;
                     let at = line * all_keys + block * BLOCK;
-                    // SAFETY: tasks have disjoint (row, head), and `keys` are keys of the span.
+                    // SAFETY: each (batch row, head) belongs to one task, and `keys` are within the
+                    // `all_keys` columns of its line.
                     let out = unsafe { out.slice(at + keys.start..at + keys.end) };
                     let scores = &scores[(row - tile_rows.start) * ROW_STRIDE..][keys];
                     let scale = s.splat(queries.scale_log2());

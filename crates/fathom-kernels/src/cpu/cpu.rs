@@ -1,4 +1,4 @@
-//! The CPU this runs on: its threads, their places, their memory.
+//! The CPU: its worker threads, their cores and their scratch memory.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -12,27 +12,27 @@ use super::options::{CpuError, CpuOptions};
 use super::pool::{Pool, lock};
 use super::scratch::{AttentionScratch, Scratch};
 
-/// The forward pass on this machine's CPU.
+/// The CPU as a [`Backend`](fathom_backend::Backend).
 ///
-/// Owns its threads. Calls from several threads at once take turns.
+/// Owns its worker threads. Concurrent calls from several threads are serialized.
 pub struct Cpu {
     pub(crate) precision: Precision,
     pub(crate) isa: Supported,
     pool: Pool,
-    /// Works instead of `pool` while another model is at work too.
-    beside: Option<Pool>,
+    /// Used instead of `pool` while another model is running.
+    co_running: Option<Pool>,
     is_shared: AtomicBool,
-    /// Where threads stay, if asked: thread `i`, of either pool, on the `i`-th.
+    /// The cores that threads are pinned to, if any: thread `i` of either pool to `cores[i]`.
     cores: Option<Vec<usize>>,
     pub(crate) scratch: Scratch,
 }
 
-/// Elements touched, or multiplications, below which waking a second thread takes longer than the
+/// Elements accessed, or multiplications, below which waking a second thread takes longer than the
 /// work.
-pub(crate) const WORTH_A_HAND_OFF: usize = 1 << 16;
+pub(crate) const PARALLEL_THRESHOLD: usize = 1 << 16;
 
 impl Cpu {
-    /// Starts the threads.
+    /// Detects the instruction set and starts the worker threads.
     pub fn new(options: CpuOptions) -> Result<Cpu, CpuError> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let isa = Supported::new(isa).map_err(|reason| CpuError::UnsupportedIsa { isa, reason })?;
@@ -47,44 +47,43 @@ impl Cpu {
             precision: options.precision,
             isa,
             pool: Pool::new(threads, None)?,
-            beside: None,
+            co_running: None,
             is_shared: AtomicBool::new(false),
             cores: None,
             scratch,
         })
     }
 
-    /// Multiplies bfloat16 pairs on a software model of AMX's tile registers, whatever this CPU
-    /// has: slowly. What tests examine the tile kernels with on any machine.
+    /// Runs products of bfloat16 pairs on a software model of AMX's tile registers, on any CPU.
+    /// Slow: it is for testing the tile kernels.
     pub fn with_modelled_tiles(self) -> Cpu {
         Cpu { isa: self.isa.with_modelled_tiles(), ..self }
     }
 
-    /// Keeps to `threads` threads while another model works at the same time; see
+    /// Uses only `threads` threads while another model runs at the same time; see
     /// [`Backend::set_shared`](fathom_backend::Backend::set_shared).
     ///
     /// # Errors
-    /// No threads, or more than the operating system allows.
+    /// `threads` is 0, or more than the operating system or [`Cpu::pinned`] allows.
     pub fn with_threads_beside(mut self, threads: usize) -> Result<Cpu, CpuError> {
         if threads == 0 {
             return Err(CpuError::NoThreads);
         }
         self.scratch.grow(threads);
         self.check_cores(threads)?;
-        self.beside = Some(Pool::new(threads, self.cores.as_deref())?);
+        self.co_running = Some(Pool::new(threads, self.cores.as_deref())?);
         Ok(self)
     }
 
-    /// Keeps each thread on a core of its own: thread `i` on `cores[i]`, whether all threads work
-    /// or, with [`Cpu::with_threads_beside`], the first few. Two models that work side by side on
-    /// two cores are pinned to `[0, 1]` and `[1, 0]`: alone each has both, beside each other each
-    /// has its first.
+    /// Pins thread `i` to `cores[i]`, whether all threads work or, with
+    /// [`Cpu::with_threads_beside`], the first few. Two co-running models on two cores are pinned
+    /// to `[0, 1]` and `[1, 0]`: alone, each uses both cores; together, each uses its first.
     ///
-    /// Thread 0 is whichever calls: it is moved only where it says that it is here to stay, by
+    /// Thread 0 is the calling thread. It is pinned only when it calls
     /// [`Backend::attach_thread`](fathom_backend::Backend::attach_thread).
     ///
     /// # Errors
-    /// Fewer cores than threads, the same core twice, or a core this process may not use.
+    /// There are fewer cores than threads, a core is repeated, or this process may not use a core.
     pub fn pinned(mut self, cores: &[usize]) -> Result<Cpu, CpuError> {
         for &core in cores {
             affinity::check(core).map_err(|source| CpuError::Pin { core, source })?;
@@ -92,8 +91,8 @@ impl Cpu {
         self.cores = Some(cores.to_vec());
         self.check_cores(self.scratch.threads())?;
         self.pool = Pool::new(self.pool.threads(), Some(cores))?;
-        if let Some(beside) = &mut self.beside {
-            *beside = Pool::new(beside.threads(), Some(cores))?;
+        if let Some(co_running) = &mut self.co_running {
+            *co_running = Pool::new(co_running.threads(), Some(cores))?;
         }
         Ok(self)
     }
@@ -107,23 +106,23 @@ impl Cpu {
         Ok(())
     }
 
-    /// Whether the threads for work beside another model work from now on.
-    pub(crate) fn work_beside(&self, shared: bool) {
+    /// Selects whether the threads for co-running with another model are used from now on.
+    pub(crate) fn use_co_running_threads(&self, shared: bool) {
         self.is_shared.store(shared, Ordering::Relaxed);
     }
 
-    /// Moves the calling thread to its core, if threads have cores of their own.
+    /// Pins the calling thread to its core, if threads are pinned.
     pub(crate) fn pin_caller(&self) {
         if let Some(&core) = self.cores.as_ref().and_then(|cores| cores.first()) {
-            // As for the workers: the core was tried when it was asked for.
+            // Best effort, as for the workers: `pinned` has checked the core.
             drop(affinity::pin_this_thread(core));
         }
     }
 
-    /// The threads that work now.
+    /// The pool in use.
     fn pool(&self) -> &Pool {
-        match &self.beside {
-            Some(beside) if self.is_shared.load(Ordering::Relaxed) => beside,
+        match &self.co_running {
+            Some(co_running) if self.is_shared.load(Ordering::Relaxed) => co_running,
             _ => &self.pool,
         }
     }
@@ -133,35 +132,35 @@ impl Cpu {
         self.isa.isa()
     }
 
-    /// Threads in use, the calling one included.
+    /// Threads in use, including the calling thread.
     pub fn threads(&self) -> usize {
         self.pool().threads()
     }
 
-    /// Runs `part` on ranges that together are `0..n`, one for each thread.
+    /// Runs `part` on one range per thread; the ranges together are `0..n`.
     pub(crate) fn split(&self, n: usize, part: impl Fn(Range<usize>) + Sync) {
         let pool = self.pool();
         let parts = pool.threads().min(n);
         pool.run(parts, &|_, i| part(n * i / parts..n * (i + 1) / parts));
     }
 
-    /// Cuts `0..rows` among threads, unless the `work` in all (elements touched) is not worth a
-    /// hand-off.
+    /// Divides `0..rows` among threads, unless `work` (elements accessed in total) is below
+    /// [`PARALLEL_THRESHOLD`].
     pub(crate) fn split_rows(&self, rows: usize, work: usize, part: impl Fn(Range<usize>) + Sync) {
-        if work < WORTH_A_HAND_OFF { part(0..rows) } else { self.split(rows, part) }
+        if work < PARALLEL_THRESHOLD { part(0..rows) } else { self.split(rows, part) }
     }
 
-    /// Runs `run(thread, task)` once for every task, on whichever thread is free; on the calling
-    /// thread alone if the `work` in all (multiplications) is not worth a hand-off.
+    /// Runs `run(thread, task)` once for every task, on whichever thread is free. Uses the calling
+    /// thread alone if `work` (multiplications in total) is below [`PARALLEL_THRESHOLD`].
     pub(crate) fn tasks(&self, tasks: usize, work: usize, run: impl Fn(usize, usize) + Sync) {
-        if work < WORTH_A_HAND_OFF {
+        if work < PARALLEL_THRESHOLD {
             (0..tasks).for_each(|task| run(0, task));
         } else {
             self.pool().run(tasks, &run);
         }
     }
 
-    /// [`Cpu::tasks`] with each thread's scratch memory: `run(task, scratch)`.
+    /// [`Cpu::tasks`] with the thread's scratch memory: `run(task, scratch)`.
     pub(crate) fn tasks_with_scratch(
         &self,
         tasks: usize,
@@ -188,7 +187,7 @@ mod tests {
         cores.reverse();
         let threads = cores.len();
         let options = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
-        // From a thread of its own, for it is moved.
+        // On a thread of its own, because the thread is pinned.
         let check = |cpu: &Cpu| {
             cpu.pin_caller();
             let barrier = Barrier::new(threads);
@@ -205,8 +204,8 @@ mod tests {
             before.pinned(&cores).unwrap(),
         ];
         for cpu in &cpus {
-            for beside in [false, true] {
-                cpu.work_beside(beside);
+            for co_running in [false, true] {
+                cpu.use_co_running_threads(co_running);
                 std::thread::scope(|scope| scope.spawn(|| check(cpu)).join().unwrap());
             }
         }

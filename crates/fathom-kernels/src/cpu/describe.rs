@@ -1,4 +1,4 @@
-//! What a [`Cpu`] computes with, for people to read.
+//! Human-readable descriptions of the kernels a [`Cpu`] uses.
 
 use fathom_backend::DType;
 
@@ -7,24 +7,24 @@ use super::isa::Tiles;
 use crate::gemm::{PANEL, Storage, is_pairs, product_name};
 use crate::simd::{Kernel, Simd};
 
-/// The way one kind of work takes on a [`Cpu`].
+/// The code path a [`Cpu`] uses for one kind of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelPath {
-    /// The work, such as `matrix product, bf16 checkpoint`.
+    /// The kind of work, such as `matrix product, bf16 checkpoint`.
     pub work: &'static str,
-    /// How it is done.
+    /// The code path, such as `f32, 16 lanes`.
     pub path: String,
 }
 
 impl Cpu {
-    /// The way each kind of work takes.
+    /// The code path of each kind of work.
     pub fn kernel_paths(&self) -> Vec<KernelPath> {
         let Vectors { lanes, tile_rows, bf16_dot } = self.isa.run(Describe);
         let product = |storage| {
             let tiles = self.isa.tiles().filter(|_| is_pairs(storage, self.precision));
             if let Some(tiles) = tiles {
                 let unit = match tiles {
-                    Tiles::Modelled => "a model of tiles",
+                    Tiles::Modelled => "software tile model",
                     #[cfg(target_arch = "x86_64")]
                     Tiles::Amx => "tdpbf16ps (passed its self-test here)",
                 };

@@ -1,4 +1,4 @@
-//! Which instruction set the kernels use, decided at run time.
+//! Instruction sets and run-time dispatch.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -6,18 +6,18 @@ use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
 use crate::amx;
-use crate::amx::{Model, TilePairs, TileUnit};
+use crate::amx::{TileModel, TilePairs, TileUnit};
 use crate::gemm::{ForProduct, ProductKernel, is_pairs};
 use crate::simd::{Kernel, Portable, Simd};
 
 /// An instruction set the kernels are compiled for.
 ///
-/// Results of different sets may differ in their last bits; those of one set never do. On other
-/// architectures than x86-64 there is [`Isa::Portable`] alone, which the compiler maps to what they
-/// have (NEON on aarch64): that builds, but has not been run there.
+/// Results of different sets may differ in their last bits; those of one set never do. On
+/// architectures other than x86-64 only [`Isa::Portable`] exists, which the compiler maps to the
+/// target's vectors (NEON on aarch64). It compiles for aarch64 but has not been run there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
-    /// Plain Rust, for any machine.
+    /// Portable Rust, for any CPU.
     Portable,
     /// 256-bit vectors with fused multiply-add: `avx2`, `fma`.
     Avx2,
@@ -25,10 +25,10 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with the bfloat16 dot product `vdpbf16ps`: `avx512bf16`.
     Avx512Bf16,
-    /// [`Isa::Avx512Bf16`], whose bfloat16 products run in tile registers: `amx-tile`, `amx-bf16`.
-    /// In f32 it is the same as [`Isa::Avx512Bf16`]. Used only where a self-test passes: the
-    /// kernels have run on a software model of the instructions and on an emulated CPU, not yet on
-    /// a real one.
+    /// [`Isa::Avx512Bf16`] with bfloat16 products in AMX tile registers: `amx-tile`, `amx-bf16`. In
+    /// f32 precision it is the same as [`Isa::Avx512Bf16`]. Used only if a self-test passes: the
+    /// kernels have run on a software model of the instructions and on an emulated CPU, but not yet
+    /// on a real one.
     Avx512Amx,
 }
 
@@ -37,19 +37,19 @@ impl Isa {
     pub const ALL: [Isa; 5] =
         [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Avx512Amx];
 
-    /// The best set this machine runs.
+    /// The best set this CPU supports.
     pub fn detect() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         let best = || Isa::ALL.into_iter().rev().find(|isa| isa.is_supported());
         *BEST.get_or_init(|| best().unwrap_or(Isa::Portable))
     }
 
-    /// Whether this machine runs it.
+    /// Whether this CPU supports it.
     pub fn is_supported(self) -> bool {
         self.unavailable().is_none()
     }
 
-    /// Why this machine does not run it, if it does not: as `it lacks avx2, fma`.
+    /// Why this CPU does not support it, such as `it lacks avx2, fma`; `None` if it does.
     pub fn unavailable(self) -> Option<String> {
         let missing: Vec<_> =
             self.features().iter().filter(|f| !f.present).map(|f| f.name).collect();
@@ -58,14 +58,14 @@ impl Isa {
         }
         #[cfg(target_arch = "x86_64")]
         if self == Isa::Avx512Amx {
-            // Its features are not enough: the system has to cooperate, and the instructions to
-            // work.
+            // CPU features are not enough: the operating system must enable AMX, and the self-test
+            // must pass.
             return amx::unavailable().map(str::to_owned);
         }
         None
     }
 
-    /// The CPU features it needs, and whether this machine has them.
+    /// The CPU features it needs, and whether this CPU has them.
     pub fn features(self) -> Vec<Feature> {
         let all = cpu_features();
         let needed: &[&str] = match self {
@@ -91,7 +91,7 @@ impl Isa {
         needed.iter().map(|&name| Feature { name, present: present(name) }).collect()
     }
 
-    /// Its name in options and reports.
+    /// The name used in options and reports.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Portable => "portable",
@@ -114,11 +114,11 @@ impl fmt::Display for Isa {
 pub struct Feature {
     /// The name.
     pub name: &'static str,
-    /// Whether the machine has it.
+    /// Whether this CPU has it.
     pub present: bool,
 }
 
-/// What this CPU offers of the features any kernel cares about.
+/// All features that any kernel uses, and whether this CPU has them.
 pub fn cpu_features() -> Vec<Feature> {
     macro_rules! features {
         ($($name:tt)*) => {
@@ -138,11 +138,11 @@ pub fn cpu_features() -> Vec<Feature> {
     Vec::new()
 }
 
-/// An [`Isa`] this machine is known to run: the proof that dispatching to it is sound.
+/// An [`Isa`] this CPU is known to support, as a proof that dispatching to it is sound.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Supported {
     isa: Isa,
-    /// Whether products of bfloat16 pairs run on the model of tile registers instead.
+    /// Whether products of bfloat16 pairs run on the software model of tile registers.
     modelled_tiles: bool,
 }
 
@@ -156,7 +156,7 @@ impl Supported {
         }
     }
 
-    /// This set for vectors, and a model for tiles.
+    /// This set for vectors, with the software model for tiles.
     pub(crate) fn with_modelled_tiles(self) -> Supported {
         Supported { modelled_tiles: true, ..self }
     }
@@ -165,7 +165,7 @@ impl Supported {
         self.isa
     }
 
-    /// Where products of bfloat16 pairs run, if not in vector registers.
+    /// The tile registers that products of bfloat16 pairs use; `None`: vector registers.
     pub(crate) fn tiles(self) -> Option<Tiles> {
         match self.isa {
             _ if self.modelled_tiles => Some(Tiles::Modelled),
@@ -181,7 +181,7 @@ impl Supported {
         use crate::simd::{Avx2, Avx512};
         match self.isa {
             Isa::Portable => Portable.vectorize(kernel),
-            // SAFETY: `Supported` exists only for sets whose every feature was detected.
+            // SAFETY: a `Supported` exists only for a set all of whose features were detected.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { Avx2::new() }.vectorize(kernel),
             // SAFETY: as above.
@@ -195,15 +195,18 @@ impl Supported {
         }
     }
 
-    /// Runs a kernel that multiplies, with the product that its operands and this machine call for.
+    /// Runs a kernel with the product that its operands and this CPU call for.
     pub(crate) fn run_product<K: ProductKernel>(self, product: ForProduct<K>) {
         match self.tiles().filter(|_| is_pairs(product.storage, product.precision)) {
             None => self.run(product),
-            Some(Tiles::Modelled) => self.run(WithTiles::<Model, K>(product.kernel, PhantomData)),
+            Some(Tiles::Modelled) => {
+                self.run(WithTiles::<TileModel, K>(product.kernel, PhantomData))
+            }
             #[cfg(target_arch = "x86_64")]
             Some(Tiles::Amx) => {
-                let _release = amx::Release;
-                // SAFETY: as in `run`.
+                let _release = amx::TileRelease;
+                // SAFETY: as in `run`: `Tiles::Amx` implies `Isa::Avx512Amx`, whose features
+                // include those of `Avx512<true>`.
                 let vectors = unsafe { crate::simd::Avx512::<true>::new() };
                 vectors.vectorize(WithTiles::<amx::Amx, K>(product.kernel, PhantomData));
             }
@@ -211,7 +214,7 @@ impl Supported {
     }
 }
 
-/// What has tile registers.
+/// Implementations of tile registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tiles {
     Modelled,

@@ -1,7 +1,8 @@
-//! The CPU this runs on: its instruction set, its threads and their places, their memory.
+//! The CPU: instruction set, threads, core affinity, scratch memory.
 
 mod affinity;
-#[allow(clippy::module_inception)] // the folder is about the machine, the file about the type
+#[allow(clippy::module_inception)]
+// the file defines the type `Cpu`, the folder everything around it
 mod cpu;
 mod describe;
 mod isa;
@@ -11,7 +12,7 @@ mod scratch;
 
 pub use affinity::cores;
 pub use cpu::Cpu;
-pub(crate) use cpu::WORTH_A_HAND_OFF;
+pub(crate) use cpu::PARALLEL_THRESHOLD;
 pub use describe::KernelPath;
 #[cfg(test)]
 pub(crate) use isa::Supported;

@@ -1,17 +1,17 @@
-//! How a [`Cpu`](super::Cpu) is made, and why it could not be.
+//! Options and errors of making a [`Cpu`](super::Cpu).
 
 use fathom_backend::Precision;
 
 use super::isa::Isa;
 
-/// How to make a [`Cpu`](super::Cpu).
+/// Options for [`Cpu::new`](super::Cpu::new).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads, the calling one included; `None`: one per core.
+    /// Threads, including the calling thread; `None`: one per core.
     pub threads: Option<usize>,
     /// Operand precision.
     pub precision: Precision,
-    /// Instruction set; `None`: the best this machine has.
+    /// Instruction set; `None`: the best this CPU supports.
     pub isa: Option<Isa>,
 }
 
@@ -26,34 +26,34 @@ impl Default for CpuOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuError {
-    /// The instruction set was asked for by name and is not there.
-    #[error("this machine does not run {isa}: {reason}")]
+    /// The requested instruction set is not supported.
+    #[error("this CPU does not support {isa}: {reason}")]
     UnsupportedIsa {
-        /// What was asked for.
+        /// The requested set.
         isa: Isa,
         /// [`Isa::unavailable`]
         reason: String,
     },
-    /// Zero threads were asked for.
+    /// Zero threads were requested.
     #[error("0 threads cannot compute anything: expected 1 or more")]
     NoThreads,
-    /// Threads were to stay on cores that are too few, or not each its own.
-    #[error("{threads} threads need {threads} different cores to stay on: {cores:?} were given")]
+    /// Pinning needs one distinct core per thread.
+    #[error("pinning {threads} threads needs {threads} different cores: {cores:?} were given")]
     Cores {
-        /// Threads that work at the same time.
+        /// Number of threads to pin.
         threads: usize,
-        /// What was given.
+        /// The cores passed.
         cores: Vec<usize>,
     },
-    /// The operating system keeps no thread on this core.
-    #[error("cannot keep a thread on core {core}: {source}")]
+    /// The operating system refused to pin a thread to this core.
+    #[error("cannot pin a thread to core {core}: {source}")]
     Pin {
         /// The core.
         core: usize,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The operating system refused a thread.
+    /// The operating system refused to start a thread.
     #[error("cannot start a worker thread: {0}")]
     Spawn(#[from] std::io::Error),
 }

@@ -1,9 +1,9 @@
-//! Persistent worker threads, handed work in a microsecond and asleep when there is none.
+//! Persistent worker threads that start a job within a microsecond and sleep when idle.
 //!
-//! A job is a number of tasks, taken one by one by whichever thread is free. The caller starts at
-//! once and never waits for a worker that has not joined by the time no task is left: where other
-//! programs hold the cores, a job takes as long as it would alone, not as long as the scheduler
-//! pleases.
+//! A job is a number of tasks, which free threads take one by one. The calling thread starts at
+//! once and never waits for a worker that has not joined by the time all tasks are taken. So if
+//! other programs occupy the cores, a job takes as long as it would on one thread, rather than as
+//! long as the scheduler delays a worker.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -14,24 +14,24 @@ use std::thread::JoinHandle;
 
 use super::affinity;
 
-/// How often a worker looks for new work before it goes to sleep: some tens of microseconds, longer
+/// How often an idle worker polls for a new job before it sleeps: some tens of microseconds, longer
 /// than the gaps between the operations of a forward pass.
 const SPINS: usize = 2_000;
 
-/// A group of threads that run one job at a time, the caller being thread 0.
+/// A group of threads that runs one job at a time. The caller is thread 0.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held while a job runs: calls from several threads take turns.
+    /// Held while a job runs, to serialize concurrent calls.
     turn: Mutex<()>,
 }
 
 struct Shared {
-    /// Counts jobs; a worker that sees it change tries to join.
+    /// Number of jobs; a worker that sees it change tries to join the job.
     epoch: AtomicUsize,
-    /// Workers inside the job, plus [`CLOSED`] while none may join.
+    /// Number of workers inside the job, plus [`CLOSED`] while none may join.
     gate: AtomicUsize,
-    /// The job, valid while the gate is open or a worker is inside.
+    /// The job. The pointer is valid while the gate is open or a worker is inside.
     job: UnsafeCell<*const Job<'static>>,
     /// Workers waiting on `wake`.
     sleeping: AtomicUsize,
@@ -62,15 +62,15 @@ impl Job<'_> {
     }
 }
 
-// SAFETY: `job` is written only while the gate is closed with no worker inside, and read only by
-// workers inside it; the closure it leads to is `Sync`.
+// SAFETY: `job` is written only while the gate is closed with no worker inside, and is read only by
+// workers inside the gate. The closure it points to is `Sync`. All other fields are `Sync`.
 unsafe impl Sync for Shared {}
-// SAFETY: as above.
+// SAFETY: as for `Sync`; the pointer in `job` is not tied to a thread.
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads ≥ 1`, the calling thread among them. With `cores`, worker `i ≥ 1` stays
-    /// on `cores[i]`, for which [`affinity::check`] has passed.
+    /// A pool of `threads ≥ 1`, including the calling thread. With `cores`, worker `i ≥ 1` is
+    /// pinned to `cores[i]`, for which [`affinity::check`] has passed.
     pub(super) fn new(threads: usize, cores: Option<&[usize]>) -> std::io::Result<Pool> {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
@@ -88,8 +88,8 @@ impl Pool {
             let core = cores.map(|cores| cores[thread]);
             let worker =
                 std::thread::Builder::new().name(format!("fathom-{thread}")).spawn(move || {
-                    // The core was tried when it was asked for; should it have gone since, the work
-                    // is done elsewhere.
+                    // Best effort: the core was checked before. If it has become unavailable, the
+                    // worker runs unpinned.
                     drop(core.map(affinity::pin_this_thread));
                     shared.work(thread);
                 })?;
@@ -102,8 +102,8 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Runs `run(thread, task)` once for every task and returns when all are done. A panic in any
-    /// of them is raised here. `run` must not use the same pool.
+    /// Runs `run(thread, task)` once for every task and returns when all are done. Re-raises a
+    /// panic of any task. `run` must not use the same pool.
     pub(super) fn run(&self, tasks: usize, run: &(dyn Fn(usize, usize) + Sync)) {
         let job = Job { run, tasks, next: AtomicUsize::new(0) };
         if self.workers.is_empty() || tasks < 2 {
@@ -111,7 +111,8 @@ impl Pool {
         }
         let _turn = lock(&self.turn);
         let shared = &*self.shared;
-        // SAFETY: the gate is closed and nobody is inside: the previous `run` left it so.
+        // SAFETY: the gate is closed and no worker is inside, initially and after every `run`, and
+        // `turn` excludes other callers. So nothing reads `job` during the write.
         unsafe { *shared.job.get() = (&raw const job).cast() };
         shared.gate.store(0, Ordering::Release);
         shared.announce();
@@ -134,7 +135,7 @@ impl Drop for Pool {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.announce();
         for worker in self.workers.drain(..) {
-            // A worker catches the panics of its jobs; it has none of its own to report.
+            // Workers catch the panics of their jobs, so `join` has nothing to report.
             let _ = worker.join();
         }
     }
@@ -142,8 +143,8 @@ impl Drop for Pool {
 
 impl Shared {
     fn announce(&self) {
-        // Sequentially consistent against `sleeping`: either the sleeper sees the new epoch, or
-        // this sees the sleeper.
+        // The sequentially consistent order with `sleeping` in `next_epoch` prevents a lost
+        // wake-up: either the sleeper sees the new epoch, or this thread sees the sleeper.
         self.epoch.fetch_add(1, Ordering::SeqCst);
         if self.sleeping.load(Ordering::SeqCst) > 0 {
             let _guard = lock(&self.sleep);
@@ -160,9 +161,10 @@ impl Shared {
             }
             let open = |gate| (gate & CLOSED == 0).then_some(gate + 1);
             if self.gate.fetch_update(Ordering::Acquire, Ordering::Relaxed, open).is_err() {
-                continue; // too late for this one
+                continue; // the job has ended
             }
-            // SAFETY: this worker is inside the gate, so `run` has set the job and keeps it alive.
+            // SAFETY: this worker is inside the gate. `run` set `job` before opening the gate, and
+            // returns, ending the job's lifetime, only after all workers have left.
             let job = unsafe { &**self.job.get() };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job.work(thread))) {
                 *lock(&self.panic) = Some(panic);
@@ -171,7 +173,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the epoch is not `seen`: first spinning, then asleep.
+    /// Waits until the epoch differs from `seen`: spins first, then sleeps.
     fn next_epoch(&self, seen: usize) -> usize {
         for _ in 0..SPINS {
             let epoch = self.epoch.load(Ordering::SeqCst);
@@ -194,7 +196,7 @@ impl Shared {
     }
 }
 
-/// What these mutexes guard stays valid through a panic.
+/// Locks a mutex and ignores poisoning: the data these mutexes guard stays valid through a panic.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -226,7 +228,7 @@ mod tests {
         let pool = Pool::new(2, None)?;
         let barrier = std::sync::Barrier::new(2);
         let threads = Mutex::new(Vec::new());
-        // Each task waits for the other: one thread alone would never finish.
+        // Each task waits for the other, so one thread alone would never finish.
         pool.run(2, &|thread, _| {
             barrier.wait();
             lock(&threads).push(thread);

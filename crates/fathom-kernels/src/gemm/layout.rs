@@ -1,20 +1,20 @@
-//! How weights and activations lie in memory, as the register tile reads them.
+//! Memory layouts of packed weights and activations.
 
 use std::ops::Range;
 
 use fathom_backend::{DType, Precision};
 
-/// Columns of a panel of packed weights.
+/// Columns per panel of packed weights.
 pub(crate) const PANEL: usize = 32;
-/// Words of a packed row that hold data: the longest k a tile runs without storing its
-/// accumulators.
+/// Words of data per packed row, which is the longest k (KC) that a micro-kernel call accumulates
+/// in registers.
 pub(crate) const ROW_WORDS: usize = 256;
-/// Words between packed rows.
+/// Distance between packed rows, in words.
 pub(crate) const ROW_STRIDE: usize = ROW_WORDS + 16;
 /// Words of a cache line.
 pub(crate) const CACHE_LINE: usize = 16;
 
-/// What a word of a packed matrix holds.
+/// The content of a 32-bit word of a packed matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Storage {
     /// One f32.
@@ -24,7 +24,7 @@ pub(crate) enum Storage {
 }
 
 impl Storage {
-    /// How weights of `dtype` are kept: exactly, unless the precision is bfloat16.
+    /// Storage of weights of `dtype`: exact, unless the precision is bfloat16.
     pub(crate) fn of_weights(dtype: DType, precision: Precision) -> Storage {
         match (precision, dtype) {
             (Precision::F32, DType::F16 | DType::F32) => Storage::F32,
@@ -32,7 +32,7 @@ impl Storage {
         }
     }
 
-    /// How keys and values are kept.
+    /// Storage of keys and values.
     pub(crate) fn of_cache(precision: Precision) -> Storage {
         match precision {
             Precision::F32 => Storage::F32,
@@ -40,7 +40,7 @@ impl Storage {
         }
     }
 
-    /// k held by a word.
+    /// Number of k per word.
     pub(crate) fn k_per_word(self) -> usize {
         match self {
             Storage::F32 => 1,
@@ -48,13 +48,13 @@ impl Storage {
         }
     }
 
-    /// Steps of the k loop: words of one column.
+    /// Steps of the k loop: the number of words per column.
     pub(crate) fn steps(self, k: usize) -> usize {
         k.div_ceil(self.k_per_word())
     }
 }
 
-/// Cuts a range into the fewest parts of at most `longest`, as even as can be.
+/// Divides a range into the fewest parts of at most `longest`, as evenly as possible.
 pub(crate) fn even_parts(
     range: Range<usize>,
     longest: usize,

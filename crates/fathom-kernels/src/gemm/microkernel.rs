@@ -1,15 +1,17 @@
-//! The register tile: the one inner loop behind every matrix product, attention included.
+//! The micro-kernel: the one inner loop of every matrix product, attention included. It follows
+//! BLIS (Van Zee & van de Geijn 2015, doi:10.1145/2764454).
 //!
-//! `C[r][j] += Σ_k A[r][k] · W[k][j]` for a few rows `r` and a few vectors of columns `j`, all of
-//! `C` in registers. Each element is **one chain over k in order** — never split into partial sums
-//! — so its bits cannot depend on the tile it was computed in: on how many rows or columns were
-//! computed beside it, on where the k loop was interrupted (storing and reloading an f32
-//! accumulator is exact), or on which thread ran it. Row invariance is this paragraph.
+//! `C[r][j] += Σ_k A[r][k] · W[k][j]` for an MR × NR register tile: MR rows `r` and NR columns `j`,
+//! a few vectors, with all of C in registers. Each element has **one accumulator that runs over k
+//! in order**, never several partial sums. Its bits therefore do not depend on the shape of the
+//! tile, on the rows and columns computed with it, on where the k loop is interrupted (storing and
+//! reloading an f32 accumulator is exact), or on the thread. This is the reason for row invariance.
 //!
-//! `W` lies in *panels* of [`PANEL`] columns, k-major: a step of the k loop reads `PANEL` words in
-//! a row, each word one f32 weight or a pair of bfloat16 weights (k, k+1). `A` lies in rows
-//! [`ROW_STRIDE`] words apart. That stride is a constant so that a tile addresses all its rows from
-//! one pointer; it is 17 cache lines so that the rows of a tile fall into different cache sets.
+//! `W` is packed in *panels* of [`PANEL`] columns, k-major: a step of the k loop reads `PANEL`
+//! consecutive words, each one f32 weight or a pair of bfloat16 weights (k, k+1). `A` is packed in
+//! rows [`ROW_STRIDE`] words apart. The stride is a constant so that a tile addresses all its rows
+//! from one pointer, and it is 17 cache lines so that the rows of a tile map to different cache
+//! sets.
 
 use std::marker::PhantomData;
 
@@ -18,10 +20,10 @@ use super::product::{RegisterProduct, Tile};
 use crate::simd::{Kernel, Simd};
 
 impl Tile {
-    /// Runs `count` tiles of `ROWS` rows and `VECTORS` vectors, side by side.
+    /// Runs `count` adjacent tiles of `ROWS` rows and `VECTORS` vectors.
     ///
     /// # Safety
-    /// As [`tile`], for each of them.
+    /// The contract of [`tile`], for each of them.
     #[inline(always)]
     pub(crate) unsafe fn run<
         S: Simd,
@@ -36,17 +38,17 @@ impl Tile {
         s.vectorize(TileKernel::<P, ROWS, VECTORS> { first: self, count, product: PhantomData });
     }
 
-    /// Words of W to the vector of columns that is `vectors` further: within the panel, or in a
-    /// later one if this one is the first of its panel.
+    /// Offset in words of W to the vector of columns that is `vectors` further. It may be in a
+    /// later panel only if this tile starts at the beginning of its panel.
     #[inline(always)]
     fn offset<S: Simd>(&self, vectors: usize) -> usize {
         let per_panel = PANEL / S::LANES;
         vectors / per_panel * self.panel_stride + vectors % per_panel * S::LANES
     }
 
-    /// The tile `vectors` vectors of columns further.
+    /// The tile that starts `vectors` vectors of columns further.
     #[inline(always)]
-    pub(crate) fn beside<S: Simd>(&self, vectors: usize) -> Tile {
+    pub(crate) fn shifted<S: Simd>(&self, vectors: usize) -> Tile {
         let offset = self.offset::<S>(vectors);
         let column = vectors * S::LANES;
         Tile {
@@ -72,26 +74,29 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for i in 0..self.count {
-            // SAFETY: `Tile::run`, the only place that makes one, has the same contract.
-            unsafe { tile::<S, P, ROWS, VECTORS>(s, &self.first.beside::<S>(i * VECTORS)) }
+            // SAFETY: only `Tile::run` constructs this kernel, and its contract is that of `tile`
+            // for each of the `count` tiles.
+            unsafe { tile::<S, P, ROWS, VECTORS>(s, &self.first.shifted::<S>(i * VECTORS)) }
         }
     }
 }
 
-/// The register tile.
+/// The micro-kernel for `ROWS` rows (MR) by `VECTORS` vectors of columns (NR = `VECTORS · LANES`).
 ///
 /// # Safety
-/// `a` reaches `ROWS` rows of `steps · P::A_WORDS` words; `w` (a multiple of `VECTORS` vectors into
-/// its panel, or at its start) reaches `VECTORS` vectors of `steps` steps; `c` is valid for `ROWS`
-/// rows of `VECTORS` vectors and nobody else's meanwhile; `bias` is null or holds `VECTORS`
-/// vectors.
+/// `a` is readable for `ROWS` rows of `steps · P::A_WORDS` words,
+/// [`ROW_STRIDE`](super::layout::ROW_STRIDE) words apart; `w` (at a multiple of `VECTORS` vectors
+/// within its panel) for `VECTORS` vectors of `steps` steps; `bias` is null or readable for
+/// `VECTORS` vectors; `c` is writable for `ROWS` rows of `VECTORS` vectors, which no other thread
+/// accesses during the call, and if `resume` is set they are initialized.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
 unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
     s: S,
     t: &Tile,
 ) {
-    // SAFETY: every address is within what the caller promised.
+    // SAFETY: every access is within the rows, steps and vectors of the caller's contract. Prefetch
+    // addresses need not be valid.
     unsafe {
         let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
         if t.resume {
@@ -112,9 +117,9 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
                 s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
-            // Of many rows, which their L2 does not keep, tiles are full or nearly so; a tile of
-            // few has no time for it. Decided here, not at run time: a branch in this loop costs
-            // accumulators.
+            // Prefetch A only with many rows, which exceed L2 and whose tiles are full or nearly
+            // so; a tile of few rows has no spare cycles for it. The condition is a constant,
+            // because a branch in this loop would spill accumulators.
             if ROWS * 4 > S::TILE_ROWS * 3 {
                 s.prefetch_l2(next_a);
                 next_a = next_a.wrapping_add(t.prefetch_a.1);
@@ -135,12 +140,12 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
     }
 }
 
-/// Runs `rows ≤ S::TILE_ROWS` rows over `vectors` vectors of columns (an even number), `tile`
-/// naming the first: wide tiles while they fit, then narrow ones.
+/// Runs `rows ≤ S::TILE_ROWS` rows over `vectors` vectors of columns (an even number) from `tile`
+/// on: with wide tiles as far as they fit, then with narrow ones.
 ///
 /// # Safety
-/// As [`tile`], for all `vectors`.
-#[inline(never)] // one table of tiles per product, not one per place that multiplies
+/// The contract of [`tile`], for all `vectors`.
+#[inline(never)] // one table of tiles per product instead of one per call site
 pub(super) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
     s: S,
     rows: usize,
@@ -149,14 +154,15 @@ pub(super) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
 ) {
     let wide = S::tile_vectors(rows);
     let (count, rest) = (vectors / wide, vectors % wide);
-    // SAFETY: the caller's promise; every width divides a panel or is a number of whole panels, and
-    // narrow tiles follow wide ones, so each starts at a multiple of its width within its panel.
+    // SAFETY: the caller's contract covers all `vectors`. Every tile width divides a panel or is a
+    // multiple of it, and narrow tiles follow wide ones, so each tile starts at a multiple of its
+    // width within its panel.
     unsafe {
         if count > 0 {
             s.tile::<P>(rows, wide, count, tile);
         }
         if rest > 0 {
-            s.tile::<P>(rows, 2, rest / 2, tile.beside::<S>(count * wide));
+            s.tile::<P>(rows, 2, rest / 2, tile.shifted::<S>(count * wide));
         }
     }
 }

@@ -1,6 +1,7 @@
-//! What every matrix product is made of: the layouts, the register tile, packing.
+//! Building blocks of matrix products: layouts, packing, the micro-kernel.
 //!
-//! None of it knows of threads. `crate::linear` and `crate::attention` divide products among them.
+//! This module is single-threaded; `crate::linear` and `crate::attention` divide products among
+//! threads.
 
 mod layout;
 mod microkernel;

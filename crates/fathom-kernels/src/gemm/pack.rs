@@ -1,10 +1,10 @@
-//! Weights and activations in the layouts the register tile reads.
+//! Packing of weights and activations into the micro-kernel's layouts.
 //!
-//! Packing transposes: consecutive k of a column end up a panel (128 bytes) apart. It goes over 32
-//! steps of all 32 columns at a time, some 128 bytes of each column read and 4 KiB written in
-//! order, so that both sides stay in L1 and memory sees two streams: the file's pages in, fresh
-//! pages out. Loading then takes as long as the system takes to clear those pages and to read the
-//! file, which is most of the time.
+//! Packing transposes: consecutive k of a column end up one panel row (128 bytes) apart. It
+//! proceeds in chunks of 32 steps of all 32 columns: about 128 bytes of each column are read and 4
+//! KiB are written in order. Both sides stay in L1, and memory sees two sequential streams: the
+//! file's pages and fresh pages. Loading is then dominated by the operating system, which clears
+//! pages and reads the file.
 
 use std::ops::Range;
 
@@ -16,8 +16,8 @@ use super::product::{Product, k_block};
 use crate::memory::Aligned;
 use crate::simd::Simd;
 
-/// A matrix `[columns, k]` in panels: `[columns / 32][k][32]`, or `[columns / 32][k / 2][32][2]`.
-/// What lies beyond the last column or k is zero.
+/// A packed matrix `[columns, k]`: `[columns / 32][k][32]` f32, or `[columns / 32][k / 2][32][2]`
+/// bfloat16. Padding columns and k are zero.
 pub(crate) struct Panels {
     pub(crate) storage: Storage,
     pub(crate) columns: usize,
@@ -41,7 +41,7 @@ impl Panels {
         self.storage.steps(self.k) * PANEL
     }
 
-    /// First word of a panel.
+    /// Pointer to the first word of a panel.
     pub(crate) fn panel(&self, panel: usize) -> *const u32 {
         self.words[panel * self.stride()..].as_ptr()
     }
@@ -68,7 +68,7 @@ impl Panels {
     }
 }
 
-/// Packs panels `panels` of `weight` into `words`, their place in [`Panels::words`].
+/// Packs panels `panels` of `weight` into `words`, their range of [`Panels::words`].
 pub(crate) fn pack_weights(
     weight: &WeightView<'_>,
     storage: Storage,
@@ -82,7 +82,7 @@ pub(crate) fn pack_weights(
     let row_bytes = weight.columns * weight.dtype.size();
     for (panel, words) in panels.zip(words.chunks_exact_mut(stride)) {
         let rows = panel * PANEL..weight.rows.min((panel + 1) * PANEL);
-        // Few k at a time over all columns: the panel is written nearly in order.
+        // Few k at a time over all columns, so that the panel is written nearly in order.
         const STEPS: usize = 32;
         for (chunk, words) in words.chunks_mut(STEPS * PANEL).enumerate() {
             let first = chunk * STEPS * storage.k_per_word();
@@ -125,8 +125,8 @@ fn pack_column(bytes: &[u8], dtype: DType, storage: Storage, words: &mut [u32]) 
     }
 }
 
-/// The nearest bfloat16, ties to even, as `bf16::from_f32` rounds; without a branch, so that loops
-/// over it become vector code.
+/// Rounds to the nearest bfloat16, ties to even, as `bf16::from_f32` does. Branch-free, so that
+/// loops over it vectorize.
 #[inline(always)]
 pub(crate) fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -134,18 +134,18 @@ pub(crate) fn bf16_bits(x: f32) -> u32 {
     if x.is_nan() { bits >> 16 | 0x40 } else { nearest }
 }
 
-/// The number stored in `bytes`.
+/// Decodes one element from `bytes`.
 pub(crate) fn element(bytes: &[u8], dtype: DType) -> f32 {
     match (dtype, bytes) {
         (DType::Bf16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
         (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
         (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-        _ => unreachable!("{} bytes are no {dtype:?}", bytes.len()),
+        _ => unreachable!("a {dtype:?} does not have {} bytes", bytes.len()),
     }
 }
 
-/// Packs `x`, at most [`k_block`] consecutive k of one row, for the tile: f32, f32 rounded to
-/// bfloat16 (`round`), or bfloat16 pairs. An odd k is followed by a zero.
+/// Packs `x`, at most [`k_block`] consecutive k of one row, as the product reads it: f32, f32
+/// rounded to bfloat16 (`round`), or bfloat16 pairs. An odd k is padded with a zero.
 #[inline(always)]
 pub(crate) fn pack_row<S: Simd, P: Product>(
     s: S,
@@ -159,13 +159,14 @@ pub(crate) fn pack_row<S: Simd, P: Product>(
     let mut at = 0;
     while at < x.len() {
         let values = s.load_some(&x[at..]);
-        // SAFETY: at most `k_block` elements rounded up to a vector.
+        // SAFETY: `at < x.len() ≤ k_block`, so `at + LANES` is at most `k_block` rounded up to a
+        // vector; `out` is a whole packed row.
         unsafe { store_packed::<S, P>(s, round, values, out, at) };
         at += lanes;
     }
 }
 
-/// Writes a vector of consecutive k, from `k` on, into a packed row.
+/// Writes a vector of consecutive k, starting at `k`, into a packed row.
 ///
 /// # Safety
 /// `out` holds [`ROW_STRIDE`] words and `k + S::LANES` is at most [`k_block`] rounded up to a
@@ -178,7 +179,8 @@ pub(crate) unsafe fn store_packed<S: Simd, P: Product>(
     out: *mut u32,
     k: usize,
 ) {
-    // SAFETY: the caller's promise; bfloat16 take half of a word.
+    // SAFETY: by the caller's contract the vector's elements are within the row, as f32 (one word
+    // each) or bfloat16 (half a word each).
     unsafe {
         if P::A_PAIRS {
             s.store_bf16(out.cast::<u16>().add(k), values);

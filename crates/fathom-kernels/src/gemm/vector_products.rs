@@ -1,5 +1,4 @@
-//! The ways two operands meet in vector registers, and which one a storage and a precision call
-//! for.
+//! The products in vector registers, and the choice among them by storage and precision.
 
 use fathom_backend::Precision;
 
@@ -8,10 +7,13 @@ use super::microkernel::register_tiles;
 use super::product::{Product, RegisterProduct, Tile};
 use crate::simd::{Kernel, Simd};
 
-/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the operand held in registers
-/// across the inner loop is the shorter one.
+/// Both loop orders of `acc[r][v] = fma(a[r], w[v], acc[r][v])`: the shorter operand is held in
+/// registers across the inner loop.
 macro_rules! outer_product {
-    ($rows:ident $vectors:ident, $acc:ident[$r:ident][$v:ident], $a:expr, $w:expr, $s:ident.$fma:ident) => {
+    (
+        $rows:ident $vectors:ident, $acc:ident[$r:ident][$v:ident],
+        $a:expr, $w:expr, $s:ident.$fma:ident
+    ) => {
         if $rows >= $vectors {
             let $v = 0;
             let mut w = [$w; $vectors];
@@ -40,7 +42,7 @@ macro_rules! outer_product {
     };
 }
 
-/// f32 by f32.
+/// f32 × f32.
 struct F32;
 
 impl Product for F32 {
@@ -49,7 +51,7 @@ impl Product for F32 {
     const A_PAIRS: bool = false;
 
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract is that of `register_tiles`.
         unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
     }
 }
@@ -63,7 +65,7 @@ impl RegisterProduct for F32 {
         a: *const u32,
         w: &[*const u32; VECTORS],
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `a` is readable for ROWS rows of A_WORDS words, each `w[v]` for LANES words.
         unsafe {
             let row = a.cast::<f32>();
             outer_product!(
@@ -76,7 +78,7 @@ impl RegisterProduct for F32 {
     }
 }
 
-/// f32 by bfloat16 pairs, widened in registers: exact products of what is stored.
+/// f32 × bfloat16 pairs, widened to f32 in registers: exact products of the stored values.
 struct Widened;
 
 impl Product for Widened {
@@ -85,7 +87,7 @@ impl Product for Widened {
     const A_PAIRS: bool = false;
 
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract is that of `register_tiles`.
         unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
     }
 }
@@ -99,7 +101,7 @@ impl RegisterProduct for Widened {
         a: *const u32,
         w: &[*const u32; VECTORS],
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `a` is readable for ROWS rows of A_WORDS words, each `w[v]` for LANES words.
         unsafe {
             let row = a.cast::<f32>();
             outer_product!(
@@ -118,7 +120,7 @@ impl RegisterProduct for Widened {
     }
 }
 
-/// bfloat16 pairs by bfloat16 pairs.
+/// bfloat16 pairs × bfloat16 pairs.
 struct Pairs;
 
 impl Product for Pairs {
@@ -127,7 +129,7 @@ impl Product for Pairs {
     const A_PAIRS: bool = true;
 
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's contract is that of `register_tiles`.
         unsafe { register_tiles::<S, Self>(s, rows, vectors, tile) }
     }
 }
@@ -141,7 +143,7 @@ impl RegisterProduct for Pairs {
         a: *const u32,
         w: &[*const u32; VECTORS],
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: `a` is readable for ROWS rows of one word, each `w[v]` for LANES words.
         unsafe {
             outer_product!(
                 ROWS VECTORS, acc[r][v],
@@ -153,14 +155,14 @@ impl RegisterProduct for Pairs {
     }
 }
 
-/// A computation written for any way A meets W.
+/// A kernel that is generic over the product.
 pub(crate) trait ProductKernel {
-    /// Must be `#[inline(always)]`. `round`: operands are rounded to bfloat16 although `P` takes
+    /// Must be `#[inline(always)]`. `round`: activations are rounded to bfloat16 although `P` reads
     /// f32.
     fn run<S: Simd, P: Product>(self, s: S, round: bool);
 }
 
-/// Runs a [`ProductKernel`] with the product that a storage and a precision call for.
+/// Runs a [`ProductKernel`] with the product for a storage and a precision.
 pub(crate) struct ForProduct<K> {
     pub(crate) storage: Storage,
     pub(crate) precision: Precision,
@@ -187,7 +189,7 @@ pub(crate) fn is_pairs(storage: Storage, precision: Precision) -> bool {
     (storage, precision) == (Storage::Bf16, Precision::Bf16)
 }
 
-/// The product [`ForProduct`] chooses, in words.
+/// A description of the product that [`ForProduct`] chooses.
 pub(crate) fn product_name(storage: Storage, precision: Precision, bf16_dot: bool) -> &'static str {
     match (storage, precision) {
         (Storage::F32, _) => "f32 fma",

@@ -1,8 +1,8 @@
-//! What becomes of a product's columns once a group of them is done, while they are in a cache.
+//! Epilogues: what is done with a group of panels of a product while its sums are still in a cache.
 //!
-//! A product adds up into its thread's scratch memory; the epilogue takes the sums from there to
-//! where they are wanted. Each is element by element what the separate operation does, hence the
-//! same bits.
+//! A product accumulates into its thread's scratch memory; the epilogue moves the sums to their
+//! destination. Each epilogue does element by element what the separate operation does, so it
+//! returns the same bits.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -14,34 +14,34 @@ use crate::memory::SharedMut;
 use crate::simd::Simd;
 use crate::simd::exp::silu;
 
-/// Elements between the rows of a product's scratch memory: a group of panels, and a cache line
-/// more, so that rows fall into different cache sets.
-pub(super) const SCRATCH_STRIDE: usize = GROUP * PANEL + 16;
-/// Panels whose sums stay in L2 while k runs.
-pub(super) const GROUP: usize = 8;
+/// Distance in elements between the rows of a product's scratch memory: a group of panels, plus a
+/// cache line so that rows map to different cache sets.
+pub(super) const SCRATCH_STRIDE: usize = GROUP_PANELS * PANEL + 16;
+/// Panels per group: their sums stay in L2 while k advances.
+pub(super) const GROUP_PANELS: usize = 8;
 
-/// Vectors of a gate that are activated together.
-const AT_ONCE: usize = 4;
+/// Vectors of the gate that are activated together, to overlap their latency.
+const UNROLL: usize = 4;
 
-/// Where a product's result goes.
+/// The destination of a product's result.
 #[derive(Clone, Copy)]
 pub(super) enum Epilogue<'a> {
     /// `out = x · Wᵀ + bias`
     Set(SharedMut),
     /// `out += x · Wᵀ + bias`
     Add(SharedMut),
-    /// `out = silu(gate) · (x · Wᵀ + bias)`, the gate's sums lying in scratch memory too.
+    /// `out = silu(gate) · (x · Wᵀ + bias)`, with the gate's sums in scratch memory too.
     Gate(SharedOperand),
-    /// The largest result of each row so far within the first `limit` columns.
+    /// The running argmax of each row over the first `limit` columns.
     Best {
         /// One per row.
         best: &'a Mutex<Vec<Best>>,
-        /// Columns that count.
+        /// Number of columns considered.
         limit: usize,
     },
 }
 
-/// A row's largest result and its column; the lowest column of several.
+/// A row's largest result and its column; ties go to the lowest column.
 #[derive(Clone, Copy)]
 pub(super) struct Best {
     value: f32,
@@ -49,10 +49,10 @@ pub(super) struct Best {
 }
 
 impl Best {
-    /// Nothing compares with it.
+    /// No result yet.
     pub(super) const NONE: Best = Best { value: f32::NEG_INFINITY, column: None };
 
-    /// A NaN is neither larger nor equal.
+    /// NaN never wins: it is neither larger nor equal.
     fn update(&mut self, value: f32, column: usize) {
         let lower = value == self.value && self.column.is_none_or(|best| column < best);
         if value > self.value || lower {
@@ -61,20 +61,20 @@ impl Best {
     }
 }
 
-/// Takes finished columns of some rows to where they are wanted.
-pub(super) struct Finish<'a> {
+/// Applies the epilogue to finished columns of some rows.
+pub(super) struct ApplyEpilogue<'a> {
     pub(super) epilogue: Epilogue<'a>,
     pub(super) rows: Range<usize>,
-    /// Panels, and how many columns the matrix has in all.
+    /// Finished panels, and the total number of columns of the matrix.
     pub(super) panels: Range<usize>,
     pub(super) columns: usize,
-    /// `[rows, SCRATCH_STRIDE]`
+    /// Sums, `[rows, SCRATCH_STRIDE]`.
     pub(super) sums: &'a [f32],
-    /// The same of the gate, where there is one.
+    /// The gate's sums, if there is a gate.
     pub(super) gate: &'a [f32],
 }
 
-impl ProductKernel for Finish<'_> {
+impl ProductKernel for ApplyEpilogue<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
         let columns = self.panels.start * PANEL..self.columns.min(self.panels.end * PANEL);
@@ -83,7 +83,8 @@ impl ProductKernel for Finish<'_> {
             Epilogue::Set(out) => {
                 for (row, sums) in rows {
                     let at = row * self.columns;
-                    // SAFETY: these columns are this thread's.
+                    // SAFETY: tasks have disjoint panels, so only this task accesses these columns
+                    // of `out` `[rows, columns]`.
                     let out = unsafe { out.slice(at + columns.start..at + columns.end) };
                     out.copy_from_slice(&sums[..columns.len()]);
                 }
@@ -104,10 +105,11 @@ impl ProductKernel for Finish<'_> {
                 for ((row, sums), gate) in rows {
                     let (sums, gate) = (&sums[..columns.len()], &gate[..columns.len()]);
                     let padded = self.panels.len() * PANEL;
-                    for first in (0..padded).step_by(AT_ONCE * S::LANES) {
-                        // Zeros beyond the last column, as packing writes them.
+                    for first in (0..padded).step_by(UNROLL * S::LANES) {
+                        // Columns beyond the last load zeros, so the operand is padded as packing
+                        // pads it.
                         let vectors = (first..).step_by(S::LANES).map(|i| i.min(columns.len()));
-                        let mut activated = [s.splat(0.0); AT_ONCE];
+                        let mut activated = [s.splat(0.0); UNROLL];
                         for (x, from) in activated.iter_mut().zip(vectors.clone()) {
                             *x = s.load_some(&gate[from..]);
                         }
@@ -117,8 +119,9 @@ impl ProductKernel for Finish<'_> {
                             let column = columns.start + i;
                             let (block, k) = (column / k_block::<P>(), column % k_block::<P>());
                             let gated = s.mul(x, s.load_some(&sums[from..]));
-                            // SAFETY: these columns are this thread's, and a block holds whole
-                            // vectors.
+                            // SAFETY: tasks have disjoint panels, so only this task accesses these
+                            // columns of the operand, which is sized for all rows and blocks; a
+                            // block holds whole vectors.
                             unsafe {
                                 store_packed::<S, P>(s, round, gated, out.block(row, block), k);
                             }
@@ -134,7 +137,8 @@ impl ProductKernel for Finish<'_> {
                     let sums = &sums[..columns.len()];
                     let mut most = s.splat(f32::NEG_INFINITY);
                     for sums in sums.chunks_exact(S::LANES) {
-                        // A NaN compares as neither larger nor smaller: `most` stays.
+                        // `Simd::max` returns its second argument if the first is NaN, so NaN is
+                        // skipped.
                         most = s.max(s.load_some(sums), most);
                     }
                     let rest = sums.chunks_exact(S::LANES).remainder();

@@ -1,4 +1,4 @@
-//! Weight matrices as products read them.
+//! Packed weight matrices.
 
 use fathom_backend::{Result, WeightView};
 
@@ -9,7 +9,7 @@ use crate::memory::{Aligned, Rows, SharedMut};
 /// A packed weight matrix `[out, in]` with an optional bias `[out]`.
 pub struct Linear {
     pub(super) weights: Panels,
-    /// Padded with zeros to whole panels.
+    /// Zero-padded to whole panels.
     pub(super) bias: Option<Aligned<f32>>,
 }
 
@@ -24,7 +24,7 @@ impl Linear {
         self.weights.k
     }
 
-    /// Bytes held, all of which a product reads.
+    /// Bytes of the packed weights and the bias, which is what a product reads.
     pub fn bytes(&self) -> usize {
         size_of_val(&*self.weights.words)
             + self.bias.as_ref().map_or(0, |bias| size_of_val(&**bias))
@@ -40,7 +40,8 @@ pub(crate) fn pack(cpu: &Cpu, weight: &WeightView<'_>, bias: Option<&[f32]>) -> 
     let panels = weights.panels();
     let words = SharedMut::new(&mut weights.words);
     cpu.split(panels, |panels| {
-        // SAFETY: threads have disjoint ranges of panels, `stride` words each.
+        // SAFETY: threads have disjoint ranges of panels, each of `stride` words, within
+        // `weights.words`.
         let part = unsafe { words.slice(panels.start * stride..panels.end * stride) };
         pack_weights(weight, storage, panels, part);
     });
@@ -57,7 +58,7 @@ pub(crate) fn embed(cpu: &Cpu, table: &Linear, ids: &[u32], out: &mut Rows) {
     let shared = out.shared();
     cpu.split_rows(ids.len(), ids.len() * hidden, |rows| {
         for row in rows {
-            // SAFETY: threads have disjoint rows.
+            // SAFETY: threads have disjoint rows of `out` `[ids.len(), hidden]` (asserted).
             let out = unsafe { shared.slice(row * hidden..(row + 1) * hidden) };
             table.weights.read_column(ids[row] as usize, out);
         }

@@ -1,4 +1,4 @@
-//! Matrix products of a forward pass, `x · Wᵀ + bias` and what is done with them at once.
+//! Matrix products of a forward pass, `x · Wᵀ + bias`, with fused epilogues.
 
 mod epilogue;
 mod matrix;

@@ -1,26 +1,25 @@
-//! The driver of matrix products, one for 1 row and for 4096.
+//! The driver of all matrix products, from 1 row to thousands.
 //!
-//! x is packed once ([`Operand`]); matrices that read the same x share one job. Threads take pieces
-//! of the panels. Blocking, outermost first:
-//! - **rows**, a few hundred at a time: one k block of them (`rows · 1 KiB`) stays in L2;
-//! - **groups of panels**: their sums (`rows · 1 KiB`) stay in L2 while k runs, and until the
-//!   epilogue has taken them to where they are wanted;
-//! - **k blocks** of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
-//!   32 KiB and stays in L1
-//! - while the **register tiles** of all row blocks go over it, asking meanwhile for the next slice
-//!   into L1 and for what is read of the rows after it into L2.
+//! x is packed once ([`Operand`]), and matrices that read the same x share one job. Threads take
+//! ranges of panels. The loops, outermost first, with BLIS's names of the block sizes:
+//! - **Rows**, a few hundred at a time (MC): their k block (`rows · 1 KiB`) stays in L2.
+//! - **Groups of panels** (NC): their sums (`rows · 1 KiB`) stay in L2 while k advances, and until
+//!   the epilogue has moved them to their destination.
+//! - **k blocks** (KC) of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
+//!   32 KiB and stays in L1.
+//! - **Register tiles** (MR × NR) of all rows pass over the slice. They prefetch the next slice of
+//!   weights into L1 and the next block of x into L2.
 //!
-//! What limits it: a product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and does
-//! `2 · r · k · n` operations, `r` for each byte. Up to `rate / bandwidth` rows (13 where a core
-//! reads 39 GB/s and does 0.51 TFLOP/s) it takes as long as reading the weights: with one tile of
-//! rows the loops degenerate to one stream through the weights, front to back, prefetched a fixed
-//! distance ahead. From there on it takes as long as the multiplications: weights come from memory
-//! once per few hundred rows and from L1 for all other tiles, and of the loads only the tile's own
-//! remain.
+//! **Performance limits.** A product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and
+//! performs `2 · r · k · n` operations: `r` operations per byte. Up to `rate / bandwidth` rows (13
+//! on a core that reads 39 GB/s and computes 0.51 TFLOP/s), the product is memory-bound. With one
+//! tile of rows the loops reduce to one sequential stream through the weights, prefetched a fixed
+//! distance ahead. With more rows it is compute-bound: weights come from memory once per few
+//! hundred rows and from L1 for all other tiles.
 
 use std::ops::Range;
 
-use super::epilogue::{Epilogue, Finish, GROUP, SCRATCH_STRIDE};
+use super::epilogue::{ApplyEpilogue, Epilogue, GROUP_PANELS, SCRATCH_STRIDE};
 use super::matrix::Linear;
 use super::operand::Operand;
 use crate::cpu::{Cpu, lock};
@@ -30,57 +29,65 @@ use crate::gemm::{
 use crate::memory::Aligned;
 use crate::simd::Simd;
 
-/// Row blocks that go over a panel's slice while it is in L1.
+/// Register tiles of rows that pass over a panel's slice while it is in L1.
 const ROW_BLOCKS: usize = 16;
-/// Up to so many rows, reading the weights takes a good part of the time, or all of it.
+/// Up to this many rows, reading the weights takes much or all of the time.
 const STREAMED_ROWS: usize = 32;
-/// How far ahead a single stream of weights is asked for: 8 KiB, 64 steps of k. That is memory's
-/// latency when a step takes 8 cycles, as with 8 rows, and a sixth of L1.
+/// Prefetch distance of a single stream of weights: 8 KiB, or 64 steps of k. It covers the memory
+/// latency when a step takes 8 cycles, as with 8 rows, and is a sixth of L1.
 const WORDS_AHEAD: usize = 64 * PANEL;
-/// Weights of a job that may still lie in a cache since they were last read, in bytes.
+/// Size in bytes up to which a job's weights may still be cached since they were last read.
 const CACHED: usize = 1 << 20;
 
-/// A matrix, or a gate and the matrix it gates, and where the result goes.
-pub(super) struct Part<'a> {
+/// One matrix product, or a gate and up pair of products, and its epilogue.
+pub(super) struct Gemm<'a> {
     pub(super) gate: Option<&'a Linear>,
     pub(super) w: &'a Linear,
     pub(super) epilogue: Epilogue<'a>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> Gemm<'a> {
     fn matrices(&self) -> impl Iterator<Item = &'a Linear> + use<'a> {
         self.gate.into_iter().chain([self.w])
     }
 }
 
-/// Panels of one of the matrices of a part, for which one piece of scratch memory is enough.
+/// A group of panels of one of the matrices of a [`Gemm`], at most [`GROUP_PANELS`].
 #[derive(Clone)]
-struct Run<'a> {
-    part: &'a Part<'a>,
+struct PanelGroup<'a> {
+    gemm: &'a Gemm<'a>,
     w: &'a Linear,
     is_gate: bool,
     panels: Range<usize>,
 }
 
-/// Everything of `parts`.
-pub(super) fn multiply(cpu: &Cpu, x: &Operand, parts: &[Part<'_>]) {
+/// Computes all `gemms` of the operand `x`.
+pub(super) fn multiply(cpu: &Cpu, x: &Operand, gemms: &[Gemm<'_>]) {
     let (rows, k) = (x.rows(), x.columns());
-    for w in parts.iter().flat_map(Part::matrices) {
+    for w in gemms.iter().flat_map(Gemm::matrices) {
         assert_eq!(w.in_features(), k, "linear input");
     }
-    let Some(first) = parts.first().filter(|_| rows > 0) else { return };
-    let bytes: usize = parts.iter().flat_map(Part::matrices).map(Linear::bytes).sum();
-    let mut blocking = Blocking { rows, bytes, row_block: 0, at_once: 0 };
+    let Some(first) = gemms.first().filter(|_| rows > 0) else { return };
+    let bytes: usize = gemms.iter().flat_map(Gemm::matrices).map(Linear::bytes).sum();
+    let mut blocking = Blocking { rows, bytes, row_block: 0, panels_per_call: 0 };
     run(cpu, first.w, &mut blocking);
 
-    let panels = parts.iter().map(|part| part.w.weights.panels()).sum();
-    let columns: usize = parts.iter().flat_map(Part::matrices).map(Linear::out_features).sum();
+    let panels = gemms.iter().map(|gemm| gemm.w.weights.panels()).sum();
+    let columns: usize = gemms.iter().flat_map(Gemm::matrices).map(Linear::out_features).sum();
     let pieces = Pieces::new(panels, cpu.threads(), rows <= STREAMED_ROWS);
     cpu.tasks(pieces.count(), rows * k * columns, |thread, piece| {
         let panels = pieces.piece(piece);
         let mut scratch = lock(&cpu.scratch.sums[thread]);
         for rows in even_parts(0..rows, blocking.row_block) {
-            multiply_piece(cpu, x, parts, rows, panels.clone(), blocking.at_once, &mut scratch);
+            multiply_piece(
+                cpu,
+                x,
+                gemms,
+                rows,
+                panels.clone(),
+                blocking.panels_per_call,
+                &mut scratch,
+            );
         }
     });
 }
@@ -90,14 +97,14 @@ fn run(cpu: &Cpu, w: &Linear, kernel: impl ProductKernel) {
     cpu.isa.run_product(ForProduct { storage, precision, kernel });
 }
 
-/// How many rows and panels to block.
+/// Chooses the block sizes, which depend on the product.
 struct Blocking {
-    /// Rows of the job, and bytes of its weights.
+    /// Inputs: rows of the job, and bytes of its weights.
     rows: usize,
     bytes: usize,
     row_block: usize,
-    /// Panels of a tile.
-    at_once: usize,
+    /// Panels per micro-kernel call.
+    panels_per_call: usize,
 }
 
 impl ProductKernel for &mut Blocking {
@@ -106,21 +113,23 @@ impl ProductKernel for &mut Blocking {
         let few = self.rows <= P::tile_rows::<S>();
         self.row_block = ROW_BLOCKS * P::tile_rows::<S>();
         let cached = few && self.bytes <= CACHED;
-        self.at_once = if cached { P::cached_panels::<S>(self.rows) } else { P::TILE_PANELS };
+        self.panels_per_call =
+            if cached { P::cached_panels::<S>(self.rows) } else { P::TILE_PANELS };
     }
 }
 
-/// How the panels of a job are cut into pieces.
+/// The division of a job's panels into tasks.
 ///
-/// Few rows: a long piece for each thread, one stream each, and the last eighth in short ones for
-/// whichever thread is free, so that one that came late or is held up does not decide when the job
-/// ends. Many rows: about groups, as many for each thread.
+/// Few rows: one long piece per thread, each one stream through memory. The last eighth of the
+/// panels is divided into short pieces for whichever thread is free, so that a late or delayed
+/// thread does not delay the whole job. Many rows: pieces of about one group, the same number per
+/// thread.
 struct Pieces {
     panels: usize,
     threads: usize,
-    /// Panels of a long piece, of which each thread has one.
+    /// Panels of a long piece; each thread has one.
     long: usize,
-    /// Short pieces, as even as can be.
+    /// Number of short pieces, divided evenly.
     short: usize,
 }
 
@@ -128,7 +137,7 @@ impl Pieces {
     fn new(panels: usize, threads: usize, streamed: bool) -> Pieces {
         let long = if streamed { panels * 7 / 8 / threads } else { 0 };
         let rest = panels - long * threads;
-        let each = if streamed { 8 } else { rest.div_ceil(threads * GROUP) };
+        let each = if streamed { 8 } else { rest.div_ceil(threads * GROUP_PANELS) };
         Pieces { panels, threads, long, short: rest.min(each * threads) }
     }
 
@@ -148,89 +157,94 @@ impl Pieces {
     }
 }
 
-/// Rows `rows` of panels `panels`, counted over all parts.
+/// Computes rows `rows` of panels `panels`, numbered across all gemms.
 fn multiply_piece(
     cpu: &Cpu,
     x: &Operand,
-    parts: &[Part<'_>],
+    gemms: &[Gemm<'_>],
     rows: Range<usize>,
     panels: Range<usize>,
-    at_once: usize,
+    panels_per_call: usize,
     scratch: &mut Aligned<f32>,
 ) {
     let size = rows.len() * SCRATCH_STRIDE;
     scratch.reserve(2 * size);
     let (sums, gate) = scratch.split_at_mut(size);
     let mut first = 0;
-    let in_parts = parts.iter().map(|part| {
-        let own = first..first + part.w.weights.panels();
+    let gemm_panels = gemms.iter().map(|gemm| {
+        let own = first..first + gemm.w.weights.panels();
         first = own.end;
         let start = panels.start.clamp(own.start, own.end) - own.start;
-        (part, start..panels.end.clamp(own.start, own.end) - own.start)
+        (gemm, start..panels.end.clamp(own.start, own.end) - own.start)
     });
-    let mut runs = in_parts
-        .flat_map(|(part, panels)| {
+    let mut groups = gemm_panels
+        .flat_map(|(gemm, panels)| {
             let end = panels.end;
-            panels.step_by(GROUP).flat_map(move |first| {
-                let panels = first..end.min(first + GROUP);
-                let of = move |w, is_gate| Run { part, w, is_gate, panels: panels.clone() };
-                part.gate.map(|gate| of.clone()(gate, true)).into_iter().chain([of(part.w, false)])
+            panels.step_by(GROUP_PANELS).flat_map(move |first| {
+                let panels = first..end.min(first + GROUP_PANELS);
+                let of = move |w, is_gate| PanelGroup { gemm, w, is_gate, panels: panels.clone() };
+                gemm.gate.map(|gate| of.clone()(gate, true)).into_iter().chain([of(gemm.w, false)])
             })
         })
         .peekable();
-    while let Some(Run { part, w, is_gate, panels }) = runs.next() {
-        let next = runs.peek().map(|next| next.w.weights.panel(next.panels.start));
-        let (rows, to) = (rows.clone(), if is_gate { &mut *gate } else { &mut *sums });
-        let (rows_again, panels_again) = (rows.clone(), panels.clone());
-        let accumulate =
-            Accumulate { w, x, rows: rows_again, panels: panels_again, at_once, sums: to, next };
+    while let Some(PanelGroup { gemm, w, is_gate, panels }) = groups.next() {
+        let next = groups.peek().map(|next| next.w.weights.panel(next.panels.start));
+        let accumulate = Accumulate {
+            w,
+            x,
+            rows: rows.clone(),
+            panels: panels.clone(),
+            panels_per_call,
+            sums: if is_gate { &mut *gate } else { &mut *sums },
+            next,
+        };
         run(cpu, w, accumulate);
         if !is_gate {
-            let (epilogue, columns) = (part.epilogue, w.out_features());
-            run(cpu, w, Finish { epilogue, rows, panels, columns, sums, gate });
+            let (epilogue, columns, rows) = (gemm.epilogue, w.out_features(), rows.clone());
+            run(cpu, w, ApplyEpilogue { epilogue, rows, panels, columns, sums, gate });
         }
     }
 }
 
-/// What the calls of a register tile prefetch for those that come after them, each its share.
-struct Ahead {
+/// A range of memory that several micro-kernel calls prefetch, each its share.
+struct Prefetch {
     first: *const u32,
-    /// Words of a call.
+    /// Words per call.
     share: usize,
     per_step: usize,
 }
 
-impl Ahead {
-    /// `words` from `first` on, shared by `calls` calls of `steps` steps.
-    fn new(first: *const u32, words: usize, calls: usize, steps: usize) -> Ahead {
+impl Prefetch {
+    /// `words` words from `first` on, shared by `calls` calls of `steps` steps each.
+    fn new(first: *const u32, words: usize, calls: usize, steps: usize) -> Prefetch {
         let share = words.div_ceil(calls);
-        Ahead { first, share, per_step: share.div_ceil(steps.max(1)) }
+        Prefetch { first, share, per_step: share.div_ceil(steps.max(1)) }
     }
 
-    /// Where call `i` begins, and how far it moves on each step.
+    /// The start of call `i`'s share, and its advance per step in words.
     fn share(&self, i: usize) -> (*const u32, usize) {
         (self.first.wrapping_add(i * self.share), self.per_step)
     }
 }
 
-/// Sums over all k of a group of panels, for some rows.
+/// Accumulates a group of panels over all k, for some rows.
 struct Accumulate<'a> {
     w: &'a Linear,
     x: &'a Operand,
     rows: Range<usize>,
     panels: Range<usize>,
-    /// Panels of a tile.
-    at_once: usize,
+    /// Panels per micro-kernel call.
+    panels_per_call: usize,
     /// `[rows, SCRATCH_STRIDE]`
     sums: &'a mut [f32],
-    /// What will be multiplied after this.
+    /// The weights that are read after this group.
     next: Option<*const u32>,
 }
 
 impl ProductKernel for Accumulate<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, _: bool) {
-        let Accumulate { w, x, rows, panels, at_once, sums, next } = self;
+        let Accumulate { w, x, rows, panels, panels_per_call, sums, next } = self;
         let weights = &w.weights;
         let (k, stride) = (weights.k, weights.stride());
         let slice = |panel: usize, step: usize| {
@@ -238,10 +252,10 @@ impl ProductKernel for Accumulate<'_> {
         };
         let k_slice = P::k_slice::<S>(rows.len());
         let tiles_of_rows = rows.len().div_ceil(P::tile_rows::<S>());
-        // One tile of rows takes panel after panel, as they lie in memory; several share a slice of
-        // k.
-        let together = if tiles_of_rows == 1 { at_once } else { panels.len().max(1) };
-        let one_stream = tiles_of_rows == 1 && at_once == 1;
+        // A single tile of rows traverses panel after panel in memory order. Several tiles share a
+        // slice of k.
+        let together = if tiles_of_rows == 1 { panels_per_call } else { panels.len().max(1) };
+        let one_stream = tiles_of_rows == 1 && panels_per_call == 1;
         let slices = panels.clone().step_by(together).flat_map(|first| {
             let together = first..panels.end.min(first + together);
             (0..k.max(1)).step_by(k_slice).map(move |k_start| (together.clone(), k_start))
@@ -252,20 +266,20 @@ impl ProductKernel for Accumulate<'_> {
                 (k_start / k_block::<P>(), k_start % k_block::<P>() / P::K * P::A_WORDS);
             let first_step = k_start / P::K;
             let steps = (k_end - k_start).div_ceil(P::K);
-            // What is read of x after this slice: these rows' next block of k, or their first one
-            // again, or that of the rows that come next.
+            // The part of x read after this slice: the next block of k of these rows, or their
+            // first block for the next group, or the first block of the next rows.
             let (next_block, next_row) = if k_end < k {
                 (k_end / k_block::<P>(), rows.start)
             } else {
                 (0, if next.is_some() { rows.start } else { rows.end % x.rows() })
             };
             let next_a = x.words().wrapping_add((next_block * x.rows() + next_row) * ROW_STRIDE);
-            let calls = together.len().div_ceil(at_once) * tiles_of_rows;
-            let ahead_in_a = Ahead::new(next_a, rows.len() * ROW_STRIDE, calls, steps);
-            for (call, panel) in together.clone().step_by(at_once).enumerate() {
-                let count = at_once.min(together.end - panel);
-                // The next slice of weights: of panels at hand, their next slice of k, the next
-                // panels, what comes after.
+            let calls = together.len().div_ceil(panels_per_call) * tiles_of_rows;
+            let prefetch_x = Prefetch::new(next_a, rows.len() * ROW_STRIDE, calls, steps);
+            for (call, panel) in together.clone().step_by(panels_per_call).enumerate() {
+                let count = panels_per_call.min(together.end - panel);
+                // The weights read after this call: the next panel's slice, the next slice of k,
+                // the next panels, or the next group.
                 let next = if panel + count < together.end {
                     slice(panel + count, first_step)
                 } else if k_end < k {
@@ -279,12 +293,14 @@ impl ProductKernel for Accumulate<'_> {
                     Some(bias) if k_end == k => bias[panel * PANEL..].as_ptr(),
                     _ => std::ptr::null(),
                 };
-                let ahead = Ahead::new(next, steps * PANEL, tiles_of_rows, steps);
+                let prefetch_w = Prefetch::new(next, steps * PANEL, tiles_of_rows, steps);
                 let column = (panel - panels.start) * PANEL;
                 for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
                     let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
-                    // SAFETY: rows and k are within what was packed, panels within the weights; a
-                    // group is at most `SCRATCH_STRIDE` columns wide.
+                    // SAFETY: `rows` and k are within the packed operand and `panels` within the
+                    // packed weights. `c`, borrowed mutably, reaches all rows, SCRATCH_STRIDE
+                    // floats apart, and each of these rows up to the end of its group of panels.
+                    // The bias is padded to whole panels.
                     unsafe {
                         let a = x.words().add((block * x.rows() + tile_rows.start) * ROW_STRIDE);
                         let tile = Tile {
@@ -299,9 +315,9 @@ impl ProductKernel for Accumulate<'_> {
                             prefetch: if one_stream {
                                 (slice(panel, first_step).wrapping_add(WORDS_AHEAD), PANEL)
                             } else {
-                                ahead.share(i)
+                                prefetch_w.share(i)
                             },
-                            prefetch_a: ahead_in_a.share(call * tiles_of_rows + i),
+                            prefetch_a: prefetch_x.share(call * tiles_of_rows + i),
                         };
                         P::tiles(s, tile_rows.len(), count * PANEL / S::LANES, tile);
                     }

@@ -1,9 +1,8 @@
-//! Activations as the register tile reads them: the left-hand side of a matrix product.
+//! Packed activations: the left-hand operand of matrix products.
 //!
-//! `[k blocks][rows][ROW_STRIDE words]`, a block of a row being [`ROW_WORDS`] words of f32 or of
-//! bfloat16 pairs. An operand is packed once and read by every product that takes it; the
-//! operations that make one (norm, gated activation) write it directly, so that its f32 form never
-//! reaches memory.
+//! The layout is `[k blocks][rows][ROW_STRIDE words]`; a block of a row is [`ROW_WORDS`] words of
+//! f32 or of bfloat16 pairs. An operand is packed once and read by all its products. Operations
+//! that produce one (norm, gated activation) write it directly, so its f32 form is never stored.
 
 use std::ops::Range;
 
@@ -16,7 +15,7 @@ use crate::gemm::{
 use crate::memory::{ACTIVATIONS, Aligned, Rows, SharedMut};
 use crate::simd::Simd;
 
-/// A matrix of activations `[rows, columns]` in the operands' precision, laid out for products.
+/// Activations `[rows, columns]`, packed in the operand precision.
 #[derive(Default)]
 pub struct Operand {
     words: Aligned<u32>,
@@ -37,21 +36,21 @@ impl Operand {
         self.words.as_ptr()
     }
 
-    /// Another shape; contents become unspecified.
+    /// Changes the shape; contents become unspecified.
     pub(crate) fn resize(&mut self, rows: usize, columns: usize) -> Result<()> {
-        // `ROW_WORDS` k a block are the fewest there are.
+        // A block holds at least `ROW_WORDS` k with every product, so this is enough.
         self.words.try_reserve(columns.div_ceil(ROW_WORDS) * rows * ROW_STRIDE, ACTIVATIONS)?;
         (self.rows, self.columns) = (rows, columns);
         Ok(())
     }
 
-    /// The same operand for several threads to write disjoint parts of.
+    /// A handle through which several threads write disjoint parts.
     pub(crate) fn shared(&mut self) -> SharedOperand {
         SharedOperand { words: SharedMut::new(&mut self.words), rows: self.rows }
     }
 }
 
-/// An operand several threads write, each its own rows or columns.
+/// An operand that several threads write, each its own rows or columns.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedOperand {
     words: SharedMut<u32>,
@@ -59,17 +58,17 @@ pub(crate) struct SharedOperand {
 }
 
 impl SharedOperand {
-    /// The block of row `row` that k `block · k_block..` falls into.
+    /// Pointer to block `block` of row `row`: k from `block · k_block` on.
     ///
     /// # Safety
-    /// Row and block lie within the operand.
+    /// `row` and `block` are within the operand.
     pub(crate) unsafe fn block(self, row: usize, block: usize) -> *mut u32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the caller's contract the offset is within `words`.
         unsafe { self.words.pointer().add((block * self.rows + row) * ROW_STRIDE) }
     }
 }
 
-/// Runs a kernel that packs operands, the way `cpu`'s products read them.
+/// Runs a kernel that packs operands with the product that `cpu`'s matrix products use.
 pub(crate) fn run(cpu: &Cpu, kernel: impl ProductKernel) {
     let (storage, precision) = (Storage::of_cache(cpu.precision), cpu.precision);
     cpu.isa.run_product(ForProduct { storage, precision, kernel });
@@ -82,7 +81,7 @@ pub(crate) fn pack(cpu: &Cpu, x: &Rows, out: &mut Operand) -> Result<()> {
     Ok(())
 }
 
-/// Packs some rows of x.
+/// Packs rows `rows` of x.
 struct Pack<'a> {
     x: &'a Rows,
     rows: Range<usize>,
@@ -94,7 +93,8 @@ impl ProductKernel for Pack<'_> {
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
         for row in self.rows {
             for (block, values) in self.x.row(row).chunks(k_block::<P>()).enumerate() {
-                // SAFETY: threads have disjoint rows; `pack` made room for all blocks.
+                // SAFETY: threads have disjoint rows, `pack` has resized the operand for all rows
+                // and blocks, and a block is ROW_STRIDE words.
                 let out = unsafe { &mut *self.out.block(row, block).cast() };
                 pack_row::<S, P>(s, round, values, out);
             }

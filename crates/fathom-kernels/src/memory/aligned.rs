@@ -1,4 +1,4 @@
-//! Heap memory on cache-line boundaries.
+//! Cache-line-aligned heap memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
@@ -7,42 +7,41 @@ use std::ptr::NonNull;
 use bytemuck::Pod;
 use fathom_backend::{BackendError, Result};
 
-/// A fixed-length array that starts zeroed and on a 64-byte boundary, so that no vector load of a
-/// packed panel straddles two cache lines.
+/// A zero-initialized array of fixed length on a 64-byte boundary, so that no vector load of a
+/// packed panel crosses a cache line.
 pub(crate) struct Aligned<T: Pod> {
-    /// What the allocator gave, as `layout` asked: some bytes more than `len` elements take.
+    /// The allocation, of `layout`: somewhat larger than `len` elements.
     allocation: NonNull<u8>,
     layout: Layout,
-    /// The first boundary within.
+    /// The first aligned address in the allocation.
     data: NonNull<T>,
     len: usize,
 }
 
-// SAFETY: it owns plain numbers, as `Vec<T>` does.
+// SAFETY: it owns its elements exclusively, like `Vec<T>`.
 unsafe impl<T: Pod + Send> Send for Aligned<T> {}
 // SAFETY: as above.
 unsafe impl<T: Pod + Sync> Sync for Aligned<T> {}
 
 const CACHE_LINE: usize = 64;
-/// Memory is asked for in huge pages where it fills them: fewer TLB misses while weights stream
-/// through.
+/// Allocations use huge pages where they fill them: fewer TLB misses while weights are streamed.
 const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
-    /// For memory whose size no input decides.
+    /// Allocates memory whose size does not depend on input; aborts if there is none.
     pub(crate) fn zeroed(len: usize) -> Aligned<T> {
         Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE)
             .unwrap_or_else(|layout| handle_alloc_error(layout))
     }
 
     /// # Errors
-    /// No room for it; `what` it is for is said.
+    /// Out of memory, with `what` the allocation was for.
     pub(crate) fn try_zeroed(len: usize, what: &'static str) -> Result<Aligned<T>> {
         Self::or_out_of_memory(Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE), what)
     }
 
-    /// For what is read from end to end again and again: the last page is huge too if it is nearly
-    /// full, though it then takes all of its memory.
+    /// For memory that is read sequentially again and again: the last page is huge too if it is at
+    /// least three quarters full, although it then occupies a whole huge page.
     ///
     /// # Errors
     /// As [`Aligned::try_zeroed`].
@@ -66,30 +65,32 @@ impl<T: Pod> Aligned<T> {
         len.saturating_mul(size_of::<T>())
     }
 
-    /// `len` elements, the first of their bytes in so many huge pages; or the layout there is no
-    /// room for.
+    /// Allocates `len` elements, with `huge_pages` huge pages from the start. On failure returns
+    /// the layout.
     fn allocate(len: usize, huge_pages: usize) -> Result<Aligned<T>, Layout> {
         let huge = huge_pages.saturating_mul(HUGE_PAGE);
         let boundary = if huge > 0 { HUGE_PAGE } else { CACHE_LINE };
         let size = Self::bytes(len).max(huge).saturating_add(boundary);
         let layout = Layout::from_size_align(size, align_of::<T>());
-        let layout = layout.unwrap_or_else(|_| panic!("{len} elements: too many"));
+        let layout = layout
+            .unwrap_or_else(|_| panic!("an array of {len} elements overflows the address space"));
         if len == 0 {
             let (allocation, data) = (NonNull::dangling(), NonNull::dangling());
             return Ok(Aligned { allocation, layout, data, len });
         }
-        // Aligned by hand: an allocator asked for zeros *and* a large alignment clears the memory
-        // itself, where it could have taken untouched pages from the system.
-        // SAFETY: the layout is not empty: it has room for a boundary.
+        // Aligned manually: asked for zeros with a large alignment, an allocator clears the memory
+        // itself instead of taking zeroed pages from the system.
+        // SAFETY: the layout's size is at least `boundary`, so it is not zero.
         let pointer = unsafe { alloc_zeroed(layout) };
         let Some(allocation) = NonNull::new(pointer) else { return Err(layout) };
         let offset = pointer.addr().next_multiple_of(boundary) - pointer.addr();
-        // SAFETY: the layout has room for less than `boundary` bytes before `len` elements.
+        // SAFETY: `offset < boundary`, and the layout has `boundary` bytes more than the elements
+        // need.
         let data = unsafe { allocation.add(offset).cast::<T>() };
         #[cfg(target_os = "linux")]
         if huge > 0 {
-            // SAFETY: the range lies in the allocation and starts on a page. The call is advice:
-            // failure changes nothing but speed.
+            // SAFETY: the range is within the allocation and starts on a page boundary.
+            // MADV_HUGEPAGE is only advice: it changes no contents, and failure affects only speed.
             unsafe { libc::madvise(data.as_ptr().cast(), huge, libc::MADV_HUGEPAGE) };
         }
         Ok(Aligned { allocation, layout, data, len })
@@ -107,7 +108,7 @@ impl<T: Pod> Aligned<T> {
         copy
     }
 
-    /// At least `len` elements; contents are kept only if it was long enough already.
+    /// Grows to at least `len` elements. If it grows, the contents become zero.
     pub(crate) fn reserve(&mut self, len: usize) {
         if self.len < len {
             *self = Aligned::zeroed(len);
@@ -135,7 +136,7 @@ impl<T: Pod> Default for Aligned<T> {
 impl<T: Pod> Drop for Aligned<T> {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: allocated with this very layout.
+            // SAFETY: `len > 0`, so `allocation` was allocated with exactly this layout.
             unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
         }
     }
@@ -151,7 +152,7 @@ impl<T: Pod> Deref for Aligned<T> {
 
 impl<T: Pod> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: as in `deref`, and `&mut self` makes it the only reference.
+        // SAFETY: as in `deref`; `&mut self` guarantees that there is no other reference.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
     }
 }

@@ -1,4 +1,4 @@
-//! Host memory: arrays on cache-line boundaries, and the matrices and vectors made of them.
+//! Host memory: cache-line-aligned arrays, and matrices and vectors made of them.
 
 mod aligned;
 mod rows;

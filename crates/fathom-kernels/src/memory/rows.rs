@@ -6,7 +6,7 @@ use fathom_backend::Result;
 
 use super::aligned::Aligned;
 
-/// What memory is for, in messages.
+/// What memory is for, in error messages.
 pub(crate) const ACTIVATIONS: &str = "activations";
 
 /// A matrix of f32 activations `[rows, columns]`, row-major.
@@ -57,7 +57,7 @@ impl Rows {
         self.as_mut_slice().chunks_exact_mut(columns)
     }
 
-    /// The same matrix for several threads to write disjoint parts of.
+    /// A handle through which several threads write disjoint parts.
     pub(crate) fn shared(&mut self) -> SharedMut {
         SharedMut(self.as_mut_slice().as_mut_ptr())
     }
@@ -79,11 +79,12 @@ impl Deref for Vector {
     }
 }
 
-/// A pointer several threads write through, each to its own elements.
+/// A pointer through which several threads write, each to its own elements.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMut<T = f32>(*mut T);
 
-// SAFETY: it only carries the address; whoever writes through it says why that part is theirs.
+// SAFETY: it only carries an address. Every access through it is unsafe and must establish that no
+// other thread accesses the same elements.
 unsafe impl<T> Send for SharedMut<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for SharedMut<T> {}
@@ -98,9 +99,9 @@ impl<T> SharedMut<T> {
     }
 
     /// # Safety
-    /// The range lies within the matrix and no other thread touches it while the slice lives.
+    /// The range is within the allocation, and no other thread accesses it while the slice is live.
     pub(crate) unsafe fn slice<'a>(self, range: Range<usize>) -> &'a mut [T] {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the caller's contract the range is valid and exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 }

@@ -1,9 +1,9 @@
-//! What happens element by element, and the argmax.
+//! Element-wise operations and argmax.
 //!
-//! Limited by memory, 8 or 12 bytes an element for some ten instructions, as long as rows lie in
-//! memory at all. A pass that nobody watches does these in the products' epilogues instead, where
-//! the operands are in L2; the operations here are for what is watched, and what the epilogues are
-//! tested against.
+//! Memory-bound if rows come from memory: 8 or 12 bytes per element for about ten instructions. A
+//! pass without probes does these operations in the products' epilogues instead, where the operands
+//! are in L2. The operations here serve passes with probes, and the epilogues are tested against
+//! them.
 
 use crate::cpu::Cpu;
 use crate::memory::{Rows, SharedMut};
@@ -23,7 +23,7 @@ pub(crate) fn add_assign(cpu: &Cpu, x: &mut Rows, y: &Rows) {
     assert_eq!((y.rows(), y.columns()), (rows, columns), "shapes of a sum");
     let x = x.shared();
     cpu.split_rows(rows, rows * columns, |rows| {
-        // SAFETY: threads have disjoint rows.
+        // SAFETY: threads have disjoint rows of `x`.
         let x = unsafe { x.slice(rows.start * columns..rows.end * columns) };
         for (x, y) in x.iter_mut().zip(y.slice(rows)) {
             *x += y;
@@ -38,7 +38,7 @@ pub(crate) fn argmax(cpu: &Cpu, x: &Rows, limit: usize) -> Vec<u32> {
     cpu.split_rows(x.rows(), x.rows() * limit, |rows| {
         for row in rows {
             let index = cpu.isa.run(Argmax { x: &x.row(row)[..limit] });
-            // SAFETY: threads have disjoint rows.
+            // SAFETY: threads have disjoint rows, and `best` has one element per row.
             unsafe { *shared.pointer().add(row) = index as u32 };
         }
     });
@@ -57,7 +57,7 @@ fn elementwise(cpu: &Cpu, x: &Rows, y: &Rows, out: &mut Rows, op: Op) {
     assert_eq!((out.rows(), out.columns()), (rows, columns), "shape of the output");
     let out = out.shared();
     cpu.split_rows(rows, rows * columns, |rows| {
-        // SAFETY: threads have disjoint rows.
+        // SAFETY: threads have disjoint rows of `out`, which has the shape of `x` (asserted).
         let out = unsafe { out.slice(rows.start * columns..rows.end * columns) };
         cpu.isa.run(Elementwise { x: x.slice(rows.clone()), y: y.slice(rows), out, op });
     });
@@ -86,7 +86,7 @@ impl Kernel for Elementwise<'_> {
     }
 }
 
-/// Index of the first largest element; 0 if there is none that compares (all NaN).
+/// Index of the first largest element; 0 if all are NaN.
 struct Argmax<'a> {
     x: &'a [f32],
 }
@@ -99,7 +99,7 @@ impl Kernel for Argmax<'_> {
         let vectors = self.x.chunks_exact(S::LANES);
         let rest = vectors.remainder();
         for x in vectors {
-            // A NaN compares as neither larger nor smaller: `best` stays.
+            // `Simd::max` returns its second argument if the first is NaN, so NaN is skipped.
             best = s.max(s.load_some(x), best);
         }
         let best = rest.iter().fold(s.max_lane(best), |best, &x| if x > best { x } else { best });

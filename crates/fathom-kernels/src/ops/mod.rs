@@ -1,4 +1,4 @@
-//! Operations on rows of activations: norms, rotary embedding, activations, what probes need.
+//! Operations on rows of activations: norms, rotary embedding, activations, and what probes use.
 
 pub(crate) mod activation;
 pub(crate) mod norm;

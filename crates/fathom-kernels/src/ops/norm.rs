@@ -1,8 +1,8 @@
 //! Root-mean-square norm (Zhang & Sennrich 2019, arXiv:1910.07467), in f32.
 //!
-//! A row is read twice, the second time from L1 (3.5 KiB at 896 columns). Where a product follows,
-//! the norm writes that product's operand, 2 bytes an element in bfloat16, instead of 4 bytes that
-//! would be read again to be packed: 6 bytes an element move instead of 14.
+//! A row is read twice, the second time from L1 (3.5 KiB at 896 columns). If a product follows, the
+//! norm writes the product's operand directly: 2 bytes per element in bfloat16, instead of writing
+//! 4 bytes and reading them again for packing. That moves 6 bytes per element instead of 14.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub(crate) fn rms_norm(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut
     let out = out.shared();
     cpu.split_rows(x.rows(), x.as_slice().len(), |rows| {
         for row in rows {
-            // SAFETY: threads have disjoint rows.
+            // SAFETY: threads have disjoint rows of `out`, which has the shape of `x` (asserted).
             let out = unsafe { out.slice(row * columns..(row + 1) * columns) };
             out.copy_from_slice(x.row(row));
             cpu.isa.run(RmsNorm { x: out, weight, eps });
@@ -29,7 +29,7 @@ pub(crate) fn rms_norm(cpu: &Cpu, x: &Rows, weight: &Vector, eps: f32, out: &mut
     });
 }
 
-/// The norm as a product's operand: the bits of [`rms_norm`], packed.
+/// RMS norm written as a product's operand: the bits of [`rms_norm`], packed.
 pub(crate) fn rms_norm_operand(
     cpu: &Cpu,
     x: &Rows,
@@ -52,7 +52,7 @@ pub(crate) fn head_norm(cpu: &Cpu, x: &mut Rows, weight: &Vector, eps: f32) {
     let (rows, work) = (x.rows(), x.as_slice().len());
     let x = x.shared();
     cpu.split_rows(rows, work, |rows| {
-        // SAFETY: threads have disjoint rows.
+        // SAFETY: threads have disjoint rows of `x`.
         let x = unsafe { x.slice(rows.start * columns..rows.end * columns) };
         for head in x.chunks_exact_mut(head_dim) {
             cpu.isa.run(RmsNorm { x: head, weight, eps });
@@ -80,7 +80,7 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
-/// The same for some rows of x, packed into an operand.
+/// RMS norm of rows `rows` of x, packed into an operand.
 struct NormAndPack<'a> {
     x: &'a Rows,
     rows: Range<usize>,
@@ -93,7 +93,7 @@ impl ProductKernel for NormAndPack<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
         let NormAndPack { x, rows, weight, eps, out } = self;
-        let mut block_values = [0.0; 2 * ROW_WORDS]; // the longest k block there is
+        let mut block_values = [0.0; 2 * ROW_WORDS]; // the longest k block of any product
         for row in rows {
             let x = x.row(row);
             let scale = inverse_rms(s, x, eps);
@@ -104,7 +104,8 @@ impl ProductKernel for NormAndPack<'_> {
                 for (out, (x, w)) in values.chunks_mut(S::LANES).zip(vectors) {
                     s.store_some(out, normed(s, x, scale, w));
                 }
-                // SAFETY: threads have disjoint rows; `rms_norm_operand` made room for all blocks.
+                // SAFETY: threads have disjoint rows, `rms_norm_operand` has resized the operand
+                // for all rows and blocks, and a block is ROW_STRIDE words.
                 let out = unsafe { &mut *out.block(row, block).cast() };
                 pack_row::<S, P>(s, round, values, out);
             }
@@ -124,7 +125,7 @@ fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> S::F32 {
     s.splat(1.0 / (mean + eps).sqrt())
 }
 
-/// A vector of x, normalised first and weighted then, as HuggingFace does.
+/// Normalizes a vector of x, then multiplies by the weight: the order of HuggingFace.
 #[inline(always)]
 fn normed<S: Simd>(s: S, x: &[f32], scale: S::F32, weight: &[f32]) -> S::F32 {
     s.mul(s.mul(s.load_some(x), scale), s.load_some(weight))

@@ -1,8 +1,8 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in HuggingFace's rotate-half
 //! pairing.
 //!
-//! Six operations a pair against 16 bytes read and 8 written: where rows come from memory, memory
-//! is the limit; a batch's rows have just been written and mostly lie in L2. So work is cut by
+//! Six operations per pair against 16 bytes read and 8 written: memory-bound if rows come from
+//! memory, but a batch's rows have just been written and are mostly in L2. So work is divided by
 //! rows, and no table is larger than the batch.
 
 use fathom_backend::Rotary;
@@ -38,7 +38,7 @@ pub(crate) fn rotate(cpu: &Cpu, x: &mut Rows, table: &Table, head_dim: usize) {
     let x = x.shared();
     cpu.split_rows(rows, work, |rows| {
         for row in rows {
-            // SAFETY: threads have disjoint rows.
+            // SAFETY: threads have disjoint rows of `x`.
             let x = unsafe { x.slice(row * columns..(row + 1) * columns) };
             let angles = row * half..(row + 1) * half;
             let (cos, sin) = (&table.cos[angles.clone()], &table.sin[angles]);

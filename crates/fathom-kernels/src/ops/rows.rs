@@ -1,7 +1,7 @@
-//! What probes and edits need of rows: norms, dot products, copies, changes.
+//! Row operations of probes and edits: norms, dot products, copies, edits.
 //!
-//! Norms and dot products are those of [`fathom_vector`], so that what is computed here has the
-//! bits of what an analysis computes from rows it has read.
+//! Norms and dot products are those of [`fathom_vector`], so that their bits equal those of an
+//! analysis of rows that were read back.
 
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ pub(crate) fn dots(
     each(cpu, x, rows, out, at, |row| dot(row, y));
 }
 
-/// Fills a piece of a row of `out` with a number for each row.
+/// Writes one number per row of `x` to consecutive elements of a row of `out`.
 fn each(
     cpu: &Cpu,
     x: &Rows,
@@ -42,7 +42,7 @@ fn each(
     assert!(first + rows.len() <= out.as_slice().len(), "row {} of the numbers", at.0);
     let out = out.shared();
     cpu.split_rows(rows.len(), rows.len() * x.columns(), |part| {
-        // SAFETY: threads have disjoint parts, which lie within `out` as asserted.
+        // SAFETY: threads have disjoint parts, which are within `out` (asserted above).
         let out = unsafe { out.slice(first + part.start..first + part.end) };
         for (out, row) in out.iter_mut().zip(part) {
             *out = number(x.row(rows.start + row));
@@ -58,7 +58,7 @@ pub(crate) fn copy(x: &Rows, rows: Range<usize>, out: &mut Rows, first: usize) {
     out.as_mut_slice()[to].copy_from_slice(x.slice(rows));
 }
 
-/// Changes rows, one edit after the other.
+/// Applies edits in order.
 pub(crate) fn edit(x: &mut Rows, edits: &[RowEdit<'_>]) {
     let width = x.columns();
     for RowEdit { row, columns, change } in edits {

@@ -1,33 +1,34 @@
 //! AVX2 with fused multiply-add: 8 lanes, 16 registers.
 //!
-//! The register tile is 6 rows × 2 vectors: 12 accumulators, 2 vectors of weights, 1 broadcast, 1
-//! mask. 12 independent chains cover the 8 that two fma units of latency 4 need.
+//! The register tile is 6 × 16 (MR × NR): 6 rows × 2 vectors use 12 accumulators, 2 vectors of
+//! weights, 1 broadcast and 1 mask. The 12 independent accumulators cover the 8 needed by two FMA
+//! units of latency 4.
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
 use crate::gemm::product::{RegisterProduct, Tile};
 
-/// The proof that this machine has `avx2` and `fma`.
+/// A proof that this CPU has `avx2` and `fma`.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The machine has `avx2` and `fma`.
+    /// This CPU has `avx2` and `fma`.
     pub(crate) unsafe fn new() -> Avx2 {
         Avx2(())
     }
 
     #[inline(always)]
     fn round_bits(self, x: __m256) -> __m256i {
-        // SAFETY: `self` proves the features.
+        // SAFETY: a value of `Avx2` proves that the CPU has AVX2.
         unsafe {
             let bits = _mm256_castps_si256(x);
             let lsb = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let bias = _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff));
             let rounded = _mm256_add_epi32(bits, bias);
-            // A NaN keeps its sign and becomes quiet, whatever its payload.
+            // A NaN keeps its sign and becomes quiet.
             let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
             let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
             let kept = _mm256_blendv_epi8(rounded, quiet, nan);
@@ -36,8 +37,8 @@ impl Avx2 {
     }
 }
 
-// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as
-// the trait's documentation demands.
+// SAFETY of every block below: a value of `Avx2` proves that the CPU has AVX2 and FMA. Pointers are
+// valid for LANES elements by the contracts of the trait's functions; prefetch accepts any address.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;
@@ -140,7 +141,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
-        // 2x · 2^(n-1), as 2^128 is no f32; n - 1 = -127 has the bits of 0.
+        // 2x · 2^(n-1), because 2^128 is not an f32; n - 1 = -127 yields the bits of 0.
         unsafe {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(126));
             let biased = _mm256_max_epi32(biased, _mm256_setzero_si256());

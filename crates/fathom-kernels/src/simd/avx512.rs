@@ -1,35 +1,36 @@
 //! AVX-512: 16 lanes, 32 registers; with `BF16`, also `vdpbf16ps`.
 //!
-//! The register tile is 14 rows × 2 vectors (one panel): 28 accumulators, 2 vectors of weights, 1
-//! broadcast. Per step of k that is 28 fma for 16 loads, so the fma units are the limit, not the
-//! load ports. With few rows and operands that lie in a cache the tile takes 4 panels (1–3 rows) or
-//! 2 (4–6): at least 8 chains in flight. Weights from memory are too slow for that to matter.
+//! The register tile is 14 × 32 (MR × NR): 14 rows × 2 vectors (one panel) use 28 accumulators, 2
+//! vectors of weights and 1 broadcast. Per step of k that is 28 FMAs for 16 loads, so the FMA units
+//! are the limit, not the load ports. With few rows and cached operands the tile spans 4 panels
+//! (1–3 rows) or 2 (4–6 rows), which gives at least 8 independent accumulators. With weights from
+//! memory that does not matter, because memory is slower.
 
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd, tile_table};
 use crate::gemm::product::{RegisterProduct, Tile};
 
-/// The proof that this machine has `avx512f`, `bw`, `dq`, `vl`, and with `BF16` also `avx512bf16`.
+/// A proof that this CPU has `avx512f`, `bw`, `dq` and `vl`, and with `BF16` also `avx512bf16`.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>(());
 
 impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The machine has the features named at the type.
+    /// This CPU has the features listed at the type.
     pub(crate) unsafe fn new() -> Self {
         Avx512(())
     }
 
     #[inline(always)]
     fn round_bits(self, x: __m512) -> __m512i {
-        // SAFETY: `self` proves the features.
+        // SAFETY: a value of `Avx512` proves that the CPU has AVX-512F.
         unsafe {
             let bits = _mm512_castps_si512(x);
             let lsb = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let bias = _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff));
             let rounded = _mm512_add_epi32(bits, bias);
-            // A NaN keeps its sign and becomes quiet, whatever its payload.
+            // A NaN keeps its sign and becomes quiet.
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             let quiet = _mm512_set1_epi32(0x0040_0000);
             let kept = _mm512_mask_or_epi32(rounded, nan, bits, quiet);
@@ -38,8 +39,10 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
-// SAFETY of every block below: `self` proves that the machine has the instructions; pointers are as
-// the trait's documentation demands.
+// SAFETY of every block below: a value of `Avx512` proves that the CPU has the features that its
+// type lists. Pointers are valid for LANES elements by the contracts of the trait's functions;
+// prefetch accepts any address. The transmutes are between 512- or 256-bit vector types, for which
+// all bit patterns are valid.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
@@ -200,7 +203,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     unsafe fn store_bf16(self, p: *mut u16, x: Self::F32) {
         unsafe {
             if BF16 {
-                // Unlike the other branch it takes subnormals for 0.
+                // Unlike the other branch, this flushes subnormals to 0.
                 let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
                 _mm256_storeu_si256(p.cast(), halves);
             } else {

@@ -1,29 +1,30 @@
-//! `e^x`, `2^y` and what is made of them, one algorithm for every instruction set.
+//! `e^x`, `2^y` and silu, by one algorithm for all instruction sets.
 //!
 //! `x = n·ln 2 + r` with integer n and |r| ≤ ln 2 / 2, so `e^x = 2^n · e^r`, and
 //! `e^r ≈ 1 + r + r²·q(r)` with q of degree 4, interpolating `(e^r - 1 - r) / r²` at Chebyshev
-//! nodes: the polynomial is off by a fifth of f32's rounding unit, the rest is rounding. Measured
-//! over all of f32's range the result is within 1 ulp of the true value, 1.25 where there is no
-//! fused multiply-add.
+//! nodes. The polynomial's error is a fifth of f32's unit roundoff; the rest is rounding. Measured
+//! over f32's whole range, the result is within 1 ulp of the true value, or 1.25 ulp without fused
+//! multiply-add.
 //!
-//! `2^y` needs neither the multiplication nor the two-part reduction: `y = n + r` is exact. Softmax
-//! uses it, with log₂e part of the scale: 11 operations on a vector of scores where `e^x` takes 15.
+//! `2^y` needs neither the multiplication nor the two-part reduction, because `y = n + r` is exact.
+//! Softmax uses it, with log₂e folded into the scale: 11 operations per vector of scores instead of
+//! 15 for `e^x`.
 //!
-//! Both take several vectors and go step by step through all of them: one vector is a chain of some
-//! 50 cycles, and a core looks ahead too few operations to overlap chains that stand one after the
-//! other.
+//! Both process several vectors in lockstep: one vector has a latency of about 50 cycles, and
+//! out-of-order execution does not reach far enough to overlap vectors that are computed one after
+//! the other.
 
 use super::Simd;
 
-/// Adding and subtracting it rounds to the nearest integer.
+/// Adding and then subtracting it rounds to the nearest integer.
 const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23
 
-/// `e^x` for every lane: +∞ above 88.73, NaN for NaN. Below -86.98 the true value
-/// or 0, below -104 always 0.
+/// `e^x` of every lane: +∞ above 88.73, NaN for NaN. Below -86.98 it is the true value or 0; below
+/// -104 it is always 0.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // i indexes all arrays alike
 pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
-    // ln 2 in two parts: n · LN2_HIGH is exact for every n that occurs.
+    // ln 2 in two parts; n · LN2_HIGH is exact for every n in range.
     const LN2_HIGH: f32 = 0.693_145_75;
     const LN2_LOW: f32 = 1.428_606_8e-6;
     const E_R: [f32; 7] =
@@ -31,7 +32,7 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
 
     let mut n = x;
     for i in 0..N {
-        // The bounds come first, so that a NaN in x passes both.
+        // The bounds are the first arguments, so that both operations return a NaN in x.
         x[i] = s.max(s.splat(-110.0), s.min(s.splat(89.0), x[i]));
         n[i] = s.fma(x[i], s.splat(std::f32::consts::LOG2_E), s.splat(ROUND));
     }
@@ -44,13 +45,13 @@ pub(crate) fn exp<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32;
     scaled_polynomial(s, E_R, r, n)
 }
 
-/// `2^y` for every lane up to 128 — what larger ones give is not said: within 1 ulp, 1.25 where
-/// there is no fused multiply-add. Exactly 1 for 0 and NaN for NaN; below -125.5 the true value or
-/// 0, below -150 always 0.
+/// `2^y` of every lane up to 128 (unspecified above), within 1 ulp, or 1.25 ulp without fused
+/// multiply-add. Exactly 1 for 0, and NaN for NaN. Below -125.5 it is the true value or 0; below
+/// -150 it is always 0.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // i indexes all arrays alike
 pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32; N] {
-    // The largest error relative to 2^r is 1.6e-8: a quarter of f32's rounding unit.
+    // The largest error relative to 2^r is 1.6e-8, a quarter of f32's unit roundoff.
     const POWER_R: [f32; 7] = [
         1.0,
         std::f32::consts::LN_2,
@@ -73,7 +74,7 @@ pub(crate) fn exp2<S: Simd, const N: usize>(s: S, mut y: [S::F32; N]) -> [S::F32
     scaled_polynomial(s, POWER_R, r, n)
 }
 
-/// `2^(scale·x + shift)` of `N` vectors of scores x, [`exp2`]'s: scale and shift in units of ln 2.
+/// `2^(scale·x + shift)` of `N` vectors of scores x, by [`exp2`]; scale and shift are in base 2.
 #[inline(always)]
 pub(crate) fn exp2_scaled<S: Simd, const N: usize>(
     s: S,
@@ -90,7 +91,7 @@ pub(crate) fn exp2_scaled<S: Simd, const N: usize>(
 
 /// `2^n · Σ cᵢ·rⁱ`, by Horner's rule.
 #[inline(always)]
-#[allow(clippy::needless_range_loop)] // as above
+#[allow(clippy::needless_range_loop)] // i indexes all arrays alike
 fn scaled_polynomial<S: Simd, const N: usize>(
     s: S,
     c: [f32; 7],
@@ -110,7 +111,7 @@ fn scaled_polynomial<S: Simd, const N: usize>(
     sum
 }
 
-/// `x / (1 + e^-x)` of each of some vectors.
+/// `x / (1 + e^-x)` of `N` vectors.
 #[inline(always)]
 pub(crate) fn silu<S: Simd, const N: usize>(s: S, mut x: [S::F32; N]) -> [S::F32; N] {
     let mut minus_x = x;
@@ -130,13 +131,13 @@ mod tests {
     use super::*;
     use crate::cpu::{Isa, Supported};
 
-    /// Largest error in units in the last place, where results are normal numbers.
+    /// Error bound in ulp, where results are normal numbers.
     fn max_ulp(isa: Isa) -> f64 {
         if isa == Isa::Portable { 1.25 } else { 1.0 }
     }
     const NORMAL: f64 = -86.98;
 
-    /// `N` vectors at a time.
+    /// Applies the function to `N` vectors at a time.
     struct Each<'a, const N: usize> {
         base_2: bool,
         values: &'a mut [f32],
@@ -179,7 +180,7 @@ mod tests {
                 let as_f32 = truth as f32;
                 let ulp = f64::from(f32::from_bits(as_f32.to_bits() + 1)) - f64::from(as_f32);
                 let error = (f64::from(y) - truth).abs() / ulp;
-                assert!(error <= max_ulp(isa), "{isa}: {x} gives {y}, {error} ulp off");
+                assert!(error <= max_ulp(isa), "{isa}: f({x}) = {y}, {error} ulp off");
             }
         });
     }

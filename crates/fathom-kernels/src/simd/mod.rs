@@ -1,9 +1,8 @@
-//! The vector operations kernels are written in, one implementation per instruction set.
+//! Vector operations for kernels, with one implementation per instruction set.
 //!
-//! A kernel is a [`Kernel`]: its formula is written once, generic over [`Simd`], and compiled once
-//! per set. For that to become vector code everything below [`Kernel::run`] is `#[inline(always)]`,
-//! so that it ends up inside the one function that carries `#[target_feature]` —
-//! [`Simd::vectorize`].
+//! A [`Kernel`] is written once, generic over [`Simd`], and compiled once per instruction set. For
+//! this to become vector code, everything below [`Kernel::run`] must be `#[inline(always)]`, so
+//! that it is inlined into the one function with `#[target_feature]`: [`Simd::vectorize`].
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -20,7 +19,7 @@ pub(crate) use portable::Portable;
 
 use crate::gemm::product::{RegisterProduct, Tile};
 
-/// A computation written for any instruction set.
+/// A computation that is generic over the instruction set.
 pub(crate) trait Kernel {
     type Output;
     /// Must be `#[inline(always)]`.
@@ -30,17 +29,18 @@ pub(crate) trait Kernel {
 /// The widest vector, in f32 lanes.
 pub(crate) const MAX_LANES: usize = 16;
 
-/// Vectors of one instruction set. A value of the type is the proof that the machine has it.
+/// The vectors of one instruction set. A value of the type is a proof that the CPU supports the
+/// set.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
-    /// f32 lanes of a vector.
+    /// f32 lanes per vector.
     const LANES: usize;
-    /// Whether [`Simd::dot_bf16`] is an instruction.
+    /// Whether [`Simd::dot_bf16`] is a single instruction.
     const BF16_DOT: bool;
-    /// Most rows of a register tile.
+    /// Maximum number of rows of a register tile (MR).
     const TILE_ROWS: usize;
 
     type F32: Copy;
-    /// `LANES` words holding two bfloat16 each, the earlier one in the low half.
+    /// `LANES` words of two bfloat16 each, the first in the low half.
     type Pairs: Copy;
     /// `LANES` f64.
     type F64: Copy;
@@ -49,14 +49,14 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Runs `kernel` with this set's instructions enabled.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
-    /// Vectors (of columns) in the register tile used for `rows` rows: few rows take more columns
-    /// at once, so that enough independent chains are in flight to hide the latency of fma.
+    /// Width of the register tile for `rows` rows, in vectors (NR = vectors · LANES). With few rows
+    /// it is wider, so that there are enough independent accumulators to hide the latency of FMA.
     fn tile_vectors(rows: usize) -> usize;
-    /// Runs `count` register tiles of `rows` rows and `vectors` vectors, 2 or `tile_vectors(rows)`,
-    /// side by side; `tile` is the first.
+    /// Runs `count` adjacent register tiles of `rows` rows and `vectors` vectors, which is 2 or
+    /// `tile_vectors(rows)`; `tile` is the first.
     ///
     /// # Safety
-    /// As `gemm::microkernel::tile`, for each of them.
+    /// The contract of `gemm::microkernel::tile`, for each of them.
     unsafe fn tile<P: RegisterProduct>(self, rows: usize, vectors: usize, count: usize, tile: Tile);
 
     /// # Safety
@@ -70,11 +70,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// `a · b + c`, rounded once where the set has fused multiply-add.
+    /// `a · b + c`, rounded once if the set has fused multiply-add.
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
-    /// `if a > b { a } else { b }`: `b` where either is NaN.
+    /// `if a > b { a } else { b }`: `b` if either is NaN.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// `if a < b { a } else { b }`: `b` where either is NaN.
+    /// `if a < b { a } else { b }`: `b` if either is NaN.
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// Lanes where `a < b`.
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
@@ -84,27 +84,27 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, x: Self::F32) -> f32;
     /// Largest lane (as [`Simd::max`] treats NaN).
     fn max_lane(self, x: Self::F32) -> f32;
-    /// `x · 2^n` for lanes of n holding integers `-200 ≤ n ≤ 128` and x about 1. Results below the
-    /// smallest normal number may come out as 0, and do from 2^-150 down.
+    /// `x · 2^n` for integer lanes `-200 ≤ n ≤ 128` and x near 1. Results below the smallest normal
+    /// number may be flushed to 0; those below 2^-150 always are.
     fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32;
 
     /// # Safety
     /// `p` is valid for reading `LANES` words.
     unsafe fn load_pairs(self, p: *const u32) -> Self::Pairs;
-    /// Asks for the cache line of `p` to be brought into L1; any address will do.
+    /// Prefetches the cache line of `p` into L1; any address is allowed.
     fn prefetch(self, p: *const u32);
-    /// The same, into L2.
+    /// Prefetches the cache line of `p` into L2; any address is allowed.
     fn prefetch_l2(self, p: *const u32);
     fn splat_pair(self, x: u32) -> Self::Pairs;
-    /// The earlier bfloat16 of each pair, widened.
+    /// The first bfloat16 of each pair, widened to f32.
     fn widen_low(self, x: Self::Pairs) -> Self::F32;
-    /// The later bfloat16 of each pair, widened.
+    /// The second bfloat16 of each pair, widened to f32.
     fn widen_high(self, x: Self::Pairs) -> Self::F32;
     /// `acc + a.low · b.low + a.high · b.high`.
     fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32;
-    /// Each lane rounded to the nearest bfloat16 (ties to even), still as f32.
+    /// Rounds each lane to the nearest bfloat16 (ties to even), still as f32.
     fn round_bf16(self, x: Self::F32) -> Self::F32;
-    /// Rounds to bfloat16 and stores `LANES` of them.
+    /// Rounds to bfloat16 and stores `LANES` values.
     ///
     /// # Safety
     /// `p` is valid for writing `LANES` u16.
@@ -116,10 +116,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for writing `LANES` f64.
     unsafe fn store_f64(self, p: *mut f64, x: Self::F64);
-    /// `acc + x`, with `x` widened.
+    /// `acc + x`, with `x` widened to f64.
     fn add_f64(self, acc: Self::F64, x: Self::F32) -> Self::F64;
 
-    /// The first `LANES` elements of `x`, or all of them followed by zeros.
+    /// Loads the first `LANES` elements of `x`, or all of them padded with zeros.
     #[inline(always)]
     fn load_some(self, x: &[f32]) -> Self::F32 {
         if x.len() >= Self::LANES {
@@ -133,7 +133,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
-    /// Writes `LANES` elements to the front of `out`, or as many as fit.
+    /// Stores `LANES` elements at the start of `out`, or as many as fit.
     #[inline(always)]
     fn store_some(self, out: &mut [f32], x: Self::F32) {
         if out.len() >= Self::LANES {
@@ -159,7 +159,7 @@ macro_rules! tile_table {
             count: usize,
             tile: Tile,
         ) {
-            // SAFETY: the caller's promise, handed on.
+            // SAFETY: the caller's contract is that of `Tile::run`.
             unsafe {
                 match (rows, vectors) {
                     $($(($rows, $vectors) => tile.run::<Self, P, $rows, $vectors>(self, count),)+)+

@@ -1,4 +1,4 @@
-//! Plain Rust: four lanes the compiler maps to whatever the target has.
+//! Portable Rust: four lanes, which the compiler maps to the target's vectors.
 
 use super::{Kernel, Simd, tile_table};
 use crate::gemm::product::{RegisterProduct, Tile};
@@ -54,12 +54,12 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::F32 {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for reading LANES f32.
         unsafe { p.cast::<[f32; LANES]>().read() }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, x: Self::F32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for writing LANES f32.
         unsafe { p.cast::<[f32; LANES]>().write(x) }
     }
     #[inline(always)]
@@ -84,7 +84,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
-        // Not `mul_add`: without the instruction that is a slow library call.
+        // Not `mul_add`: without an FMA instruction it is a slow library call.
         self.add(self.mul(a, b), c)
     }
     #[inline(always)]
@@ -114,7 +114,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn scale(self, x: Self::F32, n: Self::F32) -> Self::F32 {
-        // 2x · 2^(n-1), as 2^128 is no f32; n - 1 = -127 has the bits of 0.
+        // 2x · 2^(n-1), because 2^128 is not an f32; n - 1 = -127 yields the bits of 0.
         let pow2 =
             |n: f32| f32::from_bits((((n as i32).clamp(-127, 128) + 126).max(0) as u32) << 23);
         zip(x, n, |x, n| x * 2.0 * pow2(n))
@@ -122,7 +122,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const u32) -> Self::Pairs {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for reading LANES words.
         unsafe { p.cast::<[u32; LANES]>().read() }
     }
     #[inline(always)]
@@ -152,18 +152,18 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, x: Self::F32) {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for writing LANES u16.
         unsafe { p.cast::<[u16; LANES]>().write(x.map(|x| half::bf16::from_f32(x).to_bits())) }
     }
 
     #[inline(always)]
     unsafe fn load_f64(self, p: *const f64) -> Self::F64 {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for reading LANES f64.
         unsafe { p.cast::<[f64; LANES]>().read() }
     }
     #[inline(always)]
     unsafe fn store_f64(self, p: *mut f64, x: Self::F64) {
-        // SAFETY: the caller's promise.
+        // SAFETY: by the trait's contract `p` is valid for writing LANES f64.
         unsafe { p.cast::<[f64; LANES]>().write(x) }
     }
     #[inline(always)]

@@ -1,6 +1,5 @@
-//! What the kernel tests share: deterministic numbers, every backend this machine can run,
-//! comparisons.
-#![allow(dead_code)] // each test binary uses its part
+//! Shared by the kernel tests: deterministic numbers, all code paths of this CPU, comparisons.
+#![allow(dead_code)] // each test binary uses a part of it
 #![allow(clippy::unwrap_used)]
 
 use std::fmt;
@@ -11,11 +10,11 @@ use half::{bf16, f16};
 
 pub const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// What kernels run on.
+/// A code path of the kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Path {
     Isa(Isa),
-    /// The best instruction set's vectors and modelled tile registers.
+    /// The vectors of the best instruction set, with the software model of tile registers.
     ModelledTiles,
 }
 
@@ -28,17 +27,17 @@ impl fmt::Display for Path {
     }
 }
 
-/// Every instruction set this machine has.
+/// All supported instruction sets.
 pub fn isas() -> impl Iterator<Item = Path> {
     Isa::ALL.into_iter().filter(|isa| isa.is_supported()).map(Path::Isa)
 }
 
-/// Every path that differs in this precision.
+/// All code paths that differ in this precision.
 pub fn paths(precision: Precision) -> impl Iterator<Item = Path> {
     isas().chain((precision == Precision::Bf16).then_some(Path::ModelledTiles))
 }
 
-/// Every path in every precision.
+/// All code paths in all precisions.
 pub fn variants() -> impl Iterator<Item = (Path, Precision)> {
     PRECISIONS.into_iter().flat_map(|precision| paths(precision).map(move |path| (path, precision)))
 }
@@ -51,7 +50,7 @@ pub fn cpu(path: Path, precision: Precision, threads: usize) -> Cpu {
     }
 }
 
-/// Numbers in [-1, 1), the same for the same seed.
+/// Pseudo-random numbers in [-1, 1), determined by the seed.
 pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -63,7 +62,7 @@ pub fn numbers(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Numbers as a checkpoint stores them.
+/// The bytes of `values` as a checkpoint stores them.
 pub fn bytes_of(values: &[f32], dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -90,7 +89,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Norm of the difference over the norm.
+/// `‖got - want‖ / ‖want‖`
 pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let square = |x: f64| x * x;
@@ -100,7 +99,7 @@ pub fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// What a precision may be off by, relative, in a product or an attention.
+/// Tolerated relative error of a product or of attention.
 pub fn tolerance(precision: Precision) -> f64 {
     match precision {
         Precision::F32 => 2e-6,
@@ -127,7 +126,7 @@ impl Sequence {
     }
 }
 
-/// A cache of one layer more than `attention` names.
+/// An empty cache with layers `0 ..= attention.layer`.
 pub fn new_kv(cpu: &Cpu, attention: &Attention) -> Kv {
     let Attention { layer, kv_heads, head_dim, .. } = *attention;
     cpu.new_kv(KvShape { layers: layer + 1, kv_heads, head_dim })
@@ -152,8 +151,8 @@ pub fn pass<'a>(
     cpu.begin_pass(vec![span], Rotary::NONE).unwrap()
 }
 
-/// Attention of the tokens `from..to` of a sequence, the earlier ones being in `kv`: the result and
-/// the log-sum-exps.
+/// Attention of the tokens `from..to` of a sequence whose earlier tokens are in `kv`. Returns the
+/// results and the log-sum-exps.
 pub fn attend_chunk(
     cpu: &Cpu,
     attention: &Attention,

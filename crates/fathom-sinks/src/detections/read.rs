@@ -1,4 +1,4 @@
-//! Reading detections, which may come from anywhere.
+//! Parsing of detections files, which are untrusted input.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -10,14 +10,13 @@ use serde_json::{Map, Value};
 use super::TraceDetection;
 use crate::{Class, Clip, Measures, Phase, Sink};
 
-/// A longer line is refused before it is read: 64 MiB, hundreds of thousands of sinks.
+/// Maximum line length: 64 MiB, enough for hundreds of thousands of sinks. Checked while reading.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// Reads a detections file, published or Fathom's own.
 ///
 /// # Errors
-/// A file that cannot be read or holds no line; a line that is not what the format says, with its
-/// number.
+/// The file cannot be read or is empty, or a line is malformed; the error names the line.
 pub fn read_detections(path: &Path) -> Result<Vec<TraceDetection>> {
     let file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
     let mut reader = BufReader::new(file);
@@ -47,10 +46,10 @@ pub fn read_detections(path: &Path) -> Result<Vec<TraceDetection>> {
 }
 
 impl TraceDetection {
-    /// Reads one line.
+    /// Parses one line.
     ///
     /// # Errors
-    /// Anything that is not what the format says, with file, line and field.
+    /// The line is malformed; the error names file, line and field.
     pub fn parse(path: &Path, line: usize, text: &str) -> Result<TraceDetection> {
         let fail = |problem: String| Error::line(path, line, problem);
         let value: Value = serde_json::from_str(text)
@@ -62,7 +61,7 @@ impl TraceDetection {
     }
 }
 
-/// A problem, in words that follow "line 3: ".
+/// A problem, phrased to follow "line 3: ".
 type Problem = String;
 
 fn detection(object: &Map<String, Value>) -> Result<TraceDetection, Problem> {
@@ -133,7 +132,7 @@ fn phase(value: &Value, full_text_len: usize) -> Result<Phase, Problem> {
 }
 
 fn sink(key: &str, value: &Value, full_text_len: usize) -> Result<Sink, Problem> {
-    // "7", but neither "+7" nor "07"
+    // Canonical form only: "7", but neither "+7" nor "07".
     let position = key.parse::<usize>().ok().filter(|position| position.to_string() == key);
     let position = position
         .ok_or_else(|| format!("`candidate_sinks` has a key `{key}` that is not a position"))?;
@@ -176,7 +175,7 @@ fn sink(key: &str, value: &Value, full_text_len: usize) -> Result<Sink, Problem>
     })
 }
 
-/// Fathom's measures, all or none of them.
+/// Fathom's measures: either all or none are present.
 fn measures(object: &Map<String, Value>) -> serde_json::Result<Option<Measures>> {
     match object.contains_key("min_cosine") {
         true => serde_json::from_value(Value::Object(object.clone())).map(Some),
@@ -193,7 +192,7 @@ fn whole(value: &Value) -> Option<usize> {
     usize::try_from(value.as_u64()?).ok()
 }
 
-/// A layer number; no model has 65536 layers.
+/// A layer number below 65536, which bounds memory on untrusted input.
 fn layer(value: &Value) -> Option<usize> {
     Some(usize::from(u16::try_from(value.as_u64()?).ok()?))
 }

@@ -1,4 +1,5 @@
-//! Writing so that a power cut leaves the old file or the new one, never half of one.
+//! Atomic, durable file writes: after a crash or power loss there is either the old file or the new
+//! one.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -6,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use fathom_model::{Error, Result};
 
-/// Where a file is written before it takes its name.
+/// The temporary path a file is written to before it is renamed.
 pub(super) fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     PathBuf::from(name)
 }
 
-/// Replaces `path` by what `write` writes.
+/// Atomically replaces `path` by what `write` writes.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let temporary = temporary(path);
-    let failed = |_: &Error| drop(fs::remove_file(&temporary)); // best effort: leave no debris
+    let failed = |_: &Error| drop(fs::remove_file(&temporary)); // best effort
     let written = File::create(&temporary)
         .map_err(Error::io(&temporary, "cannot be created"))
         .and_then(|file| {
@@ -28,17 +29,16 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> R
     sync_parent(path)
 }
 
-/// Replaces the file `path` by `bytes`, durably: whatever happens, the old file is there or the new
-/// one.
+/// Replaces the file `path` by `bytes`, atomically and durably.
 ///
 /// # Errors
-/// A place that cannot be written, or a disk that is full: then the old file stays, and nothing
-/// beside it.
+/// The path cannot be written or the disk is full. The old file is then unchanged, and no temporary
+/// file is left.
 pub fn replace_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |mut file| file.write_all(bytes).map_err(Error::io(path, "cannot be written")))
 }
 
-/// Makes the names in the directory of `path` durable.
+/// Makes the entries of `path`'s directory durable.
 pub(super) fn sync_parent(path: &Path) -> Result<()> {
     match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) => sync_dir(parent),
@@ -46,7 +46,7 @@ pub(super) fn sync_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes the names in a directory durable.
+/// Makes the entries of a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     let synced = File::open(dir).and_then(|dir| dir.sync_all());
     synced.map_err(Error::io(dir, "cannot be written"))

@@ -1,4 +1,4 @@
-//! Knowing a checkpoint again.
+//! Fingerprints that identify a checkpoint.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,22 +7,22 @@ use fathom_model::{Error, Result, file_fingerprint, parse_index, read_text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// SHA-256 of a checkpoint's files, as lower-case hex.
+/// SHA-256 of a checkpoint's files, as lowercase hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fingerprints {
     /// `config.json`.
     pub config_sha256: String,
-    /// The weights: the file, or all shards in the order of their names.
+    /// The weights: the single file, or all shards in name order.
     pub weights_sha256: String,
-    /// Tokenizer and chat template, those of their files that are there.
+    /// Those tokenizer and chat template files that exist.
     pub tokenizer_sha256: String,
 }
 
 impl Fingerprints {
-    /// Reads every file the checkpoint in `dir` consists of.
+    /// Hashes all files of the checkpoint in `dir`.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn of(dir: &Path) -> Result<Fingerprints> {
         const TOKENIZER: [&str; 8] = [
             "tokenizer.json",
@@ -48,10 +48,10 @@ impl Fingerprints {
     }
 }
 
-/// An adapter and SHA-256 of its files, as lower-case hex.
+/// An adapter and SHA-256 of its files, as lowercase hex.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdapterNote {
-    /// What the user calls it: a directory or a hub id.
+    /// The adapter as the user named it: a directory or a hub id.
     pub path: String,
     /// `adapter_config.json`.
     pub config_sha256: String,
@@ -60,10 +60,10 @@ pub struct AdapterNote {
 }
 
 impl AdapterNote {
-    /// Reads the adapter in `dir`, which the user calls `path`.
+    /// Hashes the adapter in `dir`, which the user named `path`.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn new(path: &str, dir: &Path) -> Result<AdapterNote> {
         Ok(AdapterNote {
             path: path.to_owned(),
@@ -73,14 +73,14 @@ impl AdapterNote {
     }
 }
 
-/// The shards an index names, sorted.
+/// The shards that the index lists, sorted.
 fn shards(dir: &Path) -> Result<BTreeSet<String>> {
     let path = dir.join("model.safetensors.index.json");
     let text = read_text(&path)?.ok_or_else(|| Error::file(&path, "does not exist"))?;
     Ok(parse_index(&path, &text)?.into_values().collect())
 }
 
-/// SHA-256 over names and digests of several files.
+/// SHA-256 over the names and digests of several files.
 fn files_sha256<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> Result<String> {
     let mut hasher = Sha256::new();
     for name in names {
@@ -89,7 +89,7 @@ fn files_sha256<'a>(dir: &Path, names: impl Iterator<Item = &'a str>) -> Result<
     Ok(format!("{:x}", hasher.finalize()))
 }
 
-/// SHA-256 of a file, as lower-case hex.
+/// SHA-256 of a file, as lowercase hex.
 pub(super) fn file_sha256(path: &Path) -> Result<String> {
     let fingerprint = file_fingerprint(path)?;
     Ok(fingerprint.trim_start_matches("sha256:").to_owned())

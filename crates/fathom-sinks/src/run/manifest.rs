@@ -1,4 +1,4 @@
-//! `run.json`: enough to repeat the run, and to refuse to mix it with another.
+//! `run.json`: what is needed to repeat a run, and to refuse to resume it with other inputs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 /// Version of the run directory's layout.
 const FORMAT: u32 = 1;
 
-/// What was scanned, how, and how far it got.
+/// The manifest of a run: what was scanned, how, and whether it finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the run directory's layout.
@@ -31,32 +31,32 @@ pub struct Manifest {
     pub model: ModelNote,
     /// The traces.
     pub traces: TracesNote,
-    /// Which kernels computed it: results of different ones agree, but not in every bit.
+    /// The kernels that computed it. Results of different kernels agree, but not bit for bit.
     pub engine: String,
-    /// How sinks were looked for.
+    /// The options of the scan.
     pub options: ScanOptions,
-    /// What was remarkable about the model's files and the traces.
+    /// Remarks on the model's files and the traces.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub remarks: Vec<Remark>,
-    /// What was found, once the run is complete.
+    /// Totals of the sinks found, once the run is complete.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub counts: Option<Counts>,
 }
 
-/// How far a run got.
+/// Whether a run finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// Traces are still missing, or the tables have not been put together.
+    /// Traces are missing, or the tables have not been merged yet.
     Running,
-    /// All is there.
+    /// All traces and tables are written.
     Complete,
 }
 
 /// The model of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelNote {
-    /// What the user calls it: a hub id or a directory.
+    /// The model as the user named it: a hub id or a directory.
     pub id: String,
     /// HuggingFace class.
     pub architecture: String,
@@ -68,10 +68,10 @@ pub struct ModelNote {
     pub hidden: usize,
     /// Rotary base θ.
     pub rope_base: f64,
-    /// What the checkpoint consists of.
+    /// Fingerprints of the checkpoint's files.
     #[serde(flatten)]
     pub fingerprints: Fingerprints,
-    /// The adapter that was merged into it.
+    /// The adapter merged into the model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adapter: Option<AdapterNote>,
 }
@@ -81,43 +81,44 @@ pub struct ModelNote {
 pub struct TracesNote {
     /// The file as the user named it.
     pub file: String,
-    /// SHA-256 of the file, or over the names and digests of several; empty for standard input.
+    /// SHA-256 of the file, or over the names and digests of several files; empty for standard
+    /// input.
     pub sha256: String,
-    /// What was read of it.
+    /// What was read from it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub read: Option<ReadNote>,
-    /// Where the run was continued with more traces than before.
+    /// Each time the run was resumed with more traces than before.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub grown: Vec<Growth>,
 }
 
-/// What was read of a trace file.
+/// What was read from a trace file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadNote {
-    /// Traces.
+    /// Number of traces.
     pub traces: usize,
-    /// SHA-256 over their token ids: which traces they are, whatever file they are in.
+    /// SHA-256 over their token ids, which identifies the traces independently of the file.
     pub ids_sha256: String,
-    /// How many rows were read from which fields.
+    /// Number of rows read from each combination of fields.
     pub fields: BTreeMap<String, usize>,
-    /// Where prompt and output were said to be.
+    /// The fields that the user named for prompt and output.
     #[serde(flatten)]
     pub named: RowFields,
-    /// Lines that were passed over.
+    /// Skipped lines.
     #[serde(skip_serializing_if = "Skipped::is_empty", default)]
     pub skipped: Skipped,
 }
 
-/// Lines that could not be read and were passed over, as asked.
+/// Malformed lines that were skipped, as the user requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// How many.
+    /// Number of lines.
     pub count: usize,
-    /// Why, for each of the first thousand.
+    /// The reasons for the first thousand lines.
     pub lines: Vec<String>,
 }
 
-/// A run that was complete, or under way, and went on with more traces.
+/// A run that was resumed with more traces, whether it was complete or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Growth {
     /// Traces before.
@@ -127,7 +128,7 @@ pub struct Growth {
 }
 
 impl Skipped {
-    /// Counts a line; `problem` names it.
+    /// Adds a line; `problem` names it and the reason.
     pub fn add(&mut self, problem: String) {
         const LISTED: usize = 1000;
         self.count += 1;
@@ -136,28 +137,28 @@ impl Skipped {
         }
     }
 
-    /// Whether there were none.
+    /// Whether no lines were skipped.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
 
-/// What a run found.
+/// Totals of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Traces scanned.
     pub traces: usize,
-    /// Tokens that went through the model.
+    /// Tokens scanned.
     pub tokens: usize,
     /// Primary sinks.
     pub primary: usize,
     /// Secondary sinks.
     pub secondary: usize,
-    /// Tokens aligned too briefly to count.
+    /// Tokens aligned for too few layers to count as sinks.
     pub noise: usize,
     /// Traces without a primary sink.
     pub no_primary_sink: usize,
-    /// Traces too short to tell.
+    /// Traces too short for detection.
     pub too_short: usize,
 }
 
@@ -182,7 +183,7 @@ impl Manifest {
         }
     }
 
-    /// Reads a manifest; `None` where there is none.
+    /// Reads a manifest; `None` if the file does not exist.
     pub(super) fn read(path: &Path) -> Result<Option<Manifest>> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
@@ -214,13 +215,13 @@ impl Manifest {
         durable::replace_bytes(path, format!("{text}\n").as_bytes())
     }
 
-    /// Refuses to go on with a run that was started with something else. What the model and the
-    /// traces are called may change; and with `same_start`, where the traces begin as those of the
-    /// run, what follows them.
+    /// Rejects resuming a run that was started with other inputs. The names of the model and the
+    /// traces may change. With `same_start` (the traces begin with those of the run), more traces
+    /// may follow.
     pub(super) fn check_same_run(
         &self,
         path: &Path,
-        asked: &Manifest,
+        requested: &Manifest,
         same_start: bool,
     ) -> Result<()> {
         let identity = |manifest: &Manifest| {
@@ -230,20 +231,20 @@ impl Manifest {
                 manifest.traces.sha256.clear();
                 manifest.traces.read = None;
             }
-            // Runs of before say nothing of what was read.
+            // Runs of early versions do not record what was read.
             if self.traces.read.is_none() {
                 manifest.traces.read = None;
             }
             manifest.traces.grown.clear();
             manifest.status = Status::Running;
             manifest.counts = None;
-            manifest.remarks.clear(); // they follow from the rest
+            manifest.remarks.clear(); // derived from the other inputs
             manifest.model.id.clear();
             manifest.model.adapter.iter_mut().for_each(|adapter| adapter.path.clear());
             manifest.traces.file.clear();
             serde_json::to_value(manifest).unwrap_or_default()
         };
-        match difference(&identity(self), &identity(asked)) {
+        match difference(&identity(self), &identity(requested)) {
             None => Ok(()),
             Some((field, there, here)) => {
                 let problem =
@@ -254,7 +255,7 @@ impl Manifest {
     }
 }
 
-/// The first field in which two objects differ, dotted, with both values.
+/// The dotted path of the first field in which two objects differ, with both values.
 fn difference(there: &Value, here: &Value) -> Option<(String, Value, Value)> {
     let (Value::Object(a), Value::Object(b)) = (there, here) else {
         return (there != here).then(|| (String::new(), there.clone(), here.clone()));
@@ -271,10 +272,10 @@ fn difference(there: &Value, here: &Value) -> Option<(String, Value, Value)> {
 }
 
 impl ModelNote {
-    /// Describes the checkpoint in `dir`, which has been loaded before.
+    /// Describes the checkpoint in `dir`, which has already been loaded.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn new(id: &str, dir: &Path, config: &ModelConfig) -> Result<ModelNote> {
         Ok(ModelNote {
             id: id.to_owned(),
@@ -288,30 +289,31 @@ impl ModelNote {
         })
     }
 
-    /// The same with the adapter in `dir`, which the user calls `path`.
+    /// Adds the adapter in `dir`, which the user named `path`.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn with_adapter(self, path: &str, dir: &Path) -> Result<ModelNote> {
         Ok(ModelNote { adapter: Some(AdapterNote::new(path, dir)?), ..self })
     }
 
-    /// What tables call it: its id and, after a plus, the adapter's last part.
+    /// The model's name in tables: its id, followed by a plus and the last part of the adapter's
+    /// name if there is an adapter.
     pub fn name(&self) -> String {
         self.name_of(&self.id)
     }
 
-    /// The same where the model itself is called `base`.
+    /// The model's name in tables if the base model is named `base`.
     pub fn name_of(&self, base: &str) -> String {
         adapted_name(base, self.adapter.as_ref().map(|adapter| adapter.path.as_str()))
     }
 }
 
 impl TracesNote {
-    /// Reads the traces file, or the files that a directory or a pattern names.
+    /// Hashes the traces file, or the files that a directory or pattern matches.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn new(path: &Path) -> Result<TracesNote> {
         let sha256 = match data_files(path)?.as_deref() {
             None => String::new(),
@@ -330,7 +332,7 @@ impl TracesNote {
     }
 }
 
-/// SHA-256 over the ids of traces, their prompts' lengths and their sample indices.
+/// SHA-256 over the traces' token ids, prompt lengths and sample indices.
 pub fn ids_sha256(traces: &[TokenizedTrace]) -> String {
     let mut hasher = Sha256::new();
     for trace in traces {
@@ -342,7 +344,7 @@ pub fn ids_sha256(traces: &[TokenizedTrace]) -> String {
 }
 
 impl Counts {
-    /// Counts over the traces of a run.
+    /// Totals over the traces of a run.
     pub fn new(traces: &[TraceDetection]) -> Counts {
         let of_class = |class| traces.iter().map(|trace| trace.of_class(class).count()).sum();
         let with_finding = |finding| {

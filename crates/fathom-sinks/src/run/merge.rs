@@ -1,4 +1,4 @@
-//! The end of a run: parts become tables.
+//! Merging part files into tables at the end of a run, and splitting them again.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::rows::{TableWriter, parquet_error};
 use super::{PARTS, RunTable, durable};
 
-/// Where the rows of one trace lie until then.
+/// The part file of one trace and table.
 pub(super) fn part(dir: &Path, table: RunTable, trace: usize) -> PathBuf {
     dir.join(PARTS).join(format!("{trace:06}.{}.parquet", table.name()))
 }
 
-/// The parts that `{table}.parquet` of `traces` traces was made of: rows of one trace follow each
-/// other.
+/// Splits `{table}.parquet` back into the part files of `traces` traces. Rows of one trace are
+/// contiguous.
 pub(super) fn split(dir: &Path, table: RunTable, traces: usize) -> Result<()> {
     let path = dir.join(format!("{}.parquet", table.name()));
     let file = File::open(&path).map_err(Error::io(&path, "cannot be opened"))?;
@@ -55,17 +55,18 @@ pub(super) fn split(dir: &Path, table: RunTable, traces: usize) -> Result<()> {
     Ok(())
 }
 
-/// How many rows at the beginning of a batch are of this trace.
+/// Number of rows at the start of a batch that belong to this trace.
 fn rows_of(path: &Path, batch: &RecordBatch, trace: usize) -> Result<usize> {
     let column = batch.column_by_name("trace").and_then(|c| c.as_primitive_opt::<UInt32Type>());
     let Some(column) = column else {
-        return Err(Error::file(path, "has no column `trace` of whole numbers"));
+        return Err(Error::file(path, "has no integer column `trace`"));
     };
     let same = |row: &Option<u32>| row.is_some_and(|row| row as usize == trace);
     Ok(column.iter().take_while(same).count())
 }
 
-/// Writes `{table}.parquet` from the parts of `traces` traces, one batch in memory at a time.
+/// Merges the part files of `traces` traces into `{table}.parquet`, with one batch in memory at a
+/// time.
 pub(super) fn merge(dir: &Path, table: RunTable, traces: usize) -> Result<()> {
     let path = dir.join(format!("{}.parquet", table.name()));
     durable::replace(&path, |file| {

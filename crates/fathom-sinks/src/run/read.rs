@@ -1,4 +1,4 @@
-//! Reading a run's tables, also those of a run that has not finished.
+//! Reading a run's tables, including those of an unfinished run.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,7 +19,7 @@ use super::rows::parquet_error;
 use super::{Run, RunTable};
 use crate::TraceDetection;
 
-/// Rows of a batch: enough that readers need not join many.
+/// Rows per batch: large enough that readers rarely have to concatenate batches.
 const BATCH_ROWS: usize = 1 << 16;
 
 /// Norms of one token at one layer.
@@ -27,7 +27,7 @@ const BATCH_ROWS: usize = 1 << 16;
 pub struct NormRow {
     /// 0-based number of the trace in the run.
     pub trace: usize,
-    /// Position in the trace; `None` for the mean over the tokens that are no sinks.
+    /// Position in the trace; `None` for the mean over the non-sink tokens.
     pub position: Option<usize>,
     /// The layer.
     pub layer: usize,
@@ -39,18 +39,18 @@ pub struct NormRow {
     pub value: f32,
 }
 
-/// The tokens of the traces of a run.
+/// The tokens of a run's traces.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceText {
-    /// Token ids, trace by trace.
+    /// Token ids of each trace.
     pub ids: Vec<Vec<u32>>,
-    /// What an id stands for, where a tokenizer was at hand.
+    /// Text of each token id, if a tokenizer was available.
     pub texts: BTreeMap<u32, String>,
 }
 
 impl Run {
-    /// The traces an unfinished run has recorded: its whole lines. What an interruption left behind
-    /// them is no part of the run.
+    /// The traces that an unfinished run has recorded: its complete lines. A partial line after
+    /// them, left by an interruption, is ignored.
     pub(super) fn recorded_detections(&self, path: &Path) -> Result<Vec<TraceDetection>> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
@@ -68,8 +68,8 @@ impl Run {
             .collect()
     }
 
-    /// How many traces the run will have when it is finished, as far as its options and its traces
-    /// file, where that is still there unchanged, can tell.
+    /// Number of traces of the finished run, if it can be derived from the options and from the
+    /// traces file, which must still exist unchanged.
     pub fn planned_traces(&self) -> Option<usize> {
         let note = &self.manifest.traces;
         let path = Path::new(&note.file);
@@ -79,19 +79,19 @@ impl Run {
         in_file.map(|n| n.min(limit.unwrap_or(n))).or(limit)
     }
 
-    /// SHA-256 of the run's detections: what a stored explanation names to say which it is of.
+    /// SHA-256 of the run's detections, by which a stored explanation identifies its run.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// The file cannot be read.
     pub fn detections_sha256(&self) -> Result<String> {
         file_sha256(&self.dir.join(super::DETECTIONS))
     }
 
-    /// A whole table of a finished run, as it was written, the columns in the schema's order: for
-    /// programs that speak Arrow. `None` for the scores of a run that did not measure attention.
+    /// A table of a finished run as Arrow record batches, with columns in schema order. `None` for
+    /// the scores of a run without attention.
     ///
     /// # Errors
-    /// A file that is missing or is no Parquet file.
+    /// The file is missing or is not a Parquet file.
     pub fn record_batches(&self, table: RunTable) -> Result<Option<(SchemaRef, Vec<RecordBatch>)>> {
         let Some(path) = self.table(table) else { return Ok(None) };
         let file = File::open(&path).map_err(Error::io(&path, "cannot be opened"))?;
@@ -105,7 +105,7 @@ impl Run {
         Ok(Some((schema, batches)))
     }
 
-    /// The files a table lies in: one, or a part a trace while the scan is running.
+    /// The files of a table: one, or a part file per trace while the scan is running.
     fn table_files(&self, table: RunTable, traces: usize) -> Vec<PathBuf> {
         if self.is_complete() {
             return self.table(table).into_iter().collect();
@@ -113,7 +113,7 @@ impl Run {
         (0..traces).map(|trace| part(&self.dir, table, trace)).collect()
     }
 
-    /// Calls `each` with the batches of some columns of a table.
+    /// Calls `each` with every batch of the given columns of a table.
     fn batches(
         &self,
         table: RunTable,
@@ -135,11 +135,10 @@ impl Run {
         Ok(())
     }
 
-    /// The norm curves of the traces that `wanted` names by their number, of the first `traces` of
-    /// the run.
+    /// The norm curves of those among the first `traces` traces whose number `wanted` accepts.
     ///
     /// # Errors
-    /// A file that is missing or is no such table.
+    /// A file is missing or is not such a table.
     pub fn norms(&self, traces: usize, wanted: &dyn Fn(usize) -> bool) -> Result<Vec<NormRow>> {
         const COLUMNS: [&str; 6] =
             ["trace", "position", "layer", "hidden_norm", "key_norm", "value_norm"];
@@ -166,10 +165,10 @@ impl Run {
         Ok(rows)
     }
 
-    /// The tokens of the first `traces` traces; `None` where the run does not hold them.
+    /// The tokens of the first `traces` traces; `None` if the run does not have them.
     ///
     /// # Errors
-    /// A file that is no such table.
+    /// A file is not such a table.
     pub fn text(&self, traces: usize) -> Result<Option<TraceText>> {
         let files = self.table_files(RunTable::Tokens, traces);
         if files.is_empty() || !files.iter().all(|path| path.exists()) {
@@ -185,7 +184,7 @@ impl Run {
             for i in 0..trace.len() {
                 let Some(ids) = text.ids.get_mut(index(trace.value(i))) else { continue };
                 if ids.len() != index(position.value(i)) {
-                    return Err(Error::file(batch.path, "does not hold the tokens in their order"));
+                    return Err(Error::file(batch.path, "does not hold the tokens in order"));
                 }
                 ids.push(id.value(i));
                 if texts.is_valid(i) && !text.texts.contains_key(&id.value(i)) {
@@ -197,12 +196,11 @@ impl Run {
         Ok(Some(text))
     }
 
-    /// The attention every token draws: its sink score, the mean over heads and then over layers,
-    /// for each of the traces whose numbers of tokens are given. `None` where attention was not
-    /// measured.
+    /// The attention that every token receives: its sink score, averaged over heads and layers, for
+    /// the traces with the given numbers of tokens. `None` if attention was not measured.
     ///
     /// # Errors
-    /// A file that is missing or is no such table.
+    /// A file is missing or is not such a table.
     pub fn drawn_attention(&self, tokens: &[usize]) -> Result<Option<Vec<Vec<f32>>>> {
         if !self.manifest.options.attention {
             return Ok(None);
@@ -228,7 +226,7 @@ impl Run {
     }
 }
 
-/// Rows of a table whose columns are not believed yet.
+/// A batch of a table whose column types have not been validated.
 struct Batch<'a> {
     batch: RecordBatch,
     path: &'a Path,
@@ -246,7 +244,7 @@ impl Batch<'_> {
     }
 
     fn lacks(&self, name: &str) -> Error {
-        Error::file(self.path, format!("has no column `{name}` of the kind a run's table has"))
+        Error::file(self.path, format!("has no column `{name}` of the expected type"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The rows of a run's tables, and how they become parquet.
+//! The rows of a run's tables and their Parquet encoding.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,13 +19,13 @@ use parquet::file::properties::WriterProperties;
 use super::RunTable;
 use crate::{NormCurves, Sink, TraceDetection};
 
-/// Rows of a row group: what a writer holds in memory at most.
+/// Maximum rows per row group, which bounds the writer's memory.
 const ROW_GROUP_ROWS: usize = 1 << 17;
 
-/// Sink scores of a trace (paper eq. 1), reduced layer by layer.
+/// Sink scores of a trace, reduced per layer: Sink score (docs/definitions.md).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TraceScores {
-    /// One entry a layer.
+    /// One entry per layer.
     pub layers: Vec<LayerScores>,
 }
 
@@ -34,16 +34,17 @@ pub struct TraceScores {
 pub struct LayerScores {
     /// Mean over heads, `[T]`.
     pub mean: Vec<f32>,
-    /// The largest of any head, `[T]`.
+    /// Maximum over heads, `[T]`.
     pub max: Vec<f32>,
-    /// The head it is the largest of, the lowest of equals, `[T]`.
+    /// The head of the maximum, ties going to the lowest, `[T]`.
     pub max_head: Vec<u32>,
-    /// (position, score of every head), for the positions that were asked for, ascending.
+    /// (position, score of every head) for the requested positions, ascending.
     pub heads: Vec<(usize, Vec<f32>)>,
 }
 
 impl LayerScores {
-    /// Reduces the scores of a layer, `[heads, T]`, keeping those of every head at `keep`.
+    /// Reduces the scores of a layer, `[heads, T]`, and keeps those of every head at the positions
+    /// `keep`.
     pub fn new(scores: &[f32], heads: usize, keep: impl Iterator<Item = usize>) -> LayerScores {
         let tokens = scores.len() / heads.max(1);
         let (mut mean, mut max) = (vec![0.0; tokens], vec![f32::NEG_INFINITY; tokens]);
@@ -61,7 +62,7 @@ impl LayerScores {
     }
 }
 
-/// One trace's identity in every table.
+/// The columns that identify a trace in every table.
 #[derive(Clone, Copy)]
 pub(super) struct TraceId {
     /// 0-based number in the run.
@@ -98,7 +99,7 @@ pub(super) fn schema(table: RunTable) -> SchemaRef {
             nullable("value_norm", DataType::Float32),
         ],
         RunTable::Norms => vec![
-            nullable("position", DataType::UInt32), // null: the average token that is no sink
+            nullable("position", DataType::UInt32), // null: the average non-sink token
             field("layer", DataType::UInt32),
             field("hidden_norm", DataType::Float32),
             field("key_norm", DataType::Float32),
@@ -133,7 +134,7 @@ fn list(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
 
-/// A writer of one table into `file`, which is called `path` in messages.
+/// A writer of one table to `file`, which error messages call `path`.
 pub(super) struct TableWriter<'a> {
     writer: ArrowWriter<&'a File>,
     schema: SchemaRef,
@@ -144,7 +145,7 @@ impl<'a> TableWriter<'a> {
     pub fn new(table: RunTable, file: &'a File, path: &'a Path) -> Result<TableWriter<'a>> {
         let properties = WriterProperties::builder()
             .set_compression(Compression::SNAPPY)
-            .set_created_by("fathom".to_owned()) // not parquet's version: bytes are compared
+            .set_created_by("fathom".to_owned()) // not the parquet version: bytes are compared
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .build();
         let schema = schema(table);
@@ -251,7 +252,7 @@ impl<'a> TableWriter<'a> {
     }
 }
 
-/// The scores of every head where they were kept, null elsewhere, `[T]`.
+/// The scores of every head where they were kept, null elsewhere; length T.
 fn head_lists(layer: &LayerScores) -> ListArray {
     let mut lists = ListBuilder::new(Float32Builder::new());
     let mut kept = layer.heads.iter().peekable();
@@ -264,7 +265,7 @@ fn head_lists(layer: &LayerScores) -> ListArray {
     lists.finish()
 }
 
-/// Positions and layers are far below 2³²: a trace's are bounded by its token count.
+/// Saturating conversion; positions and layers are far below 2³².
 fn number(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -277,7 +278,7 @@ fn floats(values: &[f32]) -> ArrayRef {
     Arc::new(Float32Array::from(values.to_vec()))
 }
 
-/// What the parquet library says, as one of our errors.
+/// Converts an error of the parquet library.
 pub(super) fn parquet_error(path: &Path, error: ParquetError) -> Error {
     match error {
         ParquetError::External(source) => match source.downcast::<std::io::Error>() {

@@ -1,4 +1,4 @@
-//! Writing a run, and going on with one that was interrupted.
+//! Writing a run, and resuming an interrupted one.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -15,27 +15,27 @@ use super::{
 };
 use crate::{NormCurves, TraceDetection, read_detections};
 
-/// What a scan found in one trace.
+/// The scan result of one trace.
 #[derive(Clone, Copy, Debug)]
 pub struct TraceResult<'a> {
     /// Its sinks.
     pub detection: &'a TraceDetection,
     /// Norms of its sinks and of its average token.
     pub curves: &'a NormCurves,
-    /// Its sink scores, where attention is measured.
+    /// Its sink scores, if attention is measured.
     pub scores: Option<&'a TraceScores>,
     /// The tokens that were scanned.
     pub ids: &'a [u32],
-    /// What token ids stand for, where that is known; at least those of the trace.
+    /// Texts of token ids, where known; includes at least the ids of the trace.
     pub texts: &'a BTreeMap<u32, String>,
 }
 
-/// A run being written. Dropping it at any time leaves a run that can be resumed.
+/// A run that is being written. If it is dropped at any time, the run can be resumed.
 #[derive(Debug)]
 pub struct RunWriter {
     dir: PathBuf,
     manifest: Manifest,
-    /// Held open and locked: two processes must not write one run.
+    /// Kept open and locked, so that no other process writes the run.
     detections: File,
     traces: usize,
 }
@@ -44,17 +44,16 @@ impl RunWriter {
     /// Starts a run in `dir`, which must be empty or not exist.
     ///
     /// # Errors
-    /// A directory that holds anything, or cannot be written.
+    /// The directory is not empty or cannot be written.
     pub fn create(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
         RunWriter::check_free(dir)?;
         RunWriter::start(dir, manifest)
     }
 
-    /// Whether [`RunWriter::create`] could start a run in `dir`: worth asking before a model is
-    /// loaded.
+    /// Checks that [`RunWriter::create`] could start a run in `dir`, before a model is loaded.
     ///
     /// # Errors
-    /// A directory that holds anything, or cannot be read.
+    /// The directory is not empty or cannot be read.
     pub fn check_free(dir: &Path) -> Result<()> {
         let mut entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
@@ -64,24 +63,26 @@ impl RunWriter {
         if entries.next().is_none() {
             return Ok(());
         }
-        let problem = match dir.join(MANIFEST).exists() || only_debris(dir)? {
-            true => "holds a run already: give another directory, or `--resume` to go on with it",
-            false => "is not empty, and what it holds is not a run: give another directory",
+        let problem = match dir.join(MANIFEST).exists() || only_temporary_manifest(dir)? {
+            true => "already holds a run: give another directory, or `--resume` to continue it",
+            false => "is not empty and holds no run: give another directory",
         };
         Err(Error::file(dir, problem))
     }
 
-    /// Goes on with the run in `dir`, or starts it if it never got as far as a manifest.
+    /// Resumes the run in `dir`, or starts it if its manifest was never written.
     ///
     /// # Errors
-    /// A directory that holds something else; a run of another model, traces, version or options;
-    /// one that another process is writing; damage that an interruption cannot explain.
+    /// The directory holds something else; the run has another model, traces, version or options;
+    /// another process is writing it; or it is damaged in a way that an interruption cannot
+    /// explain.
     pub fn resume(dir: &Path, manifest: Manifest) -> Result<RunWriter> {
         RunWriter::resume_with(dir, manifest, &[])
     }
 
-    /// As [`RunWriter::resume`], also where there are more `traces` than the run was started with,
-    /// because its limit grew or lines were appended: those of the run must be the first of them.
+    /// Like [`RunWriter::resume`], but also accepts more `traces` than the run was started with,
+    /// because its limit was raised or lines were appended. The run's traces must be the first
+    /// ones.
     ///
     /// # Errors
     /// As [`RunWriter::resume`].
@@ -92,13 +93,14 @@ impl RunWriter {
     ) -> Result<RunWriter> {
         let path = dir.join(MANIFEST);
         let Some(existing) = Manifest::read(&path)? else {
-            if dir.exists() && !only_debris(dir)? {
-                let problem = format!("is not empty, and holds no {MANIFEST} of a run to resume");
+            if dir.exists() && !only_temporary_manifest(dir)? {
+                let problem =
+                    format!("is not empty and holds no {MANIFEST}: there is no run to resume");
                 return Err(Error::file(dir, problem));
             }
             return RunWriter::start(dir, manifest);
         };
-        // The traces say more than the file they are in, which may have been appended to.
+        // Compare the traces themselves, because lines may have been appended to the file.
         let before = existing.traces.read.as_ref().map_or(0, |read| read.traces);
         let same_start = existing.traces.read.as_ref().is_some_and(|read| {
             traces.get(..before).is_some_and(|first| read.ids_sha256 == ids_sha256(first))
@@ -119,12 +121,11 @@ impl RunWriter {
         Ok(writer)
     }
 
-    /// Makes of the run one that is under way, with more traces to come. A complete one gets the
-    /// parts back that its tables were made of, so that it ends with the same tables as if it had
-    /// had all from the start.
-    fn grow(&mut self, asked: Manifest) -> Result<()> {
+    /// Reopens the run for more traces. If it is complete, its tables are split into part files
+    /// again, so that it ends with the same tables as if it had had all traces from the start.
+    fn grow(&mut self, requested: Manifest) -> Result<()> {
         let traces = |note: &TracesNote| note.read.as_ref().map_or(0, |read| read.traces);
-        let growth = Growth { from: traces(&self.manifest.traces), to: traces(&asked.traces) };
+        let growth = Growth { from: traces(&self.manifest.traces), to: traces(&requested.traces) };
         if self.is_complete() {
             let done = self.manifest.counts.map_or(0, |counts| counts.traces);
             let parts = self.dir.join(PARTS);
@@ -135,9 +136,9 @@ impl RunWriter {
         }
         let mut grown = std::mem::take(&mut self.manifest.traces.grown);
         grown.push(growth);
-        self.manifest.traces = TracesNote { grown, ..asked.traces };
-        self.manifest.options.limit = asked.options.limit;
-        self.manifest.remarks = asked.remarks;
+        self.manifest.traces = TracesNote { grown, ..requested.traces };
+        self.manifest.options.limit = requested.options.limit;
+        self.manifest.remarks = requested.remarks;
         self.manifest.counts = None;
         self.manifest.status = Status::Running;
         self.manifest.write(&self.dir.join(MANIFEST))
@@ -157,7 +158,7 @@ impl RunWriter {
         Ok(writer)
     }
 
-    /// Keeps the traces whose line and parts are whole, and forgets what comes after them.
+    /// Keeps the traces whose line and part files are complete, and drops everything after them.
     fn recover(&mut self) -> Result<()> {
         let parts = self.dir.join(PARTS);
         fs::create_dir_all(&parts).map_err(Error::io(&parts, "cannot be created"))?;
@@ -186,25 +187,25 @@ impl RunWriter {
         durable::sync_dir(&self.dir)
     }
 
-    /// Traces that are already recorded: the first so many of the run.
+    /// Number of traces already recorded, which are the first ones of the run.
     pub fn recorded(&self) -> usize {
         self.traces
     }
 
-    /// Whether nothing is left to do.
+    /// Whether the run is complete.
     pub fn is_complete(&self) -> bool {
         self.manifest.status == Status::Complete
     }
 
-    /// What is being scanned, and how.
+    /// The manifest: what is being scanned, and how.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Records the next trace. When this returns it survives anything.
+    /// Records the next trace. Once this returns, the trace is durable.
     ///
     /// # Errors
-    /// The disk is full or gone; the trace is then not recorded, and the run can be resumed.
+    /// The disk is full or gone. The trace is then not recorded, and the run can be resumed.
     pub fn record(&mut self, result: &TraceResult<'_>) -> Result<()> {
         let TraceResult { detection, curves, scores, ids, texts } = *result;
         let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
@@ -234,10 +235,10 @@ impl RunWriter {
         Ok(())
     }
 
-    /// Puts the tables together and marks the run complete.
+    /// Merges the tables and marks the run complete.
     ///
     /// # Errors
-    /// The disk is full or gone; the run can be resumed. No trace was recorded.
+    /// The disk is full or gone (the run can be resumed), or no trace was recorded.
     pub fn finish(mut self) -> Result<Run> {
         if !self.is_complete() {
             for table in RunTable::all(self.manifest.options.attention) {
@@ -265,18 +266,18 @@ impl RunWriter {
     }
 }
 
-/// Whether a directory is empty but for a manifest that had not taken its name yet.
-fn only_debris(dir: &Path) -> Result<bool> {
-    let debris = durable::temporary(&dir.join(MANIFEST));
+/// Whether a directory is empty except for a temporary manifest.
+fn only_temporary_manifest(dir: &Path) -> Result<bool> {
+    let temporary = durable::temporary(&dir.join(MANIFEST));
     for entry in fs::read_dir(dir).map_err(Error::io(dir, "cannot be read"))? {
-        if entry.map_err(Error::io(dir, "cannot be read"))?.path() != debris {
+        if entry.map_err(Error::io(dir, "cannot be read"))?.path() != temporary {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Opens the detections for writing, for this process alone.
+/// Opens the detections for writing, with an exclusive lock.
 fn lock(path: &Path) -> Result<File> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
     let file = file.map_err(Error::io(path, "cannot be opened for writing"))?;

@@ -1,4 +1,4 @@
-//! The law of row invariance, as a check that any backend can be put through.
+//! A conformance check for backends: row invariance, as [`Backend`] defines it.
 
 use std::ops::Range;
 
@@ -6,12 +6,12 @@ use crate::{
     Attention, Backend, BackendError, DType, KvShape, Rotary, RowChange, RowEdit, Span, WeightView,
 };
 
-/// What [`check`] found.
+/// Why a backend does not conform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// An operation gives a row other bits in other company, or a fused one other bits than its
-    /// parts.
+    /// An operation returns different bits for a row when other rows are computed with it, or a
+    /// fused operation returns different bits than the operations it fuses.
     #[error("row invariance is broken: {0}")]
     Bits(String),
     /// An operation failed.
@@ -21,11 +21,11 @@ pub enum Violation {
 
 type Result<T> = std::result::Result<T, Violation>;
 
-/// Runs every operation over rows alone, in groups, all together and in chunks, on ragged shapes,
-/// and compares bits. Takes a second or so on a CPU.
+/// Runs every operation on single rows, on groups of rows, on all rows and in chunks, with ragged
+/// shapes, and compares the bits. Takes about a second on a CPU.
 ///
 /// # Errors
-/// The first operation that breaks the law, or fails.
+/// The first operation that breaks row invariance, or fails.
 pub fn check<B: Backend>(b: &B) -> Result<()> {
     for (k, n) in [(1, 1), (31, 33), (200, 70), (777, 130)] {
         products(b, k, n)?;
@@ -40,7 +40,7 @@ pub fn check<B: Backend>(b: &B) -> Result<()> {
     Ok(())
 }
 
-/// Rows in all, and the groups they are computed in.
+/// Number of rows, and the sizes of the groups they are computed in.
 const ROWS: usize = 37;
 const GROUPS: [usize; 5] = [1, 2, 5, 16, 36];
 
@@ -49,7 +49,7 @@ fn groups() -> impl Iterator<Item = Range<usize>> {
     GROUPS.into_iter().flat_map(of)
 }
 
-/// Numbers in [-1, 1), the same for the same seed.
+/// Pseudo-random numbers in [-1, 1), determined by the seed.
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -109,7 +109,7 @@ fn product<B: Backend>(
     Ok(out)
 }
 
-/// Matrix products of rows in any company, and the fused ones against their parts.
+/// Matrix products over groups of rows, and fused products against the operations they fuse.
 fn products<B: Backend>(b: &B, k: usize, n: usize) -> Result<()> {
     let x = numbers(1, ROWS * k);
     for dtype in [DType::Bf16, DType::F32] {
@@ -138,31 +138,32 @@ fn products<B: Backend>(b: &B, k: usize, n: usize) -> Result<()> {
             same(&some.3, &all.3[rows], &what("linear_argmax"))?;
         }
 
-        // Fused operations have the bits of their parts.
+        // Fused operations return the bits of the operations they fuse.
         let packed = operand(b, &upload(b, &x, k)?)?;
         let (g, u) = (product(b, &gate, n, &packed, ROWS)?, product(b, &up, n, &packed, ROWS)?);
         let mut sum = upload(b, &numbers(5, ROWS * n), n)?;
         b.add_assign(&mut sum, &u)?;
-        same(&all.1, &bits(b, &sum)?, &what("linear_add against its parts"))?;
+        same(&all.1, &bits(b, &sum)?, &what("linear_add against linears and add_assign"))?;
         let (mut act, mut gated) = (b.alloc(ROWS, n)?, b.alloc(ROWS, n)?);
         b.silu(&g, &mut act)?;
         b.mul(&act, &u, &mut gated)?;
         let gated = product(b, &down, 33, &operand(b, &gated)?, ROWS)?;
-        same(&all.2, &bits(b, &gated)?, &what("gated against its parts"))?;
-        same(&all.3, &b.argmax(&g, n.div_ceil(2))?, &what("linear_argmax against its parts"))?;
+        same(&all.2, &bits(b, &gated)?, &what("gated against linears, silu and mul"))?;
+        let best = b.argmax(&g, n.div_ceil(2))?;
+        same(&all.3, &best, &what("linear_argmax against linears and argmax"))?;
         let norm = b.vector_from(&numbers(6, k))?;
         let rows = upload(b, &x, k)?;
         let (mut fused, mut normed) = (b.new_operand(), b.alloc(ROWS, k)?);
         b.rms_norm_operand(&rows, &norm, 1e-5, &mut fused)?;
         b.rms_norm(&rows, &norm, 1e-5, &mut normed)?;
         let fused = bits(b, &product(b, &gate, n, &fused, ROWS)?)?;
-        let parts = bits(b, &product(b, &gate, n, &operand(b, &normed)?, ROWS)?)?;
-        same(&fused, &parts, &what("rms_norm_operand against its parts"))?;
+        let separate = bits(b, &product(b, &gate, n, &operand(b, &normed)?, ROWS)?)?;
+        same(&fused, &separate, &what("rms_norm_operand against rms_norm and operand"))?;
     }
     Ok(())
 }
 
-/// Norms and dot products, where their results lie, and edits.
+/// Norms, dot products and their output positions, and row edits.
 fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
     let x = numbers(7, ROWS * columns);
     let all = upload(b, &x, columns)?;
@@ -197,37 +198,37 @@ fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
     same(&bits(b, &edited)?, &want, "edit_rows")
 }
 
-/// Queries, keys and values of a sequence.
+/// Queries, keys and values of a sequence, each `[tokens, width]`.
 struct Sequence {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
 }
 
-/// A sequence's tokens of one pass.
-struct Part<'a, B: Backend> {
+/// The tokens of one sequence that a pass processes.
+struct Chunk<'a, B: Backend> {
     sequence: &'a Sequence,
     tokens: Range<usize>,
     kv: &'a mut B::Kv,
     sums: Option<&'a mut B::ColumnSums>,
 }
 
-/// One pass: results and log-sum-exps.
+/// Runs one pass; returns the bits of the attention results and of the log-sum-exps.
 fn pass<B: Backend>(
     b: &B,
     attention: &Attention,
-    parts: Vec<Part<'_, B>>,
+    chunks: Vec<Chunk<'_, B>>,
 ) -> Result<(Vec<u32>, Vec<u32>)> {
     let Attention { layer, heads, kv_heads, head_dim, .. } = *attention;
     let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
     let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
     let mut spans = Vec::new();
     let mut first = 0;
-    for Part { sequence, tokens, kv, sums } in parts {
-        let part = |x: &[f32], w: usize| x[tokens.start * w..tokens.end * w].to_vec();
-        q.extend(part(&sequence.q, width));
-        k.extend(part(&sequence.k, kv_width));
-        v.extend(part(&sequence.v, kv_width));
+    for Chunk { sequence, tokens, kv, sums } in chunks {
+        let slice = |x: &[f32], w: usize| x[tokens.start * w..tokens.end * w].to_vec();
+        q.extend(slice(&sequence.q, width));
+        k.extend(slice(&sequence.k, kv_width));
+        v.extend(slice(&sequence.v, kv_width));
         let rows = first..first + tokens.len();
         first = rows.end;
         spans.push(Span { rows, first_position: tokens.start, kv, column_sums: sums });
@@ -243,7 +244,8 @@ fn pass<B: Backend>(
     Ok((bits(b, &out)?, bits(b, &lse)?))
 }
 
-/// Attention in any chunks and company, after tokens were taken back, and its column sums.
+/// Attention and its column sums in chunks of several sizes, and attention after a truncated cache,
+/// in a batch with another sequence.
 fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
     let Attention { heads, kv_heads, head_dim, .. } = *attention;
     let shape = KvShape { layers: 1, kv_heads, head_dim };
@@ -260,8 +262,8 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for from in (0..tokens).step_by(chunk) {
             let tokens = from..tokens.min(from + chunk);
-            let part = Part { sequence: &one, tokens, kv: &mut kv, sums: Some(&mut sums) };
-            let (o, l) = pass(b, attention, vec![part])?;
+            let chunk = Chunk { sequence: &one, tokens, kv: &mut kv, sums: Some(&mut sums) };
+            let (o, l) = pass(b, attention, vec![chunk])?;
             out.extend(o);
             lse.extend(l);
         }
@@ -277,20 +279,20 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
         same(&chunks.1, &whole.1, &what(&format!("log-sum-exps in chunks of {chunk}")))?;
         same(&chunks.2, &whole.2, &what(&format!("column sums in chunks of {chunk}")))?;
     }
-    // Taken back, and beside another sequence.
+    // Truncate the cache and recompute its end, in one batch with another sequence.
     let mut kv = whole.3;
-    let mut beside = b.new_kv(shape);
-    let part = Part { sequence: &other, tokens: 0..90, kv: &mut beside, sums: None };
-    pass(b, attention, vec![part])?;
+    let mut other_kv = b.new_kv(shape);
+    let chunk = Chunk { sequence: &other, tokens: 0..90, kv: &mut other_kv, sums: None };
+    pass(b, attention, vec![chunk])?;
     for keep in [0, 127, 128, 250] {
         b.truncate_kv(&mut kv, keep);
-        b.truncate_kv(&mut beside, 90);
+        b.truncate_kv(&mut other_kv, 90);
         let both = vec![
-            Part { sequence: &other, tokens: 90..93, kv: &mut beside, sums: None },
-            Part { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None },
+            Chunk { sequence: &other, tokens: 90..93, kv: &mut other_kv, sums: None },
+            Chunk { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None },
         ];
         let (out, _) = pass(b, attention, both)?;
-        same(&out[3 * width..], &whole.0[keep * width..], &what("attend in company"))?;
+        same(&out[3 * width..], &whole.0[keep * width..], &what("attend in a batch"))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Every path of the CPU keeps the law of the trait it implements.
+//! Every code path of the CPU backend passes the conformance check.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,9 +6,9 @@ mod common;
 use common::*;
 
 #[test]
-fn every_path_keeps_the_law_of_row_invariance() {
+fn every_path_is_row_invariant() {
     for (path, precision) in variants() {
-        fathom_backend::law::check(&cpu(path, precision, 2))
+        fathom_backend::conformance::check(&cpu(path, precision, 2))
             .unwrap_or_else(|violation| panic!("{path} {precision:?}: {violation}"));
     }
 }

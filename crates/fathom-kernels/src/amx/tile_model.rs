@@ -1,35 +1,36 @@
-//! The tile registers in software: what Intel's manual says the instructions do, element by
-//! element.
+//! A software model of the tile registers: what Intel's manual specifies for each instruction,
+//! element by element.
 //!
-//! Tests check the tile kernels with it on any machine, and a CPU's own instructions are compared
+//! Tests run the tile kernels on it on any CPU, and the self-test compares a CPU's own instructions
 //! with it before they are used.
 
-use super::{PAIRS, Shape, TILE_ROWS, TILE_WORDS, TileUnit};
+use super::{PAIRS, TILE_ROWS, TILE_WORDS, TileShapes, TileUnit};
 
 type Register = [[u32; TILE_WORDS]; TILE_ROWS];
 
 /// Eight tile registers and their shapes.
-pub(crate) struct Model {
-    shape: Option<Shape>,
+pub(crate) struct TileModel {
+    shape: Option<TileShapes>,
     registers: [Register; 8],
 }
 
-impl Default for Model {
-    fn default() -> Model {
-        Model { shape: None, registers: [[[0; TILE_WORDS]; TILE_ROWS]; 8] }
+impl Default for TileModel {
+    fn default() -> TileModel {
+        TileModel { shape: None, registers: [[[0; TILE_WORDS]; TILE_ROWS]; 8] }
     }
 }
 
-impl Model {
-    /// Rows and words of a register. The instructions fault without a configuration; this panics.
+impl TileModel {
+    /// Rows of a register, and words per row. Panics without a configuration, where the
+    /// instructions fault.
     fn shape_of(&self, tile: usize) -> (usize, usize) {
         self.shape.unwrap_or_else(|| panic!("tile registers were not configured")).of(tile)
     }
 }
 
-impl TileUnit for Model {
-    fn configure(&mut self, shape: Shape) {
-        *self = Model { shape: Some(shape), ..Model::default() };
+impl TileUnit for TileModel {
+    fn configure(&mut self, shape: TileShapes) {
+        *self = TileModel { shape: Some(shape), ..TileModel::default() };
         for tile in 0..8 {
             let (rows, words) = shape.of(tile);
             assert!((1..=TILE_ROWS).contains(&rows) && (1..=TILE_WORDS).contains(&words));
@@ -46,7 +47,7 @@ impl TileUnit for Model {
         self.registers[T] = Register::default();
         for (i, row) in self.registers[T].iter_mut().enumerate().take(rows) {
             for (j, word) in row.iter_mut().enumerate().take(words) {
-                // SAFETY: the caller's promise.
+                // SAFETY: `i < rows` and `j < words`, which the caller guarantees to be readable.
                 *word = unsafe { from.add(i * stride + j).read() };
             }
         }
@@ -55,11 +56,14 @@ impl TileUnit for Model {
     fn multiply<const C: usize, const A: usize, const B: usize>(&mut self) {
         let ((c_rows, c_words), (a_rows, pairs), (b_rows, b_words)) =
             (self.shape_of(C), self.shape_of(A), self.shape_of(B));
-        assert!(c_rows == a_rows && pairs == b_rows && c_words == b_words, "shapes of a product");
+        assert!(
+            c_rows == a_rows && pairs == b_rows && c_words == b_words,
+            "tile shapes do not match"
+        );
         let mut c = self.registers[C];
         let (a, b) = (&self.registers[A], &self.registers[B]);
         for (c, a) in c.iter_mut().zip(a).take(c_rows) {
-            // What lies beyond the shapes is zero.
+            // Elements beyond the configured shapes are zero.
             *c = row_product(*c, a, b);
         }
         self.registers[C] = c;
@@ -69,16 +73,16 @@ impl TileUnit for Model {
         let (rows, words) = self.shape_of(T);
         for (i, row) in self.registers[T].iter().enumerate().take(rows) {
             for (j, word) in row.iter().enumerate().take(words) {
-                // SAFETY: the caller's promise.
+                // SAFETY: `i < rows` and `j < words`, which the caller guarantees to be writable.
                 unsafe { to.add(i * stride + j).write(f32::from_bits(*word)) }
             }
         }
     }
 }
 
-/// A row of `C + A · B`: even and odd k by themselves, fused multiply-add after fused multiply-add,
-/// then their sum, then that added to C. Rounded to nearest even each time; subnormal numbers are
-/// zeros on the way in and on the way out.
+/// One row of `C + A · B`: even and odd k are accumulated separately with fused multiply-adds, the
+/// two sums are added, and the result is added to C. Each operation rounds to nearest even;
+/// subnormal inputs and results are flushed to zero.
 fn row_product(c: [u32; TILE_WORDS], a: &[u32; PAIRS], b: &Register) -> [u32; TILE_WORDS] {
     #[cfg(target_arch = "x86_64")]
     {
@@ -88,8 +92,8 @@ fn row_product(c: [u32; TILE_WORDS], a: &[u32; PAIRS], b: &Register) -> [u32; TI
         }
         if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
         {
-            // SAFETY: the features are there. `mul_add` is one instruction then, not a library
-            // call.
+            // SAFETY: `avx2` and `fma` were detected. With them `mul_add` compiles to one
+            // instruction instead of a library call.
             return unsafe { with_fma(c, a, b) };
         }
     }
