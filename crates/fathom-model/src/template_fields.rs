@@ -25,7 +25,7 @@ pub(crate) type Render<'a> = dyn Fn(&[Message], &Map<String, Value>) -> Result<S
 
 /// Renders a conversation after checking that the template uses its fields and variables.
 ///
-/// A field that the template mentions but that leaves the rendered text unchanged is a remark.
+/// A field that has no effect on the rendered text gets a remark.
 ///
 /// # Errors
 /// The template fails, or it does not mention a variable or a field of [`CONTENT_FIELDS`].

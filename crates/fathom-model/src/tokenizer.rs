@@ -128,9 +128,9 @@ impl Tokenizer {
 
     /// Adds a remark for each key of `tokenizer_config.json` that contradicts what encoding does.
     fn remark_on_config(&mut self, path: &Path, config: &serde_json::Map<String, Value>) {
-        let says = |key: &str| config.get(key).and_then(Value::as_bool);
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
         let mut remark = |kind, text| self.remarks.push(Remark::file(kind, path, text));
-        if says("fix_mistral_regex") == Some(true) {
+        if flag("fix_mistral_regex") == Some(true) {
             let text = "`fix_mistral_regex` is not applied: tokenizer.json is used as it is";
             remark("fix-mistral-regex", text.to_owned());
         }
@@ -139,17 +139,17 @@ impl Tokenizer {
         let bos = id(&self.special.bos).is_some_and(|id| framing.front.contains(&id));
         let eos = id(&self.special.eos).is_some_and(|id| framing.back.contains(&id));
         let rule = "transformers 5 follows the post-processor of tokenizer.json";
-        if let Some(said) = says("add_bos_token").filter(|said| *said != bos) {
+        if let Some(value) = flag("add_bos_token").filter(|value| *value != bos) {
             let (done, other) = match bos {
                 true => ("BOS", "`--bos no` leaves it out"),
                 false => ("no BOS", "`--bos yes` adds it"),
             };
-            let text = format!("`add_bos_token` is {said}, but {done} is added: {rule}; {other}");
+            let text = format!("`add_bos_token` is {value}, but {done} is added: {rule}; {other}");
             remark(ADD_BOS, text);
         }
-        if let Some(said) = says("add_eos_token").filter(|said| *said != eos) {
+        if let Some(value) = flag("add_eos_token").filter(|value| *value != eos) {
             let done = if eos { "EOS" } else { "no EOS" };
-            let text = format!("`add_eos_token` is {said}, but {done} is added: {rule}");
+            let text = format!("`add_eos_token` is {value}, but {done} is added: {rule}");
             remark("add-eos-token", text);
         }
     }

@@ -17,13 +17,13 @@ pub(crate) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 pub struct TokenizerFiles {
     /// The directory they were read from, for messages.
     pub dir: PathBuf,
-    /// `tokenizer.json`
+    /// Contents of `tokenizer.json`.
     pub tokenizer: String,
-    /// `tokenizer_config.json`
+    /// Contents of `tokenizer_config.json`.
     pub config: Option<String>,
-    /// `added_tokens.json`
+    /// Contents of `added_tokens.json`.
     pub added_tokens: Option<String>,
-    /// `special_tokens_map.json`
+    /// Contents of `special_tokens_map.json`.
     pub special_tokens_map: Option<String>,
 }
 
