@@ -1,4 +1,4 @@
-//! The device, which runs on a thread of its own.
+//! The device, which runs on a separate thread.
 
 use std::any::Any;
 use std::collections::HashMap;

@@ -97,7 +97,7 @@ impl Declared {
             }
         }
         declared.has_pad_key = given.contains_key(PAD);
-        declared.name(side, &given, &own, &from_map)?;
+        declared.read_named(side, &given, &own, &from_map)?;
         declared.read_extra(side, &given)?;
         Ok(declared)
     }
@@ -242,9 +242,8 @@ impl Declared {
         }));
     }
 
-    /// Fills in the named tokens: [`NAMES`] first, then other names of `given`, then those of
-    /// `own`.
-    fn name(
+    /// Reads the named tokens: [`NAMES`] first, then other names of `given`, then those of `own`.
+    fn read_named(
         &mut self,
         side: &SideFiles,
         given: &Map<String, Value>,
