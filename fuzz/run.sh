@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets with a stable toolchain and runs each for a while, from the committed seeds.
+# Builds the fuzz targets with the stable toolchain and runs each from the committed seeds.
 #
-#   fuzz/run.sh [SECONDS] [TARGET…]      default: 10 seconds, every target
+#   fuzz/run.sh [SECONDS] [TARGET…]      default: 10 seconds, all targets
 #
-# New inputs that reach new code go to fuzz/corpus/, inputs that fail to fuzz/artifacts/; replay one with
+# Inputs that reach new code are saved in fuzz/corpus/, failing inputs in fuzz/artifacts/. To replay
+# one:
 #   fuzz/target/<triple>/release/<target> fuzz/artifacts/<target>/crash-…
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -20,8 +21,8 @@ if ! command -v "${CXX:-c++}" >/dev/null; then
     exit 0
 fi
 
-# What `cargo fuzz --sanitizer none` passes: LLVM's coverage counters, without a nightly compiler. An
-# explicit --target keeps them out of build scripts and procedural macros.
+# The flags of `cargo fuzz --sanitizer none`: LLVM's coverage counters, without a nightly compiler.
+# An explicit --target keeps them out of build scripts and procedural macros.
 host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -32,11 +33,12 @@ cargo build --release --target "$host"
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     log=artifacts/$target.log
-    # -timeout: a hang is a failure; -rss_limit_mb: so is memory out of proportion.
-    if "$CARGO_TARGET_DIR/$host/release/$target" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 \
-        -print_final_stats=1 -artifact_prefix="artifacts/$target/" "corpus/$target" "seeds/$target" \
-        >"$log" 2>&1; then
-        echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs, nothing found"
+    # More than 5 seconds or 1 GiB for an input is a failure.
+    if "$CARGO_TARGET_DIR/$host/release/$target" \
+        -max_total_time="$seconds" -timeout=5 -rss_limit_mb=1024 -print_final_stats=1 \
+        -artifact_prefix="artifacts/$target/" "corpus/$target" "seeds/$target" >"$log" 2>&1; then
+        inputs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+        echo "$target: $inputs inputs, nothing found"
     else
         tail -n 60 "$log"
         echo "$target: failed; the input is in fuzz/artifacts/$target" >&2

@@ -1,4 +1,5 @@
-//! `adapter_config.json`, as a stranger wrote it: a config or an error, and patterns that end.
+//! An untrusted `adapter_config.json`: parsing returns a config or an error, and matching its
+//! patterns ends.
 #![no_main]
 
 use std::path::Path;

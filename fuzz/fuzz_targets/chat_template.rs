@@ -1,4 +1,4 @@
-//! A chat template, as a stranger wrote it: text of bounded size or an error, in bounded time.
+//! An untrusted chat template: rendering returns a text or an error, in bounded time and memory.
 #![no_main]
 
 use std::path::Path;

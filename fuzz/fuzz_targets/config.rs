@@ -1,4 +1,4 @@
-//! `config.json`, as a stranger wrote it: a config or an error, and a config that is in proportion.
+//! An untrusted `config.json`: parsing returns a consistent config or an error.
 #![no_main]
 
 use std::path::Path;

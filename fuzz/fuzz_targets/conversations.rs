@@ -1,5 +1,5 @@
-//! A line of a prompt or trace file whose conversation goes through a chat template: ids that were
-//! checked, or an error that names the line.
+//! A line of a prompt or trace file, encoded with a chat template: the result is valid ids, or an
+//! error that names the line.
 #![no_main]
 
 use std::path::Path;
@@ -13,11 +13,13 @@ use libfuzzer_sys::fuzz_target;
 
 const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tokenizer");
 
-/// Looks at everything a conversation may hold.
-const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>\
-    {{ m.role }}{{ m.name }}{{ m.reasoning_content }}{% if m.content is string %}{{ m.content }}{% else %}\
-    {% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}{{ m.tool_calls | tojson }}<|im_end|>\
-    {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}";
+/// A template that reads all fields of a conversation.
+const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}{% endif %}\
+    {% for m in messages %}<|im_start|>{{ m.role }}{{ m.name }}{{ m.reasoning_content }}\
+    {% if m.content is string %}{{ m.content }}{% else %}\
+    {% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}\
+    {{ m.tool_calls | tojson }}<|im_end|>{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}";
 
 static TEXT: LazyLock<Option<(Tokenizer, ChatTemplate)>> = LazyLock::new(|| {
     let special = SpecialTokens::default();
@@ -26,7 +28,7 @@ static TEXT: LazyLock<Option<(Tokenizer, ChatTemplate)>> = LazyLock::new(|| {
 });
 
 fuzz_target!(|line: &str| {
-    let Some((tokenizer, template)) = &*TEXT else { panic!("the tokenizer is not there") };
+    let Some((tokenizer, template)) = &*TEXT else { panic!("the tokenizer is missing") };
     let encoder = TextEncoder {
         tokenizer: Some(tokenizer),
         template: Some(template),

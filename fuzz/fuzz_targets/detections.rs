@@ -1,5 +1,5 @@
-//! A line of a detections file, ours or a published one: sinks in order, or an error; and every table
-//! can be made of it.
+//! A line of a detections file: parsing returns a detection or an error, and all tables can be
+//! computed from a detection.
 #![no_main]
 
 use std::path::Path;

@@ -1,9 +1,8 @@
-//! The bytes of a data set's file, of whatever kind they make it: rows or an error, in bounded
-//! memory.
+//! A data file of any format: reading returns rows or errors, in bounded memory.
 //!
-//! But for Parquet: the library underneath panics on some faults of a file. That is caught where it
-//! is called, but a panic is what ends a fuzzer; `crates/fathom-model/tests/rows.rs` spoils such
-//! files.
+//! Parquet is excluded because the `parquet` crate panics on some malformed files. Fathom catches
+//! such a panic, but it would end the fuzzer. `crates/fathom-model/tests/rows.rs` tests corrupt
+//! Parquet files.
 #![no_main]
 
 use std::io::Write;

@@ -1,4 +1,5 @@
-//! The bytes of a safetensors file: tensors that lie in it and do not overlap, or an error.
+//! A safetensors file: parsing returns an error, or tensors that are inside the file and do not
+//! overlap.
 #![no_main]
 
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: shard names that stay in the directory, or an error.
+//! `model.safetensors.index.json`: parsing returns an error, or shard names inside the directory.
 #![no_main]
 
 use std::path::{Component, Path};

@@ -1,5 +1,5 @@
-//! `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, as a stranger wrote
-//! them: a tokenizer whose ids are those of its vocabulary, or one line that names the file.
+//! Untrusted `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`: the result
+//! is a tokenizer whose ids are in its vocabulary, or a one-line error that names the file.
 #![no_main]
 
 use fathom_model::{Tokenizer, TokenizerFiles};
@@ -10,7 +10,7 @@ const TOKENIZERS: [&str; 2] = [
     include_str!("../../crates/fathom-model/tests/data/tokenizers/parity/wordpiece.json"),
 ];
 
-// The three files with `---` between them; an empty one does not exist.
+// The input is the three files separated by `---`. An empty one counts as not existing.
 fuzz_target!(|text: &str| {
     let mut texts = text.splitn(3, "\n---\n");
     let mut next = || texts.next().filter(|text| !text.trim().is_empty()).map(str::to_owned);
@@ -37,7 +37,7 @@ fuzz_target!(|text: &str| {
                 assert!((*id as usize) < size && tokenizer.id_to_token(*id).is_some(), "{id}");
             }
         };
-        // The files themselves hold the tokens they declare.
+        // The text of the files contains the tokens they declare.
         for bos in [false, true] {
             check(&tokenizer.encode(text, bos).unwrap());
         }

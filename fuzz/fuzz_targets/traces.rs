@@ -1,4 +1,4 @@
-//! A line of a trace file: a trace or an error, and ids that were checked against the vocabulary.
+//! A line of a trace file: parsing returns an error, or a trace whose ids are in the vocabulary.
 #![no_main]
 
 use std::path::Path;

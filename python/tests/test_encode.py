@@ -82,7 +82,7 @@ def test_what_is_no_input_is_refused(planted: fl.Model) -> None:
         ([2**70], "is no input"),
         ([1, 10**6], "token id 1000000 at position 1"),
         ([{"content": "x"}], "without `role`"),
-        ([{"role": 3, "content": "x"}], "`role` that is no string"),
+        ([{"role": 3, "content": "x"}], "`role` that is not a string"),
         ([{"role": "user", "content": object()}], "cannot be written as JSON"),
         ([{"role": "user", "content": float("nan")}], "cannot be written as JSON"),
     ]

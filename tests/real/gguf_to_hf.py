@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Writes the checkpoint of a GGUF file of the Llama class as a HuggingFace directory of f32 weights.
+"""Converts a GGUF file of the Llama class to a HuggingFace directory of f32 weights.
 
     python3 gguf_to_hf.py FILE.gguf DIR        # needs gguf 0.19.0 and safetensors 0.8.0
 
-Quantised weights become the floats they stand for, so that another program that reads the directory computes
-with the very same numbers. The tokenizer and the chat template are those that the GGUF file holds.
+Quantised weights are dequantised, so that every program that reads the directory computes with the
+same numbers. The tokenizer and the chat template are those of the GGUF file.
 """
 
 import json
@@ -32,7 +32,7 @@ OTHERS = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-# How text is cut before BPE: the pre-tokenizers this converter knows, by GGUF's name.
+# Pre-tokenizers of tokenizer.json by GGUF's name. Others are not supported.
 PRE_TOKENIZERS = {
     "smollm": [
         {"type": "Digits", "individual_digits": True},
@@ -50,8 +50,8 @@ def hf_name(name):
 
 
 def rotate_half_order(weight, heads):
-    """Rows of a q or k projection in HuggingFace's order: GGUF puts the two dimensions that turn together
-    side by side, HuggingFace half a head apart."""
+    """Reorders the rows of a q or k projection to HuggingFace's layout. The two dimensions of a
+    RoPE pair are adjacent in GGUF and half a head apart in HuggingFace."""
     rows, columns = weight.shape
     pairs = weight.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)

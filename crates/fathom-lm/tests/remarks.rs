@@ -247,7 +247,7 @@ fn choices_about_prompts() {
             &["--template-kwargs", "{\"enable_thinking\": false}"][..],
             "no use for `enable_thinking`",
         ),
-        (&["--template-kwargs", "[]"], "is no JSON object"),
+        (&["--template-kwargs", "[]"], "is not a JSON object"),
         (&["--date", "2025-01-31"], "does not ask for the date"),
         (&["--date", "yesterday"], "expected a day such as 2025-01-31"),
         (&["--system", "S", "--no-chat-template"], "--system needs a chat template"),

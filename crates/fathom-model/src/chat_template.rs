@@ -1,8 +1,7 @@
-//! Chat templates: how a conversation is written down for a particular model.
+//! Chat templates, which render a conversation to the prompt of a particular model.
 //!
-//! A template is a Jinja program shipped with the checkpoint. It is rendered as HuggingFace's
-//! `apply_chat_template` renders it, inside bounds on work, memory and recursion: it comes from a
-//! stranger.
+//! A template is a Jinja program shipped with the checkpoint. It is rendered as by HuggingFace's
+//! `apply_chat_template`. Templates are untrusted input, so work, memory and recursion are limited.
 
 mod budget;
 mod engine;
@@ -15,97 +14,99 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use self::find::{Source, Sources};
+use self::find::{TemplateSource, TemplateSources};
 use crate::message::Message;
 use crate::special_tokens::SpecialTokens;
 use crate::{Error, Remark, Result};
 
-/// The day templates are told it is unless [`RenderOptions::date`] says otherwise: the date Llama
-/// 3.x templates themselves fall back on. A fixed day keeps prompts, and so sink positions,
-/// reproducible.
+/// The date that `strftime_now` returns unless [`RenderOptions::date`] is set. It is the default
+/// date of the Llama 3.x templates. A fixed date keeps prompts and sink positions reproducible.
 pub const PINNED_DATE: jiff::civil::Date = jiff::civil::date(2024, 7, 26);
 
-/// What a template is given beside the messages.
+/// Options and variables for rendering a template.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RenderOptions {
-    /// Whether to end with the tokens that begin an answer; `None` leaves it undefined.
+    /// Whether to end with the generation prompt; `None` leaves the variable undefined.
     pub add_generation_prompt: Option<bool>,
-    /// Qwen3's switch; `None` leaves it undefined, which is not the same as false.
+    /// Qwen3's variable; `None` leaves it undefined, which Qwen3 treats differently from false.
     pub enable_thinking: Option<bool>,
-    /// What `strftime_now` tells the time as; `None` is midnight of [`PINNED_DATE`].
+    /// The date whose midnight `strftime_now` returns; `None` is [`PINNED_DATE`].
     pub date: Option<jiff::civil::Date>,
-    /// Further variables, such as `tools` or `documents`, as `apply_chat_template(**kwargs)`.
+    /// Further variables such as `tools` or `documents`: the `**kwargs` of `apply_chat_template`.
     pub variables: Map<String, Value>,
 }
 
 /// A checkpoint's chat template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    sources: Sources,
+    sources: TemplateSources,
     special: SpecialTokens,
 }
 
 impl ChatTemplate {
-    /// Finds the template of a checkpoint as transformers 5 does for a tokenizer:
-    /// `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, else `chat_template` of
-    /// `tokenizer_config.json` (a string, or a list of `name` and `template`). Of several,
-    /// `tool_use` is rendered where tools are given, and `default` otherwise. `None` when there is
-    /// none.
+    /// Finds the template of a checkpoint as transformers 5 does for a tokenizer. `None` if there
+    /// is none.
+    ///
+    /// The template is `chat_template.jinja` and `additional_chat_templates/NAME.jinja`, or else
+    /// `chat_template` of `tokenizer_config.json` (a string, or a list of `name` and `template`).
+    /// If there are several, `tool_use` is rendered when tools are given and `default` otherwise.
     ///
     /// # Errors
-    /// A file that cannot be read, a template of another kind, or an empty one.
+    /// A file cannot be read, or a template has the wrong type or is empty.
     pub fn from_dir(dir: &Path) -> Result<Option<ChatTemplate>> {
         let Some(sources) = find::find(dir)? else { return Ok(None) };
         Ok(Some(ChatTemplate { sources, special: SpecialTokens::from_dir(dir)? }))
     }
 
-    /// What is to be said of a directory in which [`ChatTemplate::from_dir`] finds no template:
-    /// files that hold one and are not read.
+    /// Remarks for a directory in which [`ChatTemplate::from_dir`] finds no template: files that
+    /// contain a template but are not read.
     pub fn unread(dir: &Path) -> Vec<Remark> {
         find::unread(dir)
     }
 
-    /// A template from its source; `path` is named in messages.
+    /// A template from its source text. `path` is only for messages.
     pub fn new(path: &Path, source: impl Into<String>, special: SpecialTokens) -> ChatTemplate {
-        let source = Source { path: path.to_owned(), text: source.into() };
-        let sources = Sources { default: Some(source), tool_use: None, remarks: Vec::new() };
+        let source = TemplateSource { path: path.to_owned(), text: source.into() };
+        let sources =
+            TemplateSources { default: Some(source), tool_use: None, remarks: Vec::new() };
         ChatTemplate { sources, special }
     }
 
-    /// The file the template was found in: the one rendered without tools, where there are two.
+    /// The file of the template, or of the `default` one if there are two.
     pub fn path(&self) -> &Path {
-        let Sources { default, tool_use, .. } = &self.sources;
+        let TemplateSources { default, tool_use, .. } = &self.sources;
         default.as_ref().or(tool_use.as_ref()).map_or(Path::new(""), |source| &source.path)
     }
 
-    /// Whether the other's templates have the same texts.
+    /// Whether both have the same template texts.
     pub(crate) fn has_text_of(&self, other: &ChatTemplate) -> bool {
         let texts = |template: &ChatTemplate| {
-            let Sources { default, tool_use, .. } = &template.sources;
+            let TemplateSources { default, tool_use, .. } = &template.sources;
             [default, tool_use].map(|source| source.as_ref().map(|source| source.text.clone()))
         };
         texts(self) == texts(other)
     }
 
-    /// What was found and not used, or is doubtful.
+    /// Findings about unused or suspicious template files.
     pub fn remarks(&self) -> &[Remark] {
         &self.sources.remarks
     }
 
-    /// Whether the template's source has this name in it, as a word of its own. One that does not
-    /// cannot look at a variable or a field so called.
+    /// Whether the template's source contains `name` as a whole word. If not, the template cannot
+    /// read a variable or field of that name.
     pub fn mentions(&self, name: &str) -> bool {
-        let Sources { default, tool_use, .. } = &self.sources;
+        let TemplateSources { default, tool_use, .. } = &self.sources;
         [default, tool_use].into_iter().flatten().any(|source| has_word(&source.text, name))
     }
 
-    /// Writes a conversation down. The result holds every special token there is to be: tokenise it
-    /// without adding any. `tools` among the variables, unless null, choose the template called
-    /// `tool_use` where there is one.
+    /// Renders a conversation.
+    ///
+    /// The result contains all special tokens, so encode it without adding any. The template
+    /// `tool_use`, if there is one, is used when the variable `tools` is not null.
     ///
     /// # Errors
-    /// A template that is not valid, refuses the conversation (its own message is told), or goes
-    /// beyond the bounds; no template for a conversation without tools.
+    /// The template is invalid, raises an exception (its message is passed on), or exceeds a limit;
+    /// or there are no tools and no `default` template.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
         let source = self.source(options)?;
         let mut variables = options.variables.clone();
@@ -134,11 +135,11 @@ impl ChatTemplate {
     }
 
     /// The template that these options call for.
-    fn source(&self, options: &RenderOptions) -> Result<&Source> {
+    fn source(&self, options: &RenderOptions) -> Result<&TemplateSource> {
         let tools = options.variables.get("tools").is_some_and(|tools| !tools.is_null());
-        let Sources { default, tool_use, .. } = &self.sources;
+        let TemplateSources { default, tool_use, .. } = &self.sources;
         tool_use.as_ref().filter(|_| tools).or(default.as_ref()).ok_or_else(|| {
-            let problem = "has a chat template for tools only, called `tool_use`, and none called \
+            let problem = "has only a chat template for tools, called `tool_use`, and none called \
                            `default`";
             Error::file(self.path(), problem)
         })
@@ -146,9 +147,9 @@ impl ChatTemplate {
 }
 
 fn has_word(text: &str, word: &str) -> bool {
-    let of_word = |c: char| c.is_alphanumeric() || c == '_';
+    let in_word = |c: char| c.is_alphanumeric() || c == '_';
     text.match_indices(word).any(|(at, _)| {
         let (before, after) = (&text[..at], &text[at + word.len()..]);
-        !word.is_empty() && !before.ends_with(of_word) && !after.starts_with(of_word)
+        !word.is_empty() && !before.ends_with(in_word) && !after.starts_with(in_word)
     })
 }

@@ -1,5 +1,5 @@
-//! Conversations of prompt and trace files: the messages, and what else decides how a chat template
-//! writes them down.
+//! Conversations of prompt and trace files: the messages and the further variables of the chat
+//! template.
 
 use std::ops::Deref;
 
@@ -9,16 +9,15 @@ use crate::jsonl::Record;
 use crate::message::{Content, Message};
 use crate::{Error, Remark, Result};
 
-/// Template variables that are no one's to give but ours.
+/// Template variables that a line cannot set.
 const RESERVED: [&str; 3] = ["messages", "add_generation_prompt", "continue_final_message"];
 
-/// Messages, with the further fields of a line that a chat template is given.
+/// Messages, with the template variables of their line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conversation {
-    /// The turns; never empty.
+    /// The turns.
     pub messages: Vec<Message>,
-    /// `tools`, `documents` and the entries of `chat_template_kwargs`, by the template's name for
-    /// them.
+    /// `tools`, `documents` and the entries of `chat_template_kwargs`, by variable name.
     pub variables: Map<String, Value>,
 }
 
@@ -37,7 +36,7 @@ impl From<Vec<Message>> for Conversation {
 }
 
 impl Conversation {
-    /// Puts a system message in front, unless the conversation has one.
+    /// Adds a system message at the start unless the conversation has one.
     pub fn add_system(&mut self, text: &str) {
         if self.messages.first().is_none_or(|first| !matches!(&*first.role, "system" | "developer"))
         {
@@ -45,13 +44,13 @@ impl Conversation {
         }
     }
 
-    /// The conversation without the turn of the assistant that it ends with, and that turn.
+    /// Splits off a final assistant turn: the conversation before it, and the turn if there is one.
     pub fn split_answer(mut self) -> (Conversation, Option<Message>) {
         let answer = self.messages.pop_if(|last| last.role == "assistant");
         (self, answer)
     }
 
-    /// The fields of a JSON line that [`Conversation`] is read from.
+    /// The JSON fields of a line that reads as this conversation.
     pub fn to_fields(&self) -> Vec<(&'static str, Value)> {
         let mut kwargs = self.variables.clone();
         let mut fields = vec![("messages", self.messages.iter().map(Message::to_json).collect())];
@@ -64,7 +63,7 @@ impl Conversation {
         fields
     }
 
-    /// The `messages` of a line with `tools`, `documents` and `chat_template_kwargs`; `None` where
+    /// Reads `messages` of a line with `tools`, `documents` and `chat_template_kwargs`; `None` if
     /// it has no `messages`.
     pub(crate) fn read(record: &Record) -> Result<Option<Conversation>> {
         let messages: Option<Vec<Message>> =
@@ -76,7 +75,7 @@ impl Conversation {
         }
     }
 
-    /// Whether it says no more than the one text of its user.
+    /// Whether it is one user message with a text and nothing else.
     pub(crate) fn is_plain(&self) -> bool {
         match &self.messages[..] {
             [Message { role, content: Content::Text(_), fields }] => {
@@ -87,8 +86,7 @@ impl Conversation {
     }
 }
 
-/// What a line gives its chat template beside the messages. Lists and objects with nothing in them
-/// say nothing.
+/// The template variables of a line. An empty `tools` or `documents` list counts as absent.
 pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
     let mut variables = Map::new();
     for name in ["tools", "documents"] {
@@ -105,23 +103,23 @@ pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
     Ok(variables)
 }
 
-/// Refuses the name of a template variable that is always set by us.
+/// Rejects the names of [`RESERVED`] template variables.
 fn check_variable(name: &str) -> Result<(), &'static str> {
     match RESERVED.contains(&name) {
-        true => Err("cannot be given: it is set from the line itself"),
+        true => Err("cannot be set: it comes from the line itself"),
         false => Ok(()),
     }
 }
 
-/// The value of `--template-kwargs`: a JSON object of variables for the chat template.
+/// Parses the value of `--template-kwargs`: a JSON object of variables for the chat template.
 ///
 /// # Errors
-/// Anything else, or a variable that is always set by the line itself.
+/// The text is not a JSON object, or it sets one of the [`RESERVED`] variables.
 pub fn parse_template_kwargs(text: &str) -> Result<Map<String, Value>> {
     let expected = r#"expected a JSON object such as {"enable_thinking": false}"#;
     let kwargs = match serde_json::from_str(text) {
         Ok(Value::Object(kwargs)) => kwargs,
-        Ok(_) => return Err(Error::Request(format!("is no JSON object, {expected}"))),
+        Ok(_) => return Err(Error::Request(format!("is not a JSON object, {expected}"))),
         Err(error) => {
             return Err(Error::Request(format!("is not valid JSON ({error}), {expected}")));
         }
@@ -132,12 +130,11 @@ pub fn parse_template_kwargs(text: &str) -> Result<Map<String, Value>> {
     Ok(kwargs)
 }
 
-/// The remark that a conversation's last turn was left out, because an answer to it is to be
-/// generated.
+/// The remark that the last assistant turn of a prompt was left out.
 pub(crate) fn answer_left_out(record: &Record, field: &str) -> Remark {
     let text = format!(
-        "`{field}` ends with an answer of the assistant, which is left out: another one is generated in its \
-         place"
+        "`{field}` ends with an answer of the assistant, which is left out: a new one is generated \
+         in its place"
     );
     Remark::line("answer-left-out", record.path(), record.line(), text)
 }

@@ -1,4 +1,4 @@
-//! What may lie in a file's place without being it: a link to nothing, a Git LFS pointer.
+//! Detects broken links and Git LFS pointers in place of input files.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -7,18 +7,19 @@ use std::path::Path;
 use crate::brief::brief;
 use crate::{Error, Result};
 
-/// How every Git LFS pointer begins.
+/// The beginning of every Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// A pointer is shorter than this, says its specification.
+/// Pointers are shorter than this, in bytes, by the Git LFS specification.
 const LONGEST_LFS: u64 = 1024;
 
-/// Refuses a link to nothing and a Git LFS pointer, which `git clone` leaves in place of large
-/// files where Git LFS is not installed. For any input file, before it is opened: a pipe is not
-/// touched, and a file that does not exist is left to whoever opens it.
+/// Checks an input file before it is opened.
+///
+/// `git clone` leaves Git LFS pointers in place of large files if Git LFS is not installed. Pipes
+/// are not read. A file that does not exist is no error here; opening it will fail.
 ///
 /// # Errors
-/// As said, with what to do about it.
+/// The path is a broken link or a Git LFS pointer. The message says what to do.
 pub fn check_file(path: &Path) -> Result<()> {
     if !exists(path)? {
         return Ok(());
@@ -33,21 +34,22 @@ pub fn check_file(path: &Path) -> Result<()> {
     refuse_lfs_pointer(path, &start)
 }
 
-/// Refuses the bytes of a file that are a Git LFS pointer.
+/// Rejects the contents of a file that are a Git LFS pointer.
 pub(crate) fn refuse_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     match bytes.starts_with(LFS) && (bytes.len() as u64) < LONGEST_LFS {
         false => Ok(()),
         true => Err(Error::file(
             path,
-            "is a Git LFS pointer, not the file itself; run `git lfs pull` in the repository it is from",
+            "is a Git LFS pointer, not the file itself; run `git lfs pull` in the repository it \
+             is from",
         )),
     }
 }
 
-/// Whether there is something of this name.
+/// Whether a file of any type exists at the path.
 ///
 /// # Errors
-/// It is a link to nothing, or it cannot be found out.
+/// The path is a broken link, or its metadata cannot be read.
 pub(crate) fn exists(path: &Path) -> Result<bool> {
     match fs::metadata(path) {
         Ok(_) => Ok(true),

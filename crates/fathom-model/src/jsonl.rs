@@ -1,4 +1,4 @@
-//! The JSON objects of rows that come from strangers, one at a time.
+//! Parses the rows of data sets, which are JSON objects from untrusted input.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,26 +11,28 @@ use serde_json::value::RawValue;
 use crate::python_json::{without_lone_surrogates, without_non_finite};
 use crate::{Error, Remark, Result};
 
-/// A line as standard JSON, and a remark where that took a repair that matters.
+/// Converts a line of Python's JSON to standard JSON, with a remark if lone surrogates were
+/// replaced.
 pub(crate) fn standard_json<'a>(
     path: &Path,
     line: usize,
     text: &'a str,
 ) -> (Cow<'a, str>, Option<Remark>) {
     let (text, surrogates) = without_lone_surrogates(text);
-    // Standard JSON has no such words outside strings, so it stays as it is.
+    // Standard JSON has no such literals outside strings, so it is never changed.
     let text = without_non_finite(&text).map_or(text, Cow::Owned);
     let remark = (surrogates > 0).then(|| {
         let plural = if surrogates == 1 { "" } else { "s" };
         let text = format!(
-            "holds {surrogates} lone surrogate{plural} (half a character), read as U+FFFD, \u{FFFD}"
+            "holds {surrogates} lone surrogate{plural} (half a character), read as U+FFFD, \
+             \u{FFFD}"
         );
         Remark::line("lone-surrogates", path, line, text)
     });
     (text, remark)
 }
 
-/// One line's JSON object: known fields are parsed on demand, all others left alone.
+/// The JSON object of a line. Fields are parsed on demand.
 pub(crate) struct Record<'a> {
     path: &'a Path,
     line: usize,
@@ -38,18 +40,21 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// `text` is a line as [`standard_json`] makes it.
+    /// Parses a line that [`standard_json`] returned.
+    ///
+    /// # Errors
+    /// The line is not a JSON object.
     pub(crate) fn parse(path: &'a Path, line: usize, text: &'a str) -> Result<Record<'a>> {
         match serde_json::from_str(text) {
             Ok(fields) => Ok(Record { path, line, fields }),
-            // Valid JSON of another kind, or no JSON at all.
+            // Valid JSON of another type.
             Err(error) if error.is_data() => {
                 Err(Error::line(path, line, "must be a JSON object, `{...}`"))
             }
             Err(error) => {
                 let mut problem = format!("is not valid JSON (column {})", error.column());
                 if matches!(text.trim(), "{" | "[" | "[{") {
-                    problem += "; one JSON object a line is expected, not one over several lines";
+                    problem += "; expected one JSON object per line, not one over several lines";
                 }
                 Err(Error::line(path, line, problem))
             }
@@ -64,12 +69,13 @@ impl<'a> Record<'a> {
         self.line
     }
 
-    /// Whether the field is there and not null.
+    /// Whether the field is present and not null.
     pub(crate) fn has(&self, field: &str) -> bool {
         self.fields.get(field).is_some_and(|raw| raw.get() != "null")
     }
 
-    /// A field as `T`; `None` when it is absent or null. `expected` completes "`field` must be …".
+    /// A field as `T`; `None` if it is absent or null. `expected` completes the error message
+    /// "`field` must be …".
     pub(crate) fn get<T: DeserializeOwned>(
         &self,
         field: &str,
@@ -81,7 +87,7 @@ impl<'a> Record<'a> {
         let parsed = self.fields.get(field).map(|raw| serde_json::from_str(raw.get())).transpose();
         parsed.map_err(|error| {
             let mut problem = format!("`{field}` must be {expected}");
-            // What went wrong inside is told only where our own types say it better than serde.
+            // Details are shown only if one of our own types wrote them; serde's are obscure.
             if let Some(detail) = own_detail(&error) {
                 problem = format!("{problem}; {detail}");
             }
@@ -94,7 +100,7 @@ impl<'a> Record<'a> {
         fields.iter().find_map(|field| serde_json::from_str(self.fields.get(*field)?.get()).ok())
     }
 
-    /// The field as any JSON, unless it is absent or null.
+    /// The field as a JSON value; `None` if it is absent or null.
     pub(crate) fn value(&self, field: &str) -> Option<serde_json::Value> {
         let value: serde_json::Value = serde_json::from_str(self.fields.get(field)?.get()).ok()?;
         (!value.is_null()).then_some(value)
@@ -110,7 +116,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Marks messages of our own `Deserialize` implementations among serde's.
+/// The beginning of all error messages of our own `Deserialize` implementations, which tells them
+/// from serde's.
 pub(crate) const OWN: &str = "found ";
 
 fn own_detail(error: &serde_json::Error) -> Option<String> {
@@ -119,7 +126,7 @@ fn own_detail(error: &serde_json::Error) -> Option<String> {
     detail.starts_with(OWN).then(|| detail.to_owned())
 }
 
-/// A token id: a whole number from 0 to 2³² − 1, written as one.
+/// A token id: a JSON integer from 0 to 2³² − 1.
 pub(crate) struct TokenId(pub(crate) u32);
 
 impl<'de> Deserialize<'de> for TokenId {
@@ -132,7 +139,7 @@ impl<'de> Deserialize<'de> for TokenId {
             }
             fn visit_u64<E: serde::de::Error>(self, id: u64) -> Result<TokenId, E> {
                 u32::try_from(id).map(TokenId).map_err(|_| {
-                    E::custom(format!("{OWN}{id}, which no vocabulary is large enough for"))
+                    E::custom(format!("{OWN}{id}, which is too large for any vocabulary"))
                 })
             }
             fn visit_i64<E: serde::de::Error>(self, id: i64) -> Result<TokenId, E> {

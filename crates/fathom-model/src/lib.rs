@@ -25,6 +25,7 @@ mod prompts;
 mod python_json;
 mod regimes;
 mod remark;
+mod repeated_tags;
 mod rope;
 mod rows;
 mod sequence;
@@ -41,7 +42,6 @@ mod tokenizer;
 mod traces;
 mod weights;
 mod work;
-mod written_twice;
 
 pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};
 pub use capture::{CaptureRequest, Captured, Recorder, capture, capture_in_memory};

@@ -1,4 +1,4 @@
-//! One turn of a conversation, with everything a chat template may look at.
+//! One turn of a conversation, with all the fields that a chat template may read.
 
 use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
@@ -7,30 +7,30 @@ use serde_json::{Map, Value};
 use crate::brief::brief;
 use crate::jsonl::OWN;
 
-/// The names under which a message's thinking is given.
+/// The field names for the thinking of a message.
 pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// One turn of a conversation: what HuggingFace's templates are given as `messages[i]`.
+/// One turn of a conversation, `messages[i]` in HuggingFace's templates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool` or what else the template knows.
+    /// `system`, `user`, `assistant`, `tool` or another role that the template knows.
     pub role: String,
-    /// What was said.
+    /// The text, if any.
     pub content: Content,
-    /// Its other fields, such as `reasoning_content`, `tool_calls` or `name`, in their order.
+    /// The other fields, such as `reasoning_content`, `tool_calls` or `name`, in input order.
     pub fields: Map<String, Value>,
 }
 
 /// `content` of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// There is none, as beside `tool_calls`.
+    /// No `content` field, as in some messages with `tool_calls`.
     Absent,
-    /// `null`, which templates can tell from [`Content::Absent`].
+    /// `null`, which `to_json` distinguishes from [`Content::Absent`].
     Null,
     /// A text.
     Text(String),
-    /// The texts of a list of `{"type": "text", "text": …}`.
+    /// The texts of a list of `{"type": "text", "text": …}` parts.
     Parts(Vec<String>),
 }
 
@@ -46,13 +46,13 @@ impl Message {
         Message::new("user", content)
     }
 
-    /// What a chat template is given, as `apply_chat_template` of transformers 5.24 makes it:
-    /// fields that are null are left out, and thinking goes by `reasoning_content` and `thinking`,
-    /// whichever of [`REASONING`] it came under.
+    /// The message as `apply_chat_template` of transformers 5.24 passes it to a template. Null
+    /// fields are left out. Thinking under any name of [`REASONING`] is passed both as
+    /// `reasoning_content` and as `thinking`.
     pub(crate) fn for_template(&self) -> Value {
         let mut object = Map::new();
-        let said = |name: &&str| self.fields.get(*name).filter(|value| !value.is_null());
-        let reasoning = REASONING.iter().find_map(said).cloned();
+        let field = |name: &&str| self.fields.get(*name).filter(|value| !value.is_null());
+        let reasoning = REASONING.iter().find_map(field).cloned();
         object.extend(reasoning.clone().map(|value| ("thinking".to_owned(), value)));
         if let Value::Object(message) = self.to_json() {
             object.extend(message.into_iter().filter(|(_, value)| !value.is_null()));
@@ -61,7 +61,7 @@ impl Message {
         Value::Object(object)
     }
 
-    /// As a JSON object: `role`, `content`, then the other fields.
+    /// The message as a JSON object: `role`, `content`, then the other fields.
     pub fn to_json(&self) -> Value {
         let mut object = Map::new();
         object.insert("role".to_owned(), Value::from(self.role.as_str()));
@@ -83,7 +83,7 @@ impl Message {
 }
 
 impl Content {
-    /// The text; empty where there is none, or where it is in parts.
+    /// The text; empty if there is none or if it is a list of parts.
     pub fn as_str(&self) -> &str {
         match self {
             Content::Text(text) => text,
@@ -91,7 +91,7 @@ impl Content {
         }
     }
 
-    /// The text that it ends with; empty where there is none.
+    /// The text, or the last part of a list; empty if there is none.
     pub(crate) fn last_text(&self) -> &str {
         match self {
             Content::Parts(texts) => texts.last().map_or("", String::as_str),
@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Message {
         let wrong = |problem: String| de::Error::custom(format!("{OWN}{problem}"));
         let role = match fields.shift_remove("role") {
             Some(Value::String(role)) => role,
-            Some(_) => return Err(wrong("a `role` that is no string".to_owned())),
+            Some(_) => return Err(wrong("a `role` that is not a string".to_owned())),
             None => return Err(wrong("a message without `role`".to_owned())),
         };
         let content = match fields.shift_remove("content") {
@@ -145,7 +145,7 @@ fn part_text(part: &Value) -> Result<String, String> {
         (Some("text"), None) => Err("a content part of type `text` without `text`".to_owned()),
         (Some(other), _) => {
             let other = brief(other);
-            Err(format!("a content part of type `{other}`, where only `text` can be read"))
+            Err(format!("a content part of type `{other}`, but only `text` is supported"))
         }
         (None, _) => Err("a content part without `type`".to_owned()),
     }
@@ -171,7 +171,7 @@ mod tests {
 
     /// `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24.
     #[test]
-    fn a_template_is_given_what_transformers_gives_it() {
+    fn messages_for_a_template_match_transformers() {
         for (source, expected) in [
             (
                 r#"{"role":"assistant","content":null,"name":null,"tool_calls":[1]}"#,
@@ -179,7 +179,10 @@ mod tests {
             ),
             (
                 r#"{"role":"assistant","content":"a","reasoning":"r"}"#,
-                r#"{"thinking":"r","role":"assistant","content":"a","reasoning":"r","reasoning_content":"r"}"#,
+                concat!(
+                    r#"{"thinking":"r","role":"assistant","content":"a","reasoning":"r","#,
+                    r#""reasoning_content":"r"}"#
+                ),
             ),
             (
                 r#"{"role":"assistant","content":"a","reasoning_content":"r","thinking":"t"}"#,
@@ -192,10 +195,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_said() {
+    fn invalid_messages_are_described() {
         for (source, expected) in [
             (r#"{"content": "Hi"}"#, "a message without `role`"),
-            (r#"{"role": 1, "content": "Hi"}"#, "a `role` that is no string"),
+            (r#"{"role": 1, "content": "Hi"}"#, "a `role` that is not a string"),
             (r#"{"role": "user"}"#, "a message of role `user` without `content`"),
             (r#"{"role": "user", "name": null}"#, "without `content`"),
             (r#"{"role": "user", "content": 3}"#, "neither a text nor a list"),

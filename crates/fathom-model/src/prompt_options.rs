@@ -1,4 +1,4 @@
-//! How prompts are written down for a model: the user's choices beside the checkpoint's own files.
+//! The user's options for turning prompts into model input.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,45 +7,45 @@ use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::message::Message;
 use crate::{Error, Result, Tokenizer};
 
-/// What the user says about prompts. With the checkpoint's files and the traces, it decides all
-/// ids.
+/// The user's options for prompts. Together with the checkpoint's files and the traces they
+/// determine all token ids.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PromptOptions {
-    /// A system message for conversations that have none.
+    /// System message for conversations that have none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub system: Option<String>,
-    /// Variables for the chat template; a line's own come before these.
+    /// Variables for the chat template; those of a line override these.
     #[serde(skip_serializing_if = "Map::is_empty", default)]
     pub template_kwargs: Map<String, Value>,
-    /// The day that templates are told it is; `None` is [`crate::PINNED_DATE`].
+    /// The date that `strftime_now` returns in templates; `None` is [`crate::PINNED_DATE`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub date: Option<jiff::civil::Date>,
-    /// Whether a bare text begins with BOS; `None` leaves it to the checkpoint's files.
+    /// Whether a bare text begins with BOS; with `None` the checkpoint's files decide.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bos: Option<bool>,
 }
 
-/// A day that templates are told it is, `YYYY-MM-DD` or `today`.
+/// Parses the value of `--date`: `YYYY-MM-DD` or `today`.
 ///
 /// # Errors
-/// Anything else.
+/// The text is neither.
 pub fn parse_date(text: &str) -> Result<jiff::civil::Date> {
     match text {
         "today" => Ok(jiff::Zoned::now().date()),
         _ => text.parse().map_err(|_| {
             let expected = "expected a day such as 2025-01-31, or `today`";
-            Error::Request(format!("`{text}` is no date: {expected}"))
+            Error::Request(format!("`{text}` is not a date: {expected}"))
         }),
     }
 }
 
 impl PromptOptions {
-    /// Whether all is left to the checkpoint's files.
+    /// Whether no option is set.
     pub fn is_default(&self) -> bool {
         *self == PromptOptions::default()
     }
 
-    /// What a template is given beside the messages.
+    /// The options and variables for rendering a template.
     pub fn render(&self) -> RenderOptions {
         RenderOptions {
             date: self.date,
@@ -54,11 +54,11 @@ impl PromptOptions {
         }
     }
 
-    /// Refuses a choice that would have no effect.
+    /// Rejects options that would have no effect.
     ///
     /// # Errors
-    /// A choice about a chat template where there is none, or that this one has no use for; one
-    /// about BOS where the tokenizer names none.
+    /// A template option is set, but there is no chat template or it does not use the option; or
+    /// `bos` is set, but the tokenizer names no BOS token or a chat template is used.
     pub fn check(
         &self,
         tokenizer: Option<&Tokenizer>,
@@ -70,8 +70,8 @@ impl PromptOptions {
         }
         if let (Some(_), Some(template)) = (self.bos, template) {
             return refuse(format!(
-                "--bos is about bare text, and here the chat template writes the special tokens ({}); add \
-                 --no-chat-template",
+                "--bos is about bare text, but here the chat template writes the special tokens \
+                 ({}); add --no-chat-template",
                 template.path().display()
             ));
         }
@@ -84,7 +84,7 @@ impl PromptOptions {
             return match about_template.iter().find(|(_, given)| *given) {
                 None => Ok(()),
                 Some((flag, _)) => {
-                    refuse(format!("{flag} needs a chat template, and prompts are bare text here"))
+                    refuse(format!("{flag} needs a chat template, but prompts are bare text here"))
                 }
             };
         };
@@ -98,7 +98,7 @@ impl PromptOptions {
         }
         if self.date.is_some() && !template.mentions("strftime_now") {
             let instead = match template.mentions("date_string") {
-                true => "; it takes `date_string`, by --template-kwargs",
+                true => "; it reads `date_string`, which --template-kwargs can set",
                 false => "",
             };
             return refuse(format!(

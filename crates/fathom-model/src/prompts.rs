@@ -1,4 +1,4 @@
-//! Prompts to generate from: benchmark files as published, and plain text.
+//! Prompts to generate from, read from published benchmark files and plain text.
 
 use std::path::{Path, PathBuf};
 
@@ -16,14 +16,14 @@ pub struct Prompt {
     pub path: PathBuf,
     /// 1-based line number in that file.
     pub line: usize,
-    /// What is asked.
+    /// The text or conversation.
     pub content: PromptContent,
 }
 
-/// What a prompt asks.
+/// The content of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptContent {
-    /// One text, which a chat template takes as a user message.
+    /// One text; a chat template renders it as a user message.
     Text(String),
     /// A conversation, which needs a chat template.
     Messages(Conversation),
@@ -33,7 +33,7 @@ const ACCEPTED: &str =
     "`prompt`, `problem`, `question`, `turns`, `messages`, `conversations` or `instruction`";
 
 impl PromptContent {
-    /// Puts a system message in front, unless there is one.
+    /// Adds a system message at the start unless there is one.
     pub fn with_system(self, text: &str) -> PromptContent {
         let mut conversation = match self {
             PromptContent::Text(prompt) => vec![crate::Message::user(prompt)].into(),
@@ -45,7 +45,7 @@ impl PromptContent {
 }
 
 impl Prompt {
-    /// As [`Prompt::read`], remarks left aside.
+    /// Like [`Prompt::read`] with default options, discarding remarks.
     ///
     /// # Errors
     /// As [`Prompt::read`].
@@ -53,13 +53,15 @@ impl Prompt {
         Prompt::read(path, line, text, &RowFields::default(), &mut Remarks::new())
     }
 
-    /// Reads one JSONL line: the first of `prompt`, `problem`, `question` (strings), `turns` (the
-    /// first of a list of strings) and `messages` (a list of `role` and `content`) that is there,
-    /// with `tools`, `documents` and `chat_template_kwargs`. An answer at the end of `messages` is
-    /// left out, with a remark.
+    /// Reads one JSONL line.
+    ///
+    /// The prompt is the first field present of `prompt`, `problem`, `question` (strings), `turns`
+    /// (the first of a list of strings), `messages` (a list of `role` and `content`),
+    /// `conversations` and `instruction`. `tools`, `documents` and `chat_template_kwargs` are read
+    /// too. An answer at the end of a conversation is left out, with a remark.
     ///
     /// # Errors
-    /// A line that is not such an object, with the file and the line in the message.
+    /// The line is not such an object. The message names the file and the line.
     pub fn read(
         path: &Path,
         line: usize,
@@ -74,16 +76,16 @@ impl Prompt {
         Ok(Prompt { path: path.to_owned(), line, content })
     }
 
-    /// The ids the model is given, generation prompt included.
+    /// The ids of the model's input, including the generation prompt.
     ///
     /// # Errors
-    /// No tokenizer; messages without a chat template; a template that fails, or that has no use
-    /// for a field of the conversation; ids the model cannot be given.
+    /// There is no tokenizer; there are messages but no chat template; the template fails or does
+    /// not use a field of the conversation; [`TextEncoder::check_ids`] rejects the ids.
     pub fn token_ids(&self, encoder: &TextEncoder) -> Result<Vec<u32>> {
         Ok(self.encode(encoder)?.ids)
     }
 
-    /// As [`Prompt::token_ids`], with what was remarkable about it.
+    /// Like [`Prompt::token_ids`], with text and remarks.
     ///
     /// # Errors
     /// As [`Prompt::token_ids`].
@@ -101,7 +103,7 @@ fn content(record: &Record, fields: &RowFields, remarks: &mut Remarks) -> Result
         ["prompt", "problem", "question", "turns", "messages", "conversations", "instruction"];
     let chosen = fields.prompt.as_deref();
     let Some(field) = chosen.or_else(|| NAMES.into_iter().find(|name| record.has(name))) else {
-        // Llama-Nemotron calls its conversation so.
+        // The name of the conversation in Llama-Nemotron.
         let is_list = record.value("input").is_some_and(|input| input.is_array());
         return match is_list {
             true => conversation(record, "input", remarks),
@@ -122,7 +124,7 @@ fn first_turn(record: &Record, text: String) -> Result<PromptContent> {
     }
 }
 
-/// The text or the conversation of a field, without the answer that it may end with.
+/// The text or conversation of a field, without an answer at its end.
 fn conversation(record: &Record, field: &str, remarks: &mut Remarks) -> Result<PromptContent> {
     let (conversation, answer) = conversation_of(record, field)?.split_answer();
     if answer.is_some() {
@@ -140,7 +142,7 @@ fn conversation(record: &Record, field: &str, remarks: &mut Remarks) -> Result<P
     }
 }
 
-/// As [`read_prompts_with`], remarks left aside.
+/// Like [`read_prompts_with`] with default options, discarding remarks.
 ///
 /// # Errors
 /// As [`read_prompts_with`].
@@ -148,11 +150,11 @@ pub fn read_prompts(path: &Path) -> Result<Vec<Prompt>> {
     read_prompts_with(path, &RowFields::default(), &mut Remarks::new())
 }
 
-/// The prompts of a data set (see [`crate::TraceReader::open`]), or of a file named `*.txt`, a line
-/// each.
+/// Reads the prompts of a data set (see [`crate::TraceReader::open`]). Each line of a `*.txt` file
+/// is a prompt.
 ///
 /// # Errors
-/// A file that cannot be read or holds no prompts; a line that is none.
+/// A file cannot be read or has no prompts, or a line is not a prompt.
 pub fn read_prompts_with(
     path: &Path,
     fields: &RowFields,

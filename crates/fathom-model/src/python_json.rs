@@ -1,15 +1,14 @@
-//! JSON as Python writes it: `NaN` and `Infinity` among the numbers, and lone surrogates in
-//! strings.
+//! Converts JSON as Python's `json` writes it to standard JSON.
 //!
-//! Python's `json` writes and reads both, the JSON standard has neither. What follows makes them
-//! standard without changing anything else, so that one line of a data set does not refuse all.
+//! Python writes `NaN`, `Infinity` and lone surrogates, which the standard does not allow. Without
+//! the conversion, one such line would make a whole data set unreadable.
 
 use std::borrow::Cow;
 
-/// Replaces each lone surrogate, `\ud83d` without its other half, by `\ufffd`; says how many there
-/// were.
+/// Replaces each lone surrogate (`\ud83d` without its other half) by `\ufffd`, and returns how many
+/// there were.
 pub(crate) fn without_lone_surrogates(text: &str) -> (Cow<'_, str>, usize) {
-    // No escape of a surrogate begins otherwise.
+    // Every escaped surrogate begins with one of these.
     if !text.contains("\\ud") && !text.contains("\\uD") {
         return (Cow::Borrowed(text), 0);
     }
@@ -27,8 +26,7 @@ pub(crate) fn without_lone_surrogates(text: &str) -> (Cow<'_, str>, usize) {
                 rest = &escape[6..];
                 continue;
             }
-            // The backslash and what it escapes: `\\` must not be looked at as the start of the
-            // next.
+            // Skip the escaped character too: the second backslash of `\\` starts no escape.
             (None, _) => 1 + escape[1..].chars().next().map_or(0, char::len_utf8),
         };
         out.push_str(&escape[..taken]);
@@ -41,7 +39,7 @@ pub(crate) fn without_lone_surrogates(text: &str) -> (Cow<'_, str>, usize) {
     }
 }
 
-/// The surrogate that a text begins with as an escape, `\ud83d`.
+/// The surrogate at the start of a text, if it begins with the escape of one, such as `\ud83d`.
 fn surrogate(text: &str) -> Option<u32> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     let hexadecimal = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -49,8 +47,7 @@ fn surrogate(text: &str) -> Option<u32> {
     (0xD800..0xE000).contains(&unit).then_some(unit)
 }
 
-/// Replaces `NaN`, `Infinity` and `-Infinity` outside strings by `null`; `None` where there are
-/// none.
+/// Replaces `NaN`, `Infinity` and `-Infinity` outside strings by `null`; `None` if there are none.
 pub(crate) fn without_non_finite(text: &str) -> Option<String> {
     if !text.contains("NaN") && !text.contains("Infinity") {
         return None;
@@ -76,9 +73,10 @@ pub(crate) fn without_non_finite(text: &str) -> Option<String> {
     changed.then_some(out)
 }
 
-/// Bytes of the string that `text` begins with, quotes included; all of it where it has no end.
+/// Length in bytes of the string at the start of `text`, including its quotes; the length of `text`
+/// if the string does not end.
 fn string_len(text: &str) -> usize {
-    let mut escaped = true; // the opening quote ends nothing
+    let mut escaped = true; // the opening quote does not end the string
     for (at, byte) in text.bytes().enumerate() {
         match byte {
             _ if escaped => escaped = false,
@@ -117,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none() {
+    fn non_finite_numbers_become_null() {
         let source = r#"{"a": NaN, "b NaN \" NaN": [Infinity, -Infinity, "NaN"], "c": 1}"#;
         let expected = r#"{"a": null, "b NaN \" NaN": [null, null, "NaN"], "c": 1}"#;
         assert_eq!(without_non_finite(source).as_deref(), Some(expected));
@@ -125,7 +123,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is standard JSON already is left as it is.
+        /// Standard JSON is left unchanged.
         #[test]
         fn standard_json_stays(text in ".*", key in "(NaN|Infinity|\\\\|\"|a)*") {
             let source = serde_json::json!({ key: text }).to_string();
@@ -134,13 +132,13 @@ mod tests {
         }
 
         #[test]
-        fn any_text_can_be_looked_through(source in "(\\\\u?|d8|d83d|dc00|\"|NaN|Infinity|-|é|0)*") {
+        fn any_text_can_be_converted(source in "(\\\\u?|d8|d83d|dc00|\"|NaN|Infinity|-|é|0)*") {
             let (text, replaced) = without_lone_surrogates(&source);
             prop_assert_eq!(without_lone_surrogates(&text).1, 0, "{}", replaced);
             let _ = without_non_finite(&source);
         }
 
-        /// Strings of any 16-bit units become readable, and whole characters stay.
+        /// Strings of arbitrary UTF-16 units become valid, and complete characters are kept.
         #[test]
         fn strings_of_any_units(units in prop::collection::vec(0xD7F0u16..0xE010, 0..12)) {
             let escapes: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();

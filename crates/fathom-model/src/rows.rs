@@ -1,8 +1,8 @@
-//! The rows of data sets as they lie about: JSONL and JSON arrays, plain or compressed, Parquet,
-//! several files at once, and standard input. Every row is the text of one JSON value.
+//! Reads the rows of data sets: JSONL and JSON arrays (plain, gzip or zstd), Parquet, several files
+//! at once, and standard input. Every row is the text of one JSON value.
 //!
-//! Files come from strangers: only one row is held at a time, and what is decompressed may not
-//! exceed what a data set's own redundancy explains.
+//! Files are untrusted input. Only one row is in memory at a time, and the compression ratio is
+//! limited against decompression bombs.
 
 mod array;
 mod files;
@@ -17,31 +17,32 @@ use std::sync::Arc;
 use crate::{Error, Result};
 use open::Reader;
 
-/// A row longer than this is refused before it is read: 64 MiB, ten million token ids.
+/// Maximum length of a row in bytes: 64 MiB, about ten million token ids.
 const MAX_ROW_BYTES: u64 = 64 << 20;
 
-/// What stands for standard input.
+/// The path that means standard input.
 pub(crate) const STDIN: &str = "-";
 
 /// One row of a data set.
 pub(crate) struct Row {
     /// The file it is in.
     pub file: Arc<Path>,
-    /// 1-based: the line of a JSONL file, the number of a row or element of another.
+    /// 1-based number of the line, array element or Parquet row.
     pub line: usize,
-    /// JSON, but for text files of prompts.
+    /// JSON, or one line of a text file of prompts.
     pub text: String,
 }
 
-/// Reads rows, one file after the other.
+/// Reads the rows of one file after the other.
 pub(crate) struct Rows {
     files: VecDeque<PathBuf>,
     open: Option<(Arc<Path>, Reader)>,
 }
 
 impl Rows {
-    /// The rows of a file, of all data files of a directory, of the files that a pattern such as
-    /// `data/*.parquet` names, in the order of their names, or of standard input (`-`).
+    /// Opens a file, all data files of a directory, the files that match a pattern such as
+    /// `data/*.parquet`, or standard input (`-`). Several files are read in the order of their
+    /// names.
     pub(crate) fn open(path: &Path) -> Result<Rows> {
         let mut files = VecDeque::from(files::of(path)?);
         let open = files.pop_front().map(Rows::start).transpose()?;
@@ -53,7 +54,7 @@ impl Rows {
         Ok((Arc::from(path), reader))
     }
 
-    /// The next row that is not blank.
+    /// The next non-blank row.
     pub(crate) fn next_row(&mut self) -> Result<Option<Row>> {
         while let Some((file, reader)) = &mut self.open {
             match reader.next_row() {
@@ -62,7 +63,8 @@ impl Rows {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    // A line that cannot be read has an end; nothing else can be found again.
+                    // After a bad line, reading can resume at the next one. Any other error is
+                    // final.
                     if !matches!(reader, Reader::Lines(_)) || !matches!(error, Error::Line { .. }) {
                         (self.open, self.files) = (None, VecDeque::new());
                     }
@@ -75,11 +77,10 @@ impl Rows {
     }
 }
 
-/// The files that `path` names, as [`crate::TraceReader::open`] reads them; `None` for standard
-/// input.
+/// The files that [`crate::TraceReader::open`] reads for `path`; `None` for standard input.
 ///
 /// # Errors
-/// A pattern that names none, or a directory without data files.
+/// A pattern matches no file, or a directory has no data files.
 pub fn data_files(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     match path.as_os_str() == STDIN {
         true => Ok(None),

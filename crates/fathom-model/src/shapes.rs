@@ -1,9 +1,9 @@
-//! The shapes in which reasoning data sets are published, and what each says: a conversation, and
-//! the answers it was given.
+//! The shapes in which reasoning data sets are published, each read as a conversation and its
+//! answers.
 //!
-//! A shape is known by its fields. Where a row has the fields of several, the shapes of data sets
-//! whose rows do come before the general ones; if two others say different things, the row is
-//! refused by name.
+//! A shape is recognised by its field names. Data sets whose rows have the fields of several shapes
+//! are checked first, by name. If any other row matches two shapes with different contents, it is
+//! an error.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,15 +14,15 @@ use crate::jsonl::Record;
 use crate::message::Message;
 use crate::traces::Answer;
 
-/// Fields that hold what was asked as a text, the first that is there.
+/// Fields with the prompt as a text. The first one present is used.
 const PROMPTS: [&str; 5] = ["prompt", "problem", "question", "query", "instruction"];
 
-/// Fields that hold an answer, or several, as texts.
+/// Fields with one answer or several, as texts.
 const OUTPUTS: [&str; 6] =
     ["output", "completion", "response", "generated_solution", "solution", "generations"];
 
-/// Prompt, thinking and answer of data sets that keep the three apart: s1K-1.1, s1K, OpenThoughts
-/// with its metadata. The first that is there.
+/// Fields with prompt, thinking and answer in data sets that separate them: s1K-1.1, s1K, the
+/// Gemini answers of s1K-1.1, OpenThoughts with its metadata. The first entry present is used.
 const THOUGHTS: [[&str; 3]; 4] = [
     ["question", "deepseek_thinking_trajectory", "deepseek_attempt"],
     ["question", "thinking_trajectories", "attempt"],
@@ -30,7 +30,7 @@ const THOUGHTS: [[&str; 3]; 4] = [
     ["problem", "deepseek_reasoning", "deepseek_solution"],
 ];
 
-/// Where in a row the prompt and the output are, where the user says so: dotted paths.
+/// The user's choice of the fields with prompt and output, as dotted paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowFields {
     /// `--prompt-field`.
@@ -41,17 +41,20 @@ pub struct RowFields {
     pub output: Option<String>,
 }
 
-/// What a row says.
+/// The content of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reading {
-    /// The fields it was read from.
-    pub how: String,
+    /// The names of the fields it was read from, for messages.
+    pub fields: String,
     pub conversation: Conversation,
-    /// One trace each.
+    /// Each answer becomes a trace.
     pub answers: Vec<Answer>,
 }
 
-/// The one thing that a row says, or `None` where it has the fields of no shape.
+/// Reads a row; `None` if it has no known shape.
+///
+/// # Errors
+/// A field has the wrong type, or the row matches two shapes with different contents.
 pub(crate) fn read(record: &Record, fields: &RowFields) -> Result<Option<Reading>> {
     let mut readings = match fields {
         RowFields { prompt: None, output: None } => published(record)?,
@@ -61,48 +64,48 @@ pub(crate) fn read(record: &Record, fields: &RowFields) -> Result<Option<Reading
         readings = general(record)?;
     }
     let Some(first) = readings.first() else { return Ok(None) };
-    let says_same = |other: &&Reading| {
+    let is_same = |other: &&Reading| {
         other.conversation == first.conversation && other.answers == first.answers
     };
-    match readings.iter().find(|other| !says_same(other)) {
+    match readings.iter().find(|other| !is_same(other)) {
         Some(other) => Err(record.error(format!(
-            "can be read as {} and as {}, which say different things; choose with --prompt-field and \
+            "can be read as {} and as {}, which differ; choose with --prompt-field and \
              --output-field",
-            first.how, other.how
+            first.fields, other.fields
         ))),
         None => Ok(readings.into_iter().next()),
     }
 }
 
-/// The shapes of data sets whose rows hold more than one answer in other fields as well.
+/// Shapes of particular data sets, whose rows would be ambiguous by the general rules.
 fn published(record: &Record) -> Result<Vec<Reading>> {
-    // What `fathom generate` and the paper's authors write.
+    // The output of `fathom generate` and of the paper's authors.
     if record.text("prompt").is_some() && record.text("output").is_some() {
         return Ok(vec![reading(record, "prompt", "output")?]);
     }
-    // OpenR1-Math: `messages` and `solution` hold another answer than the model's own.
+    // OpenR1-Math: the answers in `messages` and `solution` are not the model's.
     if record.has("problem") && record.has("generations") {
         return Ok(vec![reading(record, "problem", "generations")?]);
     }
-    // s1K-1.1 keeps Gemini's answers of s1K beside DeepSeek's.
+    // s1K-1.1 has both DeepSeek's answers and the Gemini answers of s1K.
     for [prompt, thinking, answer] in THOUGHTS {
         if [prompt, thinking, answer].iter().all(|name| record.has(name)) {
             return Ok(vec![thought(record, prompt, thinking, answer)?]);
         }
     }
-    // Llama-Nemotron: the conversation is called `input`, its system message `system_prompt`.
+    // Llama-Nemotron: the conversation is in `input` and its system message in `system_prompt`.
     if record.value("input").is_some_and(|input| input.is_array()) && record.has("output") {
         return Ok(vec![reading(record, "input", "output")?]);
     }
     Ok(Vec::new())
 }
 
-/// Every way to read a row by the usual names of fields.
+/// All readings of a row by the usual field names.
 fn general(record: &Record) -> Result<Vec<Reading>> {
     let mut readings = Vec::new();
     let mut outputs: Vec<&str> = OUTPUTS.into_iter().filter(|name| record.has(name)).collect();
     if outputs.is_empty() && record.has("answer") {
-        outputs.push("answer"); // beside a solution it is only the result
+        outputs.push("answer"); // in rows with a solution, `answer` is only the final result
     }
     for name in ["messages", "conversations"].into_iter().filter(|name| record.has(name)) {
         let conversation = conversation_of(record, name)?;
@@ -112,7 +115,7 @@ fn general(record: &Record) -> Result<Vec<Reading>> {
                 return Err(record.error(format!("`{name}` holds only an answer of the assistant")));
             }
             Some(turn) => readings.push(Reading {
-                how: format!("`{name}`"),
+                fields: format!("`{name}`"),
                 conversation: asked.clone(),
                 answers: vec![Answer::of(turn)],
             }),
@@ -125,7 +128,7 @@ fn general(record: &Record) -> Result<Vec<Reading>> {
         }
         for output in &outputs {
             readings.push(Reading {
-                how: format!("`{name}` with `{output}`"),
+                fields: format!("`{name}` with `{output}`"),
                 conversation: asked.clone(),
                 answers: answers(record, output)?,
             });
@@ -142,7 +145,7 @@ fn general(record: &Record) -> Result<Vec<Reading>> {
     Ok(readings)
 }
 
-/// A row as the user says it is to be read; what is not said is found by the usual names.
+/// Reads the fields chosen by the user. A field not chosen is found by the usual names.
 fn chosen_fields(record: &Record, fields: &RowFields) -> Result<Reading> {
     let find = |what: &str, flag: &str, names: &[&str]| -> Result<String> {
         let found = names.iter().find(|name| record.has(name)).map(|name| (*name).to_owned());
@@ -169,12 +172,12 @@ fn chosen_fields(record: &Record, fields: &RowFields) -> Result<Reading> {
 fn reading(record: &Record, prompt: &str, output: &str) -> Result<Reading> {
     let (conversation, _) = conversation_of(record, prompt)?.split_answer();
     let answers = answers(record, output)?;
-    Ok(Reading { how: format!("`{prompt}` and `{output}`"), conversation, answers })
+    Ok(Reading { fields: format!("`{prompt}` and `{output}`"), conversation, answers })
 }
 
-/// An answer whose thinking is in a field of its own: a text, or the parts of one.
+/// Reads an answer whose thinking is in a separate field, as a string or a list of strings.
 fn thought(record: &Record, prompt: &str, thinking: &str, answer: &str) -> Result<Reading> {
-    let how = format!("`{prompt}`, `{thinking}` and `{answer}`");
+    let fields = format!("`{prompt}`, `{thinking}` and `{answer}`");
     let conversation = conversation_of(record, prompt)?;
     let text = |name: &str| match record.value(name) {
         Some(Value::String(text)) => Ok(text),
@@ -184,11 +187,11 @@ fn thought(record: &Record, prompt: &str, thinking: &str, answer: &str) -> Resul
         _ => Err(record.error(format!("`{name}` must be a string or a list of strings"))),
     };
     let answers = vec![Answer::Thought { thinking: text(thinking)?, answer: text(answer)? }];
-    Ok(Reading { how, conversation, answers })
+    Ok(Reading { fields, conversation, answers })
 }
 
-/// What was asked: a text, messages, or `from` and `value` as in ShareGPT; with the row's system
-/// message and what else its template is given.
+/// Reads the conversation of a field: a text, a list of messages, or a list of `from` and `value`
+/// as in ShareGPT. The row's system message and template variables are added.
 pub(crate) fn conversation_of(record: &Record, field: &str) -> Result<Conversation> {
     if field == "messages" {
         let conversation = Conversation::read(record)?;
@@ -207,7 +210,7 @@ pub(crate) fn conversation_of(record: &Record, field: &str) -> Result<Conversati
     Ok(with_system(record, Conversation { messages, variables: variables(record)? }))
 }
 
-/// With the system message that a row has in a field of its own.
+/// Adds the system message that a row has in a separate field.
 fn with_system(record: &Record, mut conversation: Conversation) -> Conversation {
     let system = ["system", "system_prompt"].into_iter().find_map(|name| record.text(name));
     if let Some(system) = system.filter(|system| !system.is_empty()) {
@@ -216,7 +219,7 @@ fn with_system(record: &Record, mut conversation: Conversation) -> Conversation 
     conversation
 }
 
-/// Alpaca's `input`, which continues its `instruction`.
+/// Appends Alpaca's `input` to its `instruction`.
 fn with_input(record: &Record, field: &str, text: String) -> String {
     match record.text("input").filter(|input| field == "instruction" && !input.is_empty()) {
         Some(input) => format!("{text}\n{input}"),
@@ -224,7 +227,7 @@ fn with_input(record: &Record, field: &str, text: String) -> String {
     }
 }
 
-/// Turns as messages: `role` and `content`, or `from` and `value`.
+/// Converts turns with `role` and `content`, or with `from` and `value`, to messages.
 fn messages(record: &Record, field: &str, turns: Vec<Value>) -> Result<Vec<Message>> {
     let wrong =
         |place: usize, problem: String| record.error(format!("`{field}[{place}]` {problem}"));
@@ -240,7 +243,7 @@ fn messages(record: &Record, field: &str, turns: Vec<Value>) -> Result<Vec<Messa
                     let other = crate::brief::brief(other);
                     return Err(wrong(
                         place,
-                        format!("is from `{other}`, which is no known speaker"),
+                        format!("is from `{other}`, which is not a known speaker"),
                     ));
                 }
             };
@@ -257,7 +260,8 @@ fn messages(record: &Record, field: &str, turns: Vec<Value>) -> Result<Vec<Messa
     turns.into_iter().enumerate().map(message).collect()
 }
 
-/// One answer, or one of each: a text, texts, or messages of which the last is the answer.
+/// Reads the answers of a field: a text, a list of texts, a message, or a list of messages that
+/// ends with the answer.
 fn answers(record: &Record, field: &str) -> Result<Vec<Answer>> {
     let of = |value: Value| -> Result<Answer> {
         match value {
@@ -285,10 +289,10 @@ fn answers(record: &Record, field: &str) -> Result<Vec<Answer>> {
     }
 }
 
-/// The value at a dotted path; a number names an element of a list.
+/// The value at a dotted path, in which a number is the index of a list element.
 fn at(record: &Record, path: &str) -> Option<Value> {
     if let Some(value) = record.value(path) {
-        return Some(value); // a field whose name has dots in it
+        return Some(value); // a field whose name contains the dots
     }
     let (first, rest) = path.split_once('.')?;
     let mut value = record.value(first)?;
@@ -306,7 +310,7 @@ fn at(record: &Record, path: &str) -> Option<Value> {
 }
 
 impl Answer {
-    /// A turn of the assistant: its text, where it is no more than that.
+    /// The answer in an assistant turn: a text if the turn has no other fields.
     pub(crate) fn of(turn: Message) -> Answer {
         match turn.content {
             crate::Content::Text(text) if turn.fields.values().all(Value::is_null) => {

@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 use crate::Result;
 use crate::text_file::read_text;
 use crate::tokenizer::declared::Declared;
-use crate::tokenizer::files::{Beside, CONFIG, SPECIAL_TOKENS_MAP, json_object};
+use crate::tokenizer::files::{CONFIG, SPECIAL_TOKENS_MAP, SideFiles, json_object};
 
-/// The special tokens templates and tokenizers refer to by name, as text; `None` where the files
-/// say nothing.
+/// The texts of the special tokens that templates and tokenizers refer to by name; `None` for a
+/// token that the files do not declare.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens {
     /// Beginning of sequence.
@@ -24,23 +24,24 @@ pub struct SpecialTokens {
 }
 
 impl SpecialTokens {
-    /// Reads the tokens that `tokenizer_config.json` and `special_tokens_map.json` name, with
-    /// transformers 5's precedence: the second overrides the first, unless that has an
-    /// `added_tokens_decoder`; then the second is not read.
+    /// Reads the tokens named by `tokenizer_config.json` and `special_tokens_map.json`. Neither
+    /// file has to exist.
     ///
-    /// A token is a string or, as HuggingFace serialises `AddedToken`, an object with `content`.
-    /// Neither file has to exist.
+    /// The precedence is that of transformers 5: `special_tokens_map.json` overrides
+    /// `tokenizer_config.json`, unless the latter has an `added_tokens_decoder`; then
+    /// `special_tokens_map.json` is ignored. A token is a string or a serialized `AddedToken`, an
+    /// object with `content`.
     ///
     /// # Errors
-    /// A file that cannot be read, is not a JSON object, or holds a token of another kind.
+    /// A file cannot be read, is not a JSON object, or has a token of the wrong type.
     pub fn from_dir(dir: &Path) -> Result<SpecialTokens> {
-        let beside = Beside {
+        let side = SideFiles {
             dir: dir.to_owned(),
             config: read_json_object(&dir.join(CONFIG))?.unwrap_or_default(),
             special_tokens_map: read_json_object(&dir.join(SPECIAL_TOKENS_MAP))?,
             added_tokens: None,
         };
-        Ok(SpecialTokens::from(&Declared::gather(&beside)?))
+        Ok(SpecialTokens::from(&Declared::gather(&side)?))
     }
 }
 
@@ -56,7 +57,7 @@ impl From<&Declared> for SpecialTokens {
     }
 }
 
-/// The JSON object in `path`; `None` when the file does not exist.
+/// Reads a file as a JSON object; `None` if it does not exist.
 pub(crate) fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     match read_text(path)? {
         Some(text) => json_object(path, &text).map(Some),

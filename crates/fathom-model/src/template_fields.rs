@@ -1,5 +1,7 @@
-//! What of a conversation reaches the prompt. A chat template takes what it asks for and says
-//! nothing of the rest; here the rest is refused, or remarked on, by name.
+//! Checks that every field of a conversation reaches the prompt.
+//!
+//! A chat template silently ignores fields it does not use. Here such a field is an error or a
+//! remark that names it.
 
 use std::collections::BTreeSet;
 
@@ -11,21 +13,23 @@ use crate::conversation::Conversation;
 use crate::message::{Content, Message, REASONING};
 use crate::{Error, Remark, Result};
 
-/// Fields of a message that are part of what was said: a template without a use for one is refused.
-const SAID: [&str; 6] =
+/// Fields with content of the conversation. A template that does not use one of them is an error.
+const CONTENT_FIELDS: [&str; 6] =
     ["reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "name"];
 
-/// Fields of a message that only number it.
-const NUMBERS: [&str; 3] = ["id", "index", "tool_call_id"];
+/// Fields that only identify a message. A template may ignore them without a remark.
+const ID_FIELDS: [&str; 3] = ["id", "index", "tool_call_id"];
 
 /// Renders messages with the template's variables.
 pub(crate) type Render<'a> = dyn Fn(&[Message], &Map<String, Value>) -> Result<String> + 'a;
 
-/// Renders a conversation, every field of which the template has a use for.
+/// Renders a conversation after checking that the template uses its fields and variables.
+///
+/// A field that has no effect on the rendered text gets a remark.
 ///
 /// # Errors
-/// A template that fails; a field or a variable that it has no use for.
-pub(crate) fn fit(
+/// The template fails, or it does not mention a variable or a field of [`CONTENT_FIELDS`].
+pub(crate) fn render_checked(
     template: &ChatTemplate,
     conversation: &Conversation,
     render: &Render,
@@ -40,13 +44,13 @@ pub(crate) fn fit(
             return Err(no_use(template, &brief(&field)));
         }
     }
-    let messages = fit_contents(template, messages, render)?;
+    let messages = adapt_contents(template, messages, render)?;
     let text = render(&messages, variables)?;
     let mut remarks = Vec::new();
     for name in field_names(&messages) {
-        let place = messages.iter().position(|message| says(message, name)).unwrap_or(0);
+        let place = messages.iter().position(|message| has_content(message, name)).unwrap_or(0);
         let field = format!("messages[{place}].{}", brief(name));
-        if !mentions(template, name) && SAID.contains(&name) {
+        if !mentions(template, name) && CONTENT_FIELDS.contains(&name) {
             return Err(no_use(template, &field));
         }
         let without = messages.iter().cloned().map(|mut message| {
@@ -67,7 +71,7 @@ pub(crate) fn fit(
     Ok((text, remarks))
 }
 
-/// Whether a template may look at a field of a message.
+/// Whether a template mentions a field of a message, under any of its names.
 fn mentions(template: &ChatTemplate, field: &str) -> bool {
     match REASONING.contains(&field) {
         true => REASONING.iter().any(|name| template.mentions(name)),
@@ -75,7 +79,8 @@ fn mentions(template: &ChatTemplate, field: &str) -> bool {
     }
 }
 
-/// A rendering without something that fails shows that it was needed.
+/// Whether leaving something out did not change the text. If rendering fails without it, the
+/// template needs it.
 fn is_same(text: &str, without: Result<String>) -> bool {
     without.is_ok_and(|without| without == text)
 }
@@ -92,16 +97,16 @@ fn no_effect(field: &str) -> Remark {
     Remark::input("field-without-effect", text)
 }
 
-/// The names of further fields that say something, each once.
+/// The names of all non-empty fields other than `role`, `content` and [`ID_FIELDS`].
 fn field_names(messages: &[Message]) -> BTreeSet<&str> {
     let names = messages.iter().flat_map(|message| {
-        message.fields.keys().map(String::as_str).filter(|name| says(message, name))
+        message.fields.keys().map(String::as_str).filter(|name| has_content(message, name))
     });
-    names.filter(|name| !NUMBERS.contains(name)).collect()
+    names.filter(|name| !ID_FIELDS.contains(name)).collect()
 }
 
-/// Whether a message has more in a field than nothing.
-fn says(message: &Message, name: &str) -> bool {
+/// Whether a message has a field that is neither null nor empty.
+fn has_content(message: &Message, name: &str) -> bool {
     match message.fields.get(name) {
         None | Some(Value::Null) => false,
         Some(Value::String(text)) => !text.is_empty(),
@@ -111,23 +116,27 @@ fn says(message: &Message, name: &str) -> bool {
     }
 }
 
-/// Contents in parts as the template can take them: as they are where it goes through lists, else
-/// as a text where it is one part.
-fn fit_contents(
+/// Converts contents given as a list of parts to what the template supports. They stay lists if the
+/// template iterates over parts; otherwise a single part becomes a string.
+///
+/// # Errors
+/// The template does not iterate over parts, and a message has several.
+fn adapt_contents(
     template: &ChatTemplate,
     messages: &[Message],
     render: &Render,
 ) -> Result<Vec<Message>> {
     let in_parts = |message: &Message| matches!(message.content, Content::Parts(_));
-    if !messages.iter().any(in_parts) || takes_parts(render) {
+    if !messages.iter().any(in_parts) || supports_parts(render) {
         return Ok(messages.to_vec());
     }
-    let fit = |(place, message): (usize, &Message)| {
+    let adapt = |(place, message): (usize, &Message)| {
         let mut message = message.clone();
         if let Content::Parts(parts) = &mut message.content {
             let [text] = &mut parts[..] else {
                 return Err(Error::Request(format!(
-                    "`messages[{place}].content` has {} parts, and the chat template takes one text only ({})",
+                    "`messages[{place}].content` has {} parts, but the chat template accepts only \
+                     one text ({})",
                     parts.len(),
                     template.path().display()
                 )));
@@ -136,11 +145,11 @@ fn fit_contents(
         }
         Ok(message)
     };
-    messages.iter().enumerate().map(fit).collect()
+    messages.iter().enumerate().map(adapt).collect()
 }
 
-/// Whether a template goes through the parts of a content instead of printing the list.
-fn takes_parts(render: &Render) -> bool {
+/// Whether a template iterates over the parts of a content instead of printing the list.
+fn supports_parts(render: &Render) -> bool {
     const WORD: &str = "fathom-part";
     let content = Content::Parts(vec![WORD.to_owned()]);
     let message = Message { content, ..Message::user("") };

@@ -1,4 +1,4 @@
-//! From a prompt, a conversation or a trace to the ids a model is given.
+//! Turns a prompt, a conversation or a trace into the token ids of a model's input.
 
 use std::path::Path;
 
@@ -8,49 +8,48 @@ use crate::chat_template::{ChatTemplate, RenderOptions};
 use crate::conversation::Conversation;
 use crate::message::Message;
 use crate::prompts::PromptContent;
-use crate::template_fields::fit;
+use crate::repeated_tags::{may_repeat_tags, repeated_tags};
+use crate::template_fields::render_checked;
 use crate::tokenizer::{NO_TOKENIZER, check_bos};
 use crate::traces::Answer;
-use crate::written_twice::{may_be_written_twice, written_twice};
 use crate::{Error, Remark, Result, Tokenizer};
 
-/// Everything that decides which ids a text becomes.
+/// Everything that determines the token ids of a text.
 pub struct TextEncoder<'a> {
-    /// The checkpoint's tokenizer; `None` suffices for traces of explicit ids.
+    /// The checkpoint's tokenizer. Traces of explicit ids need none.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// The checkpoint's chat template; `None` takes prompts as bare text.
+    /// The checkpoint's chat template. With `None`, prompts are encoded as bare text.
     pub template: Option<&'a ChatTemplate>,
-    /// What the template is given beside the messages; a line's own variables come before these.
-    /// The generation prompt is always added.
+    /// Options and variables for the template. Variables of a line override these, and
+    /// `add_generation_prompt` is ignored.
     pub render: RenderOptions,
-    /// Rows of the model's embedding: ids from here on cannot be looked up.
+    /// Rows of the model's embedding; ids must be below this.
     pub vocab_size: usize,
 }
 
-/// The ids of a text.
+/// An encoded prompt, with the answer if there is one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Encoded {
-    /// All of them.
+    /// The ids of prompt and answer.
     pub ids: Vec<u32>,
-    /// How many of them are the prompt.
+    /// How many of the ids belong to the prompt.
     pub prompt_len: usize,
-    /// What was encoded: the prompt as the chat template wrote it down, or bare text, and the
-    /// answer behind it. The special tokens of bare text are in `ids` only. `None` where ids were
-    /// given.
+    /// The text that was encoded: the rendered chat template or the bare text, then the answer.
+    /// Special tokens added to bare text appear in `ids` only. `None` if the input was ids.
     pub text: Option<String>,
-    /// What was remarkable about it.
+    /// Findings that a user should know.
     pub remarks: Vec<Remark>,
 }
 
 impl From<Vec<u32>> for Encoded {
-    /// Of a prompt without an answer.
+    /// The ids of a prompt without an answer.
     fn from(ids: Vec<u32>) -> Encoded {
         Encoded { prompt_len: ids.len(), ids, text: None, remarks: Vec::new() }
     }
 }
 
 impl Encoded {
-    /// Of a line of a file, which its remarks are then about.
+    /// Sets the file and line that the remarks refer to.
     pub(crate) fn at(mut self, path: &Path, line: usize) -> Encoded {
         for remark in &mut self.remarks {
             (remark.file, remark.line) = (Some(path.to_owned()), Some(line));
@@ -59,15 +58,18 @@ impl Encoded {
     }
 }
 
-/// What stands in for an answer, to see how a template ends one. No template changes it.
-const STAND_IN: &str = "fathom-answer-stands-here";
+/// A placeholder answer, rendered to see what a template writes after an answer. Templates leave
+/// such a word unchanged.
+const PLACEHOLDER: &str = "fathom-answer-stands-here";
 
 impl TextEncoder<'_> {
-    /// The ids of a prompt up to where the answer begins: through the chat template as one user
-    /// message, or without one as bare text with its special tokens.
+    /// The ids of a prompt, including the generation prompt.
+    ///
+    /// With a chat template the prompt is rendered as one user message. Otherwise it is bare text
+    /// with its special tokens.
     ///
     /// # Errors
-    /// No tokenizer; a template that fails.
+    /// There is no tokenizer, or the template fails.
     pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
         match self.template {
             Some(_) => self.chat_ids(&[Message::user(prompt)]),
@@ -80,7 +82,7 @@ impl TextEncoder<'_> {
         Ok(Encoded { text: Some(text.to_owned()), ..Encoded::from(ids) })
     }
 
-    /// The ids of what a prompt asks, up to where the answer begins.
+    /// The encoded content of a prompt, including the generation prompt.
     ///
     /// # Errors
     /// As [`TextEncoder::conversation_ids`].
@@ -94,7 +96,7 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// The ids of messages up to where the next answer begins.
+    /// The ids of messages, including the generation prompt.
     ///
     /// # Errors
     /// As [`TextEncoder::conversation_ids`].
@@ -102,41 +104,42 @@ impl TextEncoder<'_> {
         Ok(self.conversation_ids(&messages.to_vec().into())?.ids)
     }
 
-    /// The ids of a conversation up to where the next answer begins.
+    /// The encoded conversation, including the generation prompt.
     ///
     /// # Errors
-    /// No tokenizer; no chat template; a template that fails, or that has no use for a field of the
+    /// There is no tokenizer or no chat template; the template fails or does not use a field of the
     /// conversation.
     pub fn conversation_ids(&self, conversation: &Conversation) -> Result<Encoded> {
-        let (text, remarks) = self.write_prompt(conversation)?;
-        // The template has written every special token there is to be.
+        let (text, remarks) = self.render_prompt(conversation)?;
+        // The template has written all special tokens already.
         let ids = self.tokenizer()?.encode(&text, false)?;
         Ok(Encoded { remarks, text: Some(text), ..Encoded::from(ids) })
     }
 
-    /// The ids of a prompt and of the output that goes on from it.
+    /// The encoded prompt followed by the output.
     ///
     /// # Errors
-    /// No tokenizer; a template that fails.
+    /// There is no tokenizer, or the template fails.
     pub fn prompt_with_output(&self, prompt: &str, output: &str) -> Result<Encoded> {
         if self.template.is_some() {
             let conversation = vec![Message::user(prompt)].into();
             return self.conversation_with_output(&conversation, output);
         }
         let mut encoded = self.bare_text(prompt)?;
-        self.answer(&mut encoded, output)?;
-        if let Some(twice) = written_twice(prompt, output) {
-            let text = format!("`prompt` ends with {}, and `output` begins with it", twice.shown());
+        self.append_answer(&mut encoded, output)?;
+        if let Some(repeated) = repeated_tags(prompt, output) {
+            let tags = repeated.quoted();
+            let text = format!("`prompt` ends with {tags}, and `output` begins with it");
             encoded.remarks.push(Remark::input("written-twice", text));
         }
         Ok(encoded)
     }
 
-    /// The ids of a conversation and of the answer it was given.
+    /// The encoded conversation followed by its answer.
     ///
     /// # Errors
-    /// As [`TextEncoder::conversation_ids`]; an answer that the template does not write down where
-    /// its prompt for one ends.
+    /// As [`TextEncoder::conversation_ids`]; the template does not render the answer as a
+    /// continuation of its generation prompt.
     pub fn conversation_with_answer(
         &self,
         conversation: &Conversation,
@@ -151,37 +154,37 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// Where the template's prompt for the answer ends with what the output begins with, such as
-    /// `<think>`, that is written once.
+    /// Appends an output given as text. If the output repeats tags that end the template's
+    /// generation prompt, such as `<think>`, they are written once.
     fn conversation_with_output(
         &self,
         conversation: &Conversation,
         output: &str,
     ) -> Result<Encoded> {
-        let (text, remarks) = self.write_prompt(conversation)?;
+        let (text, remarks) = self.render_prompt(conversation)?;
         let prompt = self.tokenizer()?.encode(&text, false)?;
-        let own = match may_be_written_twice(output) {
+        let generation_prompt = match may_repeat_tags(output) {
             true => self.generation_prompt(conversation, &text)?,
             false => "",
         };
-        let twice = written_twice(own, output);
-        let output = twice.as_ref().map_or(output, |twice| &output[twice.bytes..]);
-        let repeated = twice.map(|twice| {
+        let repeated = repeated_tags(generation_prompt, output);
+        let output = repeated.as_ref().map_or(output, |repeated| &output[repeated.bytes..]);
+        let remark = repeated.map(|repeated| {
             let text = format!(
-                "the answer begins with {}, which the chat template's prompt for it ends with: it is \
-                 written once",
-                twice.shown()
+                "the answer begins with {}, but the chat template's generation prompt already ends \
+                 with it: it is written once",
+                repeated.quoted()
             );
             Remark::input("written-twice", text)
         });
         let mut encoded = Encoded { remarks, text: Some(text), ..Encoded::from(prompt) };
-        self.answer(&mut encoded, output)?;
-        encoded.remarks.extend(repeated);
+        self.append_answer(&mut encoded, output)?;
+        encoded.remarks.extend(remark);
         Ok(encoded)
     }
 
-    /// Thinking and answer as the template writes `reasoning_content`, or where it knows none, the
-    /// thinking between `<think>` tags as DeepSeek-R1 writes it.
+    /// Appends thinking and answer. The template renders the thinking as `reasoning_content` if it
+    /// mentions that field; otherwise it is put between `<think>` tags as DeepSeek-R1 writes it.
     fn conversation_with_thought(
         &self,
         conversation: &Conversation,
@@ -200,14 +203,17 @@ impl TextEncoder<'_> {
             }
             _ => self.conversation_with_output(conversation, &output)?,
         };
-        let text = "thinking and answer are in fields of their own, and the chat template knows no \
-                    `reasoning_content`: the thinking is put between `<think>` tags in front of the answer";
+        let text = "thinking and answer are in separate fields, but the chat template does not \
+                    use `reasoning_content`: the thinking is put between `<think>` tags before \
+                    the answer";
         encoded.remarks.push(Remark::input("think-tags", text));
         Ok(encoded)
     }
 
-    /// An answer that is more than a text, as the template writes it down: without what ends the
-    /// turn.
+    /// Appends an answer with fields besides its text, as the template renders it, without the text
+    /// that ends the turn.
+    ///
+    /// What ends a turn is found by rendering [`PLACEHOLDER`] as the answer.
     fn conversation_with_turn(
         &self,
         conversation: &Conversation,
@@ -218,26 +224,26 @@ impl TextEncoder<'_> {
             conversation.messages.push(turn);
             conversation
         };
-        let (prompt, _) = self.write_prompt(conversation)?;
-        let (whole, remarks) = self.write_turns(&with(turn.clone()))?;
-        let (model, _) = self.write_turns(&with(Message::new("assistant", STAND_IN)))?;
-        let end = model.rfind(STAND_IN).map_or("", |at| &model[at + STAND_IN.len()..]);
+        let (prompt, _) = self.render_prompt(conversation)?;
+        let (whole, remarks) = self.render_turns(&with(turn.clone()))?;
+        let (sample, _) = self.render_turns(&with(Message::new("assistant", PLACEHOLDER)))?;
+        let end = sample.rfind(PLACEHOLDER).map_or("", |at| &sample[at + PLACEHOLDER.len()..]);
         let Some(answer) = whole.strip_prefix(prompt.as_str()) else {
             return Err(Error::Request(format!(
-                "the chat template writes the answer (`messages[{}]`) otherwise than its prompt for one \
-                 begins; give the answer as a text, `output`",
+                "the chat template does not render the answer (`messages[{}]`) as a continuation \
+                 of its generation prompt; give the answer as a text, `output`",
                 conversation.len()
             )));
         };
         let answer = answer.strip_suffix(end).unwrap_or(answer);
         let ids = self.tokenizer()?.encode(&prompt, false)?;
         let mut encoded = Encoded { remarks, text: Some(prompt), ..Encoded::from(ids) };
-        self.answer(&mut encoded, answer)?;
+        self.append_answer(&mut encoded, answer)?;
         Ok(encoded)
     }
 
-    /// Puts an answer behind its prompt.
-    fn answer(&self, encoded: &mut Encoded, output: &str) -> Result<()> {
+    /// Appends an answer to its prompt.
+    fn append_answer(&self, encoded: &mut Encoded, output: &str) -> Result<()> {
         encoded.ids.extend(self.output_ids(output)?);
         if let Some(text) = &mut encoded.text {
             text.push_str(output);
@@ -245,25 +251,24 @@ impl TextEncoder<'_> {
         Ok(())
     }
 
-    /// The ids of an answer, to follow those of its prompt: without BOS, and without the mark that
-    /// some tokenizers put before the first word of a text.
+    /// The ids of an answer, to be appended to those of its prompt: without BOS, and without the
+    /// `▁` or space that some tokenizers put before the first word of a text.
     ///
     /// # Errors
-    /// No tokenizer.
+    /// There is no tokenizer.
     pub fn output_ids(&self, output: &str) -> Result<Vec<u32>> {
         self.tokenizer()?.encode_continuation(output)
     }
 
-    /// Id of BOS, where a tokenizer names one.
+    /// Id of BOS, if there is a tokenizer that names one.
     pub fn bos_id(&self) -> Option<u32> {
         self.tokenizer?.bos_id()
     }
 
-    /// Refuses ids a model cannot be given: none at all, two leading BOS, or one outside its
-    /// vocabulary.
+    /// Rejects ids that cannot be a model's input.
     ///
     /// # Errors
-    /// As said, each naming what was found.
+    /// There are no ids, the first two are BOS, or one is outside the vocabulary.
     pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
         if ids.is_empty() {
             return Err(Error::Request("holds no tokens".to_owned()));
@@ -281,60 +286,64 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// A conversation as the template writes it down, up to where the next answer begins.
-    fn write_prompt(&self, conversation: &Conversation) -> Result<(String, Vec<Remark>)> {
+    /// The rendered conversation, including the generation prompt.
+    fn render_prompt(&self, conversation: &Conversation) -> Result<(String, Vec<Remark>)> {
         let (text, remarks) = self.render(conversation, true)?;
         match (text.is_empty(), self.template) {
             (true, Some(template)) => {
-                let problem = "the chat template writes nothing for this conversation";
+                let problem = "the chat template renders this conversation as an empty text";
                 Err(Error::file(template.path(), problem))
             }
             _ => Ok((text, remarks)),
         }
     }
 
-    /// The part of a written prompt that begins the answer: what is not there without it, or, where
-    /// the template makes no difference, what follows the last message.
+    /// The generation prompt at the end of a rendered prompt: the text that
+    /// `add_generation_prompt` adds, or, if it adds none, the text after the last message.
     fn generation_prompt<'t>(&self, conversation: &Conversation, text: &'t str) -> Result<&'t str> {
-        let (turns, _) = self.write_turns(conversation)?;
+        let (turns, _) = self.render_turns(conversation)?;
         let same = text.chars().zip(turns.chars()).take_while(|(a, b)| a == b);
         let same: usize = same.map(|(c, _)| c.len_utf8()).sum();
         let last = conversation.last().map_or("", |last| last.content.last_text().trim());
-        let own = match same == text.len() {
+        let start = match same == text.len() {
             true => text.rfind(last).map_or(0, |at| at + last.len()),
             false => same,
         };
-        Ok(&text[own..])
+        Ok(&text[start..])
     }
 
-    /// Finished turns as the template writes them down.
-    fn write_turns(&self, conversation: &Conversation) -> Result<(String, Vec<Remark>)> {
+    /// The rendered conversation without a generation prompt.
+    fn render_turns(&self, conversation: &Conversation) -> Result<(String, Vec<Remark>)> {
         self.render(conversation, false)
     }
 
-    fn render(&self, conversation: &Conversation, prompt: bool) -> Result<(String, Vec<Remark>)> {
+    fn render(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<(String, Vec<Remark>)> {
         let Some(template) = self.template else {
             return Err(Error::Request(
                 "messages need a chat template, and the model directory has none".to_owned(),
             ));
         };
         let render = |messages: &[Message], variables: &Map<String, Value>| {
-            let mut options =
-                RenderOptions { add_generation_prompt: Some(prompt), ..self.render.clone() };
+            let mut options = self.render.clone();
+            options.add_generation_prompt = Some(add_generation_prompt);
             for (name, value) in variables {
                 options.variables.insert(name.clone(), value.clone());
             }
-            // `apply_chat_template` gives these to every template.
+            // `apply_chat_template` always defines these, as None if they are not given.
             for name in ["tools", "documents"] {
                 options.variables.entry(name).or_insert(Value::Null);
             }
-            // The line's own word comes before the setting for all lines.
+            // The line's setting overrides the one for all lines.
             if variables.contains_key("enable_thinking") {
                 options.enable_thinking = None;
             }
             template.render(messages, &options)
         };
-        fit(template, conversation, &render)
+        render_checked(template, conversation, &render)
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
@@ -347,13 +356,13 @@ impl TextEncoder<'_> {
     }
 }
 
-/// Puts the place of a line before a message about it; the template or tokenizer that could not
-/// take the line is named behind it.
+/// Turns an error about a line into one that begins with the line's file and number. The template
+/// or tokenizer that failed is appended in parentheses.
 pub(crate) fn locate(error: Error, path: &Path, line: usize) -> Error {
     match error {
         Error::Request(problem) => Error::line(path, line, problem),
-        Error::File { path: by, problem } => {
-            Error::line(path, line, format!("{problem} ({})", by.display()))
+        Error::File { path: failed, problem } => {
+            Error::line(path, line, format!("{problem} ({})", failed.display()))
         }
         other => other,
     }

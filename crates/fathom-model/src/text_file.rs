@@ -1,4 +1,4 @@
-//! Reading small text files that come from strangers.
+//! Reads small text files from untrusted input.
 
 use std::fs;
 use std::path::Path;
@@ -6,26 +6,28 @@ use std::path::Path;
 use crate::file_check::{exists, refuse_lfs_pointer};
 use crate::{Error, Result};
 
-/// Longest file that is read: the largest published tokenizers and indexes have a tenth of it.
+/// Maximum file size. The largest published tokenizers and indexes have a tenth of it.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// The byte order mark, which some editors begin a file with.
+/// The byte order mark that some editors write at the start of a file.
 const MARK: char = '\u{FEFF}';
 
-/// The whole of a regular file as text; `None` when it does not exist. UTF-8, or UTF-16 with a byte
-/// order mark, as PowerShell writes it; the mark is not part of the text.
+/// Reads a regular file as text, without a byte order mark; `None` if it does not exist.
 ///
-/// Anything that is not a regular file of a sane size is refused before it is opened: a pipe would
-/// never end, and a sparse file can claim more than there is memory.
+/// The file is UTF-8, or UTF-16 with a byte order mark as PowerShell writes it. Other file types
+/// and files over 256 MiB are rejected before they are opened: a pipe may never end, and a sparse
+/// file can be larger than memory.
 ///
 /// # Errors
-/// As said; a link to nothing, a Git LFS pointer, bytes that are no text.
+/// The path is not a regular file of at most 256 MiB, a broken link or a Git LFS pointer, or the
+/// bytes are not text.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
     let text = read_text_with_mark(path)?;
     Ok(text.map(|text| text.strip_prefix(MARK).map(str::to_owned).unwrap_or(text)))
 }
 
-/// As [`read_text`], with the byte order mark of a UTF-8 file, which is text to a chat template.
+/// Like [`read_text`], but keeps the byte order mark of a UTF-8 file, which is part of a chat
+/// template's text.
 pub(crate) fn read_text_with_mark(path: &Path) -> Result<Option<String>> {
     if !exists(path)? {
         return Ok(None);
@@ -44,7 +46,7 @@ pub(crate) fn read_text_with_mark(path: &Path) -> Result<Option<String>> {
     decode(path, bytes).map(Some)
 }
 
-/// The text of a file's bytes; `path` is only for messages.
+/// Decodes the bytes of a file. `path` is only for messages.
 fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
     match bytes.as_slice() {
         [0xFF, 0xFE, text @ ..] if !text.is_empty() => {
@@ -66,7 +68,7 @@ fn utf16(path: &Path, bytes: &[u8], unit: fn([u8; 2]) -> u16) -> Result<String> 
     let text = char::decode_utf16(units.iter().map(|&bytes| unit(bytes))).collect();
     match (text, rest) {
         (Ok(text), []) => Ok(text),
-        _ => Err(Error::file(path, "begins as UTF-16 text, but is none; expected UTF-8")),
+        _ => Err(Error::file(path, "begins like UTF-16 text, but is not; expected UTF-8")),
     }
 }
 
@@ -76,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_claims_to_be_huge_is_refused_unread() {
+    fn a_file_over_the_size_limit_is_refused_unread() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         fs::File::create(&path).unwrap().set_len(1 << 40).unwrap(); // sparse: takes no space

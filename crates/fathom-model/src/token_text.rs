@@ -1,7 +1,7 @@
-//! The bytes behind a vocabulary entry.
+//! The bytes that a vocabulary entry encodes.
 
-/// The bytes a vocabulary entry stands for: one for a byte-fallback token (`<0xE4>`), several for
-/// an entry written in GPT-2's byte alphabet (`ä½`); `None` for any other.
+/// The bytes that a vocabulary entry encodes: one for a byte-fallback token (`<0xE4>`), one per
+/// character for an entry in GPT-2's byte alphabet (`ä½`). `None` for any other entry.
 pub(crate) fn token_bytes(token: &str) -> Option<Vec<u8>> {
     match byte_fallback(token) {
         Some(byte) => Some(vec![byte]),
@@ -19,9 +19,10 @@ pub(crate) fn byte_fallback(token: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok()
 }
 
-/// The byte a character of GPT-2's byte alphabet stands for.
+/// The byte that a character of GPT-2's byte alphabet encodes.
 ///
-/// Printable bytes of Latin-1 stand for themselves; the 68 others are, in order, U+0100 and up.
+/// Printable Latin-1 characters encode themselves. The other 68 bytes are encoded, in order, by the
+/// characters from U+0100 (`bytes_to_unicode` of GPT-2).
 fn byte_of_char(c: char) -> Option<u8> {
     let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(c) {

@@ -1,5 +1,7 @@
-//! Text to token ids and back, through a checkpoint's own `tokenizer.json` and what transformers 5
-//! lays over it from the files beside it (`docs/parity.md`).
+//! A checkpoint's tokenizer: text to token ids and back.
+//!
+//! It is read from `tokenizer.json`, with the overrides that transformers 5 takes from the other
+//! tokenizer files of the directory (`docs/parity.md`).
 
 mod continuation;
 pub(crate) mod declared;
@@ -19,49 +21,52 @@ use self::declared::Declared;
 pub use self::files::TokenizerFiles;
 use self::files::{CONFIG, TOKENIZER};
 use self::framing::Framing;
-use self::overlay::Listed;
+use self::overlay::AddedTokenEntry;
 use crate::brief::brief;
 use crate::decode_stream::DecodeStream;
 use crate::special_tokens::SpecialTokens;
 use crate::token_text::token_bytes;
 use crate::{Error, Remark, Result};
 
-/// How to come by a `tokenizer.json`.
-pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow tokenizer \
-     (tokenizer.model, tekken.json) with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
+/// How to get a missing `tokenizer.json`; ends error messages.
+pub(crate) const NO_TOKENIZER: &str = "copy it from the model's repository, or convert a slow \
+     tokenizer (tokenizer.model, tekken.json) with \
+     `AutoTokenizer.from_pretrained(...).save_pretrained(...)`";
 
-/// A checkpoint's tokenizer: the ids transformers 5 gives. A clone is cheap: it shares the
-/// vocabulary.
+/// A checkpoint's tokenizer. It returns the same ids as transformers 5.
+///
+/// Clones share the vocabulary, so cloning is cheap.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
     special: SpecialTokens,
-    /// What the post-processor puts around a text, where it is of that form.
+    /// The special tokens that the post-processor adds before and after a text; `None` if it does
+    /// anything else.
     framing: Option<Framing>,
-    /// Whether the user wants BOS in front of a bare text, whatever the post-processor does.
+    /// The user's choice about BOS before a bare text; overrides the post-processor.
     bos: Option<bool>,
-    /// A token put before another to see how that one decodes in the middle of a text.
+    /// An ordinary token. Decoding another token after it shows that token's text mid-sentence.
     anchor: Option<u32>,
     remarks: Vec<Remark>,
 }
 
-/// The parts of `tokenizer.json` that are read beside the library.
+/// The part of `tokenizer.json` that is parsed here as well as by the `tokenizers` crate.
 #[derive(Deserialize)]
 struct Outline {
     #[serde(default)]
-    added_tokens: Vec<Listed>,
+    added_tokens: Vec<AddedTokenEntry>,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` and lays over it the tokens that `tokenizer_config.json`,
+    /// Loads `tokenizer.json` and adds the tokens that `tokenizer_config.json`,
     /// `added_tokens.json` and `special_tokens_map.json` declare, as transformers 5 does.
     ///
-    /// Truncation and padding stored in `tokenizer.json` are switched off, as HuggingFace does
-    /// unless asked: the ids of a text are all its ids.
+    /// Truncation and padding stored in `tokenizer.json` are switched off, as they are by default
+    /// in HuggingFace.
     ///
     /// # Errors
-    /// No `tokenizer.json`, or files that cannot be used.
+    /// There is no `tokenizer.json`, or a file is invalid.
     pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
         Tokenizer::find(dir)?.ok_or_else(|| {
             let problem = format!("does not exist; {NO_TOKENIZER}");
@@ -69,11 +74,11 @@ impl Tokenizer {
         })
     }
 
-    /// [`Tokenizer::from_dir`], with `None` where the directory has no `tokenizer.json`:
-    /// a checkpoint can be scanned on explicit token ids without one.
+    /// Like [`Tokenizer::from_dir`], but returns `None` if the directory has no `tokenizer.json`.
+    /// Scans of explicit token ids need no tokenizer.
     ///
     /// # Errors
-    /// Files that cannot be used.
+    /// A file is invalid.
     pub fn find(dir: &Path) -> Result<Option<Tokenizer>> {
         match TokenizerFiles::read(dir)? {
             Some(files) => Tokenizer::from_files(&files).map(Some),
@@ -81,10 +86,10 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::from_dir`], from the files' texts.
+    /// Like [`Tokenizer::from_dir`], from the contents of the files.
     ///
     /// # Errors
-    /// Files that cannot be used.
+    /// A file is invalid.
     pub fn from_files(files: &TokenizerFiles) -> Result<Tokenizer> {
         let path = files.dir.join(TOKENIZER);
         let unusable =
@@ -102,12 +107,12 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unusable(&brief(&error.to_string())))?;
 
-        let beside = files.beside()?;
-        let mut declared = Declared::gather(&beside)?;
+        let side = files.side_files()?;
+        let mut declared = Declared::gather(&side)?;
         padding.into_iter().for_each(|token| declared.default_pad(token));
-        let (declared, remarks) = overlay::lay_over(&mut inner, &files.dir, declared, listed)?;
+        let (declared, remarks) = overlay::add_declared(&mut inner, &files.dir, declared, listed)?;
         let special = SpecialTokens::from(&declared);
-        if let Some(Value::Bool(split)) = beside.config.get("split_special_tokens") {
+        if let Some(Value::Bool(split)) = side.config.get("split_special_tokens") {
             inner.set_encode_special_tokens(*split);
         }
         let framing = guarded(|| Framing::of(&inner)).map_err(|problem| unusable(&problem))?;
@@ -115,17 +120,17 @@ impl Tokenizer {
         let mut tokenizer =
             Tokenizer { inner, path, special, framing, bos: None, anchor: None, remarks };
         tokenizer.anchor = tokenizer.encode("a", false)?.last().copied();
-        // A post-processor that cannot work says so now and not in the middle of a run.
+        // A broken post-processor must fail here, not in the middle of a run.
         tokenizer.encode("a", true)?;
-        tokenizer.remark_on_config(&files.dir.join(CONFIG), &beside.config);
+        tokenizer.remark_on_config(&files.dir.join(CONFIG), &side.config);
         Ok(tokenizer)
     }
 
-    /// Keys of `tokenizer_config.json` that say otherwise than what is done.
+    /// Adds a remark for each key of `tokenizer_config.json` that contradicts what encoding does.
     fn remark_on_config(&mut self, path: &Path, config: &serde_json::Map<String, Value>) {
-        let says = |key: &str| config.get(key).and_then(Value::as_bool);
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
         let mut remark = |kind, text| self.remarks.push(Remark::file(kind, path, text));
-        if says("fix_mistral_regex") == Some(true) {
+        if flag("fix_mistral_regex") == Some(true) {
             let text = "`fix_mistral_regex` is not applied: tokenizer.json is used as it is";
             remark("fix-mistral-regex", text.to_owned());
         }
@@ -133,33 +138,35 @@ impl Tokenizer {
         let id = |token: &Option<String>| self.inner.token_to_id(token.as_deref()?);
         let bos = id(&self.special.bos).is_some_and(|id| framing.front.contains(&id));
         let eos = id(&self.special.eos).is_some_and(|id| framing.back.contains(&id));
-        let rule = "transformers 5 goes by the post-processor of tokenizer.json";
-        if let Some(said) = says("add_bos_token").filter(|said| *said != bos) {
+        let rule = "transformers 5 follows the post-processor of tokenizer.json";
+        if let Some(value) = flag("add_bos_token").filter(|value| *value != bos) {
             let (done, other) = match bos {
                 true => ("BOS", "`--bos no` leaves it out"),
                 false => ("no BOS", "`--bos yes` adds it"),
             };
-            let text = format!("`add_bos_token` is {said}, but {done} is added: {rule}; {other}");
+            let text = format!("`add_bos_token` is {value}, but {done} is added: {rule}; {other}");
             remark(ADD_BOS, text);
         }
-        if let Some(said) = says("add_eos_token").filter(|said| *said != eos) {
+        if let Some(value) = flag("add_eos_token").filter(|value| *value != eos) {
             let done = if eos { "EOS" } else { "no EOS" };
-            let text = format!("`add_eos_token` is {said}, but {done} is added: {rule}");
+            let text = format!("`add_eos_token` is {value}, but {done} is added: {rule}");
             remark("add-eos-token", text);
         }
     }
 
-    /// What was found in the files that a user should know.
+    /// Findings about the files that a user should know.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }
 
-    /// Decides about BOS in front of a bare text, whatever the post-processor of `tokenizer.json`
-    /// does: `Some(true)` for exactly one, `Some(false)` for none but what the text itself holds,
-    /// `None` for what the post-processor does.
+    /// Overrides whether BOS is put before a bare text.
+    ///
+    /// `Some(true)`: exactly one BOS. `Some(false)`: no BOS unless the text itself contains it.
+    /// `None`: the post-processor of `tokenizer.json` decides.
     ///
     /// # Errors
-    /// No BOS is named, or the post-processor does not put a text once between special tokens.
+    /// The files name no BOS token, or the post-processor does more than add special tokens before
+    /// and after the text.
     pub fn set_bos(&mut self, bos: Option<bool>) -> Result<()> {
         if bos.is_some() {
             if self.bos_id().is_none() {
@@ -167,22 +174,25 @@ impl Tokenizer {
                 return Err(Error::file(&self.path.with_file_name(CONFIG), problem));
             }
             if self.framing.is_none() {
-                let problem = "has a post-processor about whose BOS nothing can be decided";
+                let problem = "has a post-processor that does more than add special tokens, so \
+                               BOS cannot be overridden";
                 return Err(Error::file(&self.path, problem));
             }
-            // What was doubtful is decided.
+            // The user has decided, so the warning about the conflict is obsolete.
             self.remarks.retain(|remark| remark.kind != ADD_BOS);
         }
         self.bos = bos;
         Ok(())
     }
 
-    /// The ids of `text`. Special tokens written in the text are recognised either way;
-    /// `add_special_tokens` says whether to add the ones a bare text gets (usually BOS in front).
-    /// After a chat template it must be false: the template has written them already.
+    /// The ids of `text`.
+    ///
+    /// `add_special_tokens` adds the special tokens of a bare text (usually BOS in front). It must
+    /// be false for the output of a chat template, which already contains them. Special tokens
+    /// written in the text are recognised in either case.
     ///
     /// # Errors
-    /// A text this tokenizer has no ids for.
+    /// The tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
         if let (true, Some(bos), Some(id), Some(framing)) =
             (add_special_tokens, self.bos, self.bos_id(), &self.framing)
@@ -201,12 +211,13 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of a text that goes on from another, such as an answer from its prompt: no special
-    /// tokens around it and no mark or space before its first character, where the tokenizer puts
-    /// one at the start of a text. Inside the text everything is as ever.
+    /// The ids of a text that continues another, such as an answer after its prompt.
+    ///
+    /// No special tokens are added, and no `▁` or space before the first character where the
+    /// tokenizer would put one at the start of a text.
     ///
     /// # Errors
-    /// A text this tokenizer has no ids for.
+    /// The tokenizer cannot encode the text.
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
         self.ids(|| continuation::encode(&self.inner, text))
     }
@@ -216,25 +227,26 @@ impl Tokenizer {
             .map_err(|problem| Error::file(&self.path, format!("cannot encode a text: {problem}")))
     }
 
-    /// The text of `ids`, special tokens kept. Ids outside the vocabulary are left out, as
-    /// HuggingFace does.
+    /// The text of `ids`, including special tokens. Ids outside the vocabulary are skipped, as in
+    /// HuggingFace.
     ///
     /// # Errors
-    /// A decoder of `tokenizer.json` that cannot decode these tokens.
+    /// The decoder of `tokenizer.json` fails on these tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         guarded(|| self.inner.decode(ids, false)).map_err(|problem| {
             Error::file(&self.path, format!("cannot decode token ids: {problem}"))
         })
     }
 
-    /// Text that grows token by token, for showing a generation while it runs. The stream holds a
+    /// A decoder for ids that arrive one by one, to show a generation while it runs. It holds a
     /// clone of the tokenizer.
     pub fn decode_stream(&self) -> DecodeStream {
         DecodeStream::new(self)
     }
 
-    /// What one token looks like in the middle of a text, leading space included. Bytes that are
-    /// not whole characters are written `<0xE4>`; an id outside the vocabulary `<unknown 123>`.
+    /// The text of one token as it reads in the middle of a text, including a leading space.
+    /// Bytes that do not form whole characters are written `<0xE4>`, and an id outside the
+    /// vocabulary is written `<unknown 123>`.
     pub fn token_text(&self, id: u32) -> String {
         let Some(token) = self.inner.id_to_token(id) else { return format!("<unknown {id}>") };
         let text = self.text_after_anchor(id).unwrap_or_else(|| token.clone());
@@ -255,8 +267,8 @@ impl Tokenizer {
         }
     }
 
-    /// Decoders treat the first token of a text differently (Llama 2 drops its space), so the token
-    /// is decoded behind another one, whose own text is then taken off.
+    /// The text of a token decoded after the anchor token. Decoders treat the first token of a text
+    /// differently: Llama 2 drops its space.
     fn text_after_anchor(&self, id: u32) -> Option<String> {
         let anchor = self.anchor?;
         let before = self.decode(&[anchor]).ok()?;
@@ -264,19 +276,19 @@ impl Tokenizer {
         Some(both.strip_prefix(&before)?.to_owned())
     }
 
-    /// The vocabulary entry of an id as `tokenizer.json` writes it (`Ġthe`, `▁the`, `<0x0A>`);
-    /// two tokenizers are the same where these agree.
+    /// The vocabulary entry of an id as written in `tokenizer.json` (`Ġthe`, `▁the`, `<0x0A>`).
+    /// Two tokenizers assign an id the same token if these strings are equal.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// The id of a vocabulary entry, added tokens included.
+    /// The id of a vocabulary entry or added token.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Number of vocabulary entries, added tokens included (HuggingFace's `len(tokenizer)`).
-    /// The model's `vocab_size` may be larger: embeddings are often padded.
+    /// Number of vocabulary entries and added tokens (HuggingFace's `len(tokenizer)`). The model's
+    /// `vocab_size` may be larger because embeddings are often padded.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -286,13 +298,13 @@ impl Tokenizer {
         &self.special
     }
 
-    /// Id of the BOS token, where one is named.
+    /// Id of the BOS token, if the files name one.
     pub fn bos_id(&self) -> Option<u32> {
         self.special.bos.as_deref().and_then(|token| self.token_to_id(token))
     }
 
-    /// Id of the EOS token, where one is named. What ends a generation is said by
-    /// `generation_config.json` and `config.json`; this is the tokenizer's own.
+    /// Id of the tokenizer's EOS token, if the files name one. The tokens that end a generation
+    /// are listed in `generation_config.json` and `config.json` and may differ.
     pub fn eos_id(&self) -> Option<u32> {
         self.special.eos.as_deref().and_then(|token| self.token_to_id(token))
     }
@@ -306,18 +318,18 @@ impl Tokenizer {
 /// Kind of the remark about `add_bos_token`.
 const ADD_BOS: &str = "add-bos-token";
 
-/// Refuses ids that begin with BOS twice.
+/// Rejects ids that begin with two BOS tokens.
 ///
-/// It happens when a text in which a chat template has already written BOS is tokenised with
-/// special tokens added. The second BOS is then an ordinary position and the primary sink moves.
+/// This happens when the output of a chat template, which already contains BOS, is tokenized with
+/// special tokens added. The second BOS moves the primary sink.
 ///
 /// # Errors
-/// Two leading `bos_id`.
+/// The first two ids are both `bos_id`.
 pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
     match ids {
         [first, second, ..] if *first == bos_id && *second == bos_id => {
             Err(Error::Request(format!(
-                "the token ids begin with BOS ({bos_id}) twice: the text already holds one (a chat \
+                "the token ids begin with BOS ({bos_id}) twice: the text already has one (a chat \
              template writes it) and the tokenizer added another, which would move the primary \
              sink; remove one of them"
             )))
@@ -326,8 +338,8 @@ pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
     }
 }
 
-/// One call of the library, its error as one line. It panics on some faults of a file instead of
-/// reporting them, such as a post-processor that names a token it does not define.
+/// Calls the `tokenizers` crate and returns its error as one line. Panics are caught: the crate
+/// panics on some malformed files, such as a post-processor that names a token it does not define.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| brief(&error.to_string())),

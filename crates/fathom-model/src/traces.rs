@@ -1,4 +1,4 @@
-//! Traces: what a model was asked and what it answered, one JSON object a line.
+//! Traces: recorded prompts and answers of a model, one JSON object per line.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::shapes::{self, Reading, RowFields};
 use crate::text_encoder::{Encoded, TextEncoder, locate};
 use crate::{Error, Remark, Remarks, Result};
 
-/// Most writers that are told apart in one file.
+/// Maximum number of distinct writers recorded per file.
 const MAX_WRITERS: usize = 8;
 
 /// One line of a trace file.
@@ -23,76 +23,75 @@ pub struct Trace {
     pub path: PathBuf,
     /// 1-based line number in that file.
     pub line: usize,
-    /// The sample index published with it (`index`, `sample_idx` or `id`); its 0-based line
-    /// otherwise.
+    /// The sample index of the line (`index`, `sample_idx` or `id`), or else its 0-based number.
     pub index: u64,
-    /// What was recorded.
+    /// Ids, text or messages.
     pub content: TraceContent,
 }
 
-/// What a trace records: the ids themselves, or the text to make them from.
+/// The content of a trace: token ids, or the text to encode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TraceContent {
-    /// `input_ids`: used as they are, without the padding that an `attention_mask` names.
+    /// `input_ids`, without the padding marked by an `attention_mask`.
     Ids {
-        /// Prompt and answer.
+        /// The ids of prompt and answer.
         input_ids: Vec<u32>,
-        /// How many of them are the prompt; 0 where the line does not say.
+        /// How many of the ids belong to the prompt; 0 if the line does not state it.
         prompt_len: usize,
     },
     /// `prompt` and `output`.
     Text {
-        /// What the model was asked.
+        /// The prompt.
         prompt: String,
-        /// What it answered; may be empty.
+        /// The answer; may be empty.
         output: String,
     },
-    /// `messages`, or a prompt with `tools` and the like, and the answer.
+    /// A conversation (`messages`, or a prompt with variables such as `tools`) and its answer.
     Messages {
-        /// What came before the answer.
+        /// The turns before the answer.
         conversation: Conversation,
-        /// What the model answered.
+        /// The answer.
         answer: Answer,
     },
 }
 
-/// The answer that a conversation was given.
+/// The answer to a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// The text as the model wrote it.
     Text(String),
-    /// A turn of the assistant with more than a text, which the chat template writes down.
+    /// An assistant message with fields besides its text, to be rendered by the chat template.
     Turn(Message),
-    /// Thinking and answer, kept apart by the data set.
+    /// Thinking and answer from separate fields of the data set.
     Thought {
-        /// What comes first.
+        /// The thinking, which precedes the answer.
         thinking: String,
-        /// What comes after it.
+        /// The answer.
         answer: String,
     },
 }
 
-/// A trace as the model sees it.
+/// A trace as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedTrace {
     /// See [`Trace::index`].
     pub index: u64,
     /// 1-based line number in the trace file.
     pub line: usize,
-    /// Prompt and answer; never empty, all below the model's vocabulary size, at most one leading
-    /// BOS.
+    /// The ids of prompt and answer: never empty, all below the model's vocabulary size, at most
+    /// one leading BOS.
     pub ids: Vec<u32>,
-    /// How many of `ids` are the prompt, chat-template tokens included; 0 where that is not known.
+    /// How many of `ids` belong to the prompt, chat-template tokens included; 0 if unknown.
     pub prompt_len: usize,
-    /// What was remarkable about turning it into ids.
+    /// Findings of the encoding that a user should know.
     pub remarks: Vec<Remark>,
 }
 
 impl Trace {
-    /// The one trace of a row, remarks left aside.
+    /// Reads a row with exactly one trace, discarding remarks.
     ///
     /// # Errors
-    /// As [`Trace::read`]; a row with several answers.
+    /// As [`Trace::read`]; or the row has several traces.
     pub fn parse(path: &Path, line: usize, text: &str) -> Result<Trace> {
         let fields = RowFields::default();
         let mut traces = Trace::read(path, line, text, &fields, &mut Remarks::new())?;
@@ -105,14 +104,16 @@ impl Trace {
         }
     }
 
-    /// Reads one row: an object with `input_ids` (and `prompt_len`, `attention_mask`), or one of
-    /// the shapes in which data sets are published, or as `fields` says; with `tools`, `documents`
-    /// and `chat_template_kwargs`. Several rows of ids, and several answers, are several traces;
-    /// other keys are ignored.
+    /// Reads the traces of one row.
+    ///
+    /// The row is an object with `input_ids` (and `prompt_len`, `attention_mask`), or has one of
+    /// the published shapes, or the fields that `fields` names. `tools`, `documents` and
+    /// `chat_template_kwargs` are read too; other keys are ignored. A batch of ids and a list of
+    /// answers give several traces.
     ///
     /// # Errors
-    /// Anything else, or a row that can be read in two ways, with the file and the line in the
-    /// message.
+    /// The row has no known shape, or it matches two shapes with different contents. The message
+    /// names the file and the line.
     pub fn read(
         path: &Path,
         line: usize,
@@ -126,7 +127,7 @@ impl Trace {
         Ok(traces)
     }
 
-    /// The traces of a row, and the fields they were read from.
+    /// The traces of a row, and the names of the fields they were read from.
     fn of(
         record: &Record,
         fields: &RowFields,
@@ -141,7 +142,9 @@ impl Trace {
             let contents = ids(record, remarks)?;
             return Ok((contents.into_iter().map(trace).collect(), "`input_ids`".to_owned()));
         }
-        let Some(Reading { how, conversation, answers }) = shapes::read(record, fields)? else {
+        let Some(Reading { fields: read_from, conversation, answers }) =
+            shapes::read(record, fields)?
+        else {
             return Err(no_trace(record));
         };
         let content = |answer| match (conversation.first(), answer) {
@@ -151,22 +154,25 @@ impl Trace {
             (_, answer) => TraceContent::Messages { conversation: conversation.clone(), answer },
         };
         let contents: Vec<TraceContent> = answers.into_iter().map(content).collect();
-        let says_nothing = |content: &TraceContent| matches!(content, TraceContent::Text { prompt, output } if prompt.is_empty() && output.is_empty());
-        match contents.iter().any(says_nothing) {
-            true => Err(record.error(format!("{how} are both empty"))),
-            false => Ok((contents.into_iter().map(trace).collect(), how)),
+        let is_empty = |content: &TraceContent| match content {
+            TraceContent::Text { prompt, output } => prompt.is_empty() && output.is_empty(),
+            TraceContent::Ids { .. } | TraceContent::Messages { .. } => false,
+        };
+        match contents.iter().any(is_empty) {
+            true => Err(record.error(format!("{read_from} are both empty"))),
+            false => Ok((contents.into_iter().map(trace).collect(), read_from)),
         }
     }
 
     /// The token ids of the trace.
     ///
-    /// Text with a chat template: the template renders the prompt as one user message, or the
-    /// conversation, up to where the answer begins, and the output goes on from there. Text without
-    /// one: the prompt gets the special tokens a bare text gets, and the output goes on from there.
+    /// With a chat template, the prompt (as one user message) or the conversation is rendered up to
+    /// the generation prompt. Without one, the prompt is encoded as bare text with its special
+    /// tokens. The output follows without further special tokens.
     ///
     /// # Errors
-    /// Text without a tokenizer; a template that fails, or that has no use for a field of the
-    /// conversation; no tokens at all; two leading BOS; an id outside the model's vocabulary.
+    /// There is text but no tokenizer; the template fails or does not use a field of the
+    /// conversation; there are no ids; the first two ids are BOS; an id is outside the vocabulary.
     pub fn token_ids(&self, encoder: &TextEncoder) -> Result<TokenizedTrace> {
         self.tokenize(encoder).map_err(|error| locate(error, &self.path, self.line))
     }
@@ -186,7 +192,7 @@ impl Trace {
         Ok(TokenizedTrace { index: self.index, line: self.line, ids, prompt_len, remarks })
     }
 
-    /// Puts a system message in front of its prompt, unless there is one. Ids stay as they are.
+    /// Adds a system message to the prompt unless there is one. Traces of ids are unchanged.
     pub fn with_system(mut self, text: &str) -> Trace {
         self.content = match self.content {
             TraceContent::Text { prompt, output } => {
@@ -204,7 +210,7 @@ impl Trace {
     }
 }
 
-/// The rows of ids of a line: one, or a list of them.
+/// Reads `input_ids` of a line: a list of ids, or a batch of such lists.
 fn ids(record: &Record, remarks: &mut Remarks) -> Result<Vec<TraceContent>> {
     const EXPECTED: &str = "a list of token ids (whole numbers ≥ 0)";
     let nested =
@@ -249,14 +255,15 @@ fn row_of_ids(
     let (start, end) = padding(record, mask, ids.len())?;
     if start + end > 0 {
         let text = format!(
-            "`attention_mask` is 0 for {start} tokens at the start and {end} at the end: padding, which was \
-             left out"
+            "`attention_mask` is 0 for {start} tokens at the start and {end} at the end: padding, \
+             which was left out"
         );
         remarks.add(Remark::line("padding", record.path(), record.line(), text));
     }
     if prompt_len > 0 && prompt_len <= start {
         return Err(record.error(format!(
-            "`prompt_len` is {prompt_len}, but `attention_mask` is 0 for the first {start} `input_ids`"
+            "`prompt_len` is {prompt_len}, but `attention_mask` is 0 for the first {start} \
+             `input_ids`"
         )));
     }
     let rest = ids.len() - start - end;
@@ -265,7 +272,7 @@ fn row_of_ids(
     Ok(TraceContent::Ids { input_ids: real.collect(), prompt_len })
 }
 
-/// How many tokens of a row `attention_mask` names padding, at its start and at its end.
+/// The number of padding tokens at the start and at the end of a row, by its `attention_mask`.
 fn padding(record: &Record, mask: Option<Vec<Mask>>, tokens: usize) -> Result<(usize, usize)> {
     let Some(mask) = mask else { return Ok((0, 0)) };
     if mask.len() != tokens {
@@ -283,13 +290,13 @@ fn padding(record: &Record, mask: Option<Vec<Mask>>, tokens: usize) -> Result<(u
     match (first..last).find(|&position| !is_real(&mask[position])) {
         None => Ok((first, tokens - 1 - last)),
         Some(position) => Err(record.error(format!(
-            "`attention_mask` is 0 at position {position}, in the middle of the row; expected zeros at its \
-             start or end only"
+            "`attention_mask` is 0 at position {position}, in the middle of the row; expected \
+             zeros at its start or end only"
         ))),
     }
 }
 
-/// An entry of an attention mask: 0 or 1, as a number or as false and true.
+/// An entry of an attention mask: 0 or 1 as a number, or false or true.
 struct Mask(bool);
 
 impl<'de> Deserialize<'de> for Mask {
@@ -303,7 +310,7 @@ impl<'de> Deserialize<'de> for Mask {
     }
 }
 
-/// Why a row is no trace.
+/// The error for a row without a known shape.
 fn no_trace(record: &Record) -> Error {
     let missing = match (record.has("prompt"), record.has("output")) {
         (true, false) => "`prompt` but no `output`",
@@ -311,16 +318,17 @@ fn no_trace(record: &Record) -> Error {
         _ => "neither `input_ids` nor `prompt` and `output`",
     };
     record.error(format!(
-        "has {missing}; a trace is {{\"input_ids\": [...]}}, {{\"prompt\": \"...\", \"output\": \"...\"}}, \
-         {{\"messages\": [...]}} or another published shape, or say --prompt-field and --output-field"
+        "has {missing}; a trace is {{\"input_ids\": [...]}}, \
+         {{\"prompt\": \"...\", \"output\": \"...\"}}, {{\"messages\": [...]}} or another \
+         published shape, or name its fields with --prompt-field and --output-field"
     ))
 }
 
-/// Reads traces row by row; only one row is held at a time.
+/// Reads traces row by row, with one row in memory at a time.
 pub struct TraceReader {
     rows: Rows,
     fields: RowFields,
-    /// Traces of the row that was read last.
+    /// Traces of the last row that have not been returned yet.
     ready: VecDeque<Trace>,
     remarks: Remarks,
     writers: Vec<Writer>,
@@ -330,26 +338,27 @@ pub struct TraceReader {
 /// A model that wrote lines of a trace file with `fathom generate`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
-    /// What it was called.
+    /// Name of the model.
     pub model: String,
-    /// The fingerprint of its weights, as [`crate::Checkpoint::fingerprint`].
+    /// Fingerprint of its weights, as [`crate::Checkpoint::fingerprint`].
     pub weights: String,
-    /// The first line it wrote, counted from 1.
+    /// The first line it wrote, 1-based.
     pub line: usize,
-    /// How many lines.
+    /// How many lines it wrote.
     pub lines: usize,
 }
 
 impl TraceReader {
-    /// Opens a data set: a JSONL, JSON or Parquet file, several, or standard input.
+    /// Opens a data set: a JSONL, JSON or Parquet file, a directory or glob pattern of such files,
+    /// or `-` for standard input.
     ///
     /// # Errors
-    /// A file that cannot be opened.
+    /// A file cannot be opened.
     pub fn open(path: &Path) -> Result<TraceReader> {
         TraceReader::open_with(path, RowFields::default())
     }
 
-    /// As [`TraceReader::open`], with prompt and output where `fields` says.
+    /// Like [`TraceReader::open`], with prompt and output read from the fields that `fields` names.
     ///
     /// # Errors
     /// As [`TraceReader::open`].
@@ -364,22 +373,22 @@ impl TraceReader {
         })
     }
 
-    /// How many rows were read from which fields.
+    /// How many rows were read so far, by the fields they were read from.
     pub fn shapes(&self) -> &BTreeMap<String, usize> {
         &self.shapes
     }
 
-    /// What was remarkable about the lines read so far.
+    /// Findings about the lines read so far.
     pub fn remarks(&self) -> &Remarks {
         &self.remarks
     }
 
-    /// The models that the lines read so far name as the writers of their ids.
+    /// The models that wrote the ids of the lines read so far, as the lines state.
     pub fn writers(&self) -> &[Writer] {
         &self.writers
     }
 
-    /// Forgets what was remarkable about the lines read so far, and who wrote them.
+    /// Clears the remarks and writers collected so far.
     pub fn forget(&mut self) {
         self.remarks = Remarks::new();
         self.writers.clear();

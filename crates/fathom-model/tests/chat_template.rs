@@ -1,4 +1,4 @@
-//! Chat templates against HuggingFace's rendering, and against templates that mean harm.
+//! Chat templates: rendering as in HuggingFace, and limits on malicious templates.
 
 #![allow(clippy::unwrap_used)]
 
@@ -81,7 +81,7 @@ fn message(source: &str) -> String {
 }
 
 #[test]
-fn the_templates_own_message_is_told() {
+fn a_templates_exception_message_is_shown() {
     let message = message("{{ raise_exception('Only user roles here!') }}");
     assert_eq!(
         message,
@@ -110,7 +110,7 @@ fn faults_name_the_line() {
 }
 
 #[test]
-fn templates_that_never_end() {
+fn endless_templates_are_stopped() {
     let loops = "{% for i in range(99) %}".repeat(5) + &"{% endfor %}".repeat(5);
     assert!(message(&loops).contains("too many steps"));
     for recursing in [
@@ -123,20 +123,28 @@ fn templates_that_never_end() {
     }
 }
 
-/// Everything that makes much out of little has to be stopped before it is made.
+/// Huge values must be rejected before they are built.
 #[test]
-fn templates_that_build_giants() {
+fn templates_that_build_huge_values_are_stopped() {
     for giant in [
         "{{ 'x' * 1000000000 }}",
         "{{ 1000000000000 * 'x' }}",
         "{{ [1] * 1000000000000 }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
-        "{% macro f(s, n) %}{% if n %}{{ f(s ~ s, n - 1) }}{% endif %}{% endmacro %}{{ f('x', 50) }}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}{{ ns.l | tojson }}",
+        "{% set ns = namespace(s='x') %}\
+         {% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}\
+         {% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}\
+         {% for i in range(60) %}{% set ns.s %}{{ ns.s }}{{ ns.s }}{% endset %}{% endfor %}",
+        "{% macro f(s, n) %}{% if n %}{{ f(s ~ s, n - 1) }}{% endif %}{% endmacro %}\
+         {{ f('x', 50) }}",
+        "{% set ns = namespace(l=[1]) %}\
+         {% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+        "{% set ns = namespace(l=[1]) %}\
+         {% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[1]) %}\
+         {% for i in range(60) %}{% set ns.l = {'a': ns.l, 'b': ns.l} %}{% endfor %}\
+         {{ ns.l | tojson }}",
         "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
         "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
         "{{ ('b' * 1000000).join(range(100000)) }}",
@@ -146,8 +154,10 @@ fn templates_that_build_giants() {
         "{{ {'a': [1, 2]} | tojson(indent=1000000000000) }}",
         "{{ range(100000) | list | tojson(indent=1000000) }}",
         "{% set s = 'x' * 1000000 %}{% for i in range(100000) %}{{ s }}{% endfor %}",
-        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + [s[1:]] %}{% endfor %}",
-        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = ns.l + [s | upper] %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}\
+         {% for i in range(100000) %}{% set ns.l = ns.l + [s[1:]] %}{% endfor %}",
+        "{% set s = 'x' * 1000000 %}{% set ns = namespace(l=[]) %}\
+         {% for i in range(100000) %}{% set ns.l = ns.l + [s | upper] %}{% endfor %}",
     ] {
         assert!(message(giant).contains("more text than"), "{giant}: {}", message(giant));
     }
@@ -159,8 +169,9 @@ fn templates_that_build_giants() {
 }
 
 #[test]
-fn templates_that_nest_deeply() {
-    let nested = "{% set ns = namespace(l=[]) %}{% for i in range(100000) %}{% set ns.l = [ns.l] %}{% endfor %}";
+fn deeply_nested_templates_are_refused() {
+    let nested = "{% set ns = namespace(l=[]) %}\
+                  {% for i in range(100000) %}{% set ns.l = [ns.l] %}{% endfor %}";
     assert!(message(nested).contains("nested more than"));
     let cycle = "{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}";
     assert!(message(cycle).contains("nested more than"));
@@ -183,9 +194,9 @@ fn templates_that_nest_deeply() {
     message(&"x".repeat(2 << 20));
 }
 
-/// Found in the engine underneath: each of these made it panic or hang.
+/// Bugs of minijinja: each of these templates makes it panic or hang.
 #[test]
-fn faults_of_the_engine_stay_inside() {
+fn faults_of_the_engine_are_contained() {
     assert_eq!(render("{{ 'aaa'.count('') }}").unwrap(), "4");
     message("{{ range(-9223372036854775807, 9223372036854775807, -1) | length }}{{ x.y.z }}");
     message("{{ range(9223372036854775807, -9223372036854775807, -1) }}");
@@ -215,13 +226,14 @@ fn white_space_around_generation_tags() {
 
 #[test]
 fn absent_variables_are_undefined() {
-    let source = "{{ tools is defined }} {{ documents is defined }} {{ add_generation_prompt is defined }} \
-                  {{ enable_thinking is defined }} {{ bos_token is defined }}";
+    let source = "{{ tools is defined }} {{ documents is defined }} \
+                  {{ add_generation_prompt is defined }} {{ enable_thinking is defined }} \
+                  {{ bos_token is defined }}";
     assert_eq!(render(source).unwrap(), "False False False False False");
 }
 
 #[test]
-fn the_date_is_what_it_is_told() {
+fn the_date_can_be_set() {
     let source = template("{{ strftime_now('%d %b %Y') }}");
     let mut options = RenderOptions::default();
     assert_eq!(source.render(&[], &options).unwrap(), "26 Jul 2024");
@@ -251,9 +263,10 @@ fn where_the_template_is_found() {
     let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
     assert_eq!(text_from_files(&[jinja, string, json]), "from jinja <s>");
     assert_eq!(text_from_files(&[string, json]), "string");
-    // transformers' tokenizers do not read it: only processors do.
+    // In transformers, processors read chat_template.json, but tokenizers do not.
     assert!(from_files(&[json]).unwrap().is_none());
-    let list = r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "list"}]}"#;
+    let list = r#"{"chat_template": [{"name": "tool_use", "template": "tools"},
+        {"name": "default", "template": "list"}]}"#;
     assert_eq!(text_from_files(&[("tokenizer_config.json", list)]), "list");
     let only = r#"{"chat_template": [{"name": "rag", "template": "only"}]}"#;
     assert_eq!(text_from_files(&[("tokenizer_config.json", only)]), "only");
@@ -265,10 +278,10 @@ fn where_the_template_is_found() {
 fn templates_of_other_kinds_are_refused() {
     for (text, expected) in [
         (r#"{"chat_template": 3}"#, "`chat_template` must be a string or a list"),
-        (r#"{"chat_template": []}"#, "`chat_template` is a list in which"),
+        (r#"{"chat_template": []}"#, "`chat_template` must be a list with a"),
         (
             r#"{"chat_template": [{"name": "a", "template": ""}, {"name": "b", "template": ""}]}"#,
-            "`chat_template` is a list in which",
+            "`chat_template` must be a list with a",
         ),
         ("[", "is not valid JSON"),
     ] {
@@ -288,8 +301,8 @@ fn rendered(files: &[(&str, &str)], tools: Value) -> Result<String, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Each as `AutoTokenizer.from_pretrained(dir).apply_chat_template(..., tools=...)` of transformers
-/// 5.24.
+/// The expected texts are from `AutoTokenizer.from_pretrained(dir).apply_chat_template(...,
+/// tools=...)` of transformers 5.24.
 #[test]
 fn which_template_is_rendered_with_tools() {
     let jinja = ("chat_template.jinja", "jinja");
@@ -326,7 +339,7 @@ fn which_template_is_rendered_with_tools() {
 }
 
 #[test]
-fn templates_that_are_there_and_not_read() {
+fn unused_templates_get_a_remark() {
     let jinja = ("chat_template.jinja", "jinja");
     let string = ("tokenizer_config.json", r#"{"chat_template": "string"}"#);
     let same = ("tokenizer_config.json", r#"{"chat_template": "jinja"}"#);
@@ -352,9 +365,9 @@ fn templates_that_are_there_and_not_read() {
         ),
     ] {
         let template = from_files(files).unwrap().unwrap();
-        let told: Vec<String> = template.remarks().iter().map(ToString::to_string).collect();
-        assert_eq!(told.len(), remarks.len(), "{files:?}: {told:?}");
-        assert!(told.iter().zip(remarks).all(|(told, part)| told.contains(part)), "{told:?}");
+        let shown: Vec<String> = template.remarks().iter().map(ToString::to_string).collect();
+        assert_eq!(shown.len(), remarks.len(), "{files:?}: {shown:?}");
+        assert!(shown.iter().zip(remarks).all(|(shown, part)| shown.contains(part)), "{shown:?}");
     }
     let dir = tempfile::tempdir().unwrap();
     assert!(ChatTemplate::unread(dir.path()).is_empty());
@@ -374,11 +387,11 @@ fn empty_templates_are_refused() {
         let message = from_files(&files).unwrap_err();
         assert!(message.contains("holds an empty chat template"), "{message}");
     }
-    // A byte order mark is text, as Python reads it.
+    // A byte order mark is part of the text, as in Python.
     assert_eq!(text_from_files(&[("chat_template.jinja", "\u{feff}x")]), "\u{feff}x");
 }
 
-/// Pieces of templates, put together at random.
+/// A random piece of a template.
 fn piece() -> impl Strategy<Value = String> {
     let tokens = [
         "{{",
@@ -490,7 +503,7 @@ proptest! {
 
     #[test]
     fn no_template_panics(pieces in prop::collection::vec(piece(), 0..40), space in any::<bool>()) {
-        // A panic on the rendering thread would come back as this message.
+        // A panic on the rendering thread is reported with this message.
         let source = pieces.join(if space { " " } else { "" });
         if let Err(message) = render(&source) {
             prop_assert!(!message.ends_with("cannot be rendered"), "{source}");
@@ -499,7 +512,8 @@ proptest! {
 
     #[test]
     fn no_expression_panics(pieces in prop::collection::vec(piece(), 1..12)) {
-        let source = format!("{{% for x in messages %}}{{{{ {} }}}}{{% endfor %}}", pieces.join(" "));
+        let expression = pieces.join(" ");
+        let source = format!("{{% for x in messages %}}{{{{ {expression} }}}}{{% endfor %}}");
         if let Err(message) = render(&source) {
             prop_assert!(!message.ends_with("cannot be rendered"), "{source}");
         }
@@ -507,9 +521,10 @@ proptest! {
 
     #[test]
     fn a_conversation_is_data(content in ".*") {
-        // Nothing a message holds is run or escaped.
+        // The content of a message is neither executed nor escaped.
         let messages = [Message::user(content.clone())];
-        let text = template("{{ messages[0].content }}").render(&messages, &RenderOptions::default());
-        prop_assert_eq!(text.unwrap(), content);
+        let template = template("{{ messages[0].content }}");
+        let text = template.render(&messages, &RenderOptions::default()).unwrap();
+        prop_assert_eq!(text, content);
     }
 }

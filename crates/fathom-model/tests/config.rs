@@ -576,7 +576,7 @@ fn configs_may_begin_with_a_byte_order_mark() {
     for bytes in [cut, vec![0xFF, 0xFE, 0x00, 0xD8]] {
         let message = read(bytes).unwrap_err();
         assert!(
-            message.ends_with("begins as UTF-16 text, but is none; expected UTF-8"),
+            message.ends_with("begins like UTF-16 text, but is not; expected UTF-8"),
             "{message}"
         );
     }

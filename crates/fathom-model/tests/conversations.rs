@@ -1,5 +1,4 @@
-//! Conversations, padding and odd JSON: what becomes of lines that data sets hold, and what is said
-//! about them.
+//! Conversations, padding and non-standard JSON in data sets: the resulting ids and remarks.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,9 +13,10 @@ use proptest::prelude::*;
 
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/tokenizer");
 
-/// Writes everything down that it is given.
+/// A template that renders all fields and variables.
 const ALL: &str = "{%- if tools %}TOOLS {{ tools | tojson }}\n{% endif -%}\
-    {%- for m in messages %}<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}{{ '\n' }}\
+    {%- for m in messages %}<|im_start|>{{ m.role }}\
+    {% if m.name %} {{ m.name }}{% endif %}{{ '\n' }}\
     {%- if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif -%}\
     {{- m.content }}{% for call in m.tool_calls %}CALL {{ call.function.name }}{% endfor -%}\
     <|im_end|>\n{% endfor -%}\
@@ -24,15 +24,16 @@ const ALL: &str = "{%- if tools %}TOOLS {{ tools | tojson }}\n{% endif -%}\
     {%- if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}\
     {%- endif %}";
 
-/// Knows roles and texts only.
+/// A template that renders roles and texts only.
 const PLAIN: &str = "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
     {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// Ends its prompt as DeepSeek-R1's does.
-const THINKING: &str = "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n\
-    {% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant\n<think>\n{{ '' }}{% endif %}";
+/// A template whose generation prompt ends with `<think>`, like DeepSeek-R1's.
+const THINKING: &str = "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
+    <|im_end|>\n{% endfor %}\
+    {%- if add_generation_prompt %}<|im_start|>assistant\n<think>\n{{ '' }}{% endif %}";
 
-/// Goes through the parts of a content.
+/// A template that iterates over the parts of a content.
 const PARTS: &str = "{%- for m in messages %}{{ m.role }}:\
     {%- if m.content is string %}{{ m.content }}{% else %}\
     {%- for part in m.content %}[{{ part.text }}]{% endfor %}{% endif %}{{ '\n' }}{% endfor -%}\
@@ -63,7 +64,7 @@ impl Text {
         }
     }
 
-    /// A line as `scan` reads it: its text, prompt and answer told apart by `¦`, and the remarks.
+    /// A line as `scan` reads it: its text, with `¦` between prompt and answer, and the remarks.
     fn scan(&self, line: &str) -> Result<(String, Vec<Remark>), String> {
         self.scan_with(line, &PromptOptions::default())
     }
@@ -108,24 +109,26 @@ fn kinds(remarks: &[Remark]) -> Vec<&str> {
 
 #[test]
 fn an_answer_at_the_end_is_the_output_of_a_scan() {
-    let line = r#"{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
-        {"role": "assistant", "content": "\n<think>A"}]}"#;
+    let line = r#"{"messages": [{"role": "system", "content": "S"},
+        {"role": "user", "content": "U"}, {"role": "assistant", "content": "\n<think>A"}]}"#;
     let head =
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n";
     let (text, remarks) = Text::with(PLAIN).scan(line).unwrap();
     assert_eq!((text, kinds(&remarks).len()), (format!("{head}¦\n<think>A"), 0));
-    // The same as prompt and output.
+    // The same as `prompt` and `output`.
     let same = r#"{"prompt": "U", "output": "A"}"#;
-    let messages = r#"{"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]}"#;
+    let messages = r#"{"messages": [{"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"}]}"#;
     assert_eq!(Text::with(PLAIN).scan(same), Text::with(PLAIN).scan(messages));
-    // An output of its own.
+    // The answer in a separate field.
     let own = r#"{"messages": [{"role": "user", "content": "U"}], "output": "A"}"#;
     assert_eq!(Text::with(PLAIN).scan(own), Text::with(PLAIN).scan(messages));
 }
 
 #[test]
 fn an_answer_at_the_end_is_left_out_of_a_prompt() {
-    let line = r#"{"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}]}"#;
+    let line = r#"{"messages": [{"role": "user", "content": "U"},
+        {"role": "assistant", "content": "A"}]}"#;
     let (text, remarks) = Text::with(PLAIN).prompt(line).unwrap();
     assert_eq!(text, "<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n");
     assert_eq!(kinds(&remarks), ["answer-left-out"]);
@@ -133,26 +136,27 @@ fn an_answer_at_the_end_is_left_out_of_a_prompt() {
 }
 
 #[test]
-fn conversations_that_are_no_traces() {
+fn conversations_that_are_not_traces_are_refused() {
     let text = Text::with(PLAIN);
     for (line, expected) in [
         (r#"{"messages": [{"role": "user", "content": "U"}]}"#, "do not end with an answer"),
         (
-            r#"{"messages": [{"role": "user", "content": "U"}, {"role": "assistant", "content": "A"}],
-                "output": "B"}"#,
+            r#"{"messages": [{"role": "user", "content": "U"},
+                {"role": "assistant", "content": "A"}], "output": "B"}"#,
             "can be read as `messages` and as `messages` with `output`",
         ),
         (r#"{"messages": [{"role": "assistant", "content": "A"}]}"#, "only an answer"),
         (r#"{"messages": []}"#, "`messages` is empty"),
         (
-            r#"{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "A"}]}"#,
+            r#"{"messages": [{"role": "user", "content": 3},
+                {"role": "assistant", "content": "A"}]}"#,
             "`messages` must be a list of objects",
         ),
         (r#"{"prompt": "U", "output": "A", "tools": "calc"}"#, "`tools` must be a list"),
         (r#"{"prompt": "U", "output": "A", "chat_template_kwargs": []}"#, "must be an object"),
         (
             r#"{"prompt": "U", "output": "A", "chat_template_kwargs": {"messages": []}}"#,
-            "`chat_template_kwargs.messages` cannot be given",
+            "`chat_template_kwargs.messages` cannot be set",
         ),
     ] {
         let message = text.scan(line).unwrap_err();
@@ -166,17 +170,19 @@ fn conversations_that_are_no_traces() {
 }
 
 #[test]
-fn what_a_template_asks_for_reaches_it() {
+fn a_template_gets_all_fields_and_variables() {
     let text = Text::with(ALL);
     let line = r#"{"messages": [{"role": "user", "content": "U", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "function": {"name": "add"}}]},
+        {"role": "assistant", "content": "",
+         "tool_calls": [{"id": "1", "function": {"name": "add"}}]},
         {"role": "tool", "content": "4", "tool_call_id": "1"},
         {"role": "assistant", "reasoning_content": "four", "content": "It is 4."}],
         "tools": [{"type": "function", "function": {"name": "add"}}]}"#;
     let (shown, remarks) = text.scan(line).unwrap();
     assert_eq!(
         shown,
-        "TOOLS [{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]\n<|im_start|>user Ann\nU<|im_end|>\n\
+        "TOOLS [{\"type\": \"function\", \"function\": {\"name\": \"add\"}}]\n\
+         <|im_start|>user Ann\nU<|im_end|>\n\
          <|im_start|>assistant\nCALL add<|im_end|>\n<|im_start|>tool\n4<|im_end|>\n\
          <|im_start|>assistant\n¦<think>\nfour\n</think>\n\nIt is 4."
     );
@@ -185,7 +191,7 @@ fn what_a_template_asks_for_reaches_it() {
         r#"{"prompt": "U", "output": "A", "chat_template_kwargs": {"enable_thinking": false}}"#;
     let (shown, _) = text.scan(line).unwrap();
     assert!(shown.ends_with("assistant\n<think>\n\n</think>\n\n¦A"), "{shown}");
-    // The line's own word comes before the user's for all lines.
+    // The line's variables override those for all lines.
     let template_kwargs = parse_template_kwargs(r#"{"enable_thinking": true}"#).unwrap();
     let options = PromptOptions { template_kwargs, ..PromptOptions::default() };
     assert_eq!(text.scan_with(line, &options).unwrap().0, shown);
@@ -194,12 +200,13 @@ fn what_a_template_asks_for_reaches_it() {
 }
 
 #[test]
-fn what_a_template_cannot_take_is_refused_by_name() {
+fn fields_that_a_template_does_not_use_are_refused_by_name() {
     let text = Text::with(PLAIN);
     let turn = |field: &str| {
         format!(
             r#"{{"messages": [{{"role": "user", "content": "U"}},
-            {{"role": "assistant", "content": "A", {field}}}, {{"role": "user", "content": "V"}}]}}"#
+            {{"role": "assistant", "content": "A", {field}}},
+            {{"role": "user", "content": "V"}}]}}"#
         )
     };
     for (line, field) in [
@@ -226,7 +233,7 @@ fn what_a_template_cannot_take_is_refused_by_name() {
         let message = text.prompt(&line).unwrap_err();
         assert!(message.starts_with("p.jsonl: line 3: ") && message.contains(field), "{message}");
     }
-    // What says nothing need not be taken, and what only numbers a message neither.
+    // Empty fields and ids of a message may be ignored.
     for field in [r#""reasoning_content": null"#, r#""tool_calls": []"#, r#""id": "m1""#] {
         let (_, remarks) = text.prompt(&turn(field)).unwrap();
         assert_eq!(kinds(&remarks), [""; 0], "{field}");
@@ -265,7 +272,7 @@ fn a_tag_that_prompt_and_answer_share_is_written_once() {
             (Some(3), Some(Path::new("t.jsonl")))
         );
     }
-    // A user who ends with the tag did not begin the answer.
+    // A tag at the end of the user's message is not part of the generation prompt.
     let line = r#"{"prompt": "Say <b>", "output": "<b>"}"#;
     let (shown, remarks) = Text::with(PLAIN).scan(line).unwrap();
     assert!(shown.ends_with("¦<b>") && remarks.is_empty(), "{shown}");
@@ -282,8 +289,8 @@ fn a_system_message_for_conversations_that_have_none() {
     let expected =
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\nA";
     assert_eq!(shown(trace(r#"{"prompt": "U", "output": "A"}"#)), expected);
-    let own = r#"{"messages": [{"role": "system", "content": "T"}, {"role": "user", "content": "U"}],
-        "output": "A"}"#;
+    let own = r#"{"messages": [{"role": "system", "content": "T"},
+        {"role": "user", "content": "U"}], "output": "A"}"#;
     assert_eq!(shown(trace(own)), expected.replace("\nS<", "\nT<"));
     let ids = trace(r#"{"input_ids": [5]}"#);
     assert_eq!(ids.content, TraceContent::Ids { input_ids: vec![5], prompt_len: 0 });
@@ -310,7 +317,11 @@ fn choices_without_effect_are_refused() {
     for (source, options, expected) in [
         (Some(ALL), kwargs(r#"{"enable_thinkin": false}"#), "has no use for `enable_thinkin`"),
         (Some(ALL), date.clone(), "--date: the chat template does not ask for the date"),
-        (Some("{{ date_string }}"), date.clone(), "it takes `date_string`, by --template-kwargs"),
+        (
+            Some("{{ date_string }}"),
+            date.clone(),
+            "it reads `date_string`, which --template-kwargs can set",
+        ),
         (Some("{{ messages[-1].content }}"), system.clone(), "leaves a system message out"),
         (None, system, "--system needs a chat template"),
         (None, date, "--date needs a chat template"),
@@ -320,9 +331,9 @@ fn choices_without_effect_are_refused() {
         assert!(message.contains(expected), "{message}");
     }
     for (text, expected) in [
-        ("[]", "is no JSON object"),
+        ("[]", "is not a JSON object"),
         ("{", "is not valid JSON"),
-        (r#"{"messages": []}"#, "`messages` cannot be given"),
+        (r#"{"messages": []}"#, "`messages` cannot be set"),
     ] {
         let message = parse_template_kwargs(text).unwrap_err().to_string();
         assert!(message.contains(expected), "{message}");
@@ -376,7 +387,7 @@ fn json_as_python_writes_it() {
     assert_eq!(kinds(&remarks), ["lone-surrogates"]);
     let line = r#"{"prompt": "U", "output": "A", "score": NaN}"#;
     assert_eq!(text.scan(line).unwrap().1, []);
-    // pandas writes NaN for a text that is not there.
+    // pandas writes NaN for a missing text.
     let message = text.scan(r#"{"prompt": "U", "output": NaN}"#).unwrap_err();
     assert!(message.contains("has `prompt` but no `output`"), "{message}");
 }
@@ -390,7 +401,7 @@ fn first(bytes: &[u8]) -> Result<TraceContent, String> {
 }
 
 #[test]
-fn files_that_are_no_utf8_text() {
+fn files_in_other_encodings_and_formats() {
     let line = "{\"prompt\": \"é😀\", \"output\": \"A\"}\r\n";
     let expected = TraceContent::Text { prompt: "é😀".to_owned(), output: "A".to_owned() };
     let units = || line.encode_utf16();
@@ -403,7 +414,7 @@ fn files_that_are_no_utf8_text() {
     for (bytes, expected) in [
         (&b"BZh91AY"[..], "is bzip2-compressed"),
         (b"PK\x03\x04", "is a zip archive"),
-        (b"{\n  \"prompt\": \"a\"\n}\n", "one JSON object a line is expected"),
+        (b"{\n  \"prompt\": \"a\"\n}\n", "expected one JSON object per line"),
     ] {
         let message = first(bytes).unwrap_err();
         assert!(message.contains("traces.jsonl: ") && message.contains(expected), "{message}");
@@ -411,7 +422,7 @@ fn files_that_are_no_utf8_text() {
 }
 
 #[test]
-fn who_wrote_the_ids() {
+fn writers_of_ids_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.jsonl");
     let line = |weights: &str| {
@@ -429,12 +440,14 @@ fn who_wrote_the_ids() {
 }
 
 proptest! {
-    /// Whatever is in a line, it is refused with its place, or its ids are in bounds.
+    /// Any line is either encoded or refused with its line number.
     #[test]
     fn no_conversation_panics(
-        line in "\\{\"messages\": \\[(\\{\"role\": \"(user|assistant|tool)\", \"(content|name|tool_calls)\": \
-            (\"[a-z<>]{0,6}\"|null|\\[\\]|\\[\\{\"type\": \"text\", \"text\": \"x\"\\}\\])\\},?){0,4}\\]\
-            (, \"(tools|output|chat_template_kwargs|attention_mask)\": (\\[\\]|\\{\\}|\"x\"|\\[1\\]))?\\}",
+        line in "\\{\"messages\": \\[(\\{\"role\": \"(user|assistant|tool)\", \
+            \"(content|name|tool_calls)\": (\"[a-z<>]{0,6}\"|null|\\[\\]|\
+            \\[\\{\"type\": \"text\", \"text\": \"x\"\\}\\])\\},?){0,4}\\]\
+            (, \"(tools|output|chat_template_kwargs|attention_mask)\": \
+            (\\[\\]|\\{\\}|\"x\"|\\[1\\]))?\\}",
         source in prop_oneof![Just(ALL), Just(PLAIN), Just(THINKING), Just(PARTS)],
     ) {
         let text = Text::with(source);

@@ -1,8 +1,8 @@
-//! Small templates against what HuggingFace transformers makes of them.
+//! Compares small templates with their rendering in HuggingFace transformers.
 //!
-//! Published templates render as there, all of them. Of the corners of the language that these
-//! snippets look into, some are Jinja2's alone: those that depart are listed in
-//! `data/jinja/departures.json`, so that a change for better or worse is seen.
+//! All published templates render identically (`chat_template.rs`). These snippets test corners of
+//! the language, some of which only Jinja2 has. `data/jinja/departures.json` lists the snippets
+//! that differ, so that every change is noticed.
 
 #![allow(clippy::unwrap_used)]
 
@@ -49,6 +49,6 @@ fn snippets_render_or_are_refused_as_in_python_but_for_those_listed() {
     let listed: BTreeSet<String> = serde_json::from_value(json("departures.json")).unwrap();
     let new: Vec<_> = departures.difference(&listed).collect();
     let gone: Vec<_> = listed.difference(&departures).collect();
-    assert!(new.is_empty(), "depart now: {new:#?}");
-    assert!(gone.is_empty(), "agree now, and can go from departures.json: {gone:#?}");
+    assert!(new.is_empty(), "differ from transformers and are not listed: {new:#?}");
+    assert!(gone.is_empty(), "no longer differ, remove them from departures.json: {gone:#?}");
 }

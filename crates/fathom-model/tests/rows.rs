@@ -1,4 +1,4 @@
-//! The same rows out of every kind of file, and files that mean harm.
+//! Data files: the same rows from every format, and malicious files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +16,7 @@ fn read(path: &Path) -> Result<Vec<Trace>, String> {
     reader.collect::<Result<_, _>>().map_err(|error| error.to_string())
 }
 
-/// What the generator's rows say.
+/// The rows written by the generator of the test data.
 fn expected() -> Vec<(u64, TraceContent)> {
     let content = |i: u64| TraceContent::Text {
         prompt: format!("What is {i} + {i}?"),
@@ -25,17 +25,17 @@ fn expected() -> Vec<(u64, TraceContent)> {
     (0..6).map(|i| (i, content(i))).collect()
 }
 
-fn said(traces: Vec<Trace>) -> Vec<(u64, TraceContent)> {
+fn contents(traces: Vec<Trace>) -> Vec<(u64, TraceContent)> {
     traces.into_iter().map(|trace| (trace.index, trace.content)).collect()
 }
 
 #[test]
-fn the_same_rows_out_of_every_kind_of_file() {
+fn all_formats_have_the_same_rows() {
     let mut files = 0;
     for entry in fs::read_dir(DATA).unwrap() {
         let path = entry.unwrap().path();
         if path.is_file() && path.extension().unwrap() != "py" {
-            assert_eq!(said(read(&path).unwrap()), expected(), "{}", path.display());
+            assert_eq!(contents(read(&path).unwrap()), expected(), "{}", path.display());
             files += 1;
         }
     }
@@ -51,7 +51,7 @@ fn shards_are_one_data_set() {
         let shard = |n: usize| shards.join(format!("train-{n:05}-of-00003.parquet"));
         let lines = [(0, 1), (0, 2), (1, 1), (2, 1), (2, 2), (2, 3)];
         assert_eq!(places, lines.map(|(n, line)| (shard(n), line)));
-        assert_eq!(said(traces), expected());
+        assert_eq!(contents(traces), expected());
     }
 }
 
@@ -62,10 +62,10 @@ fn refused(path: &Path) -> String {
 }
 
 #[test]
-fn directories_and_patterns_that_name_nothing() {
+fn directories_and_patterns_without_data_files() {
     let dir = tempfile::tempdir().unwrap();
     assert!(refused(dir.path()).contains("is a directory without .jsonl, .json or .parquet files"));
-    assert!(refused(&dir.path().join("*.jsonl")).contains("is a pattern that no file fits"));
+    assert!(refused(&dir.path().join("*.jsonl")).contains("is a pattern that matches no files"));
     fs::write(dir.path().join("a.jsonl"), "{\"input_ids\": [1]}\n").unwrap();
     assert_eq!(read(&dir.path().join("?.jsonl")).unwrap().len(), 1);
     fs::write(dir.path().join("config.json"), "{}").unwrap();
@@ -93,34 +93,34 @@ fn arrays() {
     for (text, expected) in [
         ("[{\"input_ids\": [1]}", "line 1: ends in the middle of the array"),
         ("[{\"input_ids\": [1]}, 3]", "line 2: must be a JSON object"),
-        ("[{\"input_ids\": [1]}] {}", "is followed by something else"),
+        ("[{\"input_ids\": [1]}] {}", "is followed by text after the end of the array"),
         ("[{\"input_ids\": [1}]", "line 1: "),
     ] {
         let (_dir, path) = file("rows.json", text.as_bytes());
         assert!(refused(&path).contains(expected), "{text}: {}", refused(&path));
     }
-    // An error ends the file: it is not given again and again.
+    // An error ends the file and is returned only once.
     let (_dir, path) = file("rows.json", b"[{\"input_ids\": [1]}");
     assert_eq!(TraceReader::open(&path).unwrap().count(), 1);
 }
 
 #[test]
-fn what_decompresses_to_far_too_much() {
+fn decompression_bombs_are_refused() {
     let zeros = vec![b' '; 1 << 20];
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     (0..70).for_each(|_| gzip.write_all(&zeros).unwrap());
     let (_dir, path) = file("bomb.jsonl.gz", &gzip.finish().unwrap());
     assert!(refused(&path).contains("line 1: is longer than 64 MiB"));
-    // Short lines, endlessly many.
+    // Many short lines.
     let lines = b"\n".repeat(1 << 20);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     (0..450).for_each(|_| gzip.write_all(&lines).unwrap());
     let (_dir, path) = file("bomb.jsonl.gz", &gzip.finish().unwrap());
-    assert!(refused(&path).contains("bytes come out of each compressed one"));
+    assert!(refused(&path).contains("it decompresses to more than 400 times its size"));
 }
 
 #[test]
-fn files_cut_short_and_spoilt() {
+fn truncated_files_are_refused() {
     for name in ["rows.jsonl.gz", "rows.jsonl.zst", "pyarrow.parquet", "polars.parquet"] {
         let bytes = fs::read(Path::new(DATA).join(name)).unwrap();
         for length in (5..bytes.len()).step_by(7) {
@@ -144,10 +144,14 @@ fn a_line_that_cannot_be_read_does_not_hide_the_next() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Parquet from strangers: rows or an error, never a panic.
+    /// A corrupt Parquet file gives rows or an error, but no panic.
     #[test]
     fn no_parquet_file_panics(
-        name in prop_oneof![Just("pyarrow-zstd.parquet"), Just("duckdb.parquet"), Just("polars.parquet")],
+        name in prop_oneof![
+            Just("pyarrow-zstd.parquet"),
+            Just("duckdb.parquet"),
+            Just("polars.parquet")
+        ],
         faults in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let mut bytes = fs::read(Path::new(DATA).join(name)).unwrap();

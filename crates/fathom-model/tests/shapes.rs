@@ -1,4 +1,4 @@
-//! The shapes of published reasoning data sets: what each row says, written down by hand.
+//! The shapes of published reasoning data sets, with hand-written expected contents.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,12 +14,12 @@ fn traces_with(row: &Value, fields: &RowFields) -> Result<Vec<Trace>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// What a row says: the turns before the answer, and the answers.
-fn said(row: &Value) -> Result<(Vec<Message>, Vec<Answer>), String> {
-    said_with(row, &RowFields::default())
+/// The turns before the answer, and the answers.
+fn contents(row: &Value) -> Result<(Vec<Message>, Vec<Answer>), String> {
+    contents_with(row, &RowFields::default())
 }
 
-fn said_with(row: &Value, fields: &RowFields) -> Result<(Vec<Message>, Vec<Answer>), String> {
+fn contents_with(row: &Value, fields: &RowFields) -> Result<(Vec<Message>, Vec<Answer>), String> {
     let mut messages = Vec::new();
     let mut answers = Vec::new();
     for trace in traces_with(row, fields)? {
@@ -44,7 +44,7 @@ const Q: &str = "What is 6 times 7?";
 const A: &str = "<think>\nSix sevens.\n</think>\n\n42";
 
 #[test]
-fn each_shape_says_what_a_person_reads_in_it() {
+fn each_shape_is_read_as_expected() {
     let user = || vec![Message::user(Q)];
     let system = |text: &str| vec![Message::new("system", text), Message::user(Q)];
     let turns = json!([{"role": "user", "content": Q}, {"role": "assistant", "content": A}]);
@@ -52,8 +52,9 @@ fn each_shape_says_what_a_person_reads_in_it() {
     for (name, row, messages, answers) in [
         (
             "OpenR1-Math-220k",
-            json!({"problem": Q, "solution": "6·7=42", "answer": "42", "generations": [A, "forty-two"],
-                   "correctness_math_verify": [true, false], "messages": turns}),
+            json!({"problem": Q, "solution": "6·7=42", "answer": "42",
+                   "generations": [A, "forty-two"], "correctness_math_verify": [true, false],
+                   "messages": turns}),
             user(),
             vec![text(A), text("forty-two")],
         ),
@@ -80,8 +81,9 @@ fn each_shape_says_what_a_person_reads_in_it() {
         ),
         (
             "s1K-1.1",
-            json!({"question": Q, "solution": "42", "gemini_thinking_trajectory": "g", "gemini_attempt": "h",
-                   "deepseek_thinking_trajectory": "Six sevens.", "deepseek_attempt": "42."}),
+            json!({"question": Q, "solution": "42", "gemini_thinking_trajectory": "g",
+                   "gemini_attempt": "h", "deepseek_thinking_trajectory": "Six sevens.",
+                   "deepseek_attempt": "42."}),
             user(),
             vec![Answer::Thought { thinking: "Six sevens.".to_owned(), answer: "42.".to_owned() }],
         ),
@@ -105,7 +107,8 @@ fn each_shape_says_what_a_person_reads_in_it() {
         ),
         (
             "Llama-Nemotron-Post-Training",
-            json!({"input": asked, "output": A, "system_prompt": "detailed thinking on", "reasoning": "on"}),
+            json!({"input": asked, "output": A, "system_prompt": "detailed thinking on",
+                   "reasoning": "on"}),
             system("detailed thinking on"),
             vec![text(A)],
         ),
@@ -130,8 +133,8 @@ fn each_shape_says_what_a_person_reads_in_it() {
         ),
         (
             "ShareGPT",
-            json!({"conversations": [{"from": "system", "value": "S"}, {"from": "human", "value": Q},
-                   {"from": "gpt", "value": A}]}),
+            json!({"conversations": [{"from": "system", "value": "S"},
+                   {"from": "human", "value": Q}, {"from": "gpt", "value": A}]}),
             system("S"),
             vec![text(A)],
         ),
@@ -145,15 +148,15 @@ fn each_shape_says_what_a_person_reads_in_it() {
         ("GSM8K", json!({"question": Q, "answer": A}), user(), vec![text(A)]),
         ("LIMO", json!({"question": Q, "solution": A, "answer": "42"}), user(), vec![text(A)]),
     ] {
-        assert_eq!(said(&row), Ok((messages, answers)), "{name}");
+        assert_eq!(contents(&row), Ok((messages, answers)), "{name}");
     }
 }
 
 #[test]
-fn thinking_in_a_message_stays_a_field_of_its_own() {
+fn thinking_in_a_message_stays_a_separate_field() {
     let row = json!({"messages": [{"role": "user", "content": Q},
         {"role": "assistant", "reasoning_content": "Six sevens.", "content": "42"}]});
-    let (_, answers) = said(&row).unwrap();
+    let (_, answers) = contents(&row).unwrap();
     let [Answer::Turn(turn)] = &answers[..] else { panic!("{answers:?}") };
     assert_eq!(turn.fields["reasoning_content"], "Six sevens.");
 }
@@ -186,13 +189,13 @@ fn two_readings_are_named() {
             ["`messages`", "`conversations`"],
         ),
     ] {
-        let message = said(&row).unwrap_err();
+        let message = contents(&row).unwrap_err();
         assert!(message.starts_with("t.jsonl: line 1: can be read as "), "{message}");
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");
         assert!(message.contains("--output-field"), "{message}");
     }
-    // Two that say the same are one.
-    assert!(said(&json!({"prompt": Q, "completion": A, "response": A})).is_ok());
+    // Two readings with the same contents are not ambiguous.
+    assert!(contents(&json!({"prompt": Q, "completion": A, "response": A})).is_ok());
 }
 
 #[test]
@@ -203,7 +206,7 @@ fn the_user_decides() {
     };
     let row =
         json!({"prompt": Q, "chosen": "a", "rejected": "b", "x": {"ask": "q", "all": ["c", "d"]}});
-    let answers = |prompt, output| said_with(&row, &fields(prompt, output));
+    let answers = |prompt, output| contents_with(&row, &fields(prompt, output));
     assert_eq!(answers(None, Some("rejected")), Ok((vec![Message::user(Q)], vec![text("b")])));
     assert_eq!(
         answers(Some("x.ask"), Some("x.all")),

@@ -1,4 +1,4 @@
-//! Tokenizers against HuggingFace's, and tokenizer files that cannot be used.
+//! Tokenizers: ids and texts as in HuggingFace, and invalid tokenizer files.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ fn from_files(files: &[(&str, &str)]) -> Result<Tokenizer, String> {
     Tokenizer::from_dir(dir.path()).map_err(|error| error.to_string())
 }
 
-/// The Llama-like one, with this `tokenizer_config.json`.
+/// The Llama-like tokenizer with a `tokenizer_config.json`.
 fn metaspace_with(config: &str) -> Tokenizer {
     let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
     from_files(&[("tokenizer.json", &json), ("tokenizer_config.json", config)]).unwrap()
@@ -71,7 +71,8 @@ fn special_tokens_and_sizes() {
     assert_eq!(tokenizer.id_to_token(4096), None);
 }
 
-/// As in transformers 5. Until then `add_bos_token` decided for some classes; see docs/parity.md.
+/// As in transformers 5. In transformers 4, `add_bos_token` decided for some classes; see
+/// docs/parity.md.
 #[test]
 fn the_post_processor_decides_about_the_bos() {
     let off = metaspace_with(r#"{"bos_token": "<s>", "add_bos_token": false}"#);
@@ -88,7 +89,7 @@ fn the_post_processor_decides_about_the_bos() {
     assert_eq!(added.encode("the", true).unwrap(), added.encode("the", false).unwrap());
 }
 
-/// `truncation` and `padding` of a tokenizer.json apply only when asked for in HuggingFace.
+/// HuggingFace applies `truncation` and `padding` of tokenizer.json only on request.
 #[test]
 fn stored_truncation_and_padding_are_off() {
     let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
@@ -143,18 +144,17 @@ fn streamed_pieces_join_to_the_text() {
 }
 
 #[test]
-fn a_character_is_given_out_when_it_is_whole() {
+fn a_character_is_returned_when_it_is_complete() {
     let tokenizer = byte_level();
     let pieces = stream(&tokenizer, &tokenizer.encode("a😀b", false).unwrap());
-    let given: Vec<&str> = pieces.iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
-    assert_eq!(given, ["a", "😀", "b"]);
-    // Cut off in the middle, it shows only at the end.
+    let texts: Vec<&str> = pieces.iter().map(String::as_str).filter(|p| !p.is_empty()).collect();
+    assert_eq!(texts, ["a", "😀", "b"]);
+    // An incomplete character is returned only by `finish`.
     let pieces = stream(&tokenizer, &tokenizer.encode("😀", false).unwrap()[..2]);
     assert_eq!(pieces, ["", "", "\u{FFFD}"]);
 }
 
-/// A broken run of byte tokens turns all of itself into replacement characters, the whole
-/// characters before the break included.
+/// An invalid run of byte tokens becomes replacement characters, including its complete characters.
 #[test]
 fn a_broken_run_of_byte_tokens() {
     let tokenizer = metaspace();
@@ -166,7 +166,7 @@ fn a_broken_run_of_byte_tokens() {
     assert_eq!(stream(&tokenizer, &ids).concat(), text);
 }
 
-/// An id outside the vocabulary has no text, and the run goes on behind it.
+/// An id outside the vocabulary has no text and does not interrupt a run of byte tokens.
 #[test]
 fn a_run_of_byte_tokens_around_an_unknown_id() {
     let tokenizer = metaspace();
@@ -187,9 +187,9 @@ fn two_leading_bos_explain_themselves() {
     check_bos(&[5, 1, 1], 1).unwrap();
 }
 
-/// The library underneath panics on each of these.
+/// The `tokenizers` crate panics on each of these files.
 #[test]
-fn faults_of_the_library_stay_inside() {
+fn faults_of_the_library_are_contained() {
     let json = fs::read_to_string(format!("{DATA}/metaspace.json")).unwrap();
     let cut: String = json.chars().take(934).collect();
     assert!(from_files(&[("tokenizer.json", &cut)]).err().unwrap().contains("is not valid JSON"));
@@ -245,7 +245,7 @@ proptest! {
     }
 }
 
-/// Puts `new` in the place of the `nth` value of a JSON tree.
+/// Replaces the `nth` value of a JSON tree by `new`.
 fn replace_nth(value: &mut Value, nth: &mut usize, new: &Value) {
     if *nth == 0 {
         *nth = usize::MAX;

@@ -1,4 +1,5 @@
-//! The ids transformers 5.24 gives, as `data/tokenizers/parity/generate.py` wrote them down.
+//! Compares token ids with those of transformers 5.24, recorded by
+//! `data/tokenizers/parity/generate.py`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -35,7 +36,7 @@ fn text_of(value: &Value) -> Option<String> {
     (!value.is_null()).then(|| value.to_string())
 }
 
-/// A tokenizer with the three other files; null for one that does not exist.
+/// A tokenizer with the contents of the three other files; null for a file that does not exist.
 fn load(tokenizer: &str, config: &Value, map: &Value, added: &Value) -> Result<Tokenizer, String> {
     Tokenizer::from_files(&TokenizerFiles {
         dir: "m".into(),
@@ -51,7 +52,7 @@ fn with_config(kind: &str, config: Value) -> Tokenizer {
     load(&json_of(kind), &config, &Value::Null, &Value::Null).unwrap()
 }
 
-fn said(tokenizer: &Tokenizer) -> Vec<String> {
+fn remarks(tokenizer: &Tokenizer) -> Vec<String> {
     tokenizer.remarks().iter().map(ToString::to_string).collect()
 }
 
@@ -62,7 +63,7 @@ fn awkward_texts() {
     assert_eq!(expected["plain"].as_array().unwrap().len(), KINDS.len());
     for case in expected["plain"].as_array().unwrap() {
         let tokenizer = with_config(case["kind"].as_str().unwrap(), Value::Null);
-        assert_eq!(said(&tokenizer), [""; 0]);
+        assert_eq!(remarks(&tokenizer), [""; 0]);
         for (text, bare) in texts.iter().zip(case["ids"].as_array().unwrap()) {
             let bare = ids(bare);
             assert_eq!(tokenizer.encode(text, false).unwrap(), bare, "{} {text:?}", case["kind"]);
@@ -72,7 +73,7 @@ fn awkward_texts() {
     }
 }
 
-/// What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` declare.
+/// Tokens declared in `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
 #[test]
 fn overlays() {
     let expected = expected();
@@ -99,8 +100,8 @@ fn overlays() {
     }
 }
 
-/// The post-processor decides about BOS and EOS for every class but CodeLlama's, which transformers
-/// rebuilds with a BOS of its own.
+/// The post-processor decides about BOS and EOS for every tokenizer class except CodeLlama's, whose
+/// post-processor transformers replaces by one that adds BOS.
 #[test]
 fn bos_and_eos_are_the_post_processors() {
     let expected = expected();
@@ -129,12 +130,12 @@ fn bos_and_eos_are_the_post_processors() {
         let text = tokenizer.encode("the", false).unwrap();
         let frame = [ids(&case["frame"][0]), text, ids(&case["frame"][1])].concat();
         assert_eq!(tokenizer.encode("the", true).unwrap(), frame, "{case}");
-        // A key that says otherwise gets a remark.
+        // A key that contradicts the post-processor gets a remark.
         for (key, end) in [("add_bos_token", 0), ("add_eos_token", 1)] {
             let adds = !case["frame"][end].as_array().unwrap().is_empty();
             let contradicts = case["config"].get(key).is_some_and(|value| value != &json!(adds));
-            let told = said(&tokenizer).iter().any(|text| text.contains(key));
-            assert_eq!(told, contradicts, "{case}: {:?}", said(&tokenizer));
+            let remarked = remarks(&tokenizer).iter().any(|text| text.contains(key));
+            assert_eq!(remarked, contradicts, "{case}: {:?}", remarks(&tokenizer));
         }
     }
     assert_eq!(compared, 531);
@@ -145,9 +146,9 @@ fn the_user_decides_about_bos() {
     let config = json!({"bos_token": "<s>", "add_bos_token": false});
     let mut tokenizer = with_config("metaspace_first", config);
     assert_eq!(
-        said(&tokenizer),
+        remarks(&tokenizer),
         ["m/tokenizer_config.json: `add_bos_token` is false, but BOS is added: transformers 5 \
-             goes by the post-processor of tokenizer.json; `--bos no` leaves it out"]
+             follows the post-processor of tokenizer.json; `--bos no` leaves it out"]
     );
     let text = tokenizer.encode("the", false).unwrap();
     let own = tokenizer.encode("<s>the", false).unwrap();
@@ -160,15 +161,15 @@ fn the_user_decides_about_bos() {
         tokenizer.set_bos(bos).unwrap();
         assert_eq!(&tokenizer.encode("the", true).unwrap(), the, "{bos:?}");
         assert_eq!(tokenizer.encode("<s>the", true).unwrap(), of_its_own, "{bos:?}");
-        assert_eq!(said(&tokenizer), [""; 0], "it is decided");
+        assert_eq!(remarks(&tokenizer), [""; 0], "the user has decided");
     }
 
-    // Where the post-processor adds none.
+    // A tokenizer whose post-processor adds no BOS.
     let mut json: Value = serde_json::from_str(&json_of("metaspace_first")).unwrap();
     json["post_processor"] = Value::Null;
     let config = json!({"bos_token": "<s>", "add_bos_token": true});
     let mut bare = load(&json.to_string(), &config, &Value::Null, &Value::Null).unwrap();
-    assert!(said(&bare)[0].contains("is true, but no BOS is added"), "{:?}", said(&bare));
+    assert!(remarks(&bare)[0].contains("is true, but no BOS is added"), "{:?}", remarks(&bare));
     assert_eq!(bare.encode("the", true).unwrap(), text);
     bare.set_bos(Some(true)).unwrap();
     assert_eq!(bare.encode("the", true).unwrap(), one_bos);
@@ -181,8 +182,8 @@ fn the_user_decides_about_bos() {
     );
 }
 
-/// Checks that `prompt` and `output` have the ids of the one text; false where no token ends at the
-/// seam.
+/// Checks that `prompt` and the continuation `output` have the ids of the concatenated text.
+/// Returns false, without checking, if no token of that text ends at the seam.
 fn check_seam(
     (kind, tokenizer, library): &(&str, Tokenizer, tokenizers::Tokenizer),
     prompt: &str,
@@ -201,15 +202,15 @@ fn check_seam(
     seam
 }
 
-/// A kind of tokenizer, ours and the library's own.
+/// A tokenizer of some kind, loaded by this crate and by the `tokenizers` crate.
 fn both(kind: &str) -> (&str, Tokenizer, tokenizers::Tokenizer) {
     (kind, with_config(kind, Value::Null), json_of(kind).parse().unwrap())
 }
 
-/// An answer goes on from its prompt: the ids are those of the one text, wherever a token ends at
+/// The ids of a prompt and its continuation are those of the concatenated text, if a token ends at
 /// the seam.
 #[test]
-fn continuations_are_the_rest_of_the_whole() {
+fn continuations_have_the_ids_of_the_concatenated_text() {
     let expected = expected();
     let mut outputs: Vec<String> = serde_json::from_value(expected["texts"].clone()).unwrap();
     outputs
@@ -218,8 +219,8 @@ fn continuations_are_the_rest_of_the_whole() {
         let tokenizers = both(kind);
         let mut compared = 0;
         for prompt in ["the quick", "a sink:", "fox\n", "x ", "(12)", "é", "user\nthe </b>"] {
-            // Where a word begins depends on what was dropped (white space), or on the word before
-            // it.
+            // The first word of the output depends on white space dropped from the prompt
+            // (unigram) or on the prompt's last word (wordpiece).
             let depends = match kind {
                 "unigram" => prompt.ends_with(char::is_whitespace),
                 "wordpiece" => prompt.ends_with(char::is_alphanumeric),
@@ -237,9 +238,10 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn any_continuation_is_the_rest_of_the_whole(
+    fn any_continuation_has_the_ids_of_the_concatenated_text(
         prompt in "([a-z ▁\\n\u{e9}\u{1f642}]|the |fox|<s>|</s>){0,8}[a-z.:)\n]",
-        output in "([a-zA-Z0-9 ▁\\t\\r\\n\u{e9}\u{301}\u{200d}\u{1f642}\u{4f60}]| the|fox|<s>|</s>|<mask>|<unk>){0,12}",
+        output in "([a-zA-Z0-9 ▁\\t\\r\\n\u{e9}\u{301}\u{200d}\u{1f642}\u{4f60}]\
+            | the|fox|<s>|</s>|<mask>|<unk>){0,12}",
     ) {
         for kind in ["byte_level", "byte_level_prefix", "metaspace_first", "legacy_prepend"] {
             check_seam(&both(kind), &prompt, &output);
@@ -247,10 +249,10 @@ proptest! {
     }
 }
 
-/// Only the very start of a continuation is without a mark.
+/// Only the start of a continuation has no `▁` prefix.
 #[test]
-fn marks_in_continuations() {
-    for (kind, behind_added) in
+fn prefixes_in_continuations() {
+    for (kind, after_added) in
         [("metaspace_first", "the"), ("legacy_prepend", "▁the"), ("byte_level", "the")]
     {
         let config = json!({"extra_special_tokens": ["<think>"]});
@@ -262,8 +264,8 @@ fn marks_in_continuations() {
         let space = if kind == "byte_level" { "Ġthe" } else { "▁the" };
         assert_eq!(tokens("the").concat(), "the", "{kind}");
         assert_eq!(tokens(" the").concat(), space, "{kind}");
-        assert_eq!(tokens("the<think>the").concat(), format!("the<think>{behind_added}"), "{kind}");
-        assert_eq!(tokens("<think>the").concat(), format!("<think>{behind_added}"), "{kind}");
+        assert_eq!(tokens("the<think>the").concat(), format!("the<think>{after_added}"), "{kind}");
+        assert_eq!(tokens("<think>the").concat(), format!("<think>{after_added}"), "{kind}");
         assert_eq!(tokens("").concat(), "", "{kind}");
     }
     let unigram = with_config("unigram", Value::Null);
@@ -276,9 +278,9 @@ fn marks_in_continuations() {
     assert_eq!(tokens.concat(), "theĠthe</s>Ġthe");
 }
 
-/// Through what encodes traces: a Llama-like answer has no mark of its own in front.
+/// With [`TextEncoder`], a Llama-like answer gets no `▁` prefix.
 #[test]
-fn answers_of_traces_go_on_from_their_prompts() {
+fn answers_of_traces_continue_their_prompts() {
     for kind in ["metaspace_first", "legacy_prepend"] {
         let tokenizer = with_config(kind, Value::Null);
         let render = RenderOptions::default();
@@ -293,9 +295,9 @@ fn answers_of_traces_go_on_from_their_prompts() {
 }
 
 #[test]
-fn contradictions_are_told() {
+fn contradictions_get_a_remark() {
     let remark = |config: Value, map: Value, added: Value| {
-        said(&load(&json_of("legacy_prepend"), &config, &map, &added).unwrap()).join("\n")
+        remarks(&load(&json_of("legacy_prepend"), &config, &map, &added).unwrap()).join("\n")
     };
     let token = |content: &str| json!({"content": content, "special": true, "normalized": false});
     let decoder = |tokens: Value| json!({ "added_tokens_decoder": tokens });
@@ -322,7 +324,7 @@ fn contradictions_are_told() {
     assert_eq!(
         remark(null(), null(), json!({"<x>": 1})),
         "m/added_tokens.json: `<x>` declares `<x>` as id 1: not read, as in transformers, because \
-         another declaration comes first"
+         another declaration takes precedence"
     );
     assert_eq!(
         remark(
@@ -330,12 +332,12 @@ fn contradictions_are_told() {
             null(),
             null()
         ),
-        "m/tokenizer_config.json: token `<s>` has other flags in tokenizer.json: the flags given \
-         here are used, as transformers does"
+        "m/tokenizer_config.json: token `<s>` has different flags in tokenizer.json: the flags \
+         given here are used, as transformers does"
     );
     assert_eq!(
         remark(json!({"pad_token": "[PAD]", "eos_token": "</s>"}), null(), null()),
-        "m/tokenizer_config.json: token `[PAD]` is named, but tokenizer.json does not hold it; it \
+        "m/tokenizer_config.json: token `[PAD]` is named, but is not in tokenizer.json; it \
          gets id 380: the model may never have seen it"
     );
     let map = json!({"eos_token": "</s>", "bos_token": "<s>"});
@@ -345,16 +347,16 @@ fn contradictions_are_told() {
     assert_eq!(
         remark(config, map.clone(), json!({"</s>": 2, "<z>": 3})),
         "m/special_tokens_map.json: `eos_token` declares `</s>`: not read, as in transformers, \
-         because another declaration comes first\n\
+         because another declaration takes precedence\n\
          m/added_tokens.json: `<z>` declares `<z>` as id 3: not read, as in transformers, because \
-         another declaration comes first"
+         another declaration takes precedence"
     );
     assert_eq!(
         remark(json!({"eos_token": "<unk>", "bos_token": "<s>"}), map, null()),
         "m/tokenizer_config.json: `eos_token` declares `<unk>`: not read, as in transformers, \
-         because another declaration comes first"
+         because another declaration takes precedence"
     );
-    // Ids that tokenizer.json itself declares.
+    // An id declared by tokenizer.json itself.
     let mut tree: Value = serde_json::from_str(&json_of("legacy_prepend")).unwrap();
     let mut last = tree["added_tokens"][2].clone();
     last["content"] = "<y>".into();
@@ -362,7 +364,7 @@ fn contradictions_are_told() {
     tree["added_tokens"].as_array_mut().unwrap().push(last);
     let tokenizer = load(&tree.to_string(), &null(), &null(), &null()).unwrap();
     assert_eq!(
-        said(&tokenizer),
+        remarks(&tokenizer),
         [format!("m/tokenizer.json: token `<y>` is declared as id 400, but gets id 380: {order}")]
     );
 }
@@ -398,9 +400,9 @@ fn declarations_of_other_kinds_are_refused_by_name() {
     }
 }
 
-/// Tokens are few and their ids small numbers, whatever the files say.
+/// Declared ids and tokens cannot make the vocabulary arbitrarily large.
 #[test]
-fn declarations_cost_no_more_than_they_are_worth() {
+fn the_size_of_declarations_is_limited() {
     let json = json_of("legacy_prepend");
     let null = Value::Null;
     let highest = load(&json, &null, &null, &json!({"<x>": u32::MAX})).unwrap();
@@ -411,12 +413,13 @@ fn declarations_cost_no_more_than_they_are_worth() {
     assert_eq!(many.encode("a<19999>", false).unwrap().last(), Some(&20_379));
     let long = "x".repeat(5 << 20);
     let message = load(&json, &json!({ "pad_token": long }), &null, &null).err().unwrap();
-    assert!(message.starts_with("m/tokenizer.json: 1 more tokens of 5242896 bytes"), "{message}");
+    let start = "m/tokenizer.json: cannot be extended by 1 tokens of 5242896 bytes";
+    assert!(message.starts_with(start), "{message}");
 }
 
-/// `pad_token` may stand in the padding stored in `tokenizer.json` alone.
+/// Without a `pad_token` key, the padding stored in `tokenizer.json` names the padding token.
 #[test]
-fn padding_names_its_token() {
+fn stored_padding_names_the_padding_token() {
     let mut tree: Value = serde_json::from_str(&json_of("legacy_prepend")).unwrap();
     tree["padding"] = json!({"strategy": {"Fixed": 64}, "direction": "Right",
         "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"});
@@ -433,7 +436,6 @@ fn padding_names_its_token() {
     assert_eq!(tokenizer.token_to_id("[PAD]"), Some(380));
 }
 
-/// The files of a directory are read.
 #[test]
 fn files_of_a_directory() {
     let dir = tempfile::tempdir().unwrap();
@@ -445,7 +447,7 @@ fn files_of_a_directory() {
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     assert_eq!(tokenizer.encode("<x>", false).unwrap(), [380]);
     assert_eq!(tokenizer.special_tokens().pad.as_deref(), Some("<x>"));
-    assert_eq!(said(&tokenizer), [""; 0]);
+    assert_eq!(remarks(&tokenizer), [""; 0]);
     write("added_tokens.json", "{");
     let message = Tokenizer::from_dir(dir.path()).err().unwrap().to_string();
     assert!(message.contains("added_tokens.json: is not valid JSON"), "{message}");

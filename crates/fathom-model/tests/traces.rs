@@ -1,4 +1,4 @@
-//! Trace and prompt files: what loads, what is refused and how it is said, and the ids they become.
+//! Trace and prompt files: valid and invalid lines, error messages, and the resulting ids.
 
 #![allow(clippy::unwrap_used)]
 
@@ -49,7 +49,8 @@ fn published_traces_load_as_they_are() {
 #[test]
 fn explicit_ids() {
     let traces = read(
-        b"\xEF\xBB\xBF{\"input_ids\": [1, 4294967295], \"prompt_len\": 1, \"more\": {\"x\": []}}\r\n\
+        b"\xEF\xBB\xBF{\"input_ids\": [1, 4294967295], \"prompt_len\": 1, \
+          \"more\": {\"x\": []}}\r\n\
           \r\n  \n{\"id\": 7, \"input_ids\": [3], \"prompt\": null}",
     )
     .unwrap();
@@ -65,7 +66,7 @@ fn explicit_ids() {
 }
 
 #[test]
-fn lines_that_are_no_traces() {
+fn lines_that_are_not_traces_are_refused() {
     for (line, expected) in [
         ("nonsense", "is not valid JSON (column"),
         ("{\"prompt\": \"a\"", "is not valid JSON (column"),
@@ -83,7 +84,7 @@ fn lines_that_are_no_traces() {
         (r#"{"input_ids": [1, 2.5]}"#, "found 2.5, which is not a token id"),
         (r#"{"input_ids": [1, "2"]}"#, "`input_ids` must be a list of token ids"),
         (r#"{"input_ids": [[1], 2]}"#, "`input_ids` must be a list of token ids"),
-        (r#"{"input_ids": [4294967296]}"#, "found 4294967296, which no vocabulary"),
+        (r#"{"input_ids": [4294967296]}"#, "found 4294967296, which is too large"),
         (r#"{"input_ids": [99999999999999999999]}"#, "found 100000000000000000000, which"),
         (r#"{"input_ids": [1], "prompt_len": 2}"#, "`prompt_len` is 2 but there are only 1"),
         (r#"{"input_ids": [1], "prompt_len": -1}"#, "`prompt_len` must be a whole number"),
@@ -148,7 +149,7 @@ fn text_without_a_template() {
     let tokenizer = byte_level();
     let trace = text("Hi", " there").token_ids(&encoder(Some(&tokenizer), None)).unwrap();
     assert_eq!(tokenizer.decode(&trace.ids).unwrap(), "Hi there");
-    // Special tokens a prompt already holds are left as they are.
+    // Special tokens written in the prompt are recognised.
     let trace =
         text("<|im_start|>user\nHi", "").token_ids(&encoder(Some(&tokenizer), None)).unwrap();
     assert_eq!(trace.ids[0], 1);
@@ -310,7 +311,8 @@ proptest! {
     fn no_line_panics(line in prop_oneof![
         ".*",
         "[\\[\\]{}\":,0-9a-z .\\-e\\\\]{0,80}",
-        "\\{\"(input_ids|prompt|output|index|prompt_len|messages|turns)\": ?[\\[\\]{}\":,0-9 .\\-e]{0,30}\\}?",
+        "\\{\"(input_ids|prompt|output|index|prompt_len|messages|turns)\": ?\
+            [\\[\\]{}\":,0-9 .\\-e]{0,30}\\}?",
     ]) {
         let path = Path::new("t.jsonl");
         let errors = [Trace::parse(path, 1, &line).err(), Prompt::parse(path, 1, &line).err()];

@@ -1,4 +1,4 @@
-//! Detection on made-up measurements: every kind of answer there is.
+//! Detection on synthetic measurements, for every possible finding.
 #![allow(clippy::unwrap_used)]
 
 use fathom_sinks::{
@@ -6,7 +6,7 @@ use fathom_sinks::{
     Preset, TraceScalars, detect, norm_curves,
 };
 
-/// Norms and cosines `[layers][tokens]`, the reference at position 0.
+/// Measurements from norms and cosines, both `[layers][tokens]`. The reference is at position 0.
 fn scalars<const T: usize>(norms: &[[f32; T]], cosines: &[[f32; T]]) -> TraceScalars {
     let fill = |rows: &[[f32; T]]| {
         let mut grid = Grid::zeros(rows.len(), T);
@@ -34,9 +34,9 @@ fn found(detection: &Detection) -> Vec<(usize, Class, Vec<usize>)> {
     detection.sinks.iter().map(|sink| (sink.position, sink.class, sink.layers.clone())).collect()
 }
 
-/// Reference rises at 1 and falls at 5. Position 1 a second primary, 2 a primary that ends a layer
-/// early, 3 secondary from 2 with a gap, 4 ends early (secondary), 5 noise, 6 ordinary, 7
-/// anti-aligned, 8 aligned outside the clip only.
+/// The reference rises at layer 1 and falls at layer 5. The positions are: 1 a second primary sink,
+/// 2 a primary that ends a layer early, 3 a secondary from layer 2 with a gap, 4 a secondary that
+/// ends early, 5 noise, 6 an ordinary token, 7 anti-aligned, 8 aligned only outside the clip.
 fn six_layers() -> TraceScalars {
     let norms = [
         [2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
@@ -78,7 +78,7 @@ fn every_class() {
     let measures = gapped.measures.unwrap();
     assert_eq!((measures.min_cosine, measures.mean_cosine), (0.97, 0.98));
     assert_eq!((measures.hidden_norm, measures.mlp_out_norm), (9.0, 9.0));
-    // The mean unaligned token at layer 1: (1 + 1 + 1 + 9 + 1) / 5.
+    // The mean norm of unaligned tokens at layer 1 is (1 + 1 + 1 + 9 + 1) / 5 = 2.6.
     assert!((detection.rise - (50.0 - 2.0) / 2.6).abs() < 1e-4);
 }
 
@@ -171,30 +171,31 @@ fn upstream_takes_the_last_layer_after_the_final_norm() {
     let mut scalars = six_layers();
     scalars.final_state = Some(FinalState { norm: vec![60.0; 9], cosine: vec![vec![0.0; 9]] });
     let upstream = detect(&scalars, &DetectOptions::new(Preset::Upstream));
-    // 2, 50, 51, 52, 53, 60: no fall any more, and the least rise comes first.
+    // The norms are 2, 50, 51, 52, 53, 60. There is no fall, so the clip ends at the first of the
+    // smallest rises.
     assert_eq!(upstream.clip, Some(Clip { start: 1, end: 2 }));
     assert_eq!(paper(&scalars).clip, Some(Clip { start: 1, end: 5 }));
 }
 
 #[test]
 fn a_reference_that_never_rises_is_no_sink() {
-    // It rises, but not far over the others: from 1 to 5.5, and they have 1.
+    // It rises from 1 to 5.5, which is not enough above the others' norm of 1.
     let flat = scalars(&[[1.0, 1.0, 1.2], [5.5, 1.0, 1.0]], &[[1.0, 0.1, 0.1], [1.0, 0.1, 0.1]]);
     let detection = paper(&flat);
     assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, 4.5));
     assert!(detection.sinks.is_empty());
-    // Its norms are still worth a look.
+    // The norm curves still include it.
     assert_eq!(norm_curves(&flat, &detection, Phases::Largest).tokens[0].1.hidden, [1.0, 5.5]);
 
-    // It is large from the start, and only falls.
+    // It is large from the first layer, and only falls.
     let falling = scalars(&[[90.0, 1.0], [80.0, 1.0]], &[[1.0, 0.0], [1.0, 0.0]]);
     let detection = paper(&falling);
     assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, -10.0));
 }
 
-/// Measured on a small trained model: position 0 is large from the first layer on, doubles at the
-/// third, stands out more than five times, and yet draws a hundredth of the attention. What counts
-/// is the rise.
+/// Norms measured on a small trained model: position 0 is large from the first layer, more than
+/// doubles at the second, and is then more than five times as large as the others. Yet it draws
+/// only a hundredth of the attention. Only the rise counts.
 #[test]
 fn being_large_is_not_rising() {
     let norms = [[849.0, 420.0, 420.0], [2147.0, 388.0, 388.0], [2258.0, 824.0, 824.0]];
@@ -204,7 +205,7 @@ fn being_large_is_not_rising() {
 }
 
 #[test]
-fn where_all_tokens_are_alike_the_reference_is_held_against_itself() {
+fn if_all_tokens_are_aligned_the_reference_is_compared_with_itself() {
     let ones = [[1.0; 4]; 3];
     let risen = scalars(&[[1.0; 4], [8.0; 4], [2.0; 4]], &ones);
     let detection = paper(&risen);
@@ -248,11 +249,11 @@ fn two_layers_and_two_tokens_are_enough() {
 }
 
 #[test]
-fn zero_vectors_are_nobody_s_sink() {
-    // Every other token is zero: the reference stands out without bound.
+fn zero_vectors_are_not_sinks() {
+    // All other tokens are zero, so the rise is unbounded.
     let detection = paper(&scalars(&[[1.0, 0.0], [9.0, 0.0]], &[[1.0, 0.0]; 2]));
     assert_eq!((detection.finding, detection.rise), (Finding::PrimaryOnly, f32::MAX));
-    // All are zero, the reference too.
+    // All tokens are zero, including the reference.
     let detection = paper(&scalars(&[[0.0, 0.0]; 2], &[[0.0, 0.0]; 2]));
     assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, 0.0));
 }
@@ -266,13 +267,13 @@ fn the_reference_is_the_candidate_with_the_highest_mean_norm() {
         cosine.row_mut(l).copy_from_slice(&[0.99, 1.0, 0.0, 0.0]);
     }
     scalars.candidates.push(CandidateCosines { position: 1, cosine });
-    // A candidate beyond the trace's end is none.
+    // A candidate beyond the end of the trace is ignored.
     scalars.candidates.push(CandidateCosines { position: 9, cosine: Grid::zeros(3, 4) });
 
     let detection = paper(&scalars);
     assert_eq!(detection.reference, 1);
     assert_eq!(detection.sinks.len(), 2);
-    // The scripts look behind the reference only.
+    // The published scripts only search for sinks from the reference on.
     let upstream = detect(&scalars, &DetectOptions::new(Preset::Upstream));
     assert_eq!((upstream.reference, upstream.sinks.len()), (1, 1));
 }

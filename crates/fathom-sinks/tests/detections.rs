@@ -1,4 +1,4 @@
-//! Detections from anywhere: what is written is read back, what is wrong is named.
+//! Detection files: written detections are read back, and errors in a file are named.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -114,9 +114,9 @@ fn files_are_read_line_by_line() {
     assert!(missing.contains("none: cannot be opened: "), "{missing}");
 }
 
-/// Class and finding follow the rules asked for; the note says so.
+/// Class, finding and the noted preset follow the new rules.
 #[test]
-fn fathom_s_own_lines_are_graded_anew() {
+fn lines_written_by_fathom_can_be_reclassified() {
     let mut value = published();
     value["fathom"] = json!({
         "finding": "primary_only", "reference": 0, "rise": 9.0, "layers": 20, "tokens": 32,
@@ -210,7 +210,7 @@ fn any_trace() -> impl Strategy<Value = TraceDetection> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(trace in any_trace()) {
+    fn written_detections_are_read_back(trace in any_trace()) {
         let line = trace.to_json();
         prop_assert!(!line.contains('\n'));
         prop_assert_eq!(parse(&line).unwrap(), trace);

@@ -1,5 +1,5 @@
-//! Scans and explanations on a device that is not the host: the same bytes as on the CPU, and after
-//! a failure at any operation, once it is done again.
+//! Scans and explanations on a device other than the host: they have the same bytes as on the CPU,
+//! also when they are repeated after a failure at any operation.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -33,14 +33,15 @@ fn manifest(model_dir: &Path, preset: Preset) -> Manifest {
     let file = TracesNote::new(&planted().join("traces.jsonl")).unwrap();
     let options = ScanOptions {
         attention: true,
-        // Hidden states of the rows before a landmark are made up for.
+        // With a second candidate after position 0, the cosines of the rows before it are computed
+        // later.
         reference: vec![0, 2],
         ..ScanOptions::new(preset)
     };
     Manifest::new(note, file, "one engine".to_owned(), options)
 }
 
-/// Scans into `dir`, going on where a run is there.
+/// Scans into `dir`, resuming the run if there is one.
 fn scan_on<B: Backend>(
     model: &Model<B>,
     traces: &[TokenizedTrace],
@@ -69,7 +70,7 @@ fn explain_on<B: Backend>(
     explanation.with_model(&inputs, &mut common::Tokens::default())
 }
 
-/// Every file of a run, but for the manifest's times.
+/// All files of a run.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut dirs = vec![dir.to_owned()];
@@ -115,7 +116,7 @@ fn a_scan_and_its_explanations_have_the_cpus_bytes() {
 }
 
 #[test]
-fn a_scan_goes_on_after_a_failure_at_any_operation() {
+fn a_scan_resumes_after_a_failure_at_any_operation() {
     let traces = some_traces(2, 24);
     let dir = tempfile::tempdir().unwrap();
     let model = Model::load(&planted(), Foreign::new(cpu())).unwrap();
@@ -124,7 +125,7 @@ fn a_scan_goes_on_after_a_failure_at_any_operation() {
     let all = model.backend().operations();
     let clean = files(&dir.path().join("clean"));
 
-    // Steps without a common factor meet every kind of operation.
+    // An odd step visits operations of every kind.
     for (i, at) in (0..all).step_by((all as usize / 45) | 1).enumerate() {
         for failure in [Failure::OutOfMemory, Failure::Lost] {
             let run = dir.path().join(format!("{i}-{failure:?}"));
@@ -141,7 +142,7 @@ fn a_scan_goes_on_after_a_failure_at_any_operation() {
 }
 
 #[test]
-fn an_explanation_goes_on_after_a_failure_at_any_operation() {
+fn an_explanation_can_be_repeated_after_a_failure_at_any_operation() {
     let traces = some_traces(2, 48);
     let dir = tempfile::tempdir().unwrap();
     let model = Model::load(&planted(), Foreign::new(cpu())).unwrap();

@@ -1,4 +1,5 @@
-//! Edits of the planted model do what they did in HuggingFace: `interventions` of its truth.
+//! Edits of the planted model have the same effects as in HuggingFace (`interventions` of
+//! truth.json).
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ fn numbers(value: &Value) -> Vec<usize> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// Layers at which the token at `position` is a sink when the pass is edited.
+/// The layers at which the token at `position` is a sink in a pass with `edit`.
 fn layers(model: &Model<Cpu>, ids: &[u32], position: usize, edit: Option<Edit>) -> Vec<usize> {
     let edits = Edits::new(edit.into_iter().collect(), model.config(), Some(ids.len())).unwrap();
     let options = ScalarOptions { candidates: vec![0], final_state: false };
@@ -39,7 +40,7 @@ fn layers(model: &Model<Cpu>, ids: &[u32], position: usize, edit: Option<Edit>) 
     sink.map_or(Vec::new(), |sink| sink.layers)
 }
 
-/// The row at one position of every residual stream entering a layer, and of the embedding.
+/// Records the embedding and the residual stream at the input of every layer, at one position.
 struct States {
     position: usize,
     rows: BTreeMap<(Site, usize), Vec<f32>>,
@@ -71,7 +72,7 @@ fn states(model: &Model<Cpu>, ids: &[u32], position: usize) -> BTreeMap<(Site, u
 }
 
 #[test]
-fn replaced_and_added_states_suppress_what_they_suppressed_in_huggingface() {
+fn replaced_and_added_states_have_the_same_effects_as_in_huggingface() {
     let truth = json("truth.json").remove(0);
     let traces = json("traces.jsonl");
     let options =

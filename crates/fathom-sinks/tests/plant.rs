@@ -1,4 +1,4 @@
-//! A planted model holds what its truth says, and nothing else.
+//! Planted models have exactly the sinks of their truth.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ struct Planted {
     model: Model<Cpu>,
 }
 
-/// What one trace measured: norms and cosines, and sink scores `[layer][heads · T]`.
+/// Measurements of a trace: norms and cosines, and sink scores `[layer][heads · T]`.
 struct Measured {
     scalars: TraceScalars,
     scores: Vec<Vec<f32>>,
@@ -42,7 +42,7 @@ impl Planted {
         Planted::new(PlantOptions { seed, ..PlantOptions::default() }, precision)
     }
 
-    /// The ids of every trace, from its text.
+    /// The traces, encoded from their texts.
     fn traces(&self) -> Vec<TokenizedTrace> {
         traces(self.dir.path())
     }
@@ -111,7 +111,7 @@ fn every_planted_sink_is_found_and_nothing_else() {
     }
 }
 
-/// The clip and the margins, from norms and cosines alone.
+/// Checks the clip and the margins directly on norms and cosines.
 #[test]
 fn cosines_keep_clear_of_the_threshold() {
     for precision in [Precision::F32, Precision::Bf16] {
@@ -138,7 +138,7 @@ fn cosines_keep_clear_of_the_threshold() {
 }
 
 #[test]
-fn decoys_are_what_they_are_said_to_be() {
+fn decoys_have_their_stated_properties() {
     let planted = Planted::seed(4, Precision::F32);
     let layer = planted.truth.clip.end - 1;
     let mut kinds = BTreeMap::new();
@@ -184,7 +184,7 @@ fn norms_are_as_planned_and_lifetimes_grow_with_them() {
     assert!(levels.windows(2).all(|pair| pair[0].1 < pair[1].0), "{levels:?}");
 }
 
-/// Sink scores are ordered as norms are, and what sinks pass on is little.
+/// Sink scores increase with the norm of a sink, and value norms decrease.
 #[test]
 fn larger_sinks_draw_more_attention_and_pass_on_less() {
     for precision in [Precision::F32, Precision::Bf16] {
@@ -202,8 +202,7 @@ fn larger_sinks_draw_more_attention_and_pass_on_less() {
         };
         let value = |t: usize| measured.scalars.value_norm.at(layer, t);
 
-        // The last tokens draw attention from few; all are taken from where there is text to
-        // follow.
+        // Exclude the last 100 tokens, which only few positions can attend to.
         let of_kind = |kind: &str| -> Vec<usize> {
             let sinks = sequence.sinks.iter().filter(|sink| sink.kind == kind);
             sinks.map(|sink| sink.position).filter(|t| *t < tokens - 100).collect()
@@ -229,7 +228,7 @@ fn larger_sinks_draw_more_attention_and_pass_on_less() {
     }
 }
 
-/// Suppressing what looking back brings takes away the context sinks, and only them.
+/// Replacing the trigger before a context sink removes this sink and no other.
 #[test]
 fn a_context_sink_needs_its_context() {
     let planted = Planted::seed(7, Precision::F32);
@@ -261,7 +260,7 @@ fn the_text_of_the_traces_has_the_ids_of_the_truth() {
     }
 }
 
-/// Whatever a user writes goes through the tokenizer and back, with one BOS in front.
+/// Any text is encoded and decoded without loss, with one BOS in front.
 #[test]
 fn any_text_survives_the_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
@@ -322,7 +321,7 @@ fn the_truth_reads_back() {
 }
 
 #[test]
-fn nothing_is_written_over() {
+fn nothing_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("notes.txt"), "mine").unwrap();
     let message = plant(dir.path(), &PlantOptions::default()).unwrap_err().to_string();
@@ -334,7 +333,7 @@ fn nothing_is_written_over() {
     assert_eq!(bytes(dir.path()), BTreeMap::from([("notes.txt".to_owned(), b"mine".to_vec())]));
 }
 
-/// Every way a detection can be wrong is noticed.
+/// Every kind of difference is reported.
 #[test]
 fn mismatches_name_what_differs() {
     let planted = Planted::new(PlantOptions { seed: 11, traces: 2 }, Precision::F32);
@@ -357,10 +356,9 @@ fn mismatches_name_what_differs() {
     );
     assert_eq!(
         wrong(&|found| found[0].sinks[0].class = Class::Secondary),
-        [
-            "trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, \
-          15, 16, 17], planted primary at [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17]"
-        ]
+        ["trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, \
+             13, 14, 15, 16, 17], planted primary at [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, \
+             16, 17]"]
     );
     let decoy = planted.truth.sequences[0].decoys[0].position;
     let extra = wrong(&|found| {

@@ -1,4 +1,4 @@
-//! The planted model: its sinks are known by construction, and so are HuggingFace's measurements.
+//! The planted fixture: sinks known by construction, and measurements by HuggingFace.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -35,7 +35,7 @@ fn truth() -> Value {
     serde_json::from_str(&fs::read_to_string(planted().join("truth.json")).unwrap()).unwrap()
 }
 
-/// A tensor of reference.safetensors, flat.
+/// The values of a tensor of reference.safetensors.
 fn reference(name: &str) -> Vec<f32> {
     static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
     let bytes = BYTES.get_or_init(|| fs::read(planted().join("reference.safetensors")).unwrap());
@@ -56,7 +56,7 @@ fn paper(scalars: &TraceScalars) -> Detection {
     detect(scalars, &DetectOptions::new(Preset::Paper))
 }
 
-/// What the truth says of the sinks of a sequence: position → (token, class, layers).
+/// The true sinks of a sequence: position → (token, class, layers).
 fn expected(sequence: &Value) -> BTreeMap<usize, (u32, Class, Vec<usize>)> {
     let sinks = sequence["sinks"].as_array().unwrap();
     let number = |value: &Value| value.as_u64().unwrap() as usize;
@@ -78,7 +78,8 @@ fn found(detection: &Detection) -> BTreeMap<usize, (u32, Class, Vec<usize>)> {
     sinks.map(|sink| (sink.position, (sink.token_id, sink.class, sink.layers.clone()))).collect()
 }
 
-/// The plant's own rule calls up to two layers noise, Fathom's one; nothing planted lives two.
+/// truth.json classifies sinks of up to two layers as noise, Fathom those of one. The results agree
+/// because no planted sink has two layers.
 #[test]
 fn every_planted_sink_and_no_other_is_found_in_both_precisions() {
     let truth = truth();
@@ -104,7 +105,7 @@ fn any_chunk_size_gives_the_same_bits() {
 }
 
 #[test]
-fn cosines_and_norms_are_huggingface_s() {
+fn cosines_and_norms_match_huggingface() {
     for trace in traces() {
         let scalars = measure(model(Precision::F32), &trace, 64);
         let (s, tokens) = (trace.index, trace.ids.len());
@@ -124,16 +125,16 @@ fn cosines_and_norms_are_huggingface_s() {
     }
 }
 
-/// Unlike a real model's, the plant's secondary sinks differ from its primary in |cosine| too
-/// little to tell apart by counting layers: with 16 layers every lifetime is at least L - 15.
+/// The upstream rule calls a sink primary if its lifetime is at least L - 15. With 16 layers this
+/// holds for every sink, so the rule cannot separate primary and secondary sinks.
 #[test]
-fn upstream_s_rules_cannot_grade_sixteen_layers() {
+fn the_upstream_rule_calls_all_sinks_of_sixteen_layers_primary() {
     let options = ScanOptions::new(Preset::Upstream);
     let scanned =
         scan_trace(model(Precision::F32), &traces()[0], &|_| None, &options, &mut ()).unwrap();
     let sinks = &scanned.detection.sinks;
     assert!(!sinks.is_empty() && sinks.iter().all(|sink| sink.class == Class::Primary));
-    // Both signs count, and `near` (0.923) passes 0.9.
+    // The rule uses |cosine| > 0.9, so the decoys `anti` and `near` (0.923) are sinks too.
     let kinds = |kind: &str| {
         let decoys = truth()["sequences"][0]["decoys"].clone();
         let of_kind = |decoy: &Value| {
@@ -147,7 +148,7 @@ fn upstream_s_rules_cannot_grade_sixteen_layers() {
 }
 
 #[test]
-fn sink_scores_are_huggingface_s() {
+fn sink_scores_match_huggingface() {
     let options =
         ScanOptions { attention: true, all_heads: true, ..ScanOptions::new(Preset::Paper) };
     let trace = &traces()[0];
@@ -174,7 +175,7 @@ fn sink_scores_are_huggingface_s() {
 }
 
 #[test]
-fn a_scan_stops_where_it_is_told_and_resumes() {
+fn a_scan_respects_its_limits_and_resumes_after_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(Precision::F32);
     let manifest = || {

@@ -1,4 +1,4 @@
-//! The streaming pass against the definition, for any chunking.
+//! Streaming measurements equal the definition, for any chunking.
 #![allow(clippy::unwrap_used)]
 
 use fathom_model::{At, Probe, Site};
@@ -9,7 +9,7 @@ const LAYERS: usize = 2;
 const WIDTH: usize = 37; // neither a multiple of a vector register nor shorter than one
 const SITES: [Site; 4] = [Site::K, Site::V, Site::MlpOut, Site::ResidPost];
 
-/// A made-up activation; some are zero.
+/// A synthetic activation; some rows are zero.
 fn value(site: Site, layer: usize, t: usize, i: usize) -> f32 {
     let x = (site as usize * 7919 + layer * 104_729 + t * 1299 + i * 31) as f32;
     if (t + layer) % 5 == 3 { 0.0 } else { (x.sin() + 0.3) * 10.0 }
@@ -56,7 +56,7 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn norms_and_cosines_are_those_of_the_definition() {
+fn norms_and_cosines_match_the_definition() {
     let tokens = 11;
     let scalars = run(tokens, &[4], &[0, 2, 7]);
     let close = |got: f32, want: f64| assert!((f64::from(got) - want).abs() < 1e-5 * want.max(1.0));
@@ -92,7 +92,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_not_finite_is_refused() {
+fn non_finite_values_are_refused() {
     let options = ScalarOptions { candidates: vec![0], final_state: false };
     let mut probe = ScalarProbe::new(1, &[5, 6], &options);
     let at = At { site: Site::ResidPost, layer: 0, sequence: 0, positions: 0..2 };
@@ -101,7 +101,7 @@ fn what_is_not_finite_is_refused() {
 }
 
 #[test]
-fn a_trace_that_did_not_end_is_refused() {
+fn an_incomplete_trace_is_refused() {
     let options = ScalarOptions { candidates: vec![0], final_state: false };
     let error = ScalarProbe::new(1, &[5, 6], &options).finish().unwrap_err();
     assert_eq!(error.to_string(), "0 of 2 tokens were measured");

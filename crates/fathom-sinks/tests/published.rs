@@ -1,5 +1,5 @@
-//! The published detections, read and counted. Expected numbers come from counting the files by
-//! hand: a dozen lines of Python over the raw JSON.
+//! Statistics of the published detections. The expected numbers were counted independently, by a
+//! dozen lines of Python over the raw JSON.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -38,7 +38,8 @@ fn deepseek_14b() {
     assert_eq!((row.secondary_count, row.noise_count), (39, 2));
     assert_eq!(starts(&row), [(22, 39, 100.0)]);
 
-    // The two that live three layers are noise by the scripts' rule and secondary by the paper's.
+    // The two sinks with three layers are noise in the published scripts and secondary in the
+    // paper.
     let paper = graded("deepseek-14b.jsonl", 48, Preset::Paper);
     let row = SinkRow::new("deepseek-14b", None, &paper);
     assert_eq!((row.primary_layer, row.primary_count), (Some(4), 90));
@@ -95,7 +96,7 @@ fn token_frequencies() {
 }
 
 #[test]
-fn what_does_not_fit_the_model_is_refused() {
+fn detections_with_a_wrong_number_of_layers_are_refused() {
     let path = data("deepseek-14b.jsonl");
     let mut traces = read_detections(&path).unwrap();
     let mut error =

@@ -1,4 +1,4 @@
-//! Run directories: whatever state an interruption leaves, resuming ends with the same bytes.
+//! Run directories: after an interruption in any state, resuming gives the same bytes.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -140,8 +140,8 @@ fn restore(files: &Snapshot) -> tempfile::TempDir {
     dir
 }
 
-/// An undisturbed run, and what lay on disk after the manifest and after every trace.
-fn undisturbed(attention: bool) -> (Snapshot, Vec<Snapshot>) {
+/// The files of an uninterrupted run, and their state after the manifest and after each trace.
+fn uninterrupted(attention: bool) -> (Snapshot, Vec<Snapshot>) {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = RunWriter::create(dir.path(), manifest(attention)).unwrap();
     let mut states = vec![snapshot(dir.path())];
@@ -164,14 +164,14 @@ fn assert_resumes(state: &Snapshot, expected: &Snapshot, attention: bool, what: 
 #[test]
 fn every_interruption_resumes_to_the_same_bytes() {
     for attention in [false, true] {
-        let (expected, states) = undisturbed(attention);
+        let (expected, states) = uninterrupted(attention);
         let resumes = |state: &Snapshot, what: &str| {
             assert_resumes(state, &expected, attention, what);
         };
         let detections = PathBuf::from("detections.jsonl");
         let manifest = PathBuf::from("run.json");
 
-        // Before there was a manifest.
+        // Before the manifest was written.
         resumes(&Snapshot::new(), "an empty directory");
         let half = states[0][&manifest][..20].to_vec();
         resumes(&Snapshot::from([("run.json.tmp".into(), half)]), "half a manifest");
@@ -184,7 +184,7 @@ fn every_interruption_resumes_to_the_same_bytes() {
             resumes(state, &format!("after {done} traces"));
             let Some(next) = states.get(done + 1) else { continue };
 
-            // Parts of the next trace appear one by one, under a temporary name first.
+            // The parts of the next trace are written one by one, first under a temporary name.
             let mut growing = state.clone();
             for (name, bytes) in next.iter().filter(|(name, _)| !state.contains_key(*name)) {
                 let temporary = PathBuf::from(format!("{}.tmp", name.display()));
@@ -194,20 +194,20 @@ fn every_interruption_resumes_to_the_same_bytes() {
                 growing.insert(name.clone(), bytes.clone());
                 resumes(&growing, &format!("{} without its line", name.display()));
             }
-            // The line is cut anywhere.
+            // The line is truncated.
             let (start, end) = (state[&detections].len(), next[&detections].len());
             for cut in [start + 1, (start + end) / 2, end - 1] {
                 growing.insert(detections.clone(), next[&detections][..cut].to_vec());
                 resumes(&growing, &format!("a line cut after {} bytes", cut - start));
             }
-            // A line whose parts are gone.
+            // A part of the line's trace is missing.
             let mut lost = next.clone();
             let last_part = lost.keys().rfind(|name| name.starts_with("parts")).unwrap().clone();
             lost.remove(&last_part);
             resumes(&lost, "a line without a part");
         }
 
-        // While the tables are put together, up to the manifest; then while the parts go.
+        // While the tables are written, up to the manifest, and then while the parts are removed.
         let mut finishing = states[TRACES].clone();
         for (name, bytes) in expected.iter().filter(|(name, _)| **name != manifest) {
             finishing.insert(PathBuf::from(format!("{}.tmp", name.display())), vec![1, 2, 3]);
@@ -231,7 +231,7 @@ fn every_interruption_resumes_to_the_same_bytes() {
 }
 
 #[test]
-fn nothing_is_written_over() {
+fn nothing_is_overwritten() {
     let refused = |files: &Snapshot, resume: bool, expected: &str| {
         let dir = restore(files);
         let result = match resume {
@@ -242,7 +242,7 @@ fn nothing_is_written_over() {
         assert!(message.ends_with(expected), "{message}");
         assert!(snapshot(dir.path()) == *files);
     };
-    let (finished, states) = undisturbed(false);
+    let (finished, states) = uninterrupted(false);
     let another = "already holds a run: give another directory, or `--resume` to continue it";
     refused(&finished, false, another);
     refused(&states[1], false, another);
@@ -263,7 +263,7 @@ fn nothing_is_written_over() {
 
 #[test]
 fn another_run_is_not_resumed() {
-    let (finished, states) = undisturbed(false);
+    let (finished, states) = uninterrupted(false);
     let refused = |change: &dyn Fn(&mut Manifest), expected: &str| {
         for state in [&finished, &states[2]] {
             let dir = restore(state);
@@ -293,7 +293,7 @@ fn another_run_is_not_resumed() {
     );
     refused(&|asked| asked.fathom = "9.9.9".to_owned(), "`fathom` is ");
 
-    // The same model and traces by other names are the same.
+    // The names of the model and the traces may differ.
     let dir = restore(&states[2]);
     let mut renamed = manifest(false);
     renamed.model.id = "./elsewhere".to_owned();
@@ -317,7 +317,7 @@ fn two_processes_do_not_write_one_run() {
 
 #[test]
 fn a_damaged_line_in_the_middle_is_refused() {
-    let (_, states) = undisturbed(false);
+    let (_, states) = uninterrupted(false);
     let mut state = states[2].clone();
     state.get_mut(Path::new("detections.jsonl")).unwrap()[5] = b'!';
     let dir = restore(&state);
@@ -326,8 +326,8 @@ fn a_damaged_line_in_the_middle_is_refused() {
 }
 
 #[test]
-fn half_a_run_is_not_opened() {
-    let (_, states) = undisturbed(false);
+fn an_unfinished_run_is_not_opened() {
+    let (_, states) = uninterrupted(false);
     let message = Run::open(restore(&states[2]).path()).unwrap_err().to_string();
     assert!(
         message.ends_with(
@@ -340,7 +340,7 @@ fn half_a_run_is_not_opened() {
 }
 
 #[test]
-fn what_was_recorded_is_what_is_read() {
+fn recorded_data_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let run = complete(RunWriter::create(dir.path(), manifest(true)).unwrap());
 
@@ -396,14 +396,14 @@ fn what_was_recorded_is_what_is_read() {
 }
 
 #[test]
-fn half_a_run_can_be_read() {
+fn an_unfinished_run_can_be_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run");
     let mut writer = RunWriter::create(&path, manifest(true)).unwrap();
     record(&mut writer);
     record(&mut writer);
     drop(writer);
-    // A third line was being written.
+    // Writing of the third line was interrupted.
     let detections = path.join("detections.jsonl");
     let mut lines = fs::read(&detections).unwrap();
     lines.extend_from_slice(b"{\"candidate_sin");
@@ -417,7 +417,7 @@ fn half_a_run_can_be_read() {
     assert_eq!(run.text(2).unwrap().unwrap().ids.len(), 2);
     assert!(run.drawn_attention(&[TOKENS; 2]).unwrap().is_some());
 
-    // Runs from before the tokens were kept are still runs.
+    // Runs of earlier versions have no tokens file.
     fs::remove_file(path.join("parts/000001.tokens.parquet")).unwrap();
     assert_eq!(run.text(2).unwrap(), None);
 }

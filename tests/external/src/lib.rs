@@ -1,5 +1,5 @@
-//! What a program of someone else does with Fathom: it finds the sinks of a model's traces, and has
-//! a model write. It knows `fathom-lm` and no other crate of it, and builds no command line.
+//! A third-party program that uses Fathom: it finds the sinks of a model's traces, and generates
+//! text. It depends only on `fathom-lm`, without the command line.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use fathom_lm::{
     Traces,
 };
 
-/// A sink as this program keeps it: trace, position, class, layers.
+/// A sink: trace, position, class, layers.
 pub type Found = (usize, usize, Class, Vec<usize>);
 
 /// The sinks of the traces in a file.
 ///
 /// # Errors
-/// A model or traces that cannot be used.
+/// The model or the traces cannot be loaded, or the scan fails.
 pub fn sinks(model: &Path, traces: &Path) -> Result<Vec<Found>> {
     let model = Model::load(model.display().to_string())?;
     let traces = Traces::read(traces, &model)?;
@@ -28,11 +28,10 @@ pub fn sinks(model: &Path, traces: &Path) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-/// What a model writes after a prompt, greedily, with a draft or without: the text and its token
-/// ids.
+/// The greedy continuation of a prompt, with or without a draft: the text and its token ids.
 ///
 /// # Errors
-/// Models or a prompt that cannot be used.
+/// A model cannot be loaded, or generation fails.
 pub fn write(target: &Path, draft: Option<&Path>, prompt: &str) -> Result<(String, Vec<u32>)> {
     let model = |dir: &Path| ModelOptions::new(dir.display().to_string());
     let pair = Pair::open(model(target), draft.map(model))?;

@@ -1,4 +1,4 @@
-//! The program of someone else gives the right answers.
+//! Checks the results of the third-party program.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use external_user::{Found, sinks, write};
 use fathom_lm::{Model, demo};
 
-/// An empty directory of a test's own.
+/// An empty directory for one test.
 fn empty(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("external-{name}"));
     let _ = fs::remove_dir_all(&dir);
@@ -32,10 +32,9 @@ fn it_finds_the_planted_sinks_and_no_others() {
     assert_eq!(sinks(&dir, &dir.join("traces.jsonl")).unwrap(), planted);
 }
 
-/// The text is the most likely token at every position, as a plain pass says: with a draft and
-/// without.
+/// With and without a draft, each token is the argmax of a plain forward pass of the target.
 #[test]
-fn it_writes_what_the_target_says_token_for_token() {
+fn it_generates_the_targets_greedy_tokens() {
     let models = demo::trained_pair(&empty("pair")).unwrap();
     let prompt = "Q: Mia has 3 boxes with 12 pencils each. How many pencils are there?";
     let (text, tokens) = write(&models.target, Some(&models.draft), prompt).unwrap();
@@ -46,14 +45,14 @@ fn it_writes_what_the_target_says_token_for_token() {
     let prompt_len = ids.len();
     ids.extend(&tokens);
     let best = model.run(&ids, None).unwrap().argmax();
-    let said: Vec<u32> =
+    let greedy: Vec<u32> =
         best[prompt_len - 1..ids.len() - 1].iter().map(|id| u32::try_from(*id).unwrap()).collect();
-    assert_eq!(said, tokens);
+    assert_eq!(greedy, tokens);
     assert!(!tokens.is_empty() && model.decode(&tokens).unwrap().starts_with(&text), "{text}");
 }
 
 #[test]
-fn what_it_cannot_use_is_told_in_a_sentence() {
+fn missing_files_are_reported() {
     let dir = empty("nothing");
     let error = sinks(&dir, &dir.join("traces.jsonl")).unwrap_err().to_string();
     assert!(error.contains("config.json"), "{error}");

@@ -1,4 +1,4 @@
-//! The trait, with every object a name.
+//! The [`Backend`] trait, implemented with handles of objects in the device's memory.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ use crate::memory::{
 };
 use crate::pass::Pass;
 
-/// What several rows do to the first of them on a flawed device.
+/// The error that a flawed device adds to row 0 of a product of several rows.
 const FLAW: RowEdit<'static> = RowEdit { row: 0, columns: None, change: RowChange::Scale(1.001) };
 
 impl Backend for Foreign {
@@ -39,13 +39,13 @@ impl Backend for Foreign {
         self.precision
     }
 
-    /// Not the CPU's.
+    /// Deliberately different from the CPU's.
     fn kv_page(&self) -> usize {
         48
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.ask(|_| Ok(()))
+        self.read(|_| Ok(()))
     }
 
     fn mark(&self) -> Result<ForeignMark> {
@@ -61,7 +61,7 @@ impl Backend for Foreign {
     fn seconds_between(&self, from: &ForeignMark, to: &ForeignMark) -> Result<f64> {
         self.synchronize()?;
         let moment = |mark: &ForeignMark| {
-            let lost = || BackendError::Lost("a moment never came".to_owned());
+            let lost = || BackendError::Lost("a mark was never reached".to_owned());
             mark.0.get().copied().ok_or_else(lost)
         };
         Ok(moment(to)?.duration_since(moment(from)?).as_secs_f64())
@@ -76,7 +76,7 @@ impl Backend for Foreign {
         (x.rows, x.columns) = (rows, columns);
         self.write(x, move |device, x| {
             device.cpu.resize(x, rows, columns)?;
-            // Its contents are unspecified: those who read them notice.
+            // The contents are unspecified. NaN exposes code that reads them.
             device.cpu.write_rows(x, 0, &vec![f32::NAN; rows * columns])
         })
     }
@@ -92,7 +92,7 @@ impl Backend for Foreign {
         scratch: &'a mut Vec<f32>,
     ) -> Result<&'a [f32]> {
         let x = x.object.id;
-        *scratch = self.ask(move |device| {
+        *scratch = self.read(move |device| {
             let mut none = Vec::new();
             Ok(device.cpu.host_rows(device.get(x)?, rows, &mut none)?.to_vec())
         })?;
@@ -116,7 +116,7 @@ impl Backend for Foreign {
             cpu.linear_from(weight, bias.as_deref())
         })?;
         let id = object.id;
-        let bytes = self.ask(move |device| Ok(device.get::<Linear>(id)?.bytes()))?;
+        let bytes = self.read(move |device| Ok(device.get::<Linear>(id)?.bytes()))?;
         Ok(ForeignLinear { object, bytes })
     }
 
@@ -222,7 +222,7 @@ impl Backend for Foreign {
         limit: usize,
     ) -> Result<Vec<u32>> {
         let (w, x) = (w.object.id, x.0.id);
-        self.ask(move |device| device.cpu.linear_argmax(device.get(w)?, device.get(x)?, limit))
+        self.read(move |device| device.cpu.linear_argmax(device.get(w)?, device.get(x)?, limit))
     }
 
     fn silu(&self, x: &ForeignRows, out: &mut ForeignRows) -> Result<()> {
@@ -248,7 +248,7 @@ impl Backend for Foreign {
 
     fn argmax(&self, x: &ForeignRows, limit: usize) -> Result<Vec<u32>> {
         let x = x.object.id;
-        self.ask(move |device| device.cpu.argmax(device.get(x)?, limit))
+        self.read(move |device| device.cpu.argmax(device.get(x)?, limit))
     }
 
     fn new_kv(&self, shape: KvShape) -> ForeignKv {
@@ -261,8 +261,8 @@ impl Backend for Foreign {
 
     fn kv_bytes(&self, kv: &ForeignKv) -> usize {
         let id = kv.object.id;
-        let bytes = self.ask(move |device| Ok(device.cpu.kv_bytes(device.get::<Kv>(id)?)));
-        bytes.unwrap_or(0) // it is gone
+        let bytes = self.read(move |device| Ok(device.cpu.kv_bytes(device.get::<Kv>(id)?)));
+        bytes.unwrap_or(0) // the device is lost
     }
 
     fn truncate_kv(&self, kv: &mut ForeignKv, len: usize) {
@@ -362,7 +362,9 @@ impl Backend for Foreign {
 
     fn column_sums(&self, sums: &ForeignSums, layer: usize, tokens: usize) -> Result<Vec<f64>> {
         let id = sums.object.id;
-        self.ask(move |device| device.cpu.column_sums(device.get::<ColumnSums>(id)?, layer, tokens))
+        self.read(move |device| {
+            device.cpu.column_sums(device.get::<ColumnSums>(id)?, layer, tokens)
+        })
     }
 
     fn attention_weights(
@@ -374,7 +376,7 @@ impl Backend for Foreign {
         span: usize,
     ) -> Result<Vec<f32>> {
         let (attention, q, lse, pass) = (*attention, q.object.id, lse.object.id, pass.rows());
-        self.ask(move |device| {
+        self.read(move |device| {
             pass.with(device, |device, pass| {
                 let (q, lse) = (device.get(q)?, device.get(lse)?);
                 device.cpu.attention_weights(&attention, q, lse, &pass, span)

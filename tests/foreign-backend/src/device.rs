@@ -1,4 +1,4 @@
-//! The thread that is the device.
+//! The device, which runs on a separate thread.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -9,24 +9,24 @@ use fathom_kernels::Cpu;
 
 type Work = Box<dyn FnOnce(&mut Device) -> Result<()> + Send>;
 
-/// What is sent to the device.
+/// A command to the device.
 pub enum Command {
-    /// An operation, done when somebody waits.
+    /// An operation, which may be deferred.
     Work(Work),
-    /// An object is no longer needed.
+    /// Frees an object.
     Free(u64),
-    /// Somebody waits.
-    Answer(Box<dyn FnOnce(&mut Device) + Send>),
+    /// Reads a result for a caller that waits, so all earlier commands are executed first.
+    Read(Box<dyn FnOnce(&mut Device) + Send>),
 }
 
-/// Commands that are put off at most.
+/// Maximum number of deferred commands.
 const QUEUE: usize = 500;
 
-/// The device's memory, and what it computes with.
+/// The device's memory, and the CPU backend it computes with.
 pub struct Device {
     pub cpu: Cpu,
     memory: HashMap<u64, Box<dyn Any + Send>>,
-    /// Why nothing is done any more.
+    /// The error of the first operation that failed. All later operations are skipped.
     pub failed: Option<BackendError>,
 }
 
@@ -35,38 +35,38 @@ impl Device {
         Device { cpu, memory: HashMap::new(), failed: None }
     }
 
-    /// Does as little as possible as late as possible.
+    /// Executes commands as late as possible, until the host drops its handle.
     pub fn run(mut self, commands: Receiver<Command>) {
-        let mut late: Vec<Command> = Vec::new();
+        let mut deferred: Vec<Command> = Vec::new();
         for command in commands {
-            let waits = matches!(command, Command::Answer(_));
-            late.push(command);
-            if waits || late.len() >= QUEUE {
-                late.drain(..).for_each(|command| self.obey(command));
+            let waits = matches!(command, Command::Read(_));
+            deferred.push(command);
+            if waits || deferred.len() >= QUEUE {
+                deferred.drain(..).for_each(|command| self.execute(command));
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn execute(&mut self, command: Command) {
         match command {
             Command::Work(work) if self.failed.is_none() => {
                 if let Err(error) = work(self) {
                     self.failed = Some(error);
-                    self.memory.clear(); // what was there is lost
+                    self.memory.clear();
                 }
             }
             Command::Work(_) => {}
             Command::Free(id) => drop(self.memory.remove(&id)),
-            Command::Answer(answer) => answer(self),
+            Command::Read(read) => read(self),
         }
     }
 
-    /// An object, to be looked at.
+    /// A shared reference to an object.
     pub fn get<T: 'static>(&self, id: u64) -> Result<&T> {
         self.memory.get(&id).and_then(|object| object.downcast_ref()).ok_or_else(|| absent(id))
     }
 
-    /// Takes an object out, to be changed and [`Device::put`] back.
+    /// Removes an object from memory, to be changed and [`Device::put`] back.
     pub fn take<T: 'static>(&mut self, id: u64) -> Result<Box<T>> {
         let object = self.memory.remove(&id).ok_or_else(|| absent(id))?;
         object.downcast().map_err(|_| absent(id))
@@ -77,7 +77,7 @@ impl Device {
     }
 }
 
-/// An object nobody wrote: what uses it forgot to.
+/// The error for an object that does not exist, or has another type: a bug of the caller.
 fn absent(id: u64) -> BackendError {
-    BackendError::Lost(format!("object {id} was used before it was written, or as another kind"))
+    BackendError::Lost(format!("object {id} was used before it was written, or with another type"))
 }

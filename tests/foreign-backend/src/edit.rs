@@ -1,8 +1,8 @@
-//! Edits of rows on their way to the device.
+//! Owned copies of row edits, which can be sent to the device's thread.
 
 use fathom_backend::{RowChange, RowEdit};
 
-/// A [`RowEdit`] on its way.
+/// An owned [`RowEdit`].
 pub struct OwnedEdit {
     row: usize,
     columns: Option<Vec<usize>>,

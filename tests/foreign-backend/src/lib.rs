@@ -1,14 +1,14 @@
 //! A [`Backend`](fathom_backend::Backend) for tests, deliberately unlike a CPU.
 //!
-//! - **Its memory is not the host's.** Matrices, caches and weights are numbers that name objects
-//!   on another thread. The host can copy rows out of it and into it, and nothing else.
-//! - **It is lazy.** Calls are queued, and nothing is done until somebody waits for a result or the
-//!   queue is full.
-//! - **It fails when it is told to**, at any operation: it is out of memory once, or lost for good,
-//!   and like a real device it may tell of that only later.
+//! - **Its memory is not the host's.** Matrices, caches and weights are ids of objects on another
+//!   thread. The host can copy rows to and from it, but has no other access.
+//! - **It is lazy.** Calls are queued, and nothing is executed until a caller waits for a result or
+//!   the queue is full.
+//! - **It fails on demand**, at any operation. It can be out of memory once or lost permanently, and
+//!   like a real device it may report a loss only later.
 //!
-//! What it computes it computes with a CPU, so its results have that CPU's bits: whatever comes out
-//! differently assumed something of the host.
+//! It computes with a [`Cpu`] backend, so its results must have the same bits. Code whose results
+//! differ has made an assumption about the host.
 
 mod backend;
 mod device;
@@ -30,18 +30,18 @@ pub use pass::Pass;
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There is no room for it, said at once; the next operation is done.
+    /// The operation fails at once for lack of memory; later operations succeed.
     OutOfMemory,
-    /// The device is lost when the operation's turn comes; whoever waits next is told.
+    /// The device is lost when it executes the operation; the next call that waits gets the error.
     Lost,
 }
 
-/// The device, as the host sees it.
+/// The host's handle of the device.
 pub struct Foreign {
     queue: Queue,
     operations: AtomicU64,
     fails: Option<(u64, Failure)>,
-    /// Whether its products depend on how many rows there are.
+    /// Whether the results of matrix products depend on the number of rows.
     flawed: bool,
     name: String,
     precision: fathom_backend::Precision,
@@ -54,12 +54,12 @@ impl Foreign {
         Foreign::start(cpu, None, false)
     }
 
-    /// A device whose operation number `at`, counted from 0 through its life, fails.
+    /// A device whose operation number `at`, counted from 0, fails.
     pub fn failing(cpu: Cpu, at: u64, failure: Failure) -> Foreign {
         Foreign::start(cpu, Some((at, failure)), false)
     }
 
-    /// A device that breaks the law of row invariance: what a test of the law must find.
+    /// A device that violates row invariance, which the conformance check must detect.
     pub fn flawed(cpu: Cpu) -> Foreign {
         Foreign::start(cpu, None, true)
     }
@@ -71,11 +71,11 @@ impl Foreign {
         let run = move || Device::new(cpu).run(commands);
         let thread = std::thread::Builder::new().name("foreign-device".to_owned()).spawn(run);
         let queue = Queue { sender: Arc::new(Mutex::new(Some(sender))), next: Arc::default() };
-        let thread = thread.ok(); // without it, every wait finds the device lost
+        let thread = thread.ok(); // without a thread, every call that waits finds the device lost
         Foreign { queue, operations: AtomicU64::new(0), fails, flawed, name, precision, thread }
     }
 
-    /// Operations asked for so far.
+    /// Number of operations launched so far.
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
     }
@@ -100,22 +100,22 @@ impl Foreign {
         }
     }
 
-    /// Waits for everything queued, then for an answer.
-    fn ask<T: Send + 'static>(
+    /// Waits until everything queued is executed, then reads a result.
+    fn read<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut Device) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&mut Device) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (reply, answer) = channel();
-        self.launch(|_| Ok(()))?; // a question can fail like any operation
-        self.queue.send(Command::Answer(Box::new(move |device: &mut Device| {
-            let answer = match &device.failed {
+        let (reply, result) = channel();
+        self.launch(|_| Ok(()))?; // reads count as operations, so that they can fail too
+        self.queue.send(Command::Read(Box::new(move |device: &mut Device| {
+            let result = match &device.failed {
                 Some(error) => Err(error.clone()),
-                None => question(device),
+                None => read(device),
             };
-            // Fails only where nobody waits any more.
-            drop(reply.send(answer));
+            // Fails only if the caller no longer waits.
+            drop(reply.send(result));
         })));
-        answer.recv().unwrap_or_else(|_| Err(BackendError::Lost("its thread ended".to_owned())))
+        result.recv().unwrap_or_else(|_| Err(BackendError::Lost("its thread ended".to_owned())))
     }
 }
 
@@ -123,16 +123,16 @@ impl Drop for Foreign {
     fn drop(&mut self) {
         self.queue.close();
         if let Some(thread) = self.thread.take() {
-            // Nothing is left to tell of a panic.
+            // A panic of the device's thread is ignored here.
             drop(thread.join());
         }
     }
 }
 
-/// The way to the device, and the names of its objects.
+/// The queue of commands to the device, and the ids of its objects.
 #[derive(Clone)]
 struct Queue {
-    /// `None` once the device is gone.
+    /// `None` once the device has been dropped.
     sender: Arc<Mutex<Option<Sender<Command>>>>,
     next: Arc<AtomicU64>,
 }
@@ -141,7 +141,7 @@ impl Queue {
     fn send(&self, command: Command) {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = &*sender {
-            // Fails only where the thread has ended; whoever waits is told.
+            // Fails only if the thread has ended; the next read reports that.
             drop(sender.send(command));
         }
     }
@@ -150,13 +150,13 @@ impl Queue {
         self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    /// A name for a new object.
+    /// A new object id.
     fn object(&self) -> Object {
         Object { id: self.next.fetch_add(1, Ordering::Relaxed), queue: self.clone() }
     }
 }
 
-/// An object in the device's memory, which goes when this does.
+/// The handle of an object in the device's memory, which is freed when the handle is dropped.
 struct Object {
     id: u64,
     queue: Queue,

@@ -1,4 +1,4 @@
-//! Names of objects in the device's memory, and how they are made and changed.
+//! Handles of objects in the device's memory, and operations that create or change them.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -16,7 +16,7 @@ pub struct ForeignRows {
     pub(crate) columns: usize,
 }
 
-/// A matrix as products take it.
+/// A matrix in the format of an operand of matrix products.
 pub struct ForeignOperand(pub(crate) Object);
 
 /// A weight matrix.
@@ -28,7 +28,7 @@ pub struct ForeignLinear {
 /// A vector.
 pub struct ForeignVector(pub(crate) Object);
 
-/// Keys and values.
+/// A KV cache.
 pub struct ForeignKv {
     pub(crate) object: Object,
     pub(crate) len: usize,
@@ -39,11 +39,11 @@ pub struct ForeignSums {
     pub(crate) object: Object,
 }
 
-/// A moment, known once the device has come to it.
+/// A point in time, set when the device reaches it.
 pub struct ForeignMark(pub(crate) Arc<OnceLock<Instant>>);
 
 impl Foreign {
-    /// Changes one object with the help of others.
+    /// Launches an operation that changes the object `out` and may read others.
     pub(crate) fn change<T: Send + 'static>(
         &self,
         out: &Object,
@@ -58,7 +58,7 @@ impl Foreign {
         })
     }
 
-    /// As [`Foreign::change`] of a matrix.
+    /// [`Foreign::change`] for a matrix.
     pub(crate) fn write(
         &self,
         out: &ForeignRows,
@@ -67,6 +67,7 @@ impl Foreign {
         self.change(&out.object, work)
     }
 
+    /// Launches an operation that creates an object.
     pub(crate) fn make<T: Send + 'static>(
         &self,
         make: impl FnOnce(&Cpu) -> Result<T> + Send + 'static,
@@ -81,7 +82,8 @@ impl Foreign {
         Ok(object)
     }
 
-    /// Makes what takes no memory: that cannot fail.
+    /// Creates an object that takes no device memory. This cannot fail, so it is not counted as an
+    /// operation.
     pub(crate) fn make_empty<T: Send + 'static>(
         &self,
         make: impl FnOnce(&Cpu) -> T + Send + 'static,

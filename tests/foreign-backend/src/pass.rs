@@ -1,4 +1,4 @@
-//! The rows of a pass, as the host knows them.
+//! A pass, as the host describes it to the device.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,16 +11,17 @@ use crate::memory::{ForeignKv, ForeignSums};
 
 type CpuPass<'a> = <Cpu as Backend>::Pass<'a>;
 
-/// Whose rows a pass is over.
+/// A forward pass over the rows of several sequences.
 pub struct Pass<'a> {
     caches: Vec<&'a mut ForeignKv>,
+    /// Number of rows of each span before [`Pass::narrow`], all of which are appended to its cache.
     appended: Vec<usize>,
-    rows: Rows,
+    rows: PassRows,
 }
 
-/// What the device is told of a pass with every operation.
+/// The description of a pass that is sent to the device with every operation.
 #[derive(Clone)]
-pub(crate) struct Rows {
+pub(crate) struct PassRows {
     spans: Vec<SpanRows>,
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
@@ -43,7 +44,7 @@ impl<'a> Pass<'a> {
         let mut pass = Pass {
             caches: Vec::new(),
             appended: spans.iter().map(|span| span.rows.len()).collect(),
-            rows: Rows {
+            rows: PassRows {
                 spans: Vec::new(),
                 cos: rotary.cos.into(),
                 sin: rotary.sin.into(),
@@ -59,7 +60,7 @@ impl<'a> Pass<'a> {
         pass
     }
 
-    pub(crate) fn rows(&self) -> Rows {
+    pub(crate) fn rows(&self) -> PassRows {
         self.rows.clone()
     }
 
@@ -72,8 +73,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// What was appended counts; the rows it was.
-    pub(crate) fn end(self) -> Rows {
+    /// Adds the appended rows to the lengths of the caches. The result describes the pass with all
+    /// its rows, including those that [`Pass::narrow`] removed.
+    pub(crate) fn end(self) -> PassRows {
         let mut rows = self.rows;
         let mut first = 0;
         let spans = rows.spans.iter_mut().zip(self.caches).zip(self.appended);
@@ -86,8 +88,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl Rows {
-    /// Runs `work` on the device with the pass its CPU understands.
+impl PassRows {
+    /// Runs `work` on the device with the pass of its CPU backend.
     pub fn with<T>(
         self,
         device: &mut Device,

@@ -1,7 +1,7 @@
-//! What a template may use up.
+//! Limits on the memory and work of a template.
 //!
-//! Counting instructions alone bounds nothing: a string that is appended to itself doubles with
-//! each of them. So everything a template builds or looks through is also paid for by its size.
+//! Counting instructions is not enough, because a string appended to itself doubles with each one.
+//! So each value that a template builds or reads is also charged by its size in bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,23 +9,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-/// Lists in lists in lists: JSON from HuggingFace tools nests a handful deep, a value that holds
-/// itself endlessly.
+/// Maximum nesting of lists and maps. Tool definitions nest a few levels; a value that contains
+/// itself nests without end.
 const MAX_DEPTH: usize = 64;
 
-/// What one element of a list or map costs beside what it holds: about its size in memory.
+/// Charge for an element of a list or map in addition to its content: about its size in memory, in
+/// bytes.
 pub(super) const ELEMENT: u64 = 32;
 
-/// Bytes a template may still build or look through, shared by everything it can call.
+/// The number of bytes that a template may still build or read. Clones share the counter.
 #[derive(Clone)]
 pub(super) struct Budget(Arc<AtomicU64>);
 
-/// Why a template was stopped, kept apart from what Jinja itself complains about.
+/// Why we stopped a template, as opposed to Jinja's own errors.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Stop {
     #[error("{0}")]
     Refused(String),
-    #[error("builds or looks through more text than the conversation justifies")]
+    #[error("builds or reads more text than the conversation justifies")]
     TooMuchText,
     #[error("builds values nested more than {MAX_DEPTH} deep")]
     TooDeep,
@@ -42,7 +43,7 @@ impl Budget {
         Budget(Arc::new(AtomicU64::new(bytes)))
     }
 
-    /// Pays for `bytes` that are about to be built or looked through.
+    /// Charges `bytes` that are about to be built or read.
     pub(super) fn take(&self, bytes: u64) -> Result<(), Error> {
         let pay = |left: u64| left.checked_sub(bytes);
         match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay) {
@@ -51,12 +52,12 @@ impl Budget {
         }
     }
 
-    /// What has been paid since there were `bytes`.
-    pub(super) fn used(&self, bytes: u64) -> u64 {
-        bytes - self.0.load(Ordering::Relaxed)
+    /// The bytes charged so far, given the `initial` budget.
+    pub(super) fn used(&self, initial: u64) -> u64 {
+        initial - self.0.load(Ordering::Relaxed)
     }
 
-    /// Pays for a value with all that is in it.
+    /// Charges a value including everything nested in it.
     pub(super) fn charge(&self, value: &Value) -> Result<(), Error> {
         self.charge_nested(value, 0)
     }
@@ -82,7 +83,7 @@ impl Budget {
     }
 }
 
-/// Text under construction, paid for as it grows.
+/// Text under construction, charged as it grows.
 pub(super) struct Text<'a> {
     text: String,
     budget: &'a Budget,

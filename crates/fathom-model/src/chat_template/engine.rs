@@ -1,4 +1,4 @@
-//! Runs one template inside its bounds.
+//! Runs a template within its limits.
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -17,19 +17,20 @@ use super::environment::environment;
 use super::instrument;
 use crate::brief::brief;
 
-/// The longest published template is below 30 KB.
+/// Maximum length of a template; the longest published one is below 30 KB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
-/// Tokens of one `{{ … }}` or `{% … %}`, and `elif`s of one template: both nest in the syntax tree.
+/// Maximum number of tokens in one `{{ … }}` or `{% … %}`, and of `elif`s in a template. Both can
+/// nest that deep in the syntax tree.
 const MAX_NESTING_TOKENS: usize = 2000;
-/// Steps a template may take whatever the conversation; real ones take some hundred per message.
+/// Instruction limit of a rendering; published templates take a few hundred per message.
 const BASE_STEPS: u64 = 1_000_000;
 const STEPS_PER_MESSAGE: u64 = 10_000;
-/// Bytes a template may build or look through; real ones go through a conversation a few times.
+/// Limit on the bytes built or read; published templates read a conversation a few times.
 const BASE_BYTES: u64 = 32 << 20;
 const BYTES_PER_INPUT_BYTE: u64 = 256;
-/// Macros calling macros, blocks in blocks: four levels for a macro, one for a block.
+/// Maximum recursion of the engine: a macro call counts four levels, a block one.
 const MAX_RECURSION: usize = 240;
-/// Room for all the recursion allowed above, whatever thread rendering was asked on.
+/// Stack size of the rendering thread, enough for the nesting and recursion allowed above.
 const STACK_BYTES: usize = 64 << 20;
 
 const WHITESPACE: WhitespaceConfig =
@@ -41,14 +42,14 @@ pub(super) fn run(
     variables: &Map<String, serde_json::Value>,
     date: jiff::civil::Date,
 ) -> Result<String, String> {
-    // The stack of the calling thread may be small and a template nests as deeply as it may.
+    // The calling thread's stack may be too small for a deeply nested template.
     thread::scope(|scope| {
         let render = || render(source, variables, date).map_err(describe);
         match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, render) {
             Ok(thread) => thread.join().unwrap_or_else(|_| Err("cannot be rendered".to_owned())),
             Err(error) => Err(format!(
-                "cannot be rendered, for no thread can be started: {error}; is the limit on processes \
-                 reached?"
+                "cannot be rendered because no thread can be started: {error}; is the limit on \
+                 processes reached?"
             )),
         }
     })
@@ -63,7 +64,7 @@ fn render(
         let problem = format!("is larger than {} KiB", MAX_SOURCE_BYTES >> 10);
         return Err(Error::new(ErrorKind::SyntaxError, problem));
     }
-    // Jinja2 reads every kind of line end as `\n`, in text and in literals.
+    // Jinja2 converts all line endings to `\n`, in text and in literals.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let source = without_generation_tags(&source);
     check_tokens(&source)?;
@@ -95,8 +96,8 @@ fn render(
     Ok(text)
 }
 
-/// `{% generation %}` marks what the assistant says, for training. Rendering needs it gone, with
-/// what its tags do to the white space around them.
+/// Replaces the tags of `{% generation %}` blocks, which mark the assistant's text for training, by
+/// those of an `if true`. They cannot just be removed, because tags also strip white space.
 fn without_generation_tags(source: &str) -> Cow<'_, str> {
     let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
         return Cow::Borrowed(source);
@@ -107,8 +108,8 @@ fn without_generation_tags(source: &str) -> Cow<'_, str> {
     })
 }
 
-/// Refuses what would nest too deeply (long expressions are deep trees, and so are chains of
-/// `elif`), and statements about other templates.
+/// Rejects long expressions and long chains of `elif`, whose syntax trees would be too deep, and
+/// statements that refer to other templates.
 fn check_tokens(source: &str) -> Result<(), Error> {
     let (mut tokens, mut elifs) = (0, 0);
     let mut tag_begins = false;
@@ -120,7 +121,7 @@ fn check_tokens(source: &str) -> Result<(), Error> {
             Token::Ident(name @ ("block" | "extends" | "from" | "import" | "include"))
                 if tag_begins =>
             {
-                let problem = format!("uses `{name}`, but there are no other templates");
+                let problem = format!("uses `{name}`, but there are no other templates to load");
                 return Err(Error::new(ErrorKind::SyntaxError, problem));
             }
             _ => {}
@@ -128,14 +129,14 @@ fn check_tokens(source: &str) -> Result<(), Error> {
         tag_begins = matches!(token, Token::BlockStart);
         tokens += 1;
         if tokens > MAX_NESTING_TOKENS || elifs > MAX_NESTING_TOKENS {
-            let problem = format!("has too long an expression in line {}", span.start_line);
+            let problem = format!("has an expression that is too long in line {}", span.start_line);
             return Err(Error::new(ErrorKind::SyntaxError, problem));
         }
     }
     Ok(())
 }
 
-/// A Jinja error as the rest of a sentence.
+/// A Jinja error, worded to complete the sentence "the chat template …".
 fn describe(error: Error) -> String {
     let place = error.line().map_or(String::new(), |line| format!(" (line {line})"));
     let mut source = error.source();
@@ -150,7 +151,7 @@ fn describe(error: Error) -> String {
     }
     let detail = error.detail().map_or_else(|| error.kind().to_string(), brief);
     match error.kind() {
-        ErrorKind::OutOfFuel => format!("takes too many steps: a loop without end?{place}"),
+        ErrorKind::OutOfFuel => format!("takes too many steps: an endless loop?{place}"),
         ErrorKind::SyntaxError => format!("is not valid: {detail}{place}"),
         _ => format!("fails: {detail}{place}"),
     }

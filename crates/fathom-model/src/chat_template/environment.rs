@@ -1,5 +1,5 @@
-//! Everything a template can call: Jinja's own filters, tests and functions as Python has them, and
-//! what HuggingFace adds. What is not listed here does not exist for a template.
+//! All filters, tests, functions and methods that a template can call: those of Python's Jinja2 and
+//! those that HuggingFace adds. A template cannot call anything else.
 
 use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value, filters, tests};
@@ -9,10 +9,10 @@ use super::budget::{Budget, ELEMENT, Stop};
 use super::instrument::{CHARGE, CONCAT, CYCLE, ITERATE, MULTIPLY, ORDER};
 use super::python::{JsonStyle, json, str_of};
 
-/// Jinja's sandbox has the same limit.
+/// Maximum length of a range, as in Jinja2's sandbox (`MAX_RANGE`).
 const MAX_RANGE: i128 = 100_000;
 
-/// The environment of one rendering.
+/// The Jinja environment of one rendering, which charges `budget`.
 pub(super) fn environment(budget: &Budget, date: jiff::civil::Date) -> Environment<'static> {
     let mut env = Environment::empty();
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
@@ -30,7 +30,7 @@ pub(super) fn environment(budget: &Budget, date: jiff::civil::Date) -> Environme
     env
 }
 
-/// Jinja's filters and tests whose result is never much larger than what goes in.
+/// Adds Jinja's filters and tests whose result is never much larger than their input.
 fn add_jinja(env: &mut Environment) {
     env.add_filter("abs", filters::abs);
     env.add_filter("attr", filters::attr);
@@ -68,7 +68,7 @@ fn add_jinja(env: &mut Environment) {
     env.add_test("boolean", tests::is_boolean);
     env.add_test("defined", tests::is_defined);
     env.add_test("divisibleby", |value: &Value, by: &Value| {
-        // The library's own divides by zero.
+        // `tests::is_divisibleby` itself panics on zero.
         let zero = f64::try_from(by.clone()).is_ok_and(|by| by == 0.0);
         if zero { Err(invalid("division by zero")) } else { Ok(tests::is_divisibleby(value, by)) }
     });
@@ -116,7 +116,8 @@ fn add_jinja(env: &mut Environment) {
     env.add_function("namespace", minijinja::functions::namespace);
 }
 
-/// What can make much out of little: written here, so that it is paid for before it is built.
+/// Adds the filters and functions whose result can be much larger than their input. These
+/// implementations charge the budget before they build the result.
 fn add_bounded(env: &mut Environment, budget: &Budget) {
     let b = budget.clone();
     env.add_filter(CHARGE, move |value: Value| b.charge(&value).map(|()| value));
@@ -136,17 +137,17 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
     });
     let b = budget.clone();
     env.add_function(MULTIPLY, move |left: &Value, right: &Value| multiply(left, right, &b));
-    env.add_function(CYCLE, |looped: &Value, items: Rest<Value>| {
-        let turn = usize::try_from(looped.get_attr("index0")?)?;
-        let turn = turn.checked_rem(items.len()).and_then(|turn| items.get(turn).cloned());
-        turn.ok_or_else(|| invalid("cycle needs something to go through"))
+    env.add_function(CYCLE, |loop_: &Value, items: Rest<Value>| {
+        let index = usize::try_from(loop_.get_attr("index0")?)?;
+        let item = index.checked_rem(items.len()).and_then(|index| items.get(index).cloned());
+        item.ok_or_else(|| invalid("cycle needs at least one argument"))
     });
     env.add_function("range", |args: Rest<i64>| range(&args));
     let b = budget.clone();
     env.add_filter("string", move |value: &Value| str_of(value, &b));
     let b = budget.clone();
     env.add_filter("list", move |state: &State, value: Value| {
-        pay_for_pieces(&value, &b)?;
+        charge_split(&value, &b)?;
         filters::list(state, value)
     });
     let b = budget.clone();
@@ -175,7 +176,7 @@ fn add_bounded(env: &mut Environment, budget: &Budget) {
     });
 }
 
-/// What HuggingFace puts into the environment of a chat template.
+/// Adds what HuggingFace adds to Jinja's environment.
 fn add_hugging_face(env: &mut Environment, budget: &Budget, date: jiff::civil::Date) {
     let b = budget.clone();
     env.add_filter("tojson", move |value: &Value, ensure_ascii: Option<Value>, kwargs: Kwargs| {
@@ -187,7 +188,7 @@ fn add_hugging_face(env: &mut Environment, budget: &Budget, date: jiff::civil::D
         kwargs.assert_all_used()?;
         let indent = indent.filter(|indent| !indent.is_none());
         let indent = indent.map(|indent| spaces(&indent, &b)).transpose()?;
-        // Python leaves no space at the end of a line.
+        // Like `json.dumps`: with an indent, lines do not end in a space.
         let default = if indent.is_some() { [",", ": "] } else { [", ", ": "] };
         let [item_separator, key_separator] = match separators.as_deref() {
             None => default.map(str::to_owned),
@@ -213,7 +214,7 @@ fn add_hugging_face(env: &mut Environment, budget: &Budget, date: jiff::civil::D
     });
 }
 
-/// Python's methods of strings and dicts.
+/// Calls a method of Python's strings, lists or dicts.
 fn method(
     budget: &Budget,
     state: &State,
@@ -237,7 +238,7 @@ fn method(
             let (what,): (&str,) = from_args(args)?;
             Ok(Value::from(text.matches(what).count()))
         }
-        // Positions count characters.
+        // Python counts positions in characters, not bytes.
         "find" | "rfind" => {
             let (what,): (&str,) = from_args(args)?;
             let byte = if name == "find" { text.find(what) } else { text.rfind(what) };
@@ -246,21 +247,21 @@ fn method(
             Ok(position.map_or(Value::from(-1), Value::from))
         }
         "split" | "splitlines" => {
-            pay_for_pieces(value, budget)?;
+            charge_split(value, budget)?;
             pycompat::unknown_method_callback(state, value, name, args)
         }
-        // Its widths could ask for any amount of padding, and no chat template was found to use it.
+        // Its widths could request any amount of padding, and no known chat template uses it.
         "format" => Err(Error::new(ErrorKind::UnknownMethod, "string has no method named format")),
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }
 }
 
-/// What Python's `iter` takes, and undefined, which Jinja takes for nothing.
+/// Whether Python's `iter` accepts the value. Jinja also iterates over undefined, as an empty list.
 fn is_iterable(value: &Value) -> bool {
     !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
-/// `left * right`: numbers, or a string or list repeated.
+/// `left * right`: a product of numbers, or a string or list repeated.
 fn multiply(left: &Value, right: &Value, budget: &Budget) -> Result<Value, Error> {
     let repeatable = |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Iterable)
@@ -271,7 +272,7 @@ fn multiply(left: &Value, right: &Value, budget: &Budget) -> Result<Value, Error
         _ => return multiply_numbers(left, right),
     };
     let times = i64::try_from(times.clone())
-        .map_err(|_| invalid("can only repeat a whole number of times"))?;
+        .map_err(|_| invalid("a string or list can only be repeated a whole number of times"))?;
     let times = usize::try_from(times).unwrap_or(0);
     if let Some(text) = value.as_str() {
         budget.take((text.len() as u64).saturating_mul(times as u64))?;
@@ -303,7 +304,7 @@ fn range(args: &[i64]) -> Result<Value, Error> {
         [stop] => (0, stop, 1),
         [start, stop] => (start, stop, 1),
         [start, stop, step] if step != 0 => (start, stop, step),
-        _ => return Err(invalid("range takes one to three whole numbers, and no step of 0")),
+        _ => return Err(invalid("range takes one to three whole numbers and a non-zero step")),
     };
     let (start, stop, step) = (i128::from(start), i128::from(stop), i128::from(step));
     let distance = if step > 0 { stop - start } else { start - stop };
@@ -320,7 +321,7 @@ fn join(
     attribute: Option<&str>,
     budget: &Budget,
 ) -> Result<String, Error> {
-    pay_for_pieces(values, budget)?;
+    charge_split(values, budget)?;
     let mut text = String::new();
     for (index, value) in values.try_iter()?.enumerate() {
         if index > 0 {
@@ -346,7 +347,8 @@ fn replace(
     Ok(text.replacen(old, new, limit))
 }
 
-/// Jinja's `indent`: every line but the first, and but empty ones.
+/// Jinja's `indent`: indents each line, the first one only if `first` and empty ones only if
+/// `blank`.
 fn indent(
     text: &str,
     with: &str,
@@ -364,7 +366,7 @@ fn indent(
     Ok(text.split('\n').enumerate().map(line).collect::<Vec<_>>().join("\n"))
 }
 
-/// An indentation given as a number of spaces or as the text itself.
+/// The indentation given as a number of spaces or as text.
 fn spaces(width: &Value, budget: &Budget) -> Result<String, Error> {
     if let Some(text) = width.as_str() {
         return Ok(text.to_owned());
@@ -376,8 +378,8 @@ fn spaces(width: &Value, budget: &Budget) -> Result<String, Error> {
     Ok(" ".repeat(width))
 }
 
-/// A string taken apart costs an element per character at worst.
-fn pay_for_pieces(value: &Value, budget: &Budget) -> Result<(), Error> {
+/// Charges for splitting a string: at worst one element per byte. Other values cost nothing.
+fn charge_split(value: &Value, budget: &Budget) -> Result<(), Error> {
     budget.take(value.as_str().map_or(0, |text| text.len() as u64 * ELEMENT))
 }
 

@@ -1,5 +1,5 @@
-//! Which of a checkpoint's files is its chat template: what `AutoTokenizer.from_pretrained` of
-//! transformers 5 takes, and a remark about each that is there and not taken.
+//! Finds the chat template among a checkpoint's files, like `AutoTokenizer.from_pretrained` of
+//! transformers 5, with a remark for each template that is not used.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,28 +15,28 @@ use crate::{Error, Remark, Result};
 const JINJA: &str = "chat_template.jinja";
 const ADDITIONAL: &str = "additional_chat_templates";
 const CONFIG: &str = "tokenizer_config.json";
-/// Read by processors of images and sound, not by tokenizers.
+/// Read by the processors of multimodal models, not by tokenizers.
 const PROCESSOR: &str = "chat_template.json";
 
-/// A template and the file it is in.
+/// The text of a template and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Source {
+pub(super) struct TemplateSource {
     pub(super) path: PathBuf,
     pub(super) text: String,
 }
 
-/// The templates of a checkpoint; at least one of the two is there.
+/// The templates of a checkpoint; at least one of `default` and `tool_use` is set.
 #[derive(Debug, Clone)]
-pub(super) struct Sources {
-    /// What is rendered unless tools are given.
-    pub(super) default: Option<Source>,
-    /// What is rendered where tools are given.
-    pub(super) tool_use: Option<Source>,
+pub(super) struct TemplateSources {
+    /// Rendered when no tools are given, or when there is no `tool_use`.
+    pub(super) default: Option<TemplateSource>,
+    /// Rendered when tools are given.
+    pub(super) tool_use: Option<TemplateSource>,
     pub(super) remarks: Vec<Remark>,
 }
 
 /// The templates of a directory.
-pub(super) fn find(dir: &Path) -> Result<Option<Sources>> {
+pub(super) fn find(dir: &Path) -> Result<Option<TemplateSources>> {
     let mut named = from_files(dir)?;
     let config = from_config(dir)?;
     let mut remarks = Vec::new();
@@ -59,11 +59,11 @@ pub(super) fn find(dir: &Path) -> Result<Option<Sources>> {
             != named.get("default").map(|source| &source.text)
     {
         let winner = if named.contains_key("default") { JINJA } else { ADDITIONAL };
-        let text = format!("`chat_template` is not read: {winner} is there and takes its place");
+        let text = format!("`chat_template` is not read: {winner} exists and takes precedence");
         remarks.push(Remark::file("chat-template-unread", &path, text));
     }
     let tool_use = named.remove("tool_use");
-    let sources = Sources { default: named.remove("default"), tool_use, remarks };
+    let sources = TemplateSources { default: named.remove("default"), tool_use, remarks };
     if sources.default.is_none() && sources.tool_use.is_none() {
         let names = named.into_keys().collect::<Vec<_>>().join("`, `");
         let problem = format!("holds templates called `{names}`, but none called `default`");
@@ -72,7 +72,7 @@ pub(super) fn find(dir: &Path) -> Result<Option<Sources>> {
     checked(dir, sources).map(Some)
 }
 
-/// What is to be said of templates that are there and that nothing reads.
+/// A remark about `chat_template.json`, if there is one.
 pub(super) fn unread(dir: &Path) -> Vec<Remark> {
     let path = dir.join(PROCESSOR);
     if !path.is_file() {
@@ -85,12 +85,12 @@ pub(super) fn unread(dir: &Path) -> Vec<Remark> {
     vec![Remark::file("chat-template-unread", &path, text)]
 }
 
-/// Refuses templates without text, and adds what else is to be said.
-fn checked(dir: &Path, mut sources: Sources) -> Result<Sources> {
+/// Rejects empty templates, and adds remarks about a byte order mark and `chat_template.json`.
+fn checked(dir: &Path, mut sources: TemplateSources) -> Result<TemplateSources> {
     for source in [&sources.default, &sources.tool_use].into_iter().flatten() {
         if source.text.trim().is_empty() {
-            let problem = "holds an empty chat template, which would write no prompt at all; remove it \
-                           to use prompts as bare text";
+            let problem = "holds an empty chat template, which would render an empty prompt; \
+                           remove it to use prompts as bare text";
             return Err(Error::file(&source.path, problem));
         }
         if source.text.starts_with('\u{feff}') {
@@ -103,19 +103,19 @@ fn checked(dir: &Path, mut sources: Sources) -> Result<Sources> {
         let default = sources.default.as_ref().map(|source| source.text.as_str());
         default.is_some() && object.get("chat_template").and_then(Value::as_str) == default
     };
-    // A file that is not read is no reason to refuse anything, whatever it holds.
+    // Errors in chat_template.json do not matter: it is not used.
     if !read_json_object(&dir.join(PROCESSOR)).ok().flatten().is_some_and(same) {
         sources.remarks.extend(unread(dir));
     }
     Ok(sources)
 }
 
-/// `chat_template.jinja` as `default`, and those of `additional_chat_templates` by their names.
-fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
+/// `chat_template.jinja` as `default`, and the files of `additional_chat_templates` by name.
+fn from_files(dir: &Path) -> Result<BTreeMap<String, TemplateSource>> {
     let mut named = BTreeMap::new();
     let path = dir.join(JINJA);
     if let Some(text) = read_text_with_mark(&path)? {
-        named.insert("default".to_owned(), Source { path, text });
+        named.insert("default".to_owned(), TemplateSource { path, text });
     }
     let folder = dir.join(ADDITIONAL);
     let entries = match fs::read_dir(&folder) {
@@ -133,7 +133,7 @@ fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
             continue;
         };
         if let Some(text) = read_text_with_mark(&path)? {
-            named.insert(name, Source { path, text });
+            named.insert(name, TemplateSource { path, text });
         }
     }
     Ok(named)
@@ -141,7 +141,7 @@ fn from_files(dir: &Path) -> Result<BTreeMap<String, Source>> {
 
 /// `chat_template` of `tokenizer_config.json`: a string, a list of `name` and `template`, or an
 /// object.
-fn from_config(dir: &Path) -> Result<Option<BTreeMap<String, Source>>> {
+fn from_config(dir: &Path) -> Result<Option<BTreeMap<String, TemplateSource>>> {
     let path = dir.join(CONFIG);
     let Some(object) = read_json_object(&path)? else { return Ok(None) };
     let wrong = |problem: &str| Error::field(&path, "chat_template", problem);
@@ -155,16 +155,18 @@ fn from_config(dir: &Path) -> Result<Option<BTreeMap<String, Source>>> {
         Some(_) => return Err(wrong("must be a string or a list of `name` and `template`")),
     };
     let entries = entries.ok_or_else(|| {
-        wrong("is a list in which each entry must have a `name` and a `template`")
+        wrong("is a list; each of its entries must have a `name` and a `template`")
     })?;
-    let named: BTreeMap<String, Source> = entries
+    let named: BTreeMap<String, TemplateSource> = entries
         .into_iter()
-        .map(|(name, text)| (name.to_owned(), Source { path: path.clone(), text: text.to_owned() }))
+        .map(|(name, text)| {
+            (name.to_owned(), TemplateSource { path: path.clone(), text: text.to_owned() })
+        })
         .collect();
     if named.len() != 1 && !named.keys().any(|name| is_known(name)) {
         return Err(wrong(
-            "is a list in which one `{\"name\": \"default\", \"template\": ...}`, or a single template, \
-             was expected",
+            "must be a list with a `{\"name\": \"default\", \"template\": ...}` or with a single \
+             template",
         ));
     }
     Ok(Some(named))

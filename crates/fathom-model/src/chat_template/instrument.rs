@@ -1,30 +1,31 @@
-//! Rewrites a parsed template so that everything it builds is paid for.
+//! Rewrites a parsed template so that everything it builds is charged to its budget.
 //!
-//! Jinja's operators cannot be replaced, so `a ~ b` and `a * b` become calls of our own functions,
-//! and what goes into and comes out of everything else that copies passes through the filter
-//! [`CHARGE`]. Text between tags becomes an expression, so that one place sees all that is written.
+//! The engine's operators cannot be overridden, so `a ~ b` and `a * b` become calls of our own
+//! functions. The inputs and outputs of all other operations that copy values pass through the
+//! filter [`CHARGE`]. Text between tags becomes an expression, so that the formatter sees all
+//! output.
 
 use minijinja::Value;
 use minijinja::machinery::Span;
 use minijinja::machinery::ast::{self, BinOpKind, CallArg, Expr, Spanned, Stmt};
 
-/// The filter that pays for a value and hands it on.
+/// A filter that charges a value and returns it.
 pub(super) const CHARGE: &str = "__charge";
-/// The filter that hands on what Python iterates over, and refuses the rest.
+/// A filter that returns a value that Python can iterate over and rejects any other.
 pub(super) const ITERATE: &str = "__iterate";
-/// The filter that refuses what has no order, None and undefined, on either side of `<` and its
-/// like.
+/// A filter that rejects None and undefined as an operand of `<`, `<=`, `>` and `>=`.
 pub(super) const ORDER: &str = "__order";
 /// The function behind `~`.
 pub(super) const CONCAT: &str = "__concat";
 /// The function behind `*`.
 pub(super) const MULTIPLY: &str = "__multiply";
-/// The function behind `loop.cycle(…)`, which the engine cannot do without arguments.
+/// The function behind `loop.cycle(…)`; the engine's own panics without arguments.
 pub(super) const CYCLE: &str = "__cycle";
 
-/// What looks at its value without going through it, and is used on whole conversations in loops.
+/// Filters, tests and methods that do not traverse their value. They are not charged, because
+/// templates apply them to the whole conversation inside loops.
 const FREE_FILTERS: [&str; 6] = ["length", "count", "first", "last", "default", "d"];
-/// Filters that go through what they are given, as Python's `iter` does.
+/// Filters that iterate over their value.
 const ITERATING_FILTERS: [&str; 13] = [
     "groupby",
     "join",
@@ -58,6 +59,7 @@ const FREE_TESTS: [&str; 14] = [
 ];
 const FREE_METHODS: [&str; 3] = ["get", "startswith", "endswith"];
 
+/// The statement with all its expressions rewritten.
 pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
     match stmt {
         Stmt::Template(node) => {
@@ -122,17 +124,17 @@ pub(super) fn statement<'a>(stmt: &Stmt<'a>) -> Stmt<'a> {
         Stmt::Continue(node) => Stmt::Continue(at(node, ast::Continue)),
         Stmt::Break(node) => Stmt::Break(at(node, ast::Break)),
         Stmt::Do(node) => Stmt::Do(at(node, ast::Do { call: call(&node.call) })),
-        // Statements about other templates, of which there are none: refused before parsing.
-        Stmt::Block(node) => nothing(node.span()),
-        Stmt::Import(node) => nothing(node.span()),
-        Stmt::FromImport(node) => nothing(node.span()),
-        Stmt::Extends(node) => nothing(node.span()),
-        Stmt::Include(node) => nothing(node.span()),
+        // `check_tokens` rejects statements that refer to other templates.
+        Stmt::Block(node) => empty(node.span()),
+        Stmt::Import(node) => empty(node.span()),
+        Stmt::FromImport(node) => empty(node.span()),
+        Stmt::Extends(node) => empty(node.span()),
+        Stmt::Include(node) => empty(node.span()),
     }
 }
 
-/// Whether a `break` or `continue` would leave a block other than `if` on its way, or no loop at
-/// all; the engine does not undo what such a block has begun.
+/// Whether a `break` or `continue` is outside a loop or inside a block other than `if` within its
+/// loop. The engine would jump out of such a block without restoring its state.
 pub(super) fn has_loose_jump(statements: &[Stmt], in_loop: bool) -> bool {
     statements.iter().any(|stmt| match stmt {
         Stmt::Continue(_) | Stmt::Break(_) => !in_loop,
@@ -153,14 +155,15 @@ pub(super) fn has_loose_jump(statements: &[Stmt], in_loop: bool) -> bool {
     })
 }
 
+/// The expression with everything it builds charged.
 fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
     match expr {
         Expr::Var(node) => Expr::Var(at(node, ast::Var { id: node.id })),
         Expr::Const(node) => Expr::Const(at(node, ast::Const { value: node.value.clone() })),
-        Expr::Slice(node) => paid(Expr::Slice(at(
+        Expr::Slice(node) => charged(Expr::Slice(at(
             node,
             ast::Slice {
-                expr: paid(expression(&node.expr)),
+                expr: charged(expression(&node.expr)),
                 start: node.start.as_ref().map(expression),
                 stop: node.stop.as_ref().map(expression),
                 step: node.step.as_ref().map(expression),
@@ -181,31 +184,32 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             match node.op {
                 BinOpKind::Concat => function(CONCAT, left, right, node.span()),
                 BinOpKind::Mul => function(MULTIPLY, left, right, node.span()),
-                // These only choose one of their sides.
+                // The result is one of the operands, so there is nothing to charge.
                 op @ (BinOpKind::ScAnd | BinOpKind::ScOr) => {
                     Expr::BinOp(at(node, ast::BinOp { op, left, right }))
                 }
                 op @ (BinOpKind::Lt | BinOpKind::Lte | BinOpKind::Gt | BinOpKind::Gte) => {
-                    let ordered = |side| filtered(ORDER, paid(side));
+                    let ordered = |side| filtered(ORDER, charged(side));
                     let (left, right) = (ordered(left), ordered(right));
                     Expr::BinOp(at(node, ast::BinOp { op, left, right }))
                 }
                 op @ BinOpKind::In => {
-                    let right = filtered(ITERATE, paid(right));
-                    Expr::BinOp(at(node, ast::BinOp { op, left: paid(left), right }))
+                    let right = filtered(ITERATE, charged(right));
+                    Expr::BinOp(at(node, ast::BinOp { op, left: charged(left), right }))
                 }
-                op => {
-                    Expr::BinOp(at(node, ast::BinOp { op, left: paid(left), right: paid(right) }))
-                }
+                op => Expr::BinOp(at(
+                    node,
+                    ast::BinOp { op, left: charged(left), right: charged(right) },
+                )),
             }
         }
         Expr::Compare(node) => {
             let operand = |operand: &ast::CompareOp<'a>| ast::CompareOp {
                 op: operand.op,
-                expr: paid(expression(&operand.expr)),
+                expr: charged(expression(&operand.expr)),
             };
             let ops = node.ops.iter().map(operand).collect();
-            Expr::Compare(at(node, ast::Compare { expr: paid(expression(&node.expr)), ops }))
+            Expr::Compare(at(node, ast::Compare { expr: charged(expression(&node.expr)), ops }))
         }
         Expr::IfExpr(node) => Expr::IfExpr(at(
             node,
@@ -219,18 +223,18 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             let value = |value| match node.name {
                 name if FREE_FILTERS.contains(&name) => expression(value),
                 name if ITERATING_FILTERS.contains(&name) => {
-                    filtered(ITERATE, paid(expression(value)))
+                    filtered(ITERATE, charged(expression(value)))
                 }
-                _ => paid(expression(value)),
+                _ => charged(expression(value)),
             };
             let expr = node.expr.as_ref().map(value);
             let filter = ast::Filter { name: node.name, expr, args: arguments(&node.args) };
-            paid(Expr::Filter(at(node, filter)))
+            charged(Expr::Filter(at(node, filter)))
         }
         Expr::Test(node) => {
             let expr = match FREE_TESTS.contains(&node.name) {
                 true => expression(&node.expr),
-                false => paid(expression(&node.expr)),
+                false => charged(expression(&node.expr)),
             };
             let test = ast::Test { name: node.name, expr, args: arguments(&node.args) };
             Expr::Test(at(node, test))
@@ -242,23 +246,23 @@ fn expression<'a>(expr: &Expr<'a>) -> Expr<'a> {
             node,
             ast::GetItem {
                 expr: expression(&node.expr),
-                subscript_expr: paid(expression(&node.subscript_expr)),
+                subscript_expr: charged(expression(&node.subscript_expr)),
             },
         )),
-        Expr::Call(node) => paid(Expr::Call(call(node))),
+        Expr::Call(node) => charged(Expr::Call(call(node))),
         Expr::List(node) => {
             let items = node.items.iter().map(expression).collect();
-            paid(Expr::List(at(node, ast::List { items })))
+            charged(Expr::List(at(node, ast::List { items })))
         }
         Expr::Map(node) => {
             let keys = node.keys.iter().map(expression).collect();
             let values = node.values.iter().map(expression).collect();
-            paid(Expr::Map(at(node, ast::Map { keys, values })))
+            charged(Expr::Map(at(node, ast::Map { keys, values })))
         }
     }
 }
 
-/// What is assigned to is left as it is: `x`, `ns.x`, `(x, y)`.
+/// The target of an assignment (`x`, `ns.x`, `(x, y)`), which must not become a filter call.
 fn target<'a>(expr: &Expr<'a>) -> Expr<'a> {
     match expr {
         Expr::List(node) => {
@@ -276,11 +280,10 @@ fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
             args.insert(0, CallArg::Pos(expression(&attr.expr)));
             Expr::Var(at(attr, ast::Var { id: CYCLE }))
         }
-        // The callee itself must stay visible: the engine knows variables and methods by their
-        // form.
+        // The callee must stay a variable or attribute: the engine recognises calls by their form.
         Expr::GetAttr(attr) => {
             let value = expression(&attr.expr);
-            let value = if FREE_METHODS.contains(&attr.name) { value } else { paid(value) };
+            let value = if FREE_METHODS.contains(&attr.name) { value } else { charged(value) };
             Expr::GetAttr(at(attr, ast::GetAttr { expr: value, name: attr.name }))
         }
         other => expression(other),
@@ -290,10 +293,10 @@ fn call<'a>(node: &Spanned<ast::Call<'a>>) -> Spanned<ast::Call<'a>> {
 
 fn arguments<'a>(args: &[CallArg<'a>]) -> Vec<CallArg<'a>> {
     let argument = |arg: &CallArg<'a>| match arg {
-        CallArg::Pos(expr) => CallArg::Pos(paid(expression(expr))),
-        CallArg::Kwarg(name, expr) => CallArg::Kwarg(name, paid(expression(expr))),
-        CallArg::PosSplat(expr) => CallArg::PosSplat(paid(expression(expr))),
-        CallArg::KwargSplat(expr) => CallArg::KwargSplat(paid(expression(expr))),
+        CallArg::Pos(expr) => CallArg::Pos(charged(expression(expr))),
+        CallArg::Kwarg(name, expr) => CallArg::Kwarg(name, charged(expression(expr))),
+        CallArg::PosSplat(expr) => CallArg::PosSplat(charged(expression(expr))),
+        CallArg::KwargSplat(expr) => CallArg::KwargSplat(charged(expression(expr))),
     };
     args.iter().map(argument).collect()
 }
@@ -314,8 +317,8 @@ fn body<'a>(statements: &[Stmt<'a>]) -> Vec<Stmt<'a>> {
     statements.iter().map(statement).collect()
 }
 
-/// `expr | __charge`; a constant was paid for when the template was read.
-fn paid(expr: Expr) -> Expr {
+/// `expr | __charge`. Constants are free: the template's length limits them.
+fn charged(expr: Expr) -> Expr {
     if matches!(expr, Expr::Const(_)) {
         return expr;
     }
@@ -336,11 +339,11 @@ fn function<'a>(name: &'static str, left: Expr<'a>, right: Expr<'a>, span: Span)
     Expr::Call(Spanned::new(ast::Call { expr: callee, args }, span))
 }
 
-fn nothing<'a>(span: Span) -> Stmt<'a> {
+fn empty<'a>(span: Span) -> Stmt<'a> {
     Stmt::Template(Spanned::new(ast::Template { children: Vec::new() }, span))
 }
 
-/// A new node in the place of an old one.
+/// A new node with the source position of an old one.
 fn at<T, U>(old: &Spanned<T>, new: U) -> Spanned<U> {
     Spanned::new(new, old.span())
 }

@@ -1,13 +1,13 @@
-//! Values written as Python writes them: `str`, `repr` and `json.dumps`.
+//! Python's `str`, `repr` and `json.dumps`.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::budget::{Budget, Text};
 
-/// `str(value)`, with Jinja's empty text for undefined.
+/// `str(value)`; undefined becomes an empty text as in Jinja.
 pub(super) fn str_of(value: &Value, budget: &Budget) -> Result<String, Error> {
-    // Also finds what is nested too deeply to be walked through below.
+    // Also rejects values nested too deeply for the recursion below.
     budget.charge(value)?;
     match value.kind() {
         ValueKind::String => Ok(value.as_str().unwrap_or_default().to_owned()),
@@ -50,7 +50,7 @@ fn write_repr(value: &Value, out: &mut Text) -> Result<(), Error> {
     }
 }
 
-/// A string literal: single quotes, unless only double ones need no escape.
+/// `repr` of a string: in single quotes, or in double quotes if it contains only single ones.
 fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push_char(quote)?;
@@ -76,8 +76,8 @@ fn number(value: &Value) -> String {
     }
 }
 
-/// `repr` of a float: the shortest digits that read back the same, in scientific notation from 1e16
-/// up and below 1e-4.
+/// `repr` of a float: the shortest digits that parse to the same value, in scientific notation from
+/// 1e16 and below 1e-4.
 fn float_repr(x: f64) -> String {
     if x.is_nan() {
         return "nan".to_owned();
@@ -96,10 +96,10 @@ fn float_repr(x: f64) -> String {
     }
 }
 
-/// How `json.dumps` lays out its text.
+/// The arguments of `json.dumps`.
 pub(super) struct JsonStyle {
     pub(super) ensure_ascii: bool,
-    /// What one level is indented by; `None` keeps everything on one line.
+    /// The indentation of one level; `None` writes everything on one line.
     pub(super) indent: Option<String>,
     pub(super) item_separator: String,
     pub(super) key_separator: String,
@@ -176,7 +176,7 @@ fn new_line(style: &JsonStyle, level: usize, out: &mut Text) -> Result<(), Error
     (0..level).try_for_each(|_| out.push(indent))
 }
 
-/// Keys are strings in JSON: Python quotes numbers, booleans and None.
+/// Writes an object key. Like Python, it puts numbers, booleans and None in quotes.
 fn write_json_key(key: &Value, style: &JsonStyle, out: &mut Text) -> Result<(), Error> {
     match key.kind() {
         ValueKind::String => write_json(key, style, 0, out),
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn floats_as_python_writes_them() {
-        // Each pair as printed by `repr` of CPython 3.11.
+        // The strings are from `repr` of CPython 3.11.
         for (x, expected) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),

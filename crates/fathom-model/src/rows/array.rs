@@ -1,4 +1,4 @@
-//! One row an element of a JSON array, `[{...}, {...}]`, without holding the array.
+//! Streams the elements of a JSON array, `[{...}, {...}]`. Each element is a row.
 
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
@@ -7,23 +7,22 @@ use super::MAX_ROW_BYTES;
 use super::open::Text;
 use crate::{Error, Result};
 
-/// Reads the elements of the array that a text is. Only their ends are found here: strings and
-/// brackets; what an element holds is checked where it is parsed.
+/// Reads the elements of a text that is one JSON array. It only tracks strings and brackets to find
+/// where elements end; the parser of the rows checks their content.
 pub(super) struct Elements {
     path: PathBuf,
     text: Text,
-    /// Elements begun so far.
+    /// Number of elements started so far.
     count: usize,
     state: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Before the array's `[`.
+    /// Before `[`.
     Before,
-    /// In the array.
     Inside,
-    /// After its `]`.
+    /// After `]`.
     After,
 }
 
@@ -32,7 +31,7 @@ impl Elements {
         Elements { path: path.to_owned(), text, count: 0, state: State::Before }
     }
 
-    /// The next element and its number, counted from 1.
+    /// The next element and its 1-based number.
     pub(super) fn next_element(&mut self) -> Result<Option<(usize, String)>> {
         if self.state == State::Before {
             self.begin()?;
@@ -76,19 +75,19 @@ impl Elements {
         }
     }
 
-    /// Passes over what is before the first element.
+    /// Skips everything up to `[`.
     fn begin(&mut self) -> Result<()> {
         while self.next_byte()?.is_some_and(|byte| byte != b'[') {}
         self.state = State::Inside;
         Ok(())
     }
 
-    /// Nothing but white space may follow the array.
+    /// Checks that only white space follows the array.
     fn end(&mut self) -> Result<()> {
         self.state = State::After;
         while let Some(byte) = self.next_byte()? {
             if !byte.is_ascii_whitespace() {
-                return Err(self.error("is followed by something else than the end of the file"));
+                return Err(self.error("is followed by text after the end of the array"));
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Which files a path names: itself, those of a directory, or those that a pattern fits.
+//! Resolves a path to data files: the file itself, those of a directory, or those that match a
+//! pattern.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -7,10 +8,10 @@ use super::STDIN;
 use crate::brief::brief;
 use crate::{Error, Result};
 
-/// Most files that are read as one data set.
+/// Maximum number of files of one data set.
 const MAX_FILES: usize = 100_000;
 
-/// How the names of data files end, and the kind that they are of.
+/// File name endings of data files, and their kinds.
 const KINDS: [(&str, &str); 8] = [
     (".jsonl", "JSONL"),
     (".jsonl.gz", "JSONL"),
@@ -26,7 +27,7 @@ const KINDS: [(&str, &str); 8] = [
 pub(super) fn of(path: &Path) -> Result<Vec<PathBuf>> {
     if path.as_os_str() == STDIN || !path.is_dir() {
         return match path.to_str().filter(|pattern| is_pattern(pattern) && !path.exists()) {
-            Some(pattern) => fitting(path, pattern),
+            Some(pattern) => matching(path, pattern),
             None => Ok(vec![path.to_owned()]),
         };
     }
@@ -48,7 +49,8 @@ pub(super) fn of(path: &Path) -> Result<Vec<PathBuf>> {
         _ => {
             let kinds = kinds.into_iter().collect::<Vec<_>>().join(" and ");
             let problem = format!(
-                "is a directory with {kinds} files; name the file, or a pattern such as `DIR/*.parquet`"
+                "is a directory with {kinds} files; name the file, or a pattern such as \
+                 `DIR/*.parquet`"
             );
             Err(Error::file(path, problem))
         }
@@ -59,9 +61,9 @@ fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '['])
 }
 
-fn fitting(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
+fn matching(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(pattern).map_err(|error| {
-        Error::file(path, format!("is no usable pattern: {}", brief(&error.to_string())))
+        Error::file(path, format!("is not a valid pattern: {}", brief(&error.to_string())))
     })?;
     let mut files = Vec::new();
     for file in paths.flatten().filter(|file| file.is_file()) {
@@ -69,7 +71,7 @@ fn fitting(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
         check_count(path, files.len())?;
     }
     match files.is_empty() {
-        true => Err(Error::file(path, "is a pattern that no file fits")),
+        true => Err(Error::file(path, "is a pattern that matches no files")),
         false => Ok(files),
     }
 }

@@ -1,4 +1,4 @@
-//! What kind of file it is, by its bytes: a name can say anything.
+//! Opens a data file. Its format is detected from its first bytes, not from its name.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
@@ -15,15 +15,15 @@ use super::text::Lines;
 use crate::file_check::check_file;
 use crate::{Error, Result};
 
-/// Bytes looked at to tell what kind of file it is.
+/// Number of bytes read to detect the format.
 const HEAD: u64 = 64;
-/// Decompressed bytes that are read of a file however small it is.
+/// Decompressed bytes allowed for any file.
 const FREE_BYTES: u64 = 256 << 20;
-/// Decompressed bytes beyond that for each compressed one: JSONL shrinks to a tenth, repetitive
-/// JSONL to a fiftieth; gzip can make a thousand of one, and zstd many more.
+/// Further decompressed bytes allowed per compressed byte. JSONL compresses about 10 times and
+/// repetitive JSONL 50 times; a gzip bomb reaches 1000 times, and a zstd bomb much more.
 const MAX_RATIO: u64 = 400;
 
-/// Files that cannot be read, by what they begin with, and what to do with them.
+/// Unsupported formats: their first bytes, and what the user can do.
 const OTHERS: [(&[u8], &str); 5] = [
     (PARQUET, "is Parquet, which cannot be read from a pipe; name the file"),
     (b"BZh", "is bzip2-compressed; decompress it first (`bunzip2`)"),
@@ -32,7 +32,8 @@ const OTHERS: [(&[u8], &str); 5] = [
     (b"ARROW1", "is an Arrow file; write it as Parquet or JSONL first"),
 ];
 
-/// How a Parquet file begins. It ends with its table of contents, so it cannot be read from a pipe.
+/// Magic bytes of Parquet. Its metadata is at the end of the file, so it cannot be read from a
+/// pipe.
 const PARQUET: &[u8] = b"PAR1";
 
 /// The rows of one open file.
@@ -42,15 +43,15 @@ pub(super) enum Reader {
     Parquet(Box<ParquetRows>),
 }
 
-/// Bytes as they come.
+/// Raw or decompressed bytes of a file.
 type Bytes = Box<dyn Read + Send>;
-/// A file as UTF-8 text.
+/// The decompressed file, with UTF-16 converted to UTF-8.
 pub(super) type Text = BufReader<Bytes>;
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Reader> {
         if path.as_os_str() == STDIN {
-            return Reader::of(path, Box::new(io::stdin()));
+            return Reader::from_stream(path, Box::new(io::stdin()));
         }
         check_file(path)?;
         let mut file = File::open(path).map_err(Error::io(path, "cannot be opened"))?;
@@ -66,11 +67,11 @@ impl Reader {
                 return Ok(Reader::Parquet(Box::new(ParquetRows::open(path, file)?)));
             }
         }
-        Reader::of(path, Box::new(file))
+        Reader::from_stream(path, Box::new(file))
     }
 
-    /// Of bytes that are read once, from the first to the last.
-    fn of(path: &Path, mut bytes: Bytes) -> Result<Reader> {
+    /// Opens a stream, which cannot be rewound.
+    fn from_stream(path: &Path, mut bytes: Bytes) -> Result<Reader> {
         let mut head = Vec::new();
         let read = (&mut bytes).take(HEAD).read_to_end(&mut head);
         read.map_err(Error::io(path, "cannot be read"))?;
@@ -103,11 +104,9 @@ impl Reader {
     }
 }
 
-/// Whether the first thing in a text is a `[`: then it is one array. White space before it is
-/// passed over.
+/// Whether the first character of a text other than white space is `[`, so that it is an array.
 fn begins_with_bracket(text: &mut Text) -> io::Result<bool> {
-    // As much as one buffer holds is looked at; a file does not begin with more white space than
-    // that.
+    // One buffer is enough: no real file begins with more white space than that.
     let buffer = text.fill_buf()?;
     let first = buffer.iter().find(|byte| !byte.is_ascii_whitespace());
     let first = match buffer.strip_prefix(b"\xEF\xBB\xBF") {
@@ -118,7 +117,8 @@ fn begins_with_bracket(text: &mut Text) -> io::Result<bool> {
 }
 
 fn zstd(bytes: Bytes) -> io::Result<Bytes> {
-    // The largest window that `zstd -d` accepts, 128 MiB: what a frame asks for is allocated.
+    // log2 of the largest window that `zstd -d` accepts, 128 MiB. The decoder allocates the window
+    // size that a frame requests.
     const WINDOW_LOG: u32 = 27;
     let (counted, compressed) = Counted::new(bytes);
     let mut decoder = zstd::stream::read::Decoder::new(counted)?;
@@ -131,7 +131,7 @@ fn bounded<R: Read + Send + 'static>(bytes: Bytes, decoder: impl FnOnce(Counted)
     Box::new(Bounded { bytes: decoder(counted), compressed, produced: 0 })
 }
 
-/// Counts what is read.
+/// Counts the bytes read.
 struct Counted {
     bytes: Bytes,
     read: Arc<AtomicU64>,
@@ -152,7 +152,8 @@ impl Read for Counted {
     }
 }
 
-/// Refuses more than compressed text explains.
+/// A decompressing reader that fails if the output exceeds `FREE_BYTES` plus `MAX_RATIO` times the
+/// input.
 struct Bounded<R> {
     bytes: R,
     compressed: Arc<AtomicU64>,
@@ -165,7 +166,7 @@ impl<R: Read> Read for Bounded<R> {
         self.produced += read as u64;
         let compressed = self.compressed.load(Ordering::Relaxed);
         if self.produced > FREE_BYTES + MAX_RATIO.saturating_mul(compressed) {
-            let message = format!("more than {MAX_RATIO} bytes come out of each compressed one");
+            let message = format!("it decompresses to more than {MAX_RATIO} times its size");
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         Ok(read)

@@ -1,5 +1,4 @@
-//! One row a row of a Parquet file, as data sets on the hub have them: nested lists and structs
-//! included.
+//! Reads the rows of a Parquet file, including nested lists and structs.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,16 +14,16 @@ use crate::{Error, Result};
 
 /// Rows decoded at a time. A row group's columns are decoded page by page.
 const BATCH_ROWS: usize = 32;
-/// Bytes that a row group may claim to hold for each byte of the file, beyond a free allowance.
+/// A row group may claim at most `FREE_BYTES` plus `MAX_RATIO` times the size of the file.
 const MAX_RATIO: u64 = 1000;
 const FREE_BYTES: u64 = 256 << 20;
 
-/// Reads rows, and writes each as a line of JSON. Nulls are left out.
+/// Converts each row to a JSON object. Nulls are left out.
 pub(super) struct ParquetRows {
     path: PathBuf,
     batches: ParquetRecordBatchReader,
     ready: VecDeque<String>,
-    /// Rows given out so far.
+    /// Number of rows returned so far.
     count: usize,
 }
 
@@ -38,8 +37,8 @@ impl ParquetRows {
             let rows = u64::try_from(group.num_rows()).unwrap_or(u64::MAX);
             if claimed.max(rows) > most {
                 let problem = format!(
-                    "row group {number} claims {rows} rows of {claimed} bytes, which a file of {size} bytes \
-                     cannot hold"
+                    "row group {number} claims {rows} rows of {claimed} bytes, which a file of \
+                     {size} bytes cannot hold"
                 );
                 return Err(Error::file(path, problem));
             }
@@ -48,7 +47,7 @@ impl ParquetRows {
         Ok(ParquetRows { path: path.to_owned(), batches, ready: VecDeque::new(), count: 0 })
     }
 
-    /// The next row and its number, counted from 1.
+    /// The next row and its 1-based number.
     pub(super) fn next_row(&mut self) -> Result<Option<(usize, String)>> {
         while self.ready.is_empty() {
             let batches = &mut self.batches;
@@ -77,7 +76,8 @@ impl ParquetRows {
     }
 }
 
-/// One call of the library, its error as one line. It panics on some faults of a file.
+/// Calls the `parquet` crate and returns its error as one line. Panics are caught: the crate panics
+/// on some malformed files.
 fn guarded<T, E: std::fmt::Display>(path: &Path, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
     let problem = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),

@@ -1,4 +1,4 @@
-//! One row a line.
+//! Reads a text file; each line is a row.
 
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use crate::{Error, Result};
 pub(super) struct Lines {
     path: PathBuf,
     text: Text,
-    /// Lines read so far.
+    /// Number of lines read so far.
     count: usize,
-    /// Whether the last line was too long and its rest is still to come.
+    /// Whether the last line was too long, so that its rest must be skipped.
     cut: bool,
 }
 
@@ -22,8 +22,8 @@ impl Lines {
         Lines { path: path.to_owned(), text, count: 0, cut: false }
     }
 
-    /// To the end of a line that is not looked at, so that what follows can be read.
-    fn pass_over_line(&mut self) -> Result<()> {
+    /// Skips the rest of the current line.
+    fn skip_line(&mut self) -> Result<()> {
         loop {
             let buffer = self.text.fill_buf().map_err(Error::io(&self.path, "cannot be read"))?;
             let (length, ends) = match buffer.iter().position(|byte| *byte == b'\n') {
@@ -37,10 +37,10 @@ impl Lines {
         }
     }
 
-    /// The next line that is not blank, with its 1-based number and without its line end.
+    /// The next non-blank line, without its line ending, and its 1-based number.
     pub(super) fn next_line(&mut self) -> Result<Option<(usize, String)>> {
         if std::mem::take(&mut self.cut) {
-            self.pass_over_line()?;
+            self.skip_line()?;
         }
         loop {
             let mut bytes = Vec::new();

@@ -1,9 +1,9 @@
-//! The ids of a text that goes on from another.
+//! The ids of a text that continues another text.
 //!
-//! Tokenizers of the SentencePiece kind put a mark before the first word of a text (`▁Hello`), some
-//! byte-level ones a space. In the middle of a text there is none. The library's steps are run one
-//! by one here, those that put the mark without it, for the piece at the very start of the text
-//! only: behind an added token everything is as ever.
+//! SentencePiece tokenizers put `▁` before the first word of a text (`▁Hello`), and some byte-level
+//! tokenizers put a space there. Both are wrong in the middle of a text. So the tokenization steps
+//! are run one by one here, without that prefix for the piece at offset 0. All other pieces, such
+//! as those after an added token, are tokenized as usual.
 
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -13,10 +13,9 @@ use tokenizers::{
     PreTokenizedString, PreTokenizer, Result, Token, Tokenizer,
 };
 
-/// The ids of `text` without a mark before its first character and without special tokens around
-/// it.
+/// The ids of `text` without a prefix before its first character and without special tokens.
 pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let normalizer = tokenizer.get_normalizer().map(Unmarked);
+    let normalizer = tokenizer.get_normalizer().map(WithoutPrepend);
     let mut pieces =
         tokenizer.get_added_vocabulary().extract_and_normalize(normalizer.as_ref(), text);
     let mut steps = Vec::new();
@@ -25,20 +24,20 @@ pub(super) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(tokens(&pieces).map(|token| token.id).collect())
 }
 
-/// Whether a piece is where the text begins. (The library's own rule for "first".)
+/// Whether a piece begins at offset 0, which is how the `tokenizers` crate defines the first piece.
 fn is_first(piece: &NormalizedString) -> bool {
     piece.offsets_original().0 == 0
 }
 
-/// A normalizer that puts nothing before the first piece of a text.
-struct Unmarked<'a>(&'a NormalizerWrapper);
+/// A normalizer that does not prepend anything to the first piece.
+struct WithoutPrepend<'a>(&'a NormalizerWrapper);
 
-impl Normalizer for Unmarked<'_> {
+impl Normalizer for WithoutPrepend<'_> {
     fn normalize(&self, piece: &mut NormalizedString) -> Result<()> {
         match (is_first(piece), self.0) {
             (true, NormalizerWrapper::Prepend(_)) => Ok(()),
             (true, NormalizerWrapper::Sequence(steps)) => {
-                steps.as_ref().iter().try_for_each(|step| Unmarked(step).normalize(piece))
+                steps.as_ref().iter().try_for_each(|step| WithoutPrepend(step).normalize(piece))
             }
             (_, normalizer) => normalizer.normalize(piece),
         }
@@ -54,8 +53,8 @@ fn flatten<'a>(step: &'a PreTokenizerWrapper, steps: &mut Vec<&'a PreTokenizerWr
     }
 }
 
-/// A step without its mark; `None` for a step that puts none.
-fn without_mark(step: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
+/// The step with its prefix switched off; `None` if it adds no prefix.
+fn without_prefix(step: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
     match step {
         PreTokenizerWrapper::Metaspace(step) if step.prepend_scheme != PrependScheme::Never => {
             let mut step = step.clone();
@@ -69,21 +68,21 @@ fn without_mark(step: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
     }
 }
 
-/// The pre-tokenizer's `steps` and then the model. Where a step puts a mark, the first piece goes
-/// its own way to the end.
+/// Runs the pre-tokenizer `steps` and then the model. At a step that adds a prefix, the first piece
+/// is split off and taken through that step without the prefix and through all later steps.
 fn run(
     pieces: &mut PreTokenizedString,
     steps: &[&PreTokenizerWrapper],
     model: &ModelWrapper,
 ) -> Result<()> {
     for (i, step) in steps.iter().enumerate() {
-        if let Some(unmarked) = without_mark(step) {
+        if let Some(unprefixed) = without_prefix(step) {
             pieces.split(|_, piece| {
                 if !is_first(&piece) {
                     return Ok([(piece, None)]);
                 }
                 let mut first = PreTokenizedString::from(piece.clone());
-                unmarked.pre_tokenize(&mut first)?;
+                unprefixed.pre_tokenize(&mut first)?;
                 run(&mut first, &steps[i + 1..], model)?;
                 let tokens = tokens(&first).cloned().collect();
                 Ok([(piece, Some(tokens))])

@@ -1,43 +1,44 @@
-//! The tokens that the files beside `tokenizer.json` declare, gathered as transformers 5 does in
-//! `PreTrainedTokenizerBase._from_pretrained`. `docs/parity.md` says the rules in words.
+//! The tokens declared in `tokenizer_config.json`, `special_tokens_map.json` and
+//! `added_tokens.json`, with the precedence of `PreTrainedTokenizerBase._from_pretrained` in
+//! transformers 5. `docs/parity.md` states the rules.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::files::{ADDED_TOKENS, Beside, CONFIG, SPECIAL_TOKENS_MAP};
+use super::files::{ADDED_TOKENS, CONFIG, SPECIAL_TOKENS_MAP, SideFiles};
 use super::token::{Flags, Token, not_a_token};
 use crate::brief::brief;
 use crate::{Error, Result};
 
-/// The names every tokenizer has, in transformers' order.
+/// The standard names of special tokens, in transformers' order.
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", PAD, "cls_token", "mask_token"];
 const PAD: &str = "pad_token";
 const EXTRA: &str = "extra_special_tokens";
-/// What `extra_special_tokens` was called before transformers 5.
+/// The name of `extra_special_tokens` before transformers 5.
 const ADDITIONAL: &str = "additional_special_tokens";
 const OWN: &str = "model_specific_special_tokens";
 const WITH_IDS: &str = "added_tokens_decoder";
 
-/// What the files beside `tokenizer.json` declare.
+/// The tokens that the files besides `tokenizer.json` declare.
 #[derive(Debug, Default)]
 pub(crate) struct Declared {
-    /// The tokens with a name (`bos_token`), the model's own names after [`NAMES`].
+    /// Named tokens (`bos_token`): those of [`NAMES`] first, then names specific to the model.
     pub named: Vec<(String, Token)>,
     /// Special tokens without a name.
     pub extra: Vec<Token>,
-    /// Tokens declared together with an id.
+    /// Tokens declared with an id.
     pub with_ids: BTreeMap<u32, Token>,
     /// The file `with_ids` comes from.
     pub ids_from: &'static str,
-    /// Whether a file has something to say about the padding token, be it that there is none.
-    says_pad: bool,
-    /// What stands in a file, but is not read because another declaration comes first.
+    /// Whether a file has a `pad_token` key, even with the value null.
+    has_pad_key: bool,
+    /// Declarations that are ignored because another one takes precedence.
     pub unread: Vec<Unread>,
 }
 
-/// A declaration that is not read.
+/// A declaration that is ignored.
 #[derive(Debug)]
 pub(crate) struct Unread {
     pub file: &'static str,
@@ -48,17 +49,18 @@ pub(crate) struct Unread {
 }
 
 impl Declared {
-    /// Reads the declarations.
+    /// Reads the declarations of all files.
     ///
     /// # Errors
-    /// A declaration of another kind than a token.
-    pub fn gather(beside: &Beside) -> Result<Declared> {
+    /// A declaration is not a token.
+    pub fn gather(side: &SideFiles) -> Result<Declared> {
         let mut declared = Declared::default();
         let mut from_map = HashSet::new();
         let mut given = Map::new();
-        // The model's own names. Keys of other kinds that end alike (`add_bos_token`) name nothing.
+        // Names specific to the model. A key such as `add_bos_token` also ends in `_token`, but its
+        // value is no string, so it names no token.
         let mut own = Map::new();
-        for (key, value) in &beside.config {
+        for (key, value) in &side.config {
             if is_own_name(key) && value.is_string() {
                 own.insert(key.clone(), value.clone());
             } else if is_own_name(key)
@@ -74,41 +76,41 @@ impl Declared {
         }
         take_own_names(&mut given, &mut own);
         if own.is_empty() {
-            match beside.config.get(OWN) {
+            match side.config.get(OWN) {
                 None | Some(Value::Null) => {}
                 Some(Value::Object(names)) => own = names.clone(),
-                Some(_) => return Err(beside.problem(CONFIG, OWN, "must be an object of tokens")),
+                Some(_) => return Err(side.problem(CONFIG, OWN, "must be an object of tokens")),
             }
         }
 
-        match beside.config.get(WITH_IDS) {
+        match side.config.get(WITH_IDS) {
             Some(tokens) => {
-                declared.read_decoder(beside, tokens)?;
-                declared.leave_unread(beside);
+                declared.read_decoder(side, tokens)?;
+                declared.mark_old_files_unread(side);
             }
             None => {
-                if let Some(map) = &beside.special_tokens_map {
+                if let Some(map) = &side.special_tokens_map {
                     declared.lay_map_over(map, &mut given, &mut from_map);
                     take_own_names(&mut given, &mut own);
                 }
-                declared.read_added_tokens(beside, &given, &from_map)?;
+                declared.read_added_tokens(side, &given, &from_map)?;
             }
         }
-        declared.says_pad = given.contains_key(PAD);
-        declared.name(beside, &given, &own, &from_map)?;
-        declared.read_extra(beside, &given)?;
+        declared.has_pad_key = given.contains_key(PAD);
+        declared.read_named(side, &given, &own, &from_map)?;
+        declared.read_extra(side, &given)?;
         Ok(declared)
     }
 
-    /// The text of a token by a name every tokenizer has.
+    /// The text of the token with a standard name.
     pub fn get(&self, name: &str) -> Option<&str> {
         let (_, token) = self.named.iter().take(NAMES.len()).find(|(key, _)| key == name)?;
         Some(&token.content)
     }
 
-    /// Names the padding token, where no file has said anything about it.
+    /// Sets the padding token if no file has a `pad_token` key.
     pub fn default_pad(&mut self, content: String) {
-        if !self.says_pad {
+        if !self.has_pad_key {
             let before = |name: &String| NAMES[..4].contains(&&**name);
             let at = self.named.iter().take_while(|(name, _)| before(name)).count();
             self.named.insert(at, (PAD.to_owned(), Token { content, flags: None }));
@@ -116,18 +118,18 @@ impl Declared {
     }
 
     /// `added_tokens_decoder`: `{"32000": {"content": "<x>", …}}`.
-    fn read_decoder(&mut self, beside: &Beside, tokens: &Value) -> Result<()> {
+    fn read_decoder(&mut self, side: &SideFiles, tokens: &Value) -> Result<()> {
         let Value::Object(tokens) = tokens else {
-            return Err(beside.problem(CONFIG, WITH_IDS, "must be an object of tokens by id"));
+            return Err(side.problem(CONFIG, WITH_IDS, "must be an object of tokens by id"));
         };
         self.ids_from = CONFIG;
-        let path = beside.dir.join(CONFIG);
+        let path = side.dir.join(CONFIG);
         for (id, token) in tokens {
             let field = format!("{WITH_IDS}.{id}");
             let Ok(id) = id.parse() else {
                 let problem =
                     format!("must be keyed by token ids below 2³², not by `{}`", brief(id));
-                return Err(beside.problem(CONFIG, WITH_IDS, &problem));
+                return Err(side.problem(CONFIG, WITH_IDS, &problem));
             };
             let Value::Object(token) = token else { return Err(not_a_token(&path, &field)) };
             self.declare(CONFIG, id, Token::from_object(&path, &field, token)?);
@@ -135,7 +137,7 @@ impl Declared {
         Ok(())
     }
 
-    /// Of two tokens with the same id, the later one stays.
+    /// Adds a token with an id. A later token replaces an earlier one with the same id.
     pub fn declare(&mut self, file: &'static str, id: u32, token: Token) {
         self.ids_from = file;
         let content = token.content.clone();
@@ -150,15 +152,15 @@ impl Declared {
     /// `added_tokens.json`: `{"<x>": 32000}`.
     fn read_added_tokens(
         &mut self,
-        beside: &Beside,
+        side: &SideFiles,
         given: &Map<String, Value>,
         from_map: &HashSet<String>,
     ) -> Result<()> {
-        let Some(tokens) = &beside.added_tokens else { return Ok(()) };
+        let Some(tokens) = &side.added_tokens else { return Ok(()) };
         let named = NAMES.iter().filter_map(|name| match given.get(*name)? {
             Value::String(content) => Some(content),
-            // transformers compares before it has made a token of an object in
-            // tokenizer_config.json.
+            // transformers makes this comparison before it converts the objects of
+            // tokenizer_config.json to tokens, so those do not count here.
             Value::Object(token) if from_map.contains(*name) => match token.get("content")? {
                 Value::String(content) => Some(content),
                 _ => None,
@@ -173,7 +175,7 @@ impl Declared {
             .collect();
         for (content, id) in tokens {
             let Some(id) = id.as_u64().and_then(|id| u32::try_from(id).ok()) else {
-                return Err(beside.problem(ADDED_TOKENS, content, "must be a token id below 2³²"));
+                return Err(side.problem(ADDED_TOKENS, content, "must be a token id below 2³²"));
             };
             let special = special.contains(content.as_str());
             let flags = Flags { normalized: Some(!special), special, ..Flags::default() };
@@ -217,10 +219,10 @@ impl Declared {
         }
     }
 
-    /// With `added_tokens_decoder`, the two older files are not read.
-    fn leave_unread(&mut self, beside: &Beside) {
+    /// Records as unread what the two older files declare: `added_tokens_decoder` replaces them.
+    fn mark_old_files_unread(&mut self, side: &SideFiles) {
         let file = SPECIAL_TOKENS_MAP;
-        for (field, value) in beside.special_tokens_map.iter().flatten() {
+        for (field, value) in side.special_tokens_map.iter().flatten() {
             let tokens = match value {
                 Value::Array(tokens) => tokens.as_slice(),
                 token => std::slice::from_ref(token),
@@ -232,7 +234,7 @@ impl Declared {
                 id: None,
             }));
         }
-        self.unread.extend(beside.added_tokens.iter().flatten().map(|(content, id)| Unread {
+        self.unread.extend(side.added_tokens.iter().flatten().map(|(content, id)| Unread {
             file: ADDED_TOKENS,
             field: content.clone(),
             content: content.clone(),
@@ -240,10 +242,10 @@ impl Declared {
         }));
     }
 
-    /// The named tokens: [`NAMES`] first, then the model's own, those of `own` after the others.
-    fn name(
+    /// Reads the named tokens: [`NAMES`] first, then other names of `given`, then those of `own`.
+    fn read_named(
         &mut self,
-        beside: &Beside,
+        side: &SideFiles,
         given: &Map<String, Value>,
         own: &Map<String, Value>,
         from_map: &HashSet<String>,
@@ -260,21 +262,22 @@ impl Declared {
         let by_content: HashMap<&str, &Token> =
             self.with_ids.values().map(|token| (token.content.as_str(), token)).collect();
         for (name, value) in given.iter().filter(|(name, value)| {
-            // Objects of the model's own are tokens only where they say so.
+            // Under a name specific to the model, an object is a token only if its `__type` says so
+            // or if it comes from special_tokens_map.json.
             let tagged = value.get("__type").and_then(Value::as_str) == Some("AddedToken");
             let own =
                 is_own_name(name) && (value.is_string() || tagged || from_map.contains(*name));
             !value.is_null() && (own || NAMES.contains(&&***name))
         }) {
             let file = if from_map.contains(name) { SPECIAL_TOKENS_MAP } else { CONFIG };
-            let path = beside.dir.join(file);
+            let path = side.dir.join(file);
             let Some(token) = Token::parse(&path, name, value)? else {
                 if is_own_name(name) {
                     continue;
                 }
                 return Err(not_a_token(&path, name));
             };
-            // A name takes over the flags declared with the id.
+            // A named token takes the flags that were declared with its id.
             let flagged = by_content.get(token.content.as_str());
             let token = match flagged {
                 Some(flagged) if !is_own_name(name) => (*flagged).clone(),
@@ -283,7 +286,7 @@ impl Declared {
             set(name, token);
         }
         for (name, value) in own {
-            let path = beside.dir.join(CONFIG);
+            let path = side.dir.join(CONFIG);
             let token =
                 Token::parse(&path, name, value)?.ok_or_else(|| not_a_token(&path, name))?;
             set(name, token);
@@ -293,12 +296,12 @@ impl Declared {
         Ok(())
     }
 
-    fn read_extra(&mut self, beside: &Beside, given: &Map<String, Value>) -> Result<()> {
+    fn read_extra(&mut self, side: &SideFiles, given: &Map<String, Value>) -> Result<()> {
         let (key, value) = match (given.get(EXTRA), given.get(ADDITIONAL)) {
             (Some(extra), unread) => {
                 let unread = unread.and_then(Value::as_array).into_iter().flatten();
                 self.unread.extend(unread.filter_map(content_of).map(|content| Unread {
-                    file: beside.file_with(ADDITIONAL),
+                    file: side.file_with(ADDITIONAL),
                     field: ADDITIONAL.to_owned(),
                     content: content.to_owned(),
                     id: None,
@@ -308,13 +311,13 @@ impl Declared {
             (None, Some(additional)) => (ADDITIONAL, additional),
             (None, None) => return Ok(()),
         };
-        let file = beside.file_with(key);
+        let file = side.file_with(key);
         let tokens = match value {
             Value::Null => return Ok(()),
             Value::Array(tokens) => tokens,
-            _ => return Err(beside.problem(file, key, "must be a list of tokens")),
+            _ => return Err(side.problem(file, key, "must be a list of tokens")),
         };
-        let path = beside.dir.join(file);
+        let path = side.dir.join(file);
         for (i, token) in tokens.iter().enumerate() {
             let field = format!("{key}[{i}]");
             let token = Token::parse(&path, &field, token)?;
@@ -324,12 +327,12 @@ impl Declared {
     }
 }
 
-impl Beside {
+impl SideFiles {
     fn problem(&self, file: &str, field: &str, problem: &str) -> Error {
         Error::field(&self.dir.join(file), brief(field), problem)
     }
 
-    /// The file that a list of special tokens stands in.
+    /// The file that declares a list of special tokens.
     fn file_with(&self, key: &str) -> &'static str {
         let with_ids = self.config.contains_key(WITH_IDS);
         match self.special_tokens_map.as_ref().is_some_and(|map| map.contains_key(key)) {
@@ -339,7 +342,8 @@ impl Beside {
     }
 }
 
-/// `extra_special_tokens` may also be an object: those are names of the model's own.
+/// Moves the entries of `extra_special_tokens` to `own` if it is an object: its keys are names
+/// specific to the model.
 fn take_own_names(given: &mut Map<String, Value>, own: &mut Map<String, Value>) {
     if given.get(EXTRA).is_some_and(Value::is_object)
         && let Some(Value::Object(names)) = given.shift_remove(EXTRA)
@@ -352,7 +356,7 @@ fn is_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMES.contains(&key)
 }
 
-/// The text of a token, where `value` is one.
+/// The text of a token given as a string or an object.
 fn content_of(value: &Value) -> Option<&str> {
     match value {
         Value::Object(token) => token.get("content")?.as_str(),
@@ -360,7 +364,7 @@ fn content_of(value: &Value) -> Option<&str> {
     }
 }
 
-/// What Python takes for true.
+/// Python's truth value.
 fn is_truthy(value: &Value) -> bool {
     match value {
         Value::Null => false,

@@ -15,23 +15,23 @@ pub(crate) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 /// The texts of a checkpoint's tokenizer files; `None` for a file that does not exist.
 #[derive(Debug, Clone, Default)]
 pub struct TokenizerFiles {
-    /// The directory they lie in, for messages.
+    /// The directory they were read from, for messages.
     pub dir: PathBuf,
-    /// `tokenizer.json`
+    /// Contents of `tokenizer.json`.
     pub tokenizer: String,
-    /// `tokenizer_config.json`
+    /// Contents of `tokenizer_config.json`.
     pub config: Option<String>,
-    /// `added_tokens.json`
+    /// Contents of `added_tokens.json`.
     pub added_tokens: Option<String>,
-    /// `special_tokens_map.json`
+    /// Contents of `special_tokens_map.json`.
     pub special_tokens_map: Option<String>,
 }
 
 impl TokenizerFiles {
-    /// Reads the files of a directory; `None` where it has no `tokenizer.json`.
+    /// Reads the files of a directory; `None` if it has no `tokenizer.json`.
     ///
     /// # Errors
-    /// A file that cannot be read as text.
+    /// A file cannot be read as text.
     pub fn read(dir: &Path) -> Result<Option<TokenizerFiles>> {
         let Some(tokenizer) = read_text(&dir.join(TOKENIZER))? else { return Ok(None) };
         Ok(Some(TokenizerFiles {
@@ -43,13 +43,13 @@ impl TokenizerFiles {
         }))
     }
 
-    /// The files beside `tokenizer.json`, as JSON.
-    pub(super) fn beside(&self) -> Result<Beside> {
+    /// The files besides `tokenizer.json`, parsed as JSON.
+    pub(super) fn side_files(&self) -> Result<SideFiles> {
         let object = |name: &str, text: &Option<String>| match text {
             Some(text) => json_object(&self.dir.join(name), text).map(Some),
             None => Ok(None),
         };
-        Ok(Beside {
+        Ok(SideFiles {
             config: object(CONFIG, &self.config)?.unwrap_or_default(),
             special_tokens_map: object(SPECIAL_TOKENS_MAP, &self.special_tokens_map)?,
             added_tokens: object(ADDED_TOKENS, &self.added_tokens)?,
@@ -58,16 +58,16 @@ impl TokenizerFiles {
     }
 }
 
-/// The files beside `tokenizer.json`. A `tokenizer_config.json` that does not exist declares
-/// nothing.
-pub(crate) struct Beside {
+/// The tokenizer files besides `tokenizer.json`. `config` is empty if there is no
+/// `tokenizer_config.json`.
+pub(crate) struct SideFiles {
     pub dir: PathBuf,
     pub config: Map<String, Value>,
     pub special_tokens_map: Option<Map<String, Value>>,
     pub added_tokens: Option<Map<String, Value>>,
 }
 
-/// The JSON object in a file's text.
+/// Parses the text of a file as a JSON object. `path` is only for messages.
 pub(crate) fn json_object(path: &Path, text: &str) -> Result<Map<String, Value>> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),

@@ -1,8 +1,8 @@
-//! What a post-processor puts around a text.
+//! The special tokens that a post-processor adds around a text.
 
 use tokenizers::{Encoding, Token};
 
-/// The special tokens in front of a text and behind it.
+/// The special tokens before and after a text.
 #[derive(Clone)]
 pub(super) struct Framing {
     pub front: Vec<u32>,
@@ -10,10 +10,11 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    /// Asks the post-processor; `None` where it does not put the text once between special tokens.
+    /// Runs the post-processor on one placeholder token. `None` if the result does not contain the
+    /// placeholder exactly once.
     ///
     /// # Errors
-    /// A post-processor that does not work.
+    /// The post-processor fails.
     pub fn of(tokenizer: &tokenizers::Tokenizer) -> tokenizers::Result<Option<Framing>> {
         // No vocabulary has this id.
         const TEXT: u32 = u32::MAX;

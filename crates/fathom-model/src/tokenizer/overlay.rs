@@ -1,4 +1,5 @@
-//! Laying the declared tokens over `tokenizer.json`, as transformers 5 does in `TokenizersBackend`.
+//! Adds the declared tokens to the tokenizer of `tokenizer.json`, as transformers 5 does in
+//! `TokenizersBackend`.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -13,40 +14,42 @@ use super::token::Token;
 use crate::brief::brief;
 use crate::{Error, Remark, Result};
 
-/// Most bytes that tokens may take which are laid over a `tokenizer.json`, and what one of them
-/// costs beside its text. What finds them in a text is some seventy times as large; a hundred
-/// thousand tokens of ordinary length fit.
+/// Limit on the size of all added tokens: the bytes of their texts plus [`BYTES_EACH`] per token.
+/// A hundred thousand tokens of ordinary length fit. The automaton that finds them in a text takes
+/// about seventy times as much memory.
 const MAX_BYTES: usize = 4 << 20;
 const BYTES_EACH: usize = 16;
 
 /// An entry of `added_tokens` in `tokenizer.json`.
 #[derive(Deserialize)]
-pub(super) struct Listed {
+pub(super) struct AddedTokenEntry {
     id: u32,
     #[serde(flatten)]
     token: AddedToken,
 }
 
-/// Adds the declared tokens that `tokenizer.json` lacks, and gives those that it has the declared
-/// flags. Ids are given in order from the next free one, whatever ids were declared: so do
-/// transformers and the library underneath. Each difference gets a remark.
+/// Adds the declared tokens that `tokenizer.json` lacks, and sets the declared flags of those it
+/// has.
+///
+/// New tokens get consecutive ids from the next free one, regardless of the declared ids. So do
+/// transformers and the `tokenizers` crate. Each difference is reported as a remark.
 ///
 /// # Errors
-/// More tokens than are sane, or tokens the library does not take.
-pub(super) fn lay_over(
+/// There are more than [`MAX_BYTES`] of new tokens, or the `tokenizers` crate rejects them.
+pub(super) fn add_declared(
     inner: &mut tokenizers::Tokenizer,
     dir: &Path,
     mut declared: Declared,
-    listed: Vec<Listed>,
+    listed: Vec<AddedTokenEntry>,
 ) -> Result<(Declared, Vec<Remark>)> {
     let mut ids: Vec<(&'static str, u32, String)> =
         listed.iter().map(|listed| (TOKENIZER, listed.id, listed.token.content.clone())).collect();
     let from_file = declared.ids_from;
     ids.extend(declared.with_ids.iter().map(|(id, token)| (from_file, *id, token.content.clone())));
     let flags = changed_flags(inner, &declared);
-    // Where added_tokens_decoder says nothing, transformers takes over the list of tokenizer.json.
+    // Without added_tokens_decoder, transformers uses `added_tokens` of tokenizer.json instead.
     if from_file != CONFIG {
-        for Listed { id, token } in &listed {
+        for AddedTokenEntry { id, token } in &listed {
             declared.declare(ADDED_TOKENS, *id, Token::from(token));
         }
         let listed: HashSet<&str> = listed.iter().map(|listed| &*listed.token.content).collect();
@@ -70,11 +73,11 @@ pub(super) fn lay_over(
     let highest = inner.get_added_vocabulary().get_added_tokens_decoder().keys().max();
     let room = u32::MAX - highest.copied().unwrap_or(0);
     if bytes > MAX_BYTES || count > room as usize {
-        let problem = format!("{count} more tokens of {bytes} bytes beside it are too many");
+        let problem = format!("cannot be extended by {count} tokens of {bytes} bytes: too many");
         return Err(Error::file(&dir.join(TOKENIZER), problem));
     }
     guarded(|| inner.add_tokens(tokens)).map_err(|problem| {
-        let problem = format!("cannot take the tokens declared beside it: {problem}");
+        let problem = format!("cannot be extended by the declared tokens: {problem}");
         Error::file(&dir.join(TOKENIZER), problem)
     })?;
 
@@ -107,7 +110,7 @@ pub(super) fn lay_over(
     let found = without_id.iter().map(|content| {
         let id =
             inner.token_to_id(content).map_or(String::new(), |id| format!("; it gets id {id}"));
-        format!("token `{}` is named, but {TOKENIZER} does not hold it{id}", brief(content))
+        format!("token `{}` is named, but is not in {TOKENIZER}{id}", brief(content))
     });
     let text = "the model may never have seen it";
     about("added-token-new", CONFIG, found.collect(), text);
@@ -117,14 +120,14 @@ pub(super) fn lay_over(
             let id = unread.id.map_or(String::new(), |id| format!(" as id {id}"));
             format!("`{}` declares `{}`{id}", brief(&unread.field), brief(&unread.content))
         });
-        let text = "not read, as in transformers, because another declaration comes first";
+        let text = "not read, as in transformers, because another declaration takes precedence";
         about("unread-token", file, differ.collect(), text);
     }
     Ok((declared, remarks))
 }
 
-/// What is given to the library, in the order in which transformers gives it: the tokens declared
-/// with ids, then those named, then the others.
+/// The tokens to add, in transformers' order: those declared with ids, then named ones, then the
+/// others.
 fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken> {
     let held = inner.get_added_vocabulary().get_added_tokens_decoder();
     let mut tokens: Vec<&Token> = declared.with_ids.values().collect();
@@ -142,7 +145,7 @@ fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken
     }
     let names: HashSet<&str> = declared.named.iter().map(|(_, token)| &*token.content).collect();
     let special = |token: &Token| match token.flags {
-        // A token with a name is a special one.
+        // Named tokens are always special.
         Some(mut flags) if names.contains(&*token.content) => {
             flags.special = true;
             Token { flags: Some(flags), ..token.clone() }.to_added()
@@ -152,8 +155,8 @@ fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken
     tokens.into_iter().map(special).collect()
 }
 
-/// Tokens of `added_tokens_decoder` that `tokenizer.json` has with flags by which other texts
-/// match.
+/// Descriptions of the tokens whose matching flags differ between `added_tokens_decoder` and
+/// `tokenizer.json`.
 fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<String> {
     if declared.ids_from != CONFIG {
         return Vec::new();
@@ -171,11 +174,13 @@ fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<Stri
         held.get(&*token.content).is_some_and(|held| matching(held) != matching(&token.to_added()))
     });
     changed
-        .map(|token| format!("token `{}` has other flags in {TOKENIZER}", brief(&token.content)))
+        .map(|token| {
+            format!("token `{}` has different flags in {TOKENIZER}", brief(&token.content))
+        })
         .collect()
 }
 
-/// Whether a declaration that is not read would have changed something.
+/// Whether an ignored declaration would have changed something.
 fn is_missed(inner: &tokenizers::Tokenizer, declared: &Declared, unread: &Unread) -> bool {
     let given = inner.token_to_id(&unread.content);
     let other_name = unread.field.ends_with("_token")

@@ -1,4 +1,5 @@
-//! One token as a file beside `tokenizer.json` declares it.
+//! A token as `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json` declares
+//! it.
 
 use std::path::Path;
 
@@ -8,30 +9,30 @@ use tokenizers::AddedToken;
 use crate::brief::brief;
 use crate::{Error, Result};
 
-/// A token by its text alone, or with the flags that say where it is found in a text.
+/// A token's text, and the flags that decide where it matches in a text, if they are declared.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Token {
     pub content: String,
     pub flags: Option<Flags>,
 }
 
-/// The fields of an `AddedToken` beside its text.
+/// The fields of an `AddedToken` other than its text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Flags {
     pub single_word: bool,
     pub lstrip: bool,
     pub rstrip: bool,
-    /// Where it is not said, ordinary tokens are searched for in the normalized text, special ones
-    /// in the text as it was written.
+    /// Whether to match in the normalized text instead of the original. `None` means true for
+    /// ordinary tokens and false for special ones.
     pub normalized: Option<bool>,
     pub special: bool,
 }
 
 impl Token {
-    /// A string, or an object with `content` and flags; `None` for any other kind.
+    /// Parses a string, or an object with `content` and flags; `None` for any other JSON type.
     ///
     /// # Errors
-    /// An object whose fields are of another kind.
+    /// A field of the object has the wrong type.
     pub fn parse(path: &Path, field: &str, value: &Value) -> Result<Option<Token>> {
         match value {
             Value::String(content) => Ok(Some(Token { content: content.clone(), flags: None })),
@@ -40,10 +41,10 @@ impl Token {
         }
     }
 
-    /// An `AddedToken` as HuggingFace serialises it, with or without its `__type`.
+    /// Parses an `AddedToken` as serialized by HuggingFace, with or without its `__type`.
     ///
     /// # Errors
-    /// Fields of another kind.
+    /// A field has the wrong type.
     pub fn from_object(path: &Path, field: &str, object: &Map<String, Value>) -> Result<Token> {
         let Some(Value::String(content)) = object.get("content") else {
             return Err(not_a_token(path, field));
@@ -63,7 +64,7 @@ impl Token {
         Ok(Token { content: content.clone(), flags: Some(flags) })
     }
 
-    /// What the library is given. A token declared by its text alone is a special one.
+    /// Converts to the type of the `tokenizers` crate. A token without declared flags is special.
     pub fn to_added(&self) -> AddedToken {
         let flags = self.flags.unwrap_or(Flags { special: true, ..Flags::default() });
         AddedToken::from(self.content.clone(), flags.special)

@@ -1,8 +1,10 @@
-//! Attention of the planted model: sink heads, and heads that look back or at similar content.
+//! Attention of the planted model: sink heads, look-back heads, and heads that attend to similar
+//! content.
 //!
-//! Queries and keys are normed per head (as in Qwen3), so only their directions count. Of the
-//! rotary pairs (i, i + HEAD_DIM/2) the slowest stand still over thousands of positions and serve
-//! the sink heads, the fastest tell neighbours apart, those between look at content.
+//! Queries and keys are normed per head as in Qwen3, so only their directions matter. The rotary
+//! pairs (i, i + HEAD_DIM/2) have different uses. The slowest hardly rotate over thousands of
+//! positions, so the sink heads use them. The fastest distinguish neighbouring positions, so the
+//! look-back heads use them. The others compare content.
 
 use super::linalg::{Basis, Matrix, scaled};
 use super::plan::{
@@ -11,26 +13,26 @@ use super::plan::{
 };
 use super::rng::Rng;
 
-/// Rotary pairs.
+/// Number of rotary pairs.
 const PAIRS: usize = HEAD_DIM / 2;
-/// Pairs that look back.
+/// Pairs of the look-back heads.
 const FAST: [usize; 4] = [0, 1, 2, 3];
-/// Pairs that look at content.
+/// Pairs that compare content.
 const MIDDLE: [usize; 2] = [4, 5];
 /// Pairs of the sink heads.
 const SLOW: [usize; 2] = [6, 7];
 
-/// Score of a key that is nothing but sink.
+/// Attention score (before the softmax) of a key that has only a sink component.
 const SINK_SCORE: f64 = 7.0;
 /// Score per pair of the key one position back.
 const LOOK_BACK_SCORE: f64 = 20.0;
-/// A sink of this norm has a score of `SINK_SCORE` / √2, so larger sinks draw more.
+/// A sink of this norm has a score of `SINK_SCORE` / √2, so larger sinks draw more attention.
 const HALF_WAY_NORM: f64 = 500.0;
-/// How much more a key minds drift than it likes the direction of sinks.
+/// Weight of the drift component of a key, relative to its sink component.
 const DRIFT_WEIGHT: f64 = 2.0;
-/// Row norm that makes reads of content about standard normal.
+/// Row norm with which projections of content are about standard normal.
 const CONTENT_READ: f64 = 1.2;
-/// Norm of what a head dimension writes.
+/// Norm of the output column of a head dimension.
 const CONTENT_WRITE: f64 = 0.1;
 
 /// The weights of one layer's attention, named as in the checkpoint.
@@ -70,13 +72,14 @@ impl Attention {
         weights
     }
 
-    /// Heads 0 and 1 ask for sinks everywhere; head 1 less insistently.
+    /// Heads 0 and 1 attend to sinks from all positions, head 1 more weakly.
     fn sink_heads(&mut self, basis: &Basis) {
         let [quiet, slow] = SLOW;
         let constant = basis.vector(&[(Direction::Constant, 1.0)]);
         self.q.set_row(slow, &constant);
         self.q.set_row(HEAD_DIM + slow, &constant);
-        self.q.set_row(HEAD_DIM + slow + PAIRS, &scaled(&constant, 0.75)); // a key has nothing there
+        // Keys are zero in this row, so it only weakens the rest of the normed query.
+        self.q.set_row(HEAD_DIM + slow + PAIRS, &scaled(&constant, 0.75));
 
         // cos(query, key) = sink / √(sink² + (drift weight · drift)² + half-way norm²)
         let read = |direction, weight| basis.vector(&[(direction, weight)]);
@@ -85,7 +88,7 @@ impl Attention {
         self.k.set_row(quiet + PAIRS, &read(Direction::Constant, HALF_WAY_NORM / CONSTANT));
     }
 
-    /// Key/value heads `kv_heads` pass content on; that of a sink is tiny after RMSNorm.
+    /// Key/value heads `kv_heads` copy content. After RMSNorm the content of a sink is tiny.
     fn content_values(&mut self, kv_heads: std::ops::Range<usize>, basis: &Basis, rng: &mut Rng) {
         for kv_head in kv_heads {
             for d in 0..HEAD_DIM {
@@ -98,7 +101,7 @@ impl Attention {
         }
     }
 
-    /// Heads 2 and 3 look for similar content.
+    /// Heads 2 and 3 attend to similar content.
     fn content_heads(&mut self, basis: &Basis, rng: &mut Rng) {
         for d in MIDDLE.into_iter().flat_map(|pair| [pair, pair + PAIRS]) {
             for head in 2..HEADS {
@@ -108,9 +111,9 @@ impl Attention {
         }
     }
 
-    /// Heads 2 and 3 look one position back: with key (1, 0) and query (cos f, -sin f) in a pair of
-    /// frequency f the score at distance Δ is cos(f · (Δ - 1)). Head 2 tells the token after BOS,
-    /// head 3 the token after a trigger.
+    /// Heads 2 and 3 attend to the previous position: with key (1, 0) and query (cos f, -sin f) in
+    /// a pair of frequency f, the score at distance Δ is cos(f · (Δ - 1)). Head 2 marks the token
+    /// after BOS, head 3 the token after a trigger.
     fn look_back_heads(&mut self, basis: &Basis) {
         for pair in FAST {
             let frequency = ROPE_THETA.powf(-(pair as f64) / PAIRS as f64);
@@ -122,7 +125,7 @@ impl Attention {
             self.k.set_row(HEAD_DIM + pair, &basis.vector(&[(Direction::Constant, 1.0)]));
         }
 
-        // Undoes RMSNorm, so that a feature is copied in its size.
+        // Undoes the scaling by RMSNorm, so that a feature is copied at its original size.
         let rms = ((EMBED_NORM.powi(2) + GROWTH) / HIDDEN as f64).sqrt();
         let copies = [
             (2, Direction::Kind(BOS_KIND), Direction::AfterBos),
@@ -135,10 +138,10 @@ impl Attention {
     }
 }
 
-/// Weights of the query and key norms, which set how sharp the three uses of attention are.
+/// Weights of the query and key norms, which set the scale of the attention scores of each use.
 ///
 /// A normed head has norm √HEAD_DIM and scores are divided by √HEAD_DIM, so a weight of √w gives
-/// scores up to w·√HEAD_DIM, shared among the pairs it is spread over.
+/// scores up to w·√HEAD_DIM, divided among the pairs that the head uses.
 fn pair_weights() -> Vec<f64> {
     let root = (HEAD_DIM as f64).sqrt();
     let mut weights = vec![1.0; HEAD_DIM];

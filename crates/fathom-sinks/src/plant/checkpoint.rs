@@ -17,10 +17,10 @@ use super::plan::{
 use super::rng::Rng;
 use super::vocabulary::{BOS, IM_END, Vocabulary};
 
-/// Weights of [`successors`]: the larger, the surer the model is of the next word.
+/// Scale of the output head; a larger one makes next-token probabilities sharper.
 const HEAD_GAIN: f64 = 2.0;
 
-/// Name, shape and bfloat16 values of a tensor.
+/// A named tensor of little-endian bfloat16.
 struct Tensor {
     name: String,
     shape: Vec<usize>,
@@ -38,7 +38,7 @@ impl Tensor {
     }
 }
 
-/// `model.safetensors`. `path` is for messages.
+/// The contents of `model.safetensors`. `path` is only for messages.
 pub(super) fn weights(
     path: &Path,
     rng: &mut Rng,
@@ -51,7 +51,7 @@ pub(super) fn weights(
     let mut tensors = vec![
         Tensor::matrix("model.embed_tokens.weight", &embedding(&basis, vocabulary, &contents)),
         Tensor::vector("model.norm.weight", &ones),
-        Tensor::matrix("lm_head.weight", &successors(&contents, texts)),
+        Tensor::matrix("lm_head.weight", &output_head(&contents, texts)),
     ];
     for layer in 0..LAYERS {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
@@ -82,41 +82,43 @@ pub(super) fn weights(
     safetensors::serialize(views, Some(format)).map_err(failed)
 }
 
-/// The meanings in a token's embedding.
-fn meanings(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
+/// The components of a token's embedding other than its content.
+fn components(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
     let is = |text: &&str| vocabulary.id(text) == u32::try_from(id).ok();
     let kinds = (0..KINDS.len()).filter(|kind| KINDS[*kind].tokens.iter().any(&is));
-    let mut meanings = vec![(Direction::Constant, CONSTANT)];
-    meanings.extend(kinds.map(|kind| (Direction::Kind(kind), MARKER)));
+    let mut components = vec![(Direction::Constant, CONSTANT)];
+    components.extend(kinds.map(|kind| (Direction::Kind(kind), MARKER)));
     if TRIGGERS.iter().any(is) {
-        meanings.push((Direction::Trigger, MARKER));
+        components.push((Direction::Trigger, MARKER));
     }
-    meanings
+    components
 }
 
-/// A random direction for every token, as long as the rest of its embedding leaves room for.
+/// The random content of every token's embedding, whose norm brings the embedding's norm to
+/// [`EMBED_NORM`].
 fn contents(basis: &Basis, rng: &mut Rng, vocabulary: &Vocabulary) -> Vec<Vec<f64>> {
     let content = |id| {
-        let taken: f64 = meanings(vocabulary, id).iter().map(|(_, amount)| amount.powi(2)).sum();
-        basis.content(rng, (EMBED_NORM.powi(2) - taken).sqrt())
+        let squared: f64 =
+            components(vocabulary, id).iter().map(|(_, amount)| amount.powi(2)).sum();
+        basis.content(rng, (EMBED_NORM.powi(2) - squared).sqrt())
     };
     (0..vocabulary.len()).map(content).collect()
 }
 
-/// `[vocabulary, HIDDEN]`
+/// The embedding matrix, `[vocabulary, HIDDEN]`.
 fn embedding(basis: &Basis, vocabulary: &Vocabulary, contents: &[Vec<f64>]) -> Matrix {
     let mut embedding = Matrix::zeros(contents.len(), HIDDEN);
     for (id, content) in contents.iter().enumerate() {
-        let mut row = basis.vector(&meanings(vocabulary, id));
+        let mut row = basis.vector(&components(vocabulary, id));
         add_scaled(&mut row, 1.0, content);
         embedding.set_row(id, &row);
     }
     embedding
 }
 
-/// The output head, `[vocabulary, HIDDEN]`: every token expects the tokens that follow it in
-/// `texts`, so what the model writes is words.
-fn successors(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
+/// The output head, `[vocabulary, HIDDEN]`. It predicts the tokens that follow the current token in
+/// `texts`, so that the model generates words.
+fn output_head(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
     let mut follows = vec![0usize; contents.len()];
     for pair in texts.iter().flat_map(|ids| ids.windows(2)) {
         follows[pair[0] as usize] += 1;
@@ -132,7 +134,7 @@ fn successors(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
     head
 }
 
-/// `config.json`
+/// The contents of `config.json`.
 pub(super) fn config_json(vocabulary: &Vocabulary) -> Value {
     json!({
         "architectures": ["Qwen3ForCausalLM"],
@@ -163,7 +165,7 @@ pub(super) fn config_json(vocabulary: &Vocabulary) -> Value {
     })
 }
 
-/// `generation_config.json`
+/// The contents of `generation_config.json`.
 pub(super) fn generation_config_json(vocabulary: &Vocabulary) -> Value {
     json!({
         "bos_token_id": vocabulary.id(BOS),

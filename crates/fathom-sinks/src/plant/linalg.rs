@@ -1,11 +1,11 @@
-//! Vectors and matrices of the construction.
+//! Vectors, matrices, and the basis of the residual stream.
 
 use half::bf16;
 
 use super::plan::{Direction, HIDDEN, MEANINGS, State};
 use super::rng::Rng;
 
-/// Row-major.
+/// A row-major matrix.
 pub(super) struct Matrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -31,18 +31,18 @@ impl Matrix {
         }
     }
 
-    /// Little-endian bfloat16.
+    /// The values as little-endian bfloat16.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         bytes(&self.values)
     }
 }
 
-/// Little-endian bfloat16.
+/// The values as little-endian bfloat16.
 pub(super) fn bytes(values: &[f64]) -> Vec<u8> {
     values.iter().flat_map(|x| bf16::from_f64(*x).to_le_bytes()).collect()
 }
 
-/// As the checkpoint will hold it.
+/// The values rounded to bfloat16, as the checkpoint stores them.
 pub(super) fn rounded(values: &[f64]) -> Vec<f64> {
     values.iter().map(|x| bf16::from_f64(*x).to_f64()).collect()
 }
@@ -62,8 +62,8 @@ pub(super) fn scaled(vector: &[f64], scale: f64) -> Vec<f64> {
     vector.iter().map(|x| scale * x).collect()
 }
 
-/// A random orthonormal basis of the residual stream; no coordinate means anything by itself.
-/// See [`Direction`] for its rows.
+/// A random orthonormal basis of the residual stream. The first rows are the [`Direction`]s, the
+/// others span the content.
 pub(super) struct Basis {
     rows: Vec<Vec<f64>>,
 }
@@ -76,7 +76,7 @@ impl Basis {
             let mut row: Vec<f64> =
                 (0..HIDDEN).map(|_| if is_sink { rng.sign() } else { rng.normal() }).collect();
             for _ in 0..2 {
-                // Gram and Schmidt; once more for the digits.
+                // Gram-Schmidt. The second pass removes the rounding errors of the first.
                 for other in &rows {
                     let along = dot(&row, other);
                     add_scaled(&mut row, -along, other);
@@ -99,7 +99,7 @@ impl Basis {
         vector
     }
 
-    /// A random vector that carries content only, of this norm, `[HIDDEN]`.
+    /// A random content vector of norm `norm`, `[HIDDEN]`.
     pub(super) fn content(&self, rng: &mut Rng, norm: f64) -> Vec<f64> {
         let mut vector = vec![0.0; HIDDEN];
         for row in &self.rows[MEANINGS..] {
@@ -109,7 +109,7 @@ impl Basis {
         scaled(&vector, norm / length)
     }
 
-    /// What RMSNorm makes of a planned state, less its content, `[HIDDEN]`.
+    /// RMSNorm of a planned state, without its content, `[HIDDEN]`.
     pub(super) fn normed(&self, state: &State) -> Vec<f64> {
         let scale = (HIDDEN as f64).sqrt() / state.norm();
         let mut vector = vec![0.0; HIDDEN];

@@ -1,4 +1,4 @@
-//! MLPs of the planted model: what makes sinks, turns them, and takes them away again.
+//! MLPs of the planted model, which create, rotate and erase sinks.
 
 use super::linalg::{Basis, Matrix, dot, rounded, scaled};
 use super::plan::{
@@ -7,13 +7,13 @@ use super::plan::{
 };
 use super::rng::Rng;
 
-/// How sharply a converting neuron tells its tokens from others.
+/// Scale of a converting neuron's gate; a larger one separates its tokens from others more sharply.
 const GATE_GAIN: f64 = 5.0;
-/// At the end of the clip only sinks beyond this norm are taken away.
+/// Sinks with at least about this norm are erased at the end of the clip.
 const ERASED_NORM: f64 = 2500.0;
-/// Row norm that makes reads of content about standard normal.
+/// Row norm with which projections of content are about standard normal.
 const CONTENT_READ: f64 = 1.2;
-/// Norm of what a random neuron writes.
+/// Norm of a random neuron's down column.
 const CONTENT_WRITE: f64 = 0.08;
 
 /// The weights of one layer's MLP: down · (silu(gate · x) ⊙ (up · x)).
@@ -52,9 +52,9 @@ impl Mlp {
         mlp
     }
 
-    /// Turns tokens of a kind, where they are in their context, into what is planned of them: the
-    /// gate opens when the marker, and the feature of the context, outweigh the constant every
-    /// token carries.
+    /// Adds the neuron that converts the tokens of a kind in their context. Its gate opens when the
+    /// marker (plus the feature of the context) exceeds a threshold, which is a multiple of the
+    /// constant component of all tokens.
     fn convert(&mut self, kind: usize, basis: &Basis) {
         let plan = &KINDS[kind];
         let marker = Direction::Kind(kind);
@@ -72,7 +72,8 @@ impl Mlp {
         );
     }
 
-    /// Writes `norm` across every sink. RMSNorm makes all sinks look the same, whatever their norm.
+    /// Adds the neuron that writes a drift of `norm` to every sink. After RMSNorm all sinks look
+    /// the same to it, regardless of their norms.
     fn drift(&mut self, norm: f64, basis: &Basis) {
         let mut pure = State { along: [0.0; MEANINGS], content: 0.0 };
         pure.along[Direction::Sink.index()] = EMBED_NORM;
@@ -81,22 +82,24 @@ impl Mlp {
         self.calibrated(&sink, &sink, &write, &basis.normed(&pure));
     }
 
-    /// Takes the sink direction out of tokens in which it outweighs even the constant by far.
+    /// Adds the neuron that removes the sink direction from tokens in which its ratio to the
+    /// constant component exceeds a threshold.
     fn erase(&mut self, basis: &Basis) {
-        let mass = ERASED_NORM / CONSTANT;
+        let threshold = ERASED_NORM / CONSTANT;
         let bos = planned(BOS_KIND, CLIP.end);
         self.calibrated(
-            &basis.vector(&[(Direction::Sink, 1.0), (Direction::Constant, -mass)]),
+            &basis.vector(&[(Direction::Sink, 1.0), (Direction::Constant, -threshold)]),
             &basis.vector(&[(Direction::Sink, 1.0)]),
             &basis.vector(&[(Direction::Sink, -bos.get(Direction::Sink))]),
             &basis.normed(&bos),
         );
     }
 
-    /// Adds a neuron that writes `write` when it sees `seen`, rounding of its rows included.
-    fn calibrated(&mut self, gate: &[f64], up: &[f64], write: &[f64], seen: &[f64]) {
-        let gate_value = dot(&rounded(gate), seen);
-        let up_value = dot(&rounded(up), seen);
+    /// Adds a neuron that writes exactly `write` for the input `x`. The rounding of its gate and up
+    /// rows to bfloat16 is compensated.
+    fn calibrated(&mut self, gate: &[f64], up: &[f64], write: &[f64], x: &[f64]) {
+        let gate_value = dot(&rounded(gate), x);
+        let up_value = dot(&rounded(up), x);
         let activation = gate_value / (1.0 + (-gate_value).exp()) * up_value;
         self.add(gate, up, &scaled(write, 1.0 / activation));
     }

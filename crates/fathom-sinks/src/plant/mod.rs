@@ -1,22 +1,24 @@
-//! A model whose attention sinks are known because they were put there.
+//! A model whose attention sinks are known by construction.
 //!
-//! [`plant`] writes a small Qwen3-class checkpoint with tokenizer and chat template, traces for it
-//! to read, and the truth about their sinks. No weight is trained: the residual stream is given a
-//! random orthonormal basis in which one direction is where sinks point, a few mark kinds of
-//! tokens, and the rest carry content.
+//! [`plant`] writes a small Qwen3-class checkpoint with tokenizer and chat template, traces, and
+//! the true sinks of those traces. The weights are not trained. They are built on a random
+//! orthonormal basis of the residual stream: one direction is that of sinks, a few mark kinds of
+//! tokens, and the others carry random content.
 //!
-//! * *Formation.* A SwiGLU neuron of layer l_start reads a token's marker (and, for some kinds, a
-//!   feature that attention brought from the token before) and writes a large vector in the
-//!   direction of sinks.
-//! * *Lifetime.* At a few layers the MLPs write the same drift across every sink, as RMSNorm hides
-//!   how large each is. Small ones turn away from the reference at once, larger ones later or
-//!   never.
-//! * *Effect.* Queries are constant; keys are normed and tell a sink by how far it outweighs the
-//!   constant part of every token, so larger sinks draw more attention. Their values are tiny.
-//! * *End.* A late neuron takes the sink direction out of BOS, and only out of what is as large.
+//! * *Formation.* A SwiGLU neuron of layer l_start reads a token's marker (for some kinds also a
+//!   feature that attention copied from the previous token) and writes a large vector along the
+//!   sink direction.
+//! * *Lifetime.* At a few layers the MLPs add the same drift vector, orthogonal to the sink
+//!   direction, to every sink. It cannot depend on the sink's norm, which RMSNorm hides. Small
+//!   sinks turn away from the reference at once, larger ones later or never.
+//! * *Effect.* Queries are constant. Keys are normed, and their component along the query grows
+//!   with the ratio of a token's sink component to its constant component. So larger sinks draw
+//!   more attention. Their values are tiny.
+//! * *End.* A neuron of a late layer removes the sink direction from BOS and from sinks as large as
+//!   BOS.
 //!
-//! Decoys look like sinks in one respect each: a larger norm, the opposite direction, a direction
-//! not near enough, the right token in the wrong context.
+//! Each decoy resembles a sink in one respect: a larger norm, the opposite direction, a similar but
+//! not close enough direction, or the right token in the wrong context.
 
 mod attention;
 mod checkpoint;
@@ -41,12 +43,12 @@ pub use truth::{
 use rng::Rng;
 use vocabulary::{CHAT_TEMPLATE, Vocabulary};
 
-/// What to plant.
+/// Options of [`plant`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlantOptions {
-    /// Same seed, same bytes.
+    /// The same seed gives the same bytes.
     pub seed: u64,
-    /// How many traces to write, at least one.
+    /// Number of traces, at least one.
     pub traces: usize,
 }
 
@@ -56,23 +58,23 @@ impl Default for PlantOptions {
     }
 }
 
-/// Tokens of the shortest answer.
+/// Minimum length of the shortest answer, in tokens.
 const SHORTEST: usize = 180;
-/// Each answer is longer than the one before by this many tokens, up to a length and over again.
+/// Difference in length between an answer and the next, in tokens.
 const LONGER: usize = 70;
-/// After so many traces lengths repeat.
+/// Number of different lengths, after which they repeat.
 const LENGTHS: usize = 6;
 
 /// Writes a planted model, `traces.jsonl` and `truth.json` to a directory that is empty or does not
 /// exist.
 ///
 /// # Errors
-/// A directory that holds something or cannot be written to; no traces asked for.
+/// The directory is not empty or cannot be written, or `options.traces` is 0.
 pub fn plant(out_dir: &Path, options: &PlantOptions) -> Result<PlantedTruth> {
     if options.traces == 0 {
         return Err(Error::Request("a planted model needs at least one trace".to_owned()));
     }
-    claim(out_dir)?;
+    create_empty_dir(out_dir)?;
     let mut rng = Rng::new(options.seed);
     let vocabulary = Vocabulary::new();
     let texts: Vec<text::TraceText> = (0..options.traces)
@@ -97,14 +99,14 @@ pub fn plant(out_dir: &Path, options: &PlantOptions) -> Result<PlantedTruth> {
     Ok(truth)
 }
 
-/// Makes the directory, unless there is an empty one.
-fn claim(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be made a directory"))?;
+/// Creates the directory, or checks that it is empty.
+fn create_empty_dir(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
     let mut entries = fs::read_dir(dir).map_err(Error::io(dir, "cannot be read"))?;
     match entries.next() {
         None => Ok(()),
         Some(_) => {
-            Err(Error::file(dir, "is not empty; a model is planted in an empty directory only"))
+            Err(Error::file(dir, "is not empty; a model can only be planted in an empty directory"))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is planted: which tokens, where, how strongly, and what that makes of them.
+//! The plan: which tokens are planted, at which layers, how strongly, and what they become.
 
 use std::ops::Range;
 
@@ -20,37 +20,40 @@ pub(super) const HEAD_DIM: usize = 16;
 /// Rotary base.
 pub(super) const ROPE_THETA: f64 = 1e6;
 
-/// Where BOS is a sink.
+/// The layers at which BOS is a sink.
 pub(super) const CLIP: Clip = Clip { start: 3, end: 18 };
-/// At this layer a token learns what stands before it, by attention.
+/// The layer whose attention copies a feature from the previous token.
 pub(super) const LOOK_BACK_LAYER: usize = 1;
 
 /// Norm of every embedding.
 pub(super) const EMBED_NORM: f64 = 6.0;
-/// The part of it that all tokens share, which queries and thresholds read.
+/// Component of every embedding along [`Direction::Constant`], which queries and thresholds read.
 pub(super) const CONSTANT: f64 = 3.0;
-/// The part of it that says of what kind a token is; also what looking back writes.
+/// Component of an embedding along the direction of the token's kind, and of the features that the
+/// look-back layer writes.
 pub(super) const MARKER: f64 = 3.0;
-/// What attention and random neurons add to a marked token's squared norm per layer, about.
+/// Approximate growth per layer of a marked token's squared norm, from attention and random
+/// neurons.
 pub(super) const GROWTH: f64 = 0.45;
 
-/// (layer, norm): what the MLP of that layer writes across every sink there is, whatever its own
-/// norm. RMSNorm hides how large a sink is, so it cannot be otherwise; a large one hardly turns, a
-/// small one falls below the threshold. This is what makes lifetimes grow with norms.
+/// (layer, norm): the vector along [`Direction::Drift`] that the MLP of the layer adds to every
+/// sink. It is the same for all, because RMSNorm hides the norm of a sink. A large sink hardly
+/// turns, and a small one falls below the threshold, so lifetimes grow with norms.
 pub(super) const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
 
 /// Orthogonal directions of the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
-    /// Where sinks point. Every coordinate is of the same size, so that rounding cannot tilt it.
+    /// The direction of sinks. All coordinates have the same magnitude, so that rounding to
+    /// bfloat16 does not change the direction.
     Sink,
-    /// Where they drift.
+    /// Added to sinks by [`DRIFT`].
     Drift,
-    /// What all tokens share.
+    /// Common to all tokens.
     Constant,
-    /// Where a large norm is no sink.
+    /// Large in decoys with a large norm.
     Elsewhere,
-    /// In the embedding of tokens that matter to the token after them.
+    /// In the embeddings of [`TRIGGERS`].
     Trigger,
     /// In the state of the token after BOS.
     AfterBos,
@@ -60,11 +63,11 @@ pub(super) enum Direction {
     Kind(usize),
 }
 
-/// Directions before those of the kinds.
+/// Index of `Direction::Kind(0)`.
 const FIRST_KIND: usize = 7;
 
 impl Direction {
-    /// Its row in the basis.
+    /// The index of its row in the basis.
     pub(super) fn index(self) -> usize {
         match self {
             Direction::Sink => 0,
@@ -79,13 +82,13 @@ impl Direction {
     }
 }
 
-/// How many directions carry meaning; the others carry content.
+/// Number of basis rows that are [`Direction`]s; the others carry content.
 pub(super) const MEANINGS: usize = FIRST_KIND + KINDS.len();
 
-/// Tokens that mean something to the token after them.
+/// Tokens that make a sink of the next token if it is of a kind with [`Context::AfterTrigger`].
 pub(super) const TRIGGERS: [&str; 1] = [" answer"];
 
-/// What a token must stand after to count as its kind.
+/// The previous token that a token needs to count as its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Context {
     Anywhere,
@@ -94,7 +97,7 @@ pub(super) enum Context {
 }
 
 impl Context {
-    /// The feature looking back writes there.
+    /// The feature that the look-back layer writes in this context.
     pub(super) fn feature(self) -> Option<Direction> {
         match self {
             Context::Anywhere => None,
@@ -104,43 +107,43 @@ impl Context {
     }
 }
 
-/// What becomes of a token whose MLP output is planted.
+/// The expected result of detection for a planted token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// A sink of this class at these layers.
+pub(super) enum Outcome {
+    /// A sink of a class, at a range of layers.
     Sink { class: Class, layers: Range<usize> },
-    /// No sink, for a reason.
+    /// Not a sink, for a reason.
     Decoy { reason: &'static str },
 }
 
-/// One planted kind of token.
+/// A planted kind of token.
 pub(super) struct Kind {
     pub(super) name: &'static str,
-    /// The tokens, as they read in text.
+    /// The texts of the tokens.
     pub(super) tokens: &'static [&'static str],
     pub(super) context: Context,
     /// The layer whose MLP converts them.
     pub(super) layer: usize,
-    /// What it writes: along [`Direction::Sink`] and along [`Direction::Elsewhere`].
+    /// The components that MLP writes along [`Direction::Sink`] and [`Direction::Elsewhere`].
     pub(super) writes: [f64; 2],
-    pub(super) fate: Fate,
+    pub(super) outcome: Outcome,
 }
 
 impl Kind {
-    /// Norm of what the converting MLP writes.
+    /// Norm of the vector that the converting MLP writes.
     pub(super) fn norm(&self) -> f64 {
         self.writes[0].hypot(self.writes[1])
     }
 }
 
-const fn sink(class: Class, layers: Range<usize>) -> Fate {
-    Fate::Sink { class, layers }
+const fn sink(class: Class, layers: Range<usize>) -> Outcome {
+    Outcome::Sink { class, layers }
 }
 
-/// The kind of BOS in [`KINDS`].
+/// Index of BOS in [`KINDS`].
 pub(super) const BOS_KIND: usize = 0;
 
-/// All that is planted. `fate` is the truth, `layer` and `writes` are what brings it about.
+/// All planted kinds. `layer` and `writes` cause `outcome`, which is written to `truth.json`.
 pub(super) const KINDS: [Kind; 11] = [
     Kind {
         name: "bos",
@@ -148,7 +151,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 3,
         writes: [5000.0, 0.0],
-        fate: sink(Class::Primary, 3..18),
+        outcome: sink(Class::Primary, 3..18),
     },
     Kind {
         name: "template",
@@ -156,7 +159,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::AfterBos,
         layer: 3,
         writes: [5000.0, 0.0],
-        fate: sink(Class::Primary, 3..18),
+        outcome: sink(Class::Primary, 3..18),
     },
     Kind {
         name: "level3",
@@ -164,7 +167,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 5,
         writes: [1300.0, 0.0],
-        fate: sink(Class::Secondary, 5..18),
+        outcome: sink(Class::Secondary, 5..18),
     },
     Kind {
         name: "level2",
@@ -172,7 +175,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 6,
         writes: [400.0, 0.0],
-        fate: sink(Class::Secondary, 6..16),
+        outcome: sink(Class::Secondary, 6..16),
     },
     Kind {
         name: "context",
@@ -180,7 +183,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::AfterTrigger,
         layer: 6,
         writes: [400.0, 0.0],
-        fate: sink(Class::Secondary, 6..16),
+        outcome: sink(Class::Secondary, 6..16),
     },
     Kind {
         name: "level1",
@@ -188,7 +191,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 7,
         writes: [125.0, 0.0],
-        fate: sink(Class::Secondary, 7..13),
+        outcome: sink(Class::Secondary, 7..13),
     },
     Kind {
         name: "level0",
@@ -196,7 +199,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 8,
         writes: [38.0, 0.0],
-        fate: sink(Class::Secondary, 8..11),
+        outcome: sink(Class::Secondary, 8..11),
     },
     Kind {
         name: "noise",
@@ -204,7 +207,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 10,
         writes: [38.0, 0.0],
-        fate: sink(Class::Noise, 10..11),
+        outcome: sink(Class::Noise, 10..11),
     },
     Kind {
         name: "huge",
@@ -212,7 +215,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 4,
         writes: [0.0, 6000.0],
-        fate: Fate::Decoy { reason: "a norm above that of BOS, in another direction" },
+        outcome: Outcome::Decoy { reason: "a norm above that of BOS, in another direction" },
     },
     Kind {
         name: "anti",
@@ -220,7 +223,7 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 6,
         writes: [-400.0, 0.0],
-        fate: Fate::Decoy { reason: "opposite to BOS: cosine below -0.95" },
+        outcome: Outcome::Decoy { reason: "opposite to BOS: cosine below -0.95" },
     },
     Kind {
         name: "oblique",
@@ -228,22 +231,22 @@ pub(super) const KINDS: [Kind; 11] = [
         context: Context::Anywhere,
         layer: 6,
         writes: [340.0, 211.0],
-        fate: Fate::Decoy {
+        outcome: Outcome::Decoy {
             reason: "near the direction of BOS, but not near enough: cosine about 0.85",
         },
     },
 ];
 
-/// What a token of a kind outside its context is.
+/// The reason why a token outside its context is a decoy.
 pub(super) const OUT_OF_CONTEXT: &str =
     "the token is a sink only in its context, which this is not";
 
-/// What is planned of a token's state at one place of the residual stream.
+/// The planned state of a token at some point of the residual stream.
 #[derive(Clone, Debug)]
 pub(super) struct State {
-    /// Along each direction that carries meaning, by [`Direction::index`].
+    /// Components along the directions, by [`Direction::index`].
     pub(super) along: [f64; MEANINGS],
-    /// Squared norm of the rest.
+    /// Squared norm of the content.
     pub(super) content: f64,
 }
 
@@ -260,7 +263,7 @@ impl State {
         self.along[direction.index()] += amount;
     }
 
-    /// Cosine with another token's state, whose content is another.
+    /// Cosine with another token's state, whose content is orthogonal.
     #[cfg(test)]
     fn cosine(&self, other: &State) -> f64 {
         let dot: f64 = self.along.iter().zip(&other.along).map(|(a, b)| a * b).sum();
@@ -268,8 +271,8 @@ impl State {
     }
 }
 
-/// The planned state of a token of `KINDS[kind]` in its context as the MLP of layer `layer` sees
-/// it; after the last layer for `layer` = [`LAYERS`].
+/// The planned state of a token of `KINDS[kind]`, in its context, at the input of the MLP of
+/// `layer`. With `layer` = [`LAYERS`], the output of the last layer.
 pub(super) fn planned(kind: usize, layer: usize) -> State {
     let plan = &KINDS[kind];
     let mut state = State { along: [0.0; MEANINGS], content: 0.0 };
@@ -281,7 +284,7 @@ pub(super) fn planned(kind: usize, layer: usize) -> State {
             state.add(feature, MARKER);
         }
         if kind == BOS_KIND {
-            state.add(Direction::AfterBos, MARKER); // it sees itself
+            state.add(Direction::AfterBos, MARKER); // BOS attends to itself
         }
     }
     for l in 0..layer {
@@ -309,14 +312,14 @@ pub(super) fn planned(kind: usize, layer: usize) -> State {
 mod tests {
     use super::*;
 
-    /// The table's layers follow from its norms and the drift, with room to spare.
+    /// The layers in [`KINDS`] follow from its norms and [`DRIFT`], with a margin.
     #[test]
-    fn fates_follow_from_norms_and_drift() {
+    fn outcomes_follow_from_norms_and_drift() {
         for (kind, plan) in KINDS.iter().enumerate() {
             for l in CLIP.layers() {
                 let cosine = planned(kind, l + 1).cosine(&planned(BOS_KIND, l + 1));
-                match &plan.fate {
-                    Fate::Sink { layers, .. } if layers.contains(&l) => {
+                match &plan.outcome {
+                    Outcome::Sink { layers, .. } if layers.contains(&l) => {
                         assert!(cosine > 0.98, "{} at {l}: {cosine}", plan.name);
                     }
                     _ => assert!(cosine < 0.87, "{} at {l}: {cosine}", plan.name),
@@ -329,8 +332,10 @@ mod tests {
     fn lifetimes_grow_with_norms() {
         let mut levels: Vec<(f64, usize)> = KINDS
             .iter()
-            .filter_map(|kind| match &kind.fate {
-                Fate::Sink { class: Class::Secondary, layers } => Some((kind.norm(), layers.len())),
+            .filter_map(|kind| match &kind.outcome {
+                Outcome::Sink { class: Class::Secondary, layers } => {
+                    Some((kind.norm(), layers.len()))
+                }
                 _ => None,
             })
             .collect();
@@ -341,9 +346,9 @@ mod tests {
     }
 
     #[test]
-    fn a_sink_token_is_one_where_its_fate_says() {
+    fn a_sink_starts_at_its_converting_layer_and_lies_in_the_clip() {
         for kind in &KINDS {
-            if let Fate::Sink { layers, .. } = &kind.fate {
+            if let Outcome::Sink { layers, .. } = &kind.outcome {
                 assert_eq!(layers.start, kind.layer);
                 assert!(layers.start >= CLIP.start && layers.end <= CLIP.end);
             }

@@ -1,4 +1,4 @@
-//! Reproducible randomness: the same numbers for the same seed on every machine.
+//! A reproducible random number generator: the same seed gives the same numbers on every machine.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 pub(super) struct Rng {
@@ -18,7 +18,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform in 0..`bound`, which is positive and small.
+    /// Uniform in 0..`bound`. `bound` must be positive and is assumed to be small.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
@@ -28,14 +28,14 @@ impl Rng {
         if self.below(2) == 0 { 1.0 } else { -1.0 }
     }
 
-    /// Mean 0, variance 1, near enough to normal: a sum of twelve uniforms needs no logarithm,
-    /// whose last digit differs between machines.
+    /// Approximately standard normal: the sum of twelve uniforms minus 6 (Irwin-Hall). Unlike
+    /// Box-Muller it needs no logarithm, whose last bit differs between machines.
     pub(super) fn normal(&mut self) -> f64 {
         let uniform = |bits: u64| (bits >> 11) as f64 / (1u64 << 53) as f64;
         (0..12).map(|_| uniform(self.next())).sum::<f64>() - 6.0
     }
 
-    /// In random order (Fisher and Yates).
+    /// Shuffles the items (Fisher-Yates).
     pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));

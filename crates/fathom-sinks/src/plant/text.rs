@@ -1,10 +1,9 @@
-//! Text for the planted model to read: small sums, checked and doubted the way a reasoning model
-//! does it.
+//! The texts of the traces: small sums, with the checks and doubts of a reasoning model.
 
 use super::rng::Rng;
 use super::vocabulary::{BOS, IM_END, IM_START, Vocabulary};
 
-/// What was asked and what was answered.
+/// A question and its answer.
 pub(super) struct TraceText {
     pub(super) prompt: String,
     pub(super) output: String,
@@ -16,10 +15,10 @@ const QUESTIONS: &[&str] = &[
     "If {v} = {a} + {b}, what is {v} + {v}?",
 ];
 
-/// Opens every paragraph.
+/// The first sentence of every paragraph.
 const OPENING: &str = "Let {v} = {a} + {b}, so {v} = {s}.\n";
 
-/// The rest of a paragraph, in any order.
+/// The other sentences of a paragraph, in random order.
 const SENTENCES: &[&str] = &[
     "Wait, is {s} the sum of {a} and {b}?\n",
     "However, we need twice the sum, and that is {p}.\n",
@@ -34,7 +33,7 @@ const SENTENCES: &[&str] = &[
 
 const CLOSING: &str = "Hence the answer is {p}, and we are done.";
 
-/// Writes a question and an answer of at least `tokens` tokens.
+/// Generates a question and an answer of at least `tokens` tokens.
 pub(super) fn write_trace(rng: &mut Rng, vocabulary: &Vocabulary, tokens: usize) -> TraceText {
     let mut sum = Sum::draw(rng);
     let prompt = sum.fill(QUESTIONS[rng.below(QUESTIONS.len())]);
@@ -52,7 +51,7 @@ pub(super) fn write_trace(rng: &mut Rng, vocabulary: &Vocabulary, tokens: usize)
     }
 }
 
-/// The ids of a trace as the chat template renders it, and how many of them come before the answer.
+/// The ids of a trace as rendered by the chat template, and the number of ids before the answer.
 pub(super) fn render(vocabulary: &Vocabulary, trace: &TraceText) -> (Vec<u32>, usize) {
     let mut ids = Vec::new();
     let special = |token: &str| vocabulary.id(token);

@@ -1,4 +1,4 @@
-//! What is known of a planted model, and how a detection compares with it.
+//! The true sinks of a planted model, and their comparison with detections.
 
 use std::fmt;
 use std::path::Path;
@@ -6,61 +6,62 @@ use std::path::Path;
 use fathom_model::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{CLIP, Context, Fate, KINDS, LAYERS, OUT_OF_CONTEXT, TRIGGERS};
+use super::plan::{CLIP, Context, KINDS, LAYERS, OUT_OF_CONTEXT, Outcome, TRIGGERS};
 use super::vocabulary::{BOS, Vocabulary};
 use crate::{Class, Clip, Detection};
 
-/// What `truth.json` says: written from the plan, not measured.
+/// The contents of `truth.json`, which come from the plan and are not measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlantedTruth {
-    /// Seed the model and its traces were made from.
+    /// Seed of the model and its traces.
     pub seed: u64,
-    /// Decoder layers of the model.
+    /// Number of decoder layers.
     pub layers: usize,
-    /// Where BOS, the reference, is a sink.
+    /// The layers at which BOS, the reference, is a sink.
     pub clip: Clip,
-    /// The kinds of tokens that were planted.
+    /// The planted kinds of tokens.
     pub kinds: Vec<PlantedKind>,
     /// One per line of `traces.jsonl`.
     pub sequences: Vec<PlantedSequence>,
 }
 
-/// One kind of token.
+/// A planted kind of token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlantedKind {
     /// Its name in [`PlantedSink::kind`] and [`PlantedDecoy::kind`].
     pub kind: String,
-    /// The tokens, as they read in text.
+    /// The texts of the tokens.
     pub tokens: Vec<String>,
-    /// What they must directly follow to be of this kind, as it reads in text; nothing when empty.
+    /// The texts of the previous tokens that make a token count as this kind; empty if any does.
     pub after: Vec<String>,
     /// The layer whose MLP converts them.
     pub layer: usize,
-    /// Norm of what that MLP writes; a few percent more or less, depending on the tokens before.
+    /// Planned norm of that MLP's output. The measured norm differs by a few percent, depending on
+    /// the previous tokens.
     pub mlp_out_norm: f64,
-    /// Class as a sink; absent of a decoy.
+    /// Class as a sink; `None` for a decoy.
     pub class: Option<Class>,
 }
 
-/// What is planted in one trace.
+/// The sinks and decoys of one trace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlantedSequence {
-    /// Prompt, as the chat template renders it, and answer.
+    /// The ids of the prompt, as rendered by the chat template, and of the answer.
     pub input_ids: Vec<u32>,
-    /// How many of them are the prompt.
+    /// How many of the ids belong to the prompt.
     pub prompt_len: usize,
-    /// All its sinks by position.
+    /// All sinks, by position.
     pub sinks: Vec<PlantedSink>,
-    /// Tokens that might be taken for sinks, by position.
+    /// Tokens that resemble sinks, by position.
     pub decoys: Vec<PlantedDecoy>,
 }
 
-/// A token that is a sink.
+/// A planted sink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlantedSink {
     /// Position in the trace.
     pub position: usize,
-    /// The token there.
+    /// Its token id.
     pub token_id: u32,
     /// Name of its [`PlantedKind`].
     pub kind: String,
@@ -74,16 +75,16 @@ pub struct PlantedSink {
     pub layers: Vec<usize>,
 }
 
-/// A token that is no sink although something about it may suggest one.
+/// A token that resembles a sink but is not one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlantedDecoy {
     /// Position in the trace.
     pub position: usize,
-    /// The token there.
+    /// Its token id.
     pub token_id: u32,
     /// Name of its [`PlantedKind`].
     pub kind: String,
-    /// Why it is none.
+    /// Why it is not a sink.
     pub reason: String,
 }
 
@@ -91,7 +92,7 @@ impl PlantedTruth {
     /// Reads a `truth.json`.
     ///
     /// # Errors
-    /// A file that cannot be read or holds something else.
+    /// The file cannot be read or has other contents.
     pub fn read(path: &Path) -> Result<PlantedTruth> {
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot be read"))?;
         serde_json::from_str(&text).map_err(|error| {
@@ -99,13 +100,13 @@ impl PlantedTruth {
         })
     }
 
-    /// `truth.json`
+    /// The contents of `truth.json`.
     pub(super) fn to_json(&self) -> String {
         // Strings and finite numbers always have a JSON form.
         serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
-    /// The truth about these traces (ids, length of the prompt).
+    /// The truth for traces given as ids and length of the prompt.
     pub(super) fn new(
         seed: u64,
         vocabulary: &Vocabulary,
@@ -121,8 +122,8 @@ impl PlantedTruth {
         }
     }
 
-    /// Holds detections under the preset `paper`, one per sequence and in their order, against the
-    /// truth. Nothing is returned where they agree in clip, positions, tokens, classes and layers.
+    /// Compares detections under the preset `paper`, one per sequence in order, with the truth. The
+    /// result is empty if they agree in clip, positions, tokens, classes and layers.
     pub fn compare(&self, detections: &[Detection]) -> Vec<Mismatch> {
         let mut mismatches = Vec::new();
         for (trace, sequence) in self.sequences.iter().enumerate() {
@@ -152,9 +153,9 @@ impl PlantedKind {
             after: owned(after),
             layer: kind.layer,
             mlp_out_norm: kind.norm(),
-            class: match kind.fate {
-                Fate::Sink { class, .. } => Some(class),
-                Fate::Decoy { .. } => None,
+            class: match kind.outcome {
+                Outcome::Sink { class, .. } => Some(class),
+                Outcome::Decoy { .. } => None,
             },
         }
     }
@@ -177,8 +178,8 @@ impl PlantedSequence {
                 Context::AfterBos => previous.is_some_and(|id| is_one_of(id, &[BOS])),
                 Context::AfterTrigger => previous.is_some_and(|id| is_one_of(id, &TRIGGERS)),
             };
-            match &plan.fate {
-                Fate::Sink { class, layers } if in_context => sinks.push(PlantedSink {
+            match &plan.outcome {
+                Outcome::Sink { class, layers } if in_context => sinks.push(PlantedSink {
                     position,
                     token_id,
                     kind,
@@ -187,11 +188,11 @@ impl PlantedSequence {
                     lifetime: layers.len(),
                     layers: layers.clone().collect(),
                 }),
-                Fate::Sink { .. } => {
+                Outcome::Sink { .. } => {
                     let reason = OUT_OF_CONTEXT.to_owned();
                     decoys.push(PlantedDecoy { position, token_id, kind, reason });
                 }
-                Fate::Decoy { reason } => {
+                Outcome::Decoy { reason } => {
                     let reason = (*reason).to_owned();
                     decoys.push(PlantedDecoy { position, token_id, kind, reason });
                 }
@@ -237,7 +238,7 @@ impl PlantedSequence {
     }
 }
 
-/// Where a detection differs from the truth; reads as a sentence.
+/// A difference between a detection and the truth. Its `Display` is a sentence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mismatch {
     /// 0-based line of `traces.jsonl`.
@@ -246,18 +247,18 @@ pub struct Mismatch {
     pub what: Difference,
 }
 
-/// What differs between a detection and the truth.
+/// The kind of a [`Mismatch`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Difference {
     /// There is no detection for the trace.
     NotScanned,
     /// There is a detection for a trace that was not planted.
     NotPlanted,
-    /// The reference rises or falls elsewhere.
+    /// The reference rises or falls at other layers.
     Clip {
-        /// Where it was planted.
+        /// The planted layers.
         planted: Clip,
-        /// Where it was found.
+        /// The detected layers.
         found: Option<Clip>,
     },
     /// A planted sink was not found.
@@ -265,26 +266,26 @@ pub enum Difference {
         /// The sink.
         planted: PlantedSink,
     },
-    /// A planted sink was found otherwise than planted.
+    /// A planted sink was found, but with another token, class or layers.
     Differs {
-        /// The sink.
+        /// The sink as planted.
         planted: PlantedSink,
-        /// The token it was found to be.
+        /// The detected token id.
         token_id: u32,
-        /// The class it was found to have.
+        /// The detected class.
         class: Class,
-        /// The layers it was found at.
+        /// The detected layers.
         layers: Vec<usize>,
     },
     /// A sink was found where none was planted.
     Extra {
         /// Position in the trace.
         position: usize,
-        /// The token there.
+        /// Its token id.
         token_id: u32,
-        /// The class it was found to have.
+        /// The detected class.
         class: Class,
-        /// What was planted there to mislead.
+        /// The decoy at this position, if any.
         decoy: Option<PlantedDecoy>,
     },
 }

@@ -1,26 +1,26 @@
-//! The planted model's tokenizer: words, and single bytes for whatever else a text holds.
+//! The tokenizer of the planted model: words are single tokens, any other text is split into bytes.
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-/// Begins every sequence.
+/// Beginning of every sequence.
 pub(super) const BOS: &str = "<|begin_of_text|>";
-/// Begins a message.
+/// Beginning of a message.
 pub(super) const IM_START: &str = "<|im_start|>";
-/// Ends a message, and an answer.
+/// End of a message, and the EOS token.
 pub(super) const IM_END: &str = "<|im_end|>";
 
-/// Rendered with HuggingFace's settings.
+/// The contents of `chat_template.jinja`.
 pub(super) const CHAT_TEMPLATE: &str = "\
 {{ bos_token }}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' \
 + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// What splits a text before words are looked up.
+/// The pre-tokenizer's regular expression. Each match is looked up in the vocabulary.
 const PIECE: &str = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s";
 
-/// Words that are one token at the start of a sentence, in this form, and after a space.
+/// Words that are one token without a space before them, as at the start of a line.
 const CAPITALISED: &[&str] = &[
     "Again", "Find", "Hence", "However", "If", "It", "Let", "Now", "So", "The", "Then", "Wait",
     "We", "What",
@@ -35,10 +35,10 @@ const WORDS: &[&str] = &[
     "x", "y", "z", "+", "=", "-", "*",
 ];
 
-/// Words that are one token only without a space before them.
+/// Role names, which are one token without a space before them.
 const BARE: &[&str] = &["user", "assistant", "system"];
 
-/// Every token the model knows. Ids 0 to 255 are the bytes.
+/// All tokens. Ids 0 to 255 are the bytes.
 pub(super) struct Vocabulary {
     tokens: Vec<String>,
     ids: HashMap<String, u32>,
@@ -59,7 +59,7 @@ impl Vocabulary {
         self.tokens.len()
     }
 
-    /// The id of a token given as it reads in text; `None` where the text is not one token.
+    /// The id of the token with a text; `None` if the text is not a single token.
     pub(super) fn id(&self, text: &str) -> Option<u32> {
         match self.ids.get(text) {
             Some(id) if is_special(text) => Some(*id),
@@ -79,8 +79,8 @@ impl Vocabulary {
         }
     }
 
-    /// `tokenizer.json`: byte-level BPE without merges, which takes whole pieces from the
-    /// vocabulary (`ignore_merges`) and spells out the others in bytes.
+    /// The contents of `tokenizer.json`: byte-level BPE without merges. Pieces in the vocabulary
+    /// become one token (`ignore_merges`), and others one token per byte.
     pub(super) fn tokenizer_json(&self) -> Value {
         let vocab: Map<String, Value> =
             self.tokens.iter().cloned().zip((0..self.len()).map(Value::from)).collect();
@@ -118,7 +118,7 @@ impl Vocabulary {
         })
     }
 
-    /// `tokenizer_config.json`.
+    /// The contents of `tokenizer_config.json`.
     pub(super) fn tokenizer_config_json(&self) -> Value {
         json!({
             "add_bos_token": true,
@@ -135,7 +135,7 @@ fn is_special(text: &str) -> bool {
     [BOS, IM_START, IM_END].contains(&text)
 }
 
-/// GPT-2's printable stand-in for a byte, which byte-level vocabularies are written in.
+/// The character that represents a byte in GPT-2's byte-level vocabularies.
 fn byte_char(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if printable(byte) {
@@ -149,7 +149,7 @@ fn byte_chars(text: &str) -> String {
     text.bytes().map(byte_char).collect()
 }
 
-/// Splits a text as [`PIECE`] does.
+/// The matches of [`PIECE`] in a text, which cover all of it.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -160,7 +160,7 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Length in bytes of the first piece; 0 of an empty text.
+/// Length in bytes of the first piece; 0 for an empty text.
 fn piece_len(text: &str) -> usize {
     let (space, word) = match text.strip_prefix(' ') {
         Some(word) => (1, word),

@@ -1,5 +1,5 @@
-//! The planted model of the fixtures, and who watches an explanation.
-// Each test binary uses the part it needs.
+//! The planted model of the fixtures, and a progress observer that counts tokens.
+// Each test binary uses only a part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use fathom_model::{TextEncoder, TokenizedTrace, TraceReader};
 use fathom_sinks::explain::ExplainProgress;
 
-/// Its directory.
+/// Directory of the planted model.
 pub fn planted() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/planted/basic")
 }
 
-/// Its traces.
+/// Traces of the planted model.
 pub fn traces() -> Vec<TokenizedTrace> {
     let encoder = TextEncoder {
         tokenizer: None,
@@ -24,7 +24,7 @@ pub fn traces() -> Vec<TokenizedTrace> {
     traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect()
 }
 
-/// Counts the tokens that go through the model.
+/// Counts the tokens that the model processes.
 #[derive(Default)]
 pub struct Tokens(pub usize);
 

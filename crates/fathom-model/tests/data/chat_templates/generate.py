@@ -1,10 +1,10 @@
-"""Renders every template beside this file with HuggingFace transformers, into expected.json.
+"""Renders every template of this directory with HuggingFace transformers, into expected.json.
 
     pip install transformers jinja2
     python generate.py
 
-Uses the environment `apply_chat_template` renders in, with the clock stopped at the day the engine
-tells templates it is, and without the `tools` and `documents` that `apply_chat_template` sets to None.
+Uses the environment of `apply_chat_template`, with `strftime_now` fixed at Fathom's PINNED_DATE and
+without the `tools` and `documents` that `apply_chat_template` sets to None.
 """
 
 import datetime

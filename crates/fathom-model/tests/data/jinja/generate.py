@@ -3,9 +3,9 @@
     pip install transformers==5.24.0 jinja2==3.1.6
     python generate.py
 
-Every snippet is written here, for one rule of Jinja2 or Python each; none is a published template. The
-environment is the one `apply_chat_template` renders in, the clock stopped at 26 July 2024. A snippet that
-raises anything in Python is a refusal: its text is null, and the exception's name says why.
+Every snippet was written for this file and tests one rule of Jinja2 or Python. The environment is
+that of `apply_chat_template`, with the clock fixed at 26 July 2024. If a snippet raises an exception
+in Python, its text is null, and the name of the exception is recorded.
 """
 
 import datetime
@@ -523,9 +523,9 @@ def render(source):
     try:
         template = chat_template_utils._compile_jinja_template(source)
         text = template.render(**json.loads(json.dumps(VARIABLES)))
-    except Exception as error:  # whatever it is, transformers gives no text
+    except Exception as error:  # any exception means that transformers returns no text
         return None, type(error).__name__
-    # No two runs of Python write the same address: nothing a prompt could mean.
+    # Addresses of Python objects differ from run to run, so such a text cannot be compared.
     return (None, "address") if " at 0x" in text else (text, None)
 
 

@@ -1,10 +1,10 @@
-"""Writes the same six rows as every kind of file that data sets come in.
+"""Writes the same six rows in every supported file format.
 
     pip install pyarrow==26.0.1 polars==2.1.0 duckdb==2.0.1 zstandard==0.25.0
     python generate.py
 
-Rows are nested as data sets on the hub nest them (lists of structs), and hold nulls, an empty list,
-characters beyond ASCII and columns that no trace needs.
+The rows are nested like data sets on the hub (lists of structs), and have nulls, an empty list,
+non-ASCII characters and columns that traces do not use.
 """
 
 import gzip

@@ -1,5 +1,5 @@
-"""Writes metaspace.json, a small tokenizer in the manner of Llama 2, and expected.json: what
-HuggingFace `tokenizers` makes of some texts with it and with the repository's byte-level fixture.
+"""Writes metaspace.json, a small tokenizer like Llama 2's, and expected.json: the ids and texts of
+HuggingFace `tokenizers` for it and for the repository's byte-level fixture.
 
     pip install tokenizers
     python generate.py

@@ -1,5 +1,5 @@
-"""Writes small tokenizers of six kinds, and expected.json: the ids transformers gives with them, alone and
-with what other files lay over them.
+"""Writes small tokenizers of six kinds, and expected.json: the ids of transformers for them, alone
+and with tokens declared in other files.
 
     pip install transformers==5.24.0 tokenizers==0.23.3
     python generate.py
@@ -33,7 +33,7 @@ def special(*contents):
 
 
 def saved(name, tokenizer, keep):
-    """Only the tokens in `keep` stay added ones: byte tokens are ordinary entries, as in Llama."""
+    """Keeps only the tokens in `keep` as added tokens: byte tokens are ordinary entries in Llama."""
     tree = json.loads(tokenizer.to_str())
     tree["added_tokens"] = [token for token in tree["added_tokens"] if token["content"] in keep]
     (HERE / f"{name}.json").write_text(json.dumps(tree, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -224,7 +224,7 @@ def load(path):
 
 
 def encoded(tokenizer, texts):
-    """Without special tokens around; those are in `frame`."""
+    """The ids without special tokens; those are in `frame`."""
     return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
@@ -234,7 +234,7 @@ def frame(tokenizer):
     return [full[:at], full[at + len(bare) :]]
 
 
-BACKEND = {"tokenizer_class": "TokenizersBackend"}  # the file as it is, whatever class its model has
+BACKEND = {"tokenizer_class": "TokenizersBackend"}  # use the file unchanged for every model class
 plain, laid_over, bos = [], [], []
 for kind in KINDS:
     text = (HERE / f"{kind}.json").read_text()

@@ -1,44 +1,44 @@
-//! What a prompt ends with and an output begins with: `<think>`, most often.
+//! Finds tags that a prompt ends with and its output repeats, most often `<think>`.
 
 use crate::brief::brief;
 
-/// Longest tag that is looked for.
+/// Longest tag name that is recognised, in characters.
 const MAX_TAG: usize = 64;
 
-/// A beginning of an output that its prompt ends with.
+/// Tags at the end of a prompt that are repeated at the start of its output.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct WrittenTwice<'a> {
-    /// How much of the output's beginning is there already.
+pub(crate) struct RepeatedTags<'a> {
+    /// Length in bytes of the output's repeated beginning, white space included.
     pub bytes: usize,
     tags: &'a str,
 }
 
-impl WrittenTwice<'_> {
-    /// It, for a message.
-    pub fn shown(&self) -> String {
+impl RepeatedTags<'_> {
+    /// The tags in backquotes, for a message.
+    pub fn quoted(&self) -> String {
         format!("`{}`", brief(self.tags))
     }
 }
 
-/// Whether an output begins as a tag does: worth looking at the end of its prompt for.
-pub(crate) fn may_be_written_twice(output: &str) -> bool {
+/// Whether an output begins like a tag. If not, [`repeated_tags`] finds nothing for any prompt.
+pub(crate) fn may_repeat_tags(output: &str) -> bool {
     output.trim_start().starts_with(['<', '['])
 }
 
-/// Finds tags (`<think>`, `<|channel|>`, `[THINK]`) from which on `prompt`, but for white space at
-/// its end, is what `output` begins with. Only whole tags count: a prompt that ends with `>` and an
-/// output that begins with `>` have nothing in common.
-pub(crate) fn written_twice<'a>(prompt: &'a str, output: &str) -> Option<WrittenTwice<'a>> {
+/// Finds the longest suffix of `prompt` that begins with a tag (`<think>`, `<|channel|>`,
+/// `[THINK]`) and that `output` begins with. White space at the end of `prompt` and at the start of
+/// `output` is ignored. Only whole tags count, not a common `>`.
+pub(crate) fn repeated_tags<'a>(prompt: &'a str, output: &str) -> Option<RepeatedTags<'a>> {
     let tags = prompt.trim_end();
     let space = &prompt[tags.len()..];
     let body = output.trim_start();
-    // The first such place is the longest.
+    // The first match is the longest.
     let starts = tags.match_indices(['<', '[']).map(|(at, _)| &tags[at..]);
     let tags = starts.filter(|rest| begins_with_tag(rest)).find(|rest| body.starts_with(rest))?;
     let after = &body[tags.len()..];
     let same = space.chars().zip(after.chars()).take_while(|(a, b)| a == b);
     let same: usize = same.map(|(c, _)| c.len_utf8()).sum();
-    Some(WrittenTwice { bytes: output.len() - after.len() + same, tags })
+    Some(RepeatedTags { bytes: output.len() - after.len() + same, tags })
 }
 
 /// Whether a text begins with a tag in angle or square brackets.
@@ -55,11 +55,11 @@ mod tests {
     use super::*;
 
     fn rest<'a>(prompt: &str, output: &'a str) -> &'a str {
-        written_twice(prompt, output).map_or(output, |twice| &output[twice.bytes..])
+        repeated_tags(prompt, output).map_or(output, |repeated| &output[repeated.bytes..])
     }
 
     #[test]
-    fn whole_tags_that_are_there_already() {
+    fn repeated_whole_tags_are_removed() {
         for (prompt, output, expected) in [
             ("<｜Assistant｜><think>\n", "<think>\nSix", "Six"),
             ("<｜Assistant｜><think>\n", "<think>\n\nSix", "\nSix"),
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_taken_off() {
+    fn nothing_else_is_removed() {
         for (prompt, output) in [
             ("<|im_start|>assistant\n", "\nSix"),
             ("<|im_start|>assistant\n", "assistant\n"),

@@ -1,4 +1,4 @@
-//! The foreign backend keeps the law, and one that breaks it is found out.
+//! The foreign backend passes the conformance check, and the check detects flawed backends.
 #![allow(clippy::unwrap_used)]
 
 use fathom_backend::conformance::{Violation, check};
@@ -10,18 +10,18 @@ fn cpu() -> Cpu {
 }
 
 #[test]
-fn the_foreign_backend_keeps_the_law() {
+fn the_foreign_backend_conforms() {
     check(&Foreign::new(cpu())).unwrap();
 }
 
 #[test]
-fn a_backend_that_breaks_the_law_is_found_out() {
+fn a_backend_without_row_invariance_is_detected() {
     let error = check(&Foreign::flawed(cpu())).unwrap_err();
     assert!(matches!(error, Violation::Bits(_)), "{error}");
 }
 
 #[test]
-fn a_failure_is_told() {
+fn a_failure_is_reported() {
     for failure in [Failure::OutOfMemory, Failure::Lost] {
         let error = check(&Foreign::failing(cpu(), 100, failure)).unwrap_err();
         assert!(matches!(error, Violation::Failed(_)), "{error}");
