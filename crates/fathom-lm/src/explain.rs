@@ -33,7 +33,8 @@ pub struct Explained {
 /// # let dir = tempfile::tempdir().unwrap();
 /// use fathom_lm::{Analysis, ExplainOptions, Model, Preset, ScanOptions, Traces, explain};
 ///
-/// fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// let planted = fathom_lm::demo::PlantOptions { traces: 2, ..Default::default() };
+/// fathom_lm::demo::plant(dir.path(), &planted)?;
 /// let model = Model::load(dir.path().display().to_string())?;
 /// let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
@@ -82,7 +83,8 @@ pub struct RunInputs {
 /// # let dir = tempfile::tempdir().unwrap();
 /// # use fathom_lm::{Analysis, Explain, ExplainOptions, Model, Preset, RunInputs, ScanOptions};
 /// # use fathom_lm::Traces;
-/// # fathom_lm::demo::plant(dir.path(), &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// # let planted = fathom_lm::demo::PlantOptions { traces: 2, ..Default::default() };
+/// # fathom_lm::demo::plant(dir.path(), &planted)?;
 /// # let model = Model::load(dir.path().display().to_string())?;
 /// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// # let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;

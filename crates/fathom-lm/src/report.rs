@@ -28,7 +28,8 @@ impl Default for ReportOptions {
 /// # let dir = tempfile::tempdir().unwrap();
 /// # use fathom_lm::{Model, Preset, ReportOptions, ScanOptions, Traces, write_report};
 /// # let planted = dir.path().join("planted");
-/// # fathom_lm::demo::plant(&planted, &fathom_lm::demo::PlantOptions { seed: 0, traces: 2 })?;
+/// # let options = fathom_lm::demo::PlantOptions { traces: 2, ..Default::default() };
+/// # fathom_lm::demo::plant(&planted, &options)?;
 /// # let model = Model::load(planted.display().to_string())?;
 /// # let traces = Traces::read(planted.join("traces.jsonl"), &model)?;
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;

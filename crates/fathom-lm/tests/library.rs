@@ -17,7 +17,7 @@ use tempfile::TempDir;
 /// The planted model with two traces.
 fn planted() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let options = demo::PlantOptions { seed: 1, traces: 2 };
+    let options = demo::PlantOptions { seed: 1, traces: 2, ..Default::default() };
     demo::plant(&dir.path().join("model"), &options).unwrap();
     dir
 }
@@ -90,7 +90,8 @@ fn a_run_is_explained_by_its_own_model_and_traces_only() {
     let fewer = Traces::from_ids([all.as_slice()[0].ids.clone()], &model).unwrap();
     assert!(refused(&model, &fewer).contains("not those of the run"));
     let other = tempfile::tempdir().unwrap();
-    demo::plant(&other.path().join("model"), &demo::PlantOptions { seed: 2, traces: 1 }).unwrap();
+    let seed_2 = demo::PlantOptions { seed: 2, traces: 1, ..Default::default() };
+    demo::plant(&other.path().join("model"), &seed_2).unwrap();
     let other = options(&other).load().unwrap();
     assert!(refused(&other, &all).contains("weights differ"));
     assert!(explain(&run, &model, &all, &[Analysis::Stages], OPTIONS, &mut ()).is_ok());

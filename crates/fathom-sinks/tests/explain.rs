@@ -47,7 +47,8 @@ impl Planted {
     fn fresh(seed: u64, traces: usize) -> (Planted, PlantedTruth) {
         let dir = tempfile::tempdir().unwrap();
         let model_dir = dir.path().join("model");
-        let truth = plant(&model_dir, &PlantOptions { seed, traces }).unwrap();
+        let options = PlantOptions { seed, traces, ..PlantOptions::default() };
+        let truth = plant(&model_dir, &options).unwrap();
         let trace = |(index, sequence): (usize, &PlantedSequence)| TokenizedTrace {
             index: index as u64,
             line: index + 1,

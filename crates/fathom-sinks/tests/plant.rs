@@ -1,26 +1,38 @@
 //! Planted models have exactly the sinks of their truth.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    ChatTemplate, Message, Model, RenderOptions, SequenceOptions, TextEncoder, TokenizedTrace,
-    Tokenizer, TraceReader,
+    Access, At, ChatTemplate, Message, Model, Probe, RenderOptions, SequenceOptions, Site,
+    TextEncoder, TokenizedTrace, Tokenizer, TraceReader,
 };
-use fathom_sinks::plant::{PlantOptions, PlantedTruth, plant};
+use fathom_sinks::plant::{PlantOptions, PlantedSink, PlantedTruth, plant};
 use fathom_sinks::{
-    Class, Clip, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, TraceScalars, detect,
+    Class, Clip, DetectOptions, Detection, Phase, Preset, ScalarOptions, ScalarProbe, TraceScalars,
+    detect,
 };
+use sha2::{Digest, Sha256};
 
 /// A planted model, loaded.
 struct Planted {
     dir: tempfile::TempDir,
     truth: PlantedTruth,
     model: Model<Cpu>,
+}
+
+/// The default options, but for seed and number of traces.
+fn with(seed: u64, traces: usize) -> PlantOptions {
+    PlantOptions { seed, traces, ..PlantOptions::default() }
+}
+
+/// Options that plant everything.
+fn everything(seed: u64) -> PlantOptions {
+    PlantOptions { two_phases: true, attention_only: true, massive: true, ..with(seed, 6) }
 }
 
 /// Measurements of a trace: norms and cosines, and sink scores `[layer][heads · T]`.
@@ -87,6 +99,31 @@ fn traces(dir: &Path) -> Vec<TokenizedTrace> {
     traces.map(|trace| trace.unwrap().token_ids(&encoder).unwrap()).collect()
 }
 
+/// Counts the components |x| > 100 and > 1000 · median |x| of resid_post: (layer, position) to
+/// their indices.
+#[derive(Default)]
+struct MassiveProbe(BTreeMap<(usize, usize), Vec<usize>>);
+
+impl Probe for MassiveProbe {
+    fn access(&self, site: Site, _: usize) -> Access {
+        if site == Site::ResidPost { Access::Read } else { Access::Skip }
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> fathom_model::Result<()> {
+        let width = values.len() / at.positions.len();
+        for (position, state) in at.positions.clone().zip(values.chunks_exact(width)) {
+            let mut sizes: Vec<f32> = state.iter().map(|x| x.abs()).collect();
+            sizes.sort_by(f32::total_cmp);
+            let bound = (1000.0 * sizes[width / 2]).max(100.0);
+            let dims: Vec<usize> = (0..width).filter(|i| state[*i].abs() > bound).collect();
+            if !dims.is_empty() {
+                self.0.insert((at.layer, position), dims);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn detections(measured: &[Measured], options: &DetectOptions) -> Vec<Detection> {
     measured.iter().map(|measured| detect(&measured.scalars, options)).collect()
 }
@@ -106,6 +143,126 @@ fn every_planted_sink_is_found_and_nothing_else() {
             for threshold in [0.93, 0.95, 0.97] {
                 let options = DetectOptions { threshold, ..DetectOptions::new(Preset::Paper) };
                 assert_recovered(&planted.truth, &detections(&measured, &options));
+            }
+        }
+    }
+}
+
+#[test]
+fn phases_and_their_sinks_are_found_exactly() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for seed in [0, 1, u64::MAX] {
+            let alone = PlantOptions { two_phases: true, ..with(seed, 6) };
+            for options in [alone, everything(seed)] {
+                let planted = Planted::new(options, precision);
+                let truth = &planted.truth;
+                let [early, late] = truth.phases[..] else { panic!("{:?}", truth.phases) };
+                assert!(early.end < late.start && late == truth.clip);
+                let measured = planted.measure_all();
+                for threshold in [0.93, 0.95, 0.97] {
+                    let options = DetectOptions { threshold, ..DetectOptions::new(Preset::Paper) };
+                    assert_recovered(truth, &detections(&measured, &options));
+                }
+            }
+        }
+    }
+}
+
+/// Every trace has secondary sinks of the early phase only, of the late one only, and of both.
+#[test]
+fn each_phase_has_secondary_sinks_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let truth = plant(dir.path(), &everything(12)).unwrap();
+    let early_levels = [("level2", (4, 4)), ("early2", (5, 3)), ("early1", (6, 2))];
+    for sequence in &truth.sequences {
+        let mut phases: BTreeMap<usize, Vec<usize>> = BTreeMap::new(); // by position
+        for sink in sequence.sinks.iter().filter(|sink| sink.class == Class::Secondary) {
+            phases.entry(sink.position).or_default().push(sink.phase.unwrap());
+        }
+        for expected in [&[0][..], &[1], &[0, 1]] {
+            assert!(phases.values().any(|phases| phases == expected), "{expected:?}");
+        }
+        let early = |sink: &&PlantedSink| sink.phase == Some(0) && sink.class == Class::Secondary;
+        for sink in sequence.sinks.iter().filter(early) {
+            let level = (sink.l_start, sink.lifetime);
+            assert!(early_levels.contains(&(sink.kind.as_str(), level)), "{sink:?}");
+        }
+    }
+}
+
+/// No token but these and sinks has a score above 0.3 at any head. The last tokens are left out:
+/// only few positions can attend to them.
+#[test]
+fn attention_only_tokens_are_found_by_their_scores_alone() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for seed in [0, 1, u64::MAX] {
+            let planted = Planted::new(everything(seed), precision);
+            let heads = planted.model.config().heads;
+            for sequence in &planted.truth.sequences {
+                let Measured { scalars, scores } = planted.measure(&sequence.input_ids);
+                let tokens = sequence.input_ids.len();
+                let is_sink = |t| sequence.sinks.iter().any(|sink| sink.position == t);
+                let mut found = BTreeSet::new(); // (layer, head, position)
+                for (l, scores) in scores.iter().enumerate() {
+                    let places = (0..heads).flat_map(|h| (0..tokens - 10).map(move |t| (h, t)));
+                    let high = places.filter(|(h, t)| scores[h * tokens + t] > 0.3);
+                    found.extend(high.filter(|(_, t)| !is_sink(*t)).map(|(h, t)| (l, h, t)));
+                }
+                let mut expected = BTreeSet::new();
+                for token in &sequence.attention_only {
+                    for l in &token.layers {
+                        expected.extend(token.heads.iter().map(|h| (*l, *h, token.position)));
+                    }
+                    for l in 0..planted.truth.layers {
+                        let norm = scalars.hidden_norm.at(l, token.position);
+                        let cosine = scalars.candidates[0].cosine.at(l, token.position);
+                        let in_phase =
+                            planted.truth.phases.iter().any(|clip| clip.layers().contains(&l));
+                        assert!(norm < 15.0, "{}, layer {l}: {norm}", token.kind);
+                        assert!(!in_phase || cosine < 0.5, "{}, layer {l}: {cosine}", token.kind);
+                    }
+                }
+                assert_eq!(sequence.attention_only.len(), 2);
+                assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+#[test]
+fn massive_activations_are_found_in_resid_post_alone() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for seed in [0, 1, u64::MAX] {
+            let planted = Planted::new(everything(seed), precision);
+            let heads = planted.model.config().heads;
+            for sequence in &planted.truth.sequences {
+                let ids = &sequence.input_ids;
+                let mut probe = MassiveProbe::default();
+                let mut pass = planted.model.new_sequence(SequenceOptions::default());
+                planted.model.prefill(&mut pass, ids, 128, Some(&mut probe), &mut |_| ()).unwrap();
+                let mut expected = BTreeMap::new();
+                for token in &sequence.massive {
+                    let at = |l: &usize| ((*l, token.position), token.dims.clone());
+                    expected.extend(token.layers.iter().map(at));
+                }
+                assert!(sequence.massive.iter().any(|token| token.dims.len() == 2));
+                assert_eq!(probe.0, expected);
+
+                let Measured { scalars, scores } = planted.measure(ids);
+                for token in &sequence.massive {
+                    assert!(sequence.sinks.iter().all(|sink| sink.position != token.position));
+                    for l in &token.layers {
+                        let cosine = scalars.candidates[0].cosine.at(*l, token.position);
+                        assert!(cosine.abs() < 0.1, "layer {l}: {cosine}");
+                        if token.position + 10 >= ids.len() {
+                            continue; // only few positions can attend to it
+                        }
+                        for h in 0..heads {
+                            let score = scores[*l][h * ids.len() + token.position];
+                            assert!(score < 0.1, "layer {l}, head {h}: {score}");
+                        }
+                    }
+                }
             }
         }
     }
@@ -245,7 +402,7 @@ fn a_context_sink_needs_its_context() {
 
 #[test]
 fn the_text_of_the_traces_has_the_ids_of_the_truth() {
-    let planted = Planted::new(PlantOptions { seed: 8, traces: 7 }, Precision::F32);
+    let planted = Planted::new(with(8, 7), Precision::F32);
     let (tokenizer, _) = text_files(planted.dir.path());
     let traces = planted.traces();
     assert_eq!(traces.len(), 7);
@@ -283,11 +440,25 @@ fn bytes(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     entries.map(|entry| (name(&entry), fs::read(entry.path()).unwrap())).collect()
 }
 
+/// Options that are off change nothing in what is planted.
+#[test]
+fn the_default_plant_keeps_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    plant(dir.path(), &PlantOptions::default()).unwrap();
+    let mut hasher = Sha256::new();
+    for (name, bytes) in bytes(dir.path()) {
+        hasher.update(name);
+        hasher.update(bytes);
+    }
+    let digest: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, "03e0183ebbfe86ab0386a2a48a645f894c9ef7ce7be283632b36edd02ec04e70");
+}
+
 #[test]
 fn same_seed_same_bytes() {
     let planted = |seed| {
         let dir = tempfile::tempdir().unwrap();
-        plant(&dir.path().join("new/model"), &PlantOptions { seed, traces: 2 }).unwrap();
+        plant(&dir.path().join("new/model"), &with(seed, 2)).unwrap();
         bytes(&dir.path().join("new/model"))
     };
     let (first, second, other) = (planted(9), planted(9), planted(10));
@@ -333,10 +504,42 @@ fn nothing_is_overwritten() {
     assert_eq!(bytes(dir.path()), BTreeMap::from([("notes.txt".to_owned(), b"mine".to_vec())]));
 }
 
+#[test]
+fn mismatches_name_the_phases_that_differ() {
+    let options = PlantOptions { two_phases: true, ..with(11, 1) };
+    let planted = Planted::new(options, Precision::F32);
+    let right = detections(&planted.measure_all(), &DetectOptions::new(Preset::Paper));
+    let wrong = |change: &dyn Fn(&mut Vec<Phase>)| -> Vec<String> {
+        let mut found = right.clone();
+        change(&mut found[0].other_phases);
+        planted.truth.compare(&found).iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(wrong(&|_| ()), Vec::<String>::new());
+    assert_eq!(wrong(&|found| found.clear()), ["trace 0: no phase at layers 3..8, planted there"]);
+    assert_eq!(
+        wrong(&|found| found[0].clip.start = 2),
+        [
+            "trace 0: no phase at layers 3..8, planted there",
+            "trace 0: a phase at layers 2..8, not planted"
+        ]
+    );
+    assert_eq!(
+        wrong(&|found| found[0].sinks.retain(|sink| sink.position != 1)),
+        ["trace 0: `template` at position 1 was not found"]
+    );
+    assert_eq!(
+        wrong(&|found| found[0].sinks[0].class = Class::Secondary),
+        [
+            "trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7], planted primary at \
+          [3, 4, 5, 6, 7]"
+        ]
+    );
+}
+
 /// Every kind of difference is reported.
 #[test]
 fn mismatches_name_what_differs() {
-    let planted = Planted::new(PlantOptions { seed: 11, traces: 2 }, Precision::F32);
+    let planted = Planted::new(with(11, 2), Precision::F32);
     let right = detections(&planted.measure_all(), &DetectOptions::new(Preset::Paper));
     let wrong = |change: &dyn Fn(&mut Vec<Detection>)| -> Vec<String> {
         let mut found = right.clone();
@@ -359,6 +562,12 @@ fn mismatches_name_what_differs() {
         ["trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, \
              13, 14, 15, 16, 17], planted primary at [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, \
              16, 17]"]
+    );
+    let phase =
+        |start, end| Phase { clip: Clip { start, end }, rise: 6.0, peak: 6.0, sinks: Vec::new() };
+    assert_eq!(
+        wrong(&|found| found[0].other_phases.push(phase(1, 2))),
+        ["trace 0: a phase at layers 1..2, not planted"]
     );
     let decoy = planted.truth.sequences[0].decoys[0].position;
     let extra = wrong(&|found| {

@@ -1,5 +1,5 @@
-//! Attention of the planted model: sink heads, look-back heads, and heads that attend to similar
-//! content.
+//! Attention of the planted model: sink heads, look-back heads, heads that attend to one kind of
+//! token, and heads that attend to similar content.
 //!
 //! Queries and keys are normed per head as in Qwen3, so only their directions matter. The rotary
 //! pairs (i, i + HEAD_DIM/2) have different uses. The slowest hardly rotate over thousands of
@@ -9,7 +9,7 @@
 use super::linalg::{Basis, Matrix, scaled};
 use super::plan::{
     BOS_KIND, CONSTANT, Direction, EMBED_NORM, GROWTH, HEAD_DIM, HEADS, HIDDEN, KV_HEADS,
-    LOOK_BACK_LAYER, ROPE_THETA,
+    LOOK_BACK_LAYER, Plan, ROPE_THETA,
 };
 use super::rng::Rng;
 
@@ -26,8 +26,14 @@ const SLOW: [usize; 2] = [6, 7];
 const SINK_SCORE: f64 = 7.0;
 /// Score per pair of the key one position back.
 const LOOK_BACK_SCORE: f64 = 20.0;
-/// A sink of this norm has a score of `SINK_SCORE` / √2, so larger sinks draw more attention.
-const HALF_WAY_NORM: f64 = 500.0;
+/// Rotary pair of the heads that attend to one kind of token. Among the pairs that compare content
+/// it is the slower one.
+const KIND_PAIR: usize = 5;
+/// Attention score of a key that has only the marker of the kind. It outweighs thousands of keys
+/// with score 0.
+const KIND_SCORE: f64 = 11.0;
+/// Weight of the marker in a key of these heads, relative to the constant component.
+const KIND_WEIGHT: f64 = 3.0;
 /// Weight of the drift component of a key, relative to its sink component.
 const DRIFT_WEIGHT: f64 = 2.0;
 /// Row norm with which projections of content are about standard normal.
@@ -52,7 +58,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn plant(layer: usize, basis: &Basis, rng: &mut Rng) -> Attention {
+    pub(super) fn plant(layer: usize, plan: &Plan, basis: &Basis, rng: &mut Rng) -> Attention {
         let mut weights = Attention {
             q: Matrix::zeros(HEADS * HEAD_DIM, HIDDEN),
             k: Matrix::zeros(KV_HEADS * HEAD_DIM, HIDDEN),
@@ -61,10 +67,13 @@ impl Attention {
             q_norm: pair_weights(),
             k_norm: pair_weights(),
         };
-        weights.sink_heads(basis);
+        weights.sink_heads(plan.phase_at(layer).half_way_norm, basis);
         if layer == LOOK_BACK_LAYER {
             weights.content_values(0..1, basis, rng);
             weights.look_back_heads(basis);
+        } else if let Some((kind, heads)) = plan.attention_only_at(layer) {
+            weights.content_values(0..1, basis, rng); // the others attend without copying anything
+            weights.kind_heads(kind, heads, basis);
         } else {
             weights.content_values(0..2, basis, rng);
             weights.content_heads(basis, rng);
@@ -73,7 +82,7 @@ impl Attention {
     }
 
     /// Heads 0 and 1 attend to sinks from all positions, head 1 more weakly.
-    fn sink_heads(&mut self, basis: &Basis) {
+    fn sink_heads(&mut self, half_way_norm: f64, basis: &Basis) {
         let [quiet, slow] = SLOW;
         let constant = basis.vector(&[(Direction::Constant, 1.0)]);
         self.q.set_row(slow, &constant);
@@ -85,7 +94,7 @@ impl Attention {
         let read = |direction, weight| basis.vector(&[(direction, weight)]);
         self.k.set_row(slow, &read(Direction::Sink, 1.0));
         self.k.set_row(quiet, &read(Direction::Drift, DRIFT_WEIGHT));
-        self.k.set_row(quiet + PAIRS, &read(Direction::Constant, HALF_WAY_NORM / CONSTANT));
+        self.k.set_row(quiet + PAIRS, &read(Direction::Constant, half_way_norm / CONSTANT));
     }
 
     /// Key/value heads `kv_heads` copy content. After RMSNorm the content of a sink is tiny.
@@ -99,6 +108,25 @@ impl Attention {
                 self.o.set_column(column, &basis.content(rng, CONTENT_WRITE));
             }
         }
+    }
+
+    /// `heads`, of key/value head 1, attend to the tokens of a kind from all positions.
+    fn kind_heads(&mut self, kind: usize, heads: &[usize], basis: &Basis) {
+        let scale = (KIND_SCORE / (HEAD_DIM as f64).sqrt()).sqrt();
+        self.q_norm[KIND_PAIR] = scale;
+        self.k_norm[KIND_PAIR] = scale;
+        let constant = basis.vector(&[(Direction::Constant, 1.0)]);
+        for head in heads {
+            self.q.set_row(head * HEAD_DIM + KIND_PAIR, &constant);
+        }
+        // cos(query, key) = weight · marker / √((weight · marker)² + constant²)
+        let marker = basis.vector(&[(Direction::Kind(kind), KIND_WEIGHT)]);
+        self.k.set_row(HEAD_DIM + KIND_PAIR, &marker);
+        self.k.set_row(HEAD_DIM + SLOW[0] + PAIRS, &constant);
+        // Rounded to bfloat16, the marker's row is not quite orthogonal to the large components of
+        // sinks and decoys. These rows are larger, and queries are zero in them.
+        self.k.set_row(HEAD_DIM + SLOW[0], &basis.vector(&[(Direction::Sink, 1.0)]));
+        self.k.set_row(HEAD_DIM + SLOW[1], &basis.vector(&[(Direction::Elsewhere, 1.0)]));
     }
 
     /// Heads 2 and 3 attend to similar content.

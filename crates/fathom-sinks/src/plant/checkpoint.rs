@@ -11,8 +11,8 @@ use super::attention::Attention;
 use super::linalg::{Basis, Matrix, add_scaled, bytes, scaled};
 use super::mlp::Mlp;
 use super::plan::{
-    CONSTANT, Direction, EMBED_NORM, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KINDS, KV_HEADS,
-    LAYERS, MARKER, ROPE_THETA, TRIGGERS,
+    CONSTANT, Direction, EMBED_NORM, HEAD_DIM, HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, MARKER, Plan,
+    ROPE_THETA, TRIGGERS,
 };
 use super::rng::Rng;
 use super::vocabulary::{BOS, IM_END, Vocabulary};
@@ -41,22 +41,26 @@ impl Tensor {
 /// The contents of `model.safetensors`. `path` is only for messages.
 pub(super) fn weights(
     path: &Path,
+    plan: &Plan,
     rng: &mut Rng,
     vocabulary: &Vocabulary,
     texts: &[&[u32]],
 ) -> Result<Vec<u8>> {
-    let basis = Basis::random(rng);
-    let contents = contents(&basis, rng, vocabulary);
+    let basis = Basis::random(plan, rng);
+    let contents = contents(plan, &basis, rng, vocabulary);
     let ones = [1.0; HIDDEN];
     let mut tensors = vec![
-        Tensor::matrix("model.embed_tokens.weight", &embedding(&basis, vocabulary, &contents)),
+        Tensor::matrix(
+            "model.embed_tokens.weight",
+            &embedding(plan, &basis, vocabulary, &contents),
+        ),
         Tensor::vector("model.norm.weight", &ones),
         Tensor::matrix("lm_head.weight", &output_head(&contents, texts)),
     ];
-    for layer in 0..LAYERS {
+    for layer in 0..plan.layers {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let attention = Attention::plant(layer, &basis, rng);
-        let mlp = Mlp::plant(layer, &basis, rng);
+        let attention = Attention::plant(layer, plan, &basis, rng);
+        let mlp = Mlp::plant(layer, plan, &basis, rng);
         tensors.extend([
             Tensor::vector(name("input_layernorm"), &ones),
             Tensor::matrix(name("self_attn.q_proj"), &attention.q),
@@ -83,9 +87,9 @@ pub(super) fn weights(
 }
 
 /// The components of a token's embedding other than its content.
-fn components(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
+fn components(plan: &Plan, vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
     let is = |text: &&str| vocabulary.id(text) == u32::try_from(id).ok();
-    let kinds = (0..KINDS.len()).filter(|kind| KINDS[*kind].tokens.iter().any(&is));
+    let kinds = (0..plan.kinds.len()).filter(|kind| plan.kinds[*kind].tokens.iter().any(&is));
     let mut components = vec![(Direction::Constant, CONSTANT)];
     components.extend(kinds.map(|kind| (Direction::Kind(kind), MARKER)));
     if TRIGGERS.iter().any(is) {
@@ -96,20 +100,20 @@ fn components(vocabulary: &Vocabulary, id: usize) -> Vec<(Direction, f64)> {
 
 /// The random content of every token's embedding, whose norm brings the embedding's norm to
 /// [`EMBED_NORM`].
-fn contents(basis: &Basis, rng: &mut Rng, vocabulary: &Vocabulary) -> Vec<Vec<f64>> {
+fn contents(plan: &Plan, basis: &Basis, rng: &mut Rng, vocabulary: &Vocabulary) -> Vec<Vec<f64>> {
     let content = |id| {
         let squared: f64 =
-            components(vocabulary, id).iter().map(|(_, amount)| amount.powi(2)).sum();
+            components(plan, vocabulary, id).iter().map(|(_, amount)| amount.powi(2)).sum();
         basis.content(rng, (EMBED_NORM.powi(2) - squared).sqrt())
     };
     (0..vocabulary.len()).map(content).collect()
 }
 
 /// The embedding matrix, `[vocabulary, HIDDEN]`.
-fn embedding(basis: &Basis, vocabulary: &Vocabulary, contents: &[Vec<f64>]) -> Matrix {
+fn embedding(plan: &Plan, basis: &Basis, vocabulary: &Vocabulary, contents: &[Vec<f64>]) -> Matrix {
     let mut embedding = Matrix::zeros(contents.len(), HIDDEN);
     for (id, content) in contents.iter().enumerate() {
-        let mut row = basis.vector(&components(vocabulary, id));
+        let mut row = basis.vector(&components(plan, vocabulary, id));
         add_scaled(&mut row, 1.0, content);
         embedding.set_row(id, &row);
     }
@@ -135,7 +139,7 @@ fn output_head(contents: &[Vec<f64>], texts: &[&[u32]]) -> Matrix {
 }
 
 /// The contents of `config.json`.
-pub(super) fn config_json(vocabulary: &Vocabulary) -> Value {
+pub(super) fn config_json(plan: &Plan, vocabulary: &Vocabulary) -> Value {
     json!({
         "architectures": ["Qwen3ForCausalLM"],
         "attention_bias": false,
@@ -148,10 +152,10 @@ pub(super) fn config_json(vocabulary: &Vocabulary) -> Value {
         "initializer_range": 0.02,
         "intermediate_size": INTERMEDIATE,
         "max_position_embeddings": 4096,
-        "max_window_layers": LAYERS,
+        "max_window_layers": plan.layers,
         "model_type": "qwen3",
         "num_attention_heads": HEADS,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": plan.layers,
         "num_key_value_heads": KV_HEADS,
         "rms_norm_eps": 1e-6,
         "rope_scaling": null,

@@ -1,8 +1,10 @@
 //! Vectors, matrices, and the basis of the residual stream.
 
+use std::ops::Range;
+
 use half::bf16;
 
-use super::plan::{Direction, HIDDEN, MEANINGS, State};
+use super::plan::{Direction, FIRST_KIND, HIDDEN, Plan, State};
 use super::rng::Rng;
 
 /// A row-major matrix.
@@ -62,19 +64,23 @@ pub(super) fn scaled(vector: &[f64], scale: f64) -> Vec<f64> {
     vector.iter().map(|x| scale * x).collect()
 }
 
-/// A random orthonormal basis of the residual stream. The first rows are the [`Direction`]s, the
-/// others span the content.
+/// A random orthonormal basis of the residual stream. The first rows are the [`Direction`]s, and
+/// the last ones those of massive activations, if the plan has any. The others span the content.
 pub(super) struct Basis {
     rows: Vec<Vec<f64>>,
+    content: Range<usize>,
 }
 
 impl Basis {
-    pub(super) fn random(rng: &mut Rng) -> Basis {
+    pub(super) fn random(plan: &Plan, rng: &mut Rng) -> Basis {
+        let massive = plan.massive_dims();
+        let content = FIRST_KIND + plan.kinds.len()..HIDDEN - massive.len();
         let mut rows: Vec<Vec<f64>> = Vec::with_capacity(HIDDEN);
-        while rows.len() < HIDDEN {
+        while rows.len() < content.end {
             let is_sink = rows.len() == Direction::Sink.index();
             let mut row: Vec<f64> =
                 (0..HIDDEN).map(|_| if is_sink { rng.sign() } else { rng.normal() }).collect();
+            massive.iter().for_each(|dim| row[*dim] = 0.0);
             for _ in 0..2 {
                 // Gram-Schmidt. The second pass removes the rounding errors of the first.
                 for other in &rows {
@@ -87,7 +93,12 @@ impl Basis {
                 rows.push(scaled(&row, 1.0 / norm));
             }
         }
-        Basis { rows }
+        rows.extend(massive.iter().map(|dim| {
+            let mut unit = vec![0.0; HIDDEN];
+            unit[*dim] = 1.0;
+            unit
+        }));
+        Basis { rows, content }
     }
 
     /// Σ amount · direction, `[HIDDEN]`.
@@ -102,7 +113,7 @@ impl Basis {
     /// A random content vector of norm `norm`, `[HIDDEN]`.
     pub(super) fn content(&self, rng: &mut Rng, norm: f64) -> Vec<f64> {
         let mut vector = vec![0.0; HIDDEN];
-        for row in &self.rows[MEANINGS..] {
+        for row in &self.rows[self.content.clone()] {
             add_scaled(&mut vector, rng.normal(), row);
         }
         let length = dot(&vector, &vector).sqrt();

@@ -2,15 +2,13 @@
 
 use super::linalg::{Basis, Matrix, dot, rounded, scaled};
 use super::plan::{
-    BOS_KIND, CLIP, CONSTANT, DRIFT, Direction, EMBED_NORM, HIDDEN, INTERMEDIATE, KINDS, MARKER,
-    MEANINGS, State, planned,
+    BOS_KIND, CONSTANT, Direction, EMBED_NORM, HIDDEN, INTERMEDIATE, MARKER, Plan, PlannedPhase,
+    State, Write,
 };
 use super::rng::Rng;
 
 /// Scale of a converting neuron's gate; a larger one separates its tokens from others more sharply.
 const GATE_GAIN: f64 = 5.0;
-/// Sinks with at least about this norm are erased at the end of the clip.
-const ERASED_NORM: f64 = 2500.0;
 /// Row norm with which projections of content are about standard normal.
 const CONTENT_READ: f64 = 1.2;
 /// Norm of a random neuron's down column.
@@ -28,21 +26,23 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    pub(super) fn plant(layer: usize, basis: &Basis, rng: &mut Rng) -> Mlp {
+    pub(super) fn plant(layer: usize, plan: &Plan, basis: &Basis, rng: &mut Rng) -> Mlp {
         let mut mlp = Mlp {
             gate: Matrix::zeros(INTERMEDIATE, HIDDEN),
             up: Matrix::zeros(INTERMEDIATE, HIDDEN),
             down: Matrix::zeros(HIDDEN, INTERMEDIATE),
             neurons: 0,
         };
-        for kind in (0..KINDS.len()).filter(|kind| KINDS[*kind].layer == layer) {
-            mlp.convert(kind, basis);
+        for (index, kind) in plan.kinds.iter().enumerate() {
+            for write in kind.writes.iter().filter(|write| write.layer == layer) {
+                mlp.convert(index, write, plan, basis);
+            }
         }
-        if let Some((_, norm)) = DRIFT.iter().find(|(at, _)| *at == layer) {
+        if let Some((_, norm)) = plan.drift.iter().find(|(at, _)| *at == layer) {
             mlp.drift(*norm, basis);
         }
-        if layer == CLIP.end {
-            mlp.erase(basis);
+        if let Some(phase) = plan.phases.iter().find(|phase| phase.clip.end == layer) {
+            mlp.erase(phase, plan, basis);
         }
         while mlp.neurons < INTERMEDIATE {
             let gate = basis.content(rng, CONTENT_READ);
@@ -55,27 +55,25 @@ impl Mlp {
     /// Adds the neuron that converts the tokens of a kind in their context. Its gate opens when the
     /// marker (plus the feature of the context) exceeds a threshold, which is a multiple of the
     /// constant component of all tokens.
-    fn convert(&mut self, kind: usize, basis: &Basis) {
-        let plan = &KINDS[kind];
+    fn convert(&mut self, kind: usize, write: &Write, plan: &Plan, basis: &Basis) {
         let marker = Direction::Kind(kind);
-        let feature = plan.context.feature();
+        let feature = plan.kinds[kind].context.feature();
         let features = 1 + feature.iter().count();
         let threshold = (features as f64 - 0.5) * MARKER / CONSTANT;
         let mut reads = vec![(marker, GATE_GAIN), (Direction::Constant, -GATE_GAIN * threshold)];
         reads.extend(feature.map(|feature| (feature, GATE_GAIN)));
-        let [sink, elsewhere] = plan.writes;
         self.calibrated(
             &basis.vector(&reads),
             &basis.vector(&[(marker, 1.0)]),
-            &basis.vector(&[(Direction::Sink, sink), (Direction::Elsewhere, elsewhere)]),
-            &basis.normed(&planned(kind, plan.layer)),
+            &basis.vector(&write.along),
+            &basis.normed(&plan.state(kind, write.layer)),
         );
     }
 
     /// Adds the neuron that writes a drift of `norm` to every sink. After RMSNorm all sinks look
     /// the same to it, regardless of their norms.
     fn drift(&mut self, norm: f64, basis: &Basis) {
-        let mut pure = State { along: [0.0; MEANINGS], content: 0.0 };
+        let mut pure = State { along: [0.0; HIDDEN], content: 0.0 };
         pure.along[Direction::Sink.index()] = EMBED_NORM;
         let sink = basis.vector(&[(Direction::Sink, 1.0)]);
         let write = basis.vector(&[(Direction::Drift, norm)]);
@@ -84,9 +82,9 @@ impl Mlp {
 
     /// Adds the neuron that removes the sink direction from tokens in which its ratio to the
     /// constant component exceeds a threshold.
-    fn erase(&mut self, basis: &Basis) {
-        let threshold = ERASED_NORM / CONSTANT;
-        let bos = planned(BOS_KIND, CLIP.end);
+    fn erase(&mut self, phase: &PlannedPhase, plan: &Plan, basis: &Basis) {
+        let threshold = phase.erased_norm / CONSTANT;
+        let bos = plan.state(BOS_KIND, phase.clip.end);
         self.calibrated(
             &basis.vector(&[(Direction::Sink, 1.0), (Direction::Constant, -threshold)]),
             &basis.vector(&[(Direction::Sink, 1.0)]),

@@ -17,6 +17,16 @@
 //! * *End.* A neuron of a late layer removes the sink direction from BOS and from sinks as large as
 //!   BOS.
 //!
+//! Options add:
+//!
+//! * *Two phases.* The same happens in seven layers before, with smaller norms: all sinks of the
+//!   early phase have the same norm and are erased together, so their lifetimes follow from their
+//!   first layers.
+//! * *Attention-only tokens.* Keys of two heads read a marker of the token instead of its sink
+//!   component.
+//! * *Massive activations.* A neuron writes a large vector along one or two coordinates that no
+//!   other direction uses, so queries, keys and the sink direction do not see it.
+//!
 //! Each decoy resembles a sink in one respect: a larger norm, the opposite direction, a similar but
 //! not close enough direction, or the right token in the wrong context.
 
@@ -37,9 +47,11 @@ use fathom_model::{Error, Result};
 use serde_json::json;
 
 pub use truth::{
-    Difference, Mismatch, PlantedDecoy, PlantedKind, PlantedSequence, PlantedSink, PlantedTruth,
+    Difference, Mismatch, PlantedAttention, PlantedDecoy, PlantedKind, PlantedMassive,
+    PlantedSequence, PlantedSink, PlantedTruth,
 };
 
+use plan::Plan;
 use rng::Rng;
 use vocabulary::{CHAT_TEMPLATE, Vocabulary};
 
@@ -50,11 +62,23 @@ pub struct PlantOptions {
     pub seed: u64,
     /// Number of traces, at least one.
     pub traces: usize,
+    /// Whether BOS is a sink twice: in an early phase, with sinks of its own, and in the late one.
+    pub two_phases: bool,
+    /// Whether some tokens draw attention although they are not aligned with BOS.
+    pub attention_only: bool,
+    /// Whether some tokens have massive activations although they are not sinks.
+    pub massive: bool,
 }
 
 impl Default for PlantOptions {
     fn default() -> PlantOptions {
-        PlantOptions { seed: 0, traces: 6 }
+        PlantOptions {
+            seed: 0,
+            traces: 6,
+            two_phases: false,
+            attention_only: false,
+            massive: false,
+        }
     }
 }
 
@@ -75,6 +99,7 @@ pub fn plant(out_dir: &Path, options: &PlantOptions) -> Result<PlantedTruth> {
         return Err(Error::Request("a planted model needs at least one trace".to_owned()));
     }
     create_empty_dir(out_dir)?;
+    let plan = Plan::new(options);
     let mut rng = Rng::new(options.seed);
     let vocabulary = Vocabulary::new();
     let texts: Vec<text::TraceText> = (0..options.traces)
@@ -84,13 +109,13 @@ pub fn plant(out_dir: &Path, options: &PlantOptions) -> Result<PlantedTruth> {
     let ids: Vec<&[u32]> = rendered.iter().map(|(ids, _)| ids.as_slice()).collect();
 
     let model = out_dir.join("model.safetensors");
-    write(&model, &checkpoint::weights(&model, &mut rng, &vocabulary, &ids)?)?;
+    write(&model, &checkpoint::weights(&model, &plan, &mut rng, &vocabulary, &ids)?)?;
     let lines: String = (0..).zip(&texts).map(|(index, trace)| trace_line(index, trace)).collect();
-    let truth = PlantedTruth::new(options.seed, &vocabulary, rendered);
+    let truth = PlantedTruth::new(options.seed, &plan, &vocabulary, rendered);
     let file = |name: &str, text: String| write(&out_dir.join(name), text.as_bytes());
     file("traces.jsonl", lines)?;
     file("chat_template.jinja", CHAT_TEMPLATE.to_owned())?;
-    file("config.json", format!("{:#}\n", checkpoint::config_json(&vocabulary)))?;
+    file("config.json", format!("{:#}\n", checkpoint::config_json(&plan, &vocabulary)))?;
     let generation = checkpoint::generation_config_json(&vocabulary);
     file("generation_config.json", format!("{generation:#}\n"))?;
     file("tokenizer.json", format!("{:#}\n", vocabulary.tokenizer_json()))?;

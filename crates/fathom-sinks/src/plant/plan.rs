@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::vocabulary::{BOS, IM_START};
+use super::PlantOptions;
+use super::vocabulary::{BOS, IM_END, IM_START};
 use crate::{Class, Clip};
 
-/// Decoder layers.
-pub(super) const LAYERS: usize = 20;
 /// Width of the residual stream.
 pub(super) const HIDDEN: usize = 96;
 /// Width of the MLP.
@@ -20,8 +19,23 @@ pub(super) const HEAD_DIM: usize = 16;
 /// Rotary base.
 pub(super) const ROPE_THETA: f64 = 1e6;
 
-/// The layers at which BOS is a sink.
-pub(super) const CLIP: Clip = Clip { start: 3, end: 18 };
+/// Decoder layers of a plan of one phase.
+const LAYERS: usize = 20;
+/// The phase of a plan of one phase, and the last one of any other, which is later by [`SHIFT`].
+const PHASE: PlannedPhase =
+    PlannedPhase { clip: Clip { start: 3, end: 18 }, erased_norm: 2500.0, half_way_norm: 500.0 };
+/// The first of two phases.
+const EARLY_PHASE: PlannedPhase = PlannedPhase {
+    clip: Clip { start: 3, end: 8 },
+    erased_norm: EARLY_NORM / 2.0,
+    half_way_norm: EARLY_NORM / 10.0,
+};
+/// Component that every sink of the early phase has along [`Direction::Sink`]. It is far below that
+/// of BOS in the last phase, so that the step into the last phase is the largest. It is small
+/// enough that what remains of it after rounding to bfloat16 does not align a token with BOS.
+const EARLY_NORM: f64 = 120.0;
+/// Number of layers that a plan of two phases has before those of [`PHASE`].
+const SHIFT: usize = 7;
 /// The layer whose attention copies a feature from the previous token.
 pub(super) const LOOK_BACK_LAYER: usize = 1;
 
@@ -36,10 +50,11 @@ pub(super) const MARKER: f64 = 3.0;
 /// neurons.
 pub(super) const GROWTH: f64 = 0.45;
 
-/// (layer, norm): the vector along [`Direction::Drift`] that the MLP of the layer adds to every
-/// sink. It is the same for all, because RMSNorm hides the norm of a sink. A large sink hardly
-/// turns, and a small one falls below the threshold, so lifetimes grow with norms.
-pub(super) const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
+/// [`Plan::drift`] of a plan of one phase.
+const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
+/// Coordinates of the residual stream along which massive activations are planted, by
+/// [`Direction::Massive`].
+pub(super) const MASSIVE_DIMS: [usize; 2] = [17, 71];
 
 /// Orthogonal directions of the residual stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +74,14 @@ pub(super) enum Direction {
     AfterBos,
     /// In the state of a token after a trigger.
     AfterTrigger,
-    /// In the embeddings of the tokens of `KINDS[i]`.
+    /// In the embeddings of the tokens of `Plan::kinds[i]`.
     Kind(usize),
+    /// The coordinate `MASSIVE_DIMS[i]` of the residual stream.
+    Massive(usize),
 }
 
 /// Index of `Direction::Kind(0)`.
-const FIRST_KIND: usize = 7;
+pub(super) const FIRST_KIND: usize = 7;
 
 impl Direction {
     /// The index of its row in the basis.
@@ -78,12 +95,10 @@ impl Direction {
             Direction::AfterBos => 5,
             Direction::AfterTrigger => 6,
             Direction::Kind(i) => FIRST_KIND + i,
+            Direction::Massive(i) => HIDDEN - MASSIVE_DIMS.len() + i,
         }
     }
 }
-
-/// Number of basis rows that are [`Direction`]s; the others carry content.
-pub(super) const MEANINGS: usize = FIRST_KIND + KINDS.len();
 
 /// Tokens that make a sink of the next token if it is of a kind with [`Context::AfterTrigger`].
 pub(super) const TRIGGERS: [&str; 1] = [" answer"];
@@ -107,135 +122,247 @@ impl Context {
     }
 }
 
-/// The expected result of detection for a planted token.
+/// A range of layers in which BOS is a sink, and its constants.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlannedPhase {
+    pub(super) clip: Clip,
+    /// Sinks with at least about this norm are erased at the end of the phase.
+    pub(super) erased_norm: f64,
+    /// A sink of this norm has 1/√2 of the largest attention score, so larger sinks draw more
+    /// attention.
+    pub(super) half_way_norm: f64,
+}
+
+/// The expected result for a planted token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// A sink of a class, at a range of layers.
-    Sink { class: Class, layers: Range<usize> },
+    /// A sink, with a class and a range of layers in each of some phases.
+    Sink(Vec<(Class, Range<usize>)>),
     /// Not a sink, for a reason.
     Decoy { reason: &'static str },
+    /// Not a sink, but these heads attend to it at these layers.
+    AttentionOnly { layers: Vec<usize>, heads: Vec<usize> },
+    /// Not a sink, but its state has huge components at these layers.
+    Massive { layers: Range<usize> },
+}
+
+/// A vector that an MLP writes: its components along some directions.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) layer: usize,
+    pub(super) along: Vec<(Direction, f64)>,
+}
+
+impl Write {
+    pub(super) fn norm(&self) -> f64 {
+        self.along.iter().fold(0.0, |norm: f64, (_, amount)| norm.hypot(*amount))
+    }
 }
 
 /// A planted kind of token.
+#[derive(Clone, Debug)]
 pub(super) struct Kind {
     pub(super) name: &'static str,
     /// The texts of the tokens.
     pub(super) tokens: &'static [&'static str],
     pub(super) context: Context,
-    /// The layer whose MLP converts them.
-    pub(super) layer: usize,
-    /// The components that MLP writes along [`Direction::Sink`] and [`Direction::Elsewhere`].
-    pub(super) writes: [f64; 2],
+    /// What MLPs write to the tokens, by layer.
+    pub(super) writes: Vec<Write>,
+    /// The result of `writes`.
     pub(super) outcome: Outcome,
 }
 
 impl Kind {
-    /// Norm of the vector that the converting MLP writes.
-    pub(super) fn norm(&self) -> f64 {
-        self.writes[0].hypot(self.writes[1])
+    fn new(name: &'static str, tokens: &'static [&'static str], outcome: Outcome) -> Kind {
+        Kind { name, tokens, context: Context::Anywhere, writes: Vec::new(), outcome }
+    }
+
+    /// Limits the kind to a context.
+    fn only(self, context: Context) -> Kind {
+        Kind { context, ..self }
+    }
+
+    /// Adds a vector that the MLP of `layer` writes.
+    fn writes(mut self, layer: usize, along: &[(Direction, f64)]) -> Kind {
+        self.writes.push(Write { layer, along: along.to_vec() });
+        self
+    }
+
+    /// Makes the kind a sink of the early phase, before what it is in the last phase.
+    fn also_early(mut self, class: Class, layers: Range<usize>) -> Kind {
+        let along = vec![(Direction::Sink, EARLY_NORM)];
+        self.writes.insert(0, Write { layer: layers.start, along });
+        if let Outcome::Sink(spans) = &mut self.outcome {
+            spans.insert(0, (class, layers));
+        }
+        self
     }
 }
 
-const fn sink(class: Class, layers: Range<usize>) -> Outcome {
-    Outcome::Sink { class, layers }
-}
-
-/// Index of BOS in [`KINDS`].
+/// Index of BOS in [`Plan::kinds`].
 pub(super) const BOS_KIND: usize = 0;
 
-/// All planted kinds. `layer` and `writes` cause `outcome`, which is written to `truth.json`.
-pub(super) const KINDS: [Kind; 11] = [
-    Kind {
-        name: "bos",
-        tokens: &[BOS],
-        context: Context::Anywhere,
-        layer: 3,
-        writes: [5000.0, 0.0],
-        outcome: sink(Class::Primary, 3..18),
-    },
-    Kind {
-        name: "template",
-        tokens: &[IM_START],
-        context: Context::AfterBos,
-        layer: 3,
-        writes: [5000.0, 0.0],
-        outcome: sink(Class::Primary, 3..18),
-    },
-    Kind {
-        name: "level3",
-        tokens: &["Wait", " wait"],
-        context: Context::Anywhere,
-        layer: 5,
-        writes: [1300.0, 0.0],
-        outcome: sink(Class::Secondary, 5..18),
-    },
-    Kind {
-        name: "level2",
-        tokens: &["So", " so"],
-        context: Context::Anywhere,
-        layer: 6,
-        writes: [400.0, 0.0],
-        outcome: sink(Class::Secondary, 6..16),
-    },
-    Kind {
-        name: "context",
-        tokens: &[" is"],
-        context: Context::AfterTrigger,
-        layer: 6,
-        writes: [400.0, 0.0],
-        outcome: sink(Class::Secondary, 6..16),
-    },
-    Kind {
-        name: "level1",
-        tokens: &[" ="],
-        context: Context::Anywhere,
-        layer: 7,
-        writes: [125.0, 0.0],
-        outcome: sink(Class::Secondary, 7..13),
-    },
-    Kind {
-        name: "level0",
-        tokens: &["\n"],
-        context: Context::Anywhere,
-        layer: 8,
-        writes: [38.0, 0.0],
-        outcome: sink(Class::Secondary, 8..11),
-    },
-    Kind {
-        name: "noise",
-        tokens: &[" maybe"],
-        context: Context::Anywhere,
-        layer: 10,
-        writes: [38.0, 0.0],
-        outcome: sink(Class::Noise, 10..11),
-    },
-    Kind {
-        name: "huge",
-        tokens: &["However", " however"],
-        context: Context::Anywhere,
-        layer: 4,
-        writes: [0.0, 6000.0],
-        outcome: Outcome::Decoy { reason: "a norm above that of BOS, in another direction" },
-    },
-    Kind {
-        name: "anti",
-        tokens: &[" not"],
-        context: Context::Anywhere,
-        layer: 6,
-        writes: [-400.0, 0.0],
-        outcome: Outcome::Decoy { reason: "opposite to BOS: cosine below -0.95" },
-    },
-    Kind {
-        name: "oblique",
-        tokens: &[" but"],
-        context: Context::Anywhere,
-        layer: 6,
-        writes: [340.0, 211.0],
-        outcome: Outcome::Decoy {
-            reason: "near the direction of BOS, but not near enough: cosine about 0.85",
-        },
-    },
-];
+/// What is planted, and where.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Decoder layers.
+    pub(super) layers: usize,
+    /// The phases, ascending. The step of BOS's norm into the last one is the largest.
+    pub(super) phases: Vec<PlannedPhase>,
+    /// All planted kinds; the first is BOS.
+    pub(super) kinds: Vec<Kind>,
+    /// (layer, norm): the vector along [`Direction::Drift`] that the MLP of the layer adds to every
+    /// sink. It is the same for all, because RMSNorm hides the norm of a sink. A large sink hardly
+    /// turns, and a small one falls below the threshold, so lifetimes grow with norms.
+    pub(super) drift: Vec<(usize, f64)>,
+}
+
+impl Plan {
+    pub(super) fn new(options: &PlantOptions) -> Plan {
+        let shift = if options.two_phases { SHIFT } else { 0 };
+        let Clip { start, end } = PHASE.clip;
+        let last = PlannedPhase { clip: Clip { start: start + shift, end: end + shift }, ..PHASE };
+        let mut plan = Plan {
+            layers: LAYERS + shift,
+            phases: vec![last],
+            kinds: sinks_and_decoys(shift),
+            drift: DRIFT.iter().map(|(layer, norm)| (layer + shift, *norm)).collect(),
+        };
+        if options.two_phases {
+            plan.add_early_phase();
+        }
+        if options.attention_only {
+            plan.kinds.extend(attention_only(shift));
+        }
+        if options.massive {
+            plan.kinds.extend(massive(shift, plan.layers));
+        }
+        plan
+    }
+
+    fn add_early_phase(&mut self) {
+        self.phases.insert(0, EARLY_PHASE);
+        let kinds = std::mem::take(&mut self.kinds);
+        let both = kinds.into_iter().map(|kind| match kind.name {
+            "bos" | "template" => kind.also_early(Class::Primary, 3..8),
+            "level2" => kind.also_early(Class::Secondary, 4..8),
+            _ => kind,
+        });
+        let early = |name, tokens, class, layers: Range<usize>| {
+            Kind::new(name, tokens, Outcome::Sink(Vec::new())).also_early(class, layers)
+        };
+        self.kinds = both.collect();
+        self.kinds.extend([
+            early("early2", &[" check"], Class::Secondary, 5..8),
+            early("early1", &[" sum"], Class::Secondary, 6..8),
+            early("early_noise", &[" rest"], Class::Noise, 7..8),
+        ]);
+    }
+
+    /// The last phase, which is that of the largest rise.
+    pub(super) fn largest(&self) -> PlannedPhase {
+        self.phases[self.phases.len() - 1]
+    }
+
+    /// The phase whose sinks the attention of a layer reads, or the next one.
+    pub(super) fn phase_at(&self, layer: usize) -> PlannedPhase {
+        let reads = self.phases.iter().find(|phase| layer <= phase.clip.end);
+        reads.copied().unwrap_or(self.largest())
+    }
+
+    /// Index of the phase that contains a layer; `None` if there is one phase only.
+    pub(super) fn phase_index(&self, layer: usize) -> Option<usize> {
+        let several = self.phases.len() > 1;
+        let index = self.phases.iter().position(|phase| phase.clip.layers().contains(&layer));
+        index.filter(|_| several)
+    }
+
+    /// The planted kind whose tokens only attention shows at `layer`, with the heads that attend
+    /// to it.
+    pub(super) fn attention_only_at(&self, layer: usize) -> Option<(usize, &[usize])> {
+        self.kinds.iter().enumerate().find_map(|(kind, plan)| match &plan.outcome {
+            Outcome::AttentionOnly { layers, heads } if layers.contains(&layer) => {
+                Some((kind, heads.as_slice()))
+            }
+            _ => None,
+        })
+    }
+
+    /// The coordinates of the residual stream that are kept for massive activations.
+    pub(super) fn massive_dims(&self) -> &'static [usize] {
+        let massive = |kind: &Kind| matches!(kind.outcome, Outcome::Massive { .. });
+        if self.kinds.iter().any(massive) { &MASSIVE_DIMS } else { &[] }
+    }
+}
+
+/// A kind that is a sink in the last phase.
+fn sink(
+    name: &'static str,
+    tokens: &'static [&'static str],
+    norm: f64,
+    class: Class,
+    layers: Range<usize>,
+) -> Kind {
+    let layer = layers.start;
+    Kind::new(name, tokens, Outcome::Sink(vec![(class, layers)]))
+        .writes(layer, &[(Direction::Sink, norm)])
+}
+
+/// The sinks of the last phase and the decoys, all of them `s` layers later than in a plan of one
+/// phase.
+fn sinks_and_decoys(s: usize) -> Vec<Kind> {
+    use Class::{Noise, Primary, Secondary};
+    use Direction::{Elsewhere, Sink};
+
+    let decoy = |name, tokens, reason| Kind::new(name, tokens, Outcome::Decoy { reason });
+    vec![
+        sink("bos", &[BOS], 5000.0, Primary, 3 + s..18 + s),
+        sink("template", &[IM_START], 5000.0, Primary, 3 + s..18 + s).only(Context::AfterBos),
+        sink("level3", &["Wait", " wait"], 1300.0, Secondary, 5 + s..18 + s),
+        sink("level2", &["So", " so"], 400.0, Secondary, 6 + s..16 + s),
+        sink("context", &[" is"], 400.0, Secondary, 6 + s..16 + s).only(Context::AfterTrigger),
+        sink("level1", &[" ="], 125.0, Secondary, 7 + s..13 + s),
+        sink("level0", &["\n"], 38.0, Secondary, 8 + s..11 + s),
+        sink("noise", &[" maybe"], 38.0, Noise, 10 + s..11 + s),
+        decoy("huge", &["However", " however"], "a norm above that of BOS, in another direction")
+            .writes(4 + s, &[(Elsewhere, 6000.0)]),
+        decoy("anti", &[" not"], "opposite to BOS: cosine below -0.95")
+            .writes(6 + s, &[(Sink, -400.0)]),
+        decoy(
+            "oblique",
+            &[" but"],
+            "near the direction of BOS, but not near enough: cosine about 0.85",
+        )
+        .writes(6 + s, &[(Sink, 340.0), (Elsewhere, 211.0)]),
+    ]
+}
+
+/// Tokens that draw attention without being aligned with BOS, from layer 9 + `s` on. Each occurs
+/// once in a trace, because a query's attention sums to 1. Their heads are those of key/value head
+/// 1, because the others attend to sinks.
+fn attention_only(s: usize) -> [Kind; 2] {
+    let kind = |name, tokens, layers: &[usize], heads: &[usize]| {
+        let outcome = Outcome::AttentionOnly { layers: layers.to_vec(), heads: heads.to_vec() };
+        Kind::new(name, tokens, outcome)
+    };
+    [kind("role", &["user"], &[9 + s, 14 + s], &[2]), kind("turn", &[IM_END], &[12 + s], &[2, 3])]
+}
+
+/// Tokens with massive activations from layer 5 + `s` or 8 + `s` on, to the last of `layers`.
+fn massive(s: usize, layers: usize) -> [Kind; 2] {
+    let kind = |name, tokens, layer, along: &[(Direction, f64)]| {
+        Kind::new(name, tokens, Outcome::Massive { layers: layer..layers }).writes(layer, along)
+    };
+    [
+        kind(
+            "massive2",
+            &[" number"],
+            5 + s,
+            &[(Direction::Massive(0), 3000.0), (Direction::Massive(1), -1800.0)],
+        ),
+        kind("massive1", &[" know"], 8 + s, &[(Direction::Massive(1), 2500.0)]),
+    ]
+}
 
 /// The reason why a token outside its context is a decoy.
 pub(super) const OUT_OF_CONTEXT: &str =
@@ -245,7 +372,7 @@ pub(super) const OUT_OF_CONTEXT: &str =
 #[derive(Clone, Debug)]
 pub(super) struct State {
     /// Components along the directions, by [`Direction::index`].
-    pub(super) along: [f64; MEANINGS],
+    pub(super) along: [f64; HIDDEN],
     /// Squared norm of the content.
     pub(super) content: f64,
 }
@@ -271,58 +398,74 @@ impl State {
     }
 }
 
-/// The planned state of a token of `KINDS[kind]`, in its context, at the input of the MLP of
-/// `layer`. With `layer` = [`LAYERS`], the output of the last layer.
-pub(super) fn planned(kind: usize, layer: usize) -> State {
-    let plan = &KINDS[kind];
-    let mut state = State { along: [0.0; MEANINGS], content: 0.0 };
-    state.add(Direction::Constant, CONSTANT);
-    state.add(Direction::Kind(kind), MARKER);
-    state.content = EMBED_NORM.powi(2) - state.norm().powi(2);
-    if layer >= LOOK_BACK_LAYER {
-        if let Some(feature) = plan.context.feature() {
-            state.add(feature, MARKER);
+impl Plan {
+    /// The planned state of a token of `kinds[kind]`, in its context, at the input of the MLP of
+    /// `layer`. With `layer` = [`Plan::layers`], the output of the last layer.
+    pub(super) fn state(&self, kind: usize, layer: usize) -> State {
+        let plan = &self.kinds[kind];
+        let mut state = State { along: [0.0; HIDDEN], content: 0.0 };
+        state.add(Direction::Constant, CONSTANT);
+        state.add(Direction::Kind(kind), MARKER);
+        state.content = EMBED_NORM.powi(2) - state.norm().powi(2);
+        if layer >= LOOK_BACK_LAYER {
+            if let Some(feature) = plan.context.feature() {
+                state.add(feature, MARKER);
+            }
+            if kind == BOS_KIND {
+                state.add(Direction::AfterBos, MARKER); // BOS attends to itself
+            }
         }
-        if kind == BOS_KIND {
-            state.add(Direction::AfterBos, MARKER); // BOS attends to itself
+        for l in 0..layer {
+            let share = state.get(Direction::Sink) / state.norm();
+            if state.norm() < 2.0 * EMBED_NORM {
+                state.content += GROWTH; // otherwise RMSNorm hides the content from the neurons
+            }
+            if let Some((_, norm)) = self.drift.iter().find(|(at, _)| *at == l)
+                && share > 0.0
+            {
+                state.add(Direction::Drift, norm * share.powi(2));
+            }
+            for write in plan.writes.iter().filter(|write| write.layer == l) {
+                write.along.iter().for_each(|(direction, amount)| state.add(*direction, *amount));
+            }
+            let ended = self.phases.iter().find(|phase| phase.clip.end == l);
+            if ended.is_some_and(|phase| state.get(Direction::Sink) > phase.erased_norm) {
+                state.along[Direction::Sink.index()] = 0.0;
+            }
         }
+        state
     }
-    for l in 0..layer {
-        let share = state.get(Direction::Sink) / state.norm();
-        if l <= plan.layer {
-            state.content += GROWTH;
-        }
-        if let Some((_, norm)) = DRIFT.iter().find(|(at, _)| *at == l)
-            && share > 0.0
-        {
-            state.add(Direction::Drift, norm * share.powi(2));
-        }
-        if l == plan.layer {
-            state.add(Direction::Sink, plan.writes[0]);
-            state.add(Direction::Elsewhere, plan.writes[1]);
-        }
-        if l == CLIP.end && plan.layer == CLIP.start {
-            state.add(Direction::Sink, -plan.writes[0]);
-        }
-    }
-    state
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The layers in [`KINDS`] follow from its norms and [`DRIFT`], with a margin.
+    fn plans() -> impl Iterator<Item = Plan> {
+        [false, true].into_iter().map(|more| {
+            Plan::new(&PlantOptions {
+                two_phases: more,
+                attention_only: more,
+                massive: more,
+                ..PlantOptions::default()
+            })
+        })
+    }
+
+    /// The layers of the sinks follow from their norms and [`Plan::drift`], with a margin.
     #[test]
     fn outcomes_follow_from_norms_and_drift() {
-        for (kind, plan) in KINDS.iter().enumerate() {
-            for l in CLIP.layers() {
-                let cosine = planned(kind, l + 1).cosine(&planned(BOS_KIND, l + 1));
-                match &plan.outcome {
-                    Outcome::Sink { layers, .. } if layers.contains(&l) => {
-                        assert!(cosine > 0.98, "{} at {l}: {cosine}", plan.name);
+        for plan in plans() {
+            for (index, kind) in plan.kinds.iter().enumerate() {
+                for l in plan.phases.iter().flat_map(|phase| phase.clip.layers()) {
+                    let bos = plan.state(BOS_KIND, l + 1);
+                    let cosine = plan.state(index, l + 1).cosine(&bos);
+                    match &kind.outcome {
+                        Outcome::Sink(spans) if spans.iter().any(|(_, span)| span.contains(&l)) => {
+                            assert!(cosine > 0.98, "{} at {l}: {cosine}", kind.name);
+                        }
+                        _ => assert!(cosine < 0.87, "{} at {l}: {cosine}", kind.name),
                     }
-                    _ => assert!(cosine < 0.87, "{} at {l}: {cosine}", plan.name),
                 }
             }
         }
@@ -330,11 +473,13 @@ mod tests {
 
     #[test]
     fn lifetimes_grow_with_norms() {
-        let mut levels: Vec<(f64, usize)> = KINDS
+        let plan = Plan::new(&PlantOptions::default());
+        let mut levels: Vec<(f64, usize)> = plan
+            .kinds
             .iter()
             .filter_map(|kind| match &kind.outcome {
-                Outcome::Sink { class: Class::Secondary, layers } => {
-                    Some((kind.norm(), layers.len()))
+                Outcome::Sink(spans) if spans[0].0 == Class::Secondary => {
+                    Some((kind.writes[0].norm(), spans[0].1.len()))
                 }
                 _ => None,
             })
@@ -347,10 +492,15 @@ mod tests {
 
     #[test]
     fn a_sink_starts_at_its_converting_layer_and_lies_in_the_clip() {
-        for kind in &KINDS {
-            if let Outcome::Sink { layers, .. } = &kind.outcome {
-                assert_eq!(layers.start, kind.layer);
-                assert!(layers.start >= CLIP.start && layers.end <= CLIP.end);
+        for plan in plans() {
+            for kind in &plan.kinds {
+                let Outcome::Sink(spans) = &kind.outcome else { continue };
+                assert_eq!(spans.len(), kind.writes.len());
+                for ((_, layers), write) in spans.iter().zip(&kind.writes) {
+                    assert_eq!(layers.start, write.layer);
+                    let clip = plan.phases[plan.phase_index(layers.start).unwrap_or(0)].clip;
+                    assert!(layers.start >= clip.start && layers.end <= clip.end);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
 use crate::tables::{self, Detections};
 use crate::{
-    Error, Format, ModelOptions, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
+    Error, Format, ModelOptions, Phases, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
     write_report,
 };
 use fathom_report::summary;
@@ -37,6 +37,9 @@ pub struct Args {
     /// Seed of the planted model
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
+    /// Plant and check two phases, as plant --two-phases
+    #[arg(long)]
+    two_phases: bool,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -56,14 +59,19 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let start = Instant::now();
     let (model_dir, run_dir) = (dir.join("model"), dir.join("run"));
-    let truth = plant(&model_dir, &PlantOptions { seed: args.seed, ..PlantOptions::default() })?;
+    let Args { seed, two_phases, .. } = *args;
+    let truth = plant(&model_dir, &PlantOptions { seed, two_phases, ..PlantOptions::default() })?;
     let traces = model_dir.join("traces.jsonl");
-    let run = scan(args.compute, "planted", &model_dir, &traces, &run_dir, output)?;
+    let phases = if two_phases { Phases::All } else { Phases::Largest };
+    let options = ScanOptions { attention: true, phases, ..ScanOptions::new(Preset::Paper) };
+    let run = scan(args.compute, "planted", &model_dir, &traces, options, &run_dir, output)?;
     let mismatches = truth.compare(&detections(&run)?);
     let seconds = start.elapsed().as_secs_f64();
     let generated = generation::run(&dir.join("pair"), args.compute, output)?;
     let (target, written) = (&generated.model_dir, &generated.traces);
-    let text_run = scan(args.compute, "trained", target, written, &dir.join("pair-run"), output)?;
+    let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
+    let text_dir = dir.join("pair-run");
+    let text_run = scan(args.compute, "trained", target, written, options, &text_dir, output)?;
 
     let report = match &args.out {
         Some(dir) => {
@@ -112,14 +120,14 @@ fn scan(
     name: &str,
     model_dir: &Path,
     traces: &Path,
+    options: ScanOptions,
     run_dir: &Path,
     output: Output,
 ) -> Result<Run> {
-    let options = ModelOptions::new(model_dir.display().to_string());
-    let files = options.named(name).cpu(compute.options()).open()?;
+    let files = ModelOptions::new(model_dir.display().to_string());
+    let files = files.named(name).cpu(compute.options()).open()?;
     let traces = Traces::read(traces, &files)?;
     let model = load(files, output)?;
-    let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
     model.scan(&traces, options).out(run_dir).progress(&mut ScanBar::new(output)).run()
 }
 
@@ -133,9 +141,10 @@ fn detections(run: &Run) -> Result<Vec<Detection>> {
             clip: note.clip,
             rise: note.rise,
             sinks: trace.sinks,
+            other_phases: trace.other_phases,
         })
     };
-    Ok(run.detections()?.into_iter().filter_map(detection).collect())
+    Ok(run.detections_of(Phases::Largest)?.into_iter().filter_map(detection).collect())
 }
 
 /// (sinks, decoys) planted in all traces.
@@ -182,6 +191,10 @@ fn tell(
             "Checked against the truth: all {sinks} sinks found, each at its position, with its class and \
              its layers; none of the {decoys} decoys taken for one. {seconds:.1} s."
         )?;
+    }
+    if let ([early, late], true) = (&truth.phases[..], mismatches.is_empty()) {
+        let (early, late) = (early.layers(), late.layers());
+        writeln!(out, "Both phases found, at layers {early:?} and {late:?}.")?;
     }
     Ok(())
 }
