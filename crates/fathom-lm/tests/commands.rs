@@ -212,6 +212,84 @@ fn plant_writes_the_same_bytes_for_the_same_seed_and_only_where_nothing_is() {
     assert_eq!(common::contents(&dir.path().join("a")), first);
 }
 
+/// Runs `plant` with options and returns the truth it writes.
+fn planted_truth(out: &Path, options: &[&str]) -> Value {
+    let plant = ["plant", "--traces", "2", "--out", out.to_str().unwrap()];
+    succeed(&[&plant[..], options].concat());
+    json(&out.join("truth.json"))
+}
+
+#[test]
+fn scan_finds_both_planted_phases_with_their_sinks() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    let truth = planted_truth(&model, &["--two-phases", "--attention-only", "--massive"]);
+    assert_eq!(truth["phases"], json!([{"start": 3, "end": 8}, {"start": 10, "end": 25}]));
+    let sinks = |trace: usize, phase: u64| -> BTreeMap<String, Value> {
+        let sinks = truth["sequences"][trace]["sinks"].as_array().unwrap();
+        let of_phase = sinks.iter().filter(|sink| sink["phase"] == phase);
+        let fields = |sink: &Value| json!([sink["class"], sink["layers"]]);
+        of_phase.map(|sink| (sink["position"].to_string(), fields(sink))).collect()
+    };
+    let found = |sinks: &Value| -> BTreeMap<String, Value> {
+        let fields = |sink: &Value| json!([sink["class"], sink["layer"]]);
+        let sinks = sinks.as_object().unwrap().iter();
+        sinks.map(|(position, sink)| (position.clone(), fields(sink))).collect()
+    };
+    for precision in ["f32", "bf16"] {
+        let run = dir.path().join(precision);
+        let mut scan = fathom();
+        scan.arg("scan").arg("--model").arg(&model).arg("--traces");
+        scan.arg(model.join("traces.jsonl")).arg("--out").arg(&run);
+        scan.args(["--phases", "all", "--precision", precision]);
+        let output = scan.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let detections = json_lines(&run.join("detections.jsonl"));
+        for (trace, detection) in detections.iter().enumerate() {
+            let [early] = &detection["phases"].as_array().unwrap()[..] else {
+                panic!("{detection}")
+            };
+            assert_eq!(detection["fathom"]["clip"], truth["phases"][1]);
+            assert_eq!(json!({"start": early["start"], "end": early["end"]}), truth["phases"][0]);
+            assert_eq!(found(&early["sinks"]), sinks(trace, 0));
+            assert_eq!(found(&detection["candidate_sinks"]), sinks(trace, 1));
+        }
+        assert_eq!(detections.len(), 2);
+    }
+}
+
+#[test]
+fn plant_adds_to_the_truth_only_what_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = |name: &str, options: &[&str]| {
+        let truth = planted_truth(&dir.path().join(name), options);
+        let sequence = &truth["sequences"][0];
+        let phases = truth.get("phases").is_some();
+        let added = ["attention_only", "massive"].map(|key| sequence.get(key).is_some());
+        (phases, added)
+    };
+    assert_eq!(keys("default", &[]), (false, [false, false]));
+    assert_eq!(keys("phases", &["--two-phases"]), (true, [false, false]));
+    assert_eq!(keys("attention", &["--attention-only"]), (false, [true, false]));
+    assert_eq!(keys("massive", &["--massive"]), (false, [false, true]));
+
+    let out = dir.path().join("json").display().to_string();
+    let options = ["--two-phases", "--attention-only", "--massive", "--json"];
+    let report = succeed(&[&["plant", "--out", &out][..], &options].concat());
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["attention_only"], 12, "two in each of six traces");
+    assert!(report["massive"].as_u64().unwrap() > 12, "{report}");
+    let help = succeed(&["plant", "--help"]);
+    assert!(["--two-phases", "--attention-only", "--massive"].iter().all(|o| help.contains(o)));
+}
+
+#[test]
+fn demo_checks_both_phases() {
+    let args = ["demo", "--two-phases", "--json"];
+    let report: Value = serde_json::from_str(&succeed(&args)).unwrap();
+    assert_eq!(report["mismatches"], json!([]));
+}
+
 #[test]
 fn doctor_names_kernels_this_cpu_runs() {
     let report: Value =
