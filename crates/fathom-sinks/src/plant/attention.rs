@@ -8,8 +8,8 @@
 
 use super::linalg::{Basis, Matrix, scaled};
 use super::plan::{
-    BOS_KIND, CONSTANT, Direction, EMBED_NORM, GROWTH, HEAD_DIM, HEADS, HIDDEN, KV_HEADS,
-    LOOK_BACK_LAYER, Plan, ROPE_THETA,
+    BOS_KIND, CONSTANT, Direction, EMBED_NORM, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LOOK_BACK_LAYER,
+    Plan, ROPE_THETA,
 };
 use super::rng::Rng;
 
@@ -67,15 +67,16 @@ impl Attention {
             q_norm: pair_weights(),
             k_norm: pair_weights(),
         };
+        let write = CONTENT_WRITE * plan.content_scale();
         weights.sink_heads(plan.phase_at(layer).half_way_norm, basis);
         if layer == LOOK_BACK_LAYER {
-            weights.content_values(0..1, basis, rng);
-            weights.look_back_heads(basis);
+            weights.content_values(0..1, write, basis, rng);
+            weights.look_back_heads(plan.growth, basis);
         } else if let Some((kind, heads)) = plan.attention_only_at(layer) {
-            weights.content_values(0..1, basis, rng); // the others attend without copying anything
+            weights.content_values(0..1, write, basis, rng); // the others attend without copying anything
             weights.kind_heads(kind, heads, basis);
         } else {
-            weights.content_values(0..2, basis, rng);
+            weights.content_values(0..2, write, basis, rng);
             weights.content_heads(basis, rng);
         }
         weights
@@ -97,15 +98,21 @@ impl Attention {
         self.k.set_row(quiet + PAIRS, &read(Direction::Constant, half_way_norm / CONSTANT));
     }
 
-    /// Key/value heads `kv_heads` copy content. After RMSNorm the content of a sink is tiny.
-    fn content_values(&mut self, kv_heads: std::ops::Range<usize>, basis: &Basis, rng: &mut Rng) {
+    /// Key/value heads `kv_heads` copy content, with output columns of norm `write`. After RMSNorm the content of a sink is tiny.
+    fn content_values(
+        &mut self,
+        kv_heads: std::ops::Range<usize>,
+        write: f64,
+        basis: &Basis,
+        rng: &mut Rng,
+    ) {
         for kv_head in kv_heads {
             for d in 0..HEAD_DIM {
                 self.v.set_row(kv_head * HEAD_DIM + d, &basis.content(rng, CONTENT_READ));
             }
             let group = HEADS / KV_HEADS;
             for column in kv_head * group * HEAD_DIM..(kv_head + 1) * group * HEAD_DIM {
-                self.o.set_column(column, &basis.content(rng, CONTENT_WRITE));
+                self.o.set_column(column, &basis.content(rng, write));
             }
         }
     }
@@ -142,7 +149,7 @@ impl Attention {
     /// Heads 2 and 3 attend to the previous position: with key (1, 0) and query (cos f, -sin f) in
     /// a pair of frequency f, the score at distance Δ is cos(f · (Δ - 1)). Head 2 marks the token
     /// after BOS, head 3 the token after a trigger.
-    fn look_back_heads(&mut self, basis: &Basis) {
+    fn look_back_heads(&mut self, growth: f64, basis: &Basis) {
         for pair in FAST {
             let frequency = ROPE_THETA.powf(-(pair as f64) / PAIRS as f64);
             for head in 2..HEADS {
@@ -154,7 +161,7 @@ impl Attention {
         }
 
         // Undoes the scaling by RMSNorm, so that a feature is copied at its original size.
-        let rms = ((EMBED_NORM.powi(2) + GROWTH) / HIDDEN as f64).sqrt();
+        let rms = ((EMBED_NORM.powi(2) + growth) / HIDDEN as f64).sqrt();
         let copies = [
             (2, Direction::Kind(BOS_KIND), Direction::AfterBos),
             (3, Direction::Trigger, Direction::AfterTrigger),

@@ -47,7 +47,7 @@ impl Mlp {
         while mlp.neurons < INTERMEDIATE {
             let gate = basis.content(rng, CONTENT_READ);
             let up = basis.content(rng, CONTENT_READ);
-            mlp.add(&gate, &up, &basis.content(rng, CONTENT_WRITE));
+            mlp.add(&gate, &up, &basis.content(rng, CONTENT_WRITE * plan.content_scale()));
         }
         mlp
     }

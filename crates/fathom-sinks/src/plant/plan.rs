@@ -46,9 +46,8 @@ pub(super) const CONSTANT: f64 = 3.0;
 /// Component of an embedding along the direction of the token's kind, and of the features that the
 /// look-back layer writes.
 pub(super) const MARKER: f64 = 3.0;
-/// Approximate growth per layer of a marked token's squared norm, from attention and random
-/// neurons.
-pub(super) const GROWTH: f64 = 0.45;
+/// [`Plan::growth`] of a plan of one phase.
+const GROWTH: f64 = 0.45;
 
 /// [`Plan::drift`] of a plan of one phase.
 const DRIFT: [(usize, f64); 3] = [(11, 24.0), (13, 56.0), (16, 200.0)];
@@ -211,6 +210,10 @@ pub(super) struct Plan {
     pub(super) phases: Vec<PlannedPhase>,
     /// All planted kinds; the first is BOS.
     pub(super) kinds: Vec<Kind>,
+    /// Approximate growth per layer of a marked token's squared norm, from attention and random
+    /// neurons. With two phases it is halved, so that the tokens converted last, which are the
+    /// smallest sinks, have grown no more than with one phase.
+    pub(super) growth: f64,
     /// (layer, norm): the vector along [`Direction::Drift`] that the MLP of the layer adds to every
     /// sink. It is the same for all, because RMSNorm hides the norm of a sink. A large sink hardly
     /// turns, and a small one falls below the threshold, so lifetimes grow with norms.
@@ -226,6 +229,7 @@ impl Plan {
             layers: LAYERS + shift,
             phases: vec![last],
             kinds: sinks_and_decoys(shift),
+            growth: if options.two_phases { GROWTH / 2.0 } else { GROWTH },
             drift: DRIFT.iter().map(|(layer, norm)| (layer + shift, *norm)).collect(),
         };
         if options.two_phases {
@@ -268,6 +272,11 @@ impl Plan {
     pub(super) fn phase_at(&self, layer: usize) -> PlannedPhase {
         let reads = self.phases.iter().find(|phase| layer <= phase.clip.end);
         reads.copied().unwrap_or(self.largest())
+    }
+
+    /// Scale of the vectors that attention and random neurons write.
+    pub(super) fn content_scale(&self) -> f64 {
+        (self.growth / GROWTH).sqrt()
     }
 
     /// Index of the phase that contains a layer; `None` if there is one phase only.
@@ -418,7 +427,7 @@ impl Plan {
         for l in 0..layer {
             let share = state.get(Direction::Sink) / state.norm();
             if state.norm() < 2.0 * EMBED_NORM {
-                state.content += GROWTH; // otherwise RMSNorm hides the content from the neurons
+                state.content += self.growth; // otherwise RMSNorm hides the content from the neurons
             }
             if let Some((_, norm)) = self.drift.iter().find(|(at, _)| *at == l)
                 && share > 0.0

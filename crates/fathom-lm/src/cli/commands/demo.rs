@@ -205,13 +205,15 @@ fn next(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let dir = args.out.as_deref().unwrap_or(Path::new("demo"));
     let [model, traces, run, page] =
         ["model", "model/traces.jsonl", "again", "again.html"].map(|name| dir.join(name));
+    let (two_phases, all) =
+        if args.two_phases { (" --two-phases", " --phases all") } else { ("", "") };
     writeln!(out, "\nNext:")?;
     if args.out.is_none() {
-        writeln!(out, "  {program} demo --out {}", dir.display())?;
+        writeln!(out, "  {program} demo{two_phases} --out {}", dir.display())?;
     }
     writeln!(
         out,
-        "  {program} scan --model {} --traces {} --out {} --attention\n  \
+        "  {program} scan --model {} --traces {} --out {} --attention{all}\n  \
          {program} table {} --show levels,positions\n  \
          {program} explain {}\n  \
          {program} report {} --out {}",
