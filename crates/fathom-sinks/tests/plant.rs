@@ -529,10 +529,8 @@ fn mismatches_name_the_phases_that_differ() {
     );
     assert_eq!(
         wrong(&|found| found[0].sinks[0].class = Class::Secondary),
-        [
-            "trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7], planted primary at \
-          [3, 4, 5, 6, 7]"
-        ]
+        ["trace 0: `bos` at position 0 is secondary at layers [3, 4, 5, 6, 7], planted primary \
+             at [3, 4, 5, 6, 7]"]
     );
 }
 

@@ -73,7 +73,7 @@ impl Attention {
             weights.content_values(0..1, write, basis, rng);
             weights.look_back_heads(plan.growth, basis);
         } else if let Some((kind, heads)) = plan.attention_only_at(layer) {
-            weights.content_values(0..1, write, basis, rng); // the others attend without copying anything
+            weights.content_values(0..1, write, basis, rng); // these heads copy nothing
             weights.kind_heads(kind, heads, basis);
         } else {
             weights.content_values(0..2, write, basis, rng);
@@ -98,7 +98,8 @@ impl Attention {
         self.k.set_row(quiet + PAIRS, &read(Direction::Constant, half_way_norm / CONSTANT));
     }
 
-    /// Key/value heads `kv_heads` copy content, with output columns of norm `write`. After RMSNorm the content of a sink is tiny.
+    /// Key/value heads `kv_heads` copy content, with output columns of norm `write`. After RMSNorm
+    /// the content of a sink is tiny.
     fn content_values(
         &mut self,
         kv_heads: std::ops::Range<usize>,

@@ -22,8 +22,8 @@
 //! * *Two phases.* The same happens in seven layers before, with smaller norms: all sinks of the
 //!   early phase have the same norm and are erased together, so their lifetimes follow from their
 //!   first layers.
-//! * *Attention-only tokens.* Keys of two heads read a marker of the token instead of its sink
-//!   component.
+//! * *Attention-only tokens.* At some layers, the keys of the second key/value head read the marker
+//!   of a token that occurs once in a trace.
 //! * *Massive activations.* A neuron writes a large vector along one or two coordinates that no
 //!   other direction uses, so queries, keys and the sink direction do not see it.
 //!

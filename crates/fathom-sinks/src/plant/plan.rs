@@ -286,8 +286,7 @@ impl Plan {
         index.filter(|_| several)
     }
 
-    /// The planted kind whose tokens only attention shows at `layer`, with the heads that attend
-    /// to it.
+    /// The kind of attention-only tokens at `layer`, with the heads that attend to them.
     pub(super) fn attention_only_at(&self, layer: usize) -> Option<(usize, &[usize])> {
         self.kinds.iter().enumerate().find_map(|(kind, plan)| match &plan.outcome {
             Outcome::AttentionOnly { layers, heads } if layers.contains(&layer) => {
@@ -427,7 +426,7 @@ impl Plan {
         for l in 0..layer {
             let share = state.get(Direction::Sink) / state.norm();
             if state.norm() < 2.0 * EMBED_NORM {
-                state.content += self.growth; // otherwise RMSNorm hides the content from the neurons
+                state.content += self.growth; // RMSNorm hides the content of larger states
             }
             if let Some((_, norm)) = self.drift.iter().find(|(at, _)| *at == l)
                 && share > 0.0
