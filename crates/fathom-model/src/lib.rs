@@ -2,7 +2,6 @@
 
 mod adapter;
 mod batch;
-mod brief;
 mod capture;
 mod chat_template;
 mod config;
@@ -15,7 +14,6 @@ mod fingerprint;
 mod forward;
 mod hub;
 mod jsonl;
-mod landmarks;
 mod message;
 mod mlp;
 mod model;
@@ -23,10 +21,12 @@ mod probe;
 mod prompt_options;
 mod prompts;
 mod python_json;
+mod reference_rows;
 mod regimes;
 mod remark;
 mod rope;
 mod rows;
+mod sanitize;
 mod sequence;
 mod shapes;
 mod site;
@@ -40,7 +40,7 @@ mod token_text;
 mod tokenizer;
 mod traces;
 mod weights;
-mod work;
+mod workspace;
 mod written_twice;
 
 pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::brief::brief;
 use crate::chat_template::ChatTemplate;
 use crate::conversation::Conversation;
 use crate::message::{Content, Message, REASONING};
+use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
 /// Fields of a message that are part of what was said: a template without a use for one is refused.
@@ -37,7 +37,7 @@ pub(crate) fn fit(
                 "tools" | "documents" => name.clone(),
                 other => format!("chat_template_kwargs.{other}"),
             };
-            return Err(no_use(template, &brief(&field)));
+            return Err(no_use(template, &sanitize(&field)));
         }
     }
     let messages = fit_contents(template, messages, render)?;
@@ -45,7 +45,7 @@ pub(crate) fn fit(
     let mut remarks = Vec::new();
     for name in field_names(&messages) {
         let place = messages.iter().position(|message| says(message, name)).unwrap_or(0);
-        let field = format!("messages[{place}].{}", brief(name));
+        let field = format!("messages[{place}].{}", sanitize(name));
         if !mentions(template, name) && SAID.contains(&name) {
             return Err(no_use(template, &field));
         }

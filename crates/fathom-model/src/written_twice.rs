@@ -1,6 +1,6 @@
 //! What a prompt ends with and an output begins with: `<think>`, most often.
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
 /// Longest tag that is looked for.
 const MAX_TAG: usize = 64;
@@ -16,7 +16,7 @@ pub(crate) struct WrittenTwice<'a> {
 impl WrittenTwice<'_> {
     /// It, for a message.
     pub fn shown(&self) -> String {
-        format!("`{}`", brief(self.tags))
+        format!("`{}`", sanitize(self.tags))
     }
 }
 

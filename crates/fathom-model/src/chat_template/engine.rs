@@ -15,7 +15,7 @@ use serde_json::Map;
 use super::budget::{Budget, Stop};
 use super::environment::environment;
 use super::instrument;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
 /// The longest published template is below 30 KB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -142,13 +142,13 @@ fn describe(error: Error) -> String {
     while let Some(cause) = source {
         match cause.downcast_ref::<Stop>() {
             Some(Stop::Refused(message)) => {
-                return format!("refuses the conversation: {}", brief(message));
+                return format!("refuses the conversation: {}", sanitize(message));
             }
             Some(stop) => return format!("{stop}{place}"),
             None => source = cause.source(),
         }
     }
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), brief);
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), sanitize);
     match error.kind() {
         ErrorKind::OutOfFuel => format!("takes too many steps: a loop without end?{place}"),
         ErrorKind::SyntaxError => format!("is not valid: {detail}{place}"),

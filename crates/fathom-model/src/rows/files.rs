@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::STDIN;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// Most files that are read as one data set.
@@ -61,7 +61,7 @@ fn is_pattern(text: &str) -> bool {
 
 fn fitting(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(pattern).map_err(|error| {
-        Error::file(path, format!("is no usable pattern: {}", brief(&error.to_string())))
+        Error::file(path, format!("is no usable pattern: {}", sanitize(&error.to_string())))
     })?;
     let mut files = Vec::new();
     for file in paths.flatten().filter(|file| file.is_file()) {

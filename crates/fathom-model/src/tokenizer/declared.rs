@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::files::{ADDED_TOKENS, Beside, CONFIG, SPECIAL_TOKENS_MAP};
 use super::token::{Flags, Token, not_a_token};
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// The names every tokenizer has, in transformers' order.
@@ -126,7 +126,7 @@ impl Declared {
             let field = format!("{WITH_IDS}.{id}");
             let Ok(id) = id.parse() else {
                 let problem =
-                    format!("must be keyed by token ids below 2³², not by `{}`", brief(id));
+                    format!("must be keyed by token ids below 2³², not by `{}`", sanitize(id));
                 return Err(beside.problem(CONFIG, WITH_IDS, &problem));
             };
             let Value::Object(token) = token else { return Err(not_a_token(&path, &field)) };
@@ -326,7 +326,7 @@ impl Declared {
 
 impl Beside {
     fn problem(&self, file: &str, field: &str, problem: &str) -> Error {
-        Error::field(&self.dir.join(file), brief(field), problem)
+        Error::field(&self.dir.join(file), sanitize(field), problem)
     }
 
     /// The file that a list of special tokens stands in.

@@ -10,7 +10,7 @@ use super::declared::{Declared, Unread};
 use super::files::{ADDED_TOKENS, CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER};
 use super::guarded;
 use super::token::Token;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
 /// Most bytes that tokens may take which are laid over a `tokenizer.json`, and what one of them
@@ -92,7 +92,7 @@ pub(super) fn lay_over(
         let differ = ids.iter().filter_map(|(declared_in, id, content)| {
             let given = inner.token_to_id(content).filter(|given| given != id)?;
             (*declared_in == file).then(|| {
-                format!("token `{}` is declared as id {id}, but gets id {given}", brief(content))
+                format!("token `{}` is declared as id {id}, but gets id {given}", sanitize(content))
             })
         });
         let text = "ids are given in order from the end of the vocabulary, as transformers does";
@@ -107,7 +107,7 @@ pub(super) fn lay_over(
     let found = without_id.iter().map(|content| {
         let id =
             inner.token_to_id(content).map_or(String::new(), |id| format!("; it gets id {id}"));
-        format!("token `{}` is named, but {TOKENIZER} does not hold it{id}", brief(content))
+        format!("token `{}` is named, but {TOKENIZER} does not hold it{id}", sanitize(content))
     });
     let text = "the model may never have seen it";
     about("added-token-new", CONFIG, found.collect(), text);
@@ -115,7 +115,7 @@ pub(super) fn lay_over(
         let differ = declared.unread.iter().filter(|unread| unread.file == file);
         let differ = differ.filter(|unread| is_missed(inner, &declared, unread)).map(|unread| {
             let id = unread.id.map_or(String::new(), |id| format!(" as id {id}"));
-            format!("`{}` declares `{}`{id}", brief(&unread.field), brief(&unread.content))
+            format!("`{}` declares `{}`{id}", sanitize(&unread.field), sanitize(&unread.content))
         });
         let text = "not read, as in transformers, because another declaration comes first";
         about("unread-token", file, differ.collect(), text);
@@ -171,7 +171,7 @@ fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<Stri
         held.get(&*token.content).is_some_and(|held| matching(held) != matching(&token.to_added()))
     });
     changed
-        .map(|token| format!("token `{}` has other flags in {TOKENIZER}", brief(&token.content)))
+        .map(|token| format!("token `{}` has other flags in {TOKENIZER}", sanitize(&token.content)))
         .collect()
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// A token by its text alone, or with the flags that say where it is found in a text.
@@ -51,7 +51,9 @@ impl Token {
         let flag = |name: &str| match object.get(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(_) => Err(Error::field(path, brief(field) + "." + name, "must be true or false")),
+            Some(_) => {
+                Err(Error::field(path, sanitize(field) + "." + name, "must be true or false"))
+            }
         };
         let flags = Flags {
             single_word: flag("single_word")?.unwrap_or(false),
@@ -83,5 +85,5 @@ impl From<&AddedToken> for Token {
 }
 
 pub(super) fn not_a_token(path: &Path, field: &str) -> Error {
-    Error::field(path, brief(field), "must be a string or an object with a string `content`")
+    Error::field(path, sanitize(field), "must be a string or an object with a string `content`")
 }
