@@ -13,7 +13,7 @@ use fathom_backend::Precision;
 use fathom_model::{CaptureRequest, LogitRows, Model, SequenceOptions, Site, Step, capture};
 use foreign_backend::Foreign;
 
-/// Everything the model computes for `ids`, through the capture file a user would get.
+/// All sites of a pass over `ids`, through a capture file.
 fn capture_all<B: Backend>(model: &Model<B>, ids: &[u32]) -> BTreeMap<String, Tensor> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("capture.safetensors");
@@ -62,7 +62,8 @@ fn f32_equals_huggingface_at_every_site_of_every_layer() {
             let model = Model::load(&dir, cpu(Precision::F32, 2, Some(isa))).unwrap();
             let what = format!("{golden} {isa:?}");
             let compared = compare(&what, &model, &dir, 1e-4, |_| true);
-            // 19 per-layer sites, embed, final_norm, logits; resid_pre is not in the references.
+            // The references have 18 sites per layer (not resid_pre), and embed, final_norm and
+            // logits.
             assert!(
                 compared >= 18 * model.config().layers + 3,
                 "{golden}: only {compared} tensors"
@@ -83,8 +84,8 @@ fn bf16_stays_near_huggingface_in_the_residual_stream_and_the_logits() {
     }
 }
 
-/// Nothing above the trait assumes a host: the same on a device with its own memory that works
-/// late.
+/// The model code does not assume host memory: the results are the same on a device with its own
+/// memory and asynchronous execution.
 #[test]
 fn a_foreign_backend_equals_huggingface_too() {
     for golden in GOLDENS {
