@@ -273,7 +273,8 @@ fn other_kinds_of_adapters_are_refused_by_name() {
         copy.is_refused(&["adapter_config.json: ", problem]);
     }
     let both = Copy::plain().set("target_modules", json!(".*q_proj"));
-    both.set("layers_to_transform", json!([0])).is_refused(&["needs `target_modules` to be a list"]);
+    both.set("layers_to_transform", json!([0]))
+        .is_refused(&["needs `target_modules` to be a list"]);
 }
 
 #[test]

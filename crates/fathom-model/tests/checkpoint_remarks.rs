@@ -171,10 +171,8 @@ fn a_single_file_takes_precedence_over_shards_with_a_remark() {
     fs::write(shard, bytes_of(&[ones("a", &[1])])).unwrap();
     assert_eq!(
         remarks(dir.path()),
-        [
-            "model.safetensors.index.json: is not read, nor are its shards: model.safetensors \
-             takes precedence, as in transformers"
-        ]
+        ["model.safetensors.index.json: is not read, nor are its shards: model.safetensors \
+             takes precedence, as in transformers"]
     );
     fs::remove_file(dir.path().join(INDEX)).unwrap();
     assert_eq!(

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{GOLDENS, cpu, fixture, prompts};
+use common::{cpu, fixture, goldens, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
@@ -22,7 +22,7 @@ fn request(model: &Model<Cpu>, layers: usize) -> CaptureRequest {
 
 #[test]
 fn partial_passes_have_the_bits_of_complete_ones() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         let model = Model::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
         for prompt in prompts(&dir) {

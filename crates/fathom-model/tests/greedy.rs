@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{GOLDENS, fixture, load};
+use common::{fixture, goldens, load};
 use fathom_backend::Precision;
 use fathom_model::{LogitRows, SequenceOptions, Step};
 
 #[test]
 fn tokens_without_logits_are_the_tokens_of_the_logits() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         for precision in [Precision::F32, Precision::Bf16] {
             let model = load(&fixture("golden").join(golden), precision);
             let vocab = model.config().vocab;

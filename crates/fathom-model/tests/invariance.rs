@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{GOLDENS, cpu, fixture, isas, load, prompts};
+use common::{cpu, fixture, goldens, isas, load, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
@@ -50,7 +50,7 @@ fn text(model: &Model<Cpu>, n: usize, seed: u32) -> Vec<u32> {
 
 #[test]
 fn chunks_and_threads_do_not_change_a_bit() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for isa in isas() {
             for precision in PRECISIONS {
@@ -70,7 +70,7 @@ fn chunks_and_threads_do_not_change_a_bit() {
 
 #[test]
 fn other_sequences_do_not_change_a_bit() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -165,7 +165,7 @@ impl Probe for Toucher {
 
 #[test]
 fn probes_do_not_change_a_bit() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -197,7 +197,7 @@ fn logits_do_not_depend_on_which_rows_have_them() {
         [LogitRows::Last, LogitRows::Last],
         [LogitRows::None, LogitRows::All],
     ];
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -250,7 +250,7 @@ fn logits_do_not_depend_on_which_rows_have_them() {
 
 #[test]
 fn a_truncated_sequence_equals_one_that_was_never_longer() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
