@@ -271,15 +271,15 @@ fn missing_tensors_are_reported_with_the_most_similar_name() {
     );
     assert_eq!(
         adapter,
-        "model.safetensors: tensor `model.layers.0.self_attn.q_proj.weight` is missing; the file has \
-         `base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight`, from a model with \
-         an adapter that is not merged: merge it (`merge_and_unload`) and save again"
+        "model.safetensors: tensor `model.layers.0.self_attn.q_proj.weight` is missing; the file \
+         has `base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight`, from a model \
+         with an adapter that is not merged: merge it (`merge_and_unload`) and save again"
     );
     let other = refusal(checkpoint_of("qwen3", &[ones("tok_embeddings.weight", &[1])]).path());
     assert_eq!(
         other,
-        "model.safetensors: tensor `model.embed_tokens.weight` is missing, and so is every other; the file \
-         has names such as `tok_embeddings.weight`"
+        "model.safetensors: tensor `model.embed_tokens.weight` is missing, and so is every other; \
+         the file has names such as `tok_embeddings.weight`"
     );
     let headless = {
         let mut tensors = tensors_of("qwen3");
@@ -319,7 +319,8 @@ fn git_lfs_pointers_in_place_of_weights_are_named() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
     let dir = checkpoint_of("qwen3", &[ones("a", &[1])]);
     let opened = || relative(&Checkpoint::open(dir.path()).unwrap_err().to_string(), dir.path());
-    let expected = "is a Git LFS pointer, not the file itself; run `git lfs pull` in the repository it is from";
+    let expected = "is a Git LFS pointer, not the file itself; run `git lfs pull` in the \
+                    repository it is from";
     fs::write(dir.path().join(SINGLE), pointer).unwrap();
     assert_eq!(opened(), format!("model.safetensors: {expected}"));
     fs::remove_file(dir.path().join(SINGLE)).unwrap();
@@ -354,7 +355,8 @@ proptest! {
         names in prop::collection::btree_set(
             prop_oneof![
                 "\\PC{0,12}",
-                "[a-c.é]{0,8}(model\\.)?(embed_tokens|layers|norm|lm_head)?\\.?[0-9.]{0,25}(weight|bias)?",
+                "[a-c.é]{0,8}(model\\.)?(embed_tokens|layers|norm|lm_head)?\\.?[0-9.]{0,25}\
+                 (weight|bias)?",
             ],
             1..6,
         ),

@@ -97,8 +97,9 @@ fn defaults_and_windows_are_those_of_transformers() {
             "vocab": config.vocab, "theta": config.rope.theta,
             "max_position_embeddings": config.max_position_embeddings,
             "tie_word_embeddings": config.tie_word_embeddings, "qkv_bias": config.qkv_bias,
-            "o_bias": config.o_bias, "mlp_bias": config.mlp_bias, "bos_token_id": config.bos_token_id,
-            "eos_token_ids": config.eos_token_ids, "pad_token_id": config.pad_token_id,
+            "o_bias": config.o_bias, "mlp_bias": config.mlp_bias,
+            "bos_token_id": config.bos_token_id, "eos_token_ids": config.eos_token_ids,
+            "pad_token_id": config.pad_token_id,
             "windows": config.windows,
         });
         let mut expected = case["expected"].clone();
@@ -135,7 +136,8 @@ fn a_missing_base_is_ten_thousand_only_for_the_families_that_used_it() {
         assert_eq!(theta(family, changes.clone()), Ok(10000.0), "{family} {changes}");
     }
     // CodeLlama, Llama 3, Mistral v0.3, Qwen, Phi-4.
-    let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+    let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 1,
+        "high_freq_factor": 4,
         "original_max_position_embeddings": 128});
     for (family, class, changes) in [
         ("llama", "LlamaForCausalLM", json!({"max_position_embeddings": 16384})),
@@ -148,8 +150,8 @@ fn a_missing_base_is_ten_thousand_only_for_the_families_that_used_it() {
         ("phi3", "Phi3ForCausalLM", json!({"max_position_embeddings": 16384})),
     ] {
         let message = format!(
-            "m/config.json: `rope_theta` is missing, expected a number: 10000, HuggingFace's default, \
-             is not the base of such {class} checkpoints"
+            "m/config.json: `rope_theta` is missing, expected a number: 10000, HuggingFace's \
+             default, is not the base of such {class} checkpoints"
         );
         assert_eq!(theta(family, changes.clone()), Err(message), "{family} {changes}");
     }
@@ -167,12 +169,13 @@ fn rope_parameters_may_be_nested_per_layer_type() {
     assert_eq!(parse(&nested(default(5e5), default(5e5))).unwrap().rope.theta, 5e5);
     assert_eq!(
         parse(&nested(default(5e5), default(1e4))).unwrap_err(),
-        "m/config.json: `rope_parameters.sliding_attention` differs from that of full_attention, which is not \
-         supported: all layers share one rotary embedding"
+        "m/config.json: `rope_parameters.sliding_attention` differs from that of full_attention, \
+         which is not supported: all layers share one rotary embedding"
     );
     assert_eq!(
         parse(&nested(default(5e5), Value::Null)).unwrap_err(),
-        "m/config.json: `rope_parameters.sliding_attention` is missing although the model has layers of this type"
+        "m/config.json: `rope_parameters.sliding_attention` is missing although the model has \
+         layers of this type"
     );
     // A layer type that does not occur has no effect.
     let mut unused = nested(default(5e5), default(1e4));
@@ -229,7 +232,8 @@ fn every_refusal_names_file_field_and_expectation() {
     let llama = |changes| with("llama", changes);
     let supported = "supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, \
                      Qwen3ForCausalLM, Phi3ForCausalLM";
-    let cases: Vec<(Value, &str, String)> = vec![
+    let cases: Vec<(Value, &str, String)> =
+        vec![
         (llama(json!({"architectures": ["GPT2LMHeadModel"]})), "architectures",
          format!("is `GPT2LMHeadModel`, which is not supported; {supported}")),
         (llama(json!({"architectures": ["LlamaForSequenceClassification"]})), "architectures",
@@ -245,7 +249,8 @@ fn every_refusal_names_file_field_and_expectation() {
          "is 0, expected a whole number from 1 to 1000".into()),
         (llama(json!({"num_hidden_layers": 1e9})), "num_hidden_layers",
          "is 1000000000.0, expected a whole number from 1 to 1000".into()),
-        (llama(json!({"hidden_size": 0})), "hidden_size", "is 0, expected a whole number from 1 to 1048576".into()),
+        (llama(json!({"hidden_size": 0})), "hidden_size",
+         "is 0, expected a whole number from 1 to 1048576".into()),
         (llama(json!({"hidden_size": -64})), "hidden_size",
          "is -64, expected a whole number from 1 to 1048576".into()),
         (llama(json!({"hidden_size": "64"})), "hidden_size",
@@ -260,10 +265,12 @@ fn every_refusal_names_file_field_and_expectation() {
          "is 3, expected a divisor of num_attention_heads, 4".into()),
         (without(base("qwen2"), "num_key_value_heads"), "num_key_value_heads",
          "is absent and so 32, expected a divisor of num_attention_heads, 4".into()),
-        (llama(json!({"head_dim": 0})), "head_dim", "is 0, expected a whole number from 1 to 16384".into()),
+        (llama(json!({"head_dim": 0})), "head_dim",
+         "is 0, expected a whole number from 1 to 16384".into()),
         (llama(json!({"head_dim": 15})), "head_dim",
          "makes the rotary width 15, expected an even number above 0".into()),
-        (with("phi3", json!({"head_dim": 15, "rope_parameters": {"partial_rotary_factor": 1.0}})), "head_dim",
+        (with("phi3", json!({"head_dim": 15, "rope_parameters": {"partial_rotary_factor": 1.0}})),
+         "head_dim",
          "makes the rotary width 15, expected an even number above 0".into()),
         (llama(json!({"head_dim": null, "hidden_size": 66})), "hidden_size",
          "is 66, expected a multiple of num_attention_heads, 4, as there is no head_dim".into()),
@@ -271,11 +278,14 @@ fn every_refusal_names_file_field_and_expectation() {
          "is 18446744073709551615, expected a whole number from 1 to 16777216".into()),
         (llama(json!({"max_position_embeddings": 0})), "max_position_embeddings",
          "is 0, expected a whole number from 1 to 16777216".into()),
-        (llama(json!({"rms_norm_eps": -1e-6})), "rms_norm_eps", "is -1e-6, expected a number from 0 to 1".into()),
+        (llama(json!({"rms_norm_eps": -1e-6})), "rms_norm_eps",
+         "is -1e-6, expected a number from 0 to 1".into()),
         (llama(json!({"hidden_act": "gelu"})), "hidden_act", "is `gelu`, expected `silu`".into()),
-        (llama(json!({"tie_word_embeddings": 1})), "tie_word_embeddings", "is 1, expected true or false".into()),
+        (llama(json!({"tie_word_embeddings": 1})), "tie_word_embeddings",
+         "is 1, expected true or false".into()),
         (llama(json!({"quantization_config": {"quant_method": "gptq"}})), "quantization_config",
-         "is present; quantised checkpoints are not supported, expected BF16, F16 or F32 weights".into()),
+         "is present; quantised checkpoints are not supported, expected BF16, F16 or F32 \
+          weights".into()),
         (llama(json!({"num_local_experts": 8})), "num_local_experts",
          "is present; mixtures of experts are not supported, expected a dense model".into()),
         (with("phi3", json!({"attention_bias": true})), "attention_bias",
@@ -286,11 +296,13 @@ fn every_refusal_names_file_field_and_expectation() {
          r#"is "</s>", expected a token id or a list of token ids"#.into()),
         (llama(json!({"eos_token_id": vec![0; 1001]})), "eos_token_id",
          "lists 1001 token ids, expected at most 1000".into()),
-        (llama(json!({"bos_token_id": 4294967296u64})), "bos_token_id", "is 4294967296, expected a token id".into()),
+        (llama(json!({"bos_token_id": 4294967296u64})), "bos_token_id",
+         "is 4294967296, expected a token id".into()),
         // windows
         (with("mistral", json!({"sliding_window": 0})), "sliding_window",
          "is 0, expected a whole number from 1 to 2147483648".into()),
-        (with("mistral", json!({"sliding_window": 8, "layer_types": vec!["full_attention"; 4]})), "layer_types",
+        (with("mistral", json!({"sliding_window": 8, "layer_types": vec!["full_attention"; 4]})),
+         "layer_types",
          "is full_attention for layer 0, where MistralForCausalLM has a sliding window".into()),
         (llama(json!({"layer_types": vec!["sliding_attention"; 4]})), "layer_types",
          "is sliding_attention for layer 0, where LlamaForCausalLM has full attention".into()),
@@ -299,36 +311,48 @@ fn every_refusal_names_file_field_and_expectation() {
         (with("qwen3", json!({"layer_types": vec!["linear_attention"; 4]})), "layer_types",
          "holds `linear_attention`, expected full_attention or sliding_attention".into()),
         (with("qwen3", json!({"layer_types": vec!["sliding_attention"; 4]})), "layer_types",
-         "names sliding_attention, but `use_sliding_window` and `sliding_window` enable no window".into()),
+         "names sliding_attention, but `use_sliding_window` and `sliding_window` enable no \
+          window".into()),
         // rope
         (llama(json!({"rope_theta": 0})), "rope_theta", "is 0, expected a number above 1".into()),
-        (llama(json!({"rope_theta": 1e300})), "rope_theta", "is 1e+300, expected a number above 1".into()),
-        (llama(json!({"rope_scaling": "linear"})), "rope_scaling", r#"is "linear", expected an object"#.into()),
+        (llama(json!({"rope_theta": 1e300})), "rope_theta",
+         "is 1e+300, expected a number above 1".into()),
+        (llama(json!({"rope_scaling": "linear"})), "rope_scaling",
+         r#"is "linear", expected an object"#.into()),
         (llama(json!({"rope_scaling": {"type": "mrope", "factor": 2}})), "rope_scaling.type",
-         "is `mrope`, which is not supported; supported are default, linear, dynamic, llama3, yarn and longrope (su)".into()),
+         "is `mrope`, which is not supported; supported are default, linear, dynamic, llama3, \
+          yarn and longrope (su)".into()),
         (llama(json!({"rope_parameters": {"rope_type": "spiral"}})), "rope_parameters.rope_type",
-         "is `spiral`, which is not supported; supported are default, linear, dynamic, llama3, yarn and longrope (su)".into()),
+         "is `spiral`, which is not supported; supported are default, linear, dynamic, llama3, \
+          yarn and longrope (su)".into()),
         (llama(json!({"rope_scaling": {"factor": 2}})), "rope_scaling.rope_type",
          "is missing, expected the name of a rope type".into()),
         (llama(json!({"rope_scaling": {"type": "linear"}})), "rope_scaling.factor",
          "is missing, expected a number above 0".into()),
         (llama(json!({"rope_scaling": {"type": "linear", "factor": -2.0}})), "rope_scaling.factor",
          "is -2.0, expected a number above 0".into()),
-        (llama(json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}})), "rope_scaling.type",
+        (llama(json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}})),
+         "rope_scaling.type",
          "is `dynamic`, which needs a rotary width above 2".into()),
-        (llama(json!({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}})),
+        (llama(json!({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+            "high_freq_factor": 4}})),
          "rope_scaling.high_freq_factor", "is 4, expected more than low_freq_factor, 4".into()),
         (llama(json!({"rope_scaling": {"type": "yarn"}})), "rope_scaling.factor",
          "is missing, expected a number above 0".into()),
-        (llama(json!({"rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 1}})),
-         "rope_scaling.original_max_position_embeddings", "is 1, expected a whole number from 2 to 16777216".into()),
+        (llama(json!({"rope_scaling": {"type": "yarn", "factor": 4,
+            "original_max_position_embeddings": 1}})),
+         "rope_scaling.original_max_position_embeddings",
+         "is 1, expected a whole number from 2 to 16777216".into()),
         (llama(json!({"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": -1}})),
          "rope_scaling.attention_factor", "is -1, expected a number of at least 0".into()),
-        (llama(json!({"rope_scaling": {"type": "longrope", "long_factor": [1, 1]}})), "rope_scaling.short_factor",
+        (llama(json!({"rope_scaling": {"type": "longrope", "long_factor": [1, 1]}})),
+         "rope_scaling.short_factor",
          "is missing, expected a list of 8 numbers".into()),
-        (llama(json!({"rope_scaling": {"type": "su", "short_factor": [1, 1], "long_factor": [1, 1]}})),
+        (llama(json!({"rope_scaling": {"type": "su", "short_factor": [1, 1],
+            "long_factor": [1, 1]}})),
          "rope_scaling.short_factor", "has 2 numbers, expected 8, half the rotary width".into()),
-        (llama(json!({"rope_scaling": {"type": "su", "short_factor": vec![0; 8], "long_factor": [1, 1]}})),
+        (llama(json!({"rope_scaling": {"type": "su", "short_factor": vec![0; 8],
+            "long_factor": [1, 1]}})),
          "rope_scaling.short_factor", "holds 0, expected numbers above 0".into()),
         (llama(json!({"partial_rotary_factor": 0.5})), "partial_rotary_factor",
          "is 0.5, expected 1: LlamaForCausalLM rotates whole heads".into()),
@@ -336,7 +360,8 @@ fn every_refusal_names_file_field_and_expectation() {
          "is 0.0, expected a number above 0 and at most 1".into()),
         (with("phi3", json!({"partial_rotary_factor": 0.2})), "partial_rotary_factor",
          "makes the rotary width 3, expected an even number above 0".into()),
-        (with("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}})), "rope_scaling.type",
+        (with("phi3", json!({"rope_scaling": {"type": "linear", "factor": 2}})),
+         "rope_scaling.type",
          "is `linear`, expected default or longrope for Phi3ForCausalLM".into()),
     ];
     for (config, field, problem) in cases {
@@ -514,7 +539,8 @@ fn fields_of_other_families_are_named() {
     );
     // Values without effect.
     let neutral = json!({"attn_logit_softcapping": null, "logit_scale": 1, "qk_layernorm": false,
-        "attention_multiplier": 0.25, "embedding_multiplier": 1.0, "no_rope_layers": [], "clip_qkv": null, "sliding_window": null});
+        "attention_multiplier": 0.25, "embedding_multiplier": 1.0, "no_rope_layers": [],
+        "clip_qkv": null, "sliding_window": null});
     assert_eq!(remarks_of(neutral), [""; 0]);
 }
 
@@ -678,34 +704,34 @@ fn recommended_sampling_is_reported() {
     assert_eq!(
         recommendation(json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20}))
             .unwrap(),
-        "generation_config.json recommends temperature 0.6, top-p 0.95, top-k 20; greedy decoding is used: \
-         --sampling recommended applies the recommendation"
+        "generation_config.json recommends temperature 0.6, top-p 0.95, top-k 20; greedy decoding \
+         is used: --sampling recommended applies the recommendation"
     );
     assert_eq!(
         recommendation(json!({"do_sample": true, "min_p": 0.05, "repetition_penalty": 1.05}))
             .unwrap(),
-        "generation_config.json recommends temperature 1, min-p 0.05, repetition-penalty 1.05; greedy decoding \
-         is used: --sampling recommended applies the recommendation"
+        "generation_config.json recommends temperature 1, min-p 0.05, repetition-penalty 1.05; \
+         greedy decoding is used: --sampling recommended applies the recommendation"
     );
     assert_eq!(
         recommendation(
             json!({"do_sample": true, "typical_p": 0.9, "encoder_repetition_penalty": 1.5})
         )
         .unwrap(),
-        "generation_config.json recommends temperature 1, encoder_repetition_penalty 1.5, typical_p 0.9; greedy \
-         decoding is used: --sampling recommended applies the recommendation; there is no option for \
-         encoder_repetition_penalty 1.5 and typical_p 0.9"
+        "generation_config.json recommends temperature 1, encoder_repetition_penalty 1.5, \
+         typical_p 0.9; greedy decoding is used: --sampling recommended applies the \
+         recommendation; there is no option for encoder_repetition_penalty 1.5 and typical_p 0.9"
     );
     // Fields that affect greedy decoding too.
     assert_eq!(
         recommendation(json!({"repetition_penalty": 1.1, "min_p": 0.2})).unwrap(),
-        "generation_config.json recommends repetition-penalty 1.1; greedy decoding is used: --sampling \
-         recommended applies the recommendation"
+        "generation_config.json recommends repetition-penalty 1.1; greedy decoding is used: \
+         --sampling recommended applies the recommendation"
     );
     assert_eq!(
         recommendation(json!({"no_repeat_ngram_size": 3})).unwrap(),
-        "generation_config.json recommends no_repeat_ngram_size 3; greedy decoding is used: there is no option \
-         for no_repeat_ngram_size 3"
+        "generation_config.json recommends no_repeat_ngram_size 3; greedy decoding is used: there \
+         is no option for no_repeat_ngram_size 3"
     );
     // Greedy, as transformers is without do_sample; and values without effect.
     for quiet in [
@@ -788,7 +814,8 @@ proptest! {
         top in prop::collection::vec((prop::sample::select(KEYS), any_value()), 0..3),
         nested in prop::collection::vec((prop::sample::select(ROPE_KEYS), any_value()), 0..5),
     ) {
-        let mut rope = json!({"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        let mut rope = json!({"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "short_factor": [1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 2, 3, 4, 5, 6, 7, 8]});
         for (key, value) in nested {
             rope[key] = value;
@@ -801,7 +828,8 @@ proptest! {
             for length in [1, 100, 1 << 20] {
                 let frequencies = config.rope.inv_freq(length);
                 prop_assert_eq!(frequencies.inv_freq.len(), config.rope.rotary_dim / 2);
-                prop_assert!(frequencies.inv_freq.iter().all(|f| f.is_finite()), "{:?}", config.rope);
+                prop_assert!(frequencies.inv_freq.iter().all(|f| f.is_finite()), "{:?}",
+                    config.rope);
                 prop_assert!(frequencies.attention_scaling.is_finite());
             }
         }
@@ -809,7 +837,9 @@ proptest! {
 
     /// Bytes of a real config, some of them overwritten.
     #[test]
-    fn no_text_can_break_the_parser(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..6)) {
+    fn no_text_can_break_the_parser(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<char>()), 1..6),
+    ) {
         let path = crate_file("../../tests/fixtures/golden/phi4-mini/config.json");
         let mut text: Vec<char> = std::fs::read_to_string(&path).unwrap().chars().collect();
         for (place, char) in edits {

@@ -248,7 +248,9 @@ proptest! {
 
     /// The order in which edits are declared does not change a bit of the logits.
     #[test]
-    fn declared_order_does_not_matter(order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle()) {
+    fn declared_order_does_not_matter(
+        order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
         let texts = [
             "mlp_out.1@3=scale(0.3)",
             "mlp_out.1@2..6=scale(1.7)",

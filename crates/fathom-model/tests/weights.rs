@@ -237,7 +237,9 @@ fn invalid_tensors_are_refused_when_they_are_read() {
 #[test]
 fn broken_files_are_refused() {
     let header = |a: Value, b: Value| json!({"a": a, "b": b}).to_string();
-    let tensor = |shape: Value, from: usize, to: usize| json!({"dtype": "F32", "shape": shape, "data_offsets": [from, to]});
+    let tensor = |shape: Value, from: usize, to: usize| -> Value {
+        json!({"dtype": "F32", "shape": shape, "data_offsets": [from, to]})
+    };
     let mut not_utf8 = file("{\"a\": 1}", 0);
     not_utf8[10] = 0xFF;
     let truncated = {
@@ -262,11 +264,13 @@ fn broken_files_are_refused() {
         ),
         (
             file(r#"{"a":{"dtype":"F32"}}"#, 0),
-            "has a header that cannot be read: tensor `a`: missing field `shape` at line 1 column 20",
+            "has a header that cannot be read: tensor `a`: missing field `shape` at line 1 column \
+             20",
         ),
         (
             file(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#, 0),
-            "has a header that cannot be read: tensor `a`: invalid value: integer `-1`, expected usize at line 1 column 31",
+            "has a header that cannot be read: tensor `a`: invalid value: integer `-1`, expected \
+             usize at line 1 column 31",
         ),
         (
             file(
@@ -277,11 +281,13 @@ fn broken_files_are_refused() {
         ),
         (
             file(&header(a.clone(), tensor(json!([1]), 12, 8)), 12),
-            "tensor `b` has the offsets 12 to 8, expected a range within the 12 bytes that follow the header (is the file truncated?)",
+            "tensor `b` has the offsets 12 to 8, expected a range within the 12 bytes that follow \
+             the header (is the file truncated?)",
         ),
         (
             file(&header(a.clone(), tensor(json!([1]), 8, 12)), 11),
-            "tensor `b` has the offsets 8 to 12, expected a range within the 11 bytes that follow the header (is the file truncated?)",
+            "tensor `b` has the offsets 8 to 12, expected a range within the 11 bytes that follow \
+             the header (is the file truncated?)",
         ),
         (
             file(&header(a.clone(), tensor(json!([3]), 8, 12)), 12),
@@ -289,7 +295,8 @@ fn broken_files_are_refused() {
         ),
         (
             file(&header(a.clone(), tensor(json!([u64::MAX, u64::MAX]), 8, 12)), 12),
-            "tensor `b` has the offsets 8 to 12, but shape [18446744073709551615, 18446744073709551615] of F32 takes a size that no file has",
+            "tensor `b` has the offsets 8 to 12, but shape [18446744073709551615, \
+             18446744073709551615] of F32 takes a size that no file has",
         ),
         (
             file(&header(a.clone(), tensor(json!([2]), 4, 12)), 12),
@@ -307,7 +314,8 @@ fn broken_files_are_refused() {
         (file(&a_twice, 16), "tensor `a` is in the header twice"),
         (
             truncated,
-            "tensor `model.norm.weight` has the offsets 422912 to 423040, expected a range within the 422940 bytes that follow the header (is the file truncated?)",
+            "tensor `model.norm.weight` has the offsets 422912 to 423040, expected a range within \
+             the 422940 bytes that follow the header (is the file truncated?)",
         ),
     ];
     for (bytes, problem) in cases {
@@ -377,7 +385,8 @@ fn broken_indices_are_refused() {
         (
             index("[]"),
             format!(
-                "{INDEX}: is not an index: invalid type: sequence, expected an object that gives the shard of each tensor at line 1 column 42"
+                "{INDEX}: is not an index: invalid type: sequence, expected an object that gives \
+                 the shard of each tensor at line 1 column 42"
             ),
         ),
         (
@@ -512,7 +521,9 @@ proptest! {
     /// A header of a few tensors is accepted only if the safetensors crate accepts it too.
     #[test]
     fn accepted_headers_are_accepted_by_the_safetensors_crate(
-        entries in prop::collection::vec((0usize..5, 0usize..3, prop::collection::vec(0usize..4, 0..3)), 0..4),
+        entries in prop::collection::vec(
+            (0usize..5, 0usize..3, prop::collection::vec(0usize..4, 0..3)), 0..4,
+        ),
         nudge in prop::sample::select(&[0usize, 0, 0, 1, 4][..]),
         data in 0usize..40,
     ) {
