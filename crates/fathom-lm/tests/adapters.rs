@@ -318,7 +318,7 @@ fn what_an_adapter_says_about_text_is_not_used_and_said() {
     fs::write(Path::new(&adapter).join("chat_template.jinja"), "{{ messages }}").unwrap();
     let other = stderr(&adapter);
     for said in [
-        "tokenizer.json: names 1 of its tokens otherwise than the base's, which is used; the first is",
+        "tokenizer.json: names 1 of its tokens differently from the base's, which is used; the first is",
         "`<|new|>` here and none there",
         "chat_template.jinja: is another chat template than the base's, which is used",
     ] {

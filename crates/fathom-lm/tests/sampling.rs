@@ -210,7 +210,7 @@ fn the_recommendation_is_taken_up_and_options_come_before_it() {
         String::from_utf8(output.stderr).unwrap()
     };
     let unasked = stderr(&[]);
-    assert!(unasked.contains("--sampling recommended takes up the recommendation"), "{unasked}");
+    assert!(unasked.contains("--sampling recommended applies the recommendation"), "{unasked}");
     let taken = stderr(&["--sampling", "recommended"]);
     assert!(taken.contains("also recommends typical_p 0.9, for which there is no option"));
     for asked in [

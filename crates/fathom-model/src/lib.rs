@@ -2,7 +2,6 @@
 
 mod adapter;
 mod batch;
-mod brief;
 mod capture;
 mod chat_template;
 mod config;
@@ -15,7 +14,6 @@ mod fingerprint;
 mod forward;
 mod hub;
 mod jsonl;
-mod landmarks;
 mod message;
 mod mlp;
 mod model;
@@ -23,11 +21,13 @@ mod probe;
 mod prompt_options;
 mod prompts;
 mod python_json;
+mod reference_rows;
 mod regimes;
 mod remark;
 mod repeated_tags;
 mod rope;
 mod rows;
+mod sanitize;
 mod sequence;
 mod shapes;
 mod site;
@@ -41,7 +41,7 @@ mod token_text;
 mod tokenizer;
 mod traces;
 mod weights;
-mod work;
+mod workspace;
 
 pub use adapter::{AdapterConfig, adapted_name, adapter_text_remarks};
 pub use capture::{CaptureRequest, Captured, Recorder, capture, capture_in_memory};

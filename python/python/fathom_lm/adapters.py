@@ -82,7 +82,7 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
 
 def lens_layout(site: str, array: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:
     """An array as TransformerLens lays it out, without the batch axis: a copy."""
-    if site in ("q_pre_rope", "k_pre_rope", "q", "k", "v"):
+    if array.ndim == 3 and site != "attn_weights":  # queries, keys and values
         array = array.transpose(1, 0, 2)  # [T, heads, head_dim]
     elif site == "attn_ctx":
         cfg = getattr(model, "cfg", None)

@@ -39,10 +39,14 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     index: i64,
-    /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in,
-    /// attn_out, attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in,
-    /// mlp_gate, mlp_up, mlp_act, mlp_elementwise, mlp_out, final_norm, logits
-    #[arg(long, value_delimiter = ',', required = true, value_parser = parse_site, value_name = "SITES")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        required = true,
+        value_parser = parse_site,
+        value_name = "SITES",
+        help = sites_help()
+    )]
     sites: Vec<(Site, Option<usize>)>,
     /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..`
     /// [default: all]
@@ -82,6 +86,11 @@ struct Text {
     /// A JSONL file of traces; see --index
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
+}
+
+fn sites_help() -> String {
+    let names: Vec<&str> = Site::all().map(Site::name).collect();
+    format!("What to capture, comma separated: {}", names.join(", "))
 }
 
 fn parse_site(text: &str) -> Result<(Site, Option<usize>), String> {

@@ -1,4 +1,4 @@
-//! The memory a forward pass works in, kept from one pass to the next.
+//! Memory for the activations of a forward pass, reused by later passes.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -7,14 +7,14 @@ use fathom_backend::Backend;
 use crate::mlp::Stages;
 use crate::{Model, ModelConfig, PREFILL_CHUNK, Result};
 
-/// Rows of a pass whose memory is kept: four chunks. A long text run in one step gives it back.
-const KEPT_ROWS: usize = 4 * PREFILL_CHUNK;
+/// Largest pass, in rows, whose memory is kept for reuse: four chunks.
+const MAX_REUSED_ROWS: usize = 4 * PREFILL_CHUNK;
 
-/// Activations of a pass over `n` rows. Their contents mean nothing between passes.
-pub(crate) struct Work<B: Backend> {
+/// Activations of a pass over `n` rows. Their contents are undefined between passes.
+pub(crate) struct Workspace<B: Backend> {
     /// The residual stream, `[n, hidden]`.
     pub x: B::Rows,
-    /// What the next matrix product takes.
+    /// Input of the next matrix product.
     pub operand: B::Operand,
     pub q: B::Rows,   // [n, heads · head_dim]
     pub k: B::Rows,   // [n, kv_heads · head_dim]
@@ -24,22 +24,22 @@ pub(crate) struct Work<B: Backend> {
     /// `silu(gate) · up`, `[n, intermediate]`.
     pub gated: B::Operand,
     pub stages: Stages<B>,
-    /// Rows of the residual stream that need logits, while they are being gathered. `[≤ n, hidden]`
+    /// Scratch for gathering the rows that need logits, `[≤ n, hidden]`.
     pub chosen: B::Rows,
 }
 
 impl<B: Backend> Model<B> {
-    /// Memory for a pass over `n` rows: an earlier pass's, unless another thread's pass has it.
+    /// Memory for a pass over `n` rows: that of an earlier pass if one is idle.
     ///
     /// # Errors
-    /// No room for it.
-    pub(crate) fn take_work(&self, n: usize) -> Result<Work<B>> {
+    /// The backend is out of memory.
+    pub(crate) fn take_workspace(&self, n: usize) -> Result<Workspace<B>> {
         let b = &self.backend;
         let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, .. } = self.config;
-        let kept = self.idle_work().pop();
-        let mut work = match kept {
-            Some(work) => work,
-            None => Work {
+        let idle = self.idle_workspaces().pop();
+        let mut workspace = match idle {
+            Some(workspace) => workspace,
+            None => Workspace {
                 x: b.alloc(0, hidden)?,
                 operand: b.new_operand(),
                 q: b.alloc(0, heads * head_dim)?,
@@ -52,23 +52,23 @@ impl<B: Backend> Model<B> {
                 chosen: b.alloc(0, hidden)?,
             },
         };
-        let Work { x, q, k, v, ctx, lse, chosen, .. } = &mut work;
+        let Workspace { x, q, k, v, ctx, lse, chosen, .. } = &mut workspace;
         for rows in [x, q, k, v, ctx, lse, chosen] {
             let (_, columns) = b.shape(rows);
             b.resize(rows, n, columns)?;
         }
-        Ok(work)
+        Ok(workspace)
     }
 
-    /// Keeps the memory of a pass over `n` rows that is over for the next one, unless it is more
-    /// than passes usually need.
-    pub(crate) fn give_back(&self, work: Work<B>, n: usize) {
-        if n <= KEPT_ROWS {
-            self.idle_work().push(work);
+    /// Keeps the memory of a finished pass over `n` rows for later passes, unless it is unusually
+    /// large.
+    pub(crate) fn return_workspace(&self, workspace: Workspace<B>, n: usize) {
+        if n <= MAX_REUSED_ROWS {
+            self.idle_workspaces().push(workspace);
         }
     }
 
-    fn idle_work(&self) -> MutexGuard<'_, Vec<Work<B>>> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle_workspaces(&self) -> MutexGuard<'_, Vec<Workspace<B>>> {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
