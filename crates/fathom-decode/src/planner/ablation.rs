@@ -1,0 +1,351 @@
+//! Ablation of the Kalman filter of `pass_cost.rs`: replays of recorded pass times with the filter
+//! and with simpler estimators. `tests/data/README.md` describes the recordings, `README.md` here
+//! the results. Print them with
+//! `cargo test -p fathom-decode --lib ablation -- --nocapture`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use super::auto_mode::AutoMode;
+use super::pass_cost::PassCost;
+use super::running::Mean;
+use crate::simulate::Simulation;
+use crate::{Mode, RequestRng};
+
+/// Rows of each sequence in the recorded passes.
+const ROWS: [f64; 5] = [1.0, 2.0, 4.0, 8.0, 16.0];
+/// Sweeps in which every estimator sees all rows before anything is counted.
+const WARM_UP: usize = 20;
+/// Largest γ: `sd` scores γ + 1 rows of each sequence.
+const MAX_GAMMA: usize = 15;
+/// γ changes only for an expected gain of this factor, as in `gamma.rs`.
+const WORTH_CHANGING: f64 = 1.02;
+/// Acceptance probabilities of the simulated drafts.
+const ACCEPTANCE: [f64; 3] = [0.6, 0.85, 0.95];
+
+/// Seconds at one moment of a recording.
+#[derive(Clone, Copy, Debug)]
+struct Sweep {
+    /// One drafted token for every sequence.
+    draft: f64,
+    /// A pass over [`ROWS`] rows of every sequence.
+    pass: [f64; 5],
+}
+
+impl Sweep {
+    /// Seconds of a pass over `rows` rows of every sequence, linear between the recorded ones.
+    fn pass(&self, rows: f64) -> f64 {
+        let after = ROWS.iter().position(|&known| known >= rows).unwrap_or(4).max(1);
+        let (a, b) = (after - 1, after);
+        let t = (rows - ROWS[a]) / (ROWS[b] - ROWS[a]);
+        self.pass[a] + t * (self.pass[b] - self.pass[a])
+    }
+
+    /// The medians of `sweeps`.
+    fn median(sweeps: &[Sweep]) -> Sweep {
+        let of = |value: &dyn Fn(&Sweep) -> f64| quantile(sweeps.iter().map(value).collect(), 0.5);
+        Sweep { draft: of(&|s| s.draft), pass: [0, 1, 2, 3, 4].map(|i| of(&|s| s.pass[i])) }
+    }
+}
+
+/// The sweeps of one batch size.
+struct Recording {
+    batch: usize,
+    /// Only one model runs, and both run: index 0 and 1.
+    sweeps: [Vec<Sweep>; 2],
+    /// Costs without measurement noise: medians of nine sweeps around each.
+    smooth: [Vec<Sweep>; 2],
+}
+
+fn recordings(name: &str) -> Vec<Recording> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut all: BTreeMap<usize, [Vec<Sweep>; 2]> = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let numbers: Vec<f64> = line.split(',').map(|number| number.parse().unwrap()).collect();
+        let [batch, co_running, draft, passes @ ..] = &numbers[..] else { panic!("{line}") };
+        let pass: [f64; 5] = passes.try_into().unwrap();
+        let sweep = Sweep { draft: draft * 1e-6, pass: pass.map(|us| us * 1e-6) };
+        all.entry(*batch as usize).or_default()[*co_running as usize].push(sweep);
+    }
+    let smooth = |sweeps: &Vec<Sweep>| -> Vec<Sweep> {
+        let around = |i: usize| &sweeps[i.saturating_sub(4)..(i + 5).min(sweeps.len())];
+        (0..sweeps.len()).map(|i| Sweep::median(around(i))).collect()
+    };
+    let new = |(batch, sweeps): (usize, [Vec<Sweep>; 2])| Recording {
+        batch,
+        smooth: [smooth(&sweeps[0]), smooth(&sweeps[1])],
+        sweeps,
+    };
+    all.into_iter().map(new).collect()
+}
+
+fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[((values.len() - 1) as f64 * q).round() as usize]
+}
+
+/// What estimates the seconds of a pass by its rows.
+#[derive(Clone, Debug)]
+enum Estimator {
+    /// The filter.
+    Kalman(PassCost),
+    /// An exponentially weighted mean for each number of rows; between them, linear.
+    Means { decay: f64, by_rows: BTreeMap<usize, Mean> },
+    /// A least-squares line with exponential forgetting.
+    Line { decay: f64, x: Mean, y: Mean, xx: Mean, xy: Mean },
+}
+
+impl Estimator {
+    fn all() -> Vec<Estimator> {
+        let decays = [0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99];
+        let means = decays.map(|decay| Estimator::Means { decay, by_rows: BTreeMap::new() });
+        let lines = decays.map(|decay| {
+            let mean = Mean::new(decay);
+            Estimator::Line { decay, x: mean, y: mean, xx: mean, xy: mean }
+        });
+        let kalman = Estimator::Kalman(PassCost::default());
+        [kalman].into_iter().chain(means).chain(lines).collect()
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Estimator::Kalman(_) => "Kalman filter",
+            Estimator::Means { .. } => "mean by rows",
+            Estimator::Line { .. } => "least-squares line",
+        }
+    }
+
+    fn record(&mut self, rows: f64, seconds: f64) {
+        // The filter clips outliers itself; the others do as `speeds.rs` does.
+        let clipped = seconds.min(2.0 * self.at(rows).unwrap_or(seconds));
+        match self {
+            Estimator::Kalman(cost) => cost.record(rows, seconds),
+            Estimator::Means { decay, by_rows } => {
+                let new = || Mean::new(*decay);
+                by_rows.entry(rows.round() as usize).or_insert_with(new).record(clipped);
+            }
+            Estimator::Line { x, y, xx, xy, .. } => {
+                x.record(rows);
+                y.record(clipped);
+                xx.record(rows * rows);
+                xy.record(rows * clipped);
+            }
+        }
+    }
+
+    fn at(&self, rows: f64) -> Option<f64> {
+        match self {
+            Estimator::Kalman(cost) => cost.at(rows),
+            Estimator::Means { by_rows, .. } => {
+                let value = |(&at, mean): (&usize, &Mean)| Some((at as f64, mean.value()?));
+                let below = by_rows.range(..=rows.floor() as usize).next_back().and_then(value);
+                let above = by_rows.range(rows.ceil() as usize..).next().and_then(value);
+                match (below, above) {
+                    (Some(a), Some(b)) if b.0 > a.0 => {
+                        Some(a.1 + (rows - a.0) / (b.0 - a.0) * (b.1 - a.1))
+                    }
+                    (a, b) => a.or(b).map(|nearest| nearest.1),
+                }
+            }
+            Estimator::Line { x, y, xx, xy, .. } => {
+                let (x, y) = (x.value()?, y.value()?);
+                let variance = xx.value()? - x * x;
+                let spread = variance > 1e-3 * x * x;
+                let slope = if spread { ((xy.value()? - x * y) / variance).max(0.0) } else { 0.0 };
+                Some((y + slope * (rows - x)).max(y * (rows / x).min(1.0)))
+            }
+        }
+    }
+
+    /// What γ is chosen by.
+    fn optimistic(&self, rows: f64) -> Option<f64> {
+        match self {
+            Estimator::Kalman(cost) => cost.optimistic(rows),
+            other => other.at(rows),
+        }
+    }
+}
+
+impl fmt::Display for Estimator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Estimator::Means { decay, .. } | Estimator::Line { decay, .. } => {
+                write!(f, "{}, decay {decay}", self.kind())
+            }
+            _ => f.write_str(self.kind()),
+        }
+    }
+}
+
+/// Relative errors of one-step forecasts.
+#[derive(Default)]
+struct Errors {
+    /// Of passes over the rows that run.
+    same_rows: Vec<f64>,
+    /// Of passes over rows that have not run since the warm-up, or since γ changed.
+    other_rows: Vec<f64>,
+}
+
+/// Forecasts while γ is constant for 100 sweeps at a time, as in a long text: each sweep runs one
+/// pass of the recording; the forecasts for it and for the other rows are compared with the sweep.
+fn forecast_errors(estimator: &Estimator, recording: &Recording, errors: &mut Errors) {
+    for sweeps in &recording.sweeps {
+        let mut estimator = estimator.clone();
+        let batch = recording.batch as f64;
+        for (i, sweep) in sweeps.iter().enumerate() {
+            let run = match i {
+                _ if i < WARM_UP => i % ROWS.len(),
+                _ => [3, 1, 4, 2][i / 100 % 4],
+            };
+            if i >= WARM_UP {
+                for (row, rows) in ROWS.into_iter().enumerate() {
+                    let forecast = estimator.at(batch * rows).unwrap();
+                    let error = (forecast / sweep.pass[row] - 1.0).abs();
+                    match row == run {
+                        true => errors.same_rows.push(error),
+                        false => errors.other_rows.push(error),
+                    }
+                }
+            }
+            estimator.record(batch * ROWS[run], sweep.pass[run]);
+        }
+    }
+}
+
+/// Expected tokens of one sequence per second, with independent acceptance α, for costs of a
+/// drafted token and of a pass by its rows of each sequence.
+fn rate(
+    mode: Mode,
+    gamma: usize,
+    alpha: f64,
+    batch: usize,
+    draft: f64,
+    pass: impl Fn(f64) -> f64,
+) -> f64 {
+    let g = gamma as f64;
+    let run = 1.0 / (1.0 - alpha);
+    let alpha_gamma = alpha.powi(gamma as i32);
+    match mode {
+        Mode::Ar => 1.0 / pass(1.0),
+        Mode::Sd => (1.0 - alpha * alpha_gamma) * run / (g * draft + pass(g + 1.0)),
+        Mode::Pearl => {
+            let post = alpha / (1.0 - alpha_gamma);
+            let step = |rows| (g * draft).max(pass(rows));
+            let seconds = match batch {
+                1 => step(1.0) + post * step(g),
+                _ => (1.0 + post) * step((1.0 + post * g) / (1.0 + post)),
+            };
+            run / seconds
+        }
+    }
+}
+
+/// Which modes a replay may choose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Choice {
+    Always(Mode),
+    Auto,
+}
+
+/// Replays a recording, one step per sweep: the share of throughput lost against the best mode and
+/// γ of every moment.
+fn regret(estimator: &Estimator, recording: &Recording, alpha: f64, choice: Choice) -> f64 {
+    let batch = recording.batch;
+    let mut costs = [estimator.clone(), estimator.clone()];
+    let mut drafts = [Mean::new(0.95), Mean::new(0.95)];
+    let mut gammas: BTreeMap<Mode, usize> = BTreeMap::new();
+    let mut auto = AutoMode::default();
+    let new = |request| Simulation::new(alpha, RequestRng::new(5, request)).unwrap();
+    let mut all: Vec<Simulation> = (0..batch as u64).map(new).collect();
+    let (mut chosen, mut best) = (0.0, 0.0);
+    for i in 0..recording.sweeps[0].len() {
+        if i < WARM_UP {
+            for (at, sweeps) in recording.sweeps.iter().enumerate() {
+                let row = i % ROWS.len();
+                costs[at].record(batch as f64 * ROWS[row], sweeps[i].pass[row]);
+                drafts[at].record(sweeps[i].draft);
+            }
+            continue;
+        }
+        let of = |mode: Mode| usize::from(mode == Mode::Pearl);
+        let expected = |mode: Mode, gamma: usize, optimistic: bool| {
+            let cost = &costs[of(mode)];
+            let rows = |each: f64| each * batch as f64;
+            let pass = |each| match optimistic {
+                true => cost.optimistic(rows(each)).unwrap(),
+                false => cost.at(rows(each)).unwrap(),
+            };
+            rate(mode, gamma, alpha, batch, drafts[of(mode)].value().unwrap(), pass)
+        };
+        for mode in [Mode::Sd, Mode::Pearl] {
+            let best = (1..=MAX_GAMMA)
+                .max_by(|a, b| expected(mode, *a, true).total_cmp(&expected(mode, *b, true)))
+                .unwrap();
+            let current = gammas.entry(mode).or_insert(best);
+            if expected(mode, best, true) > WORTH_CHANGING * expected(mode, *current, true) {
+                *current = best;
+            }
+        }
+        let gamma = |mode: Mode| gammas.get(&mode).copied().unwrap_or(0);
+        let mode = match choice {
+            Choice::Always(mode) => mode,
+            Choice::Auto => auto.choose(batch, 0, |mode| Some(expected(mode, gamma(mode), false))),
+        };
+        // The step, and its measured costs.
+        if mode != Mode::Pearl {
+            all.iter_mut().for_each(|one| _ = one.pearl.clear());
+        }
+        let rows: usize = all.iter().map(|one| one.rows(mode, gamma(mode))).sum();
+        all.iter_mut().for_each(|one| _ = one.step(mode, gamma(mode)).unwrap());
+        let sweep = recording.sweeps[of(mode)][i];
+        costs[of(mode)].record(rows as f64, sweep.pass(rows as f64 / batch as f64));
+        if mode != Mode::Ar {
+            drafts[of(mode)].record(sweep.draft);
+        }
+        // What the choice is worth, and the best choice, without measurement noise.
+        let worth = |mode: Mode, gamma: usize| {
+            let smooth = &recording.smooth[of(mode)][i];
+            rate(mode, gamma, alpha, batch, smooth.draft, |rows| smooth.pass(rows))
+        };
+        chosen += worth(mode, gamma(mode));
+        let modes = Mode::ALL.into_iter().filter(|&mode| match choice {
+            Choice::Always(always) => mode == always,
+            Choice::Auto => true,
+        });
+        let each = modes.flat_map(|mode| (1..=MAX_GAMMA).map(move |gamma| worth(mode, gamma)));
+        best += each.fold(0.0, f64::max);
+    }
+    1.0 - chosen / best
+}
+
+#[test]
+fn the_filter_plans_better_than_running_means_on_recorded_machines() {
+    for name in ["pass-times-undisturbed.csv", "pass-times-disturbed.csv"] {
+        let recordings = recordings(name);
+        println!("{name}");
+        println!("estimator | same rows p50 p90 | other rows p50 p90 | regret sd pearl auto");
+        for estimator in Estimator::all() {
+            let mut errors = Errors::default();
+            recordings.iter().for_each(|one| forecast_errors(&estimator, one, &mut errors));
+            let regrets =
+                [Choice::Always(Mode::Sd), Choice::Always(Mode::Pearl), Choice::Auto].map(|choice| {
+                    let each = recordings.iter().flat_map(|recording| {
+                        ACCEPTANCE.map(|alpha| regret(&estimator, recording, alpha, choice))
+                    });
+                    each.sum::<f64>() / (recordings.len() * ACCEPTANCE.len()) as f64
+                });
+            let percent = |x: f64| format!("{:5.1} %", 100.0 * x);
+            let quantiles = |errors: Vec<f64>| {
+                format!("{} {}", percent(quantile(errors.clone(), 0.5)), percent(quantile(errors, 0.9)))
+            };
+            println!(
+                "{estimator:24} | {} | {} | {}",
+                quantiles(errors.same_rows),
+                quantiles(errors.other_rows),
+                regrets.map(percent).join(" "),
+            );
+        }
+    }
+}
