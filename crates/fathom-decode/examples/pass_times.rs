@@ -2,27 +2,25 @@
 //! planner's ablation (`src/planner/README.md`).
 //!
 //! ```text
-//! cargo run -p fathom-decode --example pass_times -- TARGET DRAFT SWEEPS [disturbed] > times.csv
+//! cargo run -p fathom-decode --example pass_times -- TARGET DRAFT BATCH SWEEPS > times.csv
 //! ```
 //!
 //! A sweep times one pass of the target over 1, 2, 4, 8 and 16 tokens of every sequence, and the
-//! draft drafting one token for every sequence. Each line is one sweep in microseconds: the batch
-//! size, whether both models run at the same time, the drafted token, the five passes. With
-//! `disturbed`, a thread streams through 256 MB at random times, as another program on the same
-//! machine would.
+//! draft drafting one token for every sequence, for BATCH sequences. Each line is one sweep in
+//! microseconds: the batch size, whether both models run at the same time, the drafted token, the
+//! five passes.
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_decode::philox4x32;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Error, LogitRows, Model, Result, Sequence, SequenceOptions, Step};
 
-const BATCHES: [usize; 2] = [1, 4];
 /// Tokens of each sequence that a pass of the target scores.
 const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
 /// Tokens in the caches.
@@ -42,30 +40,18 @@ fn main() -> ExitCode {
 }
 
 fn record(arguments: &[String]) -> Result<()> {
-    let (target, draft, sweeps, disturbed) = match arguments {
-        [target, draft, sweeps] => (target, draft, sweeps, false),
-        [target, draft, sweeps, disturbed] if disturbed == "disturbed" => {
-            (target, draft, sweeps, true)
-        }
-        _ => return Err(Error::Request("expected TARGET DRAFT SWEEPS [disturbed]".to_owned())),
+    let [target, draft, batch, sweeps] = arguments else {
+        return Err(Error::Request("expected TARGET DRAFT BATCH SWEEPS".to_owned()));
     };
-    let sweeps: usize = sweeps.parse().map_err(|_| {
-        Error::Request(format!("`{sweeps}` is not a number of sweeps; expected a whole number"))
-    })?;
+    let number = |text: &str| -> Result<usize> {
+        let refuse = |_| Error::Request(format!("`{text}` is not a whole number"));
+        text.parse().map_err(refuse)
+    };
+    let (batch, sweeps) = (number(batch)?, number(sweeps)?);
     let (target, draft) = (load(Path::new(target))?, load(Path::new(draft))?);
     println!("batch,co_running,draft_us,rows1_us,rows2_us,rows4_us,rows8_us,rows16_us");
-    let ended = AtomicBool::new(false);
-    thread::scope(|scope| {
-        if disturbed {
-            scope.spawn(|| disturb(&ended));
-        }
-        let all = BATCHES.into_iter().try_for_each(|batch| {
-            alone(&target, &draft, batch, sweeps)?;
-            co_running(&target, &draft, batch, sweeps)
-        });
-        ended.store(true, Ordering::Relaxed);
-        all
-    })
+    alone(&target, &draft, batch, sweeps)?;
+    co_running(&target, &draft, batch, sweeps)
 }
 
 /// One thread for each model, as on two devices of their own.
@@ -163,23 +149,4 @@ fn seconds_of_pass(
     let seconds = start.elapsed().as_secs_f64();
     sequences.iter_mut().try_for_each(|sequence| model.truncate(sequence, CONTEXT))?;
     Ok(seconds)
-}
-
-/// Takes memory bandwidth for 0.2 to 3 seconds at a time, with pauses as long.
-fn disturb(ended: &AtomicBool) {
-    let mut buffer = vec![1_u64; 32 << 20];
-    for round in 0_u32.. {
-        let random = |what| f64::from(philox4x32([round, what, 0, 0], [7, 0])[0] >> 8) / 2e7;
-        let busy = Duration::from_secs_f64(0.2 + 2.8 * random(0).min(1.0));
-        let start = Instant::now();
-        while start.elapsed() < busy {
-            for chunk in buffer.chunks_mut(1 << 17) {
-                chunk.iter_mut().for_each(|x| *x = x.wrapping_mul(3));
-                if ended.load(Ordering::Relaxed) {
-                    return;
-                }
-            }
-        }
-        thread::sleep(Duration::from_secs_f64(0.2 + 2.8 * random(1).min(1.0)));
-    }
 }

@@ -16,8 +16,8 @@ pub use measured::{Measured, first_difference};
 /// Length of the texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// The published benchmark's protocol: end-of-text tokens are ignored, so that no sequence leaves
-    /// its batch early.
+    /// The published benchmark's protocol: end-of-text tokens are ignored, so that no sequence
+    /// leaves its batch early.
     Fixed {
         /// Steps of the speculative modes.
         steps: usize,
@@ -100,8 +100,8 @@ pub struct Plan<'p> {
 const WARM_UP: Protocol = Protocol::Fixed { steps: 20, ar_tokens: 8 };
 
 impl Plan<'_> {
-    /// Decodes the batches greedily, each with every engine and mode. Engines and modes alternate, so
-    /// that disturbances of the machine affect all of them. Returns the results as
+    /// Decodes the batches greedily, each with every engine and mode. Engines and modes alternate,
+    /// so that disturbances of the machine affect all of them. Returns the results as
     /// `[engine][mode][repeat]`.
     ///
     /// Each engine prefills a batch once and resets it to its prompts for the next mode.

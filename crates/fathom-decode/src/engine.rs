@@ -1,8 +1,8 @@
 //! Decoding of many requests at once by a target model and a draft model.
 //!
-//! The target runs on the calling thread with its own thread pool, the draft on a worker thread with
-//! its own pool. They exchange token ids over channels and share nothing else. Requests join and
-//! leave at any step.
+//! The target runs on the calling thread with its own thread pool, the draft on a worker thread
+//! with its own pool. They exchange token ids over channels and share nothing else. Requests join
+//! and leave at any step.
 //!
 //! The accepted requests and their texts depend on the target alone. A text that the draft cannot
 //! follow continues without drafts, in any batch and mode.
@@ -156,8 +156,8 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Queues a request and returns its ticket. Its text ends at the target's context length or when
-    /// it fills the whole key/value cache, if not earlier.
+    /// Queues a request and returns its ticket. Its text ends at the target's context length or
+    /// when it fills the whole key/value cache, if not earlier.
     ///
     /// # Errors
     /// Invalid sampling parameters, or a token in them outside the vocabulary; stop strings without
@@ -227,8 +227,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Changes the options from the next step on. Texts do not depend on it, and the planner keeps
-    /// its measurements. The next steps bring caches within the new limits. Queued requests keep the
-    /// limits they were submitted under.
+    /// its measurements. The next steps bring caches within the new limits. Queued requests keep
+    /// the limits they were submitted under.
     ///
     /// # Errors
     /// Invalid options, or a mode that needs a missing draft.

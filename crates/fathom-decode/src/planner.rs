@@ -92,7 +92,8 @@ mod tests {
     /// Measured steps × batch size.
     const STEPS: usize = 3000;
 
-    /// True costs, in units of the constant part of a target pass. The planner sees them with noise.
+    /// True costs, in units of the constant part of a target pass. The planner sees them with
+    /// noise.
     #[derive(Clone, Copy, Debug)]
     struct TrueCosts {
         /// One drafted token.

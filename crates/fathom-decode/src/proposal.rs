@@ -7,7 +7,8 @@ use crate::Distribution;
 pub struct Drafted {
     /// The token.
     pub token: u32,
-    /// The distribution it was drawn from. `None` for greedy drafts, which are the most likely token.
+    /// The distribution it was drawn from. `None` for greedy drafts, which are the most likely
+    /// token.
     pub q: Option<Distribution>,
 }
 

@@ -1,5 +1,5 @@
-//! Ordinary speculative decoding: the draft model drafts γ tokens, then the target scores them in one
-//! pass (Leviathan et al. 2023; Chen et al. 2023).
+//! Ordinary speculative decoding: the draft model drafts γ tokens, then the target scores them in
+//! one pass (Leviathan et al. 2023; Chen et al. 2023).
 
 use fathom_model::Result;
 

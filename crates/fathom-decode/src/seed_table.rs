@@ -45,8 +45,8 @@ pub struct Prediction {
     pub acceptance: f64,
     /// Tokens per step of the simulation with this γ and acceptance.
     pub predicted: f64,
-    /// Samples in complete batches of the benchmark's prompts (their number is that at batch size 1),
-    /// if it differs from the number of samples of the autoregressive row.
+    /// Samples in complete batches of the benchmark's prompts (their number is that at batch size
+    /// 1), if it differs from the number of samples of the autoregressive row.
     pub batch_samples: Option<usize>,
 }
 
@@ -135,8 +135,8 @@ fn cells(line: &str) -> Vec<&str> {
     line.trim().trim_matches('|').split('|').map(str::trim).collect()
 }
 
-/// Predicts every row from its MAT and one γ per model pair, the γ with the least mean absolute error
-/// over the pair's rows.
+/// Predicts every row from its MAT and one γ per model pair, the γ with the least mean absolute
+/// error over the pair's rows.
 ///
 /// Drafts are accepted independently with one probability per row, at which the simulated protocol
 /// (100 steps per sample) has the row's MAT.

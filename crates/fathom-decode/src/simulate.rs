@@ -3,8 +3,8 @@
 use fathom_model::Result;
 
 use crate::{
-    AcceptedRuns, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal, Purpose,
-    RequestRng, Verdict, ar, sd,
+    AcceptedRuns, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal,
+    Purpose, RequestRng, Verdict, ar, sd,
 };
 
 /// Size of a simulation.
@@ -237,8 +237,8 @@ mod tests {
         assert!(close(speed(Mode::Pearl, 10, 0.2, 1.25), 10.0 / 2.0));
     }
 
-    /// All drafts rejected: all steps are pre-verify and take the longer of the pre-verify chunk and
-    /// a pass over one token.
+    /// All drafts rejected: all steps are pre-verify and take the longer of the pre-verify chunk
+    /// and a pass over one token.
     #[test]
     fn pre_verify_has_its_own_length() {
         let costs = StepCosts::new(0.2, |rows| 0.9 + 0.1 * rows);

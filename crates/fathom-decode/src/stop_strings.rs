@@ -138,8 +138,8 @@ mod tests {
     }
 
     proptest! {
-        /// Stop strings that are complete within the exempt pieces are ignored. Those complete later
-        /// count, wherever they start.
+        /// Stop strings that are complete within the exempt pieces are ignored. Those complete
+        /// later count, wherever they start.
         #[test]
         fn exempt_pieces_end_nothing(
             exempt in prop::collection::vec("[abé]{0,4}", 0..6),

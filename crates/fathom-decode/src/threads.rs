@@ -31,9 +31,9 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// Cores of the target's and of the draft's threads, out of `cores`: the target's from the front
-    /// and the draft's from the back, so that co-running models share no core. `None` if there are
-    /// too few cores.
+    /// Cores of the target's and of the draft's threads, out of `cores`: the target's from the
+    /// front and the draft's from the back, so that co-running models share no core. `None` if
+    /// there are too few cores.
     pub fn cores(&self, cores: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
         let ThreadSplit { target, draft } = self.together;
         let most = self.alone.target.max(self.alone.draft).max(target + draft);

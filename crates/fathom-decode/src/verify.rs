@@ -45,9 +45,9 @@ pub struct Outcome {
     pub ends_run: bool,
 }
 
-/// Judges `pending` and then `next`, which follows them, until one is rejected. Commits the accepted
-/// drafts, and the target's correction of a rejected one. If nothing is rejected and `next` is
-/// `None`, commits the target's own token. Stops when the text ends.
+/// Judges `pending` and then `next`, which follows them, until one is rejected. Commits the
+/// accepted drafts, and the target's correction of a rejected one. If nothing is rejected and
+/// `next` is `None`, commits the target's own token. Stops when the text ends.
 ///
 /// ```
 /// use fathom_decode::{Completion, Drafted, EndRules, GreedyJudge, verify};

@@ -5,8 +5,8 @@ use fathom_model::{Error, Result};
 /// Size of the shared vocabulary: ids below it are the same token in both models. Vocabularies are
 /// compared by token strings, because the widths of the logits include padding.
 ///
-/// `target` and `draft` return the token string of an id, `None` if it has none. `ids` is the number
-/// of ids to compare.
+/// `target` and `draft` return the token string of an id, `None` if it has none. `ids` is the
+/// number of ids to compare.
 ///
 /// # Errors
 /// Different vocabularies; the message has the first different id.

@@ -59,9 +59,9 @@ impl Measured {
     }
 
     /// The speedup over `ar` predicted by the simulator from the measured costs of a drafted token
-    /// and of a target pass by its rows, the measured acceptance rate, and γ. A simulated step costs
-    /// the models' work in that step and nothing else. `None` without drafts, for `auto`, and for
-    /// texts that the draft could not follow to their end.
+    /// and of a target pass by its rows, the measured acceptance rate, and γ. A simulated step
+    /// costs the models' work in that step and nothing else. `None` without drafts, for `auto`, and
+    /// for texts that the draft could not follow to their end.
     ///
     /// # Errors
     /// See [`simulate::run`].

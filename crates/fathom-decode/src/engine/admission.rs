@@ -1,4 +1,5 @@
-//! Membership of the batch: admission by cache room, prefill, and preemption when the caches are full.
+//! Membership of the batch: admission by cache room, prefill, and preemption when the caches are
+//! full.
 
 use std::time::Instant;
 

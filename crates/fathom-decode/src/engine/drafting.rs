@@ -52,8 +52,8 @@ impl<B: Backend> Engine<B> {
         (mode, gamma)
     }
 
-    /// Starts drafting `gamma` tokens for every running request with room for drafts. `None` if there
-    /// is no such request.
+    /// Starts drafting `gamma` tokens for every running request with room for drafts. `None` if
+    /// there is no such request.
     pub(super) fn start_drafting(&mut self, mode: Mode, gamma: usize) -> Option<StartedJob> {
         let draft = self.draft.as_ref()?;
         let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
@@ -64,8 +64,8 @@ impl<B: Backend> Engine<B> {
         Some(StartedJob { sequences, gamma })
     }
 
-    /// Waits for the chunks. Returns one for every running request, empty for those without room, and
-    /// the seconds the draft ran.
+    /// Waits for the chunks. Returns one for every running request, empty for those without room,
+    /// and the seconds the draft ran.
     pub(super) fn finish_drafting(
         &mut self,
         mode: Mode,
@@ -93,8 +93,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Prefills the prompts of running requests of which the draft holds nothing, in the draft, if it
-    /// can follow them.
+    /// Prefills the prompts of running requests of which the draft holds nothing, in the draft, if
+    /// it can follow them.
     pub(super) fn prefill_draft_prompts(&mut self) -> Result<()> {
         let Some(draft) = &mut self.draft else { return Ok(()) };
         let items: Vec<_> = self.running.iter_mut().filter_map(Slot::prompt_item).collect();

@@ -296,8 +296,7 @@ impl EngineHandle {
     /// # Errors
     /// [`Error::Stopped`] if the engine has failed.
     pub fn drain(&self) -> Result<()> {
-        let answer =
-            self.command(EngineCommand::Drain, |status| status.state = State::Draining)?;
+        let answer = self.command(EngineCommand::Drain, |status| status.state = State::Draining)?;
         answer.recv().unwrap_or_else(|_| Err(stopped()))
     }
 
@@ -349,7 +348,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Fails only if the thread has ended.
         drop(self.commands.send(EngineCommand::Stop));
-        // A sink may own the last handle. The engine's thread then cannot join itself and ends later.
+        // A sink may own the last handle. The engine's thread then cannot join itself and ends
+        // later.
         if !self.is_engine_thread()
             && let Some(thread) = self.thread.take()
         {

@@ -7,8 +7,8 @@ use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
 /// A prompt to continue.
 pub struct Request {
-    /// The caller's number for it. With the seed it keys the random numbers, so the text of a request
-    /// does not depend on the rest of the batch. Ids may repeat.
+    /// The caller's number for it. With the seed it keys the random numbers, so the text of a
+    /// request does not depend on the rest of the batch. Ids may repeat.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,

@@ -14,8 +14,8 @@ use crate::{Acceptance, AcceptedRuns, Completion, Drafted, History, Pearl, Sampl
 /// The state of one request.
 ///
 /// Invariant between steps of a running request: the target's cache holds the text without its last
-/// token. The draft's cache holds the first `drafted_len` tokens of the text and the pending drafts,
-/// at most all but the last.
+/// token. The draft's cache holds the first `drafted_len` tokens of the text and the pending
+/// drafts, at most all but the last.
 pub(super) struct Slot<B: Backend> {
     pub ticket: Ticket,
     /// The caller's number for it.
@@ -82,8 +82,8 @@ impl<B: Backend> Slot<B> {
         self.speculates
     }
 
-    /// Whether its next tokens are the argmax of the target's unprocessed logits, so that the logits
-    /// themselves are not needed.
+    /// Whether its next tokens are the argmax of the target's unprocessed logits, so that the
+    /// logits themselves are not needed.
     pub fn takes_argmax(&self) -> bool {
         self.sampler.takes_argmax(self.text.generated().len())
     }
@@ -132,8 +132,8 @@ impl<B: Backend> Slot<B> {
         if missing { self.prefill_item(&prefix) } else { None }
     }
 
-    /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the pending
-    /// drafts. `None` if there is no room.
+    /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the
+    /// pending drafts. `None` if there is no room.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
         let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
@@ -169,8 +169,8 @@ impl<B: Backend> Slot<B> {
         self.text.tokens().len() + drafts.max(1)
     }
 
-    /// Whether the last step made the text one that the draft cannot follow. The draft's sequence is
-    /// then to be dropped.
+    /// Whether the last step made the text one that the draft cannot follow. The draft's sequence
+    /// is then to be dropped.
     pub fn outgrows_draft(&mut self) -> bool {
         if !self.speculates || self.draft_can_follow() {
             return false;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// Returns items numbered 0, 1, 2, … in this order, each as soon as it and all earlier ones have been
-/// inserted.
+/// Returns items numbered 0, 1, 2, … in this order, each as soon as it and all earlier ones have
+/// been inserted.
 #[derive(Clone, Debug, Default)]
 pub struct InOrder<T> {
     next: u64,

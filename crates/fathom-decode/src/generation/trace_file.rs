@@ -1,4 +1,5 @@
-//! Generated texts in a file: one line each, in the order of the tasks, each synced before the next.
+//! Generated texts in a file: one line each, in the order of the tasks, each synced before the
+//! next.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -105,8 +106,8 @@ impl TraceFile {
             };
             if let Some(field) = self.different_field(&line, task) {
                 return refuse(format!(
-                    "was generated with another `{field}` than this run is to have: give another file, \
-                     or the options of the run that was interrupted"
+                    "was generated with another `{field}` than that of this run: give another \
+                     file, or the options of the run that was interrupted"
                 ));
             }
             complete += read as u64;

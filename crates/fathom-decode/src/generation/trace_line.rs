@@ -186,8 +186,12 @@ mod tests {
             stop_token_ids: vec![9, 8],
             ..SamplingParams::default()
         });
-        let rare = r#""ignore_eos":false,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,"frequency_penalty":0.2,"logit_bias":{"3":0.1,"7":-100.0},"min_tokens":4,"stop_token_ids":[9,8],"prompt_len":2"#;
-        assert!(all.contains(rare), "{all}");
+        let rare = [
+            r#""ignore_eos":false,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,"#,
+            r#""frequency_penalty":0.2,"logit_bias":{"3":0.1,"7":-100.0},"min_tokens":4,"#,
+            r#""stop_token_ids":[9,8],"prompt_len":2"#,
+        ];
+        assert!(all.contains(&rare.concat()), "{all}");
     }
 
     #[test]

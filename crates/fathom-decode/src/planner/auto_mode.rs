@@ -1,4 +1,5 @@
-//! `auto`: the mode with the highest expected throughput, with occasional exploration of the others.
+//! `auto`: the mode with the highest expected throughput, with occasional exploration of the
+//! others.
 
 use std::collections::BTreeMap;
 

@@ -2,8 +2,8 @@
 //!
 //! Acceptance is not independent between tokens: after ten accepted drafts in a row the text is one
 //! that the draft model predicts well. The best chunk length depends on this, so probabilities are
-//! kept by position in the run. Texts differ even more: some have hardly any rejection. The forecast
-//! of a sequence therefore starts from its position in its current run.
+//! kept by position in the run. Texts differ even more: some have hardly any rejection. The
+//! forecast of a sequence therefore starts from its position in its current run.
 
 use super::running::Mean;
 

@@ -73,9 +73,9 @@ impl Speeds {
         self.acceptance.overall()
     }
 
-    /// The forecast of `mode`. `runs` holds the length in tokens of the current run of each sequence
-    /// that speculates; `plain` more sequences have no drafts. `None` until the mode's costs, and
-    /// for `sd` and `pearl` the acceptance, have been measured.
+    /// The forecast of `mode`. `runs` holds the length in tokens of the current run of each
+    /// sequence that speculates; `plain` more sequences have no drafts. `None` until the mode's
+    /// costs, and for `sd` and `pearl` the acceptance, have been measured.
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
         let class = size_class(runs.len() + plain);
         let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));

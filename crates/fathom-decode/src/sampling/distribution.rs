@@ -16,8 +16,8 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Ids ≥ `limit`
-    /// are padding of the vocabulary and are ignored.
+    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Ids ≥
+    /// `limit` are padding of the vocabulary and are ignored.
     ///
     /// # Errors
     /// No logit is a number.

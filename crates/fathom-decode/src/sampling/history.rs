@@ -11,8 +11,8 @@ pub(super) struct Count {
     pub output: u32,
 }
 
-/// A prompt and the tokens after it, including drafts, with counts by token. It is updated from step
-/// to step at constant cost per token.
+/// A prompt and the tokens after it, including drafts, with counts by token. It is updated from
+/// step to step at constant cost per token.
 #[derive(Clone, Debug)]
 pub struct History {
     tokens: Vec<u32>,

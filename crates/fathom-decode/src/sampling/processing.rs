@@ -9,8 +9,8 @@
 //! 4. **frequency-penalty** is subtracted once per occurrence in the text, then
 //!    **presence-penalty** once if the token occurs.
 //!
-//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]. Greedy decoding
-//! takes the argmax before those.
+//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]. Greedy
+//! decoding takes the argmax before those.
 
 use fathom_model::{Error, Result};
 
@@ -59,7 +59,8 @@ impl Processing {
         })
     }
 
-    /// Whether the logits after `generated` tokens of the text are changed. Once false, it stays false.
+    /// Whether the logits after `generated` tokens of the text are changed. Once false, it stays
+    /// false.
     pub fn applies(&self, generated: usize) -> bool {
         generated < self.min_tokens || !self.bias.is_empty() || self.penalises()
     }
@@ -88,8 +89,8 @@ impl Processing {
         }
     }
 
-    /// Applies the penalties to the logit of a token that occurs in prompt or text, `output` times in
-    /// the text.
+    /// Applies the penalties to the logit of a token that occurs in prompt or text, `output` times
+    /// in the text.
     fn penalised(&self, logit: f32, output: u32) -> f32 {
         if logit == f32::NEG_INFINITY {
             return logit; // excluded by min-tokens

@@ -10,8 +10,9 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 /// Chooses the tokens of one request.
 ///
 /// There are two stages, as in vLLM. [`Sampler::process`] applies min-tokens, bias and penalties,
-/// which depend on the tokens before. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`]
-/// choose from the processed logits: greedily, or by temperature, min-p, top-k and top-p.
+/// which depend on the tokens before. [`Sampler::draft`], [`Sampler::sample`] and
+/// [`Sampler::judge`] choose from the processed logits: greedily, or by temperature, min-p, top-k
+/// and top-p.
 ///
 /// ```
 /// use fathom_decode::{Sampler, SamplingParams, Verdict};
@@ -47,8 +48,8 @@ impl Sampler {
     /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`], and min-tokens if
-    /// every token ends a text.
+    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`], and min-tokens
+    /// if every token ends a text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
         params.validate_ids(limit)?;
@@ -77,14 +78,14 @@ impl Sampler {
         self.processes(0).then(|| History::new(prompt_len))
     }
 
-    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once false,
-    /// it stays false.
+    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once
+    /// false, it stays false.
     pub fn processes(&self, generated: usize) -> bool {
         self.processing.applies(generated)
     }
 
-    /// Whether the token after `generated` tokens of the text, and every later one, is the argmax of
-    /// the unprocessed logits.
+    /// Whether the token after `generated` tokens of the text, and every later one, is the argmax
+    /// of the unprocessed logits.
     pub fn takes_argmax(&self, generated: usize) -> bool {
         self.params.is_greedy() && !self.processes(generated)
     }
@@ -119,8 +120,8 @@ impl Sampler {
         Ok(p.sample(self.rng.uniform(position, Purpose::Target)))
     }
 
-    /// The target's verdict on a draft for `position`, from its processed logits there. This is exact
-    /// speculative sampling: the resulting token is distributed as p.
+    /// The target's verdict on a draft for `position`, from its processed logits there. This is
+    /// exact speculative sampling: the resulting token is distributed as p.
     ///
     /// # Errors
     /// No logit is a number.
@@ -160,8 +161,8 @@ pub struct LogitsJudge<'a> {
     pub vocab: usize,
     /// Position of the token that row 0 predicts: the text's length.
     pub position: usize,
-    /// The text, if the sampler processes logits ([`Sampler::history`]). Drafts are added as they are
-    /// judged.
+    /// The text, if the sampler processes logits ([`Sampler::history`]). Drafts are added as they
+    /// are judged.
     pub history: Option<&'a mut History>,
 }
 
@@ -204,7 +205,8 @@ impl Judge for LogitsJudge<'_> {
     }
 }
 
-/// A [`Judge`] from the target's most likely tokens, computed by the backend without copying logits.
+/// A [`Judge`] from the target's most likely tokens, computed by the backend without copying
+/// logits.
 pub struct GreedyJudge<'a> {
     /// One token for each row.
     pub best: &'a [u32],

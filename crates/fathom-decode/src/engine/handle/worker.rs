@@ -72,8 +72,8 @@ impl<B: Backend> Worker<B> {
         End::Dropped
     }
 
-    /// Processes all queued commands, and waits for one while there are no requests. Returns whether
-    /// to continue.
+    /// Processes all queued commands, and waits for one while there are no requests. Returns
+    /// whether to continue.
     fn process_commands(&mut self) -> bool {
         loop {
             let idle = self.engine.pending() == 0;
