@@ -235,8 +235,7 @@ impl<B: Backend> Engine<B> {
     pub fn configure(&mut self, options: EngineOptions) -> Result<()> {
         options.validate()?;
         if self.draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message =
-                "speculative decoding needs a draft model, and this engine was set up without";
+            let message = "speculative decoding needs a draft model, and this engine has none";
             return Err(Error::Request(message.to_owned()));
         }
         if options.vocab != self.options.vocab {

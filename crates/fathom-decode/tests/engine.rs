@@ -147,14 +147,14 @@ fn every_mode_continues_as_huggingface_does() {
 /// each request alone.
 #[test]
 fn a_request_in_a_batch_has_the_text_it_has_alone() {
-    crowd(200, |_, params| params);
+    compare_batched_with_alone(200, |_, params| params);
 }
 
 /// With penalties, bias, stop tokens and min-tokens for every second request: token counts are per
 /// request and survive preemption.
 #[test]
 fn a_penalised_request_in_a_batch_has_the_text_it_has_alone() {
-    crowd(100, |id, params| {
+    compare_batched_with_alone(100, |id, params| {
         if id % 2 == 0 {
             return params;
         }
@@ -177,7 +177,7 @@ fn random(id: u64, what: u32, below: u32) -> u32 {
     philox4x32([id as u32, what, 0, 0], [9, 9])[0] % below
 }
 
-fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
+fn compare_batched_with_alone(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
     let name = "qwen2";
     let vocab = load(&golden(name), Precision::Bf16, 1).config().vocab;
     let make = |id: u64| {
@@ -206,19 +206,19 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
         (0..requests).for_each(|id| _ = alone.submit(make(id)).unwrap());
         let alone = run(&mut alone);
 
-        let mut crowd = engine(mode, 5, 6);
+        let mut batched = engine(mode, 5, 6);
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
         let mut tickets = Vec::new();
         let mut finished = 0;
         for step in 0.. {
             if step < requests {
-                tickets.push(crowd.submit(make(step)).unwrap());
+                tickets.push(batched.submit(make(step)).unwrap());
             }
             if let Some(id) = u64::checked_sub(step, 7).filter(|&id| id < requests && cancelled(id))
             {
-                crowd.cancel(tickets[id as usize]);
+                batched.cancel(tickets[id as usize]);
             }
-            for update in crowd.step().unwrap() {
+            for update in batched.step().unwrap() {
                 texts.entry(update.request).or_default().extend(update.tokens);
                 if let Some(done) = update.done {
                     let (text, alone) = &alone[&update.request];
@@ -227,13 +227,13 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
                     finished += 1;
                 }
             }
-            if step >= requests && crowd.pending() == 0 {
+            if step >= requests && batched.pending() == 0 {
                 break;
             }
         }
         let kept = (0..requests).filter(|&id| !cancelled(id)).count();
         assert!(finished >= kept && finished < requests as usize, "{finished}");
-        assert!(crowd.metrics().preemptions > 0, "the caches should be too small");
+        assert!(batched.metrics().preemptions > 0, "the caches should be too small");
     }
 }
 

@@ -251,7 +251,7 @@ fn failure_behind_a_handle(
             match submitted {
                 Ok(mut updates) => {
                     sentences.push(updates.find_map(|update| update.err()).unwrap());
-                    assert!(updates.next().is_none(), "it is told once");
+                    assert!(updates.next().is_none(), "the error is returned once");
                 }
                 Err(error) => sentences.push(error),
             }

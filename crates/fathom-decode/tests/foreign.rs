@@ -98,10 +98,10 @@ fn failure(of_target: bool, at: u64, failure: Failure) -> Option<String> {
     let (outbox, inbox) = channel();
     std::thread::spawn(move || {
         let failing = || Foreign::failing(cpu(Precision::F32), at, failure);
-        let sound = || Foreign::new(cpu(Precision::F32));
+        let working = || Foreign::new(cpu(Precision::F32));
         let (target, draft) = match of_target {
-            true => (failing(), sound()),
-            false => (sound(), failing()),
+            true => (failing(), working()),
+            false => (working(), failing()),
         };
         let run = load("llama3.2", target).and_then(|target| {
             let draft = load("llama3.2", draft)?;

@@ -102,10 +102,10 @@ fn soak(requests: u64, mode: ModeChoice, greedy: bool) {
     let alone = texts(&mut engine(solo_mode, 1, 100), requests, greedy, 1, |_| {});
     assert_eq!(alone.len() as u64, requests);
 
-    let mut crowd = engine(mode, BATCH, KV_PAGES);
+    let mut batched = engine(mode, BATCH, KV_PAGES);
     let mut early = None;
     let mut late = None;
-    let ended = texts(&mut crowd, requests, greedy, 5, |step| {
+    let ended = texts(&mut batched, requests, greedy, 5, |step| {
         late = resident_bytes();
         if step == 50 {
             early = late;
@@ -120,13 +120,13 @@ fn soak(requests: u64, mode: ModeChoice, greedy: bool) {
             "request {id}, {mode:?}"
         );
     }
-    let metrics = crowd.metrics();
+    let metrics = batched.metrics();
     assert!(metrics.preemptions > 0, "the caches should be too small: {mode:?}");
     assert!(metrics.kv_pages <= KV_PAGES, "{} pages", metrics.kv_pages);
     if let (Some(early), Some(late)) = (early, late) {
         assert!(late < early + (32 << 20), "{early} bytes grew to {late}");
     }
-    drop(crowd);
+    drop(batched);
     assert_eq!(thread_count(), threads, "a thread leaked");
 }
 

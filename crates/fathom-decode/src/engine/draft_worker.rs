@@ -1,4 +1,4 @@
-//! The draft model, on a thread of its own.
+//! The draft model, on its own thread.
 
 use std::any::Any;
 use std::collections::HashMap;

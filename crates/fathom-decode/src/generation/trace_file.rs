@@ -30,7 +30,7 @@ impl TraceFile {
         if path.symlink_metadata().is_ok() {
             return Err(Error::file(
                 path,
-                "exists already: give another file, or `--resume` to go on with it",
+                "exists already: give another file, or `--resume` to continue it",
             ));
         }
         match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
@@ -99,7 +99,7 @@ impl TraceFile {
             }
             let refuse = |problem: String| Err(Error::line(&self.path, number, problem));
             let Some(task) = tasks.get(number - 1) else {
-                return refuse(format!("is one more than the {} texts asked for", tasks.len()));
+                return refuse(format!("is one more than the {} texts of this run", tasks.len()));
             };
             let Ok(line) = serde_json::from_slice::<Map<String, Value>>(&bytes) else {
                 return refuse("is not a line of a generation that can be resumed".to_owned());
