@@ -1,6 +1,7 @@
 #![doc = include_str!("planner/README.md")]
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod ablation;
 mod auto_mode;
 mod gamma;
