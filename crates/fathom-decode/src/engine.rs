@@ -38,8 +38,7 @@ use scores::PassScores;
 use slot::Slot;
 pub use watch::{RowWatcher, WatchedRows, Watcher};
 
-/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its
-/// own.
+/// Decodes requests in batches, driven step by step. [`Engine::spawn`] moves it to its own thread.
 ///
 /// ```
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
