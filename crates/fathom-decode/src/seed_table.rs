@@ -122,7 +122,7 @@ pub fn parse(path: &Path, table: &str) -> Result<Vec<PublishedRow>> {
         let samples = ar_tokens.get(&key).map_or(0, |tokens| tokens / AR_TOKENS);
         let ([draft, target, benchmark], batch_size) = key;
         if samples == 0 {
-            let problem = format!("has no matching AR row with at least {AR_TOKENS} tokens");
+            let problem = format!("has no AR row with at least {AR_TOKENS} tokens");
             return Err(Error::line(path, number, problem));
         }
         let tokens_per_step = tokens as f64 / (samples * PEARL_STEPS) as f64;
