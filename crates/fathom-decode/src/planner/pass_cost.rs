@@ -2,17 +2,16 @@
 
 use super::running::Mean;
 
-/// σ: standard deviation of one pass's measured time, as a share of it.
+/// n: standard deviation of one pass's measured time, as a share of it.
 const NOISE: f64 = 0.1;
 /// s: standard deviation of the change of the machine's speed between two passes, as a share. Other
 /// programs, or other guests of the same host, slow passes over few and many rows by the same
 /// factor.
 const SPEED_DRIFT: f64 = 0.015;
-/// h: standard deviation of the change of `pass` or `row` alone between two passes, as a share of
+/// g: standard deviation of the change of `pass` or `row` alone between two passes, as a share of
 /// the pass. Growing contexts cause it.
 const SHAPE_DRIFT: f64 = 0.005;
-/// u: standard deviation of the rows' share of the first pass, before a second number of rows is
-/// seen.
+/// Standard deviation of the rows' share of the first pass, before a second number of rows is seen.
 const UNKNOWN_SPLIT: f64 = 0.5;
 /// Residuals are clipped to this many standard deviations: an interruption by another program says
 /// little about the next pass.
@@ -57,7 +56,7 @@ struct Covariance {
 }
 
 impl Covariance {
-    /// (P·x)₁, (P·x)₂ and xᵀ·P·x with x = (1, rows): the covariances of `pass` and of `row` with
+    /// (P·h)₁, (P·h)₂ and hᵀ·P·h with h = (1, rows): the covariances of `pass` and of `row` with
     /// the seconds of a pass over `rows` rows, and the variance of those seconds.
     fn with_seconds(self, rows: f64) -> (f64, f64, f64) {
         let (pass, row) = (self.pass + self.both * rows, self.both + self.row * rows);
