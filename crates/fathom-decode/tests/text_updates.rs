@@ -1,4 +1,4 @@
-//! Text as it comes from an engine on a thread of its own: what the token ids say, up to a stop
+//! Streaming text from an engine on its own thread equals the decoded token ids up to a stop
 //! string.
 #![allow(clippy::unwrap_used)]
 
@@ -51,8 +51,8 @@ fn request(tokenizer: &Tokenizer, prompt: usize, params: &SamplingParams) -> Req
     }
 }
 
-/// Sampled at a high temperature: characters come in pieces.
-fn odd() -> SamplingParams {
+/// A high temperature: characters are spread over tokens.
+fn hot() -> SamplingParams {
     SamplingParams { temperature: 1.5, seed: 3, max_tokens: 120, ..SamplingParams::default() }
 }
 
@@ -69,13 +69,13 @@ fn all(updates: impl Iterator<Item = Result<TextUpdate>>) -> (String, Vec<u32>, 
     (text, tokens, end)
 }
 
-/// Several at a time, greedy and not: the same as the texts of a generator, which drives an engine
-/// itself.
+/// Concurrent requests, greedy and sampled, have the texts of a [`Generator`], which drives an
+/// engine itself.
 #[test]
 fn texts_are_those_of_a_generator() {
     let tokenizer = tokenizer();
     let greedy = SamplingParams { max_tokens: 60, ..SamplingParams::default() };
-    for params in [greedy, odd(), SamplingParams { stop: vec!["e".into(), "\n\n".into()], ..odd() }]
+    for params in [greedy, hot(), SamplingParams { stop: vec!["e".into(), "\n\n".into()], ..hot() }]
     {
         let prompts = PROMPTS.iter().map(|&prompt| {
             (PromptContent::Text(prompt.to_owned()), tokenizer.encode(prompt, false).unwrap())
@@ -107,13 +107,13 @@ fn texts_are_those_of_a_generator() {
     }
 }
 
-/// The first prompt's text, all of it.
+/// The whole text of the first prompt.
 fn whole(engine: &EngineHandle, tokenizer: &Tokenizer, params: &SamplingParams) -> String {
     all(TextUpdates::submit(engine, tokenizer, request(tokenizer, 0, params)).unwrap()).0
 }
 
-/// Cut before a stop string that spans tokens, whose beginning is never given out; not within
-/// `min_tokens`.
+/// The text ends before a stop string that spans tokens, and no prefix of it is returned. Within
+/// `min_tokens` it is ignored.
 #[test]
 fn a_stop_string_ends_the_text_before_it() {
     let tokenizer = tokenizer();
@@ -134,7 +134,7 @@ fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[test]
-fn a_text_is_cancelled_and_looked_at_without_waiting() {
+fn a_text_can_be_cancelled_and_polled_without_waiting() {
     let tokenizer = tokenizer();
     let engine = engine(Mode::Pearl).spawn().unwrap();
     let params = SamplingParams { max_tokens: 3000, ignore_eos: true, ..SamplingParams::default() };
