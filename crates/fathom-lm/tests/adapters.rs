@@ -278,7 +278,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let dora = place.adapter("dora", &json!({ "use_dora": true }), &wide);
     assert_refused(&scan(&place, "run", &["--adapter", &dora]), &["`use_dora` is true: DoRA"]);
     let nowhere = scan(&place, "run", &["--adapter", "no/such"]);
-    assert_refused(&nowhere, &["--adapter: ", "no/such"]);
+    assert_refused(&nowhere, &["adapter: ", "no/such"]);
     let model = scan(&place, "run", &["--adapter", &planted()]);
     assert_refused(
         &model,
@@ -318,7 +318,8 @@ fn what_an_adapter_says_about_text_is_not_used_and_said() {
     fs::write(Path::new(&adapter).join("chat_template.jinja"), "{{ messages }}").unwrap();
     let other = stderr(&adapter);
     for said in [
-        "tokenizer.json: names 1 of its tokens otherwise than the base's, which is used; the first is",
+        "tokenizer.json: names 1 of its tokens otherwise than the base's, which is used; \
+         the first is",
         "`<|new|>` here and none there",
         "chat_template.jinja: is another chat template than the base's, which is used",
     ] {

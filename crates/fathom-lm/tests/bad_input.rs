@@ -95,13 +95,14 @@ fn a_tokenizer_that_is_none() {
 fn templates_that_never_end() {
     let (_dir, checkpoint) = with_tokenizer();
     for template in [
-        "{% for i in range(10000) %}{% for j in range(10000) %}{% for k in range(10000) %}{% endfor %}\
-         {% endfor %}{% endfor %}",
+        "{% for i in range(10000) %}{% for j in range(10000) %}{% for k in range(10000) %}\
+         {% endfor %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
         "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(0) }}",
         "{% for i in range(1000000000) %}x{% endfor %}",
         "{{ 'x' * 1000000000000 }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}\
+         {% endfor %}{{ ns.s }}",
     ] {
         checkpoint.write("chat_template.jinja", template);
         checkpoint.scan_is_refused(&["chat_template.jinja"]);

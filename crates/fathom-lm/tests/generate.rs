@@ -485,7 +485,8 @@ fn recommended_sampling_is_told_where_none_was_asked_for() {
         config.insert("temperature".into(), json!(0.6));
         config.insert("top_k".into(), json!(20));
     });
-    let said = "fathom: remark: generation_config.json recommends temperature 0.6, top-k 20; greedy decoding is used";
+    let said = "fathom: remark: generation_config.json recommends temperature 0.6, top-k 20; \
+                greedy decoding is used";
     assert!(stderr(&[]).contains(said), "{}", stderr(&[]));
     for asked in [&["--temperature", "0"][..], &["--top-p", "0.9"], &["--top-k", "5"], &["--quiet"]]
     {

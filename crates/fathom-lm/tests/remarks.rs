@@ -89,7 +89,8 @@ fn a_clean_scan_is_quiet() {
 #[test]
 fn padding_is_told_once_however_many_rows_have_it() {
     let planted = Planted::new();
-    let row = "{\"input_ids\": [331, 331, 331, 329, 5, 6, 7, 8], \"attention_mask\": [0, 0, 0, 1, 1, 1, 1, 1]}\n";
+    let row = "{\"input_ids\": [331, 331, 331, 329, 5, 6, 7, 8], \
+               \"attention_mask\": [0, 0, 0, 1, 1, 1, 1, 1]}\n";
     let parts = ["traces.jsonl: line 1: `attention_mask` is 0 for 3 tokens at the start"];
     remarks(&planted, row, "padding", &parts);
     remarks(&planted, &row.repeat(3), "padding", &[parts[0], "the same on 2 more lines"]);
@@ -103,8 +104,8 @@ fn padding_is_told_once_however_many_rows_have_it() {
 #[test]
 fn a_tag_that_the_template_has_written_already() {
     let planted = Planted::new();
-    let template = "{{bos_token}}{%- for m in messages -%}{{ m.role + ': ' + m.content }}{%- endfor -%}\
-                    {%- if add_generation_prompt -%}{{ 'assistant: <think>\\n' }}{%- endif -%}";
+    let template = "{{bos_token}}{%- for m in messages -%}{{ m.role + ': ' + m.content }}\
+                    {%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: <think>\\n' }}{%- endif -%}";
     planted.write("planted/chat_template.jinja", template);
     let line = |output: &str| format!("{{\"prompt\": \"Six?\", \"output\": \"{output}\"}}\n");
     remarks(

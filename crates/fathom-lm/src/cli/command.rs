@@ -1,4 +1,4 @@
-//! The command line as a whole; each command's own arguments live with the command.
+//! The top-level command line. Each command's arguments are defined with the command.
 
 use std::io::Write;
 
@@ -18,7 +18,8 @@ use crate::cli::output::Output;
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "Results go to standard output, progress and remarks to standard error.\n\
-        Exit code 0: done. 1: it ran, and the answer is no. 2: input or usage that cannot be used.\n\n\
+        Exit codes: 0: success. 1: the command ran and a check failed. 2: unusable input or \
+        usage.\n\n\
         New here? `fathom demo` shows everything on a built-in model in under a minute."
 )]
 pub struct Cli {
@@ -45,7 +46,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Runs the command; its results go to `out`.
+    /// Runs the command and writes its results to `out`.
     pub fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
         match &self.command {
             Command::Demo(args) => demo::run(args, self.output, out),
