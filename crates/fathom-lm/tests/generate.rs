@@ -359,8 +359,8 @@ fn a_draft_with_a_shorter_context() {
     }
     let short = short.path().to_str().unwrap();
     let remark = format!(
-        "the draft `{short}` has a context of 64 tokens, the target 4096: texts go on without \
-         speculation beyond it"
+        "the draft `{short}` has a context of 64 tokens, the target 4096: beyond it, decoding \
+         continues without speculation"
     );
     for mode in ["sd", "pearl", "auto", "ar"] {
         for batch in ["1", "2"] {

@@ -105,7 +105,8 @@ fn padding_is_told_once_however_many_rows_have_it() {
 fn a_tag_that_the_template_has_written_already() {
     let planted = Planted::new();
     let template = "{{bos_token}}{%- for m in messages -%}{{ m.role + ': ' + m.content }}\
-                    {%- endfor -%}{%- if add_generation_prompt -%}{{ 'assistant: <think>\\n' }}{%- endif -%}";
+                    {%- endfor -%}{%- if add_generation_prompt -%}\
+                    {{ 'assistant: <think>\\n' }}{%- endif -%}";
     planted.write("planted/chat_template.jinja", template);
     let line = |output: &str| format!("{{\"prompt\": \"Six?\", \"output\": \"{output}\"}}\n");
     remarks(

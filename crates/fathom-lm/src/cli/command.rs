@@ -5,8 +5,8 @@ use std::io::Write;
 use clap::{Parser, Subcommand};
 
 use crate::cli::commands::{
-    bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
-    table,
+    bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
+    reference, report, scan, simulate, table,
 };
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
@@ -43,6 +43,10 @@ enum Command {
     Plant(plant::Args),
     Doctor(doctor::Args),
     BenchEngine(bench_engine::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    #[command(hide = true)]
+    Reference(reference::Args),
 }
 
 impl Cli {
@@ -61,6 +65,9 @@ impl Cli {
             Command::Plant(args) => plant::run(args, self.output, out),
             Command::Doctor(args) => doctor::run(args, self.output, out),
             Command::BenchEngine(args) => bench_engine::run(args, self.output, out),
+            Command::Completions(args) => completions::run(args, self.output, out),
+            Command::Man(args) => man::run(args, self.output, out),
+            Command::Reference(args) => reference::run(args, out),
         }
     }
 }

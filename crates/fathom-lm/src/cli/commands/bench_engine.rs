@@ -24,8 +24,10 @@ use crate::cli::subject::{Shape, SubjectArgs};
 /// before and after a step. Without --model, a synthetic checkpoint with random weights in the
 /// shape of a real model is written to a temporary directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
-    fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16")]
+#[command(
+    after_help = "Examples:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
+    fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16"
+)]
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,

@@ -101,9 +101,9 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
     }
     match mismatches.len() {
         0 => Ok(()),
-        n => Err(Failure::Check(format!(
-            "the sinks found differ from those planted in {n} places"
-        ))),
+        n => {
+            Err(Failure::Check(format!("the sinks found differ from those planted in {n} places")))
+        }
     }
 }
 

@@ -26,8 +26,8 @@ use crate::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_pip
 #[command(after_help = "Example:\n  \
     fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \
     fathom table run\n\n\
-    A trace is a row {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with the \
-    assistant's answer, or {\"input_ids\": […]}.")]
+    A trace is a row {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with \
+    the assistant's answer, or {\"input_ids\": […]}.")]
 pub struct Args {
     /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a glob of such
     /// files, or `-` for standard input
