@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: formatting, lints, documentation, tests, dependency policy and a
-# short run of every fuzz target. With Chromium, also the report in a browser; with Python, also the
-# Python package and a trained model (a 100 MB download, once). Needs a Rust toolchain with rustfmt and
-# clippy, and a C/C++ compiler. FUZZ_SECONDS is the time for each fuzz target (default 10).
+# Everything that a change must pass: formatting, lints, documentation, tests, dependency policy
+# and a short run of every fuzz target. With Chromium, also the report in a browser; with Python,
+# also the Python package and a trained model (a 100 MB download, once). Needs a Rust toolchain
+# with rustfmt and clippy, and a C/C++ compiler. FUZZ_SECONDS is the time for each fuzz target
+# (default 10).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -22,10 +23,12 @@ step "the library without the command line"
 cargo test -p external-user --locked
 
 step "the report in a browser"
-if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
+if command -v chromedriver >/dev/null &&
+    { command -v chromium || command -v google-chrome; } >/dev/null; then
     cargo test -p fathom-lm --test browser --locked -- --ignored
 else
-    echo "SKIPPED: chromium or chromedriver is missing (Debian: apt-get install chromium chromium-driver)"
+    echo "SKIPPED: chromium or chromedriver is missing" \
+        "(Debian: apt-get install chromium chromium-driver)"
 fi
 
 step "trained models"

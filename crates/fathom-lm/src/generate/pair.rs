@@ -241,8 +241,8 @@ fn tokenizer(files: &ModelFiles) -> Result<Arc<Tokenizer>> {
     }
 }
 
-/// The size of the vocabulary. A draft must have the same tokens as the target; the two may differ
-/// in the number of padding rows of their embeddings.
+/// The size of the vocabulary. The tokenizer of a draft must have the same tokens as the target's;
+/// its embedding may have more or fewer rows.
 fn vocabulary(target: &ModelFiles, draft: Option<&ModelFiles>) -> Result<usize> {
     let other = draft.unwrap_or(target);
     let (own, others) = (tokenizer(target)?, tokenizer(other)?);
