@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cli::commands::{
     bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
@@ -14,6 +14,7 @@ use crate::cli::output::Output;
 /// Fathom: a language-model engine you can see into while it runs fast.
 #[derive(Debug, Parser)]
 #[command(
+    name = "fathom",
     version,
     arg_required_else_help = true,
     max_term_width = 100,
@@ -50,6 +51,13 @@ enum Command {
 }
 
 impl Cli {
+    /// The definition of the command line, with usage and page names of all commands filled in.
+    pub fn definition() -> clap::Command {
+        let mut definition = Cli::command();
+        definition.build();
+        definition
+    }
+
     /// Runs the command and writes its results to `out`.
     pub fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
         match &self.command {
@@ -72,13 +80,17 @@ impl Cli {
     }
 }
 
+/// Whether a command belongs in the documentation: not hidden, and not clap's own `help`.
+pub fn is_documented(command: &clap::Command) -> bool {
+    !command.is_hide_set() && command.get_name() != "help"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

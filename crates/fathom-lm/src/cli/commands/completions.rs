@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 use serde_json::json;
 
@@ -28,7 +27,7 @@ pub struct Args {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     // Written to memory first: clap_complete panics if its writer fails.
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "fathom", &mut script);
+    clap_complete::generate(args.shell, &mut Cli::definition(), "fathom", &mut script);
     if output.json {
         let script = String::from_utf8_lossy(&script);
         writeln!(out, "{}", json!({ "shell": args.shell.to_string(), "script": script }))?;

@@ -65,14 +65,10 @@ pub struct Args {
     /// Continue the file in --out
     #[arg(long, requires = "out")]
     resume: bool,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Field of a row that holds the prompt, or a dotted path such as `example.question` [default:
     /// the fields of published data sets]
     #[arg(long, value_name = "FIELD", requires = "prompts")]
     prompt_field: Option<String>,
-    #[command(flatten)]
-    prompt_args: PromptArgs,
     /// Maximum number of texts in a batch
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
@@ -83,6 +79,11 @@ pub struct Args {
     /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
     kv_pages: Option<usize>,
+    // Last: the heading of a flattened group also applies to the options that follow it.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    prompt_args: PromptArgs,
 }
 
 /// Where the prompts come from.

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::{Command, CommandFactory};
+use clap::Command;
 use clap_mangen::Man;
 use serde_json::json;
 
-use crate::cli::command::Cli;
+use crate::cli::command::{Cli, is_documented};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 use crate::{Error, Result};
@@ -28,8 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let mut cli = Cli::command();
-    cli.build(); // names the pages of subcommands: fathom-scan
+    let cli = Cli::definition();
     let Some(dir) = &args.out else {
         let page = page(cli)?;
         if output.json {
@@ -41,13 +40,12 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     };
 
     fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
-    let subcommands = cli.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    let subcommands: Vec<Command> = subcommands.collect();
+    let commands = cli.get_subcommands().filter(|command| is_documented(command));
     let mut files = Vec::new();
-    for command in std::iter::once(cli).chain(subcommands) {
+    for command in std::iter::once(&cli).chain(commands) {
         let name = command.get_display_name().unwrap_or(command.get_name());
         let path = dir.join(format!("{name}.1"));
-        fs::write(&path, page(command)?).map_err(Error::io(&path, "cannot be written"))?;
+        fs::write(&path, page(command.clone())?).map_err(Error::io(&path, "cannot be written"))?;
         files.push(path);
     }
     if output.json {
@@ -63,6 +61,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 /// The page of one command, in roff.
 fn page(command: Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    Man::new(command).render(&mut page)?;
+    let source = concat!("Fathom ", env!("CARGO_PKG_VERSION"));
+    Man::new(command).source(source).manual("Fathom manual").render(&mut page)?;
     Ok(page)
 }
