@@ -39,8 +39,8 @@ fn the_reference_has_every_option_that_help_shows() {
         let help = succeed(&[&command, "--help"]);
         let mut checked = 0;
         for line in help.lines() {
-            // Options are indented by 2 or 6 columns, their descriptions by 10.
-            let is_option = line.trim_start().starts_with('-') && !line.starts_with("          ");
+            // Options are indented by 2 or 6 columns, descriptions by 10, notes by none.
+            let is_option = line.starts_with("  -") || line.starts_with("      --");
             let option = line.split_whitespace().find(|word| is_option && word.starts_with("--"));
             let Some(option) = option else { continue };
             let documented = |text: &str| {
