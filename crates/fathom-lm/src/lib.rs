@@ -29,7 +29,7 @@ pub use source::{AdapterSource, ModelSource};
 pub use text::{Input, TextFiles};
 pub use traces::{ReadOptions, Traces, is_piped};
 
-// What the crates below have in their own words, for programs that depend on this one alone.
+// The crates underneath, for programs that depend on this crate alone.
 pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
 
 pub use fathom_backend::Precision;
