@@ -182,8 +182,8 @@ mod tests {
         let text = bench_table("d", "t", &[row]).render(Format::Csv);
         assert_eq!(
             text,
-            "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),Throughput (tok/s),MAT,\
-             Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.26,1.50\r\n"
+            "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),\
+             Throughput (tok/s),MAT,Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.26,1.50\r\n"
         );
     }
 }

@@ -57,7 +57,8 @@ impl Decoding<'_> {
                 m.gamma,
             ));
             lines.push(format!(
-                "seconds: target {:.2}, draft {:.2}, target waiting for the draft {:.2}, judging {:.2}",
+                "seconds: target {:.2}, draft {:.2}, target waiting for the draft {:.2}, judging \
+                 {:.2}",
                 m.verify_seconds, m.draft_seconds, m.wait_seconds, m.judge_seconds
             ));
         } else {
@@ -67,7 +68,8 @@ impl Decoding<'_> {
         if m.preemptions > 0 {
             let times = plural(m.preemptions, "time");
             lines.push(format!(
-                "requests were sent back to wait for cache memory {times}; the caches held {} at most",
+                "requests were sent back to wait for cache memory {times}; the caches held {} at \
+                 most",
                 plural(m.kv_pages, "page")
             ));
         }

@@ -19,15 +19,11 @@ use crate::Table;
 /// A figure: what is drawn, how to read it, and its numbers.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// Name of its files: `fig1-norms`.
-    pub name: &'static str,
-    /// Its title.
-    pub title: &'static str,
-    /// Which figure of the paper it is: `Figure 1`.
-    pub paper: &'static str,
-    /// One sentence on how to read it.
+    /// Its name and titles.
+    pub head: Head,
+    /// How to read it.
     pub reading: &'static str,
-    /// What it says, in sentences.
+    /// What it shows, in sentences.
     pub findings: Vec<String>,
     /// The series its marks belong to.
     pub legend: Vec<Series>,
@@ -43,29 +39,43 @@ pub struct Figure {
     pub data: Table,
 }
 
-/// The same place written twice.
+/// Name and titles of a figure.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// Name of its files: `fig1-norms`.
+    pub name: &'static str,
+    /// Its title.
+    pub title: &'static str,
+    /// The figure of the paper it corresponds to: `Figure 1`.
+    pub paper: &'static str,
+}
+
+impl Head {
+    /// The figure is missing: `why`, and the command that makes it if there is one.
+    pub fn absent(self, why: impl Into<String>, command: Option<String>) -> Absent {
+        Absent { head: self, why: why.into(), command }
+    }
+}
+
+/// Two texts to compare.
 #[derive(Clone, Debug)]
 pub struct Quote {
-    /// Which place.
+    /// What is compared.
     pub title: String,
-    /// What stands there, and what it is called.
+    /// Label and text of the first.
     pub before: (&'static str, String),
-    /// What stands there otherwise, and what that is called.
+    /// Label and text of the second.
     pub after: (&'static str, String),
 }
 
 /// Why there is no figure.
 #[derive(Clone, Debug)]
 pub struct Absent {
-    /// As [`Figure::name`].
-    pub name: &'static str,
-    /// As [`Figure::title`].
-    pub title: &'static str,
-    /// As [`Figure::paper`].
-    pub paper: &'static str,
-    /// One sentence.
+    /// Its name and titles.
+    pub head: Head,
+    /// Why, in one sentence.
     pub why: String,
-    /// The command that makes it, where one does.
+    /// The command that makes it, if there is one.
     pub command: Option<String>,
 }
 

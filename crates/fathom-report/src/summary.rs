@@ -25,7 +25,8 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     if short > 0 {
         let are = if short == 1 { "is" } else { "are" };
         lines.push(format!(
-            "{} {are} too short to tell: a sink shows against other tokens and over several layers.",
+            "{} {are} too short to tell: a sink shows against other tokens and over several \
+             layers.",
             plural(short, "trace")
         ));
     }

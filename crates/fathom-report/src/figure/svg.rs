@@ -37,7 +37,8 @@ fn linked(panel: &Panel) -> bool {
 /// A series' symbol, as it stands in the page's legend.
 pub fn symbol_svg(series: &Series) -> String {
     format!(
-        "<svg class=\"symbol\" viewBox=\"-7 -7 14 14\" aria-hidden=\"true\"><path d=\"{}\" fill=\"{}\"/></svg>",
+        "<svg class=\"symbol\" viewBox=\"-7 -7 14 14\" aria-hidden=\"true\"><path d=\"{}\" \
+         fill=\"{}\"/></svg>",
         symbol(series.symbol, 5.0),
         series.color.css()
     )
@@ -59,16 +60,17 @@ pub fn whole_svg(figure: &Figure) -> String {
         top += row.iter().map(|panel| panel.height).fold(0.0, f64::max) + 8.0;
     }
     let height = top + legend_height;
-    let title = escape(figure.title);
+    let title = escape(figure.head.title);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" color=\"#1a1a1a\" \
          font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">\
          <title>{title} ({})</title><desc>{}</desc>\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\
-         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" fill=\"currentColor\">{title}</text>\
+         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" \
+         fill=\"currentColor\">{title}</text>\
          {body}<g transform=\"translate(0 {top})\">{legend}</g></svg>\n",
-        escape(figure.paper),
+        escape(figure.head.paper),
         escape(figure.reading),
     )
 }
@@ -112,7 +114,8 @@ fn symbol(symbol: Symbol, r: f64) -> String {
         Symbol::Plus => {
             let t = 0.36 * r;
             format!(
-                "M-{t:.1} -{r:.1}H{t:.1}V-{t:.1}H{r:.1}V{t:.1}H{t:.1}V{r:.1}H-{t:.1}V{t:.1}H-{r:.1}V-{t:.1}H-{t:.1}z"
+                "M-{t:.1} -{r:.1}H{t:.1}V-{t:.1}H{r:.1}V{t:.1}H{t:.1}V{r:.1}\
+                 H-{t:.1}V{t:.1}H-{r:.1}V-{t:.1}H-{t:.1}z"
             )
         }
     }
@@ -177,7 +180,8 @@ impl<'a> Drawing<'a> {
     fn text(&mut self, x: f64, y: f64, anchor: &str, size: f64, class: &str, text: &str) {
         let _ = write!(
             self.out,
-            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\" \
+            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" \
+             font-size=\"{size}\" \
              fill=\"currentColor\">{}</text>",
             escape(text)
         );
@@ -191,7 +195,8 @@ impl<'a> Drawing<'a> {
             let at = self.x(value);
             let _ = write!(
                 self.out,
-                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" stroke-opacity=\".1\"/>"
+                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" \
+                 stroke-opacity=\".1\"/>"
             );
             self.text(at, bottom + 14.0, "middle", 10.5, "tick", &name);
         }
@@ -199,7 +204,8 @@ impl<'a> Drawing<'a> {
             let at = self.y(value);
             let _ = write!(
                 self.out,
-                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" stroke-opacity=\".1\"/>"
+                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" \
+                 stroke-opacity=\".1\"/>"
             );
             self.text(LEFT - 5.0, at + 3.5, "end", 10.5, "tick", &name);
         }
@@ -212,7 +218,8 @@ impl<'a> Drawing<'a> {
         let middle = (top + bottom) / 2.0;
         let _ = write!(
             self.out,
-            "<text class=\"axis\" transform=\"translate(11 {middle:.1}) rotate(-90)\" text-anchor=\"middle\" \
+            "<text class=\"axis\" transform=\"translate(11 {middle:.1}) rotate(-90)\" \
+             text-anchor=\"middle\" \
              font-size=\"11\" fill=\"currentColor\">{}</text>",
             escape(&y.label)
         );
@@ -234,7 +241,7 @@ impl<'a> Drawing<'a> {
                 self.dots(*series, dots, size, 1.0);
                 self.out.push_str("</g>");
             }
-            Mark::Thread { series, points } => {
+            Mark::ThinLine { series, points } => {
                 let path = self.path(points.iter().copied());
                 self.open(*series);
                 let _ = write!(
@@ -265,7 +272,8 @@ impl<'a> Drawing<'a> {
                 let color = self.color(*series);
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"{color}\" stroke-opacity=\".6\"/></g>"
+                    "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"{color}\" \
+                     stroke-opacity=\".6\"/></g>"
                 );
             }
             Mark::Bars { series, bars } => {
@@ -276,7 +284,8 @@ impl<'a> Drawing<'a> {
                     let (top, bottom) = (self.y(dot.y), self.y(*base));
                     let _ = write!(
                         self.out,
-                        "<rect class=\"p\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
+                        "<rect class=\"p\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" \
+                         height=\"{:.1}\" \
                          fill=\"{color}\" data-t=\"{}\"/>",
                         left + 0.5,
                         (right - left - 1.0).max(0.5),
@@ -302,7 +311,8 @@ impl<'a> Drawing<'a> {
                 let top = self.top();
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" stroke-opacity=\".5\" \
+                    "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" \
+                     stroke-opacity=\".5\" \
                      stroke-dasharray=\"2 3\"/>"
                 );
                 let (anchor, nudge) = if at > WIDTH * 0.6 { ("end", -3.0) } else { ("start", 3.0) };
@@ -312,7 +322,8 @@ impl<'a> Drawing<'a> {
                 let (at, right) = (self.y(*y), WIDTH - RIGHT);
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" stroke-opacity=\".5\" \
+                    "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" \
+                     stroke-opacity=\".5\" \
                      stroke-dasharray=\"2 3\"/>"
                 );
                 self.text(LEFT + 4.0, at - 3.0, "start", 10.0, "rule", label);
@@ -351,7 +362,8 @@ impl<'a> Drawing<'a> {
         }
         let _ = write!(
             self.out,
-            "<rect class=\"p\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" \
+            "<rect class=\"p\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
+             fill=\"{}\" \
              data-t=\"{}\"/>",
             (right - left - 0.5).max(0.8),
             (bottom - top - 0.5).max(0.8),
@@ -365,7 +377,8 @@ impl<'a> Drawing<'a> {
             let ink = if *part > 0.55 { "#111" } else { "#fff" };
             let _ = write!(
                 self.out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9.5\" fill=\"{ink}\" \
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9.5\" \
+                 fill=\"{ink}\" \
                  pointer-events=\"none\">{}</text>",
                 (left + right) / 2.0,
                 (top + bottom) / 2.0 + 3.3,
