@@ -1,20 +1,19 @@
-//! Panels as SVG. Every text that comes from elsewhere goes through [`escape`].
+//! Panels as SVG. All text that comes from runs goes through [`escape`].
 
 use std::fmt::Write;
 
 use super::{Axis, Dot, Figure, HeatCell, Mark, Panel, Series, Symbol};
 use crate::escape::escape;
 
-/// Width of a panel, in which texts of 11 units are easy to read on a phone.
+/// Width of a panel in SVG units. Text of 11 units is then readable on a phone.
 pub const WIDTH: f64 = 344.0;
-/// Around the axes.
+/// Margins around the axes.
 const LEFT: f64 = 50.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 40.0;
 
-/// A panel by itself, as it stands in the page. `label` says what it shows to those who do not see
-/// it.
+/// One panel, as in the page. `label` describes it to screen readers.
 pub fn panel_svg(panel: &Panel, legend: &[Series], label: &str) -> String {
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"{}\" tabindex=\"0\" aria-label=\"{}\">{}</svg>",
@@ -25,7 +24,7 @@ pub fn panel_svg(panel: &Panel, legend: &[Series], label: &str) -> String {
     )
 }
 
-/// Whether something in a panel leads somewhere.
+/// Whether a panel has links.
 fn linked(panel: &Panel) -> bool {
     let leads = |mark: &Mark| match mark {
         Mark::Cells(cells) => cells.iter().any(|cell| cell.link.is_some()),
@@ -34,7 +33,7 @@ fn linked(panel: &Panel) -> bool {
     panel.marks.iter().any(leads)
 }
 
-/// A series' symbol, as it stands in the page's legend.
+/// A series' symbol, as in the page's legend.
 pub fn symbol_svg(series: &Series) -> String {
     format!(
         "<svg class=\"symbol\" viewBox=\"-7 -7 14 14\" aria-hidden=\"true\"><path d=\"{}\" \
@@ -75,7 +74,7 @@ pub fn whole_svg(figure: &Figure) -> String {
     )
 }
 
-/// Names and symbols in lines, and the height they take.
+/// The legend in rows, and its height.
 fn legend_svg(legend: &[Series], width: f64) -> (String, f64) {
     let (mut body, mut x, mut y) = (String::new(), 14.0, 8.0);
     for series in legend {
@@ -121,7 +120,7 @@ fn symbol(symbol: Symbol, r: f64) -> String {
     }
 }
 
-/// Viridis at five places, between which colours are mixed; the dark end is for little.
+/// The Viridis colour map at five points, interpolated in between; dark is low.
 fn shade(part: f64) -> String {
     const STOPS: [[f64; 3]; 5] = [
         [68.0, 1.0, 84.0],
@@ -136,7 +135,7 @@ fn shade(part: f64) -> String {
     format!("rgb({:.0},{:.0},{:.0})", mix(0), mix(1), mix(2))
 }
 
-/// A panel on its way to SVG.
+/// A panel while it is drawn.
 struct Drawing<'a> {
     panel: &'a Panel,
     legend: &'a [Series],
@@ -159,7 +158,7 @@ impl<'a> Drawing<'a> {
         self.out
     }
 
-    /// Where the axes begin: below the title, and the note where there is one.
+    /// Top of the axes: below the title, and the note if there is one.
     fn top(&self) -> f64 {
         if self.panel.note.is_empty() { TOP } else { TOP + 10.0 }
     }
@@ -342,7 +341,7 @@ impl<'a> Drawing<'a> {
             let (x, y) = (self.x(dot.x), self.y(dot.y));
             let place = match x.is_finite() && y.is_finite() {
                 true => format!("translate({x:.1} {y:.1})"),
-                false => "translate(-999 -999)".to_owned(), // kept: moving panels count their dots
+                false => "translate(-999 -999)".to_owned(), // moving panels address dots by number
             };
             let _ = write!(
                 self.out,
@@ -390,7 +389,7 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// Points that lie nowhere interrupt the path.
+    /// Points without a position interrupt the path.
     fn path(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
         let (mut path, mut pen) = (String::new(), 'M');
         for (x, y) in points {
@@ -406,7 +405,7 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// Ticks of a horizontal axis whose names have room.
+/// The ticks of a horizontal axis whose labels do not overlap.
 fn thinned(axis: &Axis, width: f64) -> Vec<(f64, String)> {
     let ticks = axis.scale.ticks();
     let longest = ticks.iter().map(|(_, name)| name.chars().count()).max().unwrap_or(1);
@@ -415,7 +414,7 @@ fn thinned(axis: &Axis, width: f64) -> Vec<(f64, String)> {
     ticks.into_iter().step_by(every).collect()
 }
 
-/// Where a panel's axes put a value, in the panel's units: for marks that move.
+/// The position of a value in a panel, in the panel's units, for marks that move.
 pub fn place(panel: &Panel, (x, y): (f64, f64)) -> (f64, f64) {
     let drawing = Drawing::new(panel, &[]);
     (drawing.x(x), drawing.y(y))

@@ -10,14 +10,14 @@ use crate::number::percent;
 use crate::plural;
 use crate::run_data::RunData;
 
-/// Examples of a level, and the tokens around each.
+/// The number of examples of a level, and of tokens before and after each.
 const EXAMPLES: usize = 4;
 const BEFORE: usize = 14;
 const AFTER: usize = 8;
-/// Tokens named of a level.
+/// The number of tokens of a level that are named.
 const TOKENS: usize = 6;
 
-/// A card a level, and one for the primary sinks before them.
+/// A card for the primary sinks, then one per level.
 pub(super) fn levels(out: &mut String, run: &RunData) {
     let primary = || {
         let traces = run.traces.iter().enumerate();
@@ -72,8 +72,8 @@ fn card(
     let more = if counts.len() > TOKENS { ", …" } else { "" };
     let _ =
         write!(out, "<p class=\"tokens\">{}{more}</p><ol>", named.collect::<Vec<_>>().join(", "));
-    // Spread over the run rather than the first few of the first trace. Rare levels behind the
-    // lettered ones have one example.
+    // Examples are spread over the run, not the first few of the first trace. Levels without a
+    // letter of their own have one example.
     let wanted = if letter == "·" { 1 } else { EXAMPLES.min(sinks.len()) };
     for i in 0..wanted {
         let (trace, sink) = sinks[i * sinks.len() / wanted];

@@ -1,4 +1,4 @@
-//! One trace through the model, plain and with each of several edits: sinks and predictions of each.
+//! One trace through the model, plain and with each of several edits: its sinks and predictions.
 
 use fathom_backend::{Backend, RowEdit};
 use fathom_model::{

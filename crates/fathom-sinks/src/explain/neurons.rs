@@ -22,7 +22,7 @@ use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange};
 pub struct Neurons {
     /// The layers that create most secondary sinks.
     pub layers: Vec<LayerNeurons>,
-    /// Heads by the share of their attention that secondary sinks receive, descending; the first 64.
+    /// Heads by the attention they give to secondary sinks, descending; the first 64.
     pub heads: Vec<HeadReading>,
 }
 

@@ -246,7 +246,7 @@ impl CollectedLayer {
         };
         let mean =
             |kind: bool| of(kind).map(f64::from).sum::<f64>() / of(kind).count().max(1) as f64;
-        // The sign of a component is arbitrary: we choose the one that makes the sinks' mean positive.
+        // The sign of a component is arbitrary: we make the sinks' mean positive.
         let sign = if mean(true) < 0.0 { -1.0 } else { 1.0 };
         let reach = of(true).fold(0.0, |reach: f32, projection| reach.max(projection.abs()));
         let alphas: Vec<f32> =
