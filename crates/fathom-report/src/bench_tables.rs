@@ -14,11 +14,11 @@ pub struct BenchRow {
     pub benchmark: String,
     /// What was measured.
     pub measured: Measured,
-    /// Throughput relative to plain decoding with the same accounting, median over the rounds.
+    /// Throughput relative to plain decoding with the same accounting, median over the repeats.
     pub speedup: f64,
     /// The speedup that the simulator predicts.
     pub predicted: Option<f64>,
-    /// For the automatic mode: its throughput relative to the best single mode, by round.
+    /// For the automatic mode: its throughput relative to the best single mode, by repeat.
     pub of_best: Option<f64>,
 }
 

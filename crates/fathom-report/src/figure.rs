@@ -203,7 +203,7 @@ pub enum Mark {
         dashed: bool,
     },
     /// A faint line without points.
-    Thread {
+    ThinLine {
         /// Its series.
         series: usize,
         /// In order.

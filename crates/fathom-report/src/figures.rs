@@ -44,7 +44,7 @@ enum Source {
 }
 
 /// The figures of a run, in the paper's order.
-const FIGURES: [Source; 11] = [
+const FIGURES: &[Source] = &[
     Source::Scan(norms::norms),
     Source::Scan(|run| Ok(levels(&[run]))),
     Source::Analysis(View::of::<stages::StagesFigure>()),

@@ -25,7 +25,7 @@ impl AnalysisFigure for PcaFigure {
                sinks and as many other tokens. Each is scaled by α and put through the MLP alone.",
     };
 
-    fn figure(run: &RunData, pca: &Pca) -> MaybeFigure {
+    fn figure(_: &RunData, pca: &Pca) -> MaybeFigure {
         if pca.layers.is_empty() {
             return Err(Self::HEAD.absent(NO_SECONDARY, None));
         }

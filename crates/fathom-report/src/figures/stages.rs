@@ -7,7 +7,7 @@ use fathom_sinks::explain::{Stage, StageSummary, Stages};
 use super::{AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, SHOWN_LAYERS, number};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol, short};
 use crate::run_data::RunData;
-use crate::{Cell, Column, Table};
+use crate::{Cell, Column, Table, plural};
 
 /// The most sinks with a line of their own in a panel.
 const LINES: usize = 60;
@@ -100,7 +100,7 @@ impl AnalysisFigure for StagesFigure {
                         "Layer {layer} turns {} into sinks. The median cosine with the reference \
                          is {before:.3} at the MLP's input; that of the output with the \
                          reference's state is {after:.3}.",
-                        crate::plural(here[0].cosine.n, "token"),
+                        plural(here[0].cosine.n, "token"),
                     ));
                     }
                 }

@@ -1,13 +1,11 @@
 //! The run without what makes its sinks.
 
-use fathom_sinks::explain::{
-    Continuation, LaterLayer, LevelChange, Suppress, SuppressedLayer, Written,
-};
+use fathom_sinks::explain::{Continuation, LaterLayer, Suppress, SuppressedLayer, Written};
 
 use super::changes::{appeared, changes, gone, perplexity};
 use super::{AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, joined, number};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Quote, Scale, Series, Symbol, short};
-use crate::run_data::{LevelBook, RunData};
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
 /// The figure of [`Suppress`].

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fathom_sinks::explain::{Swap, SwapCell};
+use fathom_sinks::explain::{Share, Swap, SwapCell};
 
 use super::{
     AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, NO_SECONDARY_FINDING, SHOWN_LAYERS,
@@ -27,7 +27,7 @@ impl AnalysisFigure for SwapFigure {
                are not sinks. Intervals are Wilson's, 95 %.",
     };
 
-    fn figure(run: &RunData, swap: &Swap) -> MaybeFigure {
+    fn figure(_: &RunData, swap: &Swap) -> MaybeFigure {
         if swap.cells.is_empty() {
             return Err(Self::HEAD.absent(NO_SECONDARY, None));
         }
