@@ -39,7 +39,7 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
         chosen.push((Some(reference), Series::new(label, Color::Vermillion, Symbol::Dot)));
     }
     chosen
-        .push((None, Series::new("average token that is not a sink", Color::Ink, Symbol::Diamond)));
+        .push((None, Series::new("average token that is no sink", Color::Ink, Symbol::Diamond)));
 
     let mut data = Table::new(vec![
         Column::number("trace", "Trace"),
