@@ -100,7 +100,7 @@ pub fn finding(run_dir: &Path, analysis: Analysis) -> Result<Option<String>> {
 }
 
 /// Why there is no figure about secondary sinks.
-const NO_SECONDARY: &str = "There are no secondary sinks in this run.";
+const NO_SECONDARY: &str = "There are no secondary sinks to look at in this run.";
 
 /// The finding of an analysis of secondary sinks if there are none.
 const NO_SECONDARY_FINDING: &str = "the run has no secondary sinks";
