@@ -38,8 +38,7 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
         let label = format!("{reference}, the reference");
         chosen.push((Some(reference), Series::new(label, Color::Vermillion, Symbol::Dot)));
     }
-    chosen
-        .push((None, Series::new("average token that is no sink", Color::Ink, Symbol::Diamond)));
+    chosen.push((None, Series::new("average token that is no sink", Color::Ink, Symbol::Diamond)));
 
     let mut data = Table::new(vec![
         Column::number("trace", "Trace"),
