@@ -22,7 +22,9 @@ mod traces;
 
 use std::ffi::OsString;
 
+use fathom_lm::Analysis;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 /// Runs the command line `fathom`; `arguments` begin with the program's name.
 #[pyfunction]
@@ -33,6 +35,8 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    let analyses = PyTuple::new(module.py(), Analysis::ALL.map(Analysis::name))?;
+    module.add("ANALYSES", analyses)?;
     module.add_class::<model::NativeModel>()?;
     module.add_class::<traces::NativeTraces>()?;
     module.add_class::<run::NativeRun>()?;

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ANALYSES",
     "Generator",
     "Model",
     "Run",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 __version__: str
+ANALYSES: tuple[str, ...]
 
 _Array = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]

@@ -25,7 +25,7 @@ Show = Literal["sinks", "tokens", "levels", "positions"]
 Path_ = Union[str, "os.PathLike[str]"]
 Classes = Union[str, Sequence[str]]
 
-ANALYSES = ("stages", "pca", "clusters", "swap", "effect", "entropy", "suppress", "neurons")
+ANALYSES = _native.ANALYSES
 
 
 @dataclass(frozen=True)
@@ -195,17 +195,17 @@ class Run:
         seed: int = 0,
         progress: Progress = True,
     ) -> list[Explained]:
-        """How the sinks form and what they do; results are stored in the run, those that are there
-        are kept, and what was interrupted goes on.
+        """How the sinks form and what they do. Results are stored in the run. A result that is up
+        to date is kept, and an interrupted explanation continues.
 
         Args:
-            analyses: Of `stages`, `pca`, `clusters`, `swap`, `effect`, `entropy`, `suppress`,
-                `neurons`; `None` for all.
-            model: A loaded model, or where it is, where the run does not know.
-            traces: Where the traces' file is, where the run does not know.
-            adapter, threads: As for `fl.Model`, where the model is loaded here.
-            max_sinks: Look at no more sinks where vectors are kept or the model is run for each.
-            seed: Of what is chosen by chance.
+            analyses: Names of analyses, which are those of the flags of `fathom explain`; `None`
+                for all.
+            model: A loaded model, or its path if it has moved since the scan.
+            traces: The traces' file, if it has moved since the scan.
+            adapter, threads: As for `fl.Model`, if the model is loaded here.
+            max_sinks: The most sinks for which vectors are kept or the model is run.
+            seed: Seed of the random choice of sinks and other tokens.
             progress: See `fl.scan`.
 
         Raises:

@@ -1,63 +1,60 @@
-//! Passes over a trace with something changed, beside one without: what becomes of its sinks and of
-//! the distributions it predicts.
+//! One trace through the model, plain and with each of several edits: its sinks and predictions.
 
 use fathom_backend::{Backend, RowEdit};
 use fathom_model::{
-    Access, At, EditProbe, Edits, LogitRows, Measured, Model, Probe, Result, Sequence,
-    SequenceOptions, Site, Step,
+    Access, At, EditProbe, Edits, LogitRows, Measured, Model, PREFILL_CHUNK, Probe, Result,
+    Sequence, SequenceOptions, Site, Step,
 };
 use serde::{Deserialize, Serialize};
 
-use super::LevelChange;
 use super::predictions::{Prediction, log_sum_exp};
-use super::subjects::Subject;
+use super::scanned::ScannedTrace;
 use crate::{
     Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, TraceScalars,
     detect,
 };
 
-/// Tokens of each sequence that run at a time: logits are as wide as the vocabulary.
+/// Tokens of each sequence in one step: the logits of a step are `[sequences, CHUNK, vocab]`.
 const CHUNK: usize = 32;
 
-/// What one pass over a trace came to.
+/// The outcome of one pass over a trace.
 pub(super) struct Outcome {
     /// Norms and cosines.
     pub scalars: TraceScalars,
     /// The sinks.
     pub detection: Detection,
-    /// Positions that edits changed because they were aligned, ascending.
+    /// Positions that [`fathom_model::Positions::Aligned`] edits changed, ascending.
     pub aligned: Vec<usize>,
     /// Negative log-likelihood of each token but the first, in nats, `[T - 1]`.
     pub nll: Vec<f64>,
-    /// KL(plain ‖ this) of the distribution predicted at each position, in nats, `[T]`.
+    /// KL(plain ‖ this) of the next-token distribution at each position, in nats, `[T]`.
     pub kl: Vec<f64>,
 }
 
-/// Runs a trace through the model once without edits and once with each of `variants`, side by
-/// side: the plain outcome comes first. `advance` is called with the tokens done since the last
-/// call.
+/// Runs a trace through the model in one batch: without edits, and with each of `edits`. `advance`
+/// is called with the number of tokens done since the last call.
 ///
 /// # Errors
 /// A pass that fails.
-pub(super) fn run_again<B: Backend>(
-    model: &Model<B>,
-    subject: &Subject<'_>,
-    rule: &ScanOptions,
-    variants: &[Edits],
+pub(super) fn run_edited<'a, B: Backend>(
+    model: &'a Model<B>,
+    trace: &ScannedTrace<'a>,
+    scan: &ScanOptions,
+    edits: &[&Edits],
     advance: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<Again<B>> {
-    let ids = subject.ids;
+) -> Result<EditedTrace<'a, B>> {
+    let ids = trace.ids;
     let (layers, vocab) = (model.config().layers, model.config().vocab);
     let plain = Edits::default();
-    let all: Vec<&Edits> = [&plain].into_iter().chain(variants).collect();
+    let all: Vec<&Edits> = [&plain].into_iter().chain(edits.iter().copied()).collect();
     let measured = ScalarOptions {
-        candidates: rule.reference.clone(),
-        final_state: rule.preset == Preset::Upstream,
+        candidates: scan.reference.clone(),
+        final_state: scan.preset == Preset::Upstream,
     };
     let mut scalars: Vec<ScalarProbe> =
         all.iter().map(|_| ScalarProbe::new(layers, ids, &measured)).collect();
     let probes = all.iter().zip(&mut scalars);
-    let mut probe = SideBySide {
+    let mut probe = ProbePerSequence {
         probes: probes.map(|(edits, scalars)| EditProbe::new(edits).watched_by(scalars)).collect(),
     };
     let options = SequenceOptions {
@@ -77,10 +74,10 @@ pub(super) fn run_again<B: Backend>(
         let unedited = logits.step(model.backend(), 0)?; // [tokens, vocab]
         let plain: Vec<Prediction<'_>> =
             unedited.chunks_exact(vocab).map(Prediction::new).collect();
-        for variant in 0..all.len() {
-            let after = match variant {
+        for pass in 0..all.len() {
+            let after = match pass {
                 0 => Vec::new(),
-                _ => logits.step(model.backend(), variant)?,
+                _ => logits.step(model.backend(), pass)?,
             };
             for (i, before) in plain.iter().enumerate() {
                 let (row, log_sum, divergence) = match after.get(i * vocab..(i + 1) * vocab) {
@@ -91,9 +88,9 @@ pub(super) fn run_again<B: Backend>(
                     }
                 };
                 if let Some(next) = ids.get(first + i + 1) {
-                    nll[variant].push(log_sum - f64::from(row[*next as usize]));
+                    nll[pass].push(log_sum - f64::from(row[*next as usize]));
                 }
-                kl[variant].push(divergence);
+                kl[pass].push(divergence);
             }
         }
         first += tokens.len();
@@ -105,7 +102,7 @@ pub(super) fn run_again<B: Backend>(
         .into_iter()
         .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
         .collect();
-    let ScanOptions { preset, threshold, rise_factor, .. } = *rule;
+    let ScanOptions { preset, threshold, rise_factor, .. } = *scan;
     let options = DetectOptions { preset, threshold, rise_factor };
     let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
     let outcomes = measured
@@ -115,55 +112,91 @@ pub(super) fn run_again<B: Backend>(
             Ok(Outcome { scalars, detection, aligned, nll, kl })
         })
         .collect::<Result<_>>()?;
-    Ok(Again { outcomes, sequences })
+    Ok(EditedTrace { model, ids, outcomes, sequences })
 }
 
-/// What came of a trace, plain and with each of the variants.
-pub(super) struct Again<B: Backend> {
-    /// The plain outcome, then those of the variants.
-    pub outcomes: Vec<Outcome>,
-    /// Their sequences, each holding the whole trace.
+/// A trace after all its passes.
+pub(super) struct EditedTrace<'a, B: Backend> {
+    model: &'a Model<B>,
+    ids: &'a [u32],
+    /// Of the plain pass, then of each edited one.
+    outcomes: Vec<Outcome>,
+    /// Of the same passes, each holding the whole trace.
     sequences: Vec<Sequence<B>>,
 }
 
-impl<B: Backend> Again<B> {
+impl<'a, B: Backend> EditedTrace<'a, B> {
+    /// The plain pass and those with `edits`, the first of which is the edited pass number `first`.
+    pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [Edits]) -> Passes<'b, B> {
+        let own = first..first + edits.len();
+        let (plain, edited) = self.outcomes.split_at(1);
+        let (plain_sequence, sequences) = self.sequences.split_at_mut(1);
+        Passes {
+            plain: &plain[0],
+            edited: &edited[own.clone()],
+            model: self.model,
+            ids: self.ids,
+            edits,
+            plain_sequence: &mut plain_sequence[0],
+            sequences: &mut sequences[own],
+        }
+    }
+}
+
+/// What one intervention sees of the passes over a trace.
+pub(super) struct Passes<'a, B: Backend> {
+    /// Outcome of the plain pass.
+    pub plain: &'a Outcome,
+    /// Outcomes of the intervention's passes, in the order of its edits.
+    pub edited: &'a [Outcome],
+    model: &'a Model<B>,
+    ids: &'a [u32],
+    edits: &'a [Edits],
+    plain_sequence: &'a mut Sequence<B>,
+    sequences: &'a mut [Sequence<B>],
+}
+
+impl<B: Backend> Passes<'_, B> {
     /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of
-    /// the trace, plain and with each of the first `variants`, which go on being edited:
-    /// `[1 + variants]`.
+    /// the trace: plain, then with each of the edits, which also act on what is generated.
     ///
     /// # Errors
     /// A pass that fails.
-    pub fn continue_greedily(
-        self,
-        model: &Model<B>,
-        ids: &[u32],
-        variants: &[Edits],
-        from: usize,
-        tokens: usize,
-    ) -> Result<Vec<Vec<u32>>> {
-        let Some((last, _)) = ids.get(..from).and_then(<[u32]>::split_last) else {
+    pub fn continue_greedily(self, from: usize, tokens: usize) -> Result<Vec<Vec<u32>>> {
+        let Passes { model, ids, edits, plain_sequence, sequences, .. } = self;
+        let Some((last, before)) = ids.get(..from).and_then(<[u32]>::split_last) else {
             return Ok(Vec::new());
         };
+        // Another intervention may have continued the plain sequence from an earlier position.
+        if let Some(missing) = before.get(plain_sequence.len()..) {
+            model.prefill(plain_sequence, missing, PREFILL_CHUNK, None, &mut |_| {})?;
+        }
         let plain = Edits::default();
-        let all: Vec<&Edits> = [&plain].into_iter().chain(variants).collect();
-        let mut probe = SideBySide { probes: all.iter().map(|e| EditProbe::new(e)).collect() };
-        let mut sequences = self.sequences;
-        sequences.truncate(all.len());
+        let all: Vec<&Edits> = [&plain].into_iter().chain(edits).collect();
+        let mut probe =
+            ProbePerSequence { probes: all.iter().map(|e| EditProbe::new(e)).collect() };
+        let mut sequences: Vec<&mut Sequence<B>> =
+            [plain_sequence].into_iter().chain(sequences).collect();
         for sequence in &mut sequences {
-            model.truncate(sequence, from - 1)?;
+            model.truncate(sequence, before.len())?;
         }
         let mut written = vec![Vec::with_capacity(tokens); all.len()];
         let mut next = vec![[*last]; all.len()];
         for _ in 0..tokens {
-            let step = |(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last };
-            let tokens = next.iter().map(<[u32; 1]>::as_slice);
-            let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().zip(tokens).map(step).collect();
+            let mut steps: Vec<Step<'_, B>> = sequences
+                .iter_mut()
+                .zip(&next)
+                .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
+                .collect();
             let logits = model.forward(&mut steps, Some(&mut probe))?;
-            for (variant, written) in written.iter_mut().enumerate() {
-                let token = argmax(&logits.step(model.backend(), variant)?);
+            for (pass, written) in written.iter_mut().enumerate() {
+                let token = argmax(&logits.step(model.backend(), pass)?);
                 written.push(token);
-                next[variant] = [token];
+                next[pass] = [token];
             }
+        }
+        for sequence in &mut sequences {
+            model.truncate(sequence, before.len())?;
         }
         Ok(written)
     }
@@ -176,11 +209,11 @@ fn argmax(values: &[f32]) -> u32 {
 }
 
 /// A probe for each sequence of a batch.
-struct SideBySide<'a> {
+struct ProbePerSequence<'a> {
     probes: Vec<EditProbe<'a>>,
 }
 
-impl Probe for SideBySide<'_> {
+impl Probe for ProbePerSequence<'_> {
     fn access(&self, site: Site, layer: usize) -> Access {
         let wanted = self.probes.iter().map(|probe| probe.access(site, layer));
         wanted.fold(Access::Skip, Access::union)
@@ -211,36 +244,53 @@ impl Probe for SideBySide<'_> {
     }
 }
 
-/// What became of the secondary sinks of one trace, or of several.
+/// What became of the secondary sinks of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelChange {
+    /// First layer.
+    pub l_start: usize,
+    /// Number of layers.
+    pub lifetime: usize,
+    /// Sinks in the plain pass.
+    pub before: usize,
+    /// Those that are sinks at the very same layers.
+    pub kept: usize,
+    /// Those that are sinks at other layers.
+    pub changed: usize,
+    /// Those that are not sinks any more.
+    pub gone: usize,
+}
+
+/// What an edit did to the secondary sinks of one trace, or of several.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct Changes {
-    /// Each level once.
+pub(super) struct SinkChanges {
+    /// Ascending, each level once.
     levels: Vec<LevelChange>,
     appeared: usize,
 }
 
-impl Changes {
+impl SinkChanges {
     /// Compares a trace's sinks with those of an edited pass.
-    pub fn of(subject: &Subject<'_>, after: &Detection) -> Changes {
-        let mut changes = Changes::default();
-        for sink in subject.secondary() {
+    pub fn of(trace: &ScannedTrace<'_>, edited: &Detection) -> SinkChanges {
+        let mut changes = SinkChanges::default();
+        for sink in trace.secondary() {
             let level = changes.level(sink.l_start(), sink.lifetime());
             level.before += 1;
-            match after.sinks.iter().find(|other| other.position == sink.position) {
+            match edited.sinks.iter().find(|other| other.position == sink.position) {
                 None => level.gone += 1,
                 Some(other) if other.layers == sink.layers => level.kept += 1,
                 Some(_) => level.changed += 1,
             }
         }
-        let new = |position| !subject.is_sink(position);
-        let secondary = after.sinks.iter().filter(|sink| sink.class == Class::Secondary);
+        let new = |position| !trace.is_sink(position);
+        let secondary = edited.sinks.iter().filter(|sink| sink.class == Class::Secondary);
         changes.appeared = secondary.filter(|sink| new(sink.position)).count();
         changes
     }
 
     fn level(&mut self, l_start: usize, lifetime: usize) -> &mut LevelChange {
-        let place = |level: &LevelChange| (level.l_start, level.lifetime);
-        let index = match self.levels.binary_search_by_key(&(l_start, lifetime), place) {
+        let key = |level: &LevelChange| (level.l_start, level.lifetime);
+        let index = match self.levels.binary_search_by_key(&(l_start, lifetime), key) {
             Ok(index) => index,
             Err(index) => {
                 let none =
@@ -252,8 +302,8 @@ impl Changes {
         &mut self.levels[index]
     }
 
-    /// Adds another trace's.
-    pub fn merge(&mut self, other: Changes) {
+    /// Adds another trace's changes.
+    pub fn merge(&mut self, other: SinkChanges) {
         for more in other.levels {
             let level = self.level(more.l_start, more.lifetime);
             level.before += more.before;
@@ -264,7 +314,7 @@ impl Changes {
         self.appeared += other.appeared;
     }
 
-    /// The levels, and how many sinks were none before.
+    /// The levels, and the number of secondary sinks that were not sinks before.
     pub fn finish(self) -> (Vec<LevelChange>, usize) {
         (self.levels, self.appeared)
     }
