@@ -9,7 +9,7 @@ use fathom_lm::fathom_decode::GammaLimits;
 use fathom_lm::fathom_model::{parse_date, parse_template_kwargs};
 use fathom_lm::{
     Error, Finish, Gamma, GenerateOptions, Input, Mode, ModeChoice, ModelOptions, Pair,
-    PromptOptions, Result, RowWatcher, Site, TextEngine, TextRequest, TextsUnderWay, TextsUpdate,
+    PromptOptions, Result, RowWatcher, Site, TextEngine, TextRequest, TextsInProgress, TextsUpdate,
     available_cores, parse_isa, parse_precision, placement,
 };
 use numpy::{PyArray1, PyArrayDyn, PyReadonlyArray1};
@@ -338,7 +338,7 @@ impl Drop for NativeGenerator {
 #[pyclass(frozen, name = "Texts", module = "fathom_lm._native")]
 pub struct NativeTexts {
     /// `None` when cancelled.
-    texts: Mutex<Option<TextsUnderWay>>,
+    texts: Mutex<Option<TextsInProgress>>,
     process: u32,
 }
 

@@ -49,7 +49,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run::report, module)?)?;
     module.add_function(wrap_pyfunction!(explain::explain, module)?)?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
-    module.add_function(wrap_pyfunction!(sites::parse_place, module)?)?;
+    module.add_function(wrap_pyfunction!(sites::parse_site, module)?)?;
     module.add_function(wrap_pyfunction!(sites::site_names, module)?)?;
     module.add_function(wrap_pyfunction!(sites::lens_name, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::bf16_capsule, module)?)?;

@@ -7,8 +7,8 @@ use crate::errors;
 
 /// The site a name means and, where one is named, its layer.
 #[pyfunction]
-pub fn parse_place(py: Python<'_>, name: &str) -> PyResult<(&'static str, Option<usize>)> {
-    match fathom_lm::parse_place(name) {
+pub fn parse_site(py: Python<'_>, name: &str) -> PyResult<(&'static str, Option<usize>)> {
+    match fathom_lm::parse_site(name) {
         Ok((site, layer)) => Ok((site.name(), layer)),
         Err(error) => Err(errors::to_python(py, &error)),
     }

@@ -21,7 +21,7 @@ use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeCho
 use fathom_decode::{GammaLimits, Mode, SamplingParams, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer, read_prompts,
+    ChatTemplate, Error, RenderOptions, Result, TextEncoder, Tokenizer, Transformer, read_prompts,
 };
 
 const BENCHMARKS: [&str; 4] = ["AIME", "CNNDM", "GSM8K", "HumanEval"];
@@ -164,8 +164,8 @@ impl Sweep {
             let refuse = |error: fathom_kernels::CpuError| Error::Request(error.to_string());
             let options = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
             // Co-running models use one thread each.
-            let cpu = Cpu::new(options).and_then(|cpu| cpu.with_threads_beside(1));
-            Model::load(dir, cpu.map_err(refuse)?)
+            let cpu = Cpu::new(options).and_then(|cpu| cpu.with_co_running_threads(1));
+            Transformer::load(dir, cpu.map_err(refuse)?)
         };
         let draft = load(draft, draft_threads)?;
         let options = self.options(ModeChoice::Auto, 16, None);

@@ -19,7 +19,7 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_decode::philox4x32;
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Error, LogitRows, Model, Result, Sequence, SequenceOptions, Step};
+use fathom_model::{Error, LogitRows, Result, Sequence, SequenceOptions, Step, Transformer};
 
 /// Tokens of each sequence that a pass of the target scores.
 const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -55,18 +55,23 @@ fn record(arguments: &[String]) -> Result<()> {
 }
 
 /// One thread for each model, as on two devices of their own.
-fn load(dir: &Path) -> Result<Model<Cpu>> {
+fn load(dir: &Path) -> Result<Transformer<Cpu>> {
     let options = CpuOptions {
         threads: Some(1),
         precision: fathom_backend::Precision::Bf16,
         ..CpuOptions::default()
     };
     let cpu = Cpu::new(options).map_err(|error| Error::Request(error.to_string()))?;
-    Model::load(dir, cpu)
+    Transformer::load(dir, cpu)
 }
 
 /// The draft drafts while the target waits.
-fn alone(target: &Model<Cpu>, draft: &Model<Cpu>, batch: usize, sweeps: usize) -> Result<()> {
+fn alone(
+    target: &Transformer<Cpu>,
+    draft: &Transformer<Cpu>,
+    batch: usize,
+    sweeps: usize,
+) -> Result<()> {
     let (mut targets, mut drafts) = (sequences(target, batch)?, sequences(draft, batch)?);
     for _ in 0..sweeps {
         let drafting = seconds_of_pass(draft, &mut drafts, 1)?;
@@ -76,7 +81,12 @@ fn alone(target: &Model<Cpu>, draft: &Model<Cpu>, batch: usize, sweeps: usize) -
 }
 
 /// The draft drafts all the time.
-fn co_running(target: &Model<Cpu>, draft: &Model<Cpu>, batch: usize, sweeps: usize) -> Result<()> {
+fn co_running(
+    target: &Transformer<Cpu>,
+    draft: &Transformer<Cpu>,
+    batch: usize,
+    sweeps: usize,
+) -> Result<()> {
     let ended = AtomicBool::new(false);
     let drafting = AtomicU64::new(0.0_f64.to_bits()); // seconds of the draft's last pass
     thread::scope(|scope| {
@@ -108,7 +118,7 @@ fn print_sweep(
     batch: usize,
     co_running: bool,
     drafting: f64,
-    target: &Model<Cpu>,
+    target: &Transformer<Cpu>,
     sequences: &mut [Sequence<Cpu>],
 ) -> Result<()> {
     let mut line = format!("{batch},{},{:.0}", u8::from(co_running), drafting * 1e6);
@@ -119,7 +129,7 @@ fn print_sweep(
     Ok(())
 }
 
-fn sequences(model: &Model<Cpu>, batch: usize) -> Result<Vec<Sequence<Cpu>>> {
+fn sequences(model: &Transformer<Cpu>, batch: usize) -> Result<Vec<Sequence<Cpu>>> {
     let mut sequences = Vec::new();
     for index in 0..batch {
         let mut sequence = model.new_sequence(SequenceOptions::default());
@@ -137,7 +147,7 @@ fn tokens(index: usize, len: usize) -> Vec<u32> {
 
 /// Seconds of a pass over `rows` tokens of every sequence, which is then truncated again.
 fn seconds_of_pass(
-    model: &Model<Cpu>,
+    model: &Transformer<Cpu>,
     sequences: &mut [Sequence<Cpu>],
     rows: usize,
 ) -> Result<f64> {

@@ -11,11 +11,11 @@ use fathom_model::{Error, Result};
 
 use crate::engine::{Engine, ModeChoice, Request, Ticket};
 use crate::{Mode, SamplingParams};
-pub use measured::{Measured, first_difference};
+pub use measured::{BenchResult, first_difference};
 
 /// Length of the texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
+pub enum BenchProtocol {
     /// The published benchmark's protocol: end-of-text tokens are ignored, so that no sequence
     /// leaves its batch early.
     Fixed {
@@ -31,30 +31,32 @@ pub enum Protocol {
     },
 }
 
-impl Protocol {
+impl BenchProtocol {
     /// Most tokens of a text with chunks of at most `max_gamma`.
     pub fn reach(self, max_gamma: usize) -> usize {
         match self {
-            Protocol::Fixed { steps, ar_tokens } => {
+            BenchProtocol::Fixed { steps, ar_tokens } => {
                 steps.saturating_mul(max_gamma + 1).max(ar_tokens)
             }
-            Protocol::Natural { max_tokens } => max_tokens,
+            BenchProtocol::Natural { max_tokens } => max_tokens,
         }
     }
 
     /// Most steps of a batch.
     fn steps(self, mode: ModeChoice) -> usize {
         match self {
-            Protocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => ar_tokens,
-            Protocol::Fixed { steps, .. } => steps,
-            Protocol::Natural { .. } => usize::MAX,
+            BenchProtocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => {
+                ar_tokens
+            }
+            BenchProtocol::Fixed { steps, .. } => steps,
+            BenchProtocol::Natural { .. } => usize::MAX,
         }
     }
 
     fn params(self) -> SamplingParams {
         let (max_tokens, ignore_eos) = match self {
-            Protocol::Fixed { .. } => (usize::MAX, true),
-            Protocol::Natural { max_tokens } => (max_tokens, false),
+            BenchProtocol::Fixed { .. } => (usize::MAX, true),
+            BenchProtocol::Natural { max_tokens } => (max_tokens, false),
         };
         SamplingParams { max_tokens, ignore_eos, ..SamplingParams::default() }
     }
@@ -88,7 +90,7 @@ pub struct Plan<'p> {
     /// The modes.
     pub modes: &'p [ModeChoice],
     /// Length of the texts.
-    pub protocol: Protocol,
+    pub protocol: BenchProtocol,
     /// Number of measurements of each mode.
     pub repeats: usize,
     /// Tokens that end texts of the natural protocol.
@@ -97,7 +99,7 @@ pub struct Plan<'p> {
 
 /// Steps of every mode before the first batch is measured: they touch memory and give the planner
 /// costs and acceptance.
-const WARM_UP: Protocol = Protocol::Fixed { steps: 20, ar_tokens: 8 };
+const WARM_UP: BenchProtocol = BenchProtocol::Fixed { steps: 20, ar_tokens: 8 };
 
 impl Plan<'_> {
     /// Decodes the batches greedily, each with every engine and mode. Engines and modes alternate,
@@ -111,17 +113,18 @@ impl Plan<'_> {
     pub fn measure<B: Backend>(
         &self,
         engines: &mut [&mut Engine<B>],
-    ) -> Result<Vec<Vec<Vec<Measured>>>> {
-        let of_mode =
-            |mode: &ModeChoice| vec![Measured { mode: *mode, ..Measured::default() }; self.repeats];
-        let of_engine: Vec<Vec<Measured>> = self.modes.iter().map(of_mode).collect();
+    ) -> Result<Vec<Vec<Vec<BenchResult>>>> {
+        let of_mode = |mode: &ModeChoice| {
+            vec![BenchResult { mode: *mode, ..BenchResult::default() }; self.repeats]
+        };
+        let of_engine: Vec<Vec<BenchResult>> = self.modes.iter().map(of_mode).collect();
         let mut all = vec![of_engine; engines.len()];
         for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
             for (engine, runs) in engines.iter_mut().zip(&mut all) {
                 let seconds = self.prefill(engine, batch, WARM_UP)?;
                 runs.iter_mut().flatten().for_each(|run| run.metrics.prefill_seconds += seconds);
                 for mode in self.modes.iter().filter(|_| index == 0) {
-                    let mut run = Measured { mode: *mode, ..Measured::default() };
+                    let mut run = BenchResult { mode: *mode, ..BenchResult::default() };
                     decode(engine, batch, WARM_UP, &mut run)?;
                     engine.rewind()?;
                 }
@@ -153,9 +156,9 @@ impl Plan<'_> {
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
-        run: &mut Measured,
+        run: &mut BenchResult,
     ) -> Result<()> {
-        if let Protocol::Natural { .. } = self.protocol {
+        if let BenchProtocol::Natural { .. } = self.protocol {
             // Ended texts have left the batch: it is submitted again.
             engine.cancel_all();
             self.prefill(engine, batch, self.protocol)?;
@@ -170,7 +173,7 @@ impl Plan<'_> {
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
-        protocol: Protocol,
+        protocol: BenchProtocol,
     ) -> Result<f64> {
         if engine.options().batch_size < batch.len() {
             return Err(Error::Request(format!(
@@ -193,8 +196,8 @@ impl Plan<'_> {
 fn decode<B: Backend>(
     engine: &mut Engine<B>,
     batch: &[Vec<u32>],
-    protocol: Protocol,
-    run: &mut Measured,
+    protocol: BenchProtocol,
+    run: &mut BenchResult,
 ) -> Result<()> {
     engine.set_mode(run.mode)?;
     let others = engine.replace_metrics(std::mem::take(&mut run.metrics));

@@ -25,7 +25,7 @@ use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_model::{Error, Model, Result};
+use fathom_model::{Error, Result, Transformer};
 
 use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
@@ -83,7 +83,7 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// # }
 /// ```
 pub struct Engine<B: Backend> {
-    target: Arc<Model<B>>,
+    target: Arc<Transformer<B>>,
     /// The thread that runs the steps.
     driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
@@ -108,8 +108,8 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// Invalid options, a missing draft, or a thread that cannot be started.
     pub fn new(
-        target: Model<B>,
-        draft: Option<Model<B>>,
+        target: Transformer<B>,
+        draft: Option<Transformer<B>>,
         options: EngineOptions,
     ) -> Result<Engine<B>> {
         Engine::sharing(Arc::new(target), draft.map(Arc::new), options)
@@ -120,8 +120,8 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// See [`Engine::new`].
     pub fn sharing(
-        target: Arc<Model<B>>,
-        draft: Option<Arc<Model<B>>>,
+        target: Arc<Transformer<B>>,
+        draft: Option<Arc<Transformer<B>>>,
         options: EngineOptions,
     ) -> Result<Engine<B>> {
         options.validate()?;
@@ -287,7 +287,7 @@ impl<B: Backend> Engine<B> {
         let start = Instant::now();
         self.preempt();
         let (mode, gamma) = self.plan();
-        self.target.backend().set_shared(mode == Mode::Pearl);
+        self.target.backend().set_co_running(mode == Mode::Pearl);
         // `work`: seconds in the models, without their overlap.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {

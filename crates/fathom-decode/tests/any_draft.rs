@@ -14,7 +14,7 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Finish, GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::Model;
+use fathom_model::Transformer;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -175,7 +175,7 @@ fn case(base: Base) -> impl Strategy<Value = Case> {
 }
 
 impl Case {
-    fn target(&self) -> Model<Cpu> {
+    fn target(&self) -> Transformer<Cpu> {
         let context = self.target_context;
         let dir = tempfile::tempdir().unwrap();
         fs::copy(self.base.dir().join("model.safetensors"), dir.path().join("model.safetensors"))
@@ -186,7 +186,7 @@ impl Case {
         load(dir.path(), self.precision)
     }
 
-    fn draft(&self) -> Model<Cpu> {
+    fn draft(&self) -> Transformer<Cpu> {
         let Draft { context, rows, rope, eos, .. } = self.draft;
         let dir = tempfile::tempdir().unwrap();
         self.write_weights(dir.path());
@@ -268,7 +268,7 @@ impl Case {
     /// The texts of all requests and the engine's metrics.
     fn run(
         &self,
-        draft: Option<Model<Cpu>>,
+        draft: Option<Transformer<Cpu>>,
         options: EngineOptions,
         temperature: f32,
     ) -> (Vec<Text>, EngineMetrics) {
@@ -343,9 +343,9 @@ impl Text {
     }
 }
 
-fn load(dir: &Path, precision: Precision) -> Model<Cpu> {
+fn load(dir: &Path, precision: Precision) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 proptest! {
@@ -375,7 +375,7 @@ proptest! {
             longest = longest.max(prompt + len);
         }
         // Nothing is drafted after the last token of a text.
-        prop_assert_eq!(metrics.beyond_draft > 0, longest > case.draft.context + 1);
+        prop_assert_eq!(metrics.steps_without_draft > 0, longest > case.draft.context + 1);
     }
 }
 

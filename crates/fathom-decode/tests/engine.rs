@@ -10,16 +10,16 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Finish, GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, SyntheticShape, write_synthetic};
+use fathom_model::{SyntheticShape, Transformer, write_synthetic};
 use serde::Deserialize;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name)
 }
 
-fn load(dir: &Path, precision: Precision, threads: usize) -> Model<Cpu> {
+fn load(dir: &Path, precision: Precision, threads: usize) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(threads), precision, isa: None };
-    Model::load(dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 #[derive(Deserialize)]
@@ -74,7 +74,7 @@ fn run(engine: &mut Engine<Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
 }
 
 /// A draft with other random weights and the same vocabulary: hardly any draft is accepted.
-fn unrelated(vocab: usize) -> (tempfile::TempDir, Model<Cpu>) {
+fn unrelated(vocab: usize) -> (tempfile::TempDir, Transformer<Cpu>) {
     let dir = tempfile::tempdir().unwrap();
     let shape = SyntheticShape {
         layers: 1,

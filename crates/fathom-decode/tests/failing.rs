@@ -16,7 +16,7 @@ use fathom_backend::{
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Error, Model};
+use fathom_model::{Error, Transformer};
 
 /// A CPU on which a pass fails after a number of passes.
 struct Failing {
@@ -149,7 +149,7 @@ impl Backend for Failing {
 /// the error or panic.
 fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
-    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
+    let load = |passes| Transformer::load(&dir, Failing::after(passes, panics)).unwrap();
     let (target, draft) = (load(target_passes), load(draft_passes));
     let options = EngineOptions {
         mode: ModeChoice::Always(mode),
@@ -221,7 +221,7 @@ fn failure_behind_a_handle(
     panics: bool,
 ) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
-    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
+    let load = |passes| Transformer::load(&dir, Failing::after(passes, panics)).unwrap();
     let (target, draft) = (load(target_passes), load(draft_passes));
     let options = EngineOptions {
         mode: ModeChoice::Always(mode),

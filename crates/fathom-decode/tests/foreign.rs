@@ -12,16 +12,16 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, Result};
+use fathom_model::{Result, Transformer};
 use foreign_backend::{Failure, Foreign};
 
 fn cpu(precision: Precision) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(1), precision, isa: None }).unwrap()
 }
 
-fn load<B: Backend>(name: &str, backend: B) -> Result<Model<B>> {
+fn load<B: Backend>(name: &str, backend: B) -> Result<Transformer<B>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Model::load(&dir, backend)
+    Transformer::load(&dir, backend)
 }
 
 fn params(id: u64) -> SamplingParams {
@@ -36,8 +36,8 @@ fn params(id: u64) -> SamplingParams {
 
 /// Four texts, in a cache too small for all of them at once.
 fn generate<B: Backend>(
-    target: Model<B>,
-    draft: Option<Model<B>>,
+    target: Transformer<B>,
+    draft: Option<Transformer<B>>,
     mode: ModeChoice,
     gamma: Gamma,
 ) -> Result<BTreeMap<u64, Vec<u32>>> {

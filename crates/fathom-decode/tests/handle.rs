@@ -17,7 +17,7 @@ use fathom_decode::engine::{
 };
 use fathom_decode::{Finish, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Error, Model, Result};
+use fathom_model::{Error, Result, Transformer};
 
 const VOCAB: u32 = 128;
 /// Number of different requests. Many are submitted several times, also concurrently.
@@ -27,10 +27,10 @@ const THREADS: u64 = 8;
 const REQUESTS: u64 = 84;
 const GAMMA: usize = 3;
 
-fn model(precision: Precision) -> Model<Cpu> {
+fn model(precision: Precision) -> Transformer<Cpu> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 fn options(mode: Mode, batch_size: usize, kv_pages: usize) -> EngineOptions {

@@ -12,17 +12,17 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::Model;
+use fathom_model::Transformer;
 
 const BATCH: usize = 32;
 /// Less than a full batch needs: requests are preempted all the time.
 const KV_PAGES: usize = 28;
 
-fn model(precision: Precision) -> Model<Cpu> {
+fn model(precision: Precision) -> Transformer<Cpu> {
     let dir: PathBuf =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {

@@ -12,7 +12,7 @@ use fathom_decode::engine::{
 use fathom_decode::generation::{Generator, Task, TextUpdate, TextUpdates};
 use fathom_decode::{Finish, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, PromptContent, Result, Tokenizer};
+use fathom_model::{PromptContent, Result, Tokenizer, Transformer};
 
 const PROMPTS: [&str; 4] = [
     "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away.",
@@ -32,7 +32,7 @@ fn tokenizer() -> Tokenizer {
 fn engine(mode: Mode) -> Engine<Cpu> {
     let load = |name| {
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        Model::load(&fixture(name), Cpu::new(options).unwrap()).unwrap()
+        Transformer::load(&fixture(name), Cpu::new(options).unwrap()).unwrap()
     };
     let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(4));
     let vocab = tokenizer().vocab_size();

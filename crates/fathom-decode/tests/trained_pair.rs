@@ -11,7 +11,9 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{ChatTemplate, Model, RenderOptions, TextEncoder, Tokenizer, read_prompts};
+use fathom_model::{
+    ChatTemplate, RenderOptions, TextEncoder, Tokenizer, Transformer, read_prompts,
+};
 
 const TOKENS: usize = 32;
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -20,11 +22,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
 }
 
-fn load(name: &str, precision: Precision, threads: usize) -> Model<Cpu> {
+fn load(name: &str, precision: Precision, threads: usize) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(threads), precision, isa: None };
     // Co-running models use one thread each.
-    let cpu = Cpu::new(options).unwrap().with_threads_beside(1).unwrap();
-    Model::load(&fixture("models").join(name), cpu).unwrap()
+    let cpu = Cpu::new(options).unwrap().with_co_running_threads(1).unwrap();
+    Transformer::load(&fixture("models").join(name), cpu).unwrap()
 }
 
 /// Token ids of short prompts of all benchmarks, alternating, and of two long ones.

@@ -14,7 +14,7 @@ use fathom_decode::engine::{
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Access, At, Error, LogitRows, Measured, Model, Probe, Result, SequenceOptions, Site, Step,
+    Access, At, Error, LogitRows, Measured, Probe, Result, SequenceOptions, Site, Step, Transformer,
 };
 use foreign_backend::Foreign;
 
@@ -22,9 +22,9 @@ const TARGET: &str = "llama3.2";
 /// A draft with the same vocabulary and other weights: most drafts are rejected.
 const UNRELATED: &str = "qwen3";
 
-fn load<B: Backend>(name: &str, backend: B) -> Model<B> {
+fn load<B: Backend>(name: &str, backend: B) -> Transformer<B> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Model::load(&dir, backend).unwrap()
+    Transformer::load(&dir, backend).unwrap()
 }
 
 fn cpu() -> Cpu {
@@ -57,7 +57,7 @@ impl Probe for Norms {
         }
     }
 
-    fn landmarks(&self, _: usize) -> Vec<usize> {
+    fn reference_positions(&self, _: usize) -> Vec<usize> {
         vec![REFERENCE]
     }
 
@@ -93,8 +93,8 @@ struct Observed {
 }
 
 fn write<B: Backend>(
-    target: Model<B>,
-    draft: Option<Model<B>>,
+    target: Transformer<B>,
+    draft: Option<Transformer<B>>,
     (mode, gamma): (ModeChoice, Gamma),
 ) -> Vec<Observed> {
     let vocab = target.config().vocab.min(draft.as_ref().map_or(usize::MAX, |d| d.config().vocab));
@@ -135,7 +135,7 @@ fn write<B: Backend>(
 }
 
 /// A pass over the finished text.
-fn expected<B: Backend>(model: &Model<B>, tokens: &[u32], watcher: &mut dyn Probe) {
+fn expected<B: Backend>(model: &Transformer<B>, tokens: &[u32], watcher: &mut dyn Probe) {
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let mut step = [Step { sequence: &mut sequence, tokens, logits: LogitRows::None }];
     model.forward(&mut step, Some(watcher)).unwrap();

@@ -5,7 +5,7 @@ use fathom_kernels::{Cpu, CpuError, CpuOptions, Isa};
 use fathom_model::{Error, Result};
 
 /// A model with its weights packed for this CPU.
-pub type Weights = fathom_model::Model<Cpu>;
+pub type Weights = fathom_model::Transformer<Cpu>;
 
 /// The precision with this name, `f32` or `bf16`.
 ///

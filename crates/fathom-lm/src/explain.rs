@@ -50,7 +50,7 @@ pub struct Explained {
 /// A model or traces that are not those of the run; a pass that fails; a result that cannot be
 /// written.
 pub fn explain(
-    run: &fathom_sinks::Run,
+    run: &fathom_sinks::RunDir,
     model: &Model,
     traces: &Traces,
     analyses: &[Analysis],
@@ -98,7 +98,7 @@ pub struct RunInputs {
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
 pub struct Explain<'a> {
-    run: &'a fathom_sinks::Run,
+    run: &'a fathom_sinks::RunDir,
     asked: Vec<Analysis>,
     explanation: Explanation<'a>,
 }
@@ -109,7 +109,7 @@ impl<'a> Explain<'a> {
     /// # Errors
     /// Detections that cannot be read.
     pub fn new(
-        run: &'a fathom_sinks::Run,
+        run: &'a fathom_sinks::RunDir,
         analyses: &[Analysis],
         options: ExplainOptions,
     ) -> Result<Explain<'a>> {

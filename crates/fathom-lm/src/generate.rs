@@ -15,7 +15,7 @@ use crate::Input;
 pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
-pub use texts::{TextRequest, TextsUnderWay, TextsUpdate};
+pub use texts::{TextRequest, TextsInProgress, TextsUpdate};
 
 /// How a [`Pair`] decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,7 +32,7 @@ pub use one_pass::{Pass, Ran};
 ///
 /// # Errors
 /// An unknown name, listing the known ones; a layer on a site that has none.
-pub fn parse_place(name: &str) -> Result<(Site, Option<usize>)> {
+pub fn parse_site(name: &str) -> Result<(Site, Option<usize>)> {
     let name = name.trim();
     let all_layers = match (name.strip_suffix(".*"), name.strip_prefix("blocks.*.")) {
         (Some(site), _) => Some(Site::parse(site)),
@@ -179,7 +179,7 @@ impl Model {
     /// # Errors
     /// No names, or an unknown one; a layer the model does not have.
     pub fn capture_request(&self, names: &[&str]) -> Result<CaptureRequest> {
-        let places = names.iter().map(|name| parse_place(name)).collect::<Result<Vec<_>>>()?;
+        let places = names.iter().map(|name| parse_site(name)).collect::<Result<Vec<_>>>()?;
         CaptureRequest::new(&places, &[], None, self.config())
     }
 
@@ -223,15 +223,15 @@ mod tests {
     #[test]
     fn places_are_named_with_a_layer_or_for_all_layers() {
         for all in ["mlp_out", "mlp_out.*", "blocks.*.hook_mlp_out", " mlp_out "] {
-            assert_eq!(parse_place(all).unwrap(), (Site::MlpOut, None), "{all}");
+            assert_eq!(parse_site(all).unwrap(), (Site::MlpOut, None), "{all}");
         }
         for third in ["mlp_out.3", "blocks.3.hook_mlp_out"] {
-            assert_eq!(parse_place(third).unwrap(), (Site::MlpOut, Some(3)), "{third}");
+            assert_eq!(parse_site(third).unwrap(), (Site::MlpOut, Some(3)), "{third}");
         }
-        assert_eq!(parse_place("blocks.*.attn.hook_q").unwrap(), (Site::QPreRope, None));
-        assert_eq!(parse_place("logits.*").unwrap_err().to_string(), "site `logits` has no layers");
+        assert_eq!(parse_site("blocks.*.attn.hook_q").unwrap(), (Site::QPreRope, None));
+        assert_eq!(parse_site("logits.*").unwrap_err().to_string(), "site `logits` has no layers");
         for bad in ["", "*", "mlp_out.**", "blocks.*.hook_x", "resid.*"] {
-            let error = parse_place(bad).unwrap_err().to_string();
+            let error = parse_site(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown site `{bad}`")), "{error}");
         }
     }

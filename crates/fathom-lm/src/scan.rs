@@ -13,11 +13,11 @@ use crate::model::ModelFiles;
 use crate::traces::Traces;
 
 /// The result of a scan: a directory with a manifest, detections and tables; see
-/// [`fathom_sinks::Run`]. If the scan had no output directory, it is a temporary one, which is
+/// [`fathom_sinks::RunDir`]. If the scan had no output directory, it is a temporary one, which is
 /// removed when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Run {
-    run: fathom_sinks::Run,
+    run: fathom_sinks::RunDir,
     /// Removes the directory when dropped.
     temporary: Option<Arc<TempDir>>,
 }
@@ -28,7 +28,7 @@ impl Run {
     /// # Errors
     /// A directory without a run, or with a run that has another format version or is unfinished.
     pub fn open(dir: impl AsRef<Path>) -> Result<Run> {
-        fathom_sinks::Run::open(dir.as_ref()).map(Run::from)
+        fathom_sinks::RunDir::open(dir.as_ref()).map(Run::from)
     }
 
     /// Whether the directory is removed when the last clone is dropped.
@@ -37,16 +37,16 @@ impl Run {
     }
 }
 
-impl From<fathom_sinks::Run> for Run {
-    fn from(run: fathom_sinks::Run) -> Run {
+impl From<fathom_sinks::RunDir> for Run {
+    fn from(run: fathom_sinks::RunDir) -> Run {
         Run { run, temporary: None }
     }
 }
 
 impl Deref for Run {
-    type Target = fathom_sinks::Run;
+    type Target = fathom_sinks::RunDir;
 
-    fn deref(&self) -> &fathom_sinks::Run {
+    fn deref(&self) -> &fathom_sinks::RunDir {
         &self.run
     }
 }

@@ -52,7 +52,7 @@ impl Detections {
     ///
     /// # Errors
     /// Detections that cannot be read; sinks that cannot be classified.
-    pub fn of_run(run: &fathom_sinks::Run, preset: Option<Preset>) -> Result<Detections> {
+    pub fn of_run(run: &fathom_sinks::RunDir, preset: Option<Preset>) -> Result<Detections> {
         let mut traces = run.detections()?;
         let model = &run.manifest().model;
         if let Some(preset) = preset {

@@ -11,8 +11,8 @@ use fathom_backend::Backend;
 
 use crate::site::Layout;
 use crate::{
-    Access, At, EditProbe, Edits, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result,
-    Sequence, SequenceOptions, Site,
+    Access, At, EditProbe, Edits, Error, ModelConfig, PREFILL_CHUNK, Probe, Result, Sequence,
+    SequenceOptions, Site, Transformer,
 };
 use file::CaptureFile;
 pub use recorder::Recorder;
@@ -147,7 +147,7 @@ impl CaptureRequest {
 /// `out` exists already or cannot be written; a position beyond the text; a token id outside the
 /// vocabulary; no tokens.
 pub fn capture<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     request: &CaptureRequest,
     out: &Path,
@@ -167,7 +167,7 @@ pub fn capture<B: Backend>(
 /// A position beyond the text; a token id outside the vocabulary; no tokens; not enough memory
 /// ([`CaptureRequest::bytes`] returns how much is needed).
 pub fn capture_in_memory<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     request: &CaptureRequest,
     progress: &mut dyn FnMut(usize),
@@ -223,7 +223,7 @@ struct CaptureProbe<'a, S> {
 impl<S: CaptureStore> CaptureProbe<'_, S> {
     fn run<B: Backend>(
         &mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         ids: &[u32],
         progress: &mut dyn FnMut(usize),
     ) -> Result<()> {
@@ -231,13 +231,17 @@ impl<S: CaptureStore> CaptureProbe<'_, S> {
         let mut sequence = model.new_sequence(request.sequence_options(model.config(), ids.len()));
         // Logits are as wide as the vocabulary: shorter chunks limit their memory.
         let chunk = if request.has(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
-        let mut probe = EditProbe::new(&request.edits).watched_by(self);
+        let mut probe = EditProbe::new(&request.edits).observed_by(self);
         model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
         self.sink_scores(model, &sequence)
     }
 
     /// Captures the sink scores after the last chunk of the sequence.
-    fn sink_scores<B: Backend>(&mut self, model: &Model<B>, sequence: &Sequence<B>) -> Result<()> {
+    fn sink_scores<B: Backend>(
+        &mut self,
+        model: &Transformer<B>,
+        sequence: &Sequence<B>,
+    ) -> Result<()> {
         for (site, layer) in &self.request.places {
             if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(sequence, *layer)?) {
                 let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..self.tokens };

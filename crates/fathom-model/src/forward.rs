@@ -8,9 +8,9 @@ use fathom_backend::{Attention, Backend, Rotary, Span};
 use crate::batch::{Batch, Piece};
 use crate::taps::{PassTaps, Taps};
 use crate::workspace::Workspace;
-use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
+use crate::{Error, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
-/// Usual chunk size of [`Model::prefill`] in tokens: enough rows for efficient matrix products, and
+/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix products, and
 /// few enough to keep the activations of long texts small.
 pub const PREFILL_CHUNK: usize = 512;
 
@@ -90,7 +90,7 @@ impl<B: Backend> HeadOutput<B> {
     }
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
     /// The bits of a row depend only on its own sequence's tokens: not on the other steps, on how
@@ -109,10 +109,10 @@ impl<B: Backend> Model<B> {
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Model::forward`] then [`Logits::argmax`], without storing the logits: greedy decoding.
+    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy decoding.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Transformer::forward`].
     pub fn forward_argmax(
         &self,
         steps: &mut [Step<'_, B>],
@@ -158,7 +158,7 @@ impl<B: Backend> Model<B> {
     /// the same for every chunk size. `progress` is called after each chunk with the tokens done.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Transformer::forward`].
     pub fn prefill(
         &self,
         sequence: &mut Sequence<B>,

@@ -3,7 +3,7 @@
 use fathom_backend::Backend;
 
 use crate::taps::{PassTaps, Taps};
-use crate::{Error, Model, Result, Site};
+use crate::{Error, Result, Site, Transformer};
 
 /// The MLP's intermediate values for a probe, `[n, intermediate]` each.
 pub(crate) struct Stages<B: Backend> {
@@ -28,7 +28,7 @@ impl<B: Backend> Stages<B> {
     }
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// The output of layer `layer`'s MLP for normed inputs (`mlp_in`). `rows` and the result are
     /// `[n, hidden]`, row-major; the result is bitwise equal to `mlp_out` in a pass.
     ///

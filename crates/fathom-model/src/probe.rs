@@ -20,7 +20,7 @@ pub enum Access {
     Change,
     /// Receive the Euclidean norm of every row ([`Probe::measured`]); the rows stay on the device.
     Norms,
-    /// Receive the norms, and the dot products of every row with the rows of [`Probe::landmarks`].
+    /// Receive the norms, and the dot products of every row with the rows of [`Probe::reference_positions`].
     Dots,
 }
 
@@ -44,7 +44,7 @@ impl Access {
 pub struct Measured<'a> {
     /// The norm of each row, `[positions]`.
     pub norms: &'a [f32],
-    /// One element for each of [`Probe::landmarks`] with [`Access::Dots`]; otherwise empty.
+    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`]; otherwise empty.
     pub dots: Vec<Dots<'a>>,
 }
 
@@ -79,7 +79,7 @@ pub struct At {
 /// as f32 `[positions, width]` row-major. A row of a per-head site has its heads one after the
 /// other (`width = heads · head_dim`). `attn_weights` is `[heads, positions, keys]` with keys
 /// `0..positions.end`, and cannot be edited. `sink_score` needs the whole sequence:
-/// [`crate::Model::sink_score`] returns it after the last chunk.
+/// [`crate::Transformer::sink_score`] returns it after the last chunk.
 pub trait Probe {
     /// The access wanted at `site` of `layer`. Called once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
@@ -125,7 +125,7 @@ pub trait Probe {
     /// Reference positions of sequence `sequence`: [`Access::Dots`] computes the dot products of
     /// all rows with theirs. Called once per pass. All rows up to the last reference position are
     /// stored on the device, so reference positions should be small.
-    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
+    fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }
 

@@ -8,9 +8,9 @@ use fathom_backend::Backend;
 use crate::batch::Piece;
 use crate::forward::{Head, HeadOutput, PREFILL_CHUNK};
 use crate::taps::{SequenceRows, Taps};
-use crate::{LogitRows, Model, Result, Sequence};
+use crate::{LogitRows, Result, Sequence, Transformer};
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// The rotary regime of position `p`: that of the shortest text that contains it, but at least
     /// of the planned length.
     fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {

@@ -12,7 +12,7 @@ pub struct SequenceOptions {
     /// tokens are cut into chunks, as HuggingFace does for a prompt given in one call. `None`: the
     /// length of the first step.
     pub planned_len: Option<usize>,
-    /// Accumulate attention column sums, for [`crate::Model::sink_score`].
+    /// Accumulate attention column sums, for [`crate::Transformer::sink_score`].
     pub sink_scores: bool,
     /// Compute only this many layers: a pass over the sequence ends there, calls no probe for later
     /// sites, and has no logits. What it computes is bitwise equal to a complete pass. `None`: all

@@ -153,7 +153,7 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
                 .iter()
                 .map(|span| WantedAccess {
                     access: taps.access_of(span.sequence),
-                    reference_positions: probe.landmarks(span.sequence),
+                    reference_positions: probe.reference_positions(span.sequence),
                 })
                 .collect(),
         };

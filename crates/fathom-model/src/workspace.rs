@@ -5,7 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use fathom_backend::Backend;
 
 use crate::mlp::Stages;
-use crate::{Model, ModelConfig, PREFILL_CHUNK, Result};
+use crate::{ModelConfig, PREFILL_CHUNK, Result, Transformer};
 
 /// Largest pass, in rows, whose memory is kept for reuse: four chunks.
 const MAX_REUSED_ROWS: usize = 4 * PREFILL_CHUNK;
@@ -28,7 +28,7 @@ pub(crate) struct Workspace<B: Backend> {
     pub chosen: B::Rows,
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// Memory for a pass over `n` rows: that of an earlier pass if one is idle.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::{cpu, fixture, relative_error};
 use fathom_backend::Precision;
 use fathom_model::{
-    AdapterConfig, Checkpoint, LogitRows, Model, ModelConfig, SequenceOptions, Step,
+    AdapterConfig, Checkpoint, LogitRows, ModelConfig, SequenceOptions, Step, Transformer,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
@@ -65,7 +65,7 @@ fn open(base: &Path, adapter: &Path) -> Result<Checkpoint, String> {
 
 fn logits(base: &Path, adapter: Option<&Path>) -> Vec<f32> {
     let cpu = cpu(Precision::F32, 2, None);
-    let model = Model::load_adapted(base, adapter, cpu, &mut |_, _| {}).unwrap();
+    let model = Transformer::load_adapted(base, adapter, cpu, &mut |_, _| {}).unwrap();
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let step = Step { sequence: &mut sequence, tokens: &IDS, logits: LogitRows::All };
     let logits = model.forward(&mut [step], None).unwrap();
@@ -436,7 +436,8 @@ fn a_scale_of_zero_changes_only_the_fingerprint() {
         assert!(one.starts_with("sampled-sha256:") && !all[..i].contains(one), "{all:?}");
     }
     let cpu = cpu(Precision::F32, 1, None);
-    let loaded = Model::load_adapted(&base, Some(plain.dir.path()), cpu, &mut |_, _| {}).unwrap();
+    let loaded =
+        Transformer::load_adapted(&base, Some(plain.dir.path()), cpu, &mut |_, _| {}).unwrap();
     assert_eq!(loaded.weights_fingerprint(), fingerprint(&Copy::plain()));
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Checkpoint, Model, ModelConfig};
+use fathom_model::{Checkpoint, ModelConfig, Transformer};
 use half::bf16;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -84,7 +84,7 @@ fn relative(message: &str, dir: &Path) -> String {
 fn refusal(dir: &Path) -> String {
     let config = ModelConfig::from_dir(dir).unwrap();
     let message = Checkpoint::open(dir).unwrap().check(&config).unwrap_err().to_string();
-    let loading = Model::load(dir, Cpu::new(CpuOptions::default()).unwrap()).err().unwrap();
+    let loading = Transformer::load(dir, Cpu::new(CpuOptions::default()).unwrap()).err().unwrap();
     assert_eq!(loading.to_string(), message);
     relative(&message, dir)
 }
@@ -306,7 +306,7 @@ fn a_value_that_is_not_finite_is_found_in_every_part_of_a_fused_tensor() {
         let at = 2 * (row * columns + 3);
         tensors[index].2[at..at + 2].copy_from_slice(&bf16::NAN.to_le_bytes());
         let dir = checkpoint_of("phi3", &tensors);
-        let message = Model::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).err();
+        let message = Transformer::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).err();
         let message = message.unwrap().to_string();
         let expected =
             format!("tensor `{name}` is NaN or infinite at [{row}, 3], expected finite numbers");

@@ -7,12 +7,12 @@ use common::{cpu, fixture, goldens, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, CaptureRequest, LogitRows, Model, Probe, Recorder, Result, Sequence,
-    SequenceOptions, Site, Step, capture_in_memory,
+    Access, At, CaptureRequest, LogitRows, Probe, Recorder, Result, Sequence, SequenceOptions,
+    Site, Step, Transformer, capture_in_memory,
 };
 
 /// Every site of the first `layers` layers.
-fn request(model: &Model<Cpu>, layers: usize) -> CaptureRequest {
+fn request(model: &Transformer<Cpu>, layers: usize) -> CaptureRequest {
     let places = Site::all().filter(|site| site.per_layer());
     let mut places: Vec<(Site, Option<usize>)> =
         places.flat_map(|site| (0..layers).map(move |layer| (site, Some(layer)))).collect();
@@ -24,7 +24,7 @@ fn request(model: &Model<Cpu>, layers: usize) -> CaptureRequest {
 fn partial_passes_have_the_bits_of_complete_ones() {
     for golden in &goldens() {
         let dir = fixture("golden").join(golden);
-        let model = Model::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
+        let model = Transformer::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
         for prompt in prompts(&dir) {
             let ids = prompt.input_ids;
             let everything = CaptureRequest::new(
@@ -89,7 +89,7 @@ impl Probe for Stop {
 
 #[test]
 fn a_probe_is_called_before_each_layer_and_may_end_the_pass() {
-    let model = Model::load(&fixture("golden/qwen3"), cpu(Precision::F32, 1, None)).unwrap();
+    let model = Transformer::load(&fixture("golden/qwen3"), cpu(Precision::F32, 1, None)).unwrap();
     let layers = model.config().layers;
     for before in 0..=layers {
         let mut probe = Stop { before, asked: Vec::new(), seen: 0 };
@@ -110,7 +110,7 @@ fn a_probe_is_called_before_each_layer_and_may_end_the_pass() {
 
 #[test]
 fn partial_passes_have_no_logits_and_one_number_of_layers() {
-    let model = Model::load(&fixture("golden/qwen2"), cpu(Precision::F32, 1, None)).unwrap();
+    let model = Transformer::load(&fixture("golden/qwen2"), cpu(Precision::F32, 1, None)).unwrap();
     let of = |layers| model.new_sequence(SequenceOptions { layers, ..SequenceOptions::default() });
     let (mut two, mut three, mut all) = (of(Some(2)), of(Some(3)), of(Some(100)));
     let refused = model.forward(&mut [step(&mut two, LogitRows::Last)], None).err().unwrap();

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, CaptureRequest, Change, Edit, EditProbe, Edits, Error, LogitRows, Model, Positions,
-    Probe, SequenceOptions, Site, Step, capture,
+    Access, At, CaptureRequest, Change, Edit, EditProbe, Edits, Error, LogitRows, Positions, Probe,
+    SequenceOptions, Site, Step, Transformer, capture,
 };
 use proptest::prelude::*;
 
 const IDS: [u32; 12] = [1, 17, 23, 99, 4, 56, 77, 8, 120, 64, 33, 5];
 
-fn model() -> Model<Cpu> {
+fn model() -> Transformer<Cpu> {
     common::load(&common::fixture("golden/qwen2"), Precision::F32)
 }
 
@@ -38,19 +38,19 @@ impl Probe for Keep {
 
 /// Rows of `sites`, by (site, layer), in a pass with `edits` over [`IDS`], `chunk` at a time.
 fn pass(
-    model: &Model<Cpu>,
+    model: &Transformer<Cpu>,
     edits: &Edits,
     sites: &[Site],
     chunk: usize,
 ) -> BTreeMap<(Site, usize), Vec<f32>> {
     let mut keep = Keep { sites: sites.to_vec(), rows: BTreeMap::new() };
     let mut sequence = model.new_sequence(SequenceOptions::default());
-    let mut probe = EditProbe::new(edits).watched_by(&mut keep);
+    let mut probe = EditProbe::new(edits).observed_by(&mut keep);
     model.prefill(&mut sequence, &IDS, chunk, Some(&mut probe), &mut |_| {}).unwrap();
     keep.rows
 }
 
-fn checked(model: &Model<Cpu>, edits: &[&str]) -> Result<Edits, String> {
+fn checked(model: &Transformer<Cpu>, edits: &[&str]) -> Result<Edits, String> {
     let edits = edits.iter().map(|text| Edit::parse(text)).collect::<Result<Vec<_>, _>>();
     edits
         .and_then(|edits| Edits::new(edits, model.config(), Some(IDS.len())))

@@ -8,7 +8,7 @@ use common::{cpu, fixture, goldens, isas, load, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, LogitRows, Model, Probe, Result, Sequence, SequenceOptions, Site, Step,
+    Access, At, LogitRows, Probe, Result, Sequence, SequenceOptions, Site, Step, Transformer,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -17,7 +17,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn new_sequence(model: &Model<Cpu>, planned_len: usize) -> Sequence<Cpu> {
+fn new_sequence(model: &Transformer<Cpu>, planned_len: usize) -> Sequence<Cpu> {
     let options = SequenceOptions {
         planned_len: Some(planned_len),
         sink_scores: true,
@@ -27,7 +27,7 @@ fn new_sequence(model: &Model<Cpu>, planned_len: usize) -> Sequence<Cpu> {
 }
 
 /// Logits of every position and sink scores of every layer, computed `chunk` tokens at a time.
-fn run(model: &Model<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
+fn run(model: &Transformer<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
     let mut sequence = new_sequence(model, ids.len());
     let mut logits = Vec::new();
     for tokens in ids.chunks(chunk) {
@@ -37,13 +37,13 @@ fn run(model: &Model<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
     (bits(&logits), scores(model, &sequence))
 }
 
-fn scores(model: &Model<Cpu>, sequence: &Sequence<Cpu>) -> Vec<u32> {
+fn scores(model: &Transformer<Cpu>, sequence: &Sequence<Cpu>) -> Vec<u32> {
     let layers = 0..model.config().layers;
     layers.flat_map(|layer| bits(&model.sink_score(sequence, layer).unwrap().unwrap())).collect()
 }
 
 /// A pseudo-random text of `n` tokens.
-fn text(model: &Model<Cpu>, n: usize, seed: u32) -> Vec<u32> {
+fn text(model: &Transformer<Cpu>, n: usize, seed: u32) -> Vec<u32> {
     let vocab = model.config().vocab as u32;
     (0..n as u32).map(|i| (i * i * 31 + i * 7 + seed * 101) % vocab).collect()
 }
@@ -54,8 +54,8 @@ fn chunks_and_threads_do_not_change_a_bit() {
         let dir = fixture("golden").join(golden);
         for isa in isas() {
             for precision in PRECISIONS {
-                let one = Model::load(&dir, cpu(precision, 1, Some(isa))).unwrap();
-                let two = Model::load(&dir, cpu(precision, 2, Some(isa))).unwrap();
+                let one = Transformer::load(&dir, cpu(precision, 1, Some(isa))).unwrap();
+                let two = Transformer::load(&dir, cpu(precision, 2, Some(isa))).unwrap();
                 let ids = text(&one, 150, 3);
                 let whole = run(&one, &ids, ids.len());
                 for chunk in [1, 7, 64] {

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use common::{cpu, fixture};
 use fathom_backend::{Backend, Precision};
 use fathom_model::{
-    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Measured, Model, Positions, Probe,
-    Result, SequenceOptions, Site, Step,
+    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Measured, Positions, Probe, Result,
+    SequenceOptions, Site, Step, Transformer,
 };
 use fathom_vector::dot;
 use foreign_backend::Foreign;
@@ -74,7 +74,7 @@ impl Probe for OnDevice {
         }
     }
 
-    fn landmarks(&self, _: usize) -> Vec<usize> {
+    fn reference_positions(&self, _: usize) -> Vec<usize> {
         REFERENCE_POSITIONS.to_vec()
     }
 
@@ -104,7 +104,7 @@ fn ids(sequence: usize) -> Vec<u32> {
 }
 
 /// Two sequences in one batch, in chunks.
-fn run<B: Backend>(model: &Model<B>, chunk: usize, probe: &mut dyn Probe) {
+fn run<B: Backend>(model: &Transformer<B>, chunk: usize, probe: &mut dyn Probe) {
     let mut sequences = [0, 1].map(|_| model.new_sequence(SequenceOptions::default()));
     let texts = [ids(0), ids(1)];
     for start in (0..TOKENS[0]).step_by(chunk) {
@@ -122,7 +122,7 @@ fn run<B: Backend>(model: &Model<B>, chunk: usize, probe: &mut dyn Probe) {
     }
 }
 
-fn assert_measured<B: Backend>(model: &Model<B>) {
+fn assert_measured<B: Backend>(model: &Transformer<B>) {
     let mut rows = FromRows::default();
     run(model, 5, &mut rows);
     let want = rows.numbers();
@@ -149,14 +149,15 @@ fn assert_measured<B: Backend>(model: &Model<B>) {
 fn norms_and_dot_products_are_those_of_the_rows() {
     for (golden, precision) in [("llama3.2", Precision::F32), ("qwen3", Precision::Bf16)] {
         let dir = fixture("golden").join(golden);
-        assert_measured(&Model::load(&dir, cpu(precision, 2, None)).unwrap());
-        assert_measured(&Model::load(&dir, Foreign::new(cpu(precision, 2, None))).unwrap());
+        assert_measured(&Transformer::load(&dir, cpu(precision, 2, None)).unwrap());
+        assert_measured(&Transformer::load(&dir, Foreign::new(cpu(precision, 2, None))).unwrap());
     }
 }
 
 #[test]
 fn a_reference_position_without_a_row_is_an_error() {
-    let model = Model::load(&fixture("golden/llama3.2"), cpu(Precision::F32, 1, None)).unwrap();
+    let model =
+        Transformer::load(&fixture("golden/llama3.2"), cpu(Precision::F32, 1, None)).unwrap();
     let mut sequence = model.new_sequence(SequenceOptions::default());
     model.prefill(&mut sequence, &[1, 2, 3], 8, None, &mut |_| {}).unwrap();
     let mut probe = OnDevice::default();
@@ -191,8 +192,8 @@ impl Probe for Onlooker {
 #[test]
 fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
     let dir = fixture("golden").join("llama3.2");
-    let on_host = Model::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
-    let on_device = Model::load(&dir, Foreign::new(cpu(Precision::F32, 2, None))).unwrap();
+    let on_host = Transformer::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
+    let on_device = Transformer::load(&dir, Foreign::new(cpu(Precision::F32, 2, None))).unwrap();
     let config = on_host.config();
     let some: Vec<f32> = (0..config.hidden).map(|i| i as f32 / 50.0 - 0.3).collect();
     let few = vec![0.5, -2.0];
@@ -220,7 +221,7 @@ fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
         assert_eq!(EditProbe::new(&edits).access(place.0, place.1), Access::Change, "{what}");
         let plain = logits(&on_host, &ids, None);
         let mut onlooker = Onlooker;
-        let mut on_the_host = EditProbe::new(&edits).watched_by(&mut onlooker);
+        let mut on_the_host = EditProbe::new(&edits).observed_by(&mut onlooker);
         let want = logits(&on_host, &ids, Some(&mut on_the_host));
         assert!(want != plain, "{what} changes nothing");
         assert_eq!(logits(&on_host, &ids, Some(&mut EditProbe::new(&edits))), want, "{what}");
@@ -229,7 +230,7 @@ fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
 }
 
 fn logits<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     mut probe: Option<&mut dyn Probe>,
 ) -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! The benchmark's tables.
 
-use fathom_decode::bench::Measured;
+use fathom_decode::bench::BenchResult;
 use fathom_decode::engine::{EngineMetrics, ModeChoice};
 
 use crate::{Cell, Column, Table};
@@ -13,7 +13,7 @@ pub struct BenchRow {
     /// The benchmark that the prompts are from.
     pub benchmark: String,
     /// What was measured.
-    pub measured: Measured,
+    pub measured: BenchResult,
     /// Throughput relative to plain decoding with the same accounting, median over the repeats.
     pub speedup: f64,
     /// The speedup that the simulator predicts.
@@ -167,12 +167,12 @@ mod tests {
         let row = BenchRow {
             batch_size: 4,
             benchmark: "GSM8K".to_owned(),
-            measured: Measured {
+            measured: BenchResult {
                 mode: ModeChoice::Auto,
                 seconds: 2.0,
                 mat: 3.256,
                 texts: vec![vec![0; 30], vec![0; 20]],
-                ..Measured::default()
+                ..BenchResult::default()
             },
             speedup: 1.5,
             predicted: None,

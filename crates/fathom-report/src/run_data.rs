@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use fathom_model::{Error, Result};
-use fathom_sinks::{Class, Level, Run, Sink, TraceDetection, TraceText, levels};
+use fathom_sinks::{Class, Level, RunDir, Sink, TraceDetection, TraceText, levels};
 
 /// A run with all that a report shows of it. The model is not needed.
 #[derive(Clone, Debug)]
 pub struct RunData {
     /// The run as stored.
-    pub stored: Run,
+    pub stored: RunDir,
     /// Its name: that of the model.
     pub name: String,
     /// Prefix of the anchors in its section of the page: `r0` for the first run of a report.
@@ -36,7 +36,7 @@ impl RunData {
     /// A directory that holds no run, or one of another version; tables that are missing or
     /// damaged.
     pub fn read(dir: &Path, number: usize) -> Result<RunData> {
-        let run = Run::open_unfinished(dir)?;
+        let run = RunDir::open_unfinished(dir)?;
         let traces = run.detections()?;
         if traces.is_empty() {
             return Err(Error::file(dir, "has recorded no trace yet: there is nothing to report"));
@@ -44,7 +44,7 @@ impl RunData {
         let tokens: Vec<usize> = traces.iter().map(scanned_tokens).collect();
         let text = run.text(traces.len())?;
         let text = text.filter(|text| text.ids.iter().map(Vec::len).eq(tokens.iter().copied()));
-        let attention = run.drawn_attention(&tokens)?;
+        let attention = run.attention_received(&tokens)?;
         let detections_sha256 = run.detections_sha256()?;
         let model = &run.manifest().model;
         let name = model.name_of(&model_name(&model.id));

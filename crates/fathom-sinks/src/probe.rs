@@ -96,7 +96,7 @@ impl Probe for ScalarProbe {
         }
     }
 
-    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
+    fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         self.scalars.candidates.iter().map(|candidate| candidate.position).collect()
     }
 

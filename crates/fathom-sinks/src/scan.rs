@@ -6,13 +6,13 @@ use std::collections::btree_map::Entry;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Error, Model, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace,
+    Error, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace, Transformer,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::checked::Checked;
 use crate::{
-    DetectOptions, Detection, LayerScores, NormCurves, Preset, Run, RunWriter, ScalarOptions,
+    DetectOptions, Detection, LayerScores, NormCurves, Preset, RunDir, RunWriter, ScalarOptions,
     ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
 };
 
@@ -117,12 +117,12 @@ pub struct TraceScan {
 /// There are no traces, a trace does not fit the model, activations are not finite, or the disk is
 /// full. Traces recorded before are kept, and the run can be resumed.
 pub fn scan<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     traces: &[TokenizedTrace],
     token_text: &dyn Fn(u32) -> Option<String>,
     mut writer: RunWriter,
     progress: &mut dyn Progress,
-) -> Result<Run> {
+) -> Result<RunDir> {
     let options = writer.manifest().options.clone();
     let traces = &traces[..options.limit.unwrap_or(usize::MAX).min(traces.len())];
     if traces.is_empty() {
@@ -171,7 +171,7 @@ fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
 /// # Errors
 /// As [`scan`].
 pub fn scan_trace<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     trace: &TokenizedTrace,
     token_text: &dyn Fn(u32) -> Option<String>,
     options: &ScanOptions,

@@ -11,8 +11,8 @@ use common::{Tokens, planted, traces};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
-    TokenizedTrace,
+    Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, SequenceOptions, Site, Step,
+    TokenizedTrace, Transformer,
 };
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
@@ -21,7 +21,7 @@ use fathom_sinks::explain::{
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
 use fathom_sinks::{
-    Class, Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan,
+    Class, Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,11 +30,11 @@ const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
 
 /// A planted model with a run of it.
 struct Planted {
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
     model_dir: PathBuf,
     traces: Vec<TokenizedTrace>,
     dir: TempDir,
-    run: Run,
+    run: RunDir,
 }
 
 impl Planted {
@@ -67,7 +67,7 @@ impl Planted {
     ) -> Planted {
         let options =
             CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
-        let model = Model::load(&model_dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&model_dir, Cpu::new(options).unwrap()).unwrap();
         let note = ModelNote::new("planted", &model_dir, model.config()).unwrap();
         let file = TracesNote::new(&model_dir.join("traces.jsonl")).unwrap();
         let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
@@ -376,7 +376,7 @@ fn clamping_a_layer_suppresses_its_sinks_and_changes_what_follows() {
 }
 
 /// The most likely tokens after `ids`, each from a fresh pass over all tokens before it.
-fn written(model: &Model<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec<u32> {
+fn written(model: &Transformer<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec<u32> {
     let mut text = ids.to_vec();
     for _ in 0..tokens {
         let mut sequence = model.new_sequence(SequenceOptions::default());

@@ -13,11 +13,11 @@ use std::sync::OnceLock;
 use common::{Tokens, planted, traces};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Checkpoint, Model, Result, TokenizedTrace};
+use fathom_model::{Checkpoint, Result, TokenizedTrace, Transformer};
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, result_file,
 };
-use fathom_sinks::{Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan};
+use fathom_sinks::{Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ const TRACES: usize = 3;
 
 /// A scan, and the result of each analysis when no other is ever asked for.
 struct Scanned {
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
     traces: Vec<TokenizedTrace>,
     dir: TempDir,
     clean: BTreeMap<Analysis, Clean>,
@@ -51,7 +51,7 @@ impl Scanned {
     fn new(attention: bool) -> Scanned {
         let options =
             CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
-        let model = Model::load(&planted(), Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&planted(), Cpu::new(options).unwrap()).unwrap();
         let note = ModelNote::new("planted", &planted(), model.config()).unwrap();
         let file = TracesNote::new(&planted().join("traces.jsonl")).unwrap();
         let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
@@ -81,14 +81,14 @@ impl Scanned {
         for name in ["run.json", "detections.jsonl"] {
             fs::copy(self.dir.path().join("run").join(name), dir.path().join(name)).unwrap();
         }
-        let run = Run::open(dir.path()).unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
         CopiedRun { run, dir }
     }
 
     /// As the command does.
     fn explain(
         &self,
-        run: &Run,
+        run: &RunDir,
         analyses: &[Analysis],
         options: ExplainOptions,
         progress: &mut dyn ExplainProgress,
@@ -114,7 +114,7 @@ impl Scanned {
 }
 
 struct CopiedRun {
-    run: Run,
+    run: RunDir,
     dir: TempDir,
 }
 

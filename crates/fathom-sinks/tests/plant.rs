@@ -8,8 +8,8 @@ use std::path::Path;
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    ChatTemplate, Message, Model, RenderOptions, SequenceOptions, TextEncoder, TokenizedTrace,
-    Tokenizer, TraceReader,
+    ChatTemplate, Message, RenderOptions, SequenceOptions, TextEncoder, TokenizedTrace, Tokenizer,
+    TraceReader, Transformer,
 };
 use fathom_sinks::plant::{PlantOptions, PlantedTruth, plant};
 use fathom_sinks::{
@@ -20,7 +20,7 @@ use fathom_sinks::{
 struct Planted {
     dir: tempfile::TempDir,
     truth: PlantedTruth,
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
 }
 
 /// Measurements of a trace: norms and cosines, and sink scores `[layer][heads · T]`.
@@ -34,7 +34,7 @@ impl Planted {
         let dir = tempfile::tempdir().unwrap();
         let truth = plant(dir.path(), &options).unwrap();
         let backend = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
-        let model = Model::load(dir.path(), backend).unwrap();
+        let model = Transformer::load(dir.path(), backend).unwrap();
         Planted { dir, truth, model }
     }
 

@@ -8,7 +8,7 @@ use crate::{Lengths, Mean, Mode};
 
 /// Results of one mode on one benchmark at one batch size.
 #[derive(Clone, Debug)]
-pub struct Measured {
+pub struct BenchResult {
     /// The mode.
     pub mode: ModeChoice,
     /// Seconds of decoding. `metrics` has those of prefill.
@@ -27,9 +27,9 @@ pub struct Measured {
     pub metrics: EngineMetrics,
 }
 
-impl Default for Measured {
-    fn default() -> Measured {
-        Measured {
+impl Default for BenchResult {
+    fn default() -> BenchResult {
+        BenchResult {
             mode: ModeChoice::Always(Mode::Ar),
             seconds: 0.0,
             steps: 0,
@@ -42,7 +42,7 @@ impl Default for Measured {
     }
 }
 
-impl Measured {
+impl BenchResult {
     /// Tokens of all texts.
     pub fn tokens(&self) -> usize {
         self.texts.iter().map(Vec::len).sum()
@@ -65,14 +65,14 @@ impl Measured {
     ///
     /// # Errors
     /// See [`simulate::run`].
-    pub fn predicted_speedup(&self, ar: &Measured) -> Result<Option<f64>> {
+    pub fn predicted_speedup(&self, ar: &BenchResult) -> Result<Option<f64>> {
         let metrics = &self.metrics;
         let (ModeChoice::Always(mode), Some(acceptance), Some(draft)) =
             (self.mode, metrics.acceptance.rate(), metrics.draft_cost.value())
         else {
             return Ok(None);
         };
-        if metrics.beyond_draft > 0 {
+        if metrics.steps_without_draft > 0 {
             return Ok(None);
         }
         let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
@@ -127,15 +127,15 @@ mod tests {
         metrics.acceptance.record(&step);
         metrics.draft_cost.record(0.02);
         metrics.pass_cost.record(5.0, 0.1);
-        let mut ar = Measured { steps: 200, ..Measured::default() };
+        let mut ar = BenchResult { steps: 200, ..BenchResult::default() };
         ar.metrics.verify_seconds = 20.0;
-        let mut pearl = Measured {
+        let mut pearl = BenchResult {
             mode: ModeChoice::Always(Mode::Pearl),
             steps: 100,
             sequence_steps: 100,
             gamma: 5.0,
             metrics,
-            ..Measured::default()
+            ..BenchResult::default()
         };
         let expected = 10.0 / (1.0 + 0.9 / (1.0 - 0.9_f64.powi(5)));
         let predicted = pearl.predicted_speedup(&ar).unwrap().unwrap();
@@ -146,9 +146,9 @@ mod tests {
         assert!((of_four / expected - 1.0).abs() < 0.03, "{of_four} {expected}");
         // There is no prediction for texts that the draft cannot follow.
         let mut beyond = pearl.clone();
-        beyond.metrics.beyond_draft = 1;
+        beyond.metrics.steps_without_draft = 1;
         assert_eq!(beyond.predicted_speedup(&ar).unwrap(), None);
-        let auto = Measured { mode: ModeChoice::Auto, ..pearl };
+        let auto = BenchResult { mode: ModeChoice::Auto, ..pearl };
         assert_eq!(auto.predicted_speedup(&ar).unwrap(), None);
     }
 }

@@ -51,7 +51,7 @@ impl<B: Backend> Engine<B> {
             let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
             let items: Vec<_> = items.collect();
             let co_running = !items.is_empty();
-            self.target.backend().set_shared(co_running);
+            self.target.backend().set_co_running(co_running);
             if let Some(draft) = self.draft.as_ref().filter(|_| co_running) {
                 draft.send(DraftJob { items, gamma: 0, co_running });
             }

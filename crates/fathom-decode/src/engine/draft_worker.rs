@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Error, LogitRows, Model, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
+    Error, LogitRows, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step, Transformer,
 };
 
 use super::scores::PassScores;
@@ -82,7 +82,7 @@ pub(super) struct DraftWorker {
 
 impl DraftWorker {
     /// Starts the thread. Ids ≥ `vocab` are padding of the target's logits.
-    pub fn spawn<B: Backend>(model: Arc<Model<B>>, vocab: usize) -> Result<DraftWorker> {
+    pub fn spawn<B: Backend>(model: Arc<Transformer<B>>, vocab: usize) -> Result<DraftWorker> {
         let config = model.config();
         let limits =
             DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
@@ -169,7 +169,7 @@ pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 struct Draft<B: Backend> {
-    model: Arc<Model<B>>,
+    model: Arc<Transformer<B>>,
     vocab: usize,
     /// By slot.
     sequences: HashMap<u64, SlotState<B>>,
@@ -193,7 +193,7 @@ struct Drafting<B: Backend> {
 impl<B: Backend> Draft<B> {
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
         let start = self.model.backend().mark()?;
-        self.model.backend().set_shared(job.co_running);
+        self.model.backend().set_co_running(job.co_running);
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
         self.catch_up(&mut all)?;
@@ -332,7 +332,7 @@ mod tests {
     fn a_draft_that_fails_ends_with_its_error() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap();
         let vocab = model.config().vocab;
         let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
         let job = |token: u32| {
@@ -363,7 +363,7 @@ mod tests {
     fn a_forgotten_sequence_is_gone() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap();
         let vocab = model.config().vocab;
         let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();

@@ -45,7 +45,7 @@ impl<B: Backend> Engine<B> {
             }
         }
         if self.draft.is_some() {
-            self.metrics.beyond_draft += plain;
+            self.metrics.steps_without_draft += plain;
         }
         self.metrics.gamma = gamma;
         *self.metrics.steps.entry(mode).or_default() += 1;

@@ -15,7 +15,7 @@ pub struct EngineMetrics {
     pub wasted: usize,
     /// Steps of sequences whose text the draft cannot follow: longer than its context, or with a
     /// token outside its vocabulary.
-    pub beyond_draft: usize,
+    pub steps_without_draft: usize,
     /// Judged and accepted drafts.
     pub acceptance: Acceptance,
     /// γ of the last step.

@@ -1,7 +1,7 @@
 //! The target's pass of a step, and the scores of a pass: argmax tokens and, if needed, logits.
 
 use fathom_backend::Backend;
-use fathom_model::{LogitRows, Logits, Model, Probe, Result, Step};
+use fathom_model::{LogitRows, Logits, Probe, Result, Step, Transformer};
 
 use super::Engine;
 use super::slot::Slot;
@@ -21,9 +21,9 @@ impl<B: Backend> PassScores<B> {
     /// ignored.
     ///
     /// # Errors
-    /// See [`Model::forward`].
+    /// See [`Transformer::forward`].
     pub fn of(
-        model: &Model<B>,
+        model: &Transformer<B>,
         steps: &mut [Step<'_, B>],
         probe: Option<&mut dyn Probe>,
         argmax_only: bool,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fathom_backend::Backend;
-use fathom_model::{Error, Model, Result, Sequence};
+use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
 use super::request::Ticket;
@@ -181,7 +181,7 @@ impl<B: Backend> Slot<B> {
     }
 
     /// Rolls both caches back to the text and the pending drafts.
-    pub fn roll_back(&mut self, target: &Model<B>) -> Result<()> {
+    pub fn roll_back(&mut self, target: &Transformer<B>) -> Result<()> {
         let text = self.text.tokens().len();
         self.drafted_len = self.drafted_len.min(text + self.pearl.pending().len() - 1);
         self.truncate_watcher(text - 1);
@@ -198,7 +198,7 @@ impl<B: Backend> Slot<B> {
     }
 
     /// Resets text and caches to the prompt, as after its prefill.
-    pub fn rewind(&mut self, target: &Model<B>) -> Result<()> {
+    pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
         self.count_from(self.text.tokens().len());

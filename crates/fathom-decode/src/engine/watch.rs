@@ -71,9 +71,9 @@ impl Probe for Watching<'_> {
         self.notify(at, |watcher, at| watcher.read(at, values))
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
         let watcher = self.watchers.get(sequence).and_then(Option::as_ref);
-        watcher.map_or_else(Vec::new, |watcher| watcher.landmarks(0))
+        watcher.map_or_else(Vec::new, |watcher| watcher.reference_positions(0))
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use fathom_backend::{Backend, BackendError};
 use fathom_kernels::Cpu;
-use fathom_measure::limits::{self, Limits, Reading};
-use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
+use fathom_measure::workload::{AttentionWorkload, Measured, ProductWorkload, Work, measure};
 use fathom_model::Result;
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ struct KernelRow {
 struct KernelBench<'a> {
     cpu: &'a Cpu,
     limits: Limits,
-    now: Reading<'a>,
+    now: CurrentLimits<'a>,
     repeats: usize,
 }
 
@@ -51,7 +51,8 @@ pub fn run(
     let lines = shapes.len() * (5 + TOKENS.len());
     let bar = progress::bar(output, "measuring", "kernels", lines as u64);
     let (mut products, mut attention) = (Vec::new(), Vec::new());
-    let bench = KernelBench { cpu, limits: limits::measure(cpu), now: Reading::new(cpu), repeats };
+    let bench =
+        KernelBench { cpu, limits: limits::measure(cpu), now: CurrentLimits::new(cpu), repeats };
     for &shape in shapes {
         for (what, k, n) in shape.shape().products() {
             let runs = bench.multiply(k, n, what == "head")?;
@@ -94,7 +95,7 @@ pub fn run(
 impl KernelBench<'_> {
     /// Measures products with a `k × n` matrix, one for each of [`ROWS`].
     fn multiply(&self, k: usize, n: usize, is_head: bool) -> Result<Vec<Option<Measured>>> {
-        let mut products = Products::new(self.cpu, k, n)?;
+        let mut products = ProductWorkload::new(self.cpu, k, n)?;
         let mut run = |rows| {
             if is_head && rows > HEAD_ROWS {
                 return Ok(None);
@@ -111,7 +112,7 @@ impl KernelBench<'_> {
         let sizes = shape.shape();
         let head_dim = sizes.hidden / sizes.heads;
         let heads = (sizes.heads, sizes.kv_heads, head_dim);
-        let mut attending = Attending::new(self.cpu, heads, tokens)?;
+        let mut attending = AttentionWorkload::new(self.cpu, heads, tokens)?;
         let mut runs = Vec::with_capacity(QUERIES.len() + 1);
         let mut work = Work { bytes: 0.0, flops: 0.0 };
         for (_, rows) in QUERIES {

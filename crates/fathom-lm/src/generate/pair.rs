@@ -176,7 +176,7 @@ impl Pair {
         let mut load =
             |files: &ModelFiles, alone: usize, together: usize, cores: Option<Vec<usize>>| {
                 let options = CpuOptions { threads: Some(alone), ..files.cpu() };
-                let mut cpu = cpu(options)?.with_threads_beside(together).map_err(cpu_error)?;
+                let mut cpu = cpu(options)?.with_co_running_threads(together).map_err(cpu_error)?;
                 if let Some(cores) = cores {
                     cpu = cpu.pinned(&cores).map_err(cpu_error)?;
                 }

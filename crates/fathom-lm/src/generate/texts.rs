@@ -51,7 +51,7 @@ pub struct TextRequest {
 /// assert_eq!(seen[1], engine.encode("What is 6 times 7?")?.ids.len() + 2);
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
-pub struct TextsUnderWay {
+pub struct TextsInProgress {
     updates: Receiver<EngineUpdate>,
     /// One entry per request; `None` once its text has ended.
     running: Vec<Option<RunningText>>,
@@ -89,10 +89,10 @@ impl TextEngine {
     ///
     /// # Errors
     /// As [`TextEngine::submit_ids`], for the first request that is refused.
-    pub fn submit_all(&self, requests: Vec<TextRequest>) -> Result<TextsUnderWay> {
+    pub fn submit_all(&self, requests: Vec<TextRequest>) -> Result<TextsInProgress> {
         let several = requests.len() > 1;
         let (sender, updates) = channel();
-        let mut texts = TextsUnderWay { updates, running: Vec::with_capacity(requests.len()) };
+        let mut texts = TextsInProgress { updates, running: Vec::with_capacity(requests.len()) };
         for (number, request) in requests.into_iter().enumerate() {
             let TextRequest { ids, params, sample, watcher } = request;
             let tokenizer = self.pair().tokenizer();
@@ -125,7 +125,7 @@ impl TextEngine {
     }
 }
 
-impl TextsUnderWay {
+impl TextsInProgress {
     /// The number of texts that have not ended.
     pub fn pending(&self) -> usize {
         self.running.iter().flatten().count()
@@ -168,7 +168,7 @@ impl TextsUnderWay {
     }
 }
 
-impl Drop for TextsUnderWay {
+impl Drop for TextsInProgress {
     fn drop(&mut self) {
         self.cancel();
     }

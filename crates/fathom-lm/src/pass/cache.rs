@@ -2,7 +2,7 @@
 
 use fathom_model::{Captured, Site};
 
-use super::{Array, parse_place};
+use super::{Array, parse_site};
 
 /// Activations captured in a pass, in the order of the forward pass.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +25,7 @@ impl Cache {
     /// layer for sites that have layers. `resid_post.3` and `blocks.3.hook_resid_post` are the
     /// same. `None` if they were not captured, or the name is unknown.
     pub fn get(&self, name: &str) -> Option<&Array> {
-        let (site, layer) = parse_place(name).ok()?;
+        let (site, layer) = parse_site(name).ok()?;
         if site.per_layer() && layer.is_none() {
             return None;
         }

@@ -76,8 +76,8 @@ impl Probe for HookProbe<'_, '_> {
         self.then.changes(at)
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.then.landmarks(sequence)
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.then.reference_positions(sequence)
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {

@@ -6,7 +6,7 @@ use fathom_model::{
 };
 
 use super::hooks::{Hook, HookProbe, Readers};
-use super::{Array, Cache, parse_edits, parse_place};
+use super::{Array, Cache, parse_edits, parse_site};
 use crate::{Model, Weights};
 
 /// Tokens per step when logits are wanted. A row of logits is as wide as the vocabulary, so fewer
@@ -111,7 +111,7 @@ impl<'a> Pass<'a> {
         name: &str,
         hook: impl FnMut(&At, &mut [f32]) -> Result<()> + 'a,
     ) -> Result<Pass<'a>> {
-        let (site, layer) = parse_place(name)?;
+        let (site, layer) = parse_site(name)?;
         let config = self.model.config();
         let refuse = |problem: String| Err(Error::Request(problem));
         if site == Site::SinkScore {
@@ -203,7 +203,7 @@ impl<'a> Pass<'a> {
             (true, _) => PREFILL_CHUNK,
         };
         let mut readers = Readers(vec![&mut recorder, &mut last]);
-        let mut edited = EditProbe::new(&edits).watched_by(&mut readers);
+        let mut edited = EditProbe::new(&edits).observed_by(&mut readers);
         let then: &mut dyn Probe = match &mut watcher {
             Some(watcher) => *watcher,
             None => &mut edited,
@@ -238,7 +238,7 @@ impl<'a> Pass<'a> {
         let end = stop.unwrap_or(config.layers);
         let mut places = Vec::new();
         for name in &self.names {
-            match parse_place(name)? {
+            match parse_site(name)? {
                 (site, None) if site.per_layer() => {
                     places.extend((0..end).map(|layer| (site, Some(layer))));
                 }

@@ -8,7 +8,7 @@ use fathom_backend::Backend;
 use serde_json::{Map, Value, json};
 
 use super::{CaptureRequest, CaptureStore, TensorSpec};
-use crate::{Error, Model, Result};
+use crate::{Error, Result, Transformer};
 
 /// A safetensors file of known shapes, filled in the order in which the pass computes the values.
 pub(super) struct CaptureFile {
@@ -21,7 +21,7 @@ pub(super) struct CaptureFile {
 
 impl CaptureFile {
     pub fn create<B: Backend>(
-        model: &Model<B>,
+        model: &Transformer<B>,
         ids: &[u32],
         request: &CaptureRequest,
         tensors: &[TensorSpec],

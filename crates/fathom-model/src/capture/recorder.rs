@@ -4,7 +4,7 @@ use fathom_backend::Backend;
 
 use super::memory::MemoryStore;
 use super::{CaptureProbe, Captured};
-use crate::{Access, At, CaptureRequest, Model, ModelConfig, Probe, Result, Sequence, Site};
+use crate::{Access, At, CaptureRequest, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
 /// A probe that records what a [`CaptureRequest`] names, for callers that run the pass themselves,
 /// for example because they also need logits or use other probes. It does not make the request's
@@ -36,7 +36,7 @@ impl<'a> Recorder<'a> {
     /// Those of the backend.
     pub fn finish<B: Backend>(
         mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         sequence: &Sequence<B>,
     ) -> Result<Vec<Captured>> {
         self.0.sink_scores(model, sequence)?;

@@ -31,7 +31,7 @@ impl<'a> EditProbe<'a> {
     }
 
     /// Also passes `watcher` the values it asks for, after the edits. The watcher cannot edit.
-    pub fn watched_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
+    pub fn observed_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
         self.watcher = Some(watcher);
         self
     }
@@ -129,8 +129,8 @@ impl Probe for EditProbe<'_> {
         Ok(changes)
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.landmarks(sequence))
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.reference_positions(sequence))
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::Model;
+use fathom_model::Transformer;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -30,8 +30,8 @@ pub fn cpu(precision: Precision, threads: usize, isa: Option<Isa>) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), precision, isa }).unwrap()
 }
 
-pub fn load(dir: &Path, precision: Precision) -> Model<Cpu> {
-    Model::load(dir, cpu(precision, 2, None)).unwrap()
+pub fn load(dir: &Path, precision: Precision) -> Transformer<Cpu> {
+    Transformer::load(dir, cpu(precision, 2, None)).unwrap()
 }
 
 /// Every instruction set this machine can run.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fathom_backend::Backend;
-use fathom_model::{Checkpoint, Error, Model, Result, TokenizedTrace, file_fingerprint};
+use fathom_model::{Checkpoint, Error, Result, TokenizedTrace, Transformer, file_fingerprint};
 use serde::Serialize;
 
 use super::analysis::AnyAnalyzer;
@@ -14,12 +14,12 @@ use super::scanned::{ScannedRun, ScannedTrace};
 use super::store::ResultStore;
 use super::{Analysis, ExplainOptions};
 use crate::run::{DETECTIONS, MANIFEST};
-use crate::{AdapterNote, Fingerprints, Run, ScanOptions, TraceDetection, TracesNote};
+use crate::{AdapterNote, Fingerprints, RunDir, ScanOptions, TraceDetection, TracesNote};
 
 /// The analyses of a run that are still to do.
 #[derive(Clone, Debug)]
 pub struct Explanation<'a> {
-    run: &'a Run,
+    run: &'a RunDir,
     options: ExplainOptions,
     analyses: Vec<Analysis>,
     detections: Vec<TraceDetection>,
@@ -29,7 +29,7 @@ pub struct Explanation<'a> {
 /// What passes over the traces need.
 pub struct Inputs<'a, B: Backend> {
     /// The run's model.
-    pub model: &'a Model<B>,
+    pub model: &'a Transformer<B>,
     /// The checkpoint it was loaded from.
     pub checkpoint: &'a Checkpoint,
     /// The run's traces, in their order.
@@ -74,7 +74,7 @@ impl<'a> Explanation<'a> {
     ///
     /// # Errors
     /// Detections that cannot be read.
-    pub fn new(run: &'a Run, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
+    pub fn new(run: &'a RunDir, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
         let fingerprint = file_fingerprint(&run.dir().join(DETECTIONS))?;
         let detections_sha256 = fingerprint.trim_start_matches("sha256:").to_owned();
         let detections = run.detections()?;
@@ -246,7 +246,7 @@ impl<'a> Explanation<'a> {
 ///
 /// # Errors
 /// Files that differ from those the run was made with, or cannot be read.
-pub fn check_model(run: &Run, model_dir: &Path) -> Result<()> {
+pub fn check_model(run: &RunDir, model_dir: &Path) -> Result<()> {
     let scanned = &run.manifest().model.fingerprints;
     let here = Fingerprints::of(model_dir)?;
     let differs = [
@@ -268,7 +268,7 @@ pub fn check_model(run: &Run, model_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// A run without an adapter; an adapter that differs from the run's, or cannot be read.
-pub fn check_adapter(run: &Run, adapter_dir: &Path) -> Result<()> {
+pub fn check_adapter(run: &RunDir, adapter_dir: &Path) -> Result<()> {
     let manifest = run.dir().join(MANIFEST);
     let Some(scanned) = &run.manifest().model.adapter else {
         let problem = format!("is an adapter, and {} was made without one", manifest.display());
@@ -288,7 +288,7 @@ pub fn check_adapter(run: &Run, adapter_dir: &Path) -> Result<()> {
 ///
 /// # Errors
 /// A file that differs from the one the run was made with, or cannot be read.
-pub fn check_traces(run: &Run, traces: &Path) -> Result<()> {
+pub fn check_traces(run: &RunDir, traces: &Path) -> Result<()> {
     if run.manifest().traces.sha256 == TracesNote::new(traces)?.sha256 {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 
 use fathom_backend::{Backend, RowEdit};
 use fathom_model::{
-    Access, At, EditProbe, Edits, LogitRows, Measured, Model, PREFILL_CHUNK, Probe, Result,
-    Sequence, SequenceOptions, Site, Step,
+    Access, At, EditProbe, Edits, LogitRows, Measured, PREFILL_CHUNK, Probe, Result, Sequence,
+    SequenceOptions, Site, Step, Transformer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
 /// # Errors
 /// A pass that fails.
 pub(super) fn run_edited<'a, B: Backend>(
-    model: &'a Model<B>,
+    model: &'a Transformer<B>,
     trace: &ScannedTrace<'a>,
     scan: &ScanOptions,
     edits: &[&Edits],
@@ -55,7 +55,7 @@ pub(super) fn run_edited<'a, B: Backend>(
         all.iter().map(|_| ScalarProbe::new(layers, ids, &measured)).collect();
     let probes = all.iter().zip(&mut scalars);
     let mut probe = ProbePerSequence {
-        probes: probes.map(|(edits, scalars)| EditProbe::new(edits).watched_by(scalars)).collect(),
+        probes: probes.map(|(edits, scalars)| EditProbe::new(edits).observed_by(scalars)).collect(),
     };
     let options = SequenceOptions {
         planned_len: Some(ids.len()),
@@ -117,7 +117,7 @@ pub(super) fn run_edited<'a, B: Backend>(
 
 /// A trace after all its passes.
 pub(super) struct EditedTrace<'a, B: Backend> {
-    model: &'a Model<B>,
+    model: &'a Transformer<B>,
     ids: &'a [u32],
     /// Of the plain pass, then of each edited one.
     outcomes: Vec<Outcome>,
@@ -149,7 +149,7 @@ pub(super) struct Passes<'a, B: Backend> {
     pub plain: &'a Outcome,
     /// Outcomes of the intervention's passes, in the order of its edits.
     pub edited: &'a [Outcome],
-    model: &'a Model<B>,
+    model: &'a Transformer<B>,
     ids: &'a [u32],
     edits: &'a [Edits],
     plain_sequence: &'a mut Sequence<B>,
@@ -223,8 +223,8 @@ impl Probe for ProbePerSequence<'_> {
         self.probes.get(sequence).map_or(Access::Skip, |probe| probe.access(site, layer))
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.probes.get(sequence).map_or_else(Vec::new, |probe| probe.landmarks(sequence))
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.probes.get(sequence).map_or_else(Vec::new, |probe| probe.reference_positions(sequence))
     }
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {

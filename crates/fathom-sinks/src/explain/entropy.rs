@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use fathom_backend::Backend;
-use fathom_model::{Model, Result, Sequence, Site};
+use fathom_model::{Result, Sequence, Site, Transformer};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
@@ -155,7 +155,7 @@ impl<B: Backend> Observer<B> for EntropyAnalyzer {
 
     fn end(
         &mut self,
-        _: &Model<B>,
+        _: &Transformer<B>,
         _: &mut Sequence<B>,
         trace: &ScannedTrace<'_>,
         _: &mut dyn FnMut(usize) -> Result<()>,

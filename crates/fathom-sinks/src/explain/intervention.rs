@@ -1,7 +1,7 @@
 //! Passes with edits, next to a plain one: what an intervention is, and the loop over the traces.
 
 use fathom_backend::Backend;
-use fathom_model::{Edits, Model, ModelConfig, Result};
+use fathom_model::{Edits, ModelConfig, Result, Transformer};
 
 use super::ExplainProgress;
 use super::driver::advanced;
@@ -54,7 +54,7 @@ pub(super) trait Intervention<B: Backend> {
 /// # Errors
 /// A pass that fails; a part that cannot be stored.
 pub(super) fn intervene<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     run: &ScannedRun<'_>,
     interventions: &mut [&mut dyn Intervention<B>],
     parts: &Parts,

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Access, At, Model, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site,
+    Access, At, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site, Transformer,
 };
 
 use super::ExplainProgress;
@@ -53,7 +53,7 @@ pub(super) trait Observer<B: Backend> {
     /// A pass that fails.
     fn end(
         &mut self,
-        _model: &Model<B>,
+        _model: &Transformer<B>,
         _sequence: &mut Sequence<B>,
         _trace: &ScannedTrace<'_>,
         _advance: &mut dyn FnMut(usize) -> Result<()>,
@@ -117,7 +117,7 @@ impl<B: Backend> SameName<'_, B> {
 /// # Errors
 /// A pass that fails; a part that cannot be stored.
 pub(super) fn observe<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     traces: &[ScannedTrace<'_>],
     observers: Vec<&mut dyn Observer<B>>,
     parts: &Parts,
@@ -163,7 +163,7 @@ pub(super) fn observe<B: Backend>(
 
 /// Runs one trace through the model.
 fn observe_one<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     trace: &ScannedTrace<'_>,
     observers: &mut [&mut dyn Observer<B>],
     progress: &mut dyn ExplainProgress,

@@ -4,7 +4,7 @@
 use std::mem;
 
 use fathom_backend::Backend;
-use fathom_model::{Model, Result, Site};
+use fathom_model::{Result, Site, Transformer};
 use fathom_vector::{dot, norm};
 use serde::{Deserialize, Serialize};
 
@@ -202,7 +202,7 @@ impl<B: Backend> Observer<B> for PcaAnalyzer {
 }
 
 impl CollectedLayer {
-    fn finish<B: Backend>(self, model: &Model<B>) -> Result<LayerPca> {
+    fn finish<B: Backend>(self, model: &Transformer<B>) -> Result<LayerPca> {
         let rows = self.inputs.rows(Site::MlpIn, self.layer);
         let is_sink: Vec<bool> = self
             .inputs
@@ -234,7 +234,7 @@ impl CollectedLayer {
     /// Puts α · component through the layer's MLP, for a range of α.
     fn sweep<B: Backend>(
         &self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         number: usize,
         component: &[f32],
         projections: &[f32],

@@ -6,8 +6,8 @@ use std::mem;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Model, Probe, Result, Sequence, Site,
-    Step,
+    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Probe, Result, Sequence, Site, Step,
+    Transformer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -187,7 +187,7 @@ impl<B: Backend> Observer<B> for SwapAnalyzer {
 
     fn end(
         &mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         sequence: &mut Sequence<B>,
         trace: &ScannedTrace<'_>,
         advance: &mut dyn FnMut(usize) -> Result<()>,
@@ -205,7 +205,7 @@ impl<B: Backend> Observer<B> for SwapAnalyzer {
                 let edit = Edit::new(*site, *layer, position, Change::Replace(sum.mean()));
                 let edits = Edits::new(vec![edit], model.config(), None)?;
                 let mut state = LastState { layer: l_start, row: Vec::new() };
-                let mut probe = EditProbe::new(&edits).watched_by(&mut state);
+                let mut probe = EditProbe::new(&edits).observed_by(&mut state);
                 model.truncate(sequence, position)?;
                 let tokens = &trace.ids[position..=position];
                 let mut step = [Step { sequence: &mut *sequence, tokens, logits: LogitRows::None }];

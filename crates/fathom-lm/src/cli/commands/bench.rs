@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
+use fathom_decode::bench::{Batches, BenchProtocol, BenchResult, Plan, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement};
 use fathom_kernels::Cpu;
@@ -195,28 +195,29 @@ struct Setup {
 }
 
 /// The run with the median throughput.
-fn median_run(runs: &[Measured]) -> Option<&Measured> {
-    let mut runs: Vec<&Measured> = runs.iter().collect();
+fn median_run(runs: &[BenchResult]) -> Option<&BenchResult> {
+    let mut runs: Vec<&BenchResult> = runs.iter().collect();
     runs.sort_by(|a, b| a.throughput().total_cmp(&b.throughput()));
     runs.get(runs.len() / 2).copied()
 }
 
 /// The median ratio of the throughput of `runs` to that of `others`. Runs of the same repetition
 /// are about a second apart, so a slow phase of the machine affects both and cancels.
-fn relative(runs: &[Measured], others: &[Measured]) -> f64 {
+fn relative(runs: &[BenchResult], others: &[BenchResult]) -> f64 {
     let turns = runs.iter().zip(others);
     median(turns.map(|(run, other)| run.throughput() / other.throughput()).collect())
 }
 
 /// The throughput of `auto` relative to the best fixed mode. `None` for a fixed mode.
-fn of_best(runs: &[Measured], modes: &[Vec<Measured>]) -> Option<f64> {
-    let is_auto = |runs: &[Measured]| runs.first().is_some_and(|run| run.mode == ModeChoice::Auto);
+fn of_best(runs: &[BenchResult], modes: &[Vec<BenchResult>]) -> Option<f64> {
+    let is_auto =
+        |runs: &[BenchResult]| runs.first().is_some_and(|run| run.mode == ModeChoice::Auto);
     let others = modes.iter().filter(|others| !is_auto(others));
     is_auto(runs).then(|| others.map(|others| relative(runs, others)).fold(f64::INFINITY, f64::min))
 }
 
 /// Checks that all modes generated the same greedy texts.
-fn check_texts<'m>(mut runs: impl Iterator<Item = &'m Measured>) -> Result<(), Failure> {
+fn check_texts<'m>(mut runs: impl Iterator<Item = &'m BenchResult>) -> Result<(), Failure> {
     let Some(first) = runs.next() else { return Ok(()) };
     for run in runs {
         if let Some((prompt, position)) = first_difference(&first.texts, &run.texts) {
@@ -248,7 +249,7 @@ impl Args {
         setups: &mut [Setup],
         batches: Batches<'_>,
         eos: &Arc<[u32]>,
-    ) -> Result<Vec<Vec<Vec<Measured>>>, Failure> {
+    ) -> Result<Vec<Vec<Vec<BenchResult>>>, Failure> {
         let plan = Plan {
             batches,
             modes: &self.modes(),
@@ -262,13 +263,14 @@ impl Args {
         Ok(runs)
     }
 
-    fn protocol(&self) -> Protocol {
+    fn protocol(&self) -> BenchProtocol {
         let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         match self.protocol {
-            ProtocolName::Fixed => {
-                Protocol::Fixed { steps: number(self.steps), ar_tokens: number(self.ar_tokens) }
-            }
-            ProtocolName::Natural => Protocol::Natural { max_tokens: number(self.max_tokens) },
+            ProtocolName::Fixed => BenchProtocol::Fixed {
+                steps: number(self.steps),
+                ar_tokens: number(self.ar_tokens),
+            },
+            ProtocolName::Natural => BenchProtocol::Natural { max_tokens: number(self.max_tokens) },
         }
     }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
 use fathom_measure::{DecodeSpeed, Overhead, decode_speed, overhead, prefill_flops};
 use fathom_model::Error;
 use serde_json::json;
@@ -81,7 +81,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let before = limits::measure(model.backend());
     let repeats = args.repeats.into();
     let decode = {
-        let memory = Reading::new(model.backend());
+        let memory = CurrentLimits::new(model.backend());
         let (context, steps) = (args.context as usize, STEPS * repeats);
         decode_speed(&model, &args.batches, context, steps, &mut || memory.bytes_per_s())?
     };

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions, Isa, KernelPath, cpu_features};
-use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
 use fathom_measure::{DecodeSpeed, Machine, Overhead, decode_speed, overhead, prefill_flops};
 use serde_json::{Map, Value, json};
 
@@ -155,7 +155,7 @@ impl MachineSpeed {
         let name = subject.into_name();
         progress::note(output, "measuring the model");
         let decode = {
-            let memory = Reading::new(model.backend());
+            let memory = CurrentLimits::new(model.backend());
             decode_speed(&model, &[1, 16], 64, 48, &mut || memory.bytes_per_s())?
         };
         let prefill = overhead(&model, PREFILL, 3)?;

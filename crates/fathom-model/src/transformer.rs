@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
 
 /// A decoder-only language model on a backend.
-pub struct Model<B: Backend> {
+pub struct Transformer<B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: ModelConfig,
     weights_fingerprint: String,
@@ -40,38 +40,38 @@ pub(crate) struct Layer<B: Backend> {
     pub down: B::Linear,     // [hidden, intermediate]
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// Loads a HuggingFace checkpoint directory.
     ///
     /// # Errors
     /// The config, a tensor or a value is invalid; the message names file and field or tensor.
-    pub fn load(dir: &Path, backend: B) -> Result<Model<B>> {
-        Model::load_with_progress(dir, backend, &mut |_, _| {})
+    pub fn load(dir: &Path, backend: B) -> Result<Transformer<B>> {
+        Transformer::load_with_progress(dir, backend, &mut |_, _| {})
     }
 
-    /// As [`Model::load`], calling `progress(layers done, layers)` after each layer is packed.
+    /// As [`Transformer::load`], calling `progress(layers done, layers)` after each layer is packed.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// As [`Transformer::load`].
     pub fn load_with_progress(
         dir: &Path,
         backend: B,
         progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Model<B>> {
-        Model::load_adapted(dir, None, backend, progress)
+    ) -> Result<Transformer<B>> {
+        Transformer::load_adapted(dir, None, backend, progress)
     }
 
-    /// As [`Model::load_with_progress`], with the LoRA adapter in the directory `adapter`, if
+    /// As [`Transformer::load_with_progress`], with the LoRA adapter in the directory `adapter`, if
     /// given, merged into the weights one matrix at a time, as by PEFT's `merge_and_unload`.
     ///
     /// # Errors
-    /// As [`Model::load`] and [`Checkpoint::open_adapted`].
+    /// As [`Transformer::load`] and [`Checkpoint::open_adapted`].
     pub fn load_adapted(
         dir: &Path,
         adapter: Option<&Path>,
         backend: B,
         progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Model<B>> {
+    ) -> Result<Transformer<B>> {
         let config = ModelConfig::from_dir(dir)?;
         let checkpoint = Checkpoint::open_adapted(dir, adapter, &config)?;
         checkpoint.check(&config)?;
@@ -90,7 +90,7 @@ impl<B: Backend> Model<B> {
             progress(layers.len(), config.layers);
         }
         let weights_fingerprint = checkpoint.fingerprint();
-        Ok(Model {
+        Ok(Transformer {
             backend,
             config,
             weights_fingerprint,
