@@ -40,7 +40,10 @@ def main() -> None:
     import fathom_lm as fl
 
     model = fl.Model(asked.model, precision=asked.precision, chat_template=False)
-    ids = [[(i * 7919 + t * 31) % model.vocab for i in range(asked.tokens)] for t in range(asked.traces)]
+    ids = [
+        [(i * 7919 + t * 31) % model.vocab for i in range(asked.tokens)]
+        for t in range(asked.traces)
+    ]
     fathom = [sys.executable, "-m", "fathom_lm"]
     scans, captures = [], []
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,7 +14,9 @@ from conftest import FIXTURES
 MODEL = fl.Model(FIXTURES / "golden" / "llama2", threads=1)
 
 names = st.one_of(
-    st.sampled_from(MODEL.names() + MODEL.names(lens=True) + ["mlp_out", "q.*", "blocks.*.hook_mlp_out"]),
+    st.sampled_from(
+        MODEL.names() + MODEL.names(lens=True) + ["mlp_out", "q.*", "blocks.*.hook_mlp_out"]
+    ),
     st.from_regex(r"[a-z_.*]{0,12}(\.-?\d{1,20})?", fullmatch=True),
     st.text(max_size=20),
 )
@@ -57,9 +59,7 @@ def refused_or(call: Any) -> Any:
 @settings(max_examples=400, deadline=None)
 @given(ids, st.one_of(names, st.lists(names, max_size=3)), positions, numbers | st.none(), scraps)
 def test_run_with_cache(ids: Any, names: Any, positions: Any, stop: Any, logits: Any) -> None:
-    ran = refused_or(
-        lambda: MODEL.run_with_cache(ids, names, positions, stop, logits=logits)
-    )
+    ran = refused_or(lambda: MODEL.run_with_cache(ids, names, positions, stop, logits=logits))
     if ran is not None:
         assert all(array.dtype == np.float32 for array in ran[1].values())
     assert MODEL([1, 2, 3]).shape == (3, 320)
@@ -73,7 +73,11 @@ def test_hooks(name: Any, left: Any) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(st.text(max_size=30), st.builds("{}@{}={}".format, names, numbers, st.text(max_size=9))))
+@given(
+    st.one_of(
+        st.text(max_size=30), st.builds("{}@{}={}".format, names, numbers, st.text(max_size=9))
+    )
+)
 def test_edits(edit: str) -> None:
     logits = refused_or(lambda: MODEL.run_with_edits([1, 2, 3], [edit]))
     assert logits is None or logits.shape == (3, 320)

@@ -120,7 +120,9 @@ def _look_into(capsule: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], tup
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     managed = Managed.from_address(pointer(capsule, b"dltensor_versioned"))
     tensor = managed.tensor
-    assert tuple(managed.version) == (1, 0) and managed.flags == 2 and tuple(tensor.device) == (1, 0)
+    assert (
+        tuple(managed.version) == (1, 0) and managed.flags == 2 and tuple(tensor.device) == (1, 0)
+    )
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
     strides = tuple(tensor.strides[i] for i in range(tensor.ndim))
     count = int(np.prod(shape))

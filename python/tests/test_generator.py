@@ -53,7 +53,18 @@ def command(tmp_path: Path, *flags: Any) -> list[dict[str, Any]]:
         ({"max_tokens": 24}, ["--max-tokens", "24"]),
         (
             {"max_tokens": 20, "temperature": 0.8, "top_p": 0.9, "seed": 3, "n": 2},
-            ["--max-tokens", "20", "--temperature", "0.8", "--top-p", "0.9", "--seed", "3", "--samples", "2"],
+            [
+                "--max-tokens",
+                "20",
+                "--temperature",
+                "0.8",
+                "--top-p",
+                "0.9",
+                "--seed",
+                "3",
+                "--samples",
+                "2",
+            ],
         ),
         (
             {"max_tokens": 40, "stop": ["."], "repetition_penalty": 1.2},
@@ -151,7 +162,14 @@ def test_prompts_have_their_own_parameters(plain: fl.Generator) -> None:
 
 def test_one_prompt_in_every_form(plain: fl.Generator, model: fl.Model) -> None:
     encoded = model.encode(PROMPTS[0])
-    forms: list[Any] = [PROMPTS[0], [PROMPTS[0]], encoded, encoded.tolist(), encoded.ids, [encoded.ids]]
+    forms: list[Any] = [
+        PROMPTS[0],
+        [PROMPTS[0]],
+        encoded,
+        encoded.tolist(),
+        encoded.ids,
+        [encoded.ids],
+    ]
     texts = [plain.generate(form, max_tokens=5) for form in forms]
     assert all(len(found) == 1 and found[0].text == texts[0][0].text for found in texts)
 

@@ -13,7 +13,12 @@ def test_a_cache_knows_every_name_of_an_array(model: fl.Model, ids: list[int]) -
     array = cache["resid_post.3"]
     assert cache["blocks.3.hook_resid_post"] is array and cache["resid_post", 3] is array
     assert cache["hook_resid_post", 3] is array
-    assert list(cache) == ["embed", *(f"mlp_out.{i}" for i in range(3)), "mlp_out.3", "resid_post.3"]
+    assert list(cache) == [
+        "embed",
+        *(f"mlp_out.{i}" for i in range(3)),
+        "mlp_out.3",
+        "resid_post.3",
+    ]
     assert cache.keys() == set(cache) and len(cache) == 6
     assert "resid_post.3" in cache and "blocks.3.hook_resid_post" in cache
     assert "resid_post.2" not in cache and "nonsense" not in cache and 7 not in cache

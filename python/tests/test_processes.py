@@ -25,7 +25,9 @@ def test_threads_get_their_own_answers(model: fl.Model) -> None:
 
     expected = [model.run_with_cache(text(i), "resid_post.2") for i in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: model.run_with_cache(text(i % 16), "resid_post.2"), range(64)))
+        found = list(
+            pool.map(lambda i: model.run_with_cache(text(i % 16), "resid_post.2"), range(64))
+        )
     for i, (logits, cache) in enumerate(found):
         assert np.array_equal(logits, expected[i % 16][0])
         assert np.array_equal(cache["resid_post.2"], expected[i % 16][1]["resid_post.2"])

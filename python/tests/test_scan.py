@@ -51,7 +51,10 @@ def test_a_run_is_the_command_lines(run: fl.Run, command_run: Path) -> None:
     [
         ({"attention": False}, []),
         ({"all_heads": True}, ["--attention", "--all-heads"]),
-        ({"preset": "upstream", "threshold": 0.8}, ["--attention", "--preset", "upstream", "--threshold", "0.8"]),
+        (
+            {"preset": "upstream", "threshold": 0.8},
+            ["--attention", "--preset", "upstream", "--threshold", "0.8"],
+        ),
         ({"rise": 3.0, "reference": (0, 1)}, ["--attention", "--rise", "3", "--reference", "0,1"]),
         ({"max_tokens": 40, "limit": 2}, ["--attention", "--max-tokens", "40", "--limit", "2"]),
     ],
@@ -154,7 +157,9 @@ def test_tables_are_arrow(run: fl.Run) -> None:
         assert table.columns == written.column_names
     again = pa.table(run.scores)
     first = pa.table(run.scores)["mean"].chunk(0).buffers()[1].address
-    assert again["mean"].chunk(0).buffers()[1].address == first, "the memory is the run's, not a copy"
+    assert again["mean"].chunk(0).buffers()[1].address == first, (
+        "the memory is the run's, not a copy"
+    )
 
 
 def test_tables_are_polars(run: fl.Run) -> None:
@@ -236,7 +241,10 @@ def _has(module: str) -> bool:
 @pytest.mark.parametrize("show", ["sinks", "tokens", "levels", "positions"])
 def test_tables_are_the_command_lines(run: fl.Run, command_run: Path, show: Any) -> None:
     assert str(run.table(show)) == fathom("table", command_run, "--show", show)
-    assert str(run.table(show, "csv")).split() == fathom("table", command_run, "--show", show, "--csv").split()
+    assert (
+        str(run.table(show, "csv")).split()
+        == fathom("table", command_run, "--show", show, "--csv").split()
+    )
     assert str(run.table(show, "latex")) == fathom("table", command_run, "--show", show, "--latex")
     as_json = json.loads(fathom("table", command_run, "--show", show, "--json"))
     assert run.table(show).rows() == as_json[show]
@@ -286,7 +294,9 @@ def test_figures_and_reports(run: fl.Run, tmp_path: Path) -> None:
     assert files.page.read_text().startswith("<!doctype html>") or files.page.stat().st_size > 1000
     assert "fig1-norms" in run.figures
     norms = run.figure("norms")
-    assert norms == (tmp_path / "figures" / "fig1-norms.svg").read_text() == run.figure("fig1-norms")
+    assert (
+        norms == (tmp_path / "figures" / "fig1-norms.svg").read_text() == run.figure("fig1-norms")
+    )
     assert norms._repr_svg_().startswith("<svg") and norms.name == "norms"
     norms.save(tmp_path / "own.svg")
     assert (tmp_path / "own.svg").read_text() == norms
@@ -297,7 +307,9 @@ def test_figures_and_reports(run: fl.Run, tmp_path: Path) -> None:
     assert "<table>" in run._repr_html_() and "sink" in repr(run)
 
 
-def test_resuming_and_refusing(planted: fl.Model, traces: Path, run: fl.Run, tmp_path: Path) -> None:
+def test_resuming_and_refusing(
+    planted: fl.Model, traces: Path, run: fl.Run, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     fl.scan(planted, traces, out, limit=2, progress=False)
     with pytest.raises(fl.CheckpointError, match="holds a run already"):
@@ -321,7 +333,9 @@ def test_resuming_and_refusing(planted: fl.Model, traces: Path, run: fl.Run, tmp
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT")
-def test_ctrl_c_leaves_a_run_that_goes_on(planted_dir: Path, planted: fl.Model, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_goes_on(
+    planted_dir: Path, planted: fl.Model, tmp_path: Path
+) -> None:
     ids = [[1, *(3 + (i * (trace + 7)) % 40 for i in range(2000))] for trace in range(30)]
     program = f"""
 import sys, fathom_lm as fl

@@ -81,7 +81,7 @@ pub enum RopeKind {
 
 impl RopeKind {
     /// Its `rope_type`.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             RopeKind::Default => "default",
             RopeKind::Linear { .. } => "linear",

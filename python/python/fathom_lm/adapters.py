@@ -1,4 +1,4 @@
-"""For people who go on in other libraries: thin, and nothing of them is imported before it is needed."""
+"""Adapters for other libraries. They import those libraries only when they are called."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def sae_mask(
 ) -> Mask:
     """Positions to leave out of the training of a sparse autoencoder, `bool[T]`.
 
-    Their norms are many times those of other tokens and would make most of the loss. With SAELens:
-    `activations = activations[~fl.adapters.sae_mask(run, trace, layer)]`, the rows of one trace at
-    the layer that the autoencoder is trained on.
+    The norms of sinks are many times those of other tokens, so they would dominate the loss. With
+    the rows of one trace at the layer that the autoencoder is trained on:
+    `activations = activations[~fl.adapters.sae_mask(run, trace, layer)]`.
     """
     return run.mask(trace, layer, classes)
 
@@ -39,11 +39,11 @@ def kvpress_keep(
 ) -> npt.NDArray[np.int64]:
     """Positions whose keys and values an eviction must keep, `int64[kept]`, ascending.
 
-    With kvpress, in a press's `score`: `scores[..., fl.adapters.kvpress_keep(run, trace)] =
-    scores.max()`.
+    In the `score` of a kvpress `ScorerPress`:
+    `scores[..., fl.adapters.kvpress_keep(run, trace)] = scores.max()`.
 
     Args:
-        recent: Keep the last positions as well.
+        recent: Also keep this many of the last positions.
     """
     if recent < 0:
         raise RequestError(f"recent={recent}: expected at least 0")
@@ -53,13 +53,13 @@ def kvpress_keep(
 
 
 def to_activation_cache(cache: Cache, model: Any) -> Any:
-    """A cache as TransformerLens' `ActivationCache`: by its names, with a batch axis of one, heads
-    where it has them; copies.
+    """A cache as TransformerLens' `ActivationCache`: its names, a batch axis of size 1, and its
+    order of heads. The tensors are copies.
 
     Args:
-        cache: The cache; places that TransformerLens has not are left out.
-        model: TransformerLens' model of the same checkpoint, which `ActivationCache`'s methods ask
-            for shapes and weights (`model.cfg.n_heads` is read here too).
+        cache: The cache. Places that TransformerLens does not record are left out.
+        model: TransformerLens' model of the same checkpoint. The methods of `ActivationCache` read
+            its weights, and this function reads `model.cfg.n_heads`.
 
     Raises:
         UnsupportedError: torch or transformer_lens is not installed.
@@ -81,7 +81,7 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
 
 
 def lens_layout(site: str, array: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:
-    """An array as TransformerLens lays it out, without the batch axis: a copy."""
+    """A copy of an array in TransformerLens' layout, without the batch axis."""
     if site in ("q_pre_rope", "k_pre_rope", "q", "k", "v"):
         array = array.transpose(1, 0, 2)  # [T, heads, head_dim]
     elif site == "attn_ctx":

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Encoded, Error, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder, Tokenizer,
+    Encoded, Error, LoadProgress, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder,
+    Tokenizer,
 };
 
 use crate::cpu::{Weights, cpu, refused};
@@ -174,7 +175,7 @@ impl Pair {
     pub fn load(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<(Weights, Option<Weights>)> {
         let mut load =
             |files: &ModelFiles, alone: usize, together: usize, cores: Option<Vec<usize>>| {
@@ -199,7 +200,7 @@ impl Pair {
     pub(super) fn weights(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<Loaded> {
         match &self.loaded {
             Some(loaded) => Ok(loaded.clone()),
