@@ -1,8 +1,10 @@
-"""Arrays are the engine's own memory, read-only, and outlive everything."""
+"""Arrays are the engine's memory, read-only, and outlive the model; no copy is made where none is
+promised."""
 
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,66 @@ def test_dlpack_shares_memory_and_says_read_only(model: fl.Model, ids: list[int]
     assert address(taken) == address(array) and not taken.flags.writeable
     with pytest.raises(BufferError):
         array.__dlpack__()  # a consumer that does not know of read-only
+
+
+def test_views_share_the_memory(model: fl.Model, ids: list[int]) -> None:
+    logits, cache = model.run_with_cache(ids, ["resid_post.1", "q.1"])
+    for array in (logits, cache["resid_post.1"], cache["q.1"]):
+        start = address(array)
+        assert address(np.frombuffer(memoryview(array), dtype=np.float32)) == start
+        assert address(np.asarray(array)) == start
+        assert address(np.from_dlpack(array)) == start
+        assert address(array[1:]) == start + array.strides[0]
+        assert array[1:].base is not None and not array[1:].flags.writeable
+    assert not np.shares_memory(cache.stack("resid_post"), cache["resid_post.1"])
+
+
+def test_arrays_are_arrow_without_a_copy(model: fl.Model, ids: list[int]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    _, cache = model.run_with_cache(ids, "resid_post.1")
+    flat = cache["resid_post.1"].reshape(-1)
+    assert pa.array(flat).buffers()[1].address == address(flat) == address(cache["resid_post.1"])
+
+
+def test_ids_are_not_copied(model: fl.Model) -> None:
+    from fathom_lm import _input
+
+    ids = np.arange(8, dtype=np.int64)
+    assert _input.as_ids(ids) is ids
+    assert address(_input.as_ids(ids[2:6])) == address(ids) + 16
+    encoded = model.encode(ids)
+    assert address(np.asarray(encoded)) == address(encoded.ids) == address(_input.as_ids(encoded))
+    assert not np.shares_memory(_input.as_ids(ids[::2]), ids)
+
+
+def test_what_a_hook_returns_is_copied_once(model: fl.Model, ids: list[int]) -> None:
+    from fathom_lm import _hooks
+
+    seen: list[Any] = []
+
+    def replace(values: Any, site: fl.HookSite) -> Any:
+        seen.append(values)
+        replacement = values.copy()
+        assert _hooks._replacement(replacement, values.shape, site.name) is replacement
+        seen.append(replacement)
+        return replacement
+
+    _, cache = model.run_with_cache(ids, "resid_post.1", fwd_hooks=[("resid_post.1", replace)])
+    values, replacement = seen
+    assert not values.flags.writeable
+    for array in seen:
+        assert not np.shares_memory(array, cache["resid_post.1"])
+    assert np.array_equal(replacement, cache["resid_post.1"])
+
+
+def test_torch_shares_the_memory(model: fl.Model, ids: list[int]) -> None:
+    torch = pytest.importorskip("torch")
+    _, cache = model.run_with_cache(ids, "resid_post.1")
+    array = cache["resid_post.1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has no read-only tensors, and says so
+        tensor = torch.from_dlpack(array)
+    assert tensor.data_ptr() == address(array) and tensor.shape == array.shape
 
 
 def test_bf16_through_dlpack(model: fl.Model, ids: list[int]) -> None:

@@ -278,7 +278,7 @@ def test_what_cannot_be_started(arguments: Any, keywords: dict[str, Any], senten
 
 
 def test_loaded_models_have_said_how(model: fl.Model, planted: fl.Model) -> None:
-    with pytest.raises(fl.RequestError, match="precision is of models that are named"):
+    with pytest.raises(fl.RequestError, match="precision is for models given by path"):
         fl.Generator(model, precision="bf16")
     with pytest.raises(fl.FathomError, match="vocabular"):
         fl.Generator(model, planted)

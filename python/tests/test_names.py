@@ -62,11 +62,11 @@ def test_an_unknown_name_says_what_there_is(model: fl.Model, ids: list[int]) -> 
         cache["mlp_out.1"]
     with pytest.raises(KeyError, match="expected one of embed, resid_pre"):
         cache["resid"]
-    with pytest.raises(KeyError, match="say which, as in resid_post.3"):
+    with pytest.raises(KeyError, match="name one, as in resid_post.3"):
         cache["resid_post"]
-    with pytest.raises(KeyError, match="is not recorded: attn_in is it times the norm's weight"):
+    with pytest.raises(KeyError, match="is not recorded: attn_in is that times the norm's weight"):
         cache["blocks.0.ln1.hook_normalized"]
-    with pytest.raises(fl.RequestError, match="scores before the softmax are never held"):
+    with pytest.raises(fl.RequestError, match="scores before the softmax are never stored"):
         model.run_with_cache(ids, "blocks.0.attn.hook_attn_scores")
     with pytest.raises(fl.RequestError, match="unknown site `resid`"):
         model.run_with_cache(ids, ["resid_post.0", "resid"])

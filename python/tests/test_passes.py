@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 import fathom_lm as fl
-
-
-def bits(array: Any) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(array).view(np.uint32)
-
-
-def same(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(bits(a), bits(b)))
+from conftest import same
 
 
 def everything(model: fl.Model, ids: list[int], **options: Any) -> tuple[Any, fl.Cache]:

@@ -155,11 +155,28 @@ def test_tables_are_arrow(run: fl.Run) -> None:
         assert pa.schema(table).equals(written.schema)
         assert len(table) == written.num_rows
         assert table.columns == written.column_names
-    again = pa.table(run.scores)
-    first = pa.table(run.scores)["mean"].chunk(0).buffers()[1].address
-    assert again["mean"].chunk(0).buffers()[1].address == first, (
-        "the memory is the run's, not a copy"
-    )
+    first, again = pa.table(run.scores), pa.table(run.scores)
+    assert addresses(first) == addresses(again), "the memory is the run's, not a copy"
+
+
+def addresses(table: Any) -> dict[str, list[int]]:
+    """Where each column of numbers is in memory, chunk by chunk."""
+    return {
+        name: [chunk.buffers()[1].address for chunk in column.chunks]
+        for name, column in zip(table.column_names, table.columns)
+        if str(column.type) in ("uint32", "uint64", "float")
+    }
+
+
+def test_arrow_copies_nothing(run: fl.Run) -> None:
+    """Two libraries read numbers at the same addresses: they are those of the run's own table."""
+    pa = pytest.importorskip("pyarrow")
+    pl = pytest.importorskip("polars")
+    for name in ("sinks", "norms", "tokens", "scores"):
+        table = getattr(run, name)
+        read = addresses(pa.table(table))
+        assert len(read) > 1
+        assert addresses(pl.DataFrame(table).to_arrow()) == read, name
 
 
 def test_tables_are_polars(run: fl.Run) -> None:
@@ -167,6 +184,52 @@ def test_tables_are_polars(run: fl.Run) -> None:
     for name in ("sinks", "norms", "tokens", "scores"):
         frame = pl.DataFrame(getattr(run, name))
         assert frame.equals(pl.read_parquet(run.path / f"{name}.parquet")), name
+
+
+def test_tables_are_pandas(run: fl.Run) -> None:
+    pd = pytest.importorskip("pandas", minversion="3")
+    pa = pytest.importorskip("pyarrow")
+    for name in ("sinks", "norms", "tokens", "scores"):
+        frame = pd.DataFrame.from_arrow(getattr(run, name))
+        assert list(frame.columns) == getattr(run, name).columns
+        pd.testing.assert_frame_equal(frame, pa.table(getattr(run, name)).to_pandas())
+    mean = pd.DataFrame.from_arrow(run.sinks).groupby("class")["hidden_norm"].mean()
+    sinks = run.sinks.to_dict()
+    assert set(mean.index) == set(sinks["class"])
+    primary = sinks["hidden_norm"][sinks["class"] == "primary"].mean()
+    assert np.isclose(mean["primary"], primary)
+
+
+def test_tables_are_duckdb(run: fl.Run) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    connection = duckdb.connect()
+    for name in ("sinks", "norms", "tokens", "scores"):
+        table = getattr(run, name)
+        connection.register("run_table", table)
+        assert connection.sql("select count(*) from run_table").fetchall() == [(len(table),)]
+        columns = [column[0] for column in connection.sql("describe run_table").fetchall()]
+        assert columns == table.columns
+    sinks = run.sinks  # DuckDB finds it by the name of the variable
+    found = duckdb.sql("select class, count(*) from sinks group by class order by class").fetchall()
+    classes, counts = np.unique(sinks["class"].astype(str), return_counts=True)
+    assert found == list(zip(classes.tolist(), counts.tolist()))
+    largest = "select max(hidden_norm) from sinks where list_contains(layers, 10)"
+    assert duckdb.sql(largest).fetchall()[0][0] > 0
+    # And back: the rows of a query are traces.
+    tokens = run.tokens
+    assert len(tokens) > 0
+    rows_of_traces = duckdb.sql(
+        "select list(token_id order by position) as input_ids from tokens group by trace "
+        "order by trace"
+    )
+    scanned = fl.scan(run_model(run), rows_of_traces, progress=False)
+    for ours, theirs in zip(scanned.detections, run.detections, strict=True):
+        assert ours["candidate_sinks"] == theirs["candidate_sinks"]
+
+
+def run_model(run: fl.Run) -> fl.Model:
+    assert run._model is not None
+    return run._model
 
 
 def test_tables_are_numpy(run: fl.Run) -> None:
@@ -384,7 +447,7 @@ def test_progress_is_told(planted: fl.Model, rows: list[dict[str, Any]]) -> None
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"preset": "mine"}, "preset `mine` is unknown"),
         ({"resume": True}, "needs the run's directory"),
-        ({"prompt_field": "q"}, "are of files"),
+        ({"prompt_field": "q"}, "are for files"),
     ],
 )
 def test_arguments_are_refused(planted: fl.Model, keywords: dict[str, Any], sentence: str) -> None:
