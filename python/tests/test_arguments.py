@@ -1,4 +1,4 @@
-"""Whatever the arguments: an answer or a sentence, and never more than an exception."""
+"""Any arguments give a result or an exception of the package, and never a crash."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ positions = st.one_of(
 
 
 def refused_or(call: Any) -> Any:
-    """What a call gives, where it does not refuse its arguments."""
+    """The result of a call, or `None` if it refuses its arguments."""
     try:
         return call()
     except (fl.FathomError, OverflowError, TypeError):
@@ -67,8 +67,8 @@ def test_run_with_cache(ids: Any, names: Any, positions: Any, stop: Any, logits:
 
 @settings(max_examples=200, deadline=None)
 @given(names, st.one_of(scraps, arrays))
-def test_hooks(name: Any, left: Any) -> None:
-    logits = refused_or(lambda: MODEL.run_with_hooks([1, 2, 3], [(name, lambda v, s: left)]))
+def test_hooks(name: Any, returned: Any) -> None:
+    logits = refused_or(lambda: MODEL.run_with_hooks([1, 2, 3], [(name, lambda v, s: returned)]))
     assert logits is None or logits.shape == (3, 320)
 
 
@@ -94,4 +94,4 @@ def test_cache_keys(key: Any) -> None:
         try:
             assert key not in cache
         except TypeError:
-            pass  # what cannot be hashed is no key of any mapping
+            pass  # an unhashable value is no key of any mapping

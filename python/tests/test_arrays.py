@@ -1,5 +1,5 @@
-"""Arrays are the engine's memory, read-only, and outlive the model; no copy is made where none is
-promised."""
+"""Arrays are read-only views of the engine's memory that outlive the model. Addresses show that no
+copy is made where none is promised."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_two_reads_are_one_memory(model: fl.Model, ids: list[int]) -> None:
     assert not isinstance(owner, np.ndarray)
 
 
-def test_arrays_are_read_only_for_good(model: fl.Model, ids: list[int]) -> None:
+def test_arrays_cannot_be_made_writable(model: fl.Model, ids: list[int]) -> None:
     logits, cache = model.run_with_cache(ids, "resid_post.1")
     for array in (logits, cache["resid_post.1"]):
         assert array.dtype == np.float32 and array.flags.c_contiguous
@@ -60,14 +60,14 @@ def test_arrays_outlive_the_model_and_the_cache(golden_dir: Path, ids: list[int]
     assert address(array) == where and np.array_equal(array, copy)
 
 
-def test_dlpack_shares_memory_and_says_read_only(model: fl.Model, ids: list[int]) -> None:
+def test_dlpack_shares_memory_and_is_read_only(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids, "resid_post.1")
     array = cache["resid_post.1"]
     assert array.__dlpack_device__() == (1, 0)
     taken = np.from_dlpack(array)
     assert address(taken) == address(array) and not taken.flags.writeable
     with pytest.raises(BufferError):
-        array.__dlpack__()  # a consumer that does not know of read-only
+        array.__dlpack__()  # a consumer without read-only arrays
 
 
 def test_views_share_the_memory(model: fl.Model, ids: list[int]) -> None:
@@ -125,7 +125,7 @@ def test_torch_shares_the_memory(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids, "resid_post.1")
     array = cache["resid_post.1"]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch has no read-only tensors, and says so
+        warnings.simplefilter("ignore")  # torch has no read-only tensors, and warns
         tensor = torch.from_dlpack(array)
     assert tensor.data_ptr() == address(array) and tensor.shape == array.shape
 
@@ -139,7 +139,7 @@ def test_bf16_through_dlpack(model: fl.Model, ids: list[int]) -> None:
     assert 'dltensor"' in repr(rounded.__dlpack__())
     capsule = rounded.__dlpack__(max_version=(1, 0))
     assert 'dltensor_versioned"' in repr(capsule)
-    data, shape, strides, dtype = _look_into(capsule)
+    data, shape, strides, dtype = _parsed(capsule)
     assert shape == values.shape and strides == (values.shape[1], 1)
     assert dtype == (4, 16, 1)  # kDLBfloat
     # Rounded to nearest even, as the upper half of a float32.
@@ -152,8 +152,8 @@ def test_bf16_through_dlpack(model: fl.Model, ids: list[int]) -> None:
         rounded.__dlpack__(dl_device=(2, 0))
 
 
-def _look_into(capsule: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """What a consumer reads of a versioned capsule."""
+def _parsed(capsule: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The fields of a versioned capsule, as a consumer reads them."""
     import ctypes
 
     class Tensor(ctypes.Structure):
@@ -192,7 +192,7 @@ def _look_into(capsule: Any) -> tuple[Any, tuple[int, ...], tuple[int, ...], tup
     return bits.reshape(shape), shape, strides, (tensor.code, tensor.bits, tensor.lanes)
 
 
-def test_bf16_is_taken_by_torch() -> None:
+def test_torch_reads_bf16() -> None:
     torch = pytest.importorskip("torch")
     values = np.linspace(-3, 3, 12, dtype=np.float32).reshape(3, 4)
     tensor = torch.from_dlpack(fl.bf16(values))

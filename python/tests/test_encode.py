@@ -1,4 +1,4 @@
-"""Text, messages and ids; what the template did is shown."""
+"""Text, messages and ids; the rendered template is visible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import fathom_lm as fl
 
 
-def test_what_the_template_made_is_shown(planted: fl.Model) -> None:
+def test_the_rendered_template_is_visible(planted: fl.Model) -> None:
     encoded = planted.encode("hello there")
     assert encoded.text is not None and "hello there" in encoded.text
     assert encoded.text != "hello there"
@@ -120,5 +120,5 @@ def test_prompt_options_reach_the_template(planted_dir: Path) -> None:
         with pytest.raises(fl.RequestError, match="expected a day such as"):
             fl.Model(planted_dir, date=date)
     with pytest.raises(fl.FathomError):
-        # The planted template has no use for a date.
+        # The planted template does not use the date.
         fl.Model(planted_dir, date=datetime.date(2025, 1, 31))

@@ -1,4 +1,4 @@
-"""Names: ours, TransformerLens', and what neither has."""
+"""Fathom's names, TransformerLens' names, and unknown names."""
 
 from __future__ import annotations
 
@@ -48,15 +48,13 @@ def test_a_filter_may_be_a_function_of_either_name(model: fl.Model, ids: list[in
     assert len(none) == 0 and "0 arrays" in repr(none)
 
 
-def test_without_a_filter_all_but_what_grows_with_the_square(
-    model: fl.Model, ids: list[int]
-) -> None:
+def test_without_a_filter_every_place_but_attn_weights(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids)
     missing = set(model.names()) - set(cache)
     assert missing == {"logits", *(f"attn_weights.{i}" for i in range(model.layers))}
 
 
-def test_an_unknown_name_says_what_there_is(model: fl.Model, ids: list[int]) -> None:
+def test_the_error_of_an_unknown_name_lists_the_known_ones(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids, "resid_post")
     with pytest.raises(KeyError, match="captured were: resid_post.0, resid_post.1"):
         cache["mlp_out.1"]

@@ -149,9 +149,7 @@ def test_ids_and_texts_of_tokenizers(name: str, tmp_path: Path) -> None:
         model = load(checkpoint(tmp_path / "model", tokenizer, tokenizer_config=config))
     bos = 1 if name == "metaspace" else None
     cases = [
-        case
-        for case in read(TOKENIZERS / "expected.json")["cases"]
-        if case["tokenizer"] == name
+        case for case in read(TOKENIZERS / "expected.json")["cases"] if case["tokenizer"] == name
     ]
     assert len(cases) == 9
     for case in cases:

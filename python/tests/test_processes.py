@@ -1,4 +1,4 @@
-"""Threads, forks, signals, memory."""
+"""Threads, forks, signals and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_threads_get_their_own_answers(model: fl.Model) -> None:
         assert np.array_equal(cache["resid_post.2"], expected[i % 16][1]["resid_post.2"])
 
 
-def test_python_goes_on_during_a_pass(planted: fl.Model) -> None:
+def test_python_runs_during_a_pass(planted: fl.Model) -> None:
     ids = [3 + i % 20 for i in range(3000)]
     ticks, over = 0, threading.Event()
 
@@ -54,7 +54,7 @@ def test_python_goes_on_during_a_pass(planted: fl.Model) -> None:
     seconds = time.perf_counter() - began
     over.set()
     counter.join()
-    assert seconds > 0.05, "too short to tell"
+    assert seconds > 0.05, "too short to measure"
     assert ticks > seconds / 0.001 / 50, f"{ticks} ticks in {seconds} s"
 
 
@@ -67,17 +67,17 @@ def test_a_forked_child_is_refused_and_ends(model: fl.Model, ids: list[int]) -> 
         os.close(read)
         try:
             model(ids)
-            said = "ran"
+            answer = "ran"
         except fl.EngineError as error:
-            said = str(error)
+            answer = str(error)
         except BaseException as error:
-            said = repr(error)
-        os.write(write, said.encode())
+            answer = repr(error)
+        os.write(write, answer.encode())
         os._exit(0)
     os.close(write)
-    said = os.read(read, 1000).decode()
+    answer = os.read(read, 1000).decode()
     assert os.waitpid(child, 0)[1] == 0
-    assert "is a fork without its threads: load the model here" in said
+    assert "is a fork without its threads: load the model here" in answer
     assert model(ids).shape[0] == len(ids)
 
 
@@ -105,7 +105,7 @@ else:
 @unix
 @pytest.mark.parametrize(
     "call",
-    # A pass with hooks has no chunks and stops only between two layers; 8000 tokens keep them short.
+    # A pass with hooks stops only between two whole layers; 8000 tokens keep them short.
     ["model.logits(ids)", "model.run_with_hooks(ids[:8000], [('embed', look)])"],
 )
 def test_ctrl_c_stops_a_pass(planted_dir: Path, call: str) -> None:
@@ -156,7 +156,7 @@ except KeyboardInterrupt:
 
 
 def bfloat16_checkpoint(directory: Path, layers: int, hidden: int, intermediate: int) -> None:
-    """A checkpoint of zeros that takes no room on disk."""
+    """A checkpoint of zeros that takes no space on disk."""
     vocab, heads = 1000, 16
     config = {
         "architectures": ["LlamaForCausalLM"],

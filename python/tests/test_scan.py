@@ -1,4 +1,4 @@
-"""Scans and runs: what the command line writes, by other means."""
+"""Scans and runs, which are those of the command line."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_tables_are_arrow(run: fl.Run) -> None:
 
 
 def addresses(table: Any) -> dict[str, list[int]]:
-    """Where each column of numbers is in memory, chunk by chunk."""
+    """The address of each column of numbers, chunk by chunk."""
     return {
         name: [chunk.buffers()[1].address for chunk in column.chunks]
         for name, column in zip(table.column_names, table.columns)
@@ -169,7 +169,7 @@ def addresses(table: Any) -> dict[str, list[int]]:
 
 
 def test_arrow_copies_nothing(run: fl.Run) -> None:
-    """Two libraries read numbers at the same addresses: they are those of the run's own table."""
+    """Two libraries read numbers at the same addresses, those of the run's table."""
     pa = pytest.importorskip("pyarrow")
     pl = pytest.importorskip("polars")
     for name in ("sinks", "norms", "tokens", "scores"):
@@ -209,7 +209,7 @@ def test_tables_are_duckdb(run: fl.Run) -> None:
         assert connection.sql("select count(*) from run_table").fetchall() == [(len(table),)]
         columns = [column[0] for column in connection.sql("describe run_table").fetchall()]
         assert columns == table.columns
-    sinks = run.sinks  # DuckDB finds it by the name of the variable
+    sinks = run.sinks  # DuckDB finds the variable by its name
     found = duckdb.sql("select class, count(*) from sinks group by class order by class").fetchall()
     classes, counts = np.unique(sinks["class"].astype(str), return_counts=True)
     assert found == list(zip(classes.tolist(), counts.tolist()))
@@ -317,7 +317,7 @@ def test_tables_are_the_command_lines(run: fl.Run, command_run: Path, show: Any)
     assert str(both) == fathom("table", run.path, command_run, "--show", show)
 
 
-def test_tables_that_are_not(run: fl.Run) -> None:
+def test_unknown_tables_are_refused(run: fl.Run) -> None:
     with pytest.raises(fl.RequestError, match="there is no table `all`"):
         run.table("all")  # type: ignore[arg-type]
     with pytest.raises(fl.RequestError, match="format='html'"):
@@ -325,19 +325,19 @@ def test_tables_that_are_not(run: fl.Run) -> None:
 
 
 def test_explanations_are_the_command_lines(run: fl.Run, command_run: Path) -> None:
-    told: list[tuple[str, str, int, int]] = []
+    reported: list[tuple[str, str, int, int]] = []
     explained = run.explain(
-        ["stages", "effect", "entropy"], max_sinks=20, progress=lambda *step: told.append(step)
+        ["stages", "effect", "entropy"], max_sinks=20, progress=lambda *step: reported.append(step)
     )
     flags = ["--stages", "--effect", "--entropy", "--max-sinks", "20"]
-    said = fathom("explain", command_run, *flags)
+    output = fathom("explain", command_run, *flags)
     for one in explained:
         theirs = command_run / "explain" / f"{one.analysis}.json"
         assert one.file.read_bytes() == theirs.read_bytes()
-        assert one.finding in said
+        assert one.finding in output
         assert run.results[one.analysis] == json.loads(theirs.read_text())["result"]
-    assert told and told[0][:2] == ("observing", "tokens")
-    assert told[-1][2] == told[-1][3]
+    assert reported and reported[0][:2] == ("observing", "tokens")
+    assert reported[-1][2] == reported[-1][3]
     opened = fl.open_run(command_run)
     again = opened.explain("stages", max_sinks=20)
     assert again[0].finding == explained[0].finding
@@ -396,7 +396,7 @@ def test_resuming_and_refusing(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT")
-def test_ctrl_c_leaves_a_run_that_goes_on(
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(
     planted_dir: Path, planted: fl.Model, tmp_path: Path
 ) -> None:
     ids = [[1, *(3 + (i * (trace + 7)) % 40 for i in range(2000))] for trace in range(30)]
@@ -427,12 +427,12 @@ except KeyboardInterrupt:
     assert len(resumed) == 30
 
 
-def test_progress_is_told(planted: fl.Model, rows: list[dict[str, Any]]) -> None:
-    told: list[tuple[str, str, int, int]] = []
-    scanned = fl.scan(planted, rows, progress=lambda *step: told.append(step))
+def test_progress_is_reported(planted: fl.Model, rows: list[dict[str, Any]]) -> None:
+    reported: list[tuple[str, str, int, int]] = []
+    scanned = fl.scan(planted, rows, progress=lambda *step: reported.append(step))
     tokens = sum(detection["fathom"]["tokens"] for detection in scanned.detections)
-    assert told[0] == ("scanning", "tokens", 0, tokens)
-    assert told[-1] == ("scanning", "tokens", tokens, tokens)
+    assert reported[0] == ("scanning", "tokens", 0, tokens)
+    assert reported[-1] == ("scanning", "tokens", tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_remarks_are_warnings(planted: fl.Model) -> None:
     assert any(remark.kind == "padding" for remark in scanned.remarks)
 
 
-def test_an_explanation_that_is_stopped_goes_on(
+def test_an_interrupted_explanation_continues(
     planted: fl.Model, rows: list[dict[str, Any]]
 ) -> None:
     class Stop(Exception):

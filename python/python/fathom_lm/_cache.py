@@ -109,8 +109,8 @@ class Cache(Mapping[str, Array]):
         ]
         more = f"<p>… {len(self) - 64} more</p>" if len(self) > 64 else ""
         return (
-            f"<b>{len(self)} arrays, {_bytes(self.nbytes)}</b><table><tr><th>name</th><th>shape</th>"
-            f"<th>size</th></tr>{''.join(rows)}</table>{more}"
+            f"<b>{len(self)} arrays, {_bytes(self.nbytes)}</b><table><tr><th>name</th>"
+            f"<th>shape</th><th>size</th></tr>{''.join(rows)}</table>{more}"
         )
 
 

@@ -275,8 +275,8 @@ def _several(prompts: Any) -> Iterable[Any]:
         return [prompts] if np.ndim(prompts) == 1 else prompts
     if not isinstance(prompts, Iterable):
         raise RequestError(
-            f"{type(prompts).__name__} is no prompt: expected a text, messages, token ids, or a list "
-            "of prompts"
+            f"{type(prompts).__name__} is no prompt: expected a text, messages, token ids, or a "
+            "list of prompts"
         )
     found = list(prompts)
     if found and all(isinstance(item, (int, np.integer)) for item in found):

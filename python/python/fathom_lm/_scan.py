@@ -138,7 +138,8 @@ def read_traces(
         )
     if skip_bad_lines or prompt_field is not None or output_field is not None:
         raise RequestError(
-            "skip_bad_lines, prompt_field and output_field are for files: change traces in memory instead"
+            "skip_bad_lines, prompt_field and output_field are for files: change traces in memory "
+            "instead"
         )
     if hasattr(traces, "__arrow_c_stream__"):
         return _native.Traces.from_rows(model._native, _native.arrow_rows(traces, limit))
