@@ -36,7 +36,7 @@ import numpy as np
 PEERS = {
     "fathom": [],
     "transformer-lens": ["transformer-lens>=3", "numpy>=2.1"],
-    "nnsight": ["nnsight>=0.5", "numpy>=2.1"],
+    "nnsight": ["nnsight>=0.5", "accelerate", "numpy>=2.1"],
 }
 TASKS = ("resid_post", "sink_score")
 
