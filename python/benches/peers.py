@@ -7,8 +7,8 @@ same number of threads.
 
 Two tasks at each length: the residual stream after every layer, and the sink score of every token,
 head and layer, which the peers compute from the attention matrix `[heads, T, T]` of one layer at a
-time. For each: seconds (the smallest of a few repeats), the ratio to Fathom's seconds in the same
-turn (the median over the turns), the growth of memory from the loaded model to the peak, and the
+time. For each: seconds and CPU seconds of all threads (the smallest of a few repeats), the ratio of
+CPU seconds to Fathom's in the same turn (the median over the turns), the growth of memory from the loaded model to the peak, and the
 difference from Fathom's values. Running out of memory or time is a result.
 
 Fathom runs in the interpreter that this script is started with. Each peer has its own environment
@@ -172,13 +172,14 @@ def measure(args: argparse.Namespace) -> None:
     task(ids[:16])
     before = status("self", "VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    seconds = []
+    seconds, cpu = [], []
     answer: Any = None
     for _ in range(args.repeats):
         answer = None
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         answer = task(ids)
         seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - busy)
     grown = max(status("self", "VmHWM") - before, 0)
     out = None
     for layer, values in enumerate(answer):
@@ -187,7 +188,7 @@ def measure(args: argparse.Namespace) -> None:
             shape = (len(answer), *values.shape)
             out = np.lib.format.open_memmap(f"{args.out}.npy", "w+", dtype=np.float32, shape=shape)
         out[layer] = values
-    found = {"seconds": min(seconds), "grown": grown, "loaded": before, "version": peer.version}
+    found = {"seconds": min(seconds), "cpu": min(cpu), "grown": grown, "version": peer.version}
     Path(f"{args.out}.json").write_text(json.dumps(found))
 
 
@@ -241,12 +242,12 @@ def run(
                 process.wait()
     result = out.with_name(out.name + ".json")
     if problem is None and process.returncode != 0:
-        said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         memory = process.returncode == -9 or any(
-            sign in said[-1]
+            sign in lines[-1]
             for sign in ("MemoryError", "not enough memory", "can't allocate memory")
         )
-        problem = "out of memory" if memory else f"failed: {said[-1][:120]} ({log})"
+        problem = "out of memory" if memory else f"failed: {lines[-1][:120]} ({log})"
     return {"problem": problem} if problem else json.loads(result.read_text())
 
 
@@ -295,15 +296,17 @@ def compare(
     lines = []
     for peer, turns in measured.items():
         if "problem" in turns[-1]:
-            lines.append(f"{peer} | {turns[-1]['problem']} | | | ")
+            lines.append(f"{peer} | {turns[-1]['problem']} | | | | ")
             continue
         seconds = min(turn["seconds"] for turn in turns)
+        cpu = min(turn["cpu"] for turn in turns)
         pairs = zip(turns, measured.get("fathom", []))
-        ratios = [a["seconds"] / b["seconds"] for a, b in pairs if "seconds" in b]
+        ratios = [a["cpu"] / b["cpu"] for a, b in pairs if "cpu" in b]
         ratio = f"{statistics.median(ratios):.1f}" if ratios else ""
         grown = max(turn["grown"] for turn in turns) / 2**20
         name = f"{peer} {turns[0]['version']}"
-        lines.append(f"{name} | {seconds:.2f} | {ratio} | {grown:.0f} | {agree[peer]}")
+        numbers = f"{seconds:.2f} | {cpu:.2f} | {ratio} | {grown:.0f}"
+        lines.append(f"{name} | {numbers} | {agree[peer]}")
     return lines
 
 
@@ -339,10 +342,10 @@ def main() -> int:
     pythons = {peer: interpreter(peer, args.work) for peer in args.peers}
     print(f"{args.model.name}, {args.precision}, {args.threads} threads, random ids\n")
     print(
-        "| task | tokens | with | seconds | ratio | memory beyond the model, MiB | "
+        "| task | tokens | with | seconds | CPU seconds | ratio | memory beyond the model, MiB | "
         "differs from Fathom by |"
     )
-    print("|---|---:|---|---:|---:|---:|---:|")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
     for task in TASKS:
         for tokens in args.tokens:
             for line in compare(task, tokens, pythons, args):
