@@ -408,12 +408,12 @@ class Model:
             strict=self._strict,
         )
 
-    def _encode_each(self, input: Any, encode: Callable[[Any], Encoded]) -> Any:
+    def _encode_each(self, input: Any, encode: Callable[[Any], Encoded]) -> Encoded | list[Encoded]:
         """The result of `encode`, or a list of results for a list of traces."""
         traces, several = _input.split(input)
         if not several:
             return encode(traces[0])
-        encoded = []
+        encoded: list[Encoded] = []
         for number, trace in enumerate(traces):
             try:
                 encoded.append(encode(trace))
@@ -433,9 +433,12 @@ class Model:
             return [self._run(each.ids, **arguments) for each in encoded]
         return self._run(encoded.ids, **arguments)
 
-    def _logits_of_each(self, input: Any, **arguments: Any) -> Any:
+    def _logits_of_each(self, input: Any, **arguments: Any) -> Array | list[Array]:
         found = self._run_each(input, **arguments)
-        return [logits for logits, _ in found] if isinstance(found, list) else found[0]
+        if isinstance(found, list):
+            return [logits for logits, _ in found]
+        logits: Array = found[0]
+        return logits
 
     def _run(
         self,

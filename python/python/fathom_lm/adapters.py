@@ -82,7 +82,7 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
             # TransformerLens has normed heads as [heads, T, head_dim], and others as [T, heads, …].
             values = array.copy() if lens.endswith("_normed") else lens_layout(site, array, model)
             tensors[lens] = torch.from_numpy(values)[None]
-    cfg = getattr(model, "cfg", None)
+    cfg: Any = getattr(model, "cfg", None)
     if hasattr(cfg, "eps") and hasattr(cfg, "n_layers"):
         tensors.update(_norm_scales(tensors, cfg.n_layers, cfg.eps))
     return ActivationCache(tensors, model)
