@@ -1,6 +1,6 @@
-//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`, and
-//! nothing else. What Python's users see is in `python/fathom_lm/`; `_native.pyi` beside it lists
-//! what is here.
+//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`. The
+//! package's public interface is `python/fathom_lm/`; the types of this module are in its
+//! `_native.pyi`.
 
 mod arrays;
 mod config;
@@ -11,6 +11,7 @@ mod explain;
 mod generate;
 mod hooks;
 mod model;
+mod options;
 mod progress;
 mod remarks;
 mod run;
@@ -26,7 +27,7 @@ use fathom_lm::Analysis;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-/// Runs the command line `fathom`; `arguments` begin with the program's name.
+/// Runs the command line `fathom`; `arguments` start with the program's name.
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
     py.detach(|| fathom_lm::cli::run(arguments))

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fathom_backend::Precision;
 use fathom_kernels::CpuOptions;
-use fathom_model::{Error, Result, data_files};
+use fathom_model::{Error, LoadProgress, Result, data_files};
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_adapter, check_model,
     check_traces, result_file,
@@ -144,7 +144,7 @@ impl<'a> Explain<'a> {
         let files = self.model_options(inputs).open_at(source)?;
         let traces = self.read_traces(&path, &files)?;
         progress.start("loading", "layers", files.config().layers);
-        let model = files.load_with(&mut |_, _| progress.advance(1))?;
+        let model = files.load_with(&mut Loading(progress))?;
         self.pass(&model, &traces, progress)
     }
 
@@ -306,6 +306,19 @@ impl<'a> Explain<'a> {
             skip_bad_lines: read.is_some_and(|read| !read.skipped.is_empty()),
         };
         Traces::read_with(path, files, &options)
+    }
+}
+
+/// Loading as a step of an explanation.
+struct Loading<'a>(&'a mut dyn ExplainProgress);
+
+impl LoadProgress for Loading<'_> {
+    fn layer(&mut self, _: usize, _: usize) {
+        self.0.advance(1);
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.0.check()
     }
 }
 

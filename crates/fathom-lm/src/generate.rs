@@ -9,7 +9,7 @@ use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task};
 use fathom_decode::{GammaLimits, Mode, Placement, SamplingParams};
 use fathom_kernels::Cpu;
-use fathom_model::{RecommendedSampling, Result};
+use fathom_model::{LoadProgress, RecommendedSampling, Result};
 
 use crate::Input;
 pub use engine::TextEngine;
@@ -115,7 +115,7 @@ impl Pair {
     pub fn start(
         &self,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<PairEngine<'_>> {
         let (target, draft) = self.weights(options.placement, progress)?;
         let origin = Origin {

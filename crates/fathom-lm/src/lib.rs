@@ -40,9 +40,9 @@ pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpda
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{
-    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LogitRows,
-    Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result, RowFields,
-    Site, TokenizedTrace,
+    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LoadProgress,
+    LogitRows, Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result,
+    RowFields, Site, TokenizedTrace,
 };
 pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fathom_backend::{Backend, Precision};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::{Encoded, ModelConfig, PromptOptions, Remark, Result};
+use fathom_model::{Encoded, LoadProgress, ModelConfig, PromptOptions, Remark, Result};
 
 use crate::cpu::{Weights, cpu};
 use crate::source::ModelSource;
@@ -223,7 +223,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`ModelFiles::load`].
-    pub fn load_with(self, progress: &mut dyn FnMut(usize, usize)) -> Result<Model> {
+    pub fn load_with(self, progress: &mut dyn LoadProgress) -> Result<Model> {
         let weights = self.weights(cpu(self.cpu)?, progress)?;
         Ok(Model { files: Arc::new(self), weights: Arc::new(weights) })
     }
@@ -232,7 +232,7 @@ impl ModelFiles {
     ///
     /// # Errors
     /// Unusable weights.
-    pub fn weights(&self, cpu: Cpu, progress: &mut dyn FnMut(usize, usize)) -> Result<Weights> {
+    pub fn weights(&self, cpu: Cpu, progress: &mut dyn LoadProgress) -> Result<Weights> {
         Weights::load_adapted(&self.source.dir, self.source.adapter_dir(), cpu, progress)
     }
 }

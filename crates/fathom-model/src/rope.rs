@@ -80,8 +80,8 @@ pub enum RopeKind {
 }
 
 impl RopeKind {
-    /// Its `rope_type` in a config.
-    pub(crate) fn name(&self) -> &'static str {
+    /// Its `rope_type`.
+    pub fn name(&self) -> &'static str {
         match self {
             RopeKind::Default => "default",
             RopeKind::Linear { .. } => "linear",

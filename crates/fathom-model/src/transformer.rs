@@ -8,7 +8,7 @@ use fathom_backend::{Backend, KvShape};
 use crate::reference_rows::ReferenceRows;
 use crate::weights::{LayerTensors, ModelTensors, ProjectionSpec, VectorSpec};
 use crate::workspace::Workspace;
-use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
+use crate::{Checkpoint, Error, LoadProgress, ModelConfig, Result, Sequence, SequenceOptions};
 
 /// A decoder-only language model on a backend.
 pub struct Transformer<B: Backend> {
@@ -56,7 +56,7 @@ impl<B: Backend> Transformer<B> {
     pub fn load_with_progress(
         dir: &Path,
         backend: B,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<Transformer<B>> {
         Transformer::load_adapted(dir, None, backend, progress)
     }
@@ -70,13 +70,13 @@ impl<B: Backend> Transformer<B> {
         dir: &Path,
         adapter: Option<&Path>,
         backend: B,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<Transformer<B>> {
         let config = ModelConfig::from_dir(dir)?;
         let checkpoint = Checkpoint::open_adapted(dir, adapter, &config)?;
         checkpoint.check(&config)?;
         let tensors = ModelTensors::of(&config);
-        let packer = Packer { backend: &backend, checkpoint: &checkpoint };
+        let mut packer = Packer { backend: &backend, checkpoint: &checkpoint, progress };
 
         let embed = packer.linear(&tensors.embed)?;
         let final_norm = packer.vector(&tensors.final_norm)?;
@@ -87,7 +87,7 @@ impl<B: Backend> Transformer<B> {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in &tensors.layers {
             layers.push(packer.layer(layer)?);
-            progress(layers.len(), config.layers);
+            packer.progress.layer(layers.len(), config.layers);
         }
         let weights_fingerprint = checkpoint.fingerprint();
         Ok(Transformer {
@@ -183,19 +183,18 @@ impl<B: Backend> Transformer<B> {
 struct Packer<'a, B: Backend> {
     backend: &'a B,
     checkpoint: &'a Checkpoint,
+    progress: &'a mut dyn LoadProgress,
 }
 
 impl<B: Backend> Packer<'_, B> {
-    fn layer(&self, tensors: &LayerTensors) -> Result<Layer<B>> {
-        let head_norm =
-            |norm: &Option<VectorSpec>| norm.as_ref().map(|norm| self.vector(norm)).transpose();
+    fn layer(&mut self, tensors: &LayerTensors) -> Result<Layer<B>> {
         Ok(Layer {
             attn_norm: self.vector(&tensors.attn_norm)?,
             q: self.linear(&tensors.q)?,
             k: self.linear(&tensors.k)?,
             v: self.linear(&tensors.v)?,
-            q_norm: head_norm(&tensors.q_norm)?,
-            k_norm: head_norm(&tensors.k_norm)?,
+            q_norm: self.optional(&tensors.q_norm)?,
+            k_norm: self.optional(&tensors.k_norm)?,
             o: self.linear(&tensors.o)?,
             mlp_norm: self.vector(&tensors.mlp_norm)?,
             gate: self.linear(&tensors.gate)?,
@@ -204,7 +203,8 @@ impl<B: Backend> Packer<'_, B> {
         })
     }
 
-    fn linear(&self, projection: &ProjectionSpec) -> Result<B::Linear> {
+    fn linear(&mut self, projection: &ProjectionSpec) -> Result<B::Linear> {
+        self.progress.check()?;
         let ProjectionSpec { name, rows, total_rows, columns, bias } = projection;
         let weight =
             self.checkpoint.rows(&format!("{name}.weight"), rows.clone(), *total_rows, *columns)?;
@@ -219,7 +219,12 @@ impl<B: Backend> Packer<'_, B> {
         Ok(linear)
     }
 
-    fn vector(&self, vector: &VectorSpec) -> Result<B::Vector> {
+    fn vector(&mut self, vector: &VectorSpec) -> Result<B::Vector> {
+        self.progress.check()?;
         Ok(self.backend.vector_from(&self.checkpoint.vector(&vector.name, vector.len)?)?)
+    }
+
+    fn optional(&mut self, vector: &Option<VectorSpec>) -> Result<Option<B::Vector>> {
+        vector.as_ref().map(|vector| self.vector(vector)).transpose()
     }
 }

@@ -557,3 +557,43 @@ proptest! {
         }
     }
 }
+
+/// Stops loading at its `left`-th check.
+struct Stop {
+    left: usize,
+    layers: usize,
+}
+
+impl fathom_model::LoadProgress for Stop {
+    fn layer(&mut self, done: usize, _: usize) {
+        self.layers = done;
+    }
+
+    fn check(&mut self) -> fathom_model::Result<()> {
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => return Err(fathom_model::Error::Request("stopped".to_owned())),
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn loading_stops_before_any_tensor() {
+    let dir = golden("qwen3");
+    let load = |left: usize| {
+        let mut progress = Stop { left, layers: 0 };
+        let cpu = fathom_kernels::Cpu::new(fathom_kernels::CpuOptions::default()).unwrap();
+        let loaded = fathom_model::Transformer::load_adapted(&dir, None, cpu, &mut progress);
+        (loaded.map_err(|error| error.to_string()).map(|model| model.config().layers), progress)
+    };
+    // Embedding, final norm and head, and eleven tensors of each of the 4 layers.
+    let tensors = 3 + 4 * 11;
+    for left in 0..tensors {
+        let (loaded, progress) = load(left);
+        assert_eq!(loaded, Err("stopped".to_owned()), "{left}");
+        assert_eq!(progress.layers, left.saturating_sub(3) / 11, "{left}");
+    }
+    let (loaded, progress) = load(tensors);
+    assert_eq!((loaded, progress.layers, progress.left), (Ok(4), 4, 0));
+}

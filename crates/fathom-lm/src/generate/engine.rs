@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fathom_decode::SamplingParams;
 use fathom_decode::engine::{EngineHandle, Request, Watcher};
 use fathom_decode::generation::{Origin, TextUpdates};
-use fathom_model::{Encoded, Result};
+use fathom_model::{Encoded, LoadProgress, Result};
 
 use super::{GenerateOptions, Pair, PairEngine};
 use crate::Input;
@@ -59,7 +59,7 @@ impl Pair {
     pub fn spawn(
         self,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<TextEngine> {
         let PairEngine { engine, origin, .. } = self.start(options, progress)?;
         let handle = engine.spawn()?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Encoded, Error, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder, Tokenizer,
+    Encoded, Error, LoadProgress, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder,
+    Tokenizer,
 };
 
 use crate::cpu::{Weights, cpu, cpu_error};
@@ -171,7 +172,7 @@ impl Pair {
     pub fn load(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<(Weights, Option<Weights>)> {
         let mut load =
             |files: &ModelFiles, alone: usize, together: usize, cores: Option<Vec<usize>>| {
@@ -196,7 +197,7 @@ impl Pair {
     pub(super) fn weights(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<LoadedWeights> {
         match &self.loaded {
             Some(loaded) => Ok(loaded.clone()),
