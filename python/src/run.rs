@@ -133,7 +133,7 @@ pub fn table(
 ) -> PyResult<(String, String, String, String, String)> {
     let made = || -> Result<_> {
         let preset = preset.map(self::preset).transpose()?;
-        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset));
+        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset, None));
         let found = found.collect::<Result<Vec<_>>>()?;
         let table = match show {
             "sinks" => tables::sinks(&found),

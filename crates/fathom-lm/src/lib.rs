@@ -46,4 +46,4 @@ pub use fathom_model::{
 };
 pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};
-pub use fathom_sinks::{Class, Preset, Progress, ScanOptions, Sink, TraceDetection};
+pub use fathom_sinks::{Class, Phases, Preset, Progress, ScanOptions, Sink, TraceDetection};

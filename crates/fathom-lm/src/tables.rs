@@ -5,8 +5,8 @@ use std::path::Path;
 use fathom_model::Result;
 use fathom_report::Table;
 use fathom_sinks::{
-    Class, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram, read_detections,
-    reclassify,
+    Class, Phases, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram,
+    read_detections, reclassify,
 };
 
 /// The sinks found in a model's traces: the input of the tables.
@@ -18,7 +18,7 @@ use fathom_sinks::{
 /// # let model = Model::options(dir.path().display().to_string()).named("planted").load()?;
 /// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
-/// let found = tables::Detections::of_run(&run, None)?;
+/// let found = tables::Detections::of_run(&run, None, None)?;
 ///
 /// // Tables 1 and 2 of the paper, one row per model.
 /// let table = tables::sinks(std::slice::from_ref(&found));
@@ -48,17 +48,22 @@ pub struct Detections {
 
 impl Detections {
     /// The detections of a run, with their recorded classes or reclassified by the rules of
-    /// `preset`.
+    /// `preset`, in the phases chosen for its scan or in `phases`.
     ///
     /// # Errors
     /// Detections that cannot be read; sinks that cannot be classified.
-    pub fn of_run(run: &fathom_sinks::RunDir, preset: Option<Preset>) -> Result<Detections> {
-        let mut traces = run.detections()?;
+    pub fn of_run(
+        run: &fathom_sinks::RunDir,
+        preset: Option<Preset>,
+        phases: Option<Phases>,
+    ) -> Result<Detections> {
+        let mut traces = run.detections_of(Phases::Largest)?;
         let model = &run.manifest().model;
         if let Some(preset) = preset {
             reclassify(run.dir(), &mut traces, preset, Some(model.layers))?;
         }
-        Ok(Detections { name: model.name(), rope_base: Some(model.rope_base), traces })
+        let found = Detections { name: model.name(), rope_base: Some(model.rope_base), traces };
+        Ok(found.counting(phases.unwrap_or(run.manifest().options.phases)))
     }
 
     /// Reads detections from a file, in the published format or Fathom's, classified by the rules
@@ -72,6 +77,12 @@ impl Detections {
         reclassify(path, &mut traces, preset, layers)?;
         let stem = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy();
         Ok(Detections { name: stem.into_owned(), rope_base: None, traces })
+    }
+
+    /// The same with the sinks of these phases counted.
+    pub fn counting(self, phases: Phases) -> Detections {
+        let traces = self.traces.into_iter().map(|trace| trace.counting(phases)).collect();
+        Detections { traces, ..self }
     }
 
     fn secondary(&self) -> impl Iterator<Item = &Sink> {

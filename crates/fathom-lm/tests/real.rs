@@ -166,6 +166,47 @@ fn smollm2_is_what_it_is_in_transformers() {
     assert!((11..=27).all(|layer| layers.contains(&layer)), "{layers:?}");
 }
 
+/// Its first token is large twice, and tokens are aligned with it both times.
+#[test]
+#[ignore = "needs target/real/smollm2: tests/real/prepare.sh"]
+fn smollm2_has_two_phases() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let expected = fs::read_to_string(root.join("tests/real/smollm2.json")).unwrap();
+    let expected: Value = serde_json::from_str(&expected).unwrap();
+    let real = Real::new(&root.join("target/real/smollm2"));
+    let (traces, run) = (real.path("traces.jsonl"), real.path("run"));
+    fs::write(&traces, json!({ "input_ids": expected["ids"] }).to_string() + "\n").unwrap();
+    let scan = ["scan", "--model", &real.model, "--traces", &traces, "--attention"];
+    let said = succeed(&[&scan[..], &["--out", &run, "--quiet"]].concat());
+    assert!(said.contains("At layers 2 to 8, the token at position 0 is large as well"), "{said}");
+
+    let line = fs::read_to_string(Path::new(&run).join("detections.jsonl")).unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(line["fathom"]["clip"], json!({ "start": 11, "end": 28 }));
+    let [early] = &line["phases"].as_array().unwrap()[..] else { panic!("{}", line["phases"]) };
+    assert_eq!((&early["start"], &early["end"]), (&json!(2), &json!(9)));
+    // Its " the" at position 19 draws more attention than the first token, as in transformers.
+    let the = &early["sinks"]["19"];
+    assert_eq!(the["class"], "secondary", "{early}");
+    assert_eq!(the["token_text"], " the");
+    let scores = floats(&the["sink_score"]);
+    for (layer, score) in (3..11).zip([0.287, 0.378, 0.323, 0.312, 0.357, 0.309, 0.222, 0.235]) {
+        assert!((scores[layer] - score).abs() < 1e-3, "layer {layer}: {}", scores[layer]);
+    }
+
+    // Counted, it is in the tables; the lines of the run are the same.
+    let all = real.path("all");
+    succeed(&[&scan[..], &["--out", &all, "--phases", "all", "--quiet"]].concat());
+    let same = fs::read_to_string(Path::new(&all).join("detections.jsonl")).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&same).unwrap(), line);
+    let table = |args: &[&str]| -> Value {
+        serde_json::from_str(&succeed(&[&["table", "--json"], args].concat())).unwrap()
+    };
+    assert_eq!(table(&[&run, "--phases", "all"]), table(&[&all]));
+    assert_eq!(table(&[&run]), table(&[&all, "--phases", "largest"]));
+    assert_ne!(table(&[&run]), table(&[&all]));
+}
+
 /// `$FATHOM_REAL_MODELS/stories260k`, or `../shared/real/stories260k` next to the checkout.
 fn stories() -> Option<PathBuf> {
     let beside = || fixture("../../../shared/real");

@@ -7,6 +7,7 @@ mod figure;
 mod figures;
 mod number;
 mod page;
+mod phases;
 mod report;
 mod run_data;
 mod sink_tables;

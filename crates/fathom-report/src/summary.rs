@@ -6,7 +6,7 @@ use fathom_sinks::{
 use serde_json::json;
 
 use crate::number::{factor, grouped};
-use crate::{percent, plural};
+use crate::{percent, phases, plural};
 
 /// The number of most frequent tokens that are named.
 const TOP_TOKENS: usize = 5;
@@ -34,6 +34,7 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
         lines.push(primary(traces, row.primary_count, with_primary));
         lines.push(secondary(traces, &row, found(Finding::SecondarySinks)));
     }
+    lines.extend(phases::uncounted(manifest, traces));
     lines.extend(attention(manifest, traces));
     if row.noise_count > 0 {
         lines.push(format!(

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use fathom_report::{Format, level_table, position_table, sink_table, summary, token_table};
 use fathom_sinks::{
-    Class, Clip, Finding, Fingerprints, Manifest, ModelNote, Preset, ScanNote, ScanOptions, Sink,
-    SinkRow, TokenRow, TraceDetection, TracesNote, levels, position_histogram, read_detections,
-    reclassify,
+    Class, Clip, Finding, Fingerprints, Manifest, ModelNote, Phase, Phases, Preset, ScanNote,
+    ScanOptions, Sink, SinkRow, TokenRow, TraceDetection, TracesNote, levels, position_histogram,
+    read_detections, reclassify,
 };
 
 fn published(name: &str, layers: usize, preset: Preset) -> Vec<TraceDetection> {
@@ -112,6 +112,7 @@ fn trace(index: u64, finding: Finding, rise: f32, sinks: Vec<Sink>) -> TraceDete
         response_len: 990,
         full_text_len: 1000,
         sinks,
+        other_phases: Vec::new(),
         scan: Some(note),
     }
 }
@@ -126,6 +127,32 @@ fn sink(position: usize, class: Class, layers: std::ops::Range<usize>, text: &st
         measures: None,
         sink_score: None,
     }
+}
+
+#[test]
+fn a_summary_says_what_is_not_counted_and_how_to_see_it() {
+    let phase = |sinks| Phase { clip: Clip { start: 2, end: 9 }, rise: 6.0, peak: 9.63, sinks };
+    let primary = |range| sink(0, Class::Primary, range, "<s>");
+    let mut traces = [
+        trace(0, Finding::PrimaryOnly, 9.0, vec![primary(11..28)]),
+        trace(1, Finding::PrimaryOnly, 9.0, vec![primary(11..28)]),
+    ];
+    let the = sink(19, Class::Secondary, 3..9, " the");
+    traces[1].other_phases = vec![phase(vec![primary(2..9), the])];
+    let text = summary(&manifest(), &traces);
+    assert!(
+        text.contains(
+            "At layers 2 to 8, the token at position 0 is large as well in 1 of 2 traces, up to 9.63 \
+             times the mean token; 1 other token is aligned with it there (1 secondary sink).\n"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("`--phases all` counts it."), "{text}");
+
+    let all = traces.map(|trace| trace.counting(Phases::All));
+    let text = summary(&manifest(), &all);
+    assert!(text.contains("1 secondary sink in 1 trace"), "{text}");
+    assert!(!text.contains("--phases"), "{text}");
 }
 
 #[test]

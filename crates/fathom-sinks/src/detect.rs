@@ -6,7 +6,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CandidateCosines, Class, FinalState, Measures, Preset, Sink, TraceScalars};
+use crate::phases::{merged, runs};
+use crate::{
+    CandidateCosines, Class, FinalState, Measures, Phase, Phases, Preset, Sink, TraceScalars,
+};
 
 /// Options of sink detection.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +55,20 @@ impl Clip {
         let end = fall.map_or(reference_norm.len(), |i| start + i + 1);
         Some(Clip { start, end })
     }
+
+    /// The span within a run of layers in which the norm of the reference is large: from the largest
+    /// step into or within the run to the largest fall after it, or to the end of the run if the
+    /// norm never falls.
+    fn within(run: Range<usize>, reference_norm: &[f32]) -> Clip {
+        let step = |l: usize| reference_norm[l] - reference_norm[l - 1];
+        let rises: Vec<f32> = (run.start.max(1)..run.end).map(step).collect();
+        let start = first_best(&rises, |step, best| step > best).unwrap_or(0) + run.start.max(1);
+        let start = start.min(run.end - 1); // a run of the first layer alone has no step
+        let falls: Vec<f32> =
+            (start + 1..=run.end.min(reference_norm.len() - 1)).map(step).collect();
+        let fall = first_best(&falls, |step, best| step < best).filter(|i| falls[*i] < 0.0);
+        Clip { start, end: fall.map_or(run.end, |i| start + 1 + i) }
+    }
 }
 
 /// The outcome of detection for a trace.
@@ -93,6 +110,26 @@ pub struct Detection {
     pub rise: f32,
     /// The sinks by position, including the reference; empty without a primary sink.
     pub sinks: Vec<Sink>,
+    /// The other phases, by first layer, with the sinks of each.
+    pub other_phases: Vec<Phase>,
+}
+
+impl Detection {
+    /// The sinks of the given phases, by position, then first layer.
+    pub fn sinks_of(&self, phases: Phases) -> Vec<Sink> {
+        match phases {
+            Phases::Largest => self.sinks.clone(),
+            Phases::All => merged(&self.sinks, &self.other_phases),
+        }
+    }
+
+    /// Their positions, ascending, each once.
+    pub fn sink_positions(&self, phases: Phases) -> Vec<usize> {
+        let sinks = self.sinks_of(phases);
+        let mut positions: Vec<usize> = sinks.iter().map(|sink| sink.position).collect();
+        positions.dedup(); // they are ascending
+        positions
+    }
 }
 
 /// Detects and classifies the sinks of a trace.
@@ -101,20 +138,25 @@ pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     let reference = states.position();
     let norms: Vec<f32> = (0..scalars.layers()).map(|l| states.norm(l, reference)).collect();
     let clip = if scalars.tokens() < 2 { None } else { Clip::of(&norms) };
-    let Some(clip) = clip else {
-        let finding = Finding::TooShort;
-        return Detection { finding, reference, clip: None, rise: 0.0, sinks: Vec::new() };
+    let mut detection = Detection {
+        finding: Finding::TooShort,
+        reference,
+        clip,
+        rise: 0.0,
+        sinks: Vec::new(),
+        other_phases: Vec::new(),
     };
+    let Some(clip) = clip else { return detection };
 
-    let rise = states.rise(clip.start, &norms, options);
-    if rise < options.rise_factor {
-        let finding = Finding::NoPrimarySink;
-        return Detection { finding, reference, clip: Some(clip), rise, sinks: Vec::new() };
+    detection.rise = states.rise(clip.start, &norms, options);
+    let has_primary = detection.rise >= options.rise_factor;
+    detection.other_phases = states.other_phases(has_primary.then_some(clip), &norms, options);
+    detection.finding = Finding::NoPrimarySink;
+    if has_primary {
+        detection.sinks = states.sinks(clip, options);
+        detection.finding = Finding::of(&detection.sinks);
     }
-
-    let sinks = states.sinks(clip, options);
-    let finding = Finding::of(&sinks);
-    Detection { finding, reference, clip: Some(clip), rise, sinks }
+    detection
 }
 
 /// Norms and cosines as a preset defines them, with the chosen reference.
@@ -164,24 +206,56 @@ impl<'a> States<'a> {
         }
     }
 
+    /// Mean norm at layer `l` of the tokens not aligned with the reference there. If every token is
+    /// aligned, `before`, the reference's own norm at the layer before.
+    fn mean_other_norm(&self, l: usize, before: f32, options: &DetectOptions) -> f64 {
+        let reference = self.position();
+        let aligned = |t| self.preset.aligned(self.cosine(l, t), options.threshold);
+        let others = (0..self.scalars.tokens()).filter(|t| *t != reference && !aligned(*t));
+        let (sum, count) = others
+            .fold((0.0f64, 0u32), |(sum, count), t| (sum + f64::from(self.norm(l, t)), count + 1));
+        if count == 0 { f64::from(before) } else { sum / f64::from(count) }
+    }
+
     /// See [`Detection::rise`].
     fn rise(&self, start: usize, reference_norm: &[f32], options: &DetectOptions) -> f32 {
-        let reference = self.position();
-        let aligned = |t| self.preset.aligned(self.cosine(start, t), options.threshold);
-        let others = (0..self.scalars.tokens()).filter(|t| *t != reference && !aligned(*t));
-        let (sum, count) = others.fold((0.0f64, 0u32), |(sum, count), t| {
-            (sum + f64::from(self.norm(start, t)), count + 1)
-        });
-        let base = match count {
-            0 => f64::from(reference_norm[start - 1]),
-            count => sum / f64::from(count),
+        let before = reference_norm[start - 1];
+        let base = self.mean_other_norm(start, before, options);
+        let rise = f64::from(reference_norm[start]) - f64::from(before);
+        ratio(rise, base)
+    }
+
+    /// All phases except `largest`, that of the largest rise, if it has a primary sink.
+    fn other_phases(
+        &self,
+        largest: Option<Clip>,
+        reference_norm: &[f32],
+        options: &DetectOptions,
+    ) -> Vec<Phase> {
+        let ratio_at = |(l, norm): (usize, &f32)| {
+            let before = l.checked_sub(1).map_or(0.0, |before| reference_norm[before]);
+            ratio(f64::from(*norm), self.mean_other_norm(l, before, options))
         };
-        let rise = f64::from(reference_norm[start]) - f64::from(reference_norm[start - 1]);
-        match base > 0.0 {
-            true => (rise / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
-            false if rise > 0.0 => f32::MAX, // all other tokens are zero vectors
-            false => 0.0,
-        }
+        let ratios: Vec<f32> = reference_norm.iter().enumerate().map(ratio_at).collect();
+        let in_largest = |run: &Range<usize>| {
+            largest
+                .is_some_and(|clip| run.contains(&clip.start) || clip.layers().contains(&run.start))
+        };
+        let others = runs(&ratios, options.rise_factor).into_iter().filter(|run| !in_largest(run));
+        others
+            .map(|run| {
+                let clip = Clip::within(run, reference_norm);
+                Phase {
+                    clip,
+                    rise: match clip.start {
+                        0 => ratios[0],
+                        start => self.rise(start, reference_norm, options),
+                    },
+                    peak: ratios[clip.layers()].iter().copied().fold(0.0, f32::max),
+                    sinks: self.sinks(clip, options),
+                }
+            })
+            .collect()
     }
 
     fn sinks(&self, clip: Clip, options: &DetectOptions) -> Vec<Sink> {
@@ -216,6 +290,15 @@ impl<'a> States<'a> {
             sink_score: None,
             layers,
         }
+    }
+}
+
+/// amount / base, always finite.
+fn ratio(amount: f64, base: f64) -> f32 {
+    match base > 0.0 {
+        true => (amount / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
+        false if amount > 0.0 => f32::MAX, // all other tokens are zero vectors
+        false => 0.0,
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Clip, Detection, Finding, Measures, Preset, Sink};
+use crate::phases::merged;
+use crate::{Class, Clip, Detection, Finding, Measures, Phase, Phases, Preset, Sink};
 
 mod read;
 
@@ -24,6 +25,8 @@ pub struct TraceDetection {
     pub full_text_len: usize,
     /// The sinks by position, including the reference.
     pub sinks: Vec<Sink>,
+    /// The other phases with their sinks; empty after [`TraceDetection::counting`] all phases.
+    pub other_phases: Vec<Phase>,
     /// How they were found; absent in published files.
     pub scan: Option<ScanNote>,
 }
@@ -67,9 +70,23 @@ impl TraceDetection {
             response_len: self.response_len,
             full_text_len: self.full_text_len,
             fathom: self.scan,
+            phases: self.other_phases.iter().map(PhaseFields::of).collect(),
         };
         // Serialization cannot fail: keys are integers and numbers are finite.
         serde_json::to_string(&line).unwrap_or_default()
+    }
+
+    /// With `Phases::All`, moves the sinks of all phases into `sinks`, ordered by position, then
+    /// first layer. A position occurs once per phase.
+    pub fn counting(mut self, phases: Phases) -> TraceDetection {
+        if phases == Phases::All && !self.other_phases.is_empty() {
+            self.sinks = merged(&self.sinks, &self.other_phases);
+            self.other_phases.clear();
+            if let Some(note) = &mut self.scan {
+                note.finding = Finding::of(&self.sinks);
+            }
+        }
+        self
     }
 
     /// The sinks of one class.
@@ -127,6 +144,11 @@ impl TraceDetection {
         let clip = Clip { start, end: last + 1 };
         for sink in &mut self.sinks {
             sink.class = preset.classify(&sink.layers, clip, layers);
+        }
+        for phase in &mut self.other_phases {
+            for sink in &mut phase.sinks {
+                sink.class = preset.classify(&sink.layers, phase.clip, layers);
+            }
         }
         let finding = Finding::of(&self.sinks);
         if let Some(note) = &mut self.scan {
@@ -191,6 +213,26 @@ struct LineFields<'a> {
     full_text_len: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     fathom: Option<ScanNote>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    phases: Vec<PhaseFields<'a>>,
+}
+
+/// A phase other than that of the largest rise.
+#[derive(Serialize)]
+struct PhaseFields<'a> {
+    start: usize,
+    end: usize,
+    rise: f32,
+    peak: f32,
+    sinks: BTreeMap<usize, SinkFields<'a>>,
+}
+
+impl PhaseFields<'_> {
+    fn of(phase: &Phase) -> PhaseFields<'_> {
+        let Phase { clip: Clip { start, end }, rise, peak, sinks } = phase;
+        let sinks = sinks.iter().map(|sink| (sink.position, SinkFields::of(sink))).collect();
+        PhaseFields { start: *start, end: *end, rise: *rise, peak: *peak, sinks }
+    }
 }
 
 /// The fields of a sink, the published ones first.

@@ -8,6 +8,7 @@ pub mod explain;
 mod grid;
 mod levels;
 mod norms;
+mod phases;
 pub mod plant;
 mod preset;
 mod probe;
@@ -24,6 +25,7 @@ pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
 pub use grid::Grid;
 pub use levels::{Level, levels};
 pub use norms::{NormCurve, NormCurves, norm_curves};
+pub use phases::{Phase, Phases};
 pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{

@@ -1,6 +1,6 @@
 //! Norms of sinks and of the average token, per layer (paper Fig. 1).
 
-use crate::{Detection, Grid, TraceScalars};
+use crate::{Detection, Grid, Phases, TraceScalars};
 
 /// Norms of one token, or of the average token, at every layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,9 +22,9 @@ pub struct NormCurves {
     pub average: Option<NormCurve>,
 }
 
-/// Norm curves of the sinks of a trace and of its average non-sink token.
-pub fn norm_curves(scalars: &TraceScalars, detection: &Detection) -> NormCurves {
-    let mut shown: Vec<usize> = detection.sinks.iter().map(|sink| sink.position).collect();
+/// Norm curves of the sinks of a trace in the phases that count, and of its average other token.
+pub fn norm_curves(scalars: &TraceScalars, detection: &Detection, phases: Phases) -> NormCurves {
+    let mut shown = detection.sink_positions(phases);
     if shown.is_empty() && detection.reference < scalars.tokens() {
         shown.push(detection.reference);
     }

@@ -35,7 +35,7 @@ pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};
 
-use crate::{TraceDetection, read_detections};
+use crate::{Phases, TraceDetection, read_detections};
 
 pub(crate) const MANIFEST: &str = "run.json";
 pub(crate) const DETECTIONS: &str = "detections.jsonl";
@@ -124,12 +124,26 @@ impl RunDir {
         &self.manifest
     }
 
-    /// The sinks, trace by trace.
+    /// The sinks of each trace, in the phases chosen for the scan.
+    ///
+    /// # Errors
+    /// As [`RunDir::detections_of`].
+    pub fn detections(&self) -> Result<Vec<TraceDetection>> {
+        self.detections_of(self.manifest.options.phases)
+    }
+
+    /// The sinks of each trace, in the given phases.
     ///
     /// # Errors
     /// The detections file is missing or damaged, or its number of traces differs from the
     /// manifest's.
-    pub fn detections(&self) -> Result<Vec<TraceDetection>> {
+    pub fn detections_of(&self, phases: Phases) -> Result<Vec<TraceDetection>> {
+        let traces = self.recorded()?;
+        Ok(traces.into_iter().map(|trace| trace.counting(phases)).collect())
+    }
+
+    /// The lines of the detections file.
+    fn recorded(&self) -> Result<Vec<TraceDetection>> {
         let path = self.dir.join(DETECTIONS);
         if !self.is_complete() {
             return self.recorded_detections(&path);

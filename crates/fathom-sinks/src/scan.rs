@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checked::Checked;
 use crate::{
-    DetectOptions, Detection, LayerScores, NormCurves, Preset, RunDir, RunWriter, ScalarOptions,
+    DetectOptions, LayerScores, NormCurves, Phases, Preset, RunDir, RunWriter, ScalarOptions,
     ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
 };
 
@@ -27,6 +27,9 @@ pub struct ScanOptions {
     pub rise_factor: f32,
     /// Leading positions that are candidates for the reference sink.
     pub reference: Vec<usize>,
+    /// Which phases' sinks are listed. All phases are stored in any case.
+    #[serde(skip_serializing_if = "Phases::is_default", default)]
+    pub phases: Phases,
     /// Whether to measure sink scores.
     pub attention: bool,
     /// Whether to keep every head's score of every token, not only of sinks.
@@ -53,6 +56,7 @@ impl ScanOptions {
             threshold,
             rise_factor,
             reference: vec![0],
+            phases: Phases::Largest,
             attention: false,
             all_heads: false,
             max_tokens: None,
@@ -201,24 +205,24 @@ pub fn scan_trace<B: Backend>(
 
     let scalars = probe.finish()?;
     let mut detection = detect(&scalars, &options.detect());
-    for sink in &mut detection.sinks {
-        sink.token_text = token_text(sink.token_id);
-    }
+    let counted = detection.sink_positions(options.phases);
     let scores = match options.attention {
         false => None,
         true => {
             let layer = |l| Ok(model.sink_score(&sequence, l)?.unwrap_or_default());
             let layers = (0..config.layers).map(layer);
-            Some(trace_scores(layers, config.heads, &detection, options.all_heads)?)
+            Some(trace_scores(layers, config.heads, &counted, options.all_heads)?)
         }
     };
-    if let Some(scores) = &scores {
-        for sink in &mut detection.sinks {
+    let others = detection.other_phases.iter_mut().flat_map(|phase| &mut phase.sinks);
+    for sink in detection.sinks.iter_mut().chain(others) {
+        sink.token_text = token_text(sink.token_id);
+        if let Some(scores) = &scores {
             let means = scores.layers.iter().map(|layer| layer.mean[sink.position]);
             sink.sink_score = Some(means.collect());
         }
     }
-    let curves = norm_curves(&scalars, &detection);
+    let curves = norm_curves(&scalars, &detection, options.phases);
     let note = ScanNote::new(&detection, config.layers, ids.len(), options.preset);
     let detection = TraceDetection {
         sample_index: trace.index,
@@ -226,6 +230,7 @@ pub fn scan_trace<B: Backend>(
         response_len: trace.ids.len() - trace.prompt_len,
         full_text_len: trace.ids.len(),
         sinks: detection.sinks,
+        other_phases: detection.other_phases,
         scan: Some(note),
     };
     Ok(TraceScan { detection, curves, scores })
@@ -235,7 +240,7 @@ pub fn scan_trace<B: Backend>(
 fn trace_scores(
     layers: impl Iterator<Item = Result<Vec<f32>>>,
     heads: usize,
-    detection: &Detection,
+    sinks: &[usize],
     all_heads: bool,
 ) -> Result<TraceScores> {
     let layer = |scores: Result<Vec<f32>>| {
@@ -243,7 +248,7 @@ fn trace_scores(
         Ok(if all_heads {
             LayerScores::new(&scores, heads, 0..scores.len() / heads)
         } else {
-            LayerScores::new(&scores, heads, detection.sinks.iter().map(|sink| sink.position))
+            LayerScores::new(&scores, heads, sinks.iter().copied())
         })
     };
     Ok(TraceScores { layers: layers.map(layer).collect::<Result<_>>()? })

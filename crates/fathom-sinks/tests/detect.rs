@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use fathom_sinks::{
-    CandidateCosines, Class, Clip, DetectOptions, Detection, FinalState, Finding, Grid, Preset,
-    TraceScalars, detect, norm_curves,
+    CandidateCosines, Class, Clip, DetectOptions, Detection, FinalState, Finding, Grid, Phases,
+    Preset, TraceScalars, detect, norm_curves,
 };
 
 /// Measurements from norms and cosines, both `[layers][tokens]`. The reference is at position 0.
@@ -82,6 +82,79 @@ fn every_class() {
     assert!((detection.rise - (50.0 - 2.0) / 2.6).abs() < 1e-4);
 }
 
+/// The reference is large at layers 1 to 3 and again, more so, from 5 on. Position 1 is aligned with
+/// it all the time but at layer 4, 2 in the first phase alone, 3 in the second alone.
+fn two_phases() -> TraceScalars {
+    let norms = [
+        [2.0, 1.0, 1.0, 1.0, 1.0],
+        [8.0, 1.0, 1.0, 1.0, 1.0],
+        [20.0, 1.0, 1.0, 1.0, 1.0],
+        [18.0, 1.0, 1.0, 1.0, 1.0],
+        [3.0, 1.0, 1.0, 1.0, 1.0],
+        [90.0, 1.0, 1.0, 1.0, 1.0],
+        [91.0, 1.0, 1.0, 1.0, 1.0],
+        [4.0, 1.0, 1.0, 1.0, 1.0],
+    ];
+    let cosines = [
+        [1.0, 0.0, 0.0, 0.0, 0.0],
+        [1.0, 0.99, 0.0, 0.0, 0.0],
+        [1.0, 0.99, 0.99, 0.0, 0.0],
+        [1.0, 0.99, 0.99, 0.0, 0.0],
+        [1.0, 0.0, 0.99, 0.0, 0.0],
+        [1.0, 0.99, 0.0, 0.0, 0.0],
+        [1.0, 0.99, 0.0, 0.99, 0.0],
+        [1.0, 0.0, 0.0, 0.0, 0.0],
+    ];
+    scalars(&norms, &cosines)
+}
+
+#[test]
+fn every_phase_is_found_and_sinks_are_classed_within_theirs() {
+    let detection = paper(&two_phases());
+    assert_eq!(detection.clip, Some(Clip { start: 5, end: 7 }));
+    assert_eq!(
+        found(&detection),
+        [
+            (0, Class::Primary, vec![5, 6]),
+            (1, Class::Primary, vec![5, 6]),
+            (3, Class::Noise, vec![6]),
+        ]
+    );
+    let [phase] = &detection.other_phases[..] else { panic!("{:?}", detection.other_phases) };
+    // Large from layer 1 on, but its largest step is into layer 2; it falls most into layer 4.
+    assert_eq!((phase.clip, phase.rise, phase.peak), (Clip { start: 2, end: 4 }, 12.0, 20.0));
+    let sinks: Vec<_> = phase.sinks.iter().map(|sink| (sink.position, sink.class)).collect();
+    assert_eq!(sinks, [(0, Class::Primary), (1, Class::Primary), (2, Class::Primary)]);
+
+    let starts = |phases| {
+        let sinks = detection.sinks_of(phases);
+        sinks.iter().map(|sink| (sink.position, sink.l_start())).collect::<Vec<_>>()
+    };
+    assert_eq!(starts(Phases::Largest), [(0, 5), (1, 5), (3, 6)]);
+    assert_eq!(starts(Phases::All), [(0, 2), (0, 5), (1, 2), (1, 5), (2, 2), (3, 6)]);
+    assert_eq!(detection.sink_positions(Phases::All), [0, 1, 2, 3]);
+}
+
+#[test]
+fn a_phase_that_never_falls_ends_with_its_run_and_one_of_the_first_layer_has_no_step() {
+    let mut scalars = two_phases();
+    // Large at layer 0 already; then at layers 2 to 4, rising all the way.
+    for (l, norm) in [6.0, 1.0, 7.0, 8.0, 9.0, 90.0, 91.0, 4.0].into_iter().enumerate() {
+        scalars.hidden_norm.row_mut(l)[0] = norm;
+    }
+    scalars.hidden_norm.row_mut(5)[1..].fill(30.0); // 90 is three times the mean: no phase
+    let options = DetectOptions { rise_factor: 5.0, ..DetectOptions::new(Preset::Paper) };
+    let detection = detect(&scalars, &options);
+    assert_eq!(detection.finding, Finding::NoPrimarySink);
+    let clips: Vec<Clip> = detection.other_phases.iter().map(|phase| phase.clip).collect();
+    assert_eq!(
+        clips,
+        [Clip { start: 0, end: 1 }, Clip { start: 2, end: 5 }, Clip { start: 6, end: 7 }]
+    );
+    assert!(detection.sinks.is_empty());
+    assert!(!detection.sinks_of(Phases::All).is_empty());
+}
+
 #[test]
 fn upstream_counts_both_signs_and_grades_by_layers() {
     let detection = detect(&six_layers(), &DetectOptions::new(Preset::Upstream));
@@ -112,7 +185,7 @@ fn a_reference_that_never_rises_is_no_sink() {
     assert_eq!((detection.finding, detection.rise), (Finding::NoPrimarySink, 4.5));
     assert!(detection.sinks.is_empty());
     // The norm curves still include it.
-    assert_eq!(norm_curves(&flat, &detection).tokens[0].1.hidden, [1.0, 5.5]);
+    assert_eq!(norm_curves(&flat, &detection, Phases::Largest).tokens[0].1.hidden, [1.0, 5.5]);
 
     // It is large from the first layer, and only falls.
     let falling = scalars(&[[90.0, 1.0], [80.0, 1.0]], &[[1.0, 0.0], [1.0, 0.0]]);
@@ -138,7 +211,7 @@ fn if_all_tokens_are_aligned_the_reference_is_compared_with_itself() {
     let detection = paper(&risen);
     assert_eq!((detection.finding, detection.rise), (Finding::PrimaryOnly, 7.0));
     assert_eq!(detection.sinks.len(), 4);
-    assert_eq!(norm_curves(&risen, &detection).average, None);
+    assert_eq!(norm_curves(&risen, &detection, Phases::Largest).average, None);
 
     let flat = paper(&scalars(&[[1.0; 4]; 3], &ones));
     assert_eq!((flat.finding, flat.rise), (Finding::NoPrimarySink, 0.0));
@@ -164,7 +237,7 @@ fn too_short_to_tell() {
     };
     let detection = paper(&empty);
     assert_eq!(detection.finding, Finding::TooShort);
-    assert!(norm_curves(&empty, &detection).tokens.is_empty());
+    assert!(norm_curves(&empty, &detection, Phases::Largest).tokens.is_empty());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use fathom_sinks::{
-    Class, Clip, Finding, Measures, Preset, ScanNote, Sink, TraceDetection, read_detections,
+    Class, Clip, Finding, Measures, Phase, Preset, ScanNote, Sink, TraceDetection, read_detections,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -179,18 +179,31 @@ fn any_trace() -> impl Strategy<Value = TraceDetection> {
             tokens: 5,
             preset: if upstream { Preset::Upstream } else { Preset::Paper },
         });
-    (prop::collection::vec(any_sink(), 0..4), prop::option::of(note), any::<u32>()).prop_map(
-        |(mut sinks, scan, index)| {
+    let sinks = || {
+        prop::collection::vec(any_sink(), 0..4).prop_map(|mut sinks| {
             sinks.sort_by_key(|sink| sink.position);
             sinks.dedup_by_key(|sink| sink.position);
-            TraceDetection {
-                sample_index: u64::from(index),
-                prompt_len: 3,
-                response_len: 9996,
-                full_text_len: 9999,
-                sinks,
-                scan,
-            }
+            sinks
+        })
+    };
+    let phase = (sinks(), 0usize..99, 1usize..9, any::<f32>(), any::<f32>()).prop_map(
+        |(sinks, start, layers, rise, peak)| Phase {
+            clip: Clip { start, end: start + layers },
+            rise,
+            peak,
+            sinks,
+        },
+    );
+    let phases = prop::collection::vec(phase, 0..3);
+    (sinks(), phases, prop::option::of(note), any::<u32>()).prop_map(
+        |(sinks, other_phases, scan, index)| TraceDetection {
+            sample_index: u64::from(index),
+            prompt_len: 3,
+            response_len: 9996,
+            full_text_len: 9999,
+            sinks,
+            other_phases,
+            scan,
         },
     )
 }

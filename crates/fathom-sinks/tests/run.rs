@@ -80,6 +80,7 @@ fn detection(trace: usize) -> TraceDetection {
         response_len: 4,
         full_text_len: 6,
         sinks: vec![sink(0, Class::Primary, vec![1, 2, 3]), sink(4, Class::Secondary, vec![2, 3])],
+        other_phases: Vec::new(),
         scan: Some(note),
     }
 }

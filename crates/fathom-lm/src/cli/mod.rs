@@ -16,6 +16,7 @@ mod mode_arg;
 mod model_args;
 mod output;
 mod pair_args;
+mod phases_arg;
 mod preset_arg;
 mod progress;
 mod prompt_args;

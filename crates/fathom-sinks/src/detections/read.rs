@@ -8,7 +8,7 @@ use fathom_model::{Error, Result};
 use serde_json::{Map, Value};
 
 use super::TraceDetection;
-use crate::{Class, Measures, Sink};
+use crate::{Class, Clip, Measures, Phase, Sink};
 
 /// Maximum line length: 64 MiB, enough for hundreds of thousands of sinks. Checked while reading.
 const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -76,11 +76,16 @@ fn detection(object: &Map<String, Value>) -> Result<TraceDetection, Problem> {
         Some(_) => return Err("`candidate_sinks` must be an object keyed by position".to_owned()),
         None => return Err("`candidate_sinks` is missing".to_owned()),
     };
-    let mut sinks: Vec<Sink> = sinks
-        .iter()
-        .map(|(key, value)| sink(key, value, full_text_len))
-        .collect::<Result<_, _>>()?;
-    sinks.sort_by_key(|sink| sink.position);
+    let sinks = sinks_by_position(sinks, full_text_len)?;
+    let other_phases = match optional(object, "phases") {
+        None => Vec::new(),
+        Some(Value::Array(phases)) => phases
+            .iter()
+            .map(|value| phase(value, full_text_len))
+            .collect::<Result<_, _>>()
+            .map_err(|problem| format!("`phases` cannot be read: {problem}"))?,
+        Some(_) => return Err("`phases` must be a list".to_owned()),
+    };
 
     let scan = object.get("fathom").filter(|value| !value.is_null());
     let scan = scan.map(|value| serde_json::from_value(value.clone()));
@@ -90,7 +95,39 @@ fn detection(object: &Map<String, Value>) -> Result<TraceDetection, Problem> {
         response_len,
         full_text_len,
         sinks,
+        other_phases,
         scan: scan.transpose().map_err(|error| format!("`fathom` cannot be read: {error}"))?,
+    })
+}
+
+fn sinks_by_position(
+    sinks: &Map<String, Value>,
+    full_text_len: usize,
+) -> Result<Vec<Sink>, Problem> {
+    let sinks = sinks.iter().map(|(key, value)| sink(key, value, full_text_len));
+    let mut sinks: Vec<Sink> = sinks.collect::<Result<_, _>>()?;
+    sinks.sort_by_key(|sink| sink.position);
+    Ok(sinks)
+}
+
+fn phase(value: &Value, full_text_len: usize) -> Result<Phase, Problem> {
+    let field = |name: &str| value.get(name).ok_or_else(|| format!("`{name}` is missing"));
+    let layer_at =
+        |name: &str| layer(field(name)?).ok_or_else(|| format!("`{name}` must be a layer number"));
+    let number = |name: &str| {
+        let number = field(name)?.as_f64();
+        number.map(|x| x as f32).ok_or_else(|| format!("`{name}` must be a number"))
+    };
+    let clip = Clip { start: layer_at("start")?, end: layer_at("end")? };
+    if clip.layers().is_empty() {
+        return Err("`end` must be above `start`".to_owned());
+    }
+    let sinks = field("sinks")?.as_object().ok_or("`sinks` must be an object keyed by position")?;
+    Ok(Phase {
+        clip,
+        rise: number("rise")?,
+        peak: number("peak")?,
+        sinks: sinks_by_position(sinks, full_text_len)?,
     })
 }
 

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::predictions::{Prediction, log_sum_exp};
 use super::scanned::ScannedTrace;
 use crate::{
-    Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, TraceScalars,
-    detect,
+    Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, Sink,
+    TraceScalars, detect,
 };
 
 /// Tokens of each sequence in one step: the logits of a step are `[sequences, CHUNK, vocab]`.
@@ -108,7 +108,8 @@ pub(super) fn run_edited<'a, B: Backend>(
     let outcomes = measured
         .map(|((scalars, aligned), (nll, kl))| {
             let scalars = scalars.finish()?;
-            let detection = detect(&scalars, &options);
+            let mut detection = detect(&scalars, &options);
+            detection.sinks = detection.sinks_of(scan.phases);
             Ok(Outcome { scalars, detection, aligned, nll, kl })
         })
         .collect::<Result<_>>()?;
@@ -276,7 +277,14 @@ impl SinkChanges {
         for sink in trace.secondary() {
             let level = changes.level(sink.l_start(), sink.lifetime());
             level.before += 1;
-            match edited.sinks.iter().find(|other| other.position == sink.position) {
+            // A token that is a sink in several phases is the same sink only where layers overlap.
+            let phases = trace.detection.sinks.iter().filter(|s| s.position == sink.position);
+            let one_phase = phases.count() == 1;
+            let same = |other: &&Sink| {
+                other.position == sink.position
+                    && (one_phase || other.layers.iter().any(|l| sink.layers.contains(l)))
+            };
+            match edited.sinks.iter().find(same) {
                 None => level.gone += 1,
                 Some(other) if other.layers == sink.layers => level.kept += 1,
                 Some(_) => level.changed += 1,

@@ -249,6 +249,7 @@ mod tests {
             response_len: 2,
             full_text_len: 2,
             sinks: Vec::new(),
+            other_phases: Vec::new(),
             scan: None,
         }
     }

@@ -210,12 +210,13 @@ impl RunWriter {
         let TraceResult { detection, curves, scores, ids, texts } = *result;
         let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
         let id = TraceId { trace, sample_index: detection.sample_index };
+        let counted = detection.clone().counting(self.manifest.options.phases);
         for table in RunTable::all(self.manifest.options.attention) {
             let path = part(&self.dir, *table, self.traces);
             durable::replace(&path, |file| {
                 let mut writer = TableWriter::new(*table, file, &path)?;
                 match table {
-                    RunTable::Sinks => writer.sinks(id, detection)?,
+                    RunTable::Sinks => writer.sinks(id, &counted)?,
                     RunTable::Norms => writer.norms(id, curves)?,
                     RunTable::Tokens => writer.tokens(id, ids, texts)?,
                     RunTable::Scores => {
@@ -243,8 +244,10 @@ impl RunWriter {
             for table in RunTable::all(self.manifest.options.attention) {
                 merge(&self.dir, *table, self.traces)?;
             }
-            let detections = read_detections(&self.dir.join(DETECTIONS))?;
-            self.manifest.counts = Some(Counts::new(&detections));
+            let detections = read_detections(&self.dir.join(DETECTIONS))?.into_iter();
+            let phases = self.manifest.options.phases;
+            let counted: Vec<_> = detections.map(|trace| trace.counting(phases)).collect();
+            self.manifest.counts = Some(Counts::new(&counted));
             self.manifest.status = Status::Complete;
             self.manifest.write(&self.dir.join(MANIFEST))?;
             self.remove_parts()?;

@@ -11,6 +11,7 @@ use crate::cli::failure::Failure;
 use crate::cli::indices::Indices;
 use crate::cli::model_args::{ModelArgs, load};
 use crate::cli::output::Output;
+use crate::cli::phases_arg::PhasesName;
 use crate::cli::preset_arg::PresetName;
 use crate::cli::progress::{self, ScanBar};
 use crate::cli::prompt_args::PromptArgs;
@@ -52,6 +53,10 @@ pub struct Args {
     /// primary sink
     #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
     rise: f32,
+    /// Which sinks to list if the reference's norm is large in several runs of layers (phases);
+    /// all are stored
+    #[arg(long, value_enum, default_value_t = PhasesName::Largest, value_name = "WHICH")]
+    phases: PhasesName,
     /// Also compute sink scores: the attention every token receives, per layer and head
     #[arg(long)]
     attention: bool,
@@ -149,6 +154,7 @@ impl Args {
             rise_factor: self.rise,
             // Hidden states are stored up to the last candidate: the limit bounds the memory.
             reference: self.reference.resolve("reference position", 256)?,
+            phases: self.phases.into(),
             attention: self.attention,
             all_heads: self.all_heads,
             max_tokens: number(self.max_tokens),

@@ -8,9 +8,10 @@ use serde_json::{Map, Value};
 
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
+use crate::cli::phases_arg::PhasesName;
 use crate::cli::preset_arg::PresetName;
 use crate::tables::{self, Detections};
-use crate::{Format, Preset, Result, Run, Table};
+use crate::{Format, Phases, Preset, Result, Run, Table};
 
 /// Print the paper's tables, from runs or from published detections
 ///
@@ -39,6 +40,10 @@ pub struct Args {
     /// --detections]
     #[arg(long, value_enum, value_name = "NAME")]
     preset: Option<PresetName>,
+    /// Which sinks to count if the reference's norm is large in several runs of layers (phases)
+    /// [default: with runs, as they were scanned; with --detections, largest]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    phases: Option<PhasesName>,
     /// Tables to print, comma separated
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TABLES",
           default_values_t = [Show::Sinks, Show::Tokens])]
@@ -101,12 +106,13 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 impl Args {
     fn models(&self) -> Result<Vec<Detections>> {
         let preset = self.preset.map(Preset::from);
+        let phases = self.phases.map(Phases::from);
         let Some(path) = &self.input.detections else {
-            let of_run = |dir: &PathBuf| Detections::of_run(&*Run::open(dir)?, preset);
+            let of_run = |dir: &PathBuf| Detections::of_run(&*Run::open(dir)?, preset, phases);
             return self.input.runs.iter().map(of_run).collect();
         };
         let (preset, layers) = (preset.unwrap_or_default(), self.layers.map(usize::from));
-        let found = Detections::read(path, preset, layers)?;
+        let found = Detections::read(path, preset, layers)?.counting(phases.unwrap_or_default());
         let name = self.name.clone().unwrap_or(found.name);
         Ok(vec![Detections { name, rope_base: self.rope_base, ..found }])
     }
