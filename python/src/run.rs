@@ -7,7 +7,7 @@ use fathom_lm::fathom_report::{Report, summary};
 use fathom_lm::fathom_sinks::RunTable;
 use fathom_lm::tables::{self, Detections};
 use fathom_lm::{
-    Analysis, Class, Error, Format, Preset, ReportOptions, Result, Run, ScanOptions,
+    Analysis, Class, Error, Format, Phases, Preset, ReportOptions, Result, Run, ScanOptions,
     TraceDetection, write_report,
 };
 use numpy::PyArray1;
@@ -42,6 +42,14 @@ impl NativeRun {
     }
 }
 
+/// The phases of a name.
+fn phases(name: &str) -> Result<Phases> {
+    let all = [Phases::Largest, Phases::All];
+    all.into_iter().find(|phases| phases.name() == name).ok_or_else(|| {
+        Error::Request(format!("phases `{name}` is unknown: expected `largest` or `all`"))
+    })
+}
+
 /// The preset of a name.
 fn preset(name: &str) -> Result<Preset> {
     let all = [Preset::Paper, Preset::Upstream];
@@ -70,7 +78,7 @@ fn class(name: &str) -> Result<Class> {
 /// done, total).
 #[pyfunction]
 #[pyo3(signature = (
-    model, traces, *, preset, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
+    model, traces, *, preset, phases, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
     resume, report_remarks, progress
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
@@ -79,6 +87,7 @@ pub fn scan(
     model: &NativeModel,
     traces: &NativeTraces,
     preset: &str,
+    phases: &str,
     threshold: Option<f32>,
     rise: Option<f32>,
     reference: Vec<usize>,
@@ -93,7 +102,9 @@ pub fn scan(
 ) -> PyResult<NativeRun> {
     model.refuse_in_fork(py)?;
     let model = &*model.model;
-    let known = self::preset(preset).map(ScanOptions::new);
+    let known = self::preset(preset).and_then(|preset| {
+        Ok(ScanOptions { phases: self::phases(phases)?, ..ScanOptions::new(preset) })
+    });
     let known = known.map_err(|error| errors::to_python(py, &error))?;
     let options = ScanOptions {
         threshold: threshold.unwrap_or(known.threshold),
@@ -123,17 +134,19 @@ pub fn scan(
 
 /// One table of several runs, as Markdown, CSV, LaTeX, JSON and HTML.
 #[pyfunction]
-#[pyo3(signature = (runs, show, preset=None, top=10))]
+#[pyo3(signature = (runs, show, preset=None, phases=None, top=10))]
 pub fn table(
     py: Python<'_>,
     runs: Vec<PyRef<'_, NativeRun>>,
     show: &str,
     preset: Option<&str>,
+    phases: Option<&str>,
     top: usize,
 ) -> PyResult<(String, String, String, String, String)> {
     let made = || -> Result<_> {
         let preset = preset.map(self::preset).transpose()?;
-        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset, None));
+        let phases = phases.map(self::phases).transpose()?;
+        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset, phases));
         let found = found.collect::<Result<Vec<_>>>()?;
         let table = match show {
             "sinks" => tables::sinks(&found),

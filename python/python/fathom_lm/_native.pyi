@@ -188,6 +188,7 @@ def scan(
     traces: Traces,
     *,
     preset: str,
+    phases: str,
     threshold: float | None,
     rise: float | None,
     reference: Sequence[int],
@@ -215,7 +216,7 @@ def explain(
     progress: _Progress | None,
 ) -> list[tuple[str, Path, str]]: ...
 def table(
-    runs: Sequence[Run], show: str, preset: str | None = None, top: int = 10
+    runs: Sequence[Run], show: str, preset: str | None = None, phases: str | None = None, top: int = 10
 ) -> tuple[str, str, str, str, str]: ...
 def report(
     runs: Sequence[str], page: str, figures: str | None = None, texts: int = 30

@@ -181,10 +181,11 @@ class Run:
         format: Format = "markdown",
         *,
         preset: Literal["paper", "upstream"] | None = None,
+        phases: Literal["largest", "all"] | None = None,
         top: int = 10,
     ) -> TextTable:
         """One of the paper's tables; see `fl.table` for several runs."""
-        return table([self], show, format, preset=preset, top=top)
+        return table([self], show, format, preset=preset, phases=phases, top=top)
 
     def explain(
         self,
@@ -294,6 +295,7 @@ def table(
     format: Format = "markdown",
     *,
     preset: Literal["paper", "upstream"] | None = None,
+    phases: Literal["largest", "all"] | None = None,
     top: int = 10,
 ) -> TextTable:
     """One of the paper's tables of several runs.
@@ -304,11 +306,12 @@ def table(
             `positions` (figure 5 in numbers).
         format: The format of `str(table)`: `markdown`, `csv`, `latex`, `json`.
         preset: Classify the sinks again by these rules.
+        phases: Count the sinks of these phases instead of those chosen for the scan.
         top: For `tokens`: how many rows of each class.
     """
     if format not in ("markdown", "csv", "latex", "json"):
         raise RequestError(f"format={format!r}: expected 'markdown', 'csv', 'latex' or 'json'")
-    texts = _native.table([run._native for run in runs], show, preset, max(0, top))
+    texts = _native.table([run._native for run in runs], show, preset, phases, max(0, top))
     return TextTable(show, format, texts)
 
 

@@ -37,6 +37,7 @@ def scan(
     resume: bool = False,
     progress: Progress = True,
     *,
+    phases: Literal["largest", "all"] = "largest",
     skip_bad_lines: bool = False,
     prompt_field: str | None = None,
     output_field: str | None = None,
@@ -66,6 +67,8 @@ def scan(
         resume: Continue the run in `out`.
         progress: `True`: a bar if stderr is a terminal, a line in a notebook. Or a function
             `(step, unit, done, total)`.
+        phases: Which sinks to list if the reference's norm is large in several runs of layers. All
+            are stored; `fl.table` has the same argument.
         skip_bad_lines: Skip rows of files that cannot be read.
         prompt_field, output_field: The fields of prompt and output in rows of files.
 
@@ -103,6 +106,7 @@ def scan(
             model._native,
             read,
             preset=preset,
+            phases=phases,
             threshold=threshold,
             rise=rise,
             reference=positions,
