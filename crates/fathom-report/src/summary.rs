@@ -34,7 +34,7 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
         lines.push(primary(traces, row.primary_count, with_primary));
         lines.push(secondary(traces, &row, found(Finding::SecondarySinks)));
     }
-    lines.extend(phases::uncounted(manifest, traces));
+    lines.extend(phases::unlisted(manifest, traces));
     lines.extend(attention(manifest, traces));
     if row.noise_count > 0 {
         lines.push(format!(
