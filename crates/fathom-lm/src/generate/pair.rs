@@ -14,7 +14,7 @@ use crate::{Input, Model, ModelFiles, ModelOptions};
 /// A target and perhaps a draft, but for their weights: files read, and known to name the same
 /// tokens.
 pub struct Pair {
-    target: Arc<ModelFiles>,
+    pub(super) target: Arc<ModelFiles>,
     draft: Option<Arc<ModelFiles>>,
     /// Where they are loaded already.
     loaded: Option<Loaded>,

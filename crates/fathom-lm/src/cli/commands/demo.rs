@@ -133,6 +133,7 @@ fn detections(run: &Run) -> Result<Vec<Detection>> {
             clip: note.clip,
             rise: note.rise,
             sinks: trace.sinks,
+            other_phases: trace.other_phases,
         })
     };
     Ok(run.detections()?.into_iter().filter_map(detection).collect())
