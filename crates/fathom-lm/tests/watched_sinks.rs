@@ -164,7 +164,7 @@ fn sinks_of_a_planted_model_are_those_of_a_scan() {
 fn sinks_of_a_trained_model_are_those_of_a_scan() {
     let subject = trained();
     // A low threshold and rise, so that something is found.
-    let low = |rules| ScanOptions { threshold: 0.4, rise_factor: 0.5, ..rules };
+    let low = |rules| ScanOptions { threshold: 0.02, rise_factor: 0.5, ..rules };
     let found = check(&subject, 0.0, &low(rules(Preset::Paper, &[0])));
     assert!(found.iter().any(|trace| trace.sinks.len() > 1), "{found:?}");
     check(&subject, 0.0, &low(rules(Preset::Upstream, &[0, 2, 130])));
@@ -211,7 +211,9 @@ impl CommandLine {
     fn generate(&self, out: Option<&str>, args: &[&str]) -> Command {
         let mut command = fathom();
         command.arg("generate").arg("--target").arg(self.path("1"));
-        command.args(["--max-tokens", "40", "-n", "2", "--prompts"]).arg(self.path("prompts.jsonl"));
+        command
+            .args(["--max-tokens", "40", "-n", "2", "--prompts"])
+            .arg(self.path("prompts.jsonl"));
         if let Some(out) = out {
             command.arg("--out").arg(self.path(out));
         }
@@ -278,7 +280,8 @@ fn generate_writes_the_sinks_of_each_text_to_its_line() {
         texts += usize::from(!sinks.is_empty());
     }
     assert!(primary >= 6 && secondary > 0, "{watched}");
-    let summary = format!("sinks: {primary} primary and {secondary} secondary in {texts} of 6 texts");
+    let summary =
+        format!("sinks: {primary} primary and {secondary} secondary in {texts} of 6 texts");
     assert!(stderr.contains(&summary), "{summary}: {stderr}");
 
     // A scan reads the exact ids of a watched file and passes over what is known already.

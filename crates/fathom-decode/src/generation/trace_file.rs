@@ -252,7 +252,8 @@ mod tests {
         let error = refused(line(0), &other);
         assert!(error.contains("line 4") && error.contains("another `input_ids`"), "{error}");
         let one = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, one.replace("\"prompt_len\"", "\"watch\":true,\"prompt_len\"")).unwrap();
+        std::fs::write(&path, one.replace("\"prompt_len\"", "\"watch\":true,\"prompt_len\""))
+            .unwrap();
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
         TraceFile::resume(&path, watched, &tasks).unwrap();

@@ -13,8 +13,9 @@ use serde_json::{Map, Value};
 use super::Pair;
 use crate::ModelFiles;
 
-/// A [`Watcher`] that measures what a scan measures, in the target's own passes: the sinks of a text
-/// are known when it is finished, without another pass. Only norms and cosines leave the device.
+/// A [`Watcher`] that measures what a scan measures, in the target's own passes: the sinks of a
+/// text are known when it is finished, without another pass. Only norms and dot products leave the
+/// device.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -133,8 +134,10 @@ pub struct SinkCollector {
     target: Arc<ModelFiles>,
     options: Arc<ScanOptions>,
     /// By [`Task::index`]: the texts that are being generated.
-    running: Arc<Mutex<HashMap<u64, WatchedSinks>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+type Running = HashMap<u64, WatchedSinks>;
 
 impl SinkCollector {
     /// A collector for texts of `pair`; `options` as in [`SinkWatcher::new`].
@@ -171,16 +174,14 @@ impl SinkCollector {
     pub fn detection(&self, generation: &Generation) -> Result<TraceDetection> {
         let Generation { task, tokens, .. } = generation;
         let sinks = lock(&self.running).remove(&task.index);
-        let sinks = sinks
-            .ok_or_else(|| Error::Request(format!("text {} was not watched", task.index)))?;
+        let sinks =
+            sinks.ok_or_else(|| Error::Request(format!("text {} was not watched", task.index)))?;
         let ids: Vec<u32> = task.ids.iter().chain(tokens).copied().collect();
         sinks.detection(task.index, &ids, task.ids.len())
     }
 }
 
-fn lock(
-    running: &Mutex<HashMap<u64, WatchedSinks>>,
-) -> MutexGuard<'_, HashMap<u64, WatchedSinks>> {
+fn lock(running: &Mutex<Running>) -> MutexGuard<'_, Running> {
     // Entries are inserted and removed whole.
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }

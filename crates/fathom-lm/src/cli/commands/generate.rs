@@ -367,18 +367,14 @@ impl Destination {
                 writeln!(
                     out,
                     "{}",
-                    with_sinks(
-                        json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
-                    )
+                    with_sinks(json!({ "texts": texts, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) if output.json => {
                 writeln!(
                     out,
                     "{}",
-                    with_sinks(
-                        json!({ "file": path, "metrics": metrics(), "remarks": remarks })
-                    )
+                    with_sinks(json!({ "file": path, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) => {
