@@ -262,7 +262,7 @@ fn generate_writes_the_sinks_of_each_text_to_its_line() {
             "preset": "paper", "threshold": 0.95, "rise_factor": 5.0, "reference": [0],
         });
         let object = line.as_object_mut().unwrap();
-        assert_eq!(object.keys().last().unwrap(), "detection");
+        assert_eq!(object.keys().next_back().unwrap(), "detection");
         let detection = object.shift_remove("detection").unwrap();
         assert_eq!(object.shift_remove("watch"), Some(rules));
         assert_eq!(line.to_string(), plain);
@@ -311,7 +311,7 @@ fn the_rules_are_those_of_scan() {
     let row = &result["sinks"];
     assert_eq!(row["traces"], 6);
     assert!(row["primary_count"].as_u64().unwrap() >= 6, "{row}");
-    assert_eq!(result.as_object().unwrap().keys().last().unwrap(), "sinks");
+    assert_eq!(result.as_object().unwrap().keys().next_back().unwrap(), "sinks");
 
     let with_file: Value = serde_json::from_slice(
         &cli.generate(Some("file.jsonl"), &["--watch", "--json"]).output().unwrap().stdout,
