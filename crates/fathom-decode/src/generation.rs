@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use fathom_backend::Backend;
 use fathom_model::{PromptContent, Result, Tokenizer};
+use serde_json::{Map, Value};
 
-use crate::engine::{Engine, Request, Ticket, Update};
+use crate::engine::{Engine, Request, Ticket, Update, Watcher};
 use crate::{Finish, SamplingParams, TextStream};
 pub use in_order::InOrder;
 pub use text_updates::{TextUpdate, TextUpdates, UpdateDecoder};
@@ -63,6 +64,8 @@ pub struct Generation {
     pub finish: Finish,
     /// Mean accepted tokens.
     pub mat: f64,
+    /// More fields for its line in a trace file; empty unless the caller adds some.
+    pub fields: Map<String, Value>,
 }
 
 /// Result of one step for one text.
@@ -126,7 +129,11 @@ pub struct Generator<B: Backend> {
     eos: Arc<[u32]>,
     waiting: VecDeque<Task>,
     in_progress: HashMap<Ticket, InProgress>,
+    watch: Option<Watch>,
 }
+
+/// Makes the watcher of a text.
+type Watch = Box<dyn FnMut(&Task) -> Box<dyn Watcher> + Send>;
 
 /// A text in progress.
 struct InProgress {
@@ -153,7 +160,18 @@ impl<B: Backend> Generator<B> {
             eos,
             waiting,
             in_progress: HashMap::new(),
+            watch: None,
         }
+    }
+
+    /// The same generator, with a watcher for every text that has not started: the one that `watch`
+    /// returns for its task.
+    pub fn watched_by(
+        mut self,
+        watch: impl FnMut(&Task) -> Box<dyn Watcher> + Send + 'static,
+    ) -> Generator<B> {
+        self.watch = Some(Box::new(watch));
+        self
     }
 
     /// The engine, for its metrics.
@@ -187,7 +205,7 @@ impl<B: Backend> Generator<B> {
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
             stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
-            watcher: None,
+            watcher: self.watch.as_mut().map(|watch| watch(&task)),
         })?;
         let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
         let text = InProgress { task, decoder, output: String::new(), tokens: Vec::new() };
@@ -209,7 +227,8 @@ impl<B: Backend> Generator<B> {
             }
             Some(done) => {
                 let InProgress { task, output, tokens, .. } = generating;
-                Some(Generation { task, output, tokens, finish: done.finish, mat: done.mat })
+                let (finish, mat) = (done.finish, done.mat);
+                Some(Generation { task, output, tokens, finish, mat, fields: Map::new() })
             }
         };
         Ok(Some(Piece { index, text, tokens: count, done }))

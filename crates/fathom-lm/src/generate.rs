@@ -3,6 +3,7 @@
 mod engine;
 mod pair;
 mod prompts;
+mod sinks;
 mod texts;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
@@ -15,6 +16,7 @@ use crate::Input;
 pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
+pub use sinks::{SinkCollector, SinkWatcher, WatchedSinks};
 pub use texts::{TextRequest, TextsInProgress, TextsUpdate};
 
 /// How a [`Pair`] decodes.

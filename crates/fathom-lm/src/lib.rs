@@ -18,8 +18,9 @@ mod traces;
 pub use cpu::{Weights, cpu, parse_isa, parse_precision};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
-    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, TextRequest,
-    TextsInProgress, TextsUpdate, available_cores, placement, recommended_params,
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, SinkCollector, SinkWatcher, TextEngine,
+    TextRequest, TextsInProgress, TextsUpdate, WatchedSinks, available_cores, placement,
+    recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
 pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_site};

@@ -120,7 +120,7 @@ impl TraceFile {
     fn different_field(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
         let head = self.line.head(task);
         // Fields that only runs with other parameters write.
-        let mut more = TraceLine::RARE_PARAMS.into_iter();
+        let mut more = TraceLine::RARE_PARAMS.into_iter().chain([TraceLine::WATCH]);
         let more = more.find(|&name| line.contains_key(name) && !head.contains_key(name));
         let other = head.into_iter().find(|(name, value)| line.get(name) != Some(value));
         let ids = line.get("input_ids").and_then(Value::as_array);
@@ -166,7 +166,8 @@ mod tests {
 
     fn line(seed: u64) -> TraceLine {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
-        TraceLine { origin, params: SamplingParams { seed, ..SamplingParams::default() } }
+        let params = SamplingParams { seed, ..SamplingParams::default() };
+        TraceLine { origin, params, watch: None }
     }
 
     fn tasks() -> Vec<Task> {
@@ -176,7 +177,8 @@ mod tests {
 
     fn generation(task: &Task) -> Generation {
         let output = format!("text {}", task.index);
-        Generation { task: task.clone(), output, tokens: vec![9], finish: Finish::Eos, mat: 1.0 }
+        let (tokens, finish, fields) = (vec![9], Finish::Eos, Map::new());
+        Generation { task: task.clone(), output, tokens, finish, mat: 1.0, fields }
     }
 
     #[test]
@@ -239,12 +241,21 @@ mod tests {
         };
         let error = refused(line(1), &tasks);
         assert!(error.contains("line 1") && error.contains("another `seed`"), "{error}");
+        let watched = TraceLine { watch: Some(true.into()), ..line(0) };
+        let error = refused(watched.clone(), &tasks);
+        assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
         let error = refused(line(0), &tasks[..4]);
         assert!(error.contains("line 5") && error.contains("4 texts"), "{error}");
         let mut other = tasks.clone();
         other[3].ids = vec![7].into();
         let error = refused(line(0), &other);
         assert!(error.contains("line 4") && error.contains("another `input_ids`"), "{error}");
+        let one = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, one.replace("\"prompt_len\"", "\"watch\":true,\"prompt_len\""))
+            .unwrap();
+        let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
+        TraceFile::resume(&path, watched, &tasks).unwrap();
         std::fs::write(&path, "hello\n").unwrap();
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
         assert!(error.contains("line 1: is not a line of a generation"), "{error}");

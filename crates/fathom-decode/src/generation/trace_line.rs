@@ -25,6 +25,8 @@ pub struct TraceLine {
     pub origin: Origin,
     /// The sampling parameters.
     pub params: SamplingParams,
+    /// How texts were watched, if their lines have fields with what was found: field `watch`.
+    pub watch: Option<Value>,
 }
 
 impl TraceLine {
@@ -54,9 +56,10 @@ impl TraceLine {
             ("stop", json!(stop)),
             ("ignore_eos", json!(ignore_eos)),
         ];
+        let watch = self.watch.iter().map(|watch| (TraceLine::WATCH, watch.clone()));
         let prompt_len = [("prompt_len", json!(task.ids.len()))];
         let fields = place.into_iter().chain(prompt).chain(origin);
-        let fields = fields.chain(self.rare_params()).chain(prompt_len);
+        let fields = fields.chain(self.rare_params()).chain(watch).chain(prompt_len);
         fields.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
@@ -70,6 +73,9 @@ impl TraceLine {
         "min_tokens",
         "stop_token_ids",
     ];
+
+    /// Name of the field for [`TraceLine::watch`].
+    pub const WATCH: &str = "watch";
 
     /// The parameters of [`TraceLine::RARE_PARAMS`] that differ from their defaults.
     fn rare_params(&self) -> impl Iterator<Item = (&'static str, Value)> {
@@ -108,7 +114,7 @@ impl TraceLine {
 
     /// The complete line.
     pub fn object(&self, generation: &Generation) -> Map<String, Value> {
-        let Generation { task, output, tokens, finish, .. } = generation;
+        let Generation { task, output, tokens, finish, fields, .. } = generation;
         let mut line = self.head(task);
         let finish = match finish {
             Finish::Eos => "eos",
@@ -119,6 +125,7 @@ impl TraceLine {
         line.insert("output".to_owned(), json!(output));
         line.insert("finish_reason".to_owned(), json!(finish));
         line.insert("input_ids".to_owned(), json!(ids));
+        line.extend(fields.clone());
         line
     }
 }
@@ -147,8 +154,9 @@ mod tests {
             tokens: vec![7, 8, 9],
             finish: Finish::Length,
             mat: 1.0,
+            fields: Map::new(),
         };
-        Value::Object(TraceLine { origin, params }.object(&generation)).to_string()
+        Value::Object(TraceLine { origin, params, watch: None }.object(&generation)).to_string()
     }
 
     #[test]
@@ -171,7 +179,7 @@ mod tests {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
         let task = Task::list(vec![(PromptContent::Text("a".into()), vec![5, 6])], 1).remove(0);
         let head = |params| {
-            let line = TraceLine { origin: origin.clone(), params };
+            let line = TraceLine { origin: origin.clone(), params, watch: None };
             Value::Object(line.head(&task)).to_string()
         };
         let usual = head(SamplingParams::default());
@@ -192,6 +200,33 @@ mod tests {
             r#""stop_token_ids":[9,8],"prompt_len":2"#,
         ];
         assert!(all.contains(&rare.concat()), "{all}");
+    }
+
+    #[test]
+    fn a_watched_text_is_still_a_trace_with_its_exact_ids() {
+        let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
+        let line = TraceLine {
+            origin,
+            params: SamplingParams::default(),
+            watch: Some(json!({ "threshold": 0.5 })),
+        };
+        let prompt = (PromptContent::Text("a".into()), vec![5, 6]);
+        let generation = Generation {
+            task: Task::list(vec![prompt], 1).remove(0),
+            output: "b".to_owned(),
+            tokens: vec![7],
+            finish: Finish::Length,
+            mat: 1.0,
+            fields: [("found".to_owned(), json!({ "input_ids": [1], "prompt": "c" }))]
+                .into_iter()
+                .collect(),
+        };
+        let line = Value::Object(line.object(&generation)).to_string();
+        assert!(line.contains(r#""watch":{"threshold":0.5},"prompt_len":2"#), "{line}");
+        assert!(line.ends_with(r#""found":{"input_ids":[1],"prompt":"c"}}"#), "{line}");
+        let trace = Trace::parse(Path::new("out.jsonl"), 2, &line).unwrap();
+        let ids = TraceContent::Ids { input_ids: vec![5, 6, 7], prompt_len: 2 };
+        assert_eq!((trace.index, trace.content), (0, ids));
     }
 
     #[test]

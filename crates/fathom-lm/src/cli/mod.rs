@@ -24,6 +24,7 @@ mod row_args;
 mod sampling_args;
 mod speed_tables;
 mod subject;
+mod watch_args;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

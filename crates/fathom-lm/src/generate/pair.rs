@@ -14,7 +14,7 @@ use crate::{Input, Model, ModelFiles, ModelOptions};
 
 /// A target and an optional draft: files read and vocabularies checked, weights not loaded.
 pub struct Pair {
-    target: Arc<ModelFiles>,
+    pub(super) target: Arc<ModelFiles>,
     draft: Option<Arc<ModelFiles>>,
     /// The weights, if the pair was made from loaded models.
     loaded: Option<LoadedWeights>,

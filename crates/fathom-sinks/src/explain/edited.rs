@@ -9,10 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::predictions::{Prediction, log_sum_exp};
 use super::scanned::ScannedTrace;
-use crate::{
-    Class, DetectOptions, Detection, Preset, ScalarOptions, ScalarProbe, ScanOptions, Sink,
-    TraceScalars, detect,
-};
+use crate::{Class, Detection, ScalarProbe, ScanOptions, Sink, TraceScalars, detect};
 
 /// Tokens of each sequence in one step: the logits of a step are `[sequences, CHUNK, vocab]`.
 const CHUNK: usize = 32;
@@ -47,12 +44,8 @@ pub(super) fn run_edited<'a, B: Backend>(
     let (layers, vocab) = (model.config().layers, model.config().vocab);
     let plain = Edits::default();
     let all: Vec<&Edits> = [&plain].into_iter().chain(edits.iter().copied()).collect();
-    let measured = ScalarOptions {
-        candidates: scan.reference.clone(),
-        final_state: scan.preset == Preset::Upstream,
-    };
     let mut scalars: Vec<ScalarProbe> =
-        all.iter().map(|_| ScalarProbe::new(layers, ids, &measured)).collect();
+        all.iter().map(|_| ScalarProbe::new(layers, ids, &scan.scalars())).collect();
     let probes = all.iter().zip(&mut scalars);
     let mut probe = ProbePerSequence {
         probes: probes.map(|(edits, scalars)| EditProbe::new(edits).observed_by(scalars)).collect(),
@@ -102,13 +95,11 @@ pub(super) fn run_edited<'a, B: Backend>(
         .into_iter()
         .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
         .collect();
-    let ScanOptions { preset, threshold, rise_factor, .. } = *scan;
-    let options = DetectOptions { preset, threshold, rise_factor };
     let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
     let outcomes = measured
         .map(|((scalars, aligned), (nll, kl))| {
             let scalars = scalars.finish()?;
-            let mut detection = detect(&scalars, &options);
+            let mut detection = detect(&scalars, &scan.detect());
             detection.sinks = detection.sinks_of(scan.phases);
             Ok(Outcome { scalars, detection, aligned, nll, kl })
         })

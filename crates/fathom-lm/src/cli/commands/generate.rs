@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
+use fathom_sinks::SinkRow;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::sampling_args::SamplingArgs;
+use crate::cli::watch_args::{self, WatchArgs};
 use crate::{
     Error, GenerateOptions, Generation, Pair, Piece, PromptFile, Prompts, Remark, Remarks, Result,
     RowFields, SamplingParams, Task,
@@ -33,6 +35,7 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
     fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom generate --target ./target --prompts GSM8K.jsonl --watch --out watched.jsonl\n  \
     fathom scan --model ./target --traces traces.jsonl --out run\n\n\
     A prompt is a row with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named \
     *.txt, a line of text.\n\
@@ -84,6 +87,8 @@ pub struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     prompt_args: PromptArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 /// Where the prompts come from.
@@ -105,6 +110,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
     params.validate_ids(pair.vocab())?;
+    let mut watch = args.watch.start(&pair)?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let prompts = args.prompts(&pair, &options)?;
@@ -120,18 +126,28 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let mut bar = LoadingBar::new(output);
     let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
     drop(bar);
-    let line = TraceLine { origin: engine.origin().clone(), params: params.clone() };
+    let line = TraceLine {
+        origin: engine.origin().clone(),
+        params: params.clone(),
+        watch: watch.as_ref().map(|watch| watch.collector.rules()),
+    };
     let mut destination = args.destination(line, &tasks, output)?;
     let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
     let bar = args.bar(&tasks, &destination, output);
     let mut generator = engine.run(tasks, params);
+    if let Some(watch) = &watch {
+        generator = watch.collector.watch(generator);
+    }
 
     let start = Instant::now();
     let mut finished = FinishedTexts::default();
     while generator.pending() > 0 {
-        for piece in generator.step()? {
+        for mut piece in generator.step()? {
             bar.inc(piece.tokens as u64);
-            if let Some(generation) = &piece.done {
+            if let Some(generation) = &mut piece.done {
+                if let Some(watch) = &mut watch {
+                    watch.finish(generation)?;
+                }
                 finished.record(generation);
                 let unused = args.sampling.max_tokens.saturating_sub(generation.tokens.len());
                 bar.set_length(bar.length().unwrap_or(0).saturating_sub(unused as u64));
@@ -147,7 +163,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         seconds: start.elapsed().as_secs_f64(),
         placement: Some(options.placement),
     };
-    destination.finish(&decoding, remarks, output, out)
+    let sinks = watch.map(|watch| watch.row());
+    destination.finish(&decoding, sinks.as_ref(), remarks, output, out)
 }
 
 impl Args {
@@ -308,12 +325,24 @@ impl Destination {
     fn finish(
         self,
         decoding: &Decoding<'_>,
+        sinks: Option<&SinkRow>,
         remarks: Vec<Remark>,
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
-        let print_summary = || progress::note(output, &decoding.summary());
+        let print_summary = || {
+            progress::note(output, &decoding.summary());
+            if let Some(sinks) = sinks {
+                progress::note(output, &watch_args::summary(sinks));
+            }
+        };
         let metrics = || decoding.to_json();
+        let with_sinks = |mut object: Value| {
+            if let Some(sinks) = sinks {
+                object["sinks"] = json!(sinks);
+            }
+            object
+        };
         match self {
             Destination::Text => {
                 writeln!(out)?;
@@ -324,14 +353,14 @@ impl Destination {
                 writeln!(
                     out,
                     "{}",
-                    json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
+                    with_sinks(json!({ "texts": texts, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) if output.json => {
                 writeln!(
                     out,
                     "{}",
-                    json!({ "file": path, "metrics": metrics(), "remarks": remarks })
+                    with_sinks(json!({ "file": path, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) => {

@@ -80,7 +80,11 @@ pub struct Args {
     model: ModelArgs,
 }
 
-fn parse_reference(text: &str) -> Result<Indices, String> {
+/// Reference positions must be below this: hidden states are kept up to the last candidate, so it
+/// has to be a leading one.
+pub const MAX_REFERENCE: usize = 256;
+
+pub fn parse_reference(text: &str) -> Result<Indices, String> {
     let positions: Indices = text.parse()?;
     match positions.counts_from_end() {
         true => Err("the reference is among the first positions, counted from 0".to_owned()),
@@ -88,14 +92,14 @@ fn parse_reference(text: &str) -> Result<Indices, String> {
     }
 }
 
-fn parse_threshold(text: &str) -> Result<f32, String> {
+pub fn parse_threshold(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(threshold) if threshold > 0.0 && threshold < 1.0 => Ok(threshold),
         _ => Err("must be a number between 0 and 1".to_owned()),
     }
 }
 
-fn parse_rise(text: &str) -> Result<f32, String> {
+pub fn parse_rise(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
         _ => Err("must be a number above 0".to_owned()),
@@ -153,7 +157,7 @@ impl Args {
             threshold: self.threshold.unwrap_or(defaults.threshold),
             rise_factor: self.rise,
             // Hidden states are stored up to the last candidate: the limit bounds the memory.
-            reference: self.reference.resolve("reference position", 256)?,
+            reference: self.reference.resolve("reference position", MAX_REFERENCE)?,
             phases: self.phases.into(),
             attention: self.attention,
             all_heads: self.all_heads,
