@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything a change must pass, in one command: format, lints, documentation, tests, dependencies, and a
-# short run of every fuzz target; the report is opened in Chromium where that is installed, and a trained model
-# is run where Python can fetch it (100 MB, once), and the Python package where there is Python. Needs a Rust toolchain with rustfmt and clippy, and a C/C++
-# compiler.
-# FUZZ_SECONDS is the time each fuzz target gets.
+# Everything that a change must pass: formatting, lints, documentation, tests, dependency policy
+# and a short run of every fuzz target. With Chromium, also the report in a browser; with Python,
+# also the Python package and a trained model (a 100 MB download, once). Needs a Rust toolchain
+# with rustfmt and clippy, and a C/C++ compiler. FUZZ_SECONDS is the time for each fuzz target
+# (default 10).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -23,13 +23,15 @@ step "the library without the command line"
 cargo test -p external-user --locked
 
 step "the report in a browser"
-if command -v chromedriver >/dev/null && { command -v chromium || command -v google-chrome; } >/dev/null; then
+if command -v chromedriver >/dev/null &&
+    { command -v chromium || command -v google-chrome; } >/dev/null; then
     cargo test -p fathom-lm --test browser --locked -- --ignored
 else
-    echo "SKIPPED: no chromium and chromedriver here (Debian: apt-get install chromium chromium-driver)"
+    echo "SKIPPED: chromium or chromedriver is missing" \
+        "(Debian: apt-get install chromium chromium-driver)"
 fi
 
-step "really trained models"
+step "trained models"
 prepared=0
 ./tests/real/prepare.sh || prepared=$?
 case $prepared in
@@ -45,7 +47,7 @@ step "the Python package"
 checked=0
 ./python/check.sh || checked=$?
 case $checked in
-    0 | 75) ;; # 75: skipped, and says why
+    0 | 75) ;; # 75: skipped, with the reason printed
     *) exit "$checked" ;;
 esac
 
@@ -59,9 +61,9 @@ if ! command -v cargo-deny >/dev/null; then
         cargo install --locked --root target/tools --version '^0.20' cargo-deny
 fi
 cargo deny check bans licenses sources
-# Advisories change from day to day and need the network: they inform, the three above decide.
+# Advisories change daily and need the network: they are reported, but do not fail the check.
 if cargo deny fetch db 2>/dev/null; then
-    cargo deny check --disable-fetch advisories || echo "there are advisories to look at (above)"
+    cargo deny check --disable-fetch advisories || echo "there are advisories (above)"
 else
     echo "the advisory database cannot be fetched here: advisories are not checked"
 fi

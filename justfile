@@ -1,10 +1,10 @@
-# Daily verbs. Nothing here is needed: each line is an ordinary command.
+# Shortcuts for daily use. Each recipe is one ordinary command.
 
-# List the verbs.
+# List the recipes.
 default:
     @just --list
 
-# Everything a change must pass.
+# Everything that a change must pass.
 check:
     ./check.sh
 
@@ -29,7 +29,7 @@ doc:
 bench *ARGS:
     cargo bench --workspace {{ARGS}}
 
-# Every table of docs/performance.md: `just performance python3` compares other engines too.
+# Every table of docs/performance.md; `just performance python3` also measures other engines.
 performance *PYTHON:
     cargo build --release
     ./benches/performance.sh target/release/fathom {{PYTHON}}
@@ -38,6 +38,11 @@ performance *PYTHON:
 fuzz TARGET SECONDS="60":
     ./fuzz/run.sh {{SECONDS}} {{TARGET}}
 
-# The whole product on a built-in model.
+# Regenerate the command line reference.
+reference:
+    cargo build -p fathom-lm
+    cargo run -q -p fathom-lm -- reference > docs/cli.md
+
+# Scanning and generation on built-in models.
 demo:
     cargo run --release -- demo

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The Python package: built in development mode into target/venv, tested, its types checked. Exit code 75: there is no
-# Python here, or its packages cannot be fetched. PYTHON is the interpreter (python3); arguments go to pytest.
+# Builds the Python package in development mode into target/venv, runs its tests, which check its types too, and
+# builds its pages. Exit code 75: there is no Python, or packages cannot be fetched. PYTHON is the interpreter
+# (python3); arguments are passed to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 skip() { echo "SKIPPED: $*"; exit 75; }
 
 python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || skip "no Python from 3.10 on here"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || skip "there is no Python 3.10 or later"
 
 venv=../target/venv
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || skip "python -m venv does not work here"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || skip "python -m venv does not work"
 if ! "$venv/bin/python" -c 'import hypothesis, maturin, mypy, numpy, polars, pyarrow, pyright, pytest' 2>/dev/null; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         'maturin>=1.9,<2' 'numpy>=2.1' 'pytest>=8' 'hypothesis>=6' 'mypy>=1.13' 'pyright[nodejs]>=1.1.390' \
@@ -18,11 +19,11 @@ if ! "$venv/bin/python" -c 'import hypothesis, maturin, mypy, numpy, polars, pya
         skip "the packages the tests need cannot be fetched"
 fi
 
-# The workspace's own target directory: what is built there is not built again.
+# The workspace's target directory, so that built dependencies are reused.
 VIRTUAL_ENV=$PWD/$venv CARGO_TARGET_DIR=$PWD/../target "$venv/bin/maturin" develop --quiet --locked
 "$venv/bin/python" -m pytest -p no:cacheprovider --quiet "$@"
 
-# The site: the sources are read, nothing is imported.
+# The pages. The package's sources are read, not imported.
 "$venv/bin/python" -c 'import material, mkdocstrings_handlers.python' 2>/dev/null ||
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
         'mkdocs-material==9.8.2' 'mkdocstrings-python==2.0.11' || skip "mkdocs cannot be fetched"

@@ -1,4 +1,4 @@
-"""What Python adds: a scan and a capture from Python against the command line, in turns.
+"""The overhead of Python: a scan and a capture against the command line, in turns.
 
     python overhead.py MODEL [--tokens 2048] [--traces 2] [--turns 5] [--precision bf16]
 
@@ -40,7 +40,10 @@ def main() -> None:
     import fathom_lm as fl
 
     model = fl.Model(asked.model, precision=asked.precision, chat_template=False)
-    ids = [[(i * 7919 + t * 31) % model.vocab for i in range(asked.tokens)] for t in range(asked.traces)]
+    ids = [
+        [(i * 7919 + t * 31) % model.vocab for i in range(asked.tokens)]
+        for t in range(asked.traces)
+    ]
     fathom = [sys.executable, "-m", "fathom_lm"]
     scans, captures = [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,8 +55,8 @@ def main() -> None:
                 sys.executable, "-c", SCAN, asked.model, str(traces), runs[0], asked.precision
             )
             command = seconds(
-                *fathom, "scan", "--quiet", "--model", asked.model, "--traces", str(traces), "--out",
-                runs[1], "--attention", "--no-chat-template", "--precision", asked.precision,
+                *fathom, "scan", "--quiet", "--model", asked.model, "--traces", str(traces),
+                "--out", runs[1], "--attention", "--no-chat-template", "--precision", asked.precision,
             )  # fmt: skip
             scans.append(python / command)
             start = time.perf_counter()
@@ -61,7 +64,8 @@ def main() -> None:
             with_cache = time.perf_counter() - start
             measured = subprocess.run(
                 [*fathom, "bench-engine", "--quiet", "--json", "--model", asked.model, "--tokens",
-                 str(asked.tokens), "--batches", "1", "--repeats", "1", "--precision", asked.precision],
+                 str(asked.tokens), "--batches", "1", "--repeats", "1", "--precision",
+                 asked.precision],
                 check=True, capture_output=True, text=True,
             )  # fmt: skip
             bare = json.loads(measured.stdout)["prefill"][0]["overhead"]["prefill_tokens_per_s"]

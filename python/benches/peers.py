@@ -1,18 +1,20 @@
 #!/usr/bin/env python3
-"""Fathom beside TransformerLens (TransformerBridge) and nnsight: one checkpoint, equal threads.
+"""Compares Fathom with TransformerLens (TransformerBridge) and nnsight on one checkpoint, with the
+same number of threads.
 
     python benches/peers.py --model path/to/checkpoint
     python benches/peers.py --model planted --tokens 512 --peers fathom nnsight
 
-Two questions, at each length: the residual stream behind every layer, and the sink score of every
-token, head and layer, which the peers get from the attention matrix `[heads, T, T]` of one layer
-after the other. For each: whether the answers agree with Fathom's, seconds (the best of a few), and
-by how much memory grew from the loaded model to the peak. Running out of memory, or of time, is a
-result.
+Two tasks at each length: the residual stream after every layer, and the sink score of every token,
+head and layer, which the peers compute from the attention matrix `[heads, T, T]` of one layer at a
+time. For each: seconds and CPU seconds of all threads (the smallest of a few repeats), the ratio of
+CPU seconds to Fathom's in the same turn (the median over the turns), the growth of memory from the loaded model to the peak, and the
+difference from Fathom's values. Running out of memory or time is a result.
 
-Fathom runs in the interpreter that this script is started with. Each peer has an environment of its
-own below `--work`, made on first use: PyTorch is large (5 GB). Every measurement is a process of
-its own. Linux only: memory is what /proc says.
+Fathom runs in the interpreter that this script is started with. Each peer has its own environment
+below `--work`, made on first use; PyTorch is large (5 GB). Every measurement is a process of its
+own, and the peers take turns, so that other load on the CPU affects all of them. Linux only: memory
+is read from /proc.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -29,17 +32,17 @@ from typing import Any
 
 import numpy as np
 
-# What is installed for each peer. Transformers and torch are what they ask for.
+# The packages of each peer. They bring transformers and torch in versions of their choice.
 PEERS = {
     "fathom": [],
     "transformer-lens": ["transformer-lens>=3", "numpy>=2.1"],
-    "nnsight": ["nnsight>=0.5", "numpy>=2.1"],
+    "nnsight": ["nnsight>=0.5", "accelerate", "numpy>=2.1"],
 }
 TASKS = ("resid_post", "sink_score")
 
 
 def status(pid: int | str, field: str) -> int:
-    """Bytes of a field of /proc/PID/status; 0 when the process is gone."""
+    """Bytes in a field of /proc/PID/status; 0 if the process has ended."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -50,7 +53,7 @@ def status(pid: int | str, field: str) -> int:
 
 
 def text(model: Path, tokens: int) -> list[int]:
-    """Ids that every peer is given: BOS, where there is one, and ids drawn from the vocabulary."""
+    """The ids that every peer runs on: BOS, if there is one, and random ids of the vocabulary."""
     config = json.loads((model / "config.json").read_text())
     ids = np.random.default_rng(0).integers(3, config["vocab_size"] - 8, tokens)
     if isinstance(config.get("bos_token_id"), int):
@@ -78,7 +81,7 @@ class Fathom:
 
 
 class Torch:
-    """What the two peers share."""
+    """The common part of the two peers."""
 
     def __init__(self, path: Path, threads: int, precision: str) -> None:
         import torch
@@ -92,8 +95,8 @@ class Torch:
         return self.torch.tensor([ids])
 
     def received(self, pattern: Any) -> Any:
-        """`[1, heads, T, T]` to `[heads, T]`: what a position gets of itself and later ones, on
-        average."""
+        """`[1, heads, T, T]` to `[heads, T]`: the mean attention that a position receives from
+        itself and later positions."""
         length = pattern.shape[-1]
         seen_by = length - self.torch.arange(length)
         return pattern[0].sum(dim=-2, dtype=self.torch.float32) / seen_by
@@ -162,20 +165,21 @@ KINDS = {"fathom": Fathom, "transformer-lens": TransformerLens, "nnsight": Nnsig
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Loads, warms up, measures, and leaves `OUT.json` and `OUT.npy`, `[layers, …]`."""
+    """Loads, warms up, measures, and writes `OUT.json` and `OUT.npy`, `[layers, …]`."""
     peer = KINDS[args.worker](args.model, args.threads, args.precision)
     task = getattr(peer, args.task)
     ids = text(args.model, args.tokens[0])
     task(ids[:16])
     before = status("self", "VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    seconds = []
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    seconds, cpu = [], []
     answer: Any = None
     for _ in range(args.repeats):
         answer = None
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         answer = task(ids)
         seconds.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - busy)
     grown = max(status("self", "VmHWM") - before, 0)
     out = None
     for layer, values in enumerate(answer):
@@ -184,7 +188,7 @@ def measure(args: argparse.Namespace) -> None:
             shape = (len(answer), *values.shape)
             out = np.lib.format.open_memmap(f"{args.out}.npy", "w+", dtype=np.float32, shape=shape)
         out[layer] = values
-    found = {"seconds": min(seconds), "grown": grown, "loaded": before, "version": peer.version}
+    found = {"seconds": min(seconds), "cpu": min(cpu), "grown": grown, "version": peer.version}
     Path(f"{args.out}.json").write_text(json.dumps(found))
 
 
@@ -192,7 +196,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def interpreter(peer: str, work: Path) -> Path:
-    """The Python of a peer, with the peer installed."""
+    """The Python interpreter of a peer, with the peer installed."""
     if peer == "fathom":
         return Path(sys.executable)
     home = work / peer
@@ -211,7 +215,7 @@ def interpreter(peer: str, work: Path) -> Path:
 def run(
     peer: str, python: Path, task: str, tokens: int, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """What a process measured, or `problem`: why it did not."""
+    """The measurement of one process, or `problem`: why there is none."""
     out = args.work / f"{peer}-{task}-{tokens}"
     for suffix in (".json", ".npy"):
         out.with_name(out.name + suffix).unlink(missing_ok=True)
@@ -238,17 +242,17 @@ def run(
                 process.wait()
     result = out.with_name(out.name + ".json")
     if problem is None and process.returncode != 0:
-        said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+        lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
         memory = process.returncode == -9 or any(
-            sign in said[-1]
+            sign in lines[-1]
             for sign in ("MemoryError", "not enough memory", "can't allocate memory")
         )
-        problem = "out of memory" if memory else f"failed: {said[-1][:120]} ({log})"
+        problem = "out of memory" if memory else f"failed: {lines[-1][:120]} ({log})"
     return {"problem": problem} if problem else json.loads(result.read_text())
 
 
 def differs(ours: Path, theirs: Path, task: str) -> str:
-    """The median and the largest difference: of a row relative to its norm, or of a score."""
+    """The median and the largest difference: of rows relative to their norm, or of scores."""
     a, b = np.load(ours, mmap_mode="r"), np.load(theirs, mmap_mode="r")
     if a.shape != b.shape:
         return f"shapes {a.shape} and {b.shape}"
@@ -265,11 +269,45 @@ def differs(ours: Path, theirs: Path, task: str) -> str:
 
 
 def available() -> float:
-    """GiB that are free to use."""
+    """Free memory in GiB."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) / 2**20
     return 8.0
+
+
+def compare(
+    task: str, tokens: int, pythons: dict[str, Path], args: argparse.Namespace
+) -> list[str]:
+    """The cells of each peer, after all turns of one task at one length."""
+    measured: dict[str, list[dict[str, Any]]] = {peer: [] for peer in pythons}
+    agree = dict.fromkeys(pythons, "")
+    ours = args.work / f"fathom-{task}-{tokens}.npy"
+    for _ in range(args.turns):
+        for peer, python in pythons.items():
+            if any("problem" in found for found in measured[peer]):
+                continue
+            measured[peer].append(run(peer, python, task, tokens, args))
+            theirs = args.work / f"{peer}-{task}-{tokens}.npy"
+            if peer != "fathom" and ours.exists() and theirs.exists():
+                agree[peer] = differs(ours, theirs, task)
+                theirs.unlink()
+    ours.unlink(missing_ok=True)
+    lines = []
+    for peer, turns in measured.items():
+        if "problem" in turns[-1]:
+            lines.append(f"{peer} | {turns[-1]['problem']} | | | | ")
+            continue
+        seconds = min(turn["seconds"] for turn in turns)
+        cpu = min(turn["cpu"] for turn in turns)
+        pairs = zip(turns, measured.get("fathom", []))
+        ratios = [a["cpu"] / b["cpu"] for a, b in pairs if "cpu" in b]
+        ratio = f"{statistics.median(ratios):.1f}" if ratios else ""
+        grown = max(turn["grown"] for turn in turns) / 2**20
+        name = f"{peer} {turns[0]['version']}"
+        numbers = f"{seconds:.2f} | {cpu:.2f} | {ratio} | {grown:.0f}"
+        lines.append(f"{name} | {numbers} | {agree[peer]}")
+    return lines
 
 
 def main() -> int:
@@ -280,7 +318,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="passes of one process")
+    parser.add_argument("--turns", type=int, default=1, help="processes of each peer")
     parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument(
         "--work", type=Path, default=Path("target/peers"), help="environments and results"
@@ -301,29 +340,16 @@ def main() -> int:
         args.memory = 0.9 * available()
     args.work.mkdir(parents=True, exist_ok=True)
     pythons = {peer: interpreter(peer, args.work) for peer in args.peers}
-    print(f"{args.model.name}, {args.precision}, {args.threads} threads, ids drawn at random\n")
+    print(f"{args.model.name}, {args.precision}, {args.threads} threads, random ids\n")
     print(
-        "| what | tokens | with | seconds | memory beyond the model, MiB | differs from Fathom by |"
+        "| task | tokens | with | seconds | CPU seconds | ratio | memory beyond the model, MiB | "
+        "differs from Fathom by |"
     )
-    print("|---|---:|---|---:|---:|---:|")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
     for task in TASKS:
         for tokens in args.tokens:
-            for peer in args.peers:
-                found = run(peer, pythons[peer], task, tokens, args)
-                if "problem" in found:
-                    print(f"| {task} | {tokens} | {peer} | {found['problem']} | | |", flush=True)
-                    continue
-                ours = args.work / f"fathom-{task}-{tokens}.npy"
-                theirs = args.work / f"{peer}-{task}-{tokens}.npy"
-                agree = ""
-                if peer != "fathom" and ours.exists():
-                    agree = differs(ours, theirs, task)
-                name = f"{peer} {found['version']}"
-                numbers = f"{found['seconds']:.2f} | {found['grown'] / 2**20:.0f}"
-                print(f"| {task} | {tokens} | {name} | {numbers} | {agree} |", flush=True)
-                if peer != "fathom":
-                    theirs.unlink()
-            (args.work / f"fathom-{task}-{tokens}.npy").unlink(missing_ok=True)
+            for line in compare(task, tokens, pythons, args):
+                print(f"| {task} | {tokens} | {line} |", flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-//! Values rounded to bfloat16, which NumPy does not have, for libraries that take DLPack
+//! Values rounded to bfloat16, which NumPy lacks, for libraries that read DLPack
 //! (<https://dmlc.github.io/dlpack/latest/c_api.html>).
 
 use std::ffi::{CStr, c_void};
@@ -15,7 +15,7 @@ const VERSIONED: &CStr = c"dltensor_versioned";
 const CPU: i32 = 1;
 /// `kDLBfloat`.
 const BFLOAT: u8 = 4;
-/// `DLPACK_FLAG_BITMASK_IS_COPIED`: the memory is nobody else's.
+/// `DLPACK_FLAG_BITMASK_IS_COPIED`: nothing else refers to the memory.
 const COPIED: u64 = 2;
 
 #[repr(C)]
@@ -36,7 +36,7 @@ struct DlType {
     lanes: u16,
 }
 
-/// `DLManagedTensor`, with what it points to behind it.
+/// `DLManagedTensor`, followed by what it points to.
 #[repr(C)]
 struct Legacy {
     tensor: DlTensor,
@@ -45,7 +45,7 @@ struct Legacy {
     owner: Owner,
 }
 
-/// `DLManagedTensorVersioned`, with what it points to behind it.
+/// `DLManagedTensorVersioned`, followed by what it points to.
 #[repr(C)]
 struct Versioned {
     version: [u32; 2],
@@ -56,7 +56,7 @@ struct Versioned {
     owner: Owner,
 }
 
-/// What a tensor points to: the memory of neither vector moves.
+/// What a tensor points to. The vectors are never resized, so their memory does not move.
 struct Owner {
     shape: Vec<i64>,
     strides: Vec<i64>,
@@ -68,7 +68,7 @@ impl Owner {
         DlTensor {
             data: self.values.as_mut_ptr().cast(),
             device: (CPU, 0),
-            ndim: self.shape.len() as i32, // NumPy has at most 64
+            ndim: self.shape.len() as i32, // NumPy allows at most 64
             dtype: DlType { code: BFLOAT, bits: 16, lanes: 1 },
             shape: self.shape.as_mut_ptr(),
             strides: self.strides.as_mut_ptr(),
@@ -77,8 +77,8 @@ impl Owner {
     }
 }
 
-/// A DLPack capsule with the values of `array` in bfloat16, rounded to the nearest: a copy that
-/// belongs to whoever consumes it.
+/// A DLPack capsule with a copy of `array`, rounded to the nearest bfloat16, that belongs to its
+/// consumer.
 #[pyfunction]
 pub fn bf16_capsule<'py>(
     py: Python<'py>,
@@ -90,7 +90,7 @@ pub fn bf16_capsule<'py>(
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis] * shape[axis];
     }
-    // In the order of the axes, however the array lies in memory.
+    // In row-major order, whatever the array's strides.
     let values = array.as_array().iter().map(|value| bf16::from_f32(*value)).collect();
     let mut owner = Owner { shape, strides, values };
     let tensor = owner.tensor();
@@ -101,29 +101,31 @@ pub fn bf16_capsule<'py>(
             let (version, flags) = ([1, 0], COPIED);
             let managed = Box::new(Versioned { version, context, deleter, flags, tensor, owner });
             let managed = Box::into_raw(managed);
-            // SAFETY: `managed` is a whole `DLManagedTensorVersioned`, alive until its deleter
-            // runs.
+            // SAFETY: `managed` points to a valid `DLManagedTensorVersioned`, which lives until
+            // its deleter runs.
             unsafe { capsule(py, managed.cast(), VERSIONED, destroy_versioned) }
         }
         false => {
             let deleter = Some(drop_legacy as unsafe extern "C" fn(*mut Legacy));
             let managed = Box::into_raw(Box::new(Legacy { tensor, context, deleter, owner }));
-            // SAFETY: `managed` is a whole `DLManagedTensor`, alive until its deleter runs.
+            // SAFETY: `managed` points to a valid `DLManagedTensor`, which lives until its deleter
+            // runs.
             unsafe { capsule(py, managed.cast(), LEGACY, destroy_legacy) }
         }
     }
 }
 
 /// # Safety
-/// `managed` is what `name` says, and `destroy` frees it where nobody has consumed the capsule.
+/// `managed` points to the type that `name` stands for, and `destroy` frees it if the capsule was
+/// not consumed.
 unsafe fn capsule<'py>(
     py: Python<'py>,
     managed: *mut c_void,
     name: &'static CStr,
     destroy: unsafe extern "C" fn(*mut ffi::PyObject),
 ) -> PyResult<Bound<'py, PyAny>> {
-    // SAFETY: the pointer is not null and the name static; a null result is an exception that is
-    // set.
+    // SAFETY: the pointer is not null and the name is static; a null result means that an
+    // exception is set.
     unsafe {
         let capsule = ffi::PyCapsule_New(managed, name.as_ptr(), Some(destroy));
         Bound::from_owned_ptr_or_err(py, capsule)
@@ -131,25 +133,25 @@ unsafe fn capsule<'py>(
 }
 
 /// # Safety
-/// Called once, with what [`bf16_capsule`] made.
+/// Called once, with a tensor that [`bf16_capsule`] made.
 unsafe extern "C" fn drop_legacy(managed: *mut Legacy) {
     // SAFETY: it came from `Box::into_raw`.
     drop(unsafe { Box::from_raw(managed) });
 }
 
 /// # Safety
-/// Called once, with what [`bf16_capsule`] made.
+/// Called once, with a tensor that [`bf16_capsule`] made.
 unsafe extern "C" fn drop_versioned(managed: *mut Versioned) {
     // SAFETY: it came from `Box::into_raw`.
     drop(unsafe { Box::from_raw(managed) });
 }
 
-/// The pointer of a capsule that nobody consumed: who does renames it.
+/// The pointer of a capsule that was not consumed, or null: consumers rename the capsule.
 ///
 /// # Safety
 /// `object` is a capsule, and the thread has the GIL.
 unsafe fn unconsumed(object: *mut ffi::PyObject, name: &CStr) -> *mut c_void {
-    // SAFETY: the pointer is asked for only where the name is right, so no exception is set.
+    // SAFETY: `PyCapsule_GetPointer` is called only with the right name, so it sets no exception.
     unsafe {
         match ffi::PyCapsule_IsValid(object, name.as_ptr()) {
             1 => ffi::PyCapsule_GetPointer(object, name.as_ptr()),
@@ -159,7 +161,7 @@ unsafe fn unconsumed(object: *mut ffi::PyObject, name: &CStr) -> *mut c_void {
 }
 
 /// # Safety
-/// Python calls it, with a capsule named [`LEGACY`] by [`bf16_capsule`].
+/// Called by Python, with a capsule that [`bf16_capsule`] named [`LEGACY`].
 unsafe extern "C" fn destroy_legacy(object: *mut ffi::PyObject) {
     // SAFETY: the capsule still holds its tensor, or the pointer is null.
     unsafe {
@@ -171,7 +173,7 @@ unsafe extern "C" fn destroy_legacy(object: *mut ffi::PyObject) {
 }
 
 /// # Safety
-/// Python calls it, with a capsule named [`VERSIONED`] by [`bf16_capsule`].
+/// Called by Python, with a capsule that [`bf16_capsule`] named [`VERSIONED`].
 unsafe extern "C" fn destroy_versioned(object: *mut ffi::PyObject) {
     // SAFETY: the capsule still holds its tensor, or the pointer is null.
     unsafe {

@@ -1,4 +1,4 @@
-//! From Python's text, messages and ids to what the library takes.
+//! From Python's text, messages and ids to the library's input, and back.
 
 use fathom_lm::fathom_model::parse_template_kwargs;
 use fathom_lm::{Conversation, Encoded, Error, Input, Message, Result};
@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::arrays::ids_to_numpy;
 use crate::remarks::{self, PyRemark};
 
-/// ids `int64[T]`, how many of them are the prompt, the text that was encoded, and remarks.
+/// Ids `int64[T]`, how many of them are the prompt, the text that was encoded, and remarks.
 pub type PyEncoded<'py> = (Bound<'py, PyArray1<i64>>, usize, Option<String>, Vec<PyRemark>);
 
 pub fn to_python(py: Python<'_>, encoded: Encoded) -> PyEncoded<'_> {
@@ -16,7 +16,7 @@ pub fn to_python(py: Python<'_>, encoded: Encoded) -> PyEncoded<'_> {
     (ids_to_numpy(py, &ids), prompt_len, text, remarks::to_python(&remarks))
 }
 
-/// Messages and the template's further variables, both as JSON.
+/// A conversation from its messages and template variables, both JSON.
 pub fn conversation(messages: &str, variables: Option<&str>) -> Result<Input> {
     let messages: Vec<Message> = serde_json::from_str(messages)
         .map_err(|error| Error::Request(format!("messages: {error}")))?;
@@ -27,7 +27,10 @@ pub fn conversation(messages: &str, variables: Option<&str>) -> Result<Input> {
     Ok(Input::from(Conversation { messages, variables }))
 }
 
-/// Token ids as the library takes them.
+/// Token ids in the library's type.
+///
+/// # Errors
+/// A negative id, or one that does not fit 32 bits.
 pub fn ids(ids: &PyReadonlyArray1<'_, i64>) -> Result<Vec<u32>> {
     let id = |(position, id): (usize, &i64)| {
         u32::try_from(*id).map_err(|_| {

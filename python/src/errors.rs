@@ -1,4 +1,5 @@
-//! The library's errors as Python's: the sentence is the same, the class says whose matter it is.
+//! The library's errors as Python exceptions: the same sentence, in a class that says who can fix
+//! it.
 
 use fathom_lm::Error;
 use pyo3::prelude::*;
@@ -20,7 +21,7 @@ pub fn to_python(py: Python<'_>, error: &Error) -> PyErr {
     raise(py, class, error.to_string())
 }
 
-/// An exception of `fathom_lm._errors`; whatever goes wrong on the way there instead.
+/// An exception of `fathom_lm._errors`, or the error that prevented making it.
 pub fn raise(py: Python<'_>, class: &str, sentence: String) -> PyErr {
     static ERRORS: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     let made = ERRORS
@@ -30,4 +31,18 @@ pub fn raise(py: Python<'_>, class: &str, sentence: String) -> PyErr {
         Ok(exception) => PyErr::from_value(exception),
         Err(error) => error,
     }
+}
+
+/// Refuses the use of an object of `process` in another one, a forked child: the child has none of
+/// the threads that do the work, so it would wait for ever.
+pub fn refuse_in_fork(py: Python<'_>, process: u32, made: &str, instead: &str) -> PyResult<()> {
+    let here = std::process::id();
+    if here == process {
+        return Ok(());
+    }
+    let sentence = format!(
+        "{made} in process {process}; this process ({here}) is a fork without its threads: \
+         {instead}, or start processes with multiprocessing's `spawn`"
+    );
+    Err(raise(py, "EngineError", sentence))
 }

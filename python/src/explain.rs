@@ -1,4 +1,4 @@
-//! Explaining the sinks of a run.
+//! Analyses of the sinks of a run.
 
 use std::path::PathBuf;
 
@@ -6,15 +6,15 @@ use fathom_lm::{Explain, ExplainOptions, Explained, Result, RunInputs};
 use pyo3::prelude::*;
 
 use crate::model::NativeModel;
-use crate::progress::Told;
+use crate::progress::Reporter;
 use crate::run::{NativeRun, analysis};
 use crate::traces::NativeTraces;
 
 /// Name, file and finding of an analysis.
 type PyExplained = (&'static str, PathBuf, String);
 
-/// Does what is left of the analyses, with the run's model and traces, or those that are given.
-/// `progress` is called with (step, unit, done, total).
+/// Does those of the analyses that the run has no result of, with the run's model and traces
+/// unless others are passed. `progress` is called with (step, unit, done, total).
 #[pyfunction]
 #[pyo3(signature = (
     run, analyses, *, max_sinks, seed, model, traces, model_path, adapter, traces_path, threads,
@@ -36,23 +36,25 @@ pub fn explain(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<PyExplained>> {
     if let Some(model) = model {
-        model.refuse_elsewhere(py)?;
+        model.refuse_in_fork(py)?;
     }
     let model = model.map(|model| &*model.model);
-    let mut told = Told::new(progress);
+    let mut reporter = Reporter::new(progress);
     let explained = py.detach(|| -> Result<Vec<Explained>> {
         let asked = analyses.iter().map(|name| analysis(name)).collect::<Result<Vec<_>>>()?;
         let explain = Explain::new(&run.run, &asked, ExplainOptions { seed, max_sinks })?;
         let inputs = RunInputs { model: model_path, adapter, traces: traces_path, threads };
         match (model, traces) {
             _ if explain.left().is_empty() => {}
-            (Some(model), Some(traces)) => explain.with_model(model, &traces.traces, &mut told)?,
-            (Some(model), None) => explain.run_on(model, &inputs, &mut told)?,
-            (None, _) => explain.run(&inputs, &mut told)?,
+            (Some(model), Some(traces)) => {
+                explain.with_model(model, &traces.traces, &mut reporter)?
+            }
+            (Some(model), None) => explain.run_on(model, &inputs, &mut reporter)?,
+            (None, _) => explain.run(&inputs, &mut reporter)?,
         }
         explain.findings()
     });
-    let explained = told.result(py, explained)?;
+    let explained = reporter.result(py, explained)?;
     let one = |Explained { analysis, file, finding }| (analysis.name(), file, finding);
     Ok(explained.into_iter().map(one).collect())
 }

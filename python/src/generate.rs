@@ -1,4 +1,4 @@
-//! Text from prompts.
+//! Generation of text from prompts.
 
 use std::mem::ManuallyDrop;
 use std::process;
@@ -6,11 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fathom_lm::fathom_decode::GammaLimits;
-use fathom_lm::fathom_model::{parse_date, parse_template_kwargs};
 use fathom_lm::{
-    Error, Finish, Gamma, GenerateOptions, Input, Mode, ModeChoice, ModelOptions, Pair,
-    PromptOptions, Result, RowWatcher, Site, TextEngine, TextRequest, TextsUnderWay, TextsUpdate,
-    available_cores, parse_isa, parse_precision, placement,
+    Error, Finish, Gamma, GenerateOptions, Input, Mode, ModeChoice, Pair, Result, RowWatcher, Site,
+    TextEngine, TextRequest, TextsInProgress, TextsUpdate, available_cores, placement,
 };
 use numpy::{PyArray1, PyArrayDyn, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -18,26 +16,28 @@ use serde_json::{Value, json};
 
 use crate::encode::{self, PyEncoded};
 use crate::model::NativeModel;
+use crate::options::LoadOptions;
+use crate::progress::Reporter;
 use crate::remarks::{self, PyRemark};
 use crate::sampling::parse_params;
 use crate::signals::Signals;
 use crate::{arrays, errors};
 
-/// How long the GIL is left to others before Python is asked for signals.
+/// How long to wait for an update before signals are checked.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// Models at work on a thread of their own, and the process that has that thread.
+/// An engine with a thread of its own, and the process that has that thread.
 #[pyclass(frozen, name = "Generator", module = "fathom_lm._native")]
 pub struct NativeGenerator {
-    /// `None` when closed.
+    /// `None` once closed.
     engine: ManuallyDrop<Mutex<Option<TextEngine>>>,
     process: u32,
 }
 
-/// A prompt's ids, its parameters as JSON, and which of the texts of its seed is meant.
+/// A prompt's ids, its sampling parameters as JSON, and the number of the sample.
 type PyRequest<'py> = (PyReadonlyArray1<'py, i64>, String, u64);
-/// Which request, text, ids, how it ended (finish reason, MAT), and positions settled with their
-/// rows, `[positions, width]` a place.
+/// Number of the request, new text, new ids, finish reason and MAT of a finished text, and the
+/// settled positions (start, end) with their rows, `[positions, width]` for each place.
 type PyUpdate<'py> = (
     usize,
     String,
@@ -47,7 +47,7 @@ type PyUpdate<'py> = (
     Vec<Bound<'py, PyArrayDyn<f32>>>,
 );
 
-/// How the two decode, as Python says it.
+/// The engine's options from Python's arguments.
 fn options(
     mode: &str,
     gamma: Option<usize>,
@@ -72,15 +72,20 @@ fn options(
     })
 }
 
-fn start(pair: Pair, options: &GenerateOptions) -> Result<(TextEngine, Vec<fathom_lm::Remark>)> {
+/// Starts an engine, with the remarks about the pair's files.
+fn start(
+    pair: Pair,
+    options: &GenerateOptions,
+    reporter: &mut Reporter,
+) -> Result<(TextEngine, Vec<fathom_lm::Remark>)> {
     pair.engine_options(options).validate()?;
     let remarks = pair.remarks().collect();
-    Ok((pair.spawn(options, &mut |_, _| {})?, remarks))
+    Ok((pair.spawn(options, reporter)?, remarks))
 }
 
 #[pymethods]
 impl NativeGenerator {
-    /// Of models that are loaded.
+    /// A generator of loaded models.
     #[staticmethod]
     #[pyo3(signature = (target, draft, *, mode, gamma, batch_size, kv_pages))]
     fn of_models(
@@ -92,81 +97,63 @@ impl NativeGenerator {
         batch_size: usize,
         kv_pages: Option<usize>,
     ) -> PyResult<NativeGenerator> {
-        target.refuse_elsewhere(py)?;
-        draft.map_or(Ok(()), |draft| draft.refuse_elsewhere(py))?;
+        target.refuse_in_fork(py)?;
+        draft.map_or(Ok(()), |draft| draft.refuse_in_fork(py))?;
         let (target, draft) = (&*target.model, draft.map(|draft| &*draft.model));
-        let engine = py.detach(|| {
+        let mut reporter = Reporter::new(None);
+        let started = py.detach(|| {
             let options =
                 options(mode, gamma, batch_size, kv_pages, (None, None), draft.is_some())?;
-            start(Pair::of(target, draft)?, &options)
+            start(Pair::of(target, draft)?, &options, &mut reporter)
         });
-        engine.map(|(engine, _)| Self::new(engine)).map_err(|error| errors::to_python(py, &error))
+        reporter.result(py, started).map(|(engine, _)| Self::new(engine))
     }
 
-    /// Of checkpoints, which share out the cores; with what is remarkable about them.
+    /// A generator of checkpoints, which share the cores, and the remarks about their files.
     #[staticmethod]
     #[pyo3(signature = (
-        target, draft, *, mode, gamma, batch_size, kv_pages, precision, adapter, draft_adapter,
-        chat_template, system, template_kwargs, date, bos, isa, target_threads, draft_threads
+        target, draft, *, mode, gamma, batch_size, kv_pages, options, adapter, draft_adapter,
+        target_threads, draft_threads
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn of_paths(
         py: Python<'_>,
-        target: String,
-        draft: Option<String>,
+        target: &str,
+        draft: Option<&str>,
         mode: &str,
         gamma: Option<usize>,
         batch_size: usize,
         kv_pages: Option<usize>,
-        precision: &str,
-        adapter: Option<String>,
-        draft_adapter: Option<String>,
-        chat_template: bool,
-        system: Option<String>,
-        template_kwargs: Option<&str>,
-        date: Option<&str>,
-        bos: Option<bool>,
-        isa: Option<&str>,
+        options: LoadOptions,
+        adapter: Option<&str>,
+        draft_adapter: Option<&str>,
         target_threads: Option<usize>,
         draft_threads: Option<usize>,
     ) -> PyResult<(NativeGenerator, Vec<PyRemark>)> {
-        let engine = py.detach(|| {
-            let template_kwargs =
-                template_kwargs.map(parse_template_kwargs).transpose()?.unwrap_or_default();
-            let date = date.map(parse_date).transpose()?;
-            let prompts = PromptOptions { system, template_kwargs, date, bos };
-            let model = |path: String, adapter: Option<String>| -> Result<ModelOptions> {
-                let mut options = ModelOptions::new(path).precision(parse_precision(precision)?);
-                if let Some(adapter) = adapter {
-                    options = options.adapter(adapter);
-                }
-                match isa {
-                    Some(isa) => Ok(options.isa(parse_isa(isa)?)),
-                    None => Ok(options),
-                }
-            };
+        let mut reporter = Reporter::new(None);
+        let started = py.detach(|| {
             let threads = (target_threads, draft_threads);
-            let options = options(mode, gamma, batch_size, kv_pages, threads, draft.is_some())?;
-            let target = model(target, adapter)?;
-            let target = target.chat_template(chat_template).prompt_options(prompts);
-            let draft = draft.map(|draft| model(draft, draft_adapter)).transpose()?;
-            start(Pair::open(target, draft)?, &options)
+            let engine =
+                self::options(mode, gamma, batch_size, kv_pages, threads, draft.is_some())?;
+            let draft = draft.map(|draft| options.model(draft, draft_adapter)).transpose()?;
+            let pair = Pair::open(options.model(target, adapter)?, draft)?;
+            start(pair, &engine, &mut reporter)
         });
-        let (engine, found) = engine.map_err(|error| errors::to_python(py, &error))?;
+        let (engine, found) = reporter.result(py, started)?;
         Ok((Self::new(engine), remarks::to_python(&found)))
     }
 
-    /// Whether prompts go through a chat template.
+    /// Whether prompts are rendered by a chat template.
     fn has_chat_template(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.engine(py)?.pair().target().text().template.is_some())
     }
 
-    /// Layers of the target.
+    /// The target's number of layers.
     fn layers(&self, py: Python<'_>) -> PyResult<usize> {
         Ok(self.engine(py)?.pair().target().config().layers)
     }
 
-    /// For each place the width of its rows and, where they are of heads, how many heads those are.
+    /// The width of each place's rows and, for rows of heads, the number of heads.
     fn widths(&self, py: Python<'_>, places: Vec<String>) -> PyResult<Vec<(usize, Option<usize>)>> {
         let engine = self.engine(py)?;
         let config = engine.pair().target().config();
@@ -184,7 +171,7 @@ impl NativeGenerator {
         widths.map_err(|error| errors::to_python(py, &error))
     }
 
-    /// A text as the target is given it; through its chat template, unless `bare`.
+    /// The ids of a text, rendered by the chat template unless `bare`.
     fn encode_text<'py>(
         &self,
         py: Python<'py>,
@@ -194,7 +181,7 @@ impl NativeGenerator {
         self.encode(py, || Ok(if bare { Input::Bare(text) } else { Input::from(text) }))
     }
 
-    /// Messages, as JSON, with what else the chat template is given.
+    /// The ids of messages, which are JSON, as are the template's variables.
     #[pyo3(signature = (messages, variables=None))]
     fn encode_messages<'py>(
         &self,
@@ -205,7 +192,7 @@ impl NativeGenerator {
         self.encode(py, || encode::conversation(messages, variables))
     }
 
-    /// Token ids, checked.
+    /// Token ids, after checking them.
     fn encode_ids<'py>(
         &self,
         py: Python<'py>,
@@ -215,7 +202,7 @@ impl NativeGenerator {
         self.encode(py, || Ok(Input::from(ids)))
     }
 
-    /// What each token stands for.
+    /// The text of each token.
     fn tokens(&self, py: Python<'_>, ids: PyReadonlyArray1<'_, i64>) -> PyResult<Vec<String>> {
         let ids = encode::ids(&ids).map_err(|error| errors::to_python(py, &error))?;
         let engine = self.engine(py)?;
@@ -224,7 +211,7 @@ impl NativeGenerator {
         Ok(ids.into_iter().map(token).collect())
     }
 
-    /// Begins texts, watched at `places`.
+    /// Starts to generate texts; their updates include the rows at `places`.
     fn stream(
         &self,
         py: Python<'_>,
@@ -232,7 +219,7 @@ impl NativeGenerator {
         places: Vec<String>,
     ) -> PyResult<NativeTexts> {
         let engine = self.engine(py)?;
-        let asked = || -> Result<Vec<TextRequest>> {
+        let requests = || -> Result<Vec<TextRequest>> {
             let place = |name: &String| {
                 let (site, layer) = Site::parse(name)?;
                 Ok((site, layer.unwrap_or(0)))
@@ -248,15 +235,15 @@ impl NativeGenerator {
             };
             requests.iter().map(request).collect()
         };
-        let asked = asked().map_err(|error| errors::to_python(py, &error))?;
-        let texts = py.detach(|| engine.submit_all(asked));
-        // It may be the last handle by now, which waits for the engine's thread.
+        let requests = requests().map_err(|error| errors::to_python(py, &error))?;
+        let texts = py.detach(|| engine.submit_all(requests));
+        // Without the GIL: dropping the last handle waits for the engine's thread.
         py.detach(|| drop(engine));
         let texts = texts.map_err(|error| errors::to_python(py, &error))?;
         Ok(NativeTexts { texts: Mutex::new(Some(texts)), process: self.process })
     }
 
-    /// Where the time went and how many requests are where, as JSON.
+    /// Counts and seconds of the engine, as JSON.
     fn metrics(&self, py: Python<'_>) -> PyResult<String> {
         let metrics = self.engine(py)?.handle().metrics();
         let engine = &metrics.engine;
@@ -286,11 +273,11 @@ impl NativeGenerator {
         Ok(json.to_string())
     }
 
-    /// Ends texts that are under way, and the engine's threads.
+    /// Cancels unfinished texts and ends the engine's threads.
     fn close(&self, py: Python<'_>) {
         if process::id() == self.process {
             py.detach(|| {
-                // Taken first: others need not wait for the threads to end.
+                // Taken before it is dropped, so that the lock is not held while threads end.
                 let engine = lock(&self.engine).take();
                 drop(engine);
             });
@@ -304,9 +291,9 @@ impl NativeGenerator {
         NativeGenerator { engine, process: process::id() }
     }
 
-    /// A handle, where the engine is there.
+    /// A handle on the engine.
     fn engine(&self, py: Python<'_>) -> PyResult<TextEngine> {
-        refuse_elsewhere(py, self.process)?;
+        refuse_in_fork(py, self.process)?;
         let closed = || errors::raise(py, "EngineError", "the generator was closed".to_owned());
         lock(&self.engine).clone().ok_or_else(closed)
     }
@@ -325,28 +312,28 @@ impl NativeGenerator {
 
 impl Drop for NativeGenerator {
     fn drop(&mut self) {
-        // In a forked child there is no thread to end: waiting for it would be for ever.
+        // A forked child has none of the threads that dropping the engine waits for.
         if process::id() == self.process {
-            // SAFETY: dropped here only, and not used afterwards.
+            // SAFETY: dropped only here, and not used afterwards.
             let engine = unsafe { ManuallyDrop::take(&mut self.engine) };
             Python::attach(|py| py.detach(|| drop(engine)));
         }
     }
 }
 
-/// Texts that are under way.
+/// Texts in progress.
 #[pyclass(frozen, name = "Texts", module = "fathom_lm._native")]
 pub struct NativeTexts {
-    /// `None` when cancelled.
-    texts: Mutex<Option<TextsUnderWay>>,
+    /// `None` once cancelled.
+    texts: Mutex<Option<TextsInProgress>>,
     process: u32,
 }
 
 #[pymethods]
 impl NativeTexts {
-    /// Waits for what a text gets; `None` after the last.
+    /// Waits for the next update; `None` after the last.
     fn next<'py>(&self, py: Python<'py>) -> PyResult<Option<PyUpdate<'py>>> {
-        refuse_elsewhere(py, self.process)?;
+        refuse_in_fork(py, self.process)?;
         let mut signals = Signals::new();
         loop {
             let waited = py.detach(|| match &mut *lock(&self.texts) {
@@ -361,23 +348,14 @@ impl NativeTexts {
         }
     }
 
-    /// Ends them where they are.
+    /// Cancels the unfinished texts.
     fn cancel(&self, py: Python<'_>) {
         py.detach(|| drop(lock(&self.texts).take()));
     }
 }
 
-/// A forked child has not the thread that writes: it would wait for ever.
-fn refuse_elsewhere(py: Python<'_>, process: u32) -> PyResult<()> {
-    if process::id() == process {
-        return Ok(());
-    }
-    let sentence = format!(
-        "the generator was made by process {process}, of which this one ({}) is a fork without its \
-         threads: make one here, or start processes with multiprocessing's `spawn`",
-        process::id()
-    );
-    Err(errors::raise(py, "EngineError", sentence))
+fn refuse_in_fork(py: Python<'_>, process: u32) -> PyResult<()> {
+    errors::refuse_in_fork(py, process, "the generator was made", "make one here")
 }
 
 fn to_python(py: Python<'_>, update: TextsUpdate) -> PyResult<PyUpdate<'_>> {
@@ -400,6 +378,6 @@ fn to_python(py: Python<'_>, update: TextsUpdate) -> PyResult<PyUpdate<'_>> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is in there is whole whenever the lock is free.
+    // A panic while the lock was held left no half-changed value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,27 +1,28 @@
-//! Python's functions at places of a pass.
+//! Python functions as hooks of a pass.
 
 use fathom_lm::At;
-use numpy::{PyArray1, PyArrayMethods, PyReadonlyArrayDyn};
+use numpy::PyReadonlyArrayDyn;
 use pyo3::prelude::*;
 
-/// Calls `hook(values)` with a read-only copy of a place's values, flat, and writes what it
-/// returns, unless that is `None`, in their place. `fathom_lm._hooks` gives them their shape and
-/// checks what comes back.
+use crate::arrays;
+
+/// Calls `hook` with a read-only flat copy of a place's values. If it returns an array, that
+/// replaces the values. `fathom_lm._hooks` handles shapes and checks what is returned.
 pub fn call(hook: &Py<PyAny>, _at: &At, values: &mut [f32]) -> PyResult<()> {
     Python::attach(|py| {
-        let seen = PyArray1::from_slice(py, values);
-        seen.readwrite().make_nonwriteable();
-        let left = hook.bind(py).call1((seen,))?;
-        if left.is_none() {
+        let copy = arrays::read_only(py, values.to_vec());
+        let returned = hook.bind(py).call1((copy,))?;
+        if returned.is_none() {
             return Ok(());
         }
-        let left: PyReadonlyArrayDyn<'_, f32> = left.extract()?;
-        let left = left.as_slice()?;
-        if left.len() != values.len() {
-            let problem = format!("a hook left {} values of {}", left.len(), values.len());
+        let returned: PyReadonlyArrayDyn<'_, f32> = returned.extract()?;
+        let returned = returned.as_slice()?;
+        if returned.len() != values.len() {
+            let (expected, found) = (values.len(), returned.len());
+            let problem = format!("a hook returned {found} values, expected {expected}");
             return Err(pyo3::exceptions::PyValueError::new_err(problem));
         }
-        values.copy_from_slice(left);
+        values.copy_from_slice(returned);
         Ok(())
     })
 }

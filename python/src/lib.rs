@@ -1,6 +1,6 @@
-//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`, and
-//! nothing else. What Python's users see is in `python/fathom_lm/`; `_native.pyi` beside it lists
-//! what is here.
+//! The compiled half of the Python package `fathom_lm`: bindings of the library `fathom-lm`. The
+//! package's public interface is `python/fathom_lm/`; the types of this module are in its
+//! `_native.pyi`.
 
 mod arrays;
 mod config;
@@ -11,6 +11,7 @@ mod explain;
 mod generate;
 mod hooks;
 mod model;
+mod options;
 mod progress;
 mod remarks;
 mod run;
@@ -22,9 +23,11 @@ mod traces;
 
 use std::ffi::OsString;
 
+use fathom_lm::Analysis;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
-/// Runs the command line `fathom`; `arguments` begin with the program's name.
+/// Runs the command line `fathom`; `arguments` start with the program's name.
 #[pyfunction]
 fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
     py.detach(|| fathom_lm::cli::run(arguments))
@@ -33,6 +36,8 @@ fn main(py: Python<'_>, arguments: Vec<OsString>) -> u8 {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    let analyses = PyTuple::new(module.py(), Analysis::ALL.map(Analysis::name))?;
+    module.add("ANALYSES", analyses)?;
     module.add_class::<model::NativeModel>()?;
     module.add_class::<traces::NativeTraces>()?;
     module.add_class::<run::NativeRun>()?;
@@ -45,7 +50,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(run::report, module)?)?;
     module.add_function(wrap_pyfunction!(explain::explain, module)?)?;
     module.add_function(wrap_pyfunction!(main, module)?)?;
-    module.add_function(wrap_pyfunction!(sites::parse_place, module)?)?;
+    module.add_function(wrap_pyfunction!(sites::parse_site, module)?)?;
     module.add_function(wrap_pyfunction!(sites::site_names, module)?)?;
     module.add_function(wrap_pyfunction!(sites::lens_name, module)?)?;
     module.add_function(wrap_pyfunction!(dlpack::bf16_capsule, module)?)?;

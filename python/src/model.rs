@@ -4,74 +4,54 @@ use std::mem::ManuallyDrop;
 use std::process;
 use std::sync::Mutex;
 
-use fathom_lm::fathom_model::{Layout, parse_date, parse_template_kwargs, refuse_remarks};
-use fathom_lm::{
-    Input, LogitRows, Model, ModelOptions, PromptOptions, Site, parse_isa, parse_precision,
-};
+use fathom_lm::fathom_model::{Layout, refuse_remarks};
+use fathom_lm::{Input, LogitRows, Model, Site};
 use numpy::{PyArrayDyn, PyReadonlyArray1};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::encode::{self, PyEncoded};
+use crate::options::LoadOptions;
+use crate::progress::Reporter;
 use crate::remarks::{self, PyRemark};
 use crate::signals::{Raised, Signals};
 use crate::{arrays, config, errors, hooks};
 
-/// A model of the library, and the process whose threads it computes with.
+/// A model of the library, and the process that has its threads.
 #[pyclass(frozen, name = "Model", module = "fathom_lm._native")]
 pub struct NativeModel {
     pub(crate) model: ManuallyDrop<Model>,
     process: u32,
 }
 
-/// Logits or the residual stream a pass was stopped with, and what was captured by name.
+/// Logits, or the residual stream where the pass stopped; and the captured arrays by name.
 type PyRan<'py> = (Option<Bound<'py, PyArrayDyn<f32>>>, Vec<(String, Bound<'py, PyArrayDyn<f32>>)>);
 
 #[pymethods]
 impl NativeModel {
     #[new]
     #[pyo3(signature = (
-        path, *, name=None, precision="f32", threads=None, isa=None, adapter=None,
-        chat_template=true, ids_only=false, system=None, template_kwargs=None, date=None, bos=None,
-        strict=false,
+        path, *, options, adapter=None, name=None, threads=None, ids_only=false, strict=false
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         py: Python<'_>,
         path: &str,
-        name: Option<&str>,
-        precision: &str,
-        threads: Option<usize>,
-        isa: Option<&str>,
+        options: LoadOptions,
         adapter: Option<&str>,
-        chat_template: bool,
+        name: Option<&str>,
+        threads: Option<usize>,
         ids_only: bool,
-        system: Option<String>,
-        template_kwargs: Option<&str>,
-        date: Option<&str>,
-        bos: Option<bool>,
         strict: bool,
     ) -> PyResult<NativeModel> {
-        let load = || {
-            let template_kwargs =
-                template_kwargs.map(parse_template_kwargs).transpose()?.unwrap_or_default();
-            let date = date.map(parse_date).transpose()?;
-            let prompts = PromptOptions { system, template_kwargs, date, bos };
-            let mut options = ModelOptions::new(path)
-                .precision(parse_precision(precision)?)
-                .chat_template(chat_template)
-                .prompt_options(prompts);
+        let mut reporter = Reporter::new(None);
+        let loaded = py.detach(|| {
+            let mut options = options.model(path, adapter)?;
             if let Some(name) = name {
                 options = options.named(name);
             }
             if let Some(threads) = threads {
                 options = options.threads(threads);
-            }
-            if let Some(isa) = isa {
-                options = options.isa(parse_isa(isa)?);
-            }
-            if let Some(adapter) = adapter {
-                options = options.adapter(adapter);
             }
             if ids_only {
                 options = options.ids_only();
@@ -80,13 +60,13 @@ impl NativeModel {
             if strict {
                 refuse_remarks(files.remarks(), "strict=True")?;
             }
-            files.load()
-        };
-        let model = py.detach(load).map_err(|error| errors::to_python(py, &error))?;
+            files.load_with(&mut reporter)
+        });
+        let model = reporter.result(py, loaded)?;
         Ok(NativeModel { model: ManuallyDrop::new(model), process: process::id() })
     }
 
-    /// What tables call it.
+    /// Its name in tables.
     #[getter]
     fn name(&self) -> String {
         self.model.name()
@@ -98,35 +78,29 @@ impl NativeModel {
         self.model.files().precision()
     }
 
-    /// Which kernels it computes with.
+    /// The kernels it computes with.
     #[getter]
     fn engine(&self) -> String {
         self.model.engine()
     }
 
-    /// Whether prompts go through a chat template.
+    /// Whether prompts are rendered by a chat template.
     #[getter]
     fn has_chat_template(&self) -> bool {
         self.model.files().text().template.is_some()
     }
 
-    /// `config.json`, every default filled in.
+    /// `config.json` with every default filled in.
     fn config<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         config::to_dict(py, self.model.config())
     }
 
-    /// What was remarkable about its files.
+    /// Remarks about its files.
     fn remarks(&self) -> Vec<PyRemark> {
         remarks::to_python(self.model.remarks())
     }
 
-    /// Whether the process is the one that loaded it.
-    #[getter]
-    fn is_here(&self) -> bool {
-        process::id() == self.process
-    }
-
-    /// A text as the model is given it; through its chat template, unless `bare`.
+    /// The ids of a text, rendered by the chat template unless `bare`.
     fn encode_text<'py>(
         &self,
         py: Python<'py>,
@@ -136,7 +110,7 @@ impl NativeModel {
         self.encode(py, || Ok(if bare { Input::Bare(text) } else { Input::from(text) }))
     }
 
-    /// Messages, as JSON, with what else the chat template is given.
+    /// The ids of messages, which are JSON, as are the template's variables.
     #[pyo3(signature = (messages, variables=None))]
     fn encode_messages<'py>(
         &self,
@@ -147,7 +121,7 @@ impl NativeModel {
         self.encode(py, || encode::conversation(messages, variables))
     }
 
-    /// Token ids, checked.
+    /// Token ids, after checking them.
     fn encode_ids<'py>(
         &self,
         py: Python<'py>,
@@ -157,13 +131,13 @@ impl NativeModel {
         self.encode(py, || Ok(Input::from(ids)))
     }
 
-    /// The text of token ids, special tokens included.
+    /// The text of token ids, including special tokens.
     fn decode(&self, py: Python<'_>, ids: PyReadonlyArray1<'_, i64>) -> PyResult<String> {
         let text = encode::ids(&ids).and_then(|ids| self.model.decode(&ids));
         text.map_err(|error| errors::to_python(py, &error))
     }
 
-    /// What each token id stands for; `None` without a tokenizer.
+    /// The text of each token id; `None` without a tokenizer.
     fn tokens(
         &self,
         py: Python<'_>,
@@ -174,8 +148,8 @@ impl NativeModel {
         Ok(ids.into_iter().map(|id| text.token_text(id)).collect())
     }
 
-    /// The shape of a site's values in a pass over `tokens` tokens, and whether a hook sees heads
-    /// beside each other, as rows `[T, heads · head_dim]`.
+    /// The shape of a site's values in a pass over `tokens` tokens, and whether a hook gets them
+    /// as rows `[T, heads · head_dim]` instead.
     fn shape(&self, py: Python<'_>, site: &str, tokens: usize) -> PyResult<(Vec<usize>, bool)> {
         let (site, _) = Site::parse(site).map_err(|error| errors::to_python(py, &error))?;
         Ok(match site.layout(self.model.config()) {
@@ -186,8 +160,8 @@ impl NativeModel {
         })
     }
 
-    /// One pass: everything there is to say about it. `logits` is `all`, `last` or `none`; a hook
-    /// is a place and a function of its values, flat.
+    /// One pass with captures, edits and hooks. `logits` is `all`, `last` or `none`; a hook is a
+    /// place and a function of its flat values.
     #[pyo3(signature = (
         ids, *, names=Vec::new(), positions=None, edits=Vec::new(), hooks=Vec::new(),
         stop_at_layer=None, logits="all",
@@ -204,7 +178,7 @@ impl NativeModel {
         stop_at_layer: Option<i64>,
         logits: &str,
     ) -> PyResult<PyRan<'py>> {
-        self.refuse_elsewhere(py)?;
+        self.refuse_in_fork(py)?;
         let ids = encode::ids(&ids).map_err(|error| errors::to_python(py, &error))?;
         let rows = match logits {
             "all" => LogitRows::All,
@@ -213,9 +187,9 @@ impl NativeModel {
         };
         let raised = Mutex::new(Raised::default());
         let ran = py.detach(|| {
-            let keep = |exception| match raised.lock() {
-                Ok(mut raised) => raised.keep(exception),
-                Err(poisoned) => poisoned.into_inner().keep(exception),
+            let store = |exception| match raised.lock() {
+                Ok(mut raised) => raised.store(exception),
+                Err(poisoned) => poisoned.into_inner().store(exception),
             };
             let mut signals = Signals::new();
             let mut pass = self
@@ -224,7 +198,7 @@ impl NativeModel {
                 .capture(&names)
                 .edit(&edits)
                 .logits(rows)
-                .checked(|| signals.check().map_err(keep));
+                .checked(|| signals.check().map_err(store));
             if let Some(positions) = positions {
                 pass = pass.at_positions(positions);
             }
@@ -232,8 +206,8 @@ impl NativeModel {
                 pass = pass.stop_at_layer(layer);
             }
             for (name, hook) in &hooks {
-                pass =
-                    pass.hook(name, move |at, values| hooks::call(hook, at, values).map_err(keep))?;
+                pass = pass
+                    .hook(name, move |at, values| hooks::call(hook, at, values).map_err(store))?;
             }
             pass.run()
         });
@@ -270,26 +244,17 @@ impl NativeModel {
         Ok(encode::to_python(py, encoded))
     }
 
-    /// A forked child has none of the threads that the model computes with: it would wait for ever.
-    pub(crate) fn refuse_elsewhere(&self, py: Python<'_>) -> PyResult<()> {
-        if process::id() == self.process {
-            return Ok(());
-        }
-        let sentence = format!(
-            "the model was loaded by process {}, of which this one ({}) is a fork without its \
-             threads: load the model here, or start processes with multiprocessing's `spawn`",
-            self.process,
-            process::id()
-        );
-        Err(errors::raise(py, "EngineError", sentence))
+    /// Refuses to run in a forked child.
+    pub(crate) fn refuse_in_fork(&self, py: Python<'_>) -> PyResult<()> {
+        errors::refuse_in_fork(py, self.process, "the model was loaded", "load the model here")
     }
 }
 
 impl Drop for NativeModel {
     fn drop(&mut self) {
-        // In a forked child there is nobody to end: waiting for its threads would be for ever.
+        // A forked child has none of the threads that dropping the model waits for.
         if process::id() == self.process {
-            // SAFETY: dropped here only, and not used afterwards.
+            // SAFETY: dropped only here, and not used afterwards.
             unsafe { ManuallyDrop::drop(&mut self.model) };
         }
     }

@@ -1,19 +1,20 @@
-//! Telling Python how far something is, and asking it whether to go on.
+//! Progress of work that runs without the GIL, reported to Python, and its interruption.
 
 use std::time::{Duration, Instant};
 
 use fathom_lm::fathom_sinks::explain::ExplainProgress;
-use fathom_lm::{Progress, Result, TraceDetection};
+use fathom_lm::{LoadProgress, Progress, Result, TraceDetection};
 use pyo3::prelude::*;
 
+use crate::errors;
 use crate::signals::{Raised, Signals};
 
-/// Nobody reads faster.
-const PAUSE: Duration = Duration::from_millis(100);
+/// How often progress is reported.
+const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Tells a function `(step, unit, done, total)` of work that runs without the GIL, and ends that
-/// work when a signal's handler or the function raises.
-pub struct Told {
+/// Reports progress to a Python function `(step, unit, done, total)`, if there is one, and stops
+/// the work when the function or the handler of a signal raises an exception.
+pub struct Reporter {
     call: Option<Py<PyAny>>,
     raised: Raised,
     failed: bool,
@@ -22,12 +23,12 @@ pub struct Told {
     unit: &'static str,
     done: usize,
     total: usize,
-    told: Instant,
+    reported: Instant,
 }
 
-impl Told {
-    pub fn new(call: Option<Py<PyAny>>) -> Told {
-        Told {
+impl Reporter {
+    pub fn new(call: Option<Py<PyAny>>) -> Reporter {
+        Reporter {
             call,
             raised: Raised::default(),
             failed: false,
@@ -36,48 +37,48 @@ impl Told {
             unit: "",
             done: 0,
             total: 0,
-            told: Instant::now(),
+            reported: Instant::now(),
         }
     }
 
-    /// What was raised meanwhile, or else what came of the work.
+    /// The result of the work, or the exception that stopped it.
     pub fn result<T>(mut self, py: Python<'_>, result: Result<T>) -> PyResult<T> {
         if !self.failed && self.done > 0 {
-            self.tell();
+            self.report();
         }
         match (self.raised.take(), result) {
             (Some(raised), _) => Err(raised),
-            (None, result) => result.map_err(|error| crate::errors::to_python(py, &error)),
+            (None, result) => result.map_err(|error| errors::to_python(py, &error)),
         }
     }
 
     fn begin(&mut self, step: &'static str, unit: &'static str, total: usize) {
         (self.step, self.unit, self.done, self.total) = (step, unit, 0, total);
-        self.tell();
+        self.report();
     }
 
-    fn more(&mut self, done: usize) {
+    fn add(&mut self, done: usize) {
         self.done += done;
-        if self.told.elapsed() >= PAUSE {
-            self.tell();
+        if self.reported.elapsed() >= INTERVAL {
+            self.report();
         }
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         let Some(call) = &self.call else { return };
         let arguments = (self.step, self.unit, self.done, self.total);
         if let Err(raised) = Python::attach(|py| call.call1(py, arguments).map(drop)) {
             self.fail(raised);
         }
-        self.told = Instant::now();
+        self.reported = Instant::now();
     }
 
     fn fail(&mut self, raised: PyErr) -> fathom_lm::Error {
         self.failed = true;
-        self.raised.keep(raised)
+        self.raised.store(raised)
     }
 
-    fn go_on(&mut self) -> Result<()> {
+    fn check_signals(&mut self) -> Result<()> {
         if self.failed {
             return Err(fathom_lm::Error::Request("an exception was raised".to_owned()));
         }
@@ -85,32 +86,41 @@ impl Told {
     }
 }
 
-impl Progress for Told {
+impl Progress for Reporter {
     fn start(&mut self, tokens: usize) {
         self.begin("scanning", "tokens", tokens);
     }
 
     fn advance(&mut self, tokens: usize) {
-        self.more(tokens);
+        self.add(tokens);
     }
 
     fn trace(&mut self, _: &TraceDetection) {}
 
     fn check(&mut self) -> Result<()> {
-        self.go_on()
+        self.check_signals()
     }
 }
 
-impl ExplainProgress for Told {
+impl ExplainProgress for Reporter {
     fn start(&mut self, step: &'static str, unit: &'static str, steps: usize) {
         self.begin(step, unit, steps);
     }
 
     fn advance(&mut self, steps: usize) {
-        self.more(steps);
+        self.add(steps);
     }
 
     fn check(&mut self) -> Result<()> {
-        self.go_on()
+        self.check_signals()
+    }
+}
+
+/// Loading can be interrupted; its progress is not reported.
+impl LoadProgress for Reporter {
+    fn layer(&mut self, _: usize, _: usize) {}
+
+    fn check(&mut self) -> Result<()> {
+        self.check_signals()
     }
 }

@@ -3,7 +3,8 @@
 use fathom_lm::Remark;
 use fathom_lm::fathom_model::About;
 
-/// kind, about (`input` or `advice`), file, line, text, lines it is about, and the whole sentence.
+/// Kind, about (`input` or `advice`), file, line, text, number of lines it is about, and the whole
+/// sentence.
 pub type PyRemark = (String, &'static str, Option<String>, Option<usize>, String, usize, String);
 
 pub fn to_python(remarks: &[Remark]) -> Vec<PyRemark> {

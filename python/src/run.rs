@@ -1,4 +1,4 @@
-//! Scans, and the runs they leave behind.
+//! Scans and the runs they write.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,18 +7,18 @@ use fathom_lm::fathom_report::{Report, summary};
 use fathom_lm::fathom_sinks::RunTable;
 use fathom_lm::tables::{self, Detections};
 use fathom_lm::{
-    Analysis, Class, Error, Format, Preset, ReportOptions, Result, Run, ScanOptions,
+    Analysis, Class, Error, Format, Phases, Preset, ReportOptions, Result, Run, ScanOptions,
     TraceDetection, write_report,
 };
-use numpy::{PyArray1, PyArrayMethods};
+use numpy::PyArray1;
 use pyo3::prelude::*;
 
-use crate::errors;
 use crate::model::NativeModel;
-use crate::progress::Told;
+use crate::progress::Reporter;
 use crate::remarks::{self, PyRemark};
 use crate::tables::NativeTable;
 use crate::traces::NativeTraces;
+use crate::{arrays, errors};
 
 /// A finished run.
 #[pyclass(frozen, name = "Run", module = "fathom_lm._native")]
@@ -32,7 +32,7 @@ impl NativeRun {
         NativeRun { run, detections: OnceLock::new() }
     }
 
-    /// Read once.
+    /// The detections, which are read from the run's file once.
     fn traces(&self) -> Result<&[TraceDetection]> {
         if let Some(detections) = self.detections.get() {
             return Ok(detections);
@@ -40,6 +40,14 @@ impl NativeRun {
         let detections = self.run.detections()?;
         Ok(self.detections.get_or_init(|| detections))
     }
+}
+
+/// The phases of a name.
+fn phases(name: &str) -> Result<Phases> {
+    let all = [Phases::Largest, Phases::All];
+    all.into_iter().find(|phases| phases.name() == name).ok_or_else(|| {
+        Error::Request(format!("phases `{name}` is unknown: expected `largest` or `all`"))
+    })
 }
 
 /// The preset of a name.
@@ -65,12 +73,13 @@ fn class(name: &str) -> Result<Class> {
     })
 }
 
-/// Scans traces into a run. `progress` is called with (step, unit, done, total). First comes what
-/// is remarkable about the scan, the model's own remarks included, which `told` is called with.
+/// Scans traces into a run. Before the scan, `report_remarks` is called with the remarks about it
+/// that the model did not have already. During the scan, `progress` is called with (step, unit,
+/// done, total).
 #[pyfunction]
 #[pyo3(signature = (
-    model, traces, *, preset, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
-    resume, told, progress
+    model, traces, *, preset, phases, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
+    resume, report_remarks, progress
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub fn scan(
@@ -78,6 +87,7 @@ pub fn scan(
     model: &NativeModel,
     traces: &NativeTraces,
     preset: &str,
+    phases: &str,
     threshold: Option<f32>,
     rise: Option<f32>,
     reference: Vec<usize>,
@@ -87,12 +97,14 @@ pub fn scan(
     limit: Option<usize>,
     out: Option<PathBuf>,
     resume: bool,
-    told: &Bound<'_, PyAny>,
+    report_remarks: &Bound<'_, PyAny>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<NativeRun> {
-    model.refuse_elsewhere(py)?;
+    model.refuse_in_fork(py)?;
     let model = &*model.model;
-    let known = self::preset(preset).map(ScanOptions::new);
+    let known = self::preset(preset).and_then(|preset| {
+        Ok(ScanOptions { phases: self::phases(phases)?, ..ScanOptions::new(preset) })
+    });
     let known = known.map_err(|error| errors::to_python(py, &error))?;
     let options = ScanOptions {
         threshold: threshold.unwrap_or(known.threshold),
@@ -108,31 +120,33 @@ pub fn scan(
     let remarks = remarks.map_err(|error| errors::to_python(py, &error))?;
     let own = |remark: &fathom_lm::Remark| !model.remarks().contains(remark);
     let remarks: Vec<_> = remarks.into_iter().filter(own).collect();
-    told.call1((remarks::to_python(&remarks),))?;
-    let mut watched = Told::new(progress);
+    report_remarks.call1((remarks::to_python(&remarks),))?;
+    let mut reporter = Reporter::new(progress);
     let run = py.detach(|| {
-        let mut scan = model.scan(&traces.traces, options).resume(resume).progress(&mut watched);
+        let mut scan = model.scan(&traces.traces, options).resume(resume).progress(&mut reporter);
         if let Some(out) = out {
             scan = scan.out(out);
         }
         scan.run()
     });
-    watched.result(py, run).map(NativeRun::new)
+    reporter.result(py, run).map(NativeRun::new)
 }
 
-/// The same table of several runs, a row or a block each, as Markdown, CSV, LaTeX, JSON and HTML.
+/// One table of several runs, as Markdown, CSV, LaTeX, JSON and HTML.
 #[pyfunction]
-#[pyo3(signature = (runs, show, preset=None, top=10))]
+#[pyo3(signature = (runs, show, preset=None, phases=None, top=10))]
 pub fn table(
     py: Python<'_>,
     runs: Vec<PyRef<'_, NativeRun>>,
     show: &str,
     preset: Option<&str>,
+    phases: Option<&str>,
     top: usize,
 ) -> PyResult<(String, String, String, String, String)> {
     let made = || -> Result<_> {
         let preset = preset.map(self::preset).transpose()?;
-        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset, None));
+        let phases = phases.map(self::phases).transpose()?;
+        let found = runs.iter().map(|run| Detections::of_run(&run.run, preset, phases));
         let found = found.collect::<Result<Vec<_>>>()?;
         let table = match show {
             "sinks" => tables::sinks(&found),
@@ -152,7 +166,7 @@ pub fn table(
     made().map_err(|error| errors::to_python(py, &error))
 }
 
-/// Writes runs as one page; where the page and its figures are.
+/// Writes a report of runs; returns the paths of the page and of its figures.
 #[pyfunction]
 #[pyo3(signature = (runs, page, figures=None, texts=30))]
 pub fn report(
@@ -183,7 +197,7 @@ impl NativeRun {
         self.run.dir()
     }
 
-    /// Whether the directory goes with it.
+    /// Whether the directory is removed with it.
     #[getter]
     fn is_temporary(&self) -> bool {
         self.run.is_temporary()
@@ -194,7 +208,7 @@ impl NativeRun {
         serde_json::to_string(self.run.manifest()).unwrap_or_default()
     }
 
-    /// What was remarkable about the scan.
+    /// Remarks about the scan.
     fn remarks(&self) -> Vec<PyRemark> {
         remarks::to_python(&self.run.manifest().remarks)
     }
@@ -206,13 +220,13 @@ impl NativeRun {
         Ok(traces.iter().map(TraceDetection::to_json).collect())
     }
 
-    /// What was found, in sentences.
+    /// The findings, in sentences.
     fn summary(&self, py: Python<'_>) -> PyResult<String> {
         let traces = self.traces().map_err(|error| errors::to_python(py, &error))?;
         Ok(summary(self.run.manifest(), traces))
     }
 
-    /// Which tokens of a trace are sinks, `bool[T]`; `None`: there is no such trace.
+    /// Which tokens of a trace are sinks, `bool[T]`; `None` if there is no such trace.
     fn mask<'py>(
         &self,
         py: Python<'py>,
@@ -225,14 +239,10 @@ impl NativeRun {
             Ok(self.traces()?.get(trace).map(|trace| trace.mask(layer, &classes)))
         };
         let mask = mask().map_err(|error| errors::to_python(py, &error))?;
-        Ok(mask.map(|mask| {
-            let array = PyArray1::from_vec(py, mask);
-            array.readwrite().make_nonwriteable();
-            array
-        }))
+        Ok(mask.map(|mask| arrays::read_only(py, mask)))
     }
 
-    /// A table: `sinks`, `norms`, `tokens` or `scores`; `None` where it was not measured.
+    /// The table `sinks`, `norms`, `tokens` or `scores`; `None` if it was not measured.
     fn table(&self, py: Python<'_>, name: &str) -> PyResult<Option<NativeTable>> {
         let all = [RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
         let Some(table) = all.into_iter().find(|table| table.name() == name) else {
@@ -243,7 +253,7 @@ impl NativeRun {
         Ok(batches.map(|(schema, batches)| NativeTable::new(schema, batches)))
     }
 
-    /// Names of the figures, whether they can be drawn or not.
+    /// Names of all figures, including those that the run lacks the data for.
     fn figure_names(&self, py: Python<'_>) -> PyResult<Vec<&'static str>> {
         let report = py.detach(|| Report::new(&[self.run.dir().to_owned()]));
         Ok(report.map_err(|error| errors::to_python(py, &error))?.figure_names())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use fathom_lm::{Error, Result, SamplingParams};
 use serde::Deserialize;
 
-/// What a request may say of sampling; what it does not say is as usual.
+/// The sampling parameters of a request; those it leaves out have their defaults.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Params {
@@ -25,7 +25,7 @@ struct Params {
     ignore_eos: bool,
 }
 
-/// One text, or several.
+/// One stop text or several.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Stop {
@@ -70,19 +70,19 @@ impl Default for Params {
     }
 }
 
-/// The parameters of a JSON object. What has no meaning is not refused here.
+/// The parameters in a JSON object. Their values are checked later, by the library.
 ///
 /// # Errors
-/// A name that no parameter has; a value of another kind.
+/// An unknown name, or a value of another type.
 pub fn parse_params(json: &str) -> Result<SamplingParams> {
     let params: Params = serde_json::from_str(json).map_err(|error| {
-        // Where in the text is of no use to who gave a dictionary.
+        // The caller passed a dictionary: a position in its JSON would mean nothing to them.
         let problem = error.to_string();
         let problem = problem.split(" at line ").next().unwrap_or_default();
         Error::Request(format!("sampling parameters: {problem}"))
     })?;
     let top_k = match params.top_k {
-        -1 => 0, // as in vLLM: all
+        -1 => 0, // vLLM's value for all tokens
         k => usize::try_from(k).map_err(|_| {
             Error::Request(format!("top-k is {k}; expected a whole number ≥ 0, or -1 for all"))
         })?,

@@ -1,50 +1,52 @@
-//! What Python may want of a pass that runs without the GIL: to stop it.
+//! Interrupting work that runs without the GIL.
 
 use std::time::{Duration, Instant};
 
 use fathom_lm::Error;
 use pyo3::prelude::*;
 
-/// Taking the GIL while other threads compute in Python costs milliseconds: not before each layer.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How often signals are checked. Taking the GIL while other threads run Python costs
+/// milliseconds, too much for every layer.
+const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The exception that ended a pass from inside: the library's error only stands for it.
+/// The Python exception that stopped the library, which only knows an error in its place.
 #[derive(Default)]
 pub struct Raised(Option<PyErr>);
 
 impl Raised {
-    /// Keeps an exception and gives the error that ends the pass.
-    pub fn keep(&mut self, exception: PyErr) -> Error {
+    /// Stores an exception and returns the error that stops the library.
+    pub fn store(&mut self, exception: PyErr) -> Error {
         self.0 = Some(exception);
         Error::Request("an exception was raised".to_owned())
     }
 
-    /// The exception, where there was one.
+    /// The exception, if there was one.
     pub fn take(&mut self) -> Option<PyErr> {
         self.0.take()
     }
 }
 
-/// Asks Python for signals now and then.
+/// Checks for Python's signals, at most once every [`INTERVAL`].
 pub struct Signals {
-    asked: Instant,
+    checked: Instant,
 }
 
 impl Signals {
     pub fn new() -> Signals {
-        Signals { asked: Instant::now() }
+        Signals { checked: Instant::now() }
     }
 
-    /// Runs handlers of signals that came; in threads other than the main one Python runs none.
+    /// Runs the handlers of pending signals. Python runs handlers in the main thread only; in
+    /// others this does nothing.
     ///
     /// # Errors
-    /// What a handler raised, such as `KeyboardInterrupt`.
+    /// The exception of a handler, such as `KeyboardInterrupt`.
     pub fn check(&mut self) -> PyResult<()> {
-        if self.asked.elapsed() < PAUSE {
+        if self.checked.elapsed() < INTERVAL {
             return Ok(());
         }
-        let checked = Python::attach(|py| py.check_signals());
-        self.asked = Instant::now();
-        checked
+        let result = Python::attach(|py| py.check_signals());
+        self.checked = Instant::now();
+        result
     }
 }

@@ -1,5 +1,5 @@
-//! Tables of a run for programs that speak Arrow, and Arrow tables as rows of a data set.
-//! (<https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html>)
+//! Tables of a run for libraries that read Arrow, and Arrow tables as rows of a data set
+//! (<https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html>).
 
 use std::ffi::CStr;
 
@@ -11,11 +11,12 @@ use arrow_json::LineDelimitedWriter;
 use arrow_schema::ffi::FFI_ArrowSchema;
 use arrow_schema::{ArrowError, DataType, SchemaRef};
 use fathom_lm::Error;
-use numpy::{Element, PyArray1, PyArrayMethods};
+use numpy::{Element, PyArray1};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyList};
 
+use crate::arrays::read_only;
 use crate::errors;
 
 const STREAM: &CStr = c"arrow_array_stream";
@@ -28,7 +29,8 @@ pub struct NativeTable {
     batches: Vec<RecordBatch>,
 }
 
-/// Values, for lists where each begins and ends, and which are there, where not all are.
+/// Values; the offsets of each list, for a column of lists; and which rows are not null, if some
+/// are.
 type PyColumn<'py> =
     (Bound<'py, PyAny>, Option<Bound<'py, PyArray1<i64>>>, Option<Bound<'py, PyArray1<bool>>>);
 
@@ -55,22 +57,22 @@ impl NativeTable {
         self.batches.iter().map(RecordBatch::get_array_memory_size).sum()
     }
 
-    /// The rows as a capsule that holds an `ArrowArrayStream`: the memory stays where it is, and
-    /// alive as long as somebody has it.
+    /// The rows as a capsule with an `ArrowArrayStream`. The memory is shared, not copied, and
+    /// freed when nothing refers to it any more.
     fn stream<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         let batches = self.batches.clone().into_iter().map(Ok);
         let reader = RecordBatchIterator::new(batches, self.schema.clone());
         PyCapsule::new_with_value(py, FFI_ArrowArrayStream::new(Box::new(reader)), STREAM)
     }
 
-    /// The columns' names and types as a capsule that holds an `ArrowSchema`.
+    /// The columns' names and types as a capsule with an `ArrowSchema`.
     fn schema<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyCapsule>> {
         let schema = FFI_ArrowSchema::try_from(self.schema.as_ref());
         let schema = schema.map_err(|error| arrow_error(py, &error))?;
         PyCapsule::new_with_value(py, schema, SCHEMA)
     }
 
-    /// The first `rows` rows of a column: numbers as an array, texts as a list.
+    /// The first `rows` rows of a column: an array of numbers, or a list of texts.
     #[pyo3(signature = (name, rows=None))]
     fn column<'py>(
         &self,
@@ -92,7 +94,7 @@ impl NativeTable {
         }
         let valid = parts.iter().any(|part| part.null_count() > 0).then(|| {
             let valid = parts.iter().flat_map(|part| (0..part.len()).map(|row| part.is_valid(row)));
-            fixed(PyArray1::from_vec(py, valid.collect()))
+            read_only(py, valid.collect())
         });
         let kind = self.schema.field(index).data_type();
         if let DataType::List(item) = kind {
@@ -108,7 +110,7 @@ impl NativeTable {
                 }
             }
             let values = values(py, item.data_type(), &items)?;
-            return Ok((values, Some(fixed(PyArray1::from_vec(py, ends))), valid));
+            return Ok((values, Some(read_only(py, ends)), valid));
         }
         Ok((values(py, kind, &parts)?, None, valid))
     }
@@ -129,7 +131,8 @@ fn values<'py>(
             Ok(PyList::new(py, texts)?.into_any())
         }
         other => {
-            let sentence = format!("the table has a column of {other}, which no run's table has");
+            let sentence =
+                format!("the table has a column of type {other}, which tables of runs do not have");
             Err(errors::raise(py, "CheckpointError", sentence))
         }
     }
@@ -144,17 +147,11 @@ where
 {
     let parts = parts.iter().filter_map(|part| part.as_primitive_opt::<T>());
     let numbers: Vec<T::Native> = parts.flat_map(|part| part.values().iter().copied()).collect();
-    fixed(PyArray1::from_vec(py, numbers))
+    read_only(py, numbers)
 }
 
-/// Read-only.
-fn fixed<T: Element>(array: Bound<'_, PyArray1<T>>) -> Bound<'_, PyArray1<T>> {
-    array.readwrite().make_nonwriteable();
-    array
-}
-
-/// The rows of an Arrow table, batch or reader, whatever made it, each as JSON, nulls left out: at
-/// most `limit` of them.
+/// The first `limit` rows of an Arrow table, batch or reader of any library, each as a JSON object
+/// without its nulls.
 #[pyfunction]
 #[pyo3(signature = (table, limit=None))]
 pub fn arrow_rows(
@@ -164,8 +161,8 @@ pub fn arrow_rows(
 ) -> PyResult<Vec<String>> {
     let capsule = table.call_method0("__arrow_c_stream__")?.cast_into::<PyCapsule>()?;
     let stream = capsule.pointer_checked(Some(STREAM))?.cast::<FFI_ArrowArrayStream>();
-    // SAFETY: a capsule of this name holds a whole `ArrowArrayStream`, which is taken out of it
-    // here and marked as released there, so that it is released once.
+    // SAFETY: a capsule of this name holds an `ArrowArrayStream`. `from_raw` moves it out and marks
+    // the capsule's as released, so that it is released once.
     let stream = unsafe { FFI_ArrowArrayStream::from_raw(stream.as_ptr()) };
     let mut reader =
         ArrowArrayStreamReader::try_new(stream).map_err(|error| arrow_error(py, &error))?;

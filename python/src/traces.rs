@@ -1,4 +1,4 @@
-//! Traces, of files and in memory.
+//! Traces from files and from memory.
 
 use fathom_lm::fathom_model::RowFields;
 use fathom_lm::{Error, ReadOptions, Result, Traces};
@@ -16,7 +16,7 @@ pub struct NativeTraces {
 
 #[pymethods]
 impl NativeTraces {
-    /// Of a data set's files.
+    /// Reads a data set's files.
     #[staticmethod]
     #[pyo3(signature = (
         model, path, *, limit=None, skip_bad_lines=false, prompt_field=None, output_field=None
@@ -38,13 +38,13 @@ impl NativeTraces {
         Ok(NativeTraces { traces })
     }
 
-    /// Of rows, a JSON object each.
+    /// From rows, each a JSON object.
     #[staticmethod]
     fn from_rows(py: Python<'_>, model: &NativeModel, rows: Vec<String>) -> PyResult<NativeTraces> {
         let model = &*model.model;
         let parse = |(index, row): (usize, &String)| {
             serde_json::from_str(row)
-                .map_err(|error| Error::Request(format!("trace {index} is no JSON: {error}")))
+                .map_err(|error| Error::Request(format!("trace {index} is not JSON: {error}")))
         };
         let traces = py.detach(|| {
             let rows = rows.iter().enumerate().map(parse).collect::<Result<Vec<_>>>()?;
@@ -58,7 +58,7 @@ impl NativeTraces {
         self.traces.len()
     }
 
-    /// What was remarkable about the rows.
+    /// Remarks about the rows.
     fn remarks(&self) -> Vec<PyRemark> {
         remarks::to_python(self.traces.remarks())
     }

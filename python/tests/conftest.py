@@ -33,6 +33,12 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor(entry) for name, entry in header.items()}
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two float32 arrays have the same shape and the same bits."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.shape == b.shape and bool(np.array_equal(a.view(np.uint32), b.view(np.uint32)))
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return FIXTURES / "golden"
@@ -54,7 +60,7 @@ def ids() -> list[int]:
 
 @pytest.fixture(scope="session")
 def planted_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A planted model, with tokenizer and chat template, made by the command in the package."""
+    """A planted model with a tokenizer and a chat template, made by the package's command."""
     from fathom_lm import _native
 
     out = tmp_path_factory.mktemp("planted") / "model"

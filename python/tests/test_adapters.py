@@ -1,4 +1,4 @@
-"""Layouts that other libraries expect, and progress where people see it; none of them is installed."""
+"""The layouts of other libraries, and progress displays, with stand-ins for those libraries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the arguments: an answer or a sentence, and never more than an exception."""
+"""Any arguments give a result or an exception of the package, and never a crash."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from conftest import FIXTURES
 MODEL = fl.Model(FIXTURES / "golden" / "llama2", threads=1)
 
 names = st.one_of(
-    st.sampled_from(MODEL.names() + MODEL.names(lens=True) + ["mlp_out", "q.*", "blocks.*.hook_mlp_out"]),
+    st.sampled_from(
+        MODEL.names() + MODEL.names(lens=True) + ["mlp_out", "q.*", "blocks.*.hook_mlp_out"]
+    ),
     st.from_regex(r"[a-z_.*]{0,12}(\.-?\d{1,20})?", fullmatch=True),
     st.text(max_size=20),
 )
@@ -47,7 +49,7 @@ positions = st.one_of(
 
 
 def refused_or(call: Any) -> Any:
-    """What a call gives, where it does not refuse its arguments."""
+    """The result of a call, or `None` if it refuses its arguments."""
     try:
         return call()
     except (fl.FathomError, OverflowError, TypeError):
@@ -57,9 +59,7 @@ def refused_or(call: Any) -> Any:
 @settings(max_examples=400, deadline=None)
 @given(ids, st.one_of(names, st.lists(names, max_size=3)), positions, numbers | st.none(), scraps)
 def test_run_with_cache(ids: Any, names: Any, positions: Any, stop: Any, logits: Any) -> None:
-    ran = refused_or(
-        lambda: MODEL.run_with_cache(ids, names, positions, stop, logits=logits)
-    )
+    ran = refused_or(lambda: MODEL.run_with_cache(ids, names, positions, stop, logits=logits))
     if ran is not None:
         assert all(array.dtype == np.float32 for array in ran[1].values())
     assert MODEL([1, 2, 3]).shape == (3, 320)
@@ -67,13 +67,17 @@ def test_run_with_cache(ids: Any, names: Any, positions: Any, stop: Any, logits:
 
 @settings(max_examples=200, deadline=None)
 @given(names, st.one_of(scraps, arrays))
-def test_hooks(name: Any, left: Any) -> None:
-    logits = refused_or(lambda: MODEL.run_with_hooks([1, 2, 3], [(name, lambda v, s: left)]))
+def test_hooks(name: Any, returned: Any) -> None:
+    logits = refused_or(lambda: MODEL.run_with_hooks([1, 2, 3], [(name, lambda v, s: returned)]))
     assert logits is None or logits.shape == (3, 320)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(st.text(max_size=30), st.builds("{}@{}={}".format, names, numbers, st.text(max_size=9))))
+@given(
+    st.one_of(
+        st.text(max_size=30), st.builds("{}@{}={}".format, names, numbers, st.text(max_size=9))
+    )
+)
 def test_edits(edit: str) -> None:
     logits = refused_or(lambda: MODEL.run_with_edits([1, 2, 3], [edit]))
     assert logits is None or logits.shape == (3, 320)
@@ -90,4 +94,4 @@ def test_cache_keys(key: Any) -> None:
         try:
             assert key not in cache
         except TypeError:
-            pass  # what cannot be hashed is no key of any mapping
+            pass  # an unhashable value is no key of any mapping

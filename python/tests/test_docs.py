@@ -1,4 +1,4 @@
-"""The pages in `docs/`: their examples run, and what they say of names is so."""
+"""The pages in `docs/`: examples run, and names and the first figure are right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the examples find in the directory they run in."""
+    """The directory in which the examples run, with its models."""
     home = tmp_path_factory.mktemp("docs")
     demo.plant(home / "planted")
     demo.trained_pair(home / "pair")
@@ -47,7 +47,7 @@ def test_every_lens_name_of_the_table_is_known(home: Path) -> None:
 
 
 def documented() -> list[Any]:
-    """Every function and class that users see, and the classes' methods."""
+    """The public functions and classes, and the classes' methods."""
     modules = [fl, adapters, demo]
     found = [getattr(module, name) for module in modules for name in module.__all__]
     found = [one for one in found if inspect.isclass(one) or inspect.isfunction(one)]
@@ -62,14 +62,14 @@ def documented() -> list[Any]:
 def test_arguments_in_docstrings_are_arguments(what: Any) -> None:
     section = inspect.cleandoc(what.__doc__).split("Args:\n")[1].split("\n\n")[0]
     lines = re.findall(r"^    (\*{0,2}\w[\w, *]*):", section, flags=re.MULTILINE)
-    said = [name.strip().lstrip("*") for line in lines for name in line.split(",")]
-    assert said
+    names = [name.strip().lstrip("*") for line in lines for name in line.split(",")]
+    assert names
     taken = inspect.signature(what).parameters
-    assert [name for name in said if name not in taken] == []
+    assert [name for name in names if name not in taken] == []
 
 
 def test_the_first_figure_is_what_the_first_page_shows(home: Path) -> None:
-    """But for the last digit, which the machine decides."""
+    """Except for the last digit, which depends on the CPU."""
     run = fl.scan(fl.Model(home / "planted"), home / "planted" / "traces.jsonl")
     number = r"-?\d+(?:\.\d+)?"
     shown = (DOCS / "fig1-norms.svg").read_text(encoding="utf-8")

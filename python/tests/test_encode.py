@@ -1,4 +1,4 @@
-"""Text, messages and ids; what the template did is shown."""
+"""Text, messages and ids; the rendered template is visible."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import fathom_lm as fl
 
 
-def test_what_the_template_made_is_shown(planted: fl.Model) -> None:
+def test_the_rendered_template_is_visible(planted: fl.Model) -> None:
     encoded = planted.encode("hello there")
     assert encoded.text is not None and "hello there" in encoded.text
     assert encoded.text != "hello there"
@@ -67,12 +67,17 @@ def test_every_kind_of_input_is_the_same_pass(planted: fl.Model) -> None:
 def test_what_is_no_input_is_refused(planted: fl.Model) -> None:
     bad: list[tuple[Any, str]] = [
         ([], "there are no token ids"),
-        ([[1, 2], [3, 4]], "there is no batch axis"),
+        (np.zeros((2, 2), dtype=int), "there is no batch axis"),
+        ([[[1, 2], [3, 4]]], "trace 0: .* there is no batch axis"),
         (np.zeros((1, 3), dtype=int), "there is no batch axis"),
-        ([1, [2, 3]], "is no input"),
+        ([1, [2, 3]], "a list that holds traces as well as int is no input"),
+        ([[2, 3], {"role": "user"}], "as well as a message .* is no input"),
+        (["a", None], "as well as NoneType is no input"),
+        ([[1, 2], [10**6]], "trace 1: token id 1000000 at position 0"),
+        ([[1, 2], []], "trace 1: there are no token ids"),
+        ([b"a"], "is no input"),
         ([1.5, 2.0], "is no input"),
         ([True, False], "is no input"),
-        (["a", "b"], "one text a call"),
         (b"abc", "bytes are no input"),
         (None, "is no input"),
         (3, "is no input"),
@@ -115,5 +120,5 @@ def test_prompt_options_reach_the_template(planted_dir: Path) -> None:
         with pytest.raises(fl.RequestError, match="expected a day such as"):
             fl.Model(planted_dir, date=date)
     with pytest.raises(fl.FathomError):
-        # The planted template has no use for a date.
+        # The planted template does not use the date.
         fl.Model(planted_dir, date=datetime.date(2025, 1, 31))

@@ -1,4 +1,4 @@
-"""The command line's sentences, in a small class hierarchy; remarks are warnings."""
+"""Errors are the command line's sentences in a small class hierarchy; remarks are warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import fathom_lm as fl
 
 
-def test_errors_say_whose_matter_it_is(tmp_path: Path, golden_dir: Path) -> None:
+def test_the_class_of_an_error_says_who_can_fix_it(tmp_path: Path, golden_dir: Path) -> None:
     with pytest.raises(fl.FathomError) as no_model:
         fl.Model("no/such-model-anywhere")
     assert "no/such-model-anywhere" in str(no_model.value)
@@ -76,13 +76,13 @@ def test_arguments_are_checked(golden_dir: Path, model: fl.Model, ids: list[int]
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="free memory is read from /proc")
-def test_more_than_there_is_memory_for_is_refused_first(model: fl.Model) -> None:
+def test_a_pass_that_needs_too_much_memory_is_refused_first(model: fl.Model) -> None:
     ids = [1 + i % 300 for i in range(300_000)]
     with pytest.raises(fl.RequestError, match=r"would keep \d+\.\d GiB, but .* are free"):
         model.run_with_cache(ids, "attn_weights", logits=None)
 
 
-def test_a_hooks_exception_comes_back_as_it_is(model: fl.Model, ids: list[int]) -> None:
+def test_the_exception_of_a_hook_is_raised_unchanged(model: fl.Model, ids: list[int]) -> None:
     class Mine(Exception):
         pass
 
@@ -91,14 +91,14 @@ def test_a_hooks_exception_comes_back_as_it_is(model: fl.Model, ids: list[int]) 
 
     with pytest.raises(Mine, match="mlp_out.1"):
         model.run_with_hooks(ids, [("mlp_out.1", fail)])
-    for left, sentence in [
+    for returned, sentence in [
         (np.zeros((2, 2)), r"returned shape \[2, 2\]: expected \[40, 80\]"),
         ("text", "returned str"),
         ([[1, 2], [3]], "returned list"),
         (np.zeros((40, 80), dtype=complex), "expected None or numbers"),
     ]:
         with pytest.raises(fl.RequestError, match=sentence):
-            model.run_with_hooks(ids, [("mlp_out.1", lambda v, s, left=left: left)])
+            model.run_with_hooks(ids, [("mlp_out.1", lambda v, s, returned=returned: returned)])
     with pytest.raises(fl.RequestError, match="can be read, but not edited"):
         model.run_with_hooks(ids, [("attn_weights.1", lambda v, s: v * 2)])
     with pytest.raises(ValueError, match="read-only"):
@@ -106,10 +106,10 @@ def test_a_hooks_exception_comes_back_as_it_is(model: fl.Model, ids: list[int]) 
     for hook in ("mlp_out.1", ("mlp_out.1", 3), ("mlp_out.1",)):
         with pytest.raises(fl.RequestError, match="hook"):
             model.run_with_hooks(ids, [hook])  # type: ignore[list-item]
-    assert np.array_equal(model(ids), model(ids)), "the model is still of use"
+    assert np.array_equal(model(ids), model(ids)), "the model still works"
 
 
-def test_what_is_not_done_is_refused_by_name(model: fl.Model, ids: list[int]) -> None:
+def test_unsupported_names_are_refused_by_name(model: fl.Model, ids: list[int]) -> None:
     for name, instead in [
         ("parameters", "safetensors"),
         ("backward", "run_with_hooks"),
@@ -145,10 +145,10 @@ def test_remarks_are_warnings(tmp_path: Path, golden_dir: Path) -> None:
     odd = tmp_path / "odd"
     shutil.copytree(golden_dir / "qwen2", odd)
     (odd / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
-    with pytest.warns(fl.FathomRemark) as told:
+    with pytest.warns(fl.FathomRemark) as warned:
         model = fl.Model(odd, threads=1)
-    assert model.remarks and str(model.remarks[0]) == str(told[0].message)
-    assert told[0].filename == __file__
+    assert model.remarks and str(model.remarks[0]) == str(warned[0].message)
+    assert warned[0].filename == __file__
     assert model.remarks[0].about == "input" and model.remarks[0].kind
     with pytest.raises(fl.RequestError, match="refused because of strict=True"):
         fl.Model(odd, strict=True)

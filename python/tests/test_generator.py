@@ -1,4 +1,4 @@
-"""Generation: what the command line writes, as it comes."""
+"""Generation: streams and texts, which are those of the command line."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def drafted() -> Iterator[fl.Generator]:
 def command(tmp_path: Path, *flags: Any) -> list[dict[str, Any]]:
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
-    said = fathom("generate", "--target", DRAFT, "--prompts", file, "--json", *flags)
-    found: list[dict[str, Any]] = json.loads(said)["texts"]
+    output = fathom("generate", "--target", DRAFT, "--prompts", file, "--json", *flags)
+    found: list[dict[str, Any]] = json.loads(output)["texts"]
     return found
 
 
@@ -53,7 +53,18 @@ def command(tmp_path: Path, *flags: Any) -> list[dict[str, Any]]:
         ({"max_tokens": 24}, ["--max-tokens", "24"]),
         (
             {"max_tokens": 20, "temperature": 0.8, "top_p": 0.9, "seed": 3, "n": 2},
-            ["--max-tokens", "20", "--temperature", "0.8", "--top-p", "0.9", "--seed", "3", "--samples", "2"],
+            [
+                "--max-tokens",
+                "20",
+                "--temperature",
+                "0.8",
+                "--top-p",
+                "0.9",
+                "--seed",
+                "3",
+                "--samples",
+                "2",
+            ],
         ),
         (
             {"max_tokens": 40, "stop": ["."], "repetition_penalty": 1.2},
@@ -122,7 +133,7 @@ def test_activations_are_those_of_the_finished_text(
             assert np.array_equal(text.activations[name], values), name
 
 
-def test_updates_bring_each_position_once(plain: fl.Generator) -> None:
+def test_updates_have_each_position_once(plain: fl.Generator) -> None:
     ids = plain.encode(PROMPTS[0]).tolist()
     seen: list[int] = []
     for update in plain.stream(PROMPTS[0], max_tokens=9, names_filter="resid_post.1"):
@@ -151,7 +162,14 @@ def test_prompts_have_their_own_parameters(plain: fl.Generator) -> None:
 
 def test_one_prompt_in_every_form(plain: fl.Generator, model: fl.Model) -> None:
     encoded = model.encode(PROMPTS[0])
-    forms: list[Any] = [PROMPTS[0], [PROMPTS[0]], encoded, encoded.tolist(), encoded.ids, [encoded.ids]]
+    forms: list[Any] = [
+        PROMPTS[0],
+        [PROMPTS[0]],
+        encoded,
+        encoded.tolist(),
+        encoded.ids,
+        [encoded.ids],
+    ]
     texts = [plain.generate(form, max_tokens=5) for form in forms]
     assert all(len(found) == 1 and found[0].text == texts[0][0].text for found in texts)
 
@@ -165,7 +183,7 @@ def test_closing_a_stream_cancels(model: fl.Model) -> None:
         with generator.stream(PROMPTS[0], max_tokens=400, ignore_eos=True) as other:
             next(other)
         for _ in generator.stream(PROMPTS[1], max_tokens=400, ignore_eos=True):
-            break  # the iterator is dropped
+            break  # drops the iterator
         assert len(generator.generate(PROMPTS[0], max_tokens=3)[0].ids) == 3
         deadline = time.monotonic() + 30
         while generator.metrics()["cancelled"] < 5 and time.monotonic() < deadline:
@@ -174,7 +192,7 @@ def test_closing_a_stream_cancels(model: fl.Model) -> None:
         assert (metrics["submitted"], metrics["cancelled"], metrics["finished"]) == (6, 5, 1)
 
 
-def test_a_closed_generator_says_so(model: fl.Model) -> None:
+def test_a_closed_generator_is_refused(model: fl.Model) -> None:
     generator = fl.Generator(model)
     stream = generator.stream(PROMPTS[0], max_tokens=400, ignore_eos=True)
     next(stream)
@@ -197,7 +215,7 @@ def test_threads_share_a_generator(plain: fl.Generator) -> None:
         assert list(pool.map(text, range(18))) == [expected[i % 3] for i in range(18)]
 
 
-def test_python_goes_on_while_a_text_is_written(plain: fl.Generator) -> None:
+def test_python_runs_while_a_text_is_generated(plain: fl.Generator) -> None:
     ticks, over = 0, threading.Event()
 
     def count() -> None:
@@ -254,13 +272,15 @@ def test_nonsense_is_refused(
         (("no/such-model",), {}, "no/such-model"),
     ],
 )
-def test_what_cannot_be_started(arguments: Any, keywords: dict[str, Any], sentence: str) -> None:
+def test_a_generator_that_cannot_start_is_refused(
+    arguments: Any, keywords: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(fl.FathomError, match=sentence):
         fl.Generator(*arguments, **keywords)
 
 
-def test_loaded_models_have_said_how(model: fl.Model, planted: fl.Model) -> None:
-    with pytest.raises(fl.RequestError, match="precision is of models that are named"):
+def test_options_of_files_are_refused_for_loaded_models(model: fl.Model, planted: fl.Model) -> None:
+    with pytest.raises(fl.RequestError, match="precision is for models given by path"):
         fl.Generator(model, precision="bf16")
     with pytest.raises(fl.FathomError, match="vocabular"):
         fl.Generator(model, planted)
@@ -299,7 +319,7 @@ generator = fl.Generator({str(DRAFT)!r})
 stream = generator.stream(["a b c"] * 400, max_tokens=200, ignore_eos=True)
 next(stream)
 try:
-    print("ready", flush=True)  # within: the signal may come at once
+    print("ready", flush=True)  # inside `try`: the signal may come at once
     stream.texts()
     print("finished")
 except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Activations against HuggingFace's, at every site of every golden."""
+"""Activations are HuggingFace's, at every site of every golden."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_site_is_huggingfaces(golden_dir: Path, golden: str) -> None:
         logits, cache = model.run_with_cache(prompt["input_ids"], names)
         assert set(cache) == set(names) and len(names) >= 26
         for name in names:
-            # As the goldens' README says.
+            # The tolerance in the goldens' README.
             scale = max(1.0, float(np.abs(expected[name]).max()))
             difference = float(np.abs(cache[name] - expected[name]).max()) / scale
             assert cache[name].shape == expected[name].shape

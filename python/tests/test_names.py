@@ -1,4 +1,4 @@
-"""Names: ours, TransformerLens', and what neither has."""
+"""Fathom's names, TransformerLens' names, and unknown names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ def test_a_cache_knows_every_name_of_an_array(model: fl.Model, ids: list[int]) -
     array = cache["resid_post.3"]
     assert cache["blocks.3.hook_resid_post"] is array and cache["resid_post", 3] is array
     assert cache["hook_resid_post", 3] is array
-    assert list(cache) == ["embed", *(f"mlp_out.{i}" for i in range(3)), "mlp_out.3", "resid_post.3"]
+    assert list(cache) == [
+        "embed",
+        *(f"mlp_out.{i}" for i in range(3)),
+        "mlp_out.3",
+        "resid_post.3",
+    ]
     assert cache.keys() == set(cache) and len(cache) == 6
     assert "resid_post.3" in cache and "blocks.3.hook_resid_post" in cache
     assert "resid_post.2" not in cache and "nonsense" not in cache and 7 not in cache
@@ -43,25 +48,23 @@ def test_a_filter_may_be_a_function_of_either_name(model: fl.Model, ids: list[in
     assert len(none) == 0 and "0 arrays" in repr(none)
 
 
-def test_without_a_filter_all_but_what_grows_with_the_square(
-    model: fl.Model, ids: list[int]
-) -> None:
+def test_without_a_filter_every_place_but_attn_weights(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids)
     missing = set(model.names()) - set(cache)
     assert missing == {"logits", *(f"attn_weights.{i}" for i in range(model.layers))}
 
 
-def test_an_unknown_name_says_what_there_is(model: fl.Model, ids: list[int]) -> None:
+def test_the_error_of_an_unknown_name_lists_the_known_ones(model: fl.Model, ids: list[int]) -> None:
     _, cache = model.run_with_cache(ids, "resid_post")
     with pytest.raises(KeyError, match="captured were: resid_post.0, resid_post.1"):
         cache["mlp_out.1"]
     with pytest.raises(KeyError, match="expected one of embed, resid_pre"):
         cache["resid"]
-    with pytest.raises(KeyError, match="say which, as in resid_post.3"):
+    with pytest.raises(KeyError, match="name one, as in resid_post.3"):
         cache["resid_post"]
-    with pytest.raises(KeyError, match="is not recorded: attn_in is it times the norm's weight"):
+    with pytest.raises(KeyError, match="is not recorded: attn_in is that times the norm's weight"):
         cache["blocks.0.ln1.hook_normalized"]
-    with pytest.raises(fl.RequestError, match="scores before the softmax are never held"):
+    with pytest.raises(fl.RequestError, match="scores before the softmax are never stored"):
         model.run_with_cache(ids, "blocks.0.attn.hook_attn_scores")
     with pytest.raises(fl.RequestError, match="unknown site `resid`"):
         model.run_with_cache(ids, ["resid_post.0", "resid"])

@@ -1,7 +1,7 @@
-"""The notebooks run from top to bottom, each in its own process, and print what their files hold.
+"""The notebooks run from top to bottom, each in its own process, and print what is stored in them.
 
-`python tests/test_notebooks.py` runs them all and writes what they print into the files; figures
-and tables are left out, being large. What a notebook's text has in **bold** must be in its output.
+`python tests/test_notebooks.py` runs them all and stores what they print, without the figures and
+tables, which are large. Text in **bold** in a notebook must be in its output.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def source(cell: Any) -> str:
 
 
 def printed(cell: Any) -> str:
-    """What a code cell printed."""
+    """The stored output of a code cell."""
     streams = [out for out in cell["outputs"] if out["output_type"] == "stream"]
     return "".join("".join(out["text"]) for out in streams if out["name"] == "stdout")
 
 
 def run_with_nbclient(notebook: Any) -> list[str]:
-    """As Jupyter does it."""
+    """With Jupyter."""
     import nbclient
     import nbformat
 
@@ -47,7 +47,7 @@ def run_with_nbclient(notebook: Any) -> list[str]:
 
 
 def run_plainly(notebook: Any) -> list[str]:
-    """Without Jupyter: one cell after the other, a last expression shown as a notebook would."""
+    """Without Jupyter: the cells in order; a last expression is formatted as in a notebook."""
     names: dict[str, Any] = {"__name__": "__main__"}
     texts = []
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -66,12 +66,12 @@ def run_plainly(notebook: Any) -> list[str]:
     return texts
 
 
-def jupyter_is_here() -> bool:
+def jupyter_is_installed() -> bool:
     return all(importlib.util.find_spec(name) for name in ("nbclient", "nbformat", "ipykernel"))
 
 
 def execute(path: Path) -> list[str]:
-    """What each code cell prints, in a fresh process whose HuggingFace cache is empty."""
+    """The output of each code cell, in a new process with an empty HuggingFace cache."""
     with tempfile.TemporaryDirectory() as empty:
         env = dict(os.environ, HF_HOME=empty, HF_HUB_CACHE=empty, TMPDIR=empty)
         command = [sys.executable, "-W", "error::UserWarning", __file__, "--cells", str(path)]
@@ -120,7 +120,7 @@ def test_base_and_tuned() -> None:
 
 
 def update(path: Path) -> None:
-    """Writes what the cells print into the file."""
+    """Stores the cells' output in the file."""
     notebook = read(path)
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for cell, text in zip(cells, execute(path), strict=True):
@@ -132,7 +132,7 @@ def update(path: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cells"]:
-        run = run_with_nbclient if jupyter_is_here() else run_plainly
+        run = run_with_nbclient if jupyter_is_installed() else run_plainly
         print(json.dumps(run(read(Path(sys.argv[2])))))
     else:
         for notebook_path in NOTEBOOKS:

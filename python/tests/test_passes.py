@@ -1,4 +1,4 @@
-"""Captures, hooks, edits and early ends change exactly what they say."""
+"""Captures, hooks, edits and early stops change exactly what they should."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 import fathom_lm as fl
-
-
-def bits(array: Any) -> np.ndarray[Any, Any]:
-    return np.ascontiguousarray(array).view(np.uint32)
-
-
-def same(a: Any, b: Any) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(bits(a), bits(b)))
+from conftest import same
 
 
 def everything(model: fl.Model, ids: list[int], **options: Any) -> tuple[Any, fl.Cache]:
@@ -44,7 +37,7 @@ def test_an_edit_changes_its_place_and_what_follows_from_it(
     for name in order:
         if name == "embed" or ("." in name and int(name.split(".")[1]) < 2):
             assert same(cache[name], plain[name]), name
-    # Positions before the edited one see nothing of it.
+    # Positions before the edited one do not change.
     for name in ("mlp_out.2", "resid_post.2", "resid_post.3", "final_norm", "logits"):
         assert same(cache[name][:7], plain[name][:7]), name
         assert not same(cache[name][7:], plain[name][7:]), name
@@ -115,7 +108,7 @@ def test_a_head_can_be_replaced(model: fl.Model, ids: list[int]) -> None:
     assert same(cache["attn_ctx.1"][:5], plain["attn_ctx.1"][:5])
 
 
-def test_hooks_see_what_earlier_ones_left(model: fl.Model, ids: list[int]) -> None:
+def test_hooks_see_the_replacements_of_earlier_ones(model: fl.Model, ids: list[int]) -> None:
     seen: list[float] = []
 
     def double(values: Any, site: fl.HookSite) -> Any:
@@ -171,7 +164,7 @@ def test_positions_are_rows_of_the_whole(model: fl.Model, ids: list[int]) -> Non
             model.run_with_cache(ids, "embed", positions=bad)  # type: ignore[arg-type]
 
 
-def test_bf16_is_close_and_says_so(golden_dir: Any, model: fl.Model, ids: list[int]) -> None:
+def test_bf16_is_close(golden_dir: Any, model: fl.Model, ids: list[int]) -> None:
     rounded = fl.Model(golden_dir / "qwen3", precision="bf16", threads=1)
     assert rounded.precision == "bf16" and "bf16" in repr(rounded)
     difference = np.abs(rounded(ids) - model(ids)).max() / np.abs(model(ids)).max()

@@ -1,4 +1,4 @@
-"""Scans and runs: what the command line writes, by other means."""
+"""Scans and runs, which are those of the command line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def test_a_run_is_the_command_lines(run: fl.Run, command_run: Path) -> None:
     [
         ({"attention": False}, []),
         ({"all_heads": True}, ["--attention", "--all-heads"]),
-        ({"preset": "upstream", "threshold": 0.8}, ["--attention", "--preset", "upstream", "--threshold", "0.8"]),
+        (
+            {"preset": "upstream", "threshold": 0.8},
+            ["--attention", "--preset", "upstream", "--threshold", "0.8"],
+        ),
         ({"rise": 3.0, "reference": (0, 1)}, ["--attention", "--rise", "3", "--reference", "0,1"]),
         ({"max_tokens": 40, "limit": 2}, ["--attention", "--max-tokens", "40", "--limit", "2"]),
     ],
@@ -152,9 +155,28 @@ def test_tables_are_arrow(run: fl.Run) -> None:
         assert pa.schema(table).equals(written.schema)
         assert len(table) == written.num_rows
         assert table.columns == written.column_names
-    again = pa.table(run.scores)
-    first = pa.table(run.scores)["mean"].chunk(0).buffers()[1].address
-    assert again["mean"].chunk(0).buffers()[1].address == first, "the memory is the run's, not a copy"
+    first, again = pa.table(run.scores), pa.table(run.scores)
+    assert addresses(first) == addresses(again), "the memory is the run's, not a copy"
+
+
+def addresses(table: Any) -> dict[str, list[int]]:
+    """The address of each column of numbers, chunk by chunk."""
+    return {
+        name: [chunk.buffers()[1].address for chunk in column.chunks]
+        for name, column in zip(table.column_names, table.columns)
+        if str(column.type) in ("uint32", "uint64", "float")
+    }
+
+
+def test_arrow_copies_nothing(run: fl.Run) -> None:
+    """Two libraries read numbers at the same addresses, those of the run's table."""
+    pa = pytest.importorskip("pyarrow")
+    pl = pytest.importorskip("polars")
+    for name in ("sinks", "norms", "tokens", "scores"):
+        table = getattr(run, name)
+        read = addresses(pa.table(table))
+        assert len(read) > 1
+        assert addresses(pl.DataFrame(table).to_arrow()) == read, name
 
 
 def test_tables_are_polars(run: fl.Run) -> None:
@@ -162,6 +184,52 @@ def test_tables_are_polars(run: fl.Run) -> None:
     for name in ("sinks", "norms", "tokens", "scores"):
         frame = pl.DataFrame(getattr(run, name))
         assert frame.equals(pl.read_parquet(run.path / f"{name}.parquet")), name
+
+
+def test_tables_are_pandas(run: fl.Run) -> None:
+    pd = pytest.importorskip("pandas", minversion="3")
+    pa = pytest.importorskip("pyarrow")
+    for name in ("sinks", "norms", "tokens", "scores"):
+        frame = pd.DataFrame.from_arrow(getattr(run, name))
+        assert list(frame.columns) == getattr(run, name).columns
+        pd.testing.assert_frame_equal(frame, pa.table(getattr(run, name)).to_pandas())
+    mean = pd.DataFrame.from_arrow(run.sinks).groupby("class")["hidden_norm"].mean()
+    sinks = run.sinks.to_dict()
+    assert set(mean.index) == set(sinks["class"])
+    primary = sinks["hidden_norm"][sinks["class"] == "primary"].mean()
+    assert np.isclose(mean["primary"], primary)
+
+
+def test_tables_are_duckdb(run: fl.Run) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    connection = duckdb.connect()
+    for name in ("sinks", "norms", "tokens", "scores"):
+        table = getattr(run, name)
+        connection.register("run_table", table)
+        assert connection.sql("select count(*) from run_table").fetchall() == [(len(table),)]
+        columns = [column[0] for column in connection.sql("describe run_table").fetchall()]
+        assert columns == table.columns
+    sinks = run.sinks  # DuckDB finds the variable by its name
+    found = duckdb.sql("select class, count(*) from sinks group by class order by class").fetchall()
+    classes, counts = np.unique(sinks["class"].astype(str), return_counts=True)
+    assert found == list(zip(classes.tolist(), counts.tolist()))
+    largest = "select max(hidden_norm) from sinks where list_contains(layers, 10)"
+    assert duckdb.sql(largest).fetchall()[0][0] > 0
+    # And back: the rows of a query are traces.
+    tokens = run.tokens
+    assert len(tokens) > 0
+    rows_of_traces = duckdb.sql(
+        "select list(token_id order by position) as input_ids from tokens group by trace "
+        "order by trace"
+    )
+    scanned = fl.scan(run_model(run), rows_of_traces, progress=False)
+    for ours, theirs in zip(scanned.detections, run.detections, strict=True):
+        assert ours["candidate_sinks"] == theirs["candidate_sinks"]
+
+
+def run_model(run: fl.Run) -> fl.Model:
+    assert run._model is not None
+    return run._model
 
 
 def test_tables_are_numpy(run: fl.Run) -> None:
@@ -236,7 +304,10 @@ def _has(module: str) -> bool:
 @pytest.mark.parametrize("show", ["sinks", "tokens", "levels", "positions"])
 def test_tables_are_the_command_lines(run: fl.Run, command_run: Path, show: Any) -> None:
     assert str(run.table(show)) == fathom("table", command_run, "--show", show)
-    assert str(run.table(show, "csv")).split() == fathom("table", command_run, "--show", show, "--csv").split()
+    assert (
+        str(run.table(show, "csv")).split()
+        == fathom("table", command_run, "--show", show, "--csv").split()
+    )
     assert str(run.table(show, "latex")) == fathom("table", command_run, "--show", show, "--latex")
     as_json = json.loads(fathom("table", command_run, "--show", show, "--json"))
     assert run.table(show).rows() == as_json[show]
@@ -246,7 +317,7 @@ def test_tables_are_the_command_lines(run: fl.Run, command_run: Path, show: Any)
     assert str(both) == fathom("table", run.path, command_run, "--show", show)
 
 
-def test_tables_that_are_not(run: fl.Run) -> None:
+def test_unknown_tables_are_refused(run: fl.Run) -> None:
     with pytest.raises(fl.RequestError, match="there is no table `all`"):
         run.table("all")  # type: ignore[arg-type]
     with pytest.raises(fl.RequestError, match="format='html'"):
@@ -254,19 +325,19 @@ def test_tables_that_are_not(run: fl.Run) -> None:
 
 
 def test_explanations_are_the_command_lines(run: fl.Run, command_run: Path) -> None:
-    told: list[tuple[str, str, int, int]] = []
+    reported: list[tuple[str, str, int, int]] = []
     explained = run.explain(
-        ["stages", "effect", "entropy"], max_sinks=20, progress=lambda *step: told.append(step)
+        ["stages", "effect", "entropy"], max_sinks=20, progress=lambda *step: reported.append(step)
     )
     flags = ["--stages", "--effect", "--entropy", "--max-sinks", "20"]
-    said = fathom("explain", command_run, *flags)
+    output = fathom("explain", command_run, *flags)
     for one in explained:
         theirs = command_run / "explain" / f"{one.analysis}.json"
         assert one.file.read_bytes() == theirs.read_bytes()
-        assert one.finding in said
+        assert one.finding in output
         assert run.results[one.analysis] == json.loads(theirs.read_text())["result"]
-    assert told and told[0][:2] == ("observing", "tokens")
-    assert told[-1][2] == told[-1][3]
+    assert reported and reported[0][:2] == ("observing", "tokens")
+    assert reported[-1][2] == reported[-1][3]
     opened = fl.open_run(command_run)
     again = opened.explain("stages", max_sinks=20)
     assert again[0].finding == explained[0].finding
@@ -286,7 +357,9 @@ def test_figures_and_reports(run: fl.Run, tmp_path: Path) -> None:
     assert files.page.read_text().startswith("<!doctype html>") or files.page.stat().st_size > 1000
     assert "fig1-norms" in run.figures
     norms = run.figure("norms")
-    assert norms == (tmp_path / "figures" / "fig1-norms.svg").read_text() == run.figure("fig1-norms")
+    assert (
+        norms == (tmp_path / "figures" / "fig1-norms.svg").read_text() == run.figure("fig1-norms")
+    )
     assert norms._repr_svg_().startswith("<svg") and norms.name == "norms"
     norms.save(tmp_path / "own.svg")
     assert (tmp_path / "own.svg").read_text() == norms
@@ -297,7 +370,9 @@ def test_figures_and_reports(run: fl.Run, tmp_path: Path) -> None:
     assert "<table>" in run._repr_html_() and "sink" in repr(run)
 
 
-def test_resuming_and_refusing(planted: fl.Model, traces: Path, run: fl.Run, tmp_path: Path) -> None:
+def test_resuming_and_refusing(
+    planted: fl.Model, traces: Path, run: fl.Run, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     fl.scan(planted, traces, out, limit=2, progress=False)
     with pytest.raises(fl.CheckpointError, match="already holds a run"):
@@ -321,7 +396,9 @@ def test_resuming_and_refusing(planted: fl.Model, traces: Path, run: fl.Run, tmp
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT")
-def test_ctrl_c_leaves_a_run_that_goes_on(planted_dir: Path, planted: fl.Model, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(
+    planted_dir: Path, planted: fl.Model, tmp_path: Path
+) -> None:
     ids = [[1, *(3 + (i * (trace + 7)) % 40 for i in range(2000))] for trace in range(30)]
     program = f"""
 import sys, fathom_lm as fl
@@ -350,12 +427,12 @@ except KeyboardInterrupt:
     assert len(resumed) == 30
 
 
-def test_progress_is_told(planted: fl.Model, rows: list[dict[str, Any]]) -> None:
-    told: list[tuple[str, str, int, int]] = []
-    scanned = fl.scan(planted, rows, progress=lambda *step: told.append(step))
+def test_progress_is_reported(planted: fl.Model, rows: list[dict[str, Any]]) -> None:
+    reported: list[tuple[str, str, int, int]] = []
+    scanned = fl.scan(planted, rows, progress=lambda *step: reported.append(step))
     tokens = sum(detection["fathom"]["tokens"] for detection in scanned.detections)
-    assert told[0] == ("scanning", "tokens", 0, tokens)
-    assert told[-1] == ("scanning", "tokens", tokens, tokens)
+    assert reported[0] == ("scanning", "tokens", 0, tokens)
+    assert reported[-1] == ("scanning", "tokens", tokens, tokens)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +447,7 @@ def test_progress_is_told(planted: fl.Model, rows: list[dict[str, Any]]) -> None
         ({"max_tokens": -1}, "max_tokens=-1"),
         ({"preset": "mine"}, "preset `mine` is unknown"),
         ({"resume": True}, "needs the run's directory"),
-        ({"prompt_field": "q"}, "are of files"),
+        ({"prompt_field": "q"}, "are for files"),
     ],
 )
 def test_arguments_are_refused(planted: fl.Model, keywords: dict[str, Any], sentence: str) -> None:
@@ -403,7 +480,7 @@ def test_remarks_are_warnings(planted: fl.Model) -> None:
     assert any(remark.kind == "padding" for remark in scanned.remarks)
 
 
-def test_an_explanation_that_is_stopped_goes_on(
+def test_an_interrupted_explanation_continues(
     planted: fl.Model, rows: list[dict[str, Any]]
 ) -> None:
     class Stop(Exception):

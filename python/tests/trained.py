@@ -1,4 +1,4 @@
-"""Models and traces that the tests of scans and generation share; `conftest.py` has the fixtures of others."""
+"""Trained models, and helpers that run the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEAK = FIXTURES / "models" / "draft-weak"
 
 
 def fathom(*arguments: Any, stdin: str | None = None) -> str:
-    """What the command in the package writes to standard output."""
+    """The standard output of the package's command."""
     done = subprocess.run(
         [sys.executable, "-m", "fathom_lm", *map(str, arguments)],
         capture_output=True,

@@ -61,7 +61,7 @@ pub trait Backend: Send + Sync + 'static {
     fn attach_thread(&self) {}
     /// Declares whether another model runs on this device at the same time from now on. The backend
     /// may then leave part of the device to it. Never changes any bits.
-    fn set_shared(&self, _shared: bool) {}
+    fn set_co_running(&self, _shared: bool) {}
     /// Waits for all earlier operations.
     fn synchronize(&self) -> Result<()>;
     /// Records the point at which the work of all earlier calls is done.

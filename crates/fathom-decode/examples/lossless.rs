@@ -1,14 +1,13 @@
-//! Greedy text must not depend on how it is decoded: every mode, batch size and γ, over several
-//! thread splits and both precisions, compared with plain decoding token by token, on the prompts
-//! of four benchmarks.
+//! Compares greedy texts of every mode, batch size and γ, over several thread splits and both
+//! precisions, with plain decoding token by token, on the prompts of four benchmarks.
 //!
 //! ```text
 //! cargo run --release -p fathom-decode --example lossless -- TARGET DRAFT DATA [PROMPTS_PER_BENCHMARK] [TOKENS] [TAIL]
 //! ```
 //!
-//! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. Of each prompt the last
-//! TAIL tokens are continued (all of them at batch 16 with γ adapting), so that hundreds of prompts
-//! in 90 combinations take minutes. Ends with the target as its own draft, every draft of which
+//! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. The last TAIL tokens of
+//! each prompt are continued (whole prompts at batch 16 with adaptive γ), so that hundreds of
+//! prompts in 90 combinations take minutes. At the end the target is its own draft, and every draft
 //! must be accepted. Exit code 1 at the first difference.
 
 use std::collections::HashMap;
@@ -22,7 +21,7 @@ use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeCho
 use fathom_decode::{GammaLimits, Mode, SamplingParams, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    ChatTemplate, Error, Model, RenderOptions, Result, TextEncoder, Tokenizer, read_prompts,
+    ChatTemplate, Error, RenderOptions, Result, TextEncoder, Tokenizer, Transformer, read_prompts,
 };
 
 const BENCHMARKS: [&str; 4] = ["AIME", "CNNDM", "GSM8K", "HumanEval"];
@@ -147,8 +146,8 @@ impl Sweep {
             }
         }
         println!(
-            "{runs} runs over {} prompts, {} tokens each at most: plain decoding's tokens, every time; the \
-             target accepted all of its own drafts",
+            "{runs} runs over {} prompts, at most {} tokens each: all texts equal those of plain \
+             decoding; the target accepted all of its own drafts",
             self.prompts.len(),
             self.tokens
         );
@@ -164,9 +163,9 @@ impl Sweep {
         let load = |dir: &Path, threads: usize| {
             let refuse = |error: fathom_kernels::CpuError| Error::Request(error.to_string());
             let options = CpuOptions { threads: Some(threads), precision, ..CpuOptions::default() };
-            // With more than one thread: only one of them while the other model works.
-            let cpu = Cpu::new(options).and_then(|cpu| cpu.with_threads_beside(1));
-            Model::load(dir, cpu.map_err(refuse)?)
+            // Co-running models use one thread each.
+            let cpu = Cpu::new(options).and_then(|cpu| cpu.with_co_running_threads(1));
+            Transformer::load(dir, cpu.map_err(refuse)?)
         };
         let draft = load(draft, draft_threads)?;
         let options = self.options(ModeChoice::Auto, 16, None);

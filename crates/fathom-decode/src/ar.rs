@@ -1,5 +1,4 @@
-//! Autoregressive decoding: a pass of the target for every token. Also how every text begins: its
-//! first token is the target's own, in every way of decoding.
+//! Autoregressive decoding: one target pass per token.
 
 use fathom_model::Result;
 
@@ -8,7 +7,7 @@ use crate::{Completion, Judge, Outcome, verify};
 /// Commits the target's next token.
 ///
 /// # Errors
-/// Scores that cannot be used.
+/// Errors of the judge: logits that are not numbers.
 pub fn step(text: &mut Completion, judge: &mut dyn Judge) -> Result<Outcome> {
     verify(text, &[], None, judge)
 }

@@ -1,4 +1,4 @@
-//! The benchmark: every way of decoding on the same prompts, and what it did with its time.
+//! The benchmark: every mode on the same prompts, with throughput and times.
 
 mod measured;
 
@@ -11,56 +11,58 @@ use fathom_model::{Error, Result};
 
 use crate::engine::{Engine, ModeChoice, Request, Ticket};
 use crate::{Mode, SamplingParams};
-pub use measured::{Measured, first_difference};
+pub use measured::{BenchResult, first_difference};
 
-/// How long a text gets.
+/// Length of the texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// The published benchmark's: end-of-text tokens are ignored, so that no sequence leaves its
-    /// batch early.
+pub enum BenchProtocol {
+    /// The published benchmark's protocol: end-of-text tokens are ignored, so that no sequence
+    /// leaves its batch early.
     Fixed {
-        /// Steps of every speculative way of decoding.
+        /// Steps of the speculative modes.
         steps: usize,
-        /// Tokens of plain decoding.
+        /// Tokens of `ar`.
         ar_tokens: usize,
     },
-    /// To the end-of-text token, or so many tokens.
+    /// To the end-of-text token, or `max_tokens`.
     Natural {
         /// Most tokens of a text.
         max_tokens: usize,
     },
 }
 
-impl Protocol {
-    /// Most tokens a text may get when chunks are at most `max_gamma` long.
+impl BenchProtocol {
+    /// Most tokens of a text with chunks of at most `max_gamma`.
     pub fn reach(self, max_gamma: usize) -> usize {
         match self {
-            Protocol::Fixed { steps, ar_tokens } => {
+            BenchProtocol::Fixed { steps, ar_tokens } => {
                 steps.saturating_mul(max_gamma + 1).max(ar_tokens)
             }
-            Protocol::Natural { max_tokens } => max_tokens,
+            BenchProtocol::Natural { max_tokens } => max_tokens,
         }
     }
 
     /// Most steps of a batch.
     fn steps(self, mode: ModeChoice) -> usize {
         match self {
-            Protocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => ar_tokens,
-            Protocol::Fixed { steps, .. } => steps,
-            Protocol::Natural { .. } => usize::MAX,
+            BenchProtocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => {
+                ar_tokens
+            }
+            BenchProtocol::Fixed { steps, .. } => steps,
+            BenchProtocol::Natural { .. } => usize::MAX,
         }
     }
 
     fn params(self) -> SamplingParams {
         let (max_tokens, ignore_eos) = match self {
-            Protocol::Fixed { .. } => (usize::MAX, true),
-            Protocol::Natural { max_tokens } => (max_tokens, false),
+            BenchProtocol::Fixed { .. } => (usize::MAX, true),
+            BenchProtocol::Natural { max_tokens } => (max_tokens, false),
         };
         SamplingParams { max_tokens, ignore_eos, ..SamplingParams::default() }
     }
 }
 
-/// The prompts of one measurement: complete batches of token ids.
+/// The prompts of a measurement: complete batches of token ids.
 #[derive(Clone, Copy, Debug)]
 pub struct Batches<'p> {
     prompts: &'p [Vec<u32>],
@@ -68,7 +70,7 @@ pub struct Batches<'p> {
 }
 
 impl<'p> Batches<'p> {
-    /// As many complete batches of `size` as `prompts` fill; `None` where they do not fill one.
+    /// The complete batches of `size` in `prompts`. `None` if there is none.
     pub fn complete(prompts: &'p [Vec<u32>], size: usize) -> Option<Batches<'p>> {
         let full = prompts.len().checked_div(size)? * size;
         (full > 0).then(|| Batches { prompts: &prompts[..full], size })
@@ -80,49 +82,49 @@ impl<'p> Batches<'p> {
     }
 }
 
-/// What is measured on the same prompts.
+/// A benchmark on one set of prompts.
 #[derive(Clone, Debug)]
 pub struct Plan<'p> {
     /// The prompts.
     pub batches: Batches<'p>,
-    /// The ways of decoding.
+    /// The modes.
     pub modes: &'p [ModeChoice],
-    /// How long texts get.
-    pub protocol: Protocol,
-    /// How often everything is measured.
+    /// Length of the texts.
+    pub protocol: BenchProtocol,
+    /// Number of measurements of each mode.
     pub repeats: usize,
     /// Tokens that end texts of the natural protocol.
     pub eos: Arc<[u32]>,
 }
 
-/// Steps of every way of decoding before the first batch is measured: memory is touched, and costs
-/// and acceptance are known to what adapts to them.
-const WARM_UP: Protocol = Protocol::Fixed { steps: 20, ar_tokens: 8 };
+/// Steps of every mode before the first batch is measured: they touch memory and give the planner
+/// costs and acceptance.
+const WARM_UP: BenchProtocol = BenchProtocol::Fixed { steps: 20, ar_tokens: 8 };
 
 impl Plan<'_> {
-    /// Decodes the batches greedily, one after the other, each in every way by every engine; all
-    /// take turns, so that what disturbs the machine disturbs all alike. What came of it, by
-    /// engine, way of decoding and repeat.
+    /// Decodes the batches greedily, each with every engine and mode. Engines and modes alternate,
+    /// so that disturbances of the machine affect all of them. Returns the results as
+    /// `[engine][mode][repeat]`.
     ///
-    /// A batch is prefilled once by each engine, and taken back to its prompts for the next way of
-    /// decoding.
+    /// Each engine prefills a batch once and resets it to its prompts for the next mode.
     ///
     /// # Errors
-    /// A prompt an engine cannot take, or a failure of a model.
+    /// A prompt that an engine rejects, or a failure of a model.
     pub fn measure<B: Backend>(
         &self,
         engines: &mut [&mut Engine<B>],
-    ) -> Result<Vec<Vec<Vec<Measured>>>> {
-        let of_mode =
-            |mode: &ModeChoice| vec![Measured { mode: *mode, ..Measured::default() }; self.repeats];
-        let of_engine: Vec<Vec<Measured>> = self.modes.iter().map(of_mode).collect();
+    ) -> Result<Vec<Vec<Vec<BenchResult>>>> {
+        let of_mode = |mode: &ModeChoice| {
+            vec![BenchResult { mode: *mode, ..BenchResult::default() }; self.repeats]
+        };
+        let of_engine: Vec<Vec<BenchResult>> = self.modes.iter().map(of_mode).collect();
         let mut all = vec![of_engine; engines.len()];
         for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
             for (engine, runs) in engines.iter_mut().zip(&mut all) {
                 let seconds = self.prefill(engine, batch, WARM_UP)?;
                 runs.iter_mut().flatten().for_each(|run| run.metrics.prefill_seconds += seconds);
                 for mode in self.modes.iter().filter(|_| index == 0) {
-                    let mut run = Measured { mode: *mode, ..Measured::default() };
+                    let mut run = BenchResult { mode: *mode, ..BenchResult::default() };
                     decode(engine, batch, WARM_UP, &mut run)?;
                     engine.rewind()?;
                 }
@@ -131,8 +133,8 @@ impl Plan<'_> {
                 for (engine, runs) in engines.iter_mut().zip(&mut all) {
                     let turn = runs.iter_mut().filter_map(|runs| runs.get_mut(repeat));
                     let mut turn: Vec<_> = turn.collect();
-                    // There and back: what one way leaves behind does not always meet the same
-                    // other.
+                    // Alternate the order of the modes, so that effects of one mode on the next
+                    // one average out.
                     if repeat % 2 == 1 {
                         turn.reverse();
                     }
@@ -154,10 +156,10 @@ impl Plan<'_> {
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
-        run: &mut Measured,
+        run: &mut BenchResult,
     ) -> Result<()> {
-        if let Protocol::Natural { .. } = self.protocol {
-            // Texts that end leave the batch: it is filled anew.
+        if let BenchProtocol::Natural { .. } = self.protocol {
+            // Ended texts have left the batch: it is submitted again.
             engine.cancel_all();
             self.prefill(engine, batch, self.protocol)?;
             return decode(engine, batch, self.protocol, run);
@@ -166,16 +168,16 @@ impl Plan<'_> {
         engine.rewind()
     }
 
-    /// Submits a batch and prefills it; the seconds that takes.
+    /// Submits a batch and prefills it. Returns the seconds of the prefill.
     fn prefill<B: Backend>(
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
-        protocol: Protocol,
+        protocol: BenchProtocol,
     ) -> Result<f64> {
         if engine.options().batch_size < batch.len() {
             return Err(Error::Request(format!(
-                "a batch of {} does not fit an engine for {}",
+                "a batch of {} exceeds the engine's batch-size of {}",
                 batch.len(),
                 engine.options().batch_size
             )));
@@ -190,12 +192,12 @@ impl Plan<'_> {
     }
 }
 
-/// Decodes a prefilled batch, and counts it in `run`.
+/// Decodes a prefilled batch and adds the results to `run`.
 fn decode<B: Backend>(
     engine: &mut Engine<B>,
     batch: &[Vec<u32>],
-    protocol: Protocol,
-    run: &mut Measured,
+    protocol: BenchProtocol,
+    run: &mut BenchResult,
 ) -> Result<()> {
     engine.set_mode(run.mode)?;
     let others = engine.replace_metrics(std::mem::take(&mut run.metrics));
@@ -218,7 +220,7 @@ fn decode<B: Backend>(
     for id in 0..batch.len() as u64 {
         let text = texts.remove(&id);
         let open = text.as_ref().and_then(|(ticket, _)| engine.mat(*ticket));
-        run.mat += open.unwrap_or(0.0); // those that have not ended
+        run.mat += open.unwrap_or(0.0); // texts that have not ended
         run.texts.push(text.map(|(_, tokens)| tokens).unwrap_or_default());
     }
     run.metrics = engine.replace_metrics(others);

@@ -1,4 +1,4 @@
-//! A text while it is being generated, and where it ends.
+//! A text during generation, and its end conditions.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ pub enum Finish {
     StopToken,
     /// A stop string was completed by the last token.
     Stop,
-    /// As many tokens as were asked for.
+    /// The maximum number of tokens.
     Length,
 }
 
-/// Told every committed token; answers whether it completes a stop string.
+/// Called with every committed token. Returns whether it completes a stop string.
 pub type StopCheck = Box<dyn FnMut(u32) -> Result<bool> + Send>;
 
-/// Where a text ends.
+/// End conditions of a text.
 #[derive(Default)]
 pub struct EndRules {
     /// Tokens that end the text; empty to ignore them.
@@ -30,11 +30,11 @@ pub struct EndRules {
     pub stop_tokens: Arc<[u32]>,
     /// Most tokens after the prompt.
     pub max_tokens: usize,
-    /// Stop strings.
+    /// Check for stop strings.
     pub stop: Option<StopCheck>,
 }
 
-/// A prompt and the tokens the target has committed to after it. Drafts are never in here.
+/// A prompt and the committed tokens after it. It never holds drafts.
 pub struct Completion {
     tokens: Vec<u32>,
     prompt_len: usize,
@@ -43,23 +43,23 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// A prompt to be continued. `end.max_tokens` of 0 is an ended text.
+    /// A prompt to continue. With `end.max_tokens` = 0 the text has ended.
     pub fn new(prompt: Vec<u32>, end: EndRules) -> Completion {
         let finish = (end.max_tokens == 0).then_some(Finish::Length);
         Completion { prompt_len: prompt.len(), tokens: prompt, end, finish }
     }
 
-    /// Prompt and text.
+    /// Prompt and generated tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// The text alone.
+    /// Generated tokens.
     pub fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
     }
 
-    /// How many more tokens the text may get.
+    /// Most tokens that can still be committed.
     pub fn remaining(&self) -> usize {
         match self.finish {
             Some(_) => 0,
@@ -67,14 +67,13 @@ impl Completion {
         }
     }
 
-    /// Takes the text back to its prompt. Not for one with a stop check, which remembers what it
-    /// was told.
+    /// Resets the text to its prompt. Not for texts with a stop check, which has state.
     pub fn rewind(&mut self) {
         self.tokens.truncate(self.prompt_len);
         self.finish = (self.end.max_tokens == 0).then_some(Finish::Length);
     }
 
-    /// Why the text ended, if it has.
+    /// Why the text ended. `None` if it has not.
     pub fn finish(&self) -> Option<Finish> {
         self.finish
     }
@@ -84,10 +83,10 @@ impl Completion {
         self.finish.is_some()
     }
 
-    /// Appends a token the target has committed to. A finished text stays as it is.
+    /// Commits a token. No effect if the text has ended.
     ///
     /// # Errors
-    /// What the stop check fails on.
+    /// Errors of the stop check.
     pub fn commit(&mut self, token: u32) -> Result<()> {
         if self.is_finished() {
             return Ok(());

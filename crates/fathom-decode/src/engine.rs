@@ -1,11 +1,11 @@
-//! Many requests at once, decoded by a target and, beside it, a draft.
+//! Decoding of many requests at once by a target model and a draft model.
 //!
-//! The target runs on the calling thread with its own group of threads, the draft on a worker
-//! thread with its own; token ids go back and forth over channels, and nothing else is shared.
-//! Requests join and leave at any step.
+//! The target runs on the calling thread with its own thread pool, the draft on a worker thread
+//! with its own pool. They exchange token ids over channels and share nothing else. Requests join
+//! and leave at any step.
 //!
-//! What a request may ask and what its text is depends on the target alone. A text that the draft
-//! cannot follow goes on without drafts, in whatever batch and mode.
+//! The accepted requests and their texts depend on the target alone. A text that the draft cannot
+//! follow continues without drafts, in any batch and mode.
 
 mod admission;
 mod draft_worker;
@@ -25,7 +25,7 @@ use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_model::{Error, Model, Result};
+use fathom_model::{Error, Result, Transformer};
 
 use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
@@ -34,12 +34,11 @@ pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
-use scores::Scores;
+use scores::PassScores;
 use slot::Slot;
 pub use watch::{RowWatcher, WatchedRows, Watcher};
 
-/// Decodes requests in batches, driven step by step. [`Engine::spawn`] gives it a thread of its
-/// own.
+/// Decodes requests in batches, driven step by step. [`Engine::spawn`] moves it to its own thread.
 ///
 /// ```
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
@@ -84,14 +83,14 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// # }
 /// ```
 pub struct Engine<B: Backend> {
-    target: Arc<Model<B>>,
-    /// The thread that takes the steps.
+    target: Arc<Transformer<B>>,
+    /// The thread that runs the steps.
     driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
     waiting: VecDeque<Slot<B>>,
-    /// Admitted; their prompts are not yet all in the caches.
+    /// Admitted requests whose prompts are not completely in the caches.
     prefilling: VecDeque<Slot<B>>,
     running: Vec<Slot<B>>,
     next_slot: u64,
@@ -100,30 +99,29 @@ pub struct Engine<B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// An engine over a target and, for every mode but [`Mode::Ar`], a draft of the same vocabulary
-    /// ([`crate::shared_vocabulary`]).
+    /// An engine with a target and, for every mode but [`Mode::Ar`], a draft with the same
+    /// vocabulary ([`crate::shared_vocabulary`]).
     ///
-    /// The vocabulary and the context are the target's. Where the draft has less of either, a text
-    /// that goes beyond it goes on without drafts; it is the same text.
+    /// The vocabulary and the context are the target's. A text that exceeds the draft's vocabulary
+    /// or context continues without drafts and is the same text.
     ///
     /// # Errors
-    /// Options that have no meaning or need a draft that is not there, or a thread the operating
-    /// system refuses.
+    /// Invalid options, a missing draft, or a thread that cannot be started.
     pub fn new(
-        target: Model<B>,
-        draft: Option<Model<B>>,
+        target: Transformer<B>,
+        draft: Option<Transformer<B>>,
         options: EngineOptions,
     ) -> Result<Engine<B>> {
         Engine::sharing(Arc::new(target), draft.map(Arc::new), options)
     }
 
-    /// As [`Engine::new`], with models that others use too. Their passes take turns.
+    /// Like [`Engine::new`], with models that are also used elsewhere. Their passes are serialized.
     ///
     /// # Errors
-    /// As [`Engine::new`].
+    /// See [`Engine::new`].
     pub fn sharing(
-        target: Arc<Model<B>>,
-        draft: Option<Arc<Model<B>>>,
+        target: Arc<Transformer<B>>,
+        draft: Option<Arc<Transformer<B>>>,
         options: EngineOptions,
     ) -> Result<Engine<B>> {
         options.validate()?;
@@ -157,19 +155,19 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Queues a request, and says which it is from now on. Its text ends at the target's context at
-    /// the latest, or where it fills all of the key/value cache.
+    /// Queues a request and returns its ticket. Its text ends at the target's context length or
+    /// when it fills the whole key/value cache, if not earlier.
     ///
     /// # Errors
-    /// Sampling parameters that have no meaning or name a token outside the vocabulary; stop
-    /// strings nobody watches for; a prompt that is empty, does not leave room for a token, or
-    /// names a token outside the vocabulary.
+    /// Invalid sampling parameters, or a token in them outside the vocabulary; stop strings without
+    /// a stop check; a prompt that is empty, leaves no room for a token, or has a token outside the
+    /// vocabulary.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         let checked = self.rules().check(request)?;
         Ok(self.enqueue(checked))
     }
 
-    /// What requests must keep to, under the options in force.
+    /// The checks of requests under the current options.
     fn rules(&self) -> Rules {
         let context = self.target.config().max_position_embeddings;
         let longest =
@@ -184,11 +182,11 @@ impl<B: Backend> Engine<B> {
         ticket
     }
 
-    /// Drops a request, wherever it is. Nothing more is heard of it. One that has ended is none.
+    /// Drops a request in any state, without further updates. No effect if it has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|slot| slot.ticket != ticket);
         for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
-            self.draft_forgets(slot.number);
+            self.forget_in_draft(slot.number);
         }
         self.prefilling.retain(|slot| slot.ticket != ticket);
         self.release_where(|slot| slot.ticket == ticket);
@@ -197,51 +195,50 @@ impl<B: Backend> Engine<B> {
     /// Drops all requests.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
-        self.prefilling.iter().for_each(|slot| self.draft_forgets(slot.number));
+        self.prefilling.iter().for_each(|slot| self.forget_in_draft(slot.number));
         self.prefilling.clear();
         self.release_where(|_| true);
     }
 
-    /// Takes running requests out of the batch for good.
-    fn release_where(&mut self, leaves: impl Fn(&Slot<B>) -> bool) {
-        for slot in self.running.extract_if(.., |slot| leaves(slot)).collect::<Vec<_>>() {
-            self.draft_forgets(slot.number);
+    /// Removes the running requests for which `removed` is true, with their sequences.
+    fn release_where(&mut self, removed: impl Fn(&Slot<B>) -> bool) {
+        for slot in self.running.extract_if(.., |slot| removed(slot)).collect::<Vec<_>>() {
+            self.forget_in_draft(slot.number);
         }
     }
 
-    /// Requests not finished yet.
+    /// Number of unfinished requests.
     pub fn pending(&self) -> usize {
         self.waiting.len() + self.prefilling.len() + self.running.len()
     }
 
-    /// How it is set up.
+    /// The current options.
     pub fn options(&self) -> &EngineOptions {
         &self.options
     }
 
-    /// Goes on in another way of decoding. No text is disturbed by it.
+    /// Changes the decoding mode from the next step on. Texts do not depend on it.
     ///
     /// # Errors
-    /// As [`Engine::configure`].
+    /// See [`Engine::configure`].
     pub fn set_mode(&mut self, mode: ModeChoice) -> Result<()> {
         self.configure(EngineOptions { mode, ..self.options })
     }
 
-    /// Goes on with other options. No text is disturbed by it, and what was measured is kept.
-    /// Caches that already hold more than they now may, and prompts submitted under other limits,
-    /// are a matter of the next steps.
+    /// Changes the options from the next step on. Texts do not depend on it, and the planner keeps
+    /// its measurements. The next steps bring caches within the new limits. Queued requests keep
+    /// the limits they were submitted under.
     ///
     /// # Errors
-    /// Options that have no meaning, or need a draft that is not there.
+    /// Invalid options, or a mode that needs a missing draft.
     pub fn configure(&mut self, options: EngineOptions) -> Result<()> {
         options.validate()?;
         if self.draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message =
-                "speculative decoding needs a draft model, and this engine was set up without";
+            let message = "speculative decoding needs a draft model, and this engine has none";
             return Err(Error::Request(message.to_owned()));
         }
         if options.vocab != self.options.vocab {
-            let message = "an engine's vocabulary is that of its models, and stays";
+            let message = "an engine's vocabulary is that of its models and cannot change";
             return Err(Error::Request(message.to_owned()));
         }
         if options.gamma != self.options.gamma {
@@ -251,34 +248,32 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// The metrics so far, which go on from `metrics`. What γ and [`ModeChoice::Auto`] adapt to is
-    /// kept.
+    /// Replaces the metrics and returns the old ones. The measurements of the planner are kept.
     pub fn replace_metrics(&mut self, metrics: EngineMetrics) -> EngineMetrics {
         std::mem::replace(&mut self.metrics, metrics)
     }
 
-    /// Mean accepted tokens, so far, of a request in the batch.
+    /// Mean accepted tokens so far of a running request.
     pub fn mat(&self, ticket: Ticket) -> Option<f64> {
         self.running.iter().find(|slot| slot.ticket == ticket)?.runs.mean()
     }
 
-    /// Where the time went, and what speculation was worth.
+    /// Times, acceptance and other counts since the start or [`Engine::replace_metrics`].
     pub fn metrics(&self) -> &EngineMetrics {
         &self.metrics
     }
 
-    /// Admits what fits, prefills a chunk of what was admitted, and takes every running request one
-    /// step further: at least one token each. Without a request that runs, prefills until there is
-    /// one.
+    /// Admits requests that fit, prefills one chunk, and runs one decoding step: every running
+    /// request gets at least one token. If no request is running, prefills until one is.
     ///
     /// # Errors
-    /// A failure of either model, or scores or a stop check of a request that cannot be used; after
-    /// any of them the engine is of no further use.
+    /// A failure of either model, logits that are not numbers, or a failed stop check. The engine
+    /// cannot be used after an error.
     pub fn step(&mut self) -> Result<Vec<Update>> {
         self.advance()?.into_iter().map(|(_, update)| update).collect()
     }
 
-    /// The same, where a request that cannot go on ends with its error and leaves the others alone.
+    /// Like [`Engine::step`], but an error of one request ends that request only.
     fn advance(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
         self.attach();
         self.admit();
@@ -292,23 +287,23 @@ impl<B: Backend> Engine<B> {
         let start = Instant::now();
         self.preempt();
         let (mode, gamma) = self.plan();
-        self.target.backend().set_shared(mode == Mode::Pearl);
-        // The seconds are those of both models' work, as far as it does not overlap.
+        self.target.backend().set_co_running(mode == Mode::Pearl);
+        // `work`: seconds in the models, without their overlap.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {
                 let (scores, scoring) = self.score(mode, None)?;
                 (vec![Proposal::new(); self.running.len()], scores, scoring)
             }
             Mode::Sd => {
-                let asked = self.start_drafting(mode, gamma);
-                let (chunks, drafting) = self.finish_drafting(mode, asked)?;
+                let job = self.start_drafting(mode, gamma);
+                let (chunks, drafting) = self.finish_drafting(mode, job)?;
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, drafting + scoring)
             }
             Mode::Pearl => {
-                let asked = self.start_drafting(mode, gamma);
+                let job = self.start_drafting(mode, gamma);
                 let (scores, scoring) = self.score(mode, None)?;
-                let (chunks, drafting) = self.finish_drafting(mode, asked)?;
+                let (chunks, drafting) = self.finish_drafting(mode, job)?;
                 (chunks, scores, drafting.max(scoring))
             }
         };
@@ -318,11 +313,11 @@ impl<B: Backend> Engine<B> {
         Ok(updates)
     }
 
-    /// Admits what fits and prefills all of it, decoding nothing: for those who measure the two
-    /// apart.
+    /// Admits requests that fit and prefills them completely, without decoding, so that prefill and
+    /// decoding can be measured separately.
     ///
     /// # Errors
-    /// As [`Engine::step`].
+    /// See [`Engine::step`].
     pub fn prefill(&mut self) -> Result<()> {
         self.attach();
         self.admit();
@@ -332,7 +327,7 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// The thread that takes the steps is the one the target's backend is driven by.
+    /// Attaches the target's backend to the calling thread if it changed.
     fn attach(&mut self) {
         let here = thread::current().id();
         if self.driver.replace(here) != Some(here) {
@@ -340,24 +335,24 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Takes the running requests, which have no stop strings, back to their prompts, to be decoded
-    /// once more: what a benchmark does between the ways of decoding it compares. A draft that
-    /// could not follow their texts to the end takes the prompts in again.
+    /// Resets the running requests to their prompts, to decode them again: a benchmark does so
+    /// between modes. Requests with stop strings cannot be reset. The draft prefills the prompts
+    /// again if it could not follow the texts to their end.
     ///
     /// # Errors
-    /// None of its own; it passes on what the models return.
+    /// A failure of either model.
     pub fn rewind(&mut self) -> Result<()> {
         self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))?;
-        self.draft_takes_prompts_in()
+        self.prefill_draft_prompts()
     }
 
-    /// Judges what was drafted, commits what holds, rolls both models back to it, and lets finished
-    /// requests go.
+    /// Judges the drafts, commits the accepted tokens, rolls both caches back to the text, and
+    /// releases finished requests.
     fn judge(
         &mut self,
         mode: Mode,
         chunks: Vec<Proposal>,
-        scores: &Scores<B>,
+        scores: &PassScores<B>,
     ) -> Result<Vec<(Ticket, Result<Update>)>> {
         let start = Instant::now();
         let backend = self.target.backend();

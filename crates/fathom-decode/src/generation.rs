@@ -1,4 +1,4 @@
-//! From prompts to texts: what `fathom generate` does beside reading arguments.
+//! Generation of texts from prompts: the work of `fathom generate` after its arguments are read.
 
 mod in_order;
 mod text_updates;
@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use fathom_backend::Backend;
 use fathom_model::{PromptContent, Result, Tokenizer};
+use serde_json::{Map, Value};
 
-use crate::engine::{Engine, Request, Ticket, Update};
+use crate::engine::{Engine, Request, Ticket, Update, Watcher};
 use crate::{Finish, SamplingParams, TextStream};
 pub use in_order::InOrder;
 pub use text_updates::{TextUpdate, TextUpdates, UpdateDecoder};
@@ -21,21 +22,21 @@ pub use trace_line::{Origin, TraceLine};
 /// One text to generate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// Its place among all texts of a run: its line in the output, and part of the key of its
-    /// randomness.
+    /// Index among all texts of a run: the line in the output, and part of the key of the random
+    /// numbers.
     pub index: u64,
-    /// Which prompt it continues.
+    /// Index of the prompt.
     pub prompt_index: usize,
-    /// Which of the texts of that prompt it is.
+    /// Index among the texts of the prompt.
     pub sample: usize,
-    /// What was asked.
+    /// The prompt.
     pub prompt: Arc<PromptContent>,
-    /// The same as token ids, template included.
+    /// The prompt's token ids, with the chat template applied.
     pub ids: Arc<[u32]>,
 }
 
 impl Task {
-    /// `samples` texts for every prompt, those of a prompt one after the other.
+    /// `samples` tasks for every prompt, in the order of the prompts.
     pub fn list(prompts: Vec<(PromptContent, Vec<u32>)>, samples: usize) -> Vec<Task> {
         let mut tasks = Vec::with_capacity(prompts.len() * samples);
         for (prompt_index, (prompt, ids)) in prompts.into_iter().enumerate() {
@@ -50,35 +51,37 @@ impl Task {
     }
 }
 
-/// A text that has ended.
+/// A finished text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
-    /// What it continues.
+    /// The task.
     pub task: Task,
-    /// Its text, without the token or the stop string that ended it.
+    /// The text without the end-of-text token or stop string.
     pub output: String,
-    /// Its tokens, with the token that ended it.
+    /// The tokens, with the one that ended the text.
     pub tokens: Vec<u32>,
-    /// Why it ended.
+    /// Why the text ended.
     pub finish: Finish,
     /// Mean accepted tokens.
     pub mat: f64,
+    /// More fields for its line in a trace file; empty unless the caller adds some.
+    pub fields: Map<String, Value>,
 }
 
-/// What a step added to one text.
+/// Result of one step for one text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {
     /// [`Task::index`].
     pub index: u64,
-    /// Text that is certain by now: never half a character, never part of a stop string.
+    /// New text that is final: complete characters, and no part of a stop string.
     pub text: String,
-    /// How many tokens were added.
+    /// Number of new tokens.
     pub tokens: usize,
-    /// Set with the last of the text.
+    /// Set in the last piece.
     pub done: Option<Generation>,
 }
 
-/// Runs tasks through an engine, all with the same parameters.
+/// Generates the texts of tasks with one engine and the same parameters.
 ///
 /// ```
 /// use fathom_decode::SamplingParams;
@@ -125,11 +128,15 @@ pub struct Generator<B: Backend> {
     params: SamplingParams,
     eos: Arc<[u32]>,
     waiting: VecDeque<Task>,
-    open: HashMap<Ticket, Open>,
+    in_progress: HashMap<Ticket, InProgress>,
+    watch: Option<Watch>,
 }
 
-/// A text under way.
-struct Open {
+/// Makes the watcher of a text.
+type Watch = Box<dyn FnMut(&Task) -> Box<dyn Watcher> + Send>;
+
+/// A text in progress.
+struct InProgress {
     task: Task,
     decoder: UpdateDecoder,
     output: String,
@@ -137,7 +144,7 @@ struct Open {
 }
 
 impl<B: Backend> Generator<B> {
-    /// `tasks` through `engine`, all with the same `params`; `eos` ends a text.
+    /// A generator of the texts of `tasks`. Tokens in `eos` end a text.
     pub fn new(
         engine: Engine<B>,
         tokenizer: &Tokenizer,
@@ -152,8 +159,19 @@ impl<B: Backend> Generator<B> {
             params,
             eos,
             waiting,
-            open: HashMap::new(),
+            in_progress: HashMap::new(),
+            watch: None,
         }
+    }
+
+    /// The same generator, with a watcher for every text that has not started: the one that `watch`
+    /// returns for its task.
+    pub fn watched_by(
+        mut self,
+        watch: impl FnMut(&Task) -> Box<dyn Watcher> + Send + 'static,
+    ) -> Generator<B> {
+        self.watch = Some(Box::new(watch));
+        self
     }
 
     /// The engine, for its metrics.
@@ -161,17 +179,17 @@ impl<B: Backend> Generator<B> {
         &self.engine
     }
 
-    /// Texts that have not ended.
+    /// Number of unfinished texts.
     pub fn pending(&self) -> usize {
-        self.waiting.len() + self.open.len()
+        self.waiting.len() + self.in_progress.len()
     }
 
-    /// Takes every text in the batch a step further.
+    /// Runs one step of the engine.
     ///
     /// # Errors
-    /// A prompt the engine cannot take, or a failure of either model.
+    /// A prompt that the engine rejects, or a failure of either model.
     pub fn step(&mut self) -> Result<Vec<Piece>> {
-        // The engine admits as many as fit; more than a batch need not wait inside it.
+        // A full batch is enough: more tasks need not wait in the engine.
         while self.engine.pending() < self.engine.options().batch_size {
             let Some(task) = self.waiting.pop_front() else { break };
             self.submit(task)?;
@@ -187,29 +205,30 @@ impl<B: Backend> Generator<B> {
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
             stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
-            watcher: None,
+            watcher: self.watch.as_mut().map(|watch| watch(&task)),
         })?;
         let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
-        let open = Open { task, decoder, output: String::new(), tokens: Vec::new() };
-        self.open.insert(ticket, open);
+        let text = InProgress { task, decoder, output: String::new(), tokens: Vec::new() };
+        self.in_progress.insert(ticket, text);
         Ok(())
     }
 
     fn piece(&mut self, update: Update) -> Result<Option<Piece>> {
         let ticket = update.ticket;
-        let Some(mut open) = self.open.remove(&ticket) else { return Ok(None) };
-        let TextUpdate { text, tokens, done } = open.decoder.take(update)?;
-        let (index, count) = (open.task.index, tokens.len());
-        open.output += &text;
-        open.tokens.extend(tokens);
+        let Some(mut generating) = self.in_progress.remove(&ticket) else { return Ok(None) };
+        let TextUpdate { text, tokens, done } = generating.decoder.take(update)?;
+        let (index, count) = (generating.task.index, tokens.len());
+        generating.output += &text;
+        generating.tokens.extend(tokens);
         let done = match done {
             None => {
-                self.open.insert(ticket, open);
+                self.in_progress.insert(ticket, generating);
                 None
             }
             Some(done) => {
-                let Open { task, output, tokens, .. } = open;
-                Some(Generation { task, output, tokens, finish: done.finish, mat: done.mat })
+                let InProgress { task, output, tokens, .. } = generating;
+                let (finish, mat) = (done.finish, done.mat);
+                Some(Generation { task, output, tokens, finish, mat, fields: Map::new() })
             }
         };
         Ok(Some(Piece { index, text, tokens: count, done }))

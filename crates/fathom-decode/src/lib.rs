@@ -21,7 +21,7 @@ mod verify;
 mod vocabulary;
 
 pub use completion::{Completion, EndRules, Finish, StopCheck};
-pub use metrics::{Acceptance, Runs};
+pub use metrics::{Acceptance, AcceptedRuns};
 pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
 pub(crate) use planner::Planner;

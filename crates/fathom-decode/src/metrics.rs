@@ -1,18 +1,21 @@
-//! What a generation tells about its speculation.
+//! Statistics of speculation: accepted runs and acceptance rates.
 
 use crate::Outcome;
 
-/// Runs of one sequence: the tokens committed between one rejection and the next, the corrected
-/// token included. Without drafts every token is a run.
+/// Runs of one sequence. A run is the tokens committed between two rejections, including the
+/// corrected token. Without drafts every token is a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Runs {
+pub struct AcceptedRuns {
+    /// Ended runs.
     ended: usize,
+    /// Tokens of the ended runs.
     in_ended: usize,
+    /// Tokens of the current run.
     open: usize,
 }
 
-impl Runs {
-    /// Counts a step.
+impl AcceptedRuns {
+    /// Records a step.
     pub fn record(&mut self, outcome: &Outcome) {
         self.open += outcome.committed;
         if outcome.ends_run {
@@ -26,15 +29,15 @@ impl Runs {
         self.open
     }
 
-    /// Mean accepted tokens (MAT): the mean length of a run, the one at the end of the text
-    /// included though no rejection ended it. `None` before the first token.
+    /// Mean accepted tokens (MAT): the mean length of a run, including the last one, which no
+    /// rejection ended. `None` before the first token.
     pub fn mean(&self) -> Option<f64> {
         let runs = self.ended + usize::from(self.open > 0);
         (runs > 0).then(|| (self.in_ended + self.open) as f64 / runs as f64)
     }
 }
 
-/// How often drafts are accepted, by their place in what is judged together.
+/// Acceptance counts by position among the drafts judged in one pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Acceptance {
     judged: Vec<u64>,
@@ -42,7 +45,7 @@ pub struct Acceptance {
 }
 
 impl Acceptance {
-    /// Counts a step.
+    /// Records a step.
     pub fn record(&mut self, outcome: &Outcome) {
         if self.judged.len() < outcome.judged {
             self.judged.resize(outcome.judged, 0);
@@ -57,13 +60,13 @@ impl Acceptance {
         self.accepted.iter().sum()
     }
 
-    /// Share of judged drafts that were accepted; `None` before the first.
+    /// Share of judged drafts that were accepted. `None` before the first.
     pub fn rate(&self) -> Option<f64> {
         let judged: u64 = self.judged.iter().sum();
         (judged > 0).then(|| self.accepted() as f64 / judged as f64)
     }
 
-    /// The same for the 1st, 2nd, … draft judged in a pass of the target.
+    /// The acceptance rate of the 1st, 2nd, … draft judged in a pass of the target.
     pub fn by_position(&self) -> Vec<f64> {
         self.accepted.iter().zip(&self.judged).map(|(&a, &n)| a as f64 / n as f64).collect()
     }
@@ -78,8 +81,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_reaches_from_one_rejection_to_the_next() {
-        let mut runs = Runs::default();
+    fn a_run_is_the_tokens_from_one_rejection_to_the_next() {
+        let mut runs = AcceptedRuns::default();
         assert_eq!(runs.mean(), None);
         runs.record(&step(1, 1, 1, false)); // pre-verify, accepted
         runs.record(&step(4, 2, 3, true)); // two more and the correction: a run of 4

@@ -1,27 +1,27 @@
-//! The ways of decoding.
+//! The decoding modes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use fathom_model::{Error, Result};
 
-/// How text is decoded. All give the same text at temperature 0, and the same distribution of texts
-/// above.
+/// How text is decoded. At temperature 0 all modes produce the same text, and above 0 the same
+/// distribution of texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
-    /// A pass of the target for every token.
+    /// Autoregressive: one target pass per token.
     Ar,
     /// Ordinary speculative decoding: draft γ tokens, then verify them in one pass.
     Sd,
-    /// Draft and verify at the same time.
+    /// PEARL: draft and verify at the same time.
     Pearl,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Mode; 3] = [Mode::Ar, Mode::Sd, Mode::Pearl];
 
-    /// Whether a draft model takes part.
+    /// Whether the mode uses a draft model.
     pub fn drafts(self) -> bool {
         self != Mode::Ar
     }

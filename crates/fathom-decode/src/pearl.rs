@@ -1,32 +1,32 @@
-//! PEARL: draft and target at work at the same time.
+//! PEARL: draft and target run at the same time (Liu et al. 2024).
 
 use fathom_model::Result;
 
 use crate::{Completion, Drafted, Judge, Outcome, Proposal, verify};
 
-/// What the target does in a step, besides feeding the last committed token.
+/// What the target judges in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing is pending: it judges the first token of the chunk being drafted.
+    /// Nothing is pending: the target judges the first token of the chunk being drafted.
     PreVerify,
-    /// It also scores, and judges before that, what is left of the last chunk.
+    /// The target also judges the pending tokens, the rest of the last chunk.
     PostVerify,
 }
 
-/// One sequence under PEARL (DESIGN 2.12).
+/// State of one sequence under PEARL (docs/definitions.md).
 ///
 /// In every step, at the same time,
 /// * the **target** scores the last committed token and the pending ones,
 /// * the **draft** drafts a chunk of γ tokens after the text and the pending ones.
 ///
-/// Then the target's scores judge the pending tokens and the first of the chunk. All accepted: they
-/// are text, and the rest of the chunk is pending. One rejected: the target's correction takes its
-/// place, everything drafted behind it is dropped, and nothing is pending.
+/// Then the target's scores judge the pending tokens and the first token of the chunk. If all are
+/// accepted, they become text and the rest of the chunk becomes pending. If one is rejected, the
+/// target's correction replaces it, all drafts after it are dropped, and nothing is pending.
 ///
 /// # Key/value caches
-/// Before a step the target's cache holds all of the text but its last token, and the draft's all
-/// of text and pending but their last token. [`Pearl::step`] keeps that so with one rule: truncate
-/// each to its part of [`Pearl::prefix`] less one.
+/// Before a step the target's cache holds the text without its last token, and the draft's cache
+/// holds text and pending tokens without the last one. After [`Pearl::step`] the caller restores
+/// this by truncating both.
 #[derive(Clone, Debug, Default)]
 pub struct Pearl {
     pending: Vec<Drafted>,
@@ -43,22 +43,22 @@ impl Pearl {
         if self.pending.is_empty() { Phase::PreVerify } else { Phase::PostVerify }
     }
 
-    /// Drafted, not yet judged. Never part of the text.
+    /// Drafts that are not judged yet. Never part of the text.
     pub fn pending(&self) -> &[Drafted] {
         &self.pending
     }
 
-    /// What the draft continues: the text and the pending tokens.
+    /// The prefix that the draft model continues: text and pending tokens.
     pub fn prefix(&self, text: &Completion) -> Vec<u32> {
         let pending = self.pending.iter().map(|draft| draft.token);
         text.tokens().iter().copied().chain(pending).collect()
     }
 
-    /// Ends a step: `chunk` was drafted after [`Pearl::prefix`] while the target scored the pending
-    /// tokens; `judge` holds those scores. An empty chunk is one that was not drafted.
+    /// Ends a step. `chunk` was drafted after [`Pearl::prefix`] while the target scored the pending
+    /// tokens; `judge` holds these scores. The chunk is empty if there was no room to draft.
     ///
     /// # Errors
-    /// Scores that cannot be used.
+    /// Errors of the judge: logits that are not numbers.
     pub fn step(
         &mut self,
         text: &mut Completion,
@@ -76,7 +76,7 @@ impl Pearl {
         Ok(outcome)
     }
 
-    /// Drops what is pending, as when the sequence goes on in another way of decoding.
+    /// Drops the pending drafts, as when the mode changes. Returns their number.
     pub fn clear(&mut self) -> usize {
         std::mem::take(&mut self.pending).len()
     }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
     use crate::{EndRules, Verdict};
 
-    /// A target whose text is 10, 11, 12, …: it knows what stands at every position.
+    /// A target whose text is 10, 11, 12, …
     struct Counting {
         position: usize,
     }
@@ -108,7 +108,7 @@ mod tests {
         tokens.iter().map(|&token| Drafted { token, q: None }).collect()
     }
 
-    /// One step after another, as in DESIGN 2.12, γ = 3.
+    /// Example of docs/definitions.md, PEARL, with γ = 3.
     #[test]
     fn a_sequence_goes_through_its_phases() {
         let end = EndRules { eos: [18].into(), max_tokens: 100, ..EndRules::default() };
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PostVerify, 3, 3));
 
         // Post-verify, the second pending one rejected: its correction ends the run, the chunk is
-        // lost.
+        // dropped.
         let (text, prefix, phase, outcome) = step(&[100, 101, 102]);
         assert_eq!((&text[4..], prefix.len()), (&[15, 16][..], 7));
         assert_eq!((phase, outcome.judged, outcome.accepted), (Phase::PreVerify, 2, 1));

@@ -1,15 +1,8 @@
-//! What the next step is: the mode and γ, by what the steps before it cost and how many tokens they
-//! brought.
-//!
-//! | file | what |
-//! |---|---|
-//! | `speeds.rs` | what was measured, and the tokens per second expected of a mode and a γ |
-//! | `pass_cost.rs` | seconds of a pass of the target, by its rows |
-//! | `run_acceptance.rs` | how likely a draft is accepted, by its place in the run |
-//! | `gamma.rs` | γ: the length expected to be fastest |
-//! | `auto_mode.rs` | the mode expected to be fastest, and when the others are tried |
-//! | `running.rs` | means and lines that forget |
+#![doc = include_str!("planner/README.md")]
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod ablation;
 mod auto_mode;
 mod gamma;
 mod pass_cost;
@@ -25,30 +18,31 @@ pub use gamma::{GammaLimits, Lengths};
 pub use running::{Line, Mean};
 use speeds::Speeds;
 
-/// Plans steps, and is told what came of them.
+/// Chooses the mode and γ of every step from the measured costs and acceptance of earlier steps.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    /// What was measured.
+    /// Measured costs and acceptance.
     pub(crate) speeds: Speeds,
     gamma: AdaptiveGamma,
     auto: AutoMode,
 }
 
 impl Planner {
-    /// One that knows nothing yet.
+    /// A planner without measurements.
     pub fn new(gamma: Gamma) -> Planner {
         let gamma = adaptive(gamma);
         Planner { speeds: Speeds::default(), gamma, auto: AutoMode::default() }
     }
 
-    /// Goes on with another choice of γ; what was measured is kept.
+    /// Changes how γ is chosen. The measurements are kept.
     pub fn set_gamma(&mut self, gamma: Gamma) {
         self.gamma = adaptive(gamma);
     }
 
-    /// The way of the next step, and γ (0 for a way that does not draft), with sequences whose runs
-    /// have so many tokens by now, and which are in these phases; and `plain` others beside them,
-    /// for which nothing is drafted.
+    /// The mode of the next step, and γ (0 for `ar`).
+    ///
+    /// `runs` holds the length in tokens of the current run of each sequence that speculates, and
+    /// `phases` their PEARL phases. `plain` more sequences in the batch have no drafts.
     pub fn plan(
         &mut self,
         choice: ModeChoice,
@@ -94,42 +88,43 @@ mod tests {
     use crate::simulate::{self, Simulation};
     use crate::{GammaLimits, Purpose, RequestRng};
 
-    /// Steps of every way before it counts, as in the benchmark.
+    /// Warm-up steps of each mode, as in the benchmark.
     const WARM_UP: usize = 20;
-    /// Tokens' worth of steps that count, in a batch.
+    /// Measured steps × batch size.
     const STEPS: usize = 3000;
 
-    /// What its parts cost beside a pass of the target over nothing; the truth, which the planner
-    /// sees through noise.
+    /// True costs, in units of the constant part of a target pass. The planner sees them with
+    /// noise.
     #[derive(Clone, Copy, Debug)]
-    struct Machine {
-        /// A drafted token, and a row of a pass.
+    struct TrueCosts {
+        /// One drafted token.
         draft: f64,
+        /// One row of a target pass.
         row: f64,
-        /// By how much draft and target slow each other down.
-        beside: f64,
+        /// Factor by which co-running models slow each other down.
+        slowdown: f64,
     }
 
-    impl Machine {
-        /// Seconds of a chunk and of a pass.
+    impl TrueCosts {
+        /// Costs of drafting a chunk and of a target pass.
         fn costs(self, mode: Mode, gamma: usize, rows: usize) -> (f64, f64) {
-            let slower = if mode == Mode::Pearl { self.beside } else { 1.0 };
+            let slower = if mode == Mode::Pearl { self.slowdown } else { 1.0 };
             (slower * self.draft * gamma as f64, slower * (1.0 + self.row * rows as f64))
         }
     }
 
-    /// Around 1, deviating by `share`.
+    /// Log-normal factor with median 1 and standard deviation `share`.
     fn noise(rng: &RequestRng, at: usize, share: f64) -> f64 {
         let centred = |purpose| rng.uniform(at, purpose) - 0.5;
-        // Two uniform numbers have a sixth of variance.
+        // The sum of two uniform numbers has variance 1/6.
         let normal = (centred(Purpose::Accept) + centred(Purpose::Draft)) * 6.0_f64.sqrt();
         (share * normal).exp()
     }
 
-    /// Tokens per second of `choice`, by what its steps truly cost, after a warm-up of every way.
-    /// The machine's speed wanders, and measured times are noisy besides.
+    /// Tokens per second of `choice` by the true costs, after a warm-up of every mode. The measured
+    /// times have a random-walk speed factor and independent noise.
     fn speed(
-        machine: Machine,
+        machine: TrueCosts,
         acceptance: f64,
         batch: usize,
         choice: ModeChoice,
@@ -154,10 +149,10 @@ mod tests {
                 let rows = all.iter().map(|one| one.rows(mode, gamma)).sum();
                 let (draft, pass) = machine.costs(mode, gamma, rows);
                 seconds += simulate::seconds(mode, draft, pass);
-                let (speeds, beside) = (&mut planner.speeds, mode == Mode::Pearl);
+                let (speeds, co_running) = (&mut planner.speeds, mode == Mode::Pearl);
                 let seen = |at| slowness * noise(&rng, step + at, 0.08);
-                speeds.record_target(batch, beside, rows, seen(1) * pass);
-                speeds.record_draft(batch, beside, gamma, seen(2) * draft);
+                speeds.record_target(batch, co_running, rows, seen(1) * pass);
+                speeds.record_draft(batch, co_running, gamma, seen(2) * draft);
                 for one in &mut all {
                     let run = one.runs.open();
                     let outcome = one.step(mode, gamma).unwrap();
@@ -175,18 +170,17 @@ mod tests {
 
     const ADAPTIVE: Gamma = Gamma::Adaptive(GammaLimits { start: 4, max: 16 });
 
-    /// Whatever a machine's costs, `auto` makes at least 0.97 of the best way's tokens, looks at
-    /// the others included.
+    /// `auto` reaches at least 0.97 of the best mode's throughput, explorations included.
     #[test]
-    fn auto_keeps_up_with_the_best_way_on_any_machine() {
+    fn auto_keeps_up_with_the_best_mode_on_any_machine() {
         for batch in [1, 4, 8, 16] {
             for (draft, row) in [(0.05, 0.005), (0.12, 0.02), (0.12, 0.06), (0.3, 0.02)] {
                 for acceptance in [0.6, 0.85, 0.97] {
-                    for beside in [1.0, 1.6] {
-                        let machine = Machine { draft, row, beside };
+                    for slowdown in [1.0, 1.6] {
+                        let machine = TrueCosts { draft, row, slowdown };
                         let speed = |choice| speed(machine, acceptance, batch, choice, ADAPTIVE);
-                        let ways = Mode::ALL.map(|mode| speed(ModeChoice::Always(mode)));
-                        let best = ways.into_iter().fold(0.0, f64::max);
+                        let fixed = Mode::ALL.map(|mode| speed(ModeChoice::Always(mode)));
+                        let best = fixed.into_iter().fold(0.0, f64::max);
                         let share = speed(ModeChoice::Auto) / best;
                         assert!(share > 0.97, "{batch} {machine:?} {acceptance}: {share:.3}");
                     }
@@ -195,13 +189,13 @@ mod tests {
         }
     }
 
-    /// γ that adapts is as good as the best that one could have fixed.
+    /// Adaptive γ reaches at least 0.97 of the throughput of the best fixed γ.
     #[test]
     fn gamma_keeps_up_with_the_best_fixed_one() {
         for (batch, draft, row) in [(1, 0.1, 0.005), (4, 0.12, 0.02), (8, 0.12, 0.06)] {
             for acceptance in [0.7, 0.93] {
                 for mode in [Mode::Sd, Mode::Pearl] {
-                    let machine = Machine { draft, row, beside: 1.2 };
+                    let machine = TrueCosts { draft, row, slowdown: 1.2 };
                     let choice = ModeChoice::Always(mode);
                     let speed = |gamma| speed(machine, acceptance, batch, choice, gamma);
                     let fixed = (1..=16).map(|gamma| speed(Gamma::Fixed(gamma)));

@@ -1,4 +1,4 @@
-//! What a draft model proposes.
+//! Drafted tokens.
 
 use crate::Distribution;
 
@@ -7,10 +7,10 @@ use crate::Distribution;
 pub struct Drafted {
     /// The token.
     pub token: u32,
-    /// The distribution it was drawn from; `None` where the draft took its most likely token,
-    /// always.
+    /// The distribution it was drawn from. `None` for greedy drafts, which are the most likely
+    /// token.
     pub q: Option<Distribution>,
 }
 
-/// Consecutive drafted tokens: a chunk of γ, or fewer where the text must end before.
+/// A chunk of consecutive drafted tokens: γ, or fewer near the end of the text.
 pub type Proposal = Vec<Drafted>;

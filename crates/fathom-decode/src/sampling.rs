@@ -1,4 +1,4 @@
-//! From a row of logits to a token, and the exact speculative acceptance test.
+//! Sampling of tokens from logits, and exact speculative sampling.
 
 mod distribution;
 mod history;

@@ -1,15 +1,15 @@
-//! Ordinary speculative decoding: the draft drafts γ tokens, then the target scores them in one
-//! pass.
+//! Ordinary speculative decoding: the draft model drafts γ tokens, then the target scores them in
+//! one pass (Leviathan et al. 2023; Chen et al. 2023).
 
 use fathom_model::Result;
 
 use crate::{Completion, Drafted, Judge, Outcome, verify};
 
-/// Judges a chunk drafted after `text`; where all of it is accepted, the target's own next token
-/// follows.
+/// Judges a chunk drafted after `text`. If all of it is accepted, the target's own next token is
+/// committed too.
 ///
 /// # Errors
-/// Scores that cannot be used.
+/// Errors of the judge: logits that are not numbers.
 pub fn step(text: &mut Completion, chunk: &[Drafted], judge: &mut dyn Judge) -> Result<Outcome> {
     let mut outcome = verify(text, chunk, None, judge)?;
     outcome.wasted = chunk.len() - outcome.accepted;

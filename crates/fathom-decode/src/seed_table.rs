@@ -1,4 +1,4 @@
-//! The published PEARL benchmark, and how well the state machine explains it.
+//! The published PEARL benchmark, compared with predictions of the state machine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,14 +8,14 @@ use fathom_model::{Error, Result};
 use crate::simulate::{self, Protocol, StepCosts};
 use crate::{Lengths, Mode};
 
-/// Tokens the published autoregressive baseline generates for each sample.
+/// Tokens per sample of the published autoregressive baseline.
 const AR_TOKENS: usize = 200;
-/// Steps the published PEARL runs make for each sample.
+/// Steps per sample of the published PEARL runs.
 const PEARL_STEPS: usize = 100;
-/// γ tried for a model pair.
+/// Candidates of γ for a model pair.
 const GAMMAS: std::ops::RangeInclusive<usize> = 1..=20;
 
-/// What one PEARL row of the table says.
+/// A PEARL row of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PublishedRow {
     /// Draft model.
@@ -34,19 +34,19 @@ pub struct PublishedRow {
     pub tokens_per_step: f64,
 }
 
-/// A PEARL row beside what the state machine predicts for it.
+/// A PEARL row and its prediction by the state machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
     /// The row.
     pub row: PublishedRow,
     /// γ of the row's model pair, the same for all its rows.
     pub gamma: usize,
-    /// Acceptance probability at which the simulated MAT is the row's.
+    /// Acceptance probability at which the simulated MAT equals the row's.
     pub acceptance: f64,
-    /// Tokens per step the state machine makes with them.
+    /// Tokens per step of the simulation with this γ and acceptance.
     pub predicted: f64,
-    /// Samples that the benchmark's prompts (counted at batch size 1) fill complete batches with,
-    /// where that is not the number the autoregressive row was counted with.
+    /// Samples in complete batches of the benchmark's prompts (their number is that at batch size
+    /// 1), if it differs from the number of samples of the autoregressive row.
     pub batch_samples: Option<usize>,
 }
 
@@ -56,7 +56,7 @@ impl Prediction {
         self.predicted / self.row.tokens_per_step - 1.0
     }
 
-    /// The error if PEARL ran on [`Prediction::batch_samples`]; otherwise [`Prediction::error`].
+    /// The error if PEARL ran on [`Prediction::batch_samples`], else [`Prediction::error`].
     pub fn error_on_complete_batches(&self) -> f64 {
         let samples = self.batch_samples.unwrap_or(self.row.samples);
         let published = self.row.tokens_per_step * self.row.samples as f64 / samples as f64;
@@ -64,11 +64,10 @@ impl Prediction {
     }
 }
 
-/// Reads the PEARL rows of a markdown table with the published columns, in its order.
+/// Parses the PEARL rows of a markdown table with the published columns, in the table's order.
 ///
 /// # Errors
-/// A table with other columns, a value of the wrong kind, or a PEARL row without its AR row; the
-/// message names the line.
+/// Other columns, an invalid value, or a PEARL row without its AR row. The message has the line.
 pub fn parse(path: &Path, table: &str) -> Result<Vec<PublishedRow>> {
     const COLUMNS: [&str; 10] = [
         "Draft Model",
@@ -123,7 +122,7 @@ pub fn parse(path: &Path, table: &str) -> Result<Vec<PublishedRow>> {
         let samples = ar_tokens.get(&key).map_or(0, |tokens| tokens / AR_TOKENS);
         let ([draft, target, benchmark], batch_size) = key;
         if samples == 0 {
-            let problem = format!("has no AR row with at least {AR_TOKENS} tokens beside it");
+            let problem = format!("has no AR row with at least {AR_TOKENS} tokens");
             return Err(Error::line(path, number, problem));
         }
         let tokens_per_step = tokens as f64 / (samples * PEARL_STEPS) as f64;
@@ -136,15 +135,14 @@ fn cells(line: &str) -> Vec<&str> {
     line.trim().trim_matches('|').split('|').map(str::trim).collect()
 }
 
-/// Predicts every row from its MAT and one γ per model pair: the γ with the least mean absolute
+/// Predicts every row from its MAT and one γ per model pair, the γ with the least mean absolute
 /// error over the pair's rows.
 ///
-/// The acceptance process is the simplest there is: each draft of a row is accepted with one
-/// probability, the one at which the simulated protocol (100 steps a sample, then cut) shows the
-/// row's MAT.
+/// Drafts are accepted independently with one probability per row, at which the simulated protocol
+/// (100 steps per sample) has the row's MAT.
 ///
 /// # Errors
-/// None of its own; it passes on what the state machines return.
+/// Errors of the state machines.
 pub fn predict(rows: &[PublishedRow]) -> Result<Vec<Prediction>> {
     let curves: Vec<Curve> = GAMMAS.map(Curve::simulate).collect::<Result<_>>()?;
     let mut fitted = BTreeMap::new();
@@ -184,7 +182,7 @@ fn batch_samples(rows: &[PublishedRow], row: &PublishedRow) -> Option<usize> {
     (complete != row.samples).then_some(complete)
 }
 
-/// Tokens per step against MAT, at one γ.
+/// Tokens per step as a function of MAT, at one γ.
 struct Curve {
     gamma: usize,
     /// (MAT, acceptance, tokens per step), ascending in MAT.
@@ -194,8 +192,8 @@ struct Curve {
 impl Curve {
     fn simulate(gamma: usize) -> Result<Curve> {
         let protocol = Protocol { sequences: 300, batch: 1, steps: PEARL_STEPS, seed: 0 };
-        let any = StepCosts::new(0.0, |_| 1.0); // only tokens are looked at
-        // Mean run lengths 1, 1.15, 1.15², … 76: evenly spaced where tokens per step bend.
+        let any = StepCosts::new(0.0, |_| 1.0); // only tokens are used
+        // Mean run lengths 1, 1.15, 1.15², … 76: evenly spaced on a logarithmic scale.
         let runs = (0..32).map(|i| 1.15_f64.powi(i));
         let point = |run: f64| {
             let acceptance = 1.0 - 1.0 / run;

@@ -1,40 +1,40 @@
-//! The state machines that decode, driven by an acceptance process instead of models.
+//! Simulation of the decoding state machines with a random acceptance process instead of models.
 
 use fathom_model::Result;
 
 use crate::{
-    Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal, Purpose,
-    RequestRng, Runs, Verdict, ar, sd,
+    AcceptedRuns, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal,
+    Purpose, RequestRng, Verdict, ar, sd,
 };
 
-/// How much is simulated.
+/// Size of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
     /// Independent sequences.
     pub sequences: usize,
-    /// How many of them go from step to step together.
+    /// Sequences per batch.
     pub batch: usize,
-    /// Steps each sequence makes after its first token; no text ends before.
+    /// Steps of each sequence after its first token. No text ends earlier.
     pub steps: usize,
-    /// Key of the randomness.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
-/// What came out.
+/// Results of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Simulated {
-    /// Tokens of verified text per step of a sequence, the first token not counted.
+    /// Verified tokens per step of a sequence, without the first token.
     pub tokens_per_step: f64,
-    /// The same as the published benchmark counts: with the first token, and with the drafts that
-    /// wait unverified when the last step ends.
+    /// The same by the published benchmark's count: with the first token, and with the drafts that
+    /// are pending after the last step.
     pub published_tokens_per_step: f64,
     /// Mean accepted tokens: mean run length of each sequence, averaged over sequences.
     pub mat: f64,
-    /// Tokens of verified text of a batch per second (or whatever the costs are in).
+    /// Verified tokens of a batch per second (or per unit of the costs).
     pub tokens_per_second: f64,
 }
 
-/// Seconds (or any unit) that the parts of a step take.
+/// Costs of the parts of a step, in seconds or any other unit.
 #[derive(Clone, Copy, Debug)]
 pub struct StepCosts<Pass> {
     draft: f64,
@@ -42,21 +42,20 @@ pub struct StepCosts<Pass> {
 }
 
 impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
-    /// `draft`: the draft drafting one token for every sequence of a batch; `pass(rows)`: the
-    /// target scoring so many tokens, of all sequences together. In PEARL, what they cost beside
-    /// each other.
+    /// `draft`: drafting one token for every sequence of a batch. `pass(rows)`: a target pass over
+    /// `rows` tokens of all sequences together. For PEARL, the costs while both models run.
     pub fn new(draft: f64, pass: Pass) -> StepCosts<Pass> {
         StepCosts { draft, pass }
     }
 
-    /// A step that drafts `gamma` tokens for every sequence and scores `rows` in all. In PEARL it
-    /// takes as long as the slower of the two.
+    /// A step that drafts `gamma` tokens for every sequence and scores `rows` tokens in total.
     fn step(&self, mode: Mode, gamma: usize, rows: usize) -> f64 {
         seconds(mode, gamma as f64 * self.draft, (self.pass)(rows as f64))
     }
 }
 
-/// Seconds of a step whose chunk and whose pass take so long.
+/// Seconds of a step from those of drafting and of the target pass: `pass` for `ar`, the sum for
+/// `sd`, the maximum for `pearl`.
 pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
     match mode {
         Mode::Ar => pass,
@@ -65,25 +64,25 @@ pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
     }
 }
 
-/// One sequence on its way.
+/// A simulated sequence.
 pub(crate) struct Simulation {
     text: Completion,
     pub(crate) pearl: Pearl,
-    pub(crate) runs: Runs,
+    pub(crate) runs: AcceptedRuns,
     judge: BernoulliJudge,
 }
 
 impl Simulation {
-    /// With its first token, which is the target's own.
+    /// A sequence with its first token, which is the target's own.
     pub(crate) fn new(acceptance: f64, rng: RequestRng) -> Result<Simulation> {
         let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
         let mut text = Completion::new(Vec::new(), end);
         let mut judge = BernoulliJudge { acceptance, rng, position: 0 };
         ar::step(&mut text, &mut judge)?;
-        Ok(Simulation { text, pearl: Pearl::new(), runs: Runs::default(), judge })
+        Ok(Simulation { text, pearl: Pearl::new(), runs: AcceptedRuns::default(), judge })
     }
 
-    /// What the target is to score in the next step.
+    /// Tokens that the target scores in the next step.
     pub(crate) fn rows(&self, mode: Mode, gamma: usize) -> usize {
         1 + match mode {
             Mode::Ar => 0,
@@ -105,11 +104,11 @@ impl Simulation {
     }
 }
 
-/// Runs `protocol` with every draft accepted with probability `acceptance`, independently of the
-/// others, and every step taking what its own work costs.
+/// Simulates `protocol`. Every draft is accepted with probability `acceptance`, independently, and
+/// every step costs its own work.
 ///
 /// # Errors
-/// None of its own; it passes on what the state machines return.
+/// Errors of the state machines.
 pub fn run(
     mode: Mode,
     lengths: Lengths,
@@ -150,11 +149,11 @@ pub fn run(
     })
 }
 
-/// What is drafted, and what stands in the text where the target put its own.
+/// The drafted token, and the target's own token.
 const DRAFTED: u32 = 0;
 const CORRECTED: u32 = 1;
 
-/// A target that accepts each draft with one probability.
+/// A target that accepts each draft with the same probability.
 struct BernoulliJudge {
     acceptance: f64,
     rng: RequestRng,
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn hopeless_drafts_give_one_token_a_step() {
+    fn rejected_drafts_give_one_token_a_step() {
         for mode in Mode::ALL {
             let simulated = simulate(mode, 5, 0.0);
             assert_eq!((simulated.tokens_per_step, simulated.mat), (1.0, 1.0));
@@ -204,7 +203,7 @@ mod tests {
 
     /// Leviathan et al. (2023) eq. 1: (1 - α^(γ+1)) / (1 - α) tokens a step. PEARL: a run of mean
     /// 1/(1-α) tokens takes one pre-verify step and, if that accepts, α/(1-α^γ) post-verify steps.
-    /// 100 000 steps: the standard error is below 0.4 % in every case here.
+    /// With 100 000 steps the standard error is below 0.4 % in every case.
     #[test]
     fn rates_are_those_of_the_closed_formulas() {
         for gamma in [1, 3, 8] {
@@ -222,10 +221,10 @@ mod tests {
         }
     }
 
-    /// Certain drafts: every step of SD takes 5 · 0.2 + 1.25, every step of PEARL the longer of
+    /// All drafts accepted: every SD step takes 5 · 0.2 + 1.25, every PEARL step the longer of
     /// draft and pass.
     #[test]
-    fn a_step_takes_as_long_as_its_work() {
+    fn a_step_costs_its_own_work() {
         let speed = |mode, gamma, draft, verify| {
             let pass = |rows: f64| if rows > 1.0 { verify } else { 1.0 };
             let costs = StepCosts::new(draft, pass);
@@ -238,8 +237,8 @@ mod tests {
         assert!(close(speed(Mode::Pearl, 10, 0.2, 1.25), 10.0 / 2.0));
     }
 
-    /// Hopeless drafts: all steps are pre-verify, and last as long as the shorter chunk or a pass
-    /// over one token.
+    /// All drafts rejected: all steps are pre-verify and take the longer of the pre-verify chunk
+    /// and a pass over one token.
     #[test]
     fn pre_verify_has_its_own_length() {
         let costs = StepCosts::new(0.2, |rows| 0.9 + 0.1 * rows);

@@ -1,7 +1,7 @@
-//! Ending a text where a stop string first appears, while it is being streamed.
+//! Stop strings in streamed text.
 
-/// Watches a text arrive piece by piece. The pieces given out, joined, are the text up to the first
-/// stop string, whatever the pieces were; what might yet become a stop string is held back.
+/// Finds stop strings in a text that arrives in pieces. The joined output is the text up to the
+/// first stop string, independent of the pieces. Text that may become a stop string is held back.
 ///
 /// ```
 /// use fathom_decode::StopStrings;
@@ -15,19 +15,20 @@
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
+    /// Text held back.
     held: String,
-    /// Bytes at the beginning of `held` in which no stop string counts that is complete there.
+    /// Length in bytes of the start of `held` within which complete stop strings are ignored.
     exempt: usize,
     stopped: bool,
 }
 
 impl StopStrings {
-    /// Watches for `stops`, none of them empty; with none the text passes through.
+    /// Looks for `stops`, none of them empty. Without any, all text passes through.
     pub fn new(stops: Vec<String>) -> StopStrings {
         StopStrings { stops, held: String::new(), exempt: 0, stopped: false }
     }
 
-    /// Whether there is nothing to watch for.
+    /// Whether there are no stop strings.
     pub fn is_empty(&self) -> bool {
         self.stops.is_empty()
     }
@@ -37,7 +38,7 @@ impl StopStrings {
         self.stopped
     }
 
-    /// Takes the next piece and returns what is certainly text. After a stop string: nothing.
+    /// Adds the next piece and returns the text that is final. Empty after a stop string.
     pub fn push(&mut self, piece: &str) -> String {
         if self.stopped {
             return String::new();
@@ -51,7 +52,8 @@ impl StopStrings {
         self.release()
     }
 
-    /// Takes a piece in which no stop string counts; one that begins in it may count later.
+    /// Adds a piece within which complete stop strings are ignored. One that starts in it and ends
+    /// later counts.
     pub fn push_exempt(&mut self, piece: &str) -> String {
         if self.stopped {
             return String::new();
@@ -61,7 +63,7 @@ impl StopStrings {
         self.release()
     }
 
-    /// What is certainly text.
+    /// Removes and returns the text that cannot become part of a stop string.
     fn release(&mut self) -> String {
         let undecided = self.stops.iter().map(|stop| undecided(&self.held, stop)).max();
         let certain = self.held.len() - undecided.unwrap_or(0);
@@ -70,19 +72,19 @@ impl StopStrings {
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// The text has ended: what was held back is text after all.
+    /// Ends the text and returns what was held back.
     pub fn finish(self) -> String {
-        self.held // nothing, once a stop string has appeared
+        self.held // empty after a stop string
     }
 }
 
-/// Where the stop string begins that is complete first, but not within the first `exempt` bytes; of
-/// two complete at once, the longer.
+/// Start of the stop string that is complete first after the first `exempt` bytes. Of two that are
+/// complete at the same byte, the longer one.
 fn first_stop(text: &str, exempt: usize, stops: &[String]) -> Option<usize> {
     let found = stops.iter().filter_map(|stop| {
         let mut from = (exempt + 1).saturating_sub(stop.len());
         while !text.is_char_boundary(from) {
-            from += 1; // ends at the latest at the text's end
+            from += 1; // the end of the text is a boundary
         }
         let at = from + text.get(from..)?.find(stop)?;
         Some((at + stop.len(), at))
@@ -90,7 +92,7 @@ fn first_stop(text: &str, exempt: usize, stops: &[String]) -> Option<usize> {
     found.min().map(|(_, start)| start)
 }
 
-/// Bytes of the longest end of `text` that is a beginning of `stop`.
+/// Length in bytes of the longest suffix of `text` that is a proper prefix of `stop`.
 fn undecided(text: &str, stop: &str) -> usize {
     let beginnings = stop.char_indices().skip(1).map(|(i, _)| &stop[..i]);
     beginnings.filter(|beginning| text.ends_with(beginning)).map(str::len).max().unwrap_or(0)
@@ -102,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    /// The text up to the first stop string, reading it letter by letter.
+    /// Reference implementation: the text up to the first stop string, character by character.
     fn cut<'a>(text: &'a str, stops: &[String]) -> &'a str {
         for (i, letter) in text.char_indices() {
             let read = &text[..i + letter.len_utf8()];
@@ -136,9 +138,8 @@ mod tests {
     }
 
     proptest! {
-        /// Stop strings complete within the first pieces do not count, those complete later do,
-        /// wherever they begin: as if the text were read letter by letter and nothing looked for at
-        /// first.
+        /// Stop strings that are complete within the exempt pieces are ignored. Those complete
+        /// later count, wherever they start.
         #[test]
         fn exempt_pieces_end_nothing(
             exempt in prop::collection::vec("[abé]{0,4}", 0..6),
@@ -165,7 +166,7 @@ mod tests {
         }
     }
 
-    /// `béb` begins first, but `é` is complete first: reading further would depend on the pieces.
+    /// `béb` starts first, but `é` is complete first. Reading further would depend on the pieces.
     #[test]
     fn the_stop_string_that_is_complete_first_counts() {
         for pieces in [vec!["bbéb"], vec!["bb", "é", "b"]] {
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_stop_string_is_given_out_at_once() {
+    fn text_that_cannot_become_a_stop_string_is_returned_at_once() {
         let mut watch = StopStrings::new(vec!["END".to_owned()]);
         assert_eq!(watch.push("abcE"), "abc");
         assert_eq!(watch.push("N"), "");

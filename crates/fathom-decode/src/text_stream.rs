@@ -1,11 +1,11 @@
-//! Tokens to text while they come, up to a stop string.
+//! Streaming detokenization up to a stop string.
 
 use fathom_model::{DecodeStream, Result, Tokenizer};
 
 use crate::{SamplingParams, StopCheck, StopStrings};
 
-/// A generation's text, piece by piece: the pieces joined are the text of all its tokens, cut
-/// before the first stop string.
+/// The text of a generation in pieces. The joined pieces are the text of all tokens up to the first
+/// stop string.
 ///
 /// ```
 /// use fathom_decode::TextStream;
@@ -28,7 +28,7 @@ use crate::{SamplingParams, StopCheck, StopStrings};
 pub struct TextStream {
     decode: DecodeStream,
     stops: StopStrings,
-    /// Tokens whose text completes no stop string.
+    /// Number of next tokens in whose text stop strings are ignored.
     exempt: usize,
 }
 
@@ -38,22 +38,22 @@ impl TextStream {
         TextStream { decode: tokenizer.decode_stream(), stops: StopStrings::new(stops), exempt: 0 }
     }
 
-    /// The text of a request with `params`: their stop strings, from their `min_tokens` on.
+    /// The text of a request with `params`: its stop strings, which count after `min_tokens`.
     pub fn of_request(tokenizer: &Tokenizer, params: &SamplingParams) -> TextStream {
         TextStream::new(tokenizer, params.stop.clone()).with_min_tokens(params.min_tokens)
     }
 
-    /// The same, but a stop string that is complete within the text of the first `min_tokens`
-    /// tokens does not count, as in vLLM.
+    /// Ignores stop strings that are complete within the text of the first `min_tokens` tokens, as
+    /// vLLM does.
     #[must_use]
     pub fn with_min_tokens(self, min_tokens: usize) -> TextStream {
         TextStream { exempt: min_tokens, ..self }
     }
 
-    /// Takes the next token and returns the text that is certain by now, which may be empty.
+    /// Adds the next token and returns the text that is final now, which may be empty.
     ///
     /// # Errors
-    /// What the tokenizer fails on.
+    /// Errors of the tokenizer.
     pub fn push(&mut self, token: u32) -> Result<String> {
         let piece = self.decode.push(token)?;
         if self.exempt == 0 {
@@ -63,10 +63,10 @@ impl TextStream {
         Ok(self.stops.push_exempt(&piece))
     }
 
-    /// The generation has ended: the rest of its text.
+    /// Ends the generation and returns the rest of its text.
     ///
     /// # Errors
-    /// What the tokenizer fails on.
+    /// Errors of the tokenizer.
     pub fn finish(mut self) -> Result<String> {
         let rest = self.decode.finish()?;
         let rest = match self.exempt {
@@ -76,12 +76,12 @@ impl TextStream {
         Ok(rest + &self.stops.finish())
     }
 
-    /// A [`StopCheck`] for a generation that ends at any of `stops`; `None` without any.
+    /// A [`StopCheck`] for a generation that ends at any of `stops`. `None` without stop strings.
     pub fn stop_check(tokenizer: &Tokenizer, stops: &[String]) -> Option<StopCheck> {
         TextStream::new(tokenizer, stops.to_vec()).into_stop_check()
     }
 
-    /// This stream as a [`StopCheck`]; `None` without any stop string.
+    /// This stream as a [`StopCheck`]. `None` without stop strings.
     pub fn into_stop_check(mut self) -> Option<StopCheck> {
         if self.stops.is_empty() {
             return None;

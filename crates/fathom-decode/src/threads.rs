@@ -1,6 +1,6 @@
-//! Which of the machine's cores work for which model.
+//! Assignment of cores to target and draft.
 
-/// Threads of target and draft.
+/// Numbers of threads of target and draft.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadSplit {
     /// The target's.
@@ -10,8 +10,8 @@ pub struct ThreadSplit {
 }
 
 impl ThreadSplit {
-    /// Shares `cores` between the two, which work at the same time: one core in four for the draft,
-    /// the rest for the target, at least one each, except where a number is given.
+    /// Splits `cores` between target and draft for co-running: one core in four for the draft, the
+    /// rest for the target, at least one each. Explicit numbers take precedence.
     pub fn new(cores: usize, target: Option<usize>, draft: Option<usize>) -> ThreadSplit {
         let rest = |taken: usize| cores.saturating_sub(taken).max(1);
         let draft = draft.unwrap_or_else(|| target.map_or((cores / 4).max(1), rest));
@@ -19,21 +19,21 @@ impl ThreadSplit {
     }
 }
 
-/// Who has which threads when, and whether they stay where they are.
+/// Threads of target and draft, running alone and co-running, and their pinning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// Threads of a model that works while the other waits.
+    /// Threads of a model that runs alone.
     pub alone: ThreadSplit,
-    /// Threads of each while both work.
+    /// Threads of each model while both run.
     pub together: ThreadSplit,
-    /// Whether every thread has a core of its own.
+    /// Whether every thread is pinned to a core of its own.
     pub pinned: bool,
 }
 
 impl Placement {
-    /// The cores of target and draft, thread by thread, out of those there are: the target's from
-    /// the front and the draft's from the back, so that beside each other they share none. `None`
-    /// where there are too few.
+    /// Cores of the target's and of the draft's threads, out of `cores`: the target's from the
+    /// front and the draft's from the back, so that co-running models share no core. `None` if
+    /// there are too few cores.
     pub fn cores(&self, cores: &[usize]) -> Option<(Vec<usize>, Vec<usize>)> {
         let ThreadSplit { target, draft } = self.together;
         let most = self.alone.target.max(self.alone.draft).max(target + draft);
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pinned_models_share_no_core_while_both_work() {
+    fn pinned_models_share_no_core_while_both_run() {
         let placement = |alone, target, draft| {
             let split = |target, draft| ThreadSplit { target, draft };
             Placement { alone: split(alone, alone), together: split(target, draft), pinned: true }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn every_core_has_work_and_everyone_a_core() {
+    fn all_cores_are_used_and_each_model_has_at_least_one() {
         let split = |cores, target, draft| {
             let split = ThreadSplit::new(cores, target, draft);
             (split.target, split.draft)

@@ -1,53 +1,53 @@
-//! The one formula of speculative decoding.
+//! Verification of drafts, shared by all modes.
 
 use fathom_model::Result;
 
 use crate::{Completion, Drafted};
 
-/// What the target says about a drafted token.
+/// The target's verdict on a drafted token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays.
+    /// The draft is accepted.
     Accept,
-    /// This one stands there instead.
+    /// The draft is rejected and replaced by this token.
     Reject(u32),
 }
 
-/// The target, having scored a text and the drafts that follow it.
+/// The target's scores of a text and the drafts after it.
 ///
-/// Row `i` is what it says about the token after the text and the first `i` drafts.
+/// Row `i` predicts the token after the text and the first `i` drafts.
 pub trait Judge {
-    /// Judges the draft for row `row`.
+    /// Judges `draft` by row `row`.
     ///
     /// # Errors
-    /// Scores that cannot be used.
+    /// Logits that are not numbers.
     fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict>;
 
     /// The target's own token for row `row`.
     ///
     /// # Errors
-    /// Scores that cannot be used.
+    /// Logits that are not numbers.
     fn sample(&mut self, row: usize) -> Result<u32>;
 }
 
-/// What one step did to a text.
+/// The result of a step for one text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Drafts judged.
     pub judged: usize,
-    /// Drafts accepted: all judged, or all but the last.
+    /// Drafts accepted: all judged ones, or all but the last.
     pub accepted: usize,
-    /// Tokens committed: the accepted ones, and the target's own where there is one.
+    /// Tokens committed: accepted drafts, and the target's own token if there is one.
     pub committed: usize,
-    /// Drafts that never became text.
+    /// Drafts that did not become text.
     pub wasted: usize,
-    /// Whether this step ends a run: a draft was rejected, or there was none to accept.
+    /// Whether this step ends a run: a draft was rejected, or there was none.
     pub ends_run: bool,
 }
 
-/// Judges `pending`, which the target has scored, and then `next`, which follows them, until one is
-/// rejected; commits what holds. Where nothing is rejected and there is no `next`, the target's own
-/// token is committed. Stops where the text ends.
+/// Judges `pending` and then `next`, which follows them, until one is rejected. Commits the
+/// accepted drafts, and the target's correction of a rejected one. If nothing is rejected and
+/// `next` is `None`, commits the target's own token. Stops when the text ends.
 ///
 /// ```
 /// use fathom_decode::{Completion, Drafted, EndRules, GreedyJudge, verify};
@@ -57,7 +57,7 @@ pub struct Outcome {
 /// let mut text = Completion::new(vec![1, 2], end);
 /// let drafts = [3, 4, 9].map(|token| Drafted { token, q: None });
 ///
-/// // What the target would say after the text, and after each of the drafts.
+/// // The target's tokens after the text and after each of the drafts.
 /// let mut judge = GreedyJudge { best: &[3, 4, 5, 6] };
 /// let outcome = verify(&mut text, &drafts, None, &mut judge)?;
 /// assert_eq!(text.generated(), [3, 4, 5], "two accepted, and the target's own in place of the 9");
@@ -67,7 +67,7 @@ pub struct Outcome {
 /// ```
 ///
 /// # Errors
-/// Scores that cannot be used.
+/// Errors of the judge: logits that are not numbers.
 pub fn verify(
     text: &mut Completion,
     pending: &[Drafted],

@@ -1,14 +1,15 @@
-//! Whether a draft speaks the target's language.
+//! Comparison of the vocabularies of target and draft.
 
 use fathom_model::{Error, Result};
 
-/// Ids that mean the same token in both vocabularies: all below the returned number. Vocabularies
-/// are compared by token strings; the sizes of the two models' logits say nothing, being padded.
+/// Size of the shared vocabulary: ids below it are the same token in both models. Vocabularies are
+/// compared by token strings, because the widths of the logits include padding.
 ///
-/// `target` and `draft` name the token of an id, `None` where there is none.
+/// `target` and `draft` return the token string of an id, `None` if it has none. `ids` is the
+/// number of ids to compare.
 ///
 /// # Errors
-/// The vocabularies differ; the message names the first id that does.
+/// Different vocabularies; the message has the first different id.
 pub fn shared_vocabulary(
     target: impl Fn(u32) -> Option<String>,
     draft: impl Fn(u32) -> Option<String>,

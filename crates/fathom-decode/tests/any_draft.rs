@@ -1,9 +1,8 @@
-//! A draft makes a text come faster and changes nothing about it: neither its tokens nor where and
-//! why it ends.
+//! A draft changes neither the tokens of a text nor where and why it ends.
 //!
-//! Random drafts — contexts from one token up, rows cut or padded, other rotary scalings,
-//! end-of-text ids, weights and precisions, some whose scores are no numbers — in every mode,
-//! against plain decoding without a draft.
+//! Random drafts are compared with plain decoding without a draft in every mode: contexts from one
+//! token up, truncated or padded logits, other rotary scalings, end-of-text ids, weights and
+//! precisions, and logits that are not numbers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -15,18 +14,18 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineMetrics, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Finish, GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::Model;
+use fathom_model::Transformer;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 /// Bytes of a bfloat16.
 const BF16: usize = 2;
 
-/// The target: tiny, untrained, its rotary scaling dependent on the length or not.
+/// The target: tiny and untrained, with or without length-dependent rotary scaling.
 #[derive(Clone, Copy, Debug)]
 struct Base {
     name: &'static str,
-    /// Rows of its logits; the last few name no token.
+    /// Width of its logits. The last few are padding.
     rows: usize,
     hidden: usize,
     /// Pairs of rotated components.
@@ -41,18 +40,18 @@ impl Base {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(self.name)
     }
 
-    /// Tokens of the target's vocabulary: the other rows are padding.
+    /// Size of the vocabulary. The other ids are padding.
     fn vocab(self) -> usize {
         self.rows - 12
     }
 }
 
-/// What a draft's weights have to do with the target's.
+/// The draft's weights relative to the target's.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Weights {
     Same,
-    /// Hardly ever agrees.
-    Strange,
+    /// Other weights: hardly any draft is accepted.
+    Unrelated,
     /// Its logits overflow.
     Overflowing,
 }
@@ -62,7 +61,7 @@ enum Rope {
     Same,
     Default,
     Long,
-    /// These are for `LLAMA` only: Phi3's class knows no others.
+    /// The following are for `LLAMA` only. Phi3 does not support them.
     Linear,
     Dynamic,
     Yarn,
@@ -88,9 +87,9 @@ struct Case {
     gamma: Gamma,
     batch: usize,
     kv_pages: usize,
-    /// Lengths of prompts and texts.
+    /// Lengths of prompts and maximum lengths of texts.
     requests: Vec<(usize, usize)>,
-    /// Prompts name only tokens below.
+    /// Prompts have ids < `prompt_ids`.
     prompt_ids: usize,
     /// Whether some tokens end a text.
     eos: bool,
@@ -119,7 +118,7 @@ fn draft(base: Base) -> impl Strategy<Value = Draft> {
         prop_oneof![Just(base.rows), 1..base.vocab(), base.rows + 1..base.rows + 90],
         prop_oneof![
             6 => Just(Weights::Same),
-            1 => Just(Weights::Strange),
+            1 => Just(Weights::Unrelated),
             1 => Just(Weights::Overflowing)
         ],
         prop::sample::select(rope),
@@ -156,7 +155,7 @@ fn case(base: Base) -> impl Strategy<Value = Case> {
             let (draft, target_context, precision) = models;
             let (mode, gamma, batch, kv_pages) = how;
             let prompt_ids = if all_ids { base.vocab() } else { base.vocab().min(draft.rows) };
-            // A prompt must leave room for a token, in one page too.
+            // A prompt must leave room for a token, even in one page.
             let requests = requests.into_iter().map(|(len, most)| (len.min(127), most)).collect();
             Case {
                 base,
@@ -176,7 +175,7 @@ fn case(base: Base) -> impl Strategy<Value = Case> {
 }
 
 impl Case {
-    fn target(&self) -> Model<Cpu> {
+    fn target(&self) -> Transformer<Cpu> {
         let context = self.target_context;
         let dir = tempfile::tempdir().unwrap();
         fs::copy(self.base.dir().join("model.safetensors"), dir.path().join("model.safetensors"))
@@ -187,7 +186,7 @@ impl Case {
         load(dir.path(), self.precision)
     }
 
-    fn draft(&self) -> Model<Cpu> {
+    fn draft(&self) -> Transformer<Cpu> {
         let Draft { context, rows, rope, eos, .. } = self.draft;
         let dir = tempfile::tempdir().unwrap();
         self.write_weights(dir.path());
@@ -219,15 +218,15 @@ impl Case {
     fn write_config(&self, dir: &Path, edit: impl FnOnce(&mut Map<String, Value>)) {
         let config = fs::read(self.base.dir().join("config.json")).unwrap();
         let mut config: Map<String, Value> = serde_json::from_slice(&config).unwrap();
-        // Otherwise longrope's factor would be a matter of the context, and a draft of another
-        // context another model.
+        // Otherwise longrope's factor would depend on the context length, and a draft with another
+        // context would be another model.
         config["rope_scaling"]["factor"] = json!(8.0);
         edit(&mut config);
         fs::write(dir.join("config.json"), Value::Object(config).to_string()).unwrap();
     }
 
-    /// The target's weights with another number of rows in the embedding, which is also the output
-    /// head; and perhaps other values.
+    /// Writes the target's weights with another number of rows in the embedding, which is also the
+    /// output head, and with other values depending on [`Weights`].
     fn write_weights(&self, dir: &Path) {
         let file = fs::read(self.base.dir().join("model.safetensors")).unwrap();
         let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
@@ -244,8 +243,8 @@ impl Case {
             }
             match self.draft.weights {
                 Weights::Same => {}
-                // Each row in the place of the one before.
-                Weights::Strange => values.rotate_left(self.base.hidden * BF16),
+                // Shifts all rows by one.
+                Weights::Unrelated => values.rotate_left(self.base.hidden * BF16),
                 Weights::Overflowing if name == "model.norm.weight" => {
                     values.fill(0x7f); // 0x7f7f is 3.4e38
                 }
@@ -266,10 +265,10 @@ impl Case {
         fs::write(dir.join("model.safetensors"), file).unwrap();
     }
 
-    /// The texts of all requests, and what the engine says of them.
+    /// The texts of all requests and the engine's metrics.
     fn run(
         &self,
-        draft: Option<Model<Cpu>>,
+        draft: Option<Transformer<Cpu>>,
         options: EngineOptions,
         temperature: f32,
     ) -> (Vec<Text>, EngineMetrics) {
@@ -314,13 +313,13 @@ impl Case {
         }
     }
 
-    /// Plain decoding of one request at a time, by the target alone.
+    /// The texts of plain decoding without a draft, one request at a time.
     fn plain(&self, temperature: f32) -> Vec<Text> {
         let mode = ModeChoice::Always(Mode::Ar);
         self.run(None, EngineOptions { mode, batch_size: 1, ..self.options() }, temperature).0
     }
 
-    /// Whether every draft must be right: the draft is the target, as far as it goes.
+    /// Whether every draft must be accepted: the draft model equals the target up to its context.
     fn draft_is_the_target(&self) -> bool {
         let Draft { rows, weights, rope, precision, .. } = self.draft;
         weights == Weights::Same
@@ -338,15 +337,15 @@ struct Text {
 }
 
 impl Text {
-    /// What must not depend on a draft.
+    /// The part that must not depend on a draft.
     fn result(&self) -> (&[u32], Option<Finish>) {
         (&self.tokens, self.finish)
     }
 }
 
-fn load(dir: &Path, precision: Precision) -> Model<Cpu> {
+fn load(dir: &Path, precision: Precision) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 proptest! {
@@ -362,9 +361,8 @@ proptest! {
         if !case.draft_is_the_target() || case.mode == ModeChoice::Auto {
             return Ok(());
         }
-        // Speculation is not switched off sooner than it must be: up to the draft's context all of
-        // the text is drafted and accepted; in SD but for the token that the target adds to a
-        // chunk.
+        // Up to the draft's context the whole text is drafted and accepted, in SD except for the
+        // token that the target adds to each chunk.
         let mut longest = 0;
         for (&(prompt, _), text) in case.requests.iter().zip(&texts) {
             let len = text.tokens.len();
@@ -376,29 +374,29 @@ proptest! {
             }
             longest = longest.max(prompt + len);
         }
-        // The last token of a text is followed by nothing.
-        prop_assert_eq!(metrics.beyond_draft > 0, longest > case.draft.context + 1);
+        // Nothing is drafted after the last token of a text.
+        prop_assert_eq!(metrics.steps_without_draft > 0, longest > case.draft.context + 1);
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// Sampled text is that of its request whatever γ and the batch, in PEARL, whose draws belong
-    /// to positions: where a draft is given up depends on the text alone.
+    /// In PEARL, sampled text does not depend on γ and the batch, because draws are keyed by
+    /// position, and where drafting stops depends on the text alone.
     #[test]
-    fn where_a_draft_is_given_up_is_the_texts_own(case in prop_oneof![case(LLAMA), case(PHI)]) {
+    fn where_drafting_stops_depends_on_the_text_alone(case in prop_oneof![case(LLAMA), case(PHI)]) {
         let pearl = |gamma, batch_size| {
             let mode = ModeChoice::Always(Mode::Pearl);
             let options = EngineOptions { mode, gamma, batch_size, ..case.options() };
             case.run(Some(case.draft()), options, 0.9).0
         };
-        let (alone, crowd) = (pearl(Gamma::Fixed(1), 1), pearl(case.gamma, case.batch));
-        for (i, (alone, crowd)) in alone.iter().zip(&crowd).enumerate() {
-            prop_assert_eq!(alone.result(), crowd.result(), "request {}", i);
+        let (alone, batched) = (pearl(Gamma::Fixed(1), 1), pearl(case.gamma, case.batch));
+        for (i, (alone, batched)) in alone.iter().zip(&batched).enumerate() {
+            prop_assert_eq!(alone.result(), batched.result(), "request {}", i);
         }
-        // A draft that follows nothing leaves the target's own text.
-        for ((request, text), plain) in case.requests.iter().zip(&crowd).zip(&case.plain(0.9)) {
+        // A text that the draft never follows is that of plain decoding.
+        for ((request, text), plain) in case.requests.iter().zip(&batched).zip(&case.plain(0.9)) {
             if request.0 > case.draft.context {
                 prop_assert_eq!(text.result(), plain.result());
             }
@@ -406,10 +404,10 @@ proptest! {
     }
 }
 
-/// What a benchmark does with a draft that cannot follow the texts to their end: taken back to
-/// their prompts they are speculated on again, as far as before.
+/// A benchmark with a draft that cannot follow the texts to their end: after a rewind to the
+/// prompts they are speculated on as far as before.
 #[test]
-fn texts_taken_back_are_speculated_on_again() {
+fn rewound_texts_are_speculated_on_again() {
     let case = Case {
         base: LLAMA,
         target_context: 256,
@@ -445,7 +443,7 @@ fn texts_taken_back_are_speculated_on_again() {
         engine.set_mode(ModeChoice::Always(mode)).unwrap();
         engine.replace_metrics(EngineMetrics::default());
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
-        // Beyond the draft's context, and not to the end: who ends leaves.
+        // Beyond the draft's context but not to the end: ended requests leave the batch.
         for _ in 0..60 {
             for update in engine.step().unwrap() {
                 assert!(update.done.is_none());
@@ -464,12 +462,12 @@ fn texts_taken_back_are_speculated_on_again() {
         }
         match mode {
             Mode::Ar => assert_eq!(acceptance.rate(), None),
-            // The prompts of 1 and 30 tokens: 40 and 11 more positions may be drafted. The one of
-            // 50 is beyond.
+            // After the prompts of 1 and 30 tokens, 40 and 11 positions can be drafted. The prompt
+            // of 50 exceeds the context.
             Mode::Pearl => assert_eq!(acceptance.accepted(), 40 + 11),
             Mode::Sd => assert!((38..=51).contains(&acceptance.accepted()), "{acceptance:?}"),
         }
-        // Once none speculates, all of the machine is the target's.
+        // Once no sequence speculates, the mode is `ar`.
         assert!(steps[&Mode::Ar] >= 20, "{steps:?}");
         assert_eq!(steps.len(), if *mode == Mode::Ar { 1 } else { 2 });
     }

@@ -10,16 +10,16 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Finish, GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, SyntheticShape, write_synthetic};
+use fathom_model::{SyntheticShape, Transformer, write_synthetic};
 use serde::Deserialize;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name)
 }
 
-fn load(dir: &Path, precision: Precision, threads: usize) -> Model<Cpu> {
+fn load(dir: &Path, precision: Precision, threads: usize) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(threads), precision, isa: None };
-    Model::load(dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 #[derive(Deserialize)]
@@ -73,8 +73,8 @@ fn run(engine: &mut Engine<Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
     done
 }
 
-/// A draft that hardly ever agrees: other random weights, the same vocabulary.
-fn stranger(vocab: usize) -> (tempfile::TempDir, Model<Cpu>) {
+/// A draft with other random weights and the same vocabulary: hardly any draft is accepted.
+fn unrelated(vocab: usize) -> (tempfile::TempDir, Transformer<Cpu>) {
     let dir = tempfile::tempdir().unwrap();
     let shape = SyntheticShape {
         layers: 1,
@@ -90,9 +90,9 @@ fn stranger(vocab: usize) -> (tempfile::TempDir, Model<Cpu>) {
     (dir, model)
 }
 
-/// HuggingFace's greedy continuation, token for token: every prompt of every family, all modes,
-/// drafts that agree always, mostly and hardly ever, in one batch. `phi4-mini` crosses a change of
-/// rotary factors while drafting, `mistral` its sliding window.
+/// HuggingFace's greedy continuation, token for token: every prompt of every family in one batch,
+/// all modes, and drafts that are accepted always, mostly and hardly ever. `phi4-mini` crosses a
+/// change of rotary factors while drafting, `mistral` its sliding window.
 #[test]
 fn every_mode_continues_as_huggingface_does() {
     for name in ["llama2", "llama3.2", "mistral", "phi4-mini", "qwen3", "qwen2-yarn"] {
@@ -106,14 +106,14 @@ fn every_mode_continues_as_huggingface_does() {
             (Mode::Pearl, 2),
             (Mode::Pearl, 5),
         ] {
-            for draft in ["itself", "rounded", "stranger"] {
+            for draft in ["itself", "rounded", "unrelated"] {
                 let target = load(&golden(name), Precision::F32, 1);
                 let mut keep = None;
                 let draft_model = match draft {
                     "itself" => load(&golden(name), Precision::F32, 1),
                     "rounded" => load(&golden(name), Precision::Bf16, 1),
                     _ => {
-                        let (dir, model) = stranger(vocab);
+                        let (dir, model) = unrelated(vocab);
                         keep = Some(dir);
                         model
                     }
@@ -133,7 +133,7 @@ fn every_mode_continues_as_huggingface_does() {
                 match (mode, draft) {
                     (Mode::Ar, _) => assert_eq!(acceptance, None),
                     (_, "itself") => assert_eq!(acceptance, Some(1.0), "{name} {mode} γ={gamma}"),
-                    (_, "stranger") => assert!(acceptance < Some(0.5)),
+                    (_, "unrelated") => assert!(acceptance < Some(0.5)),
                     _ => {}
                 }
                 drop(keep);
@@ -142,19 +142,19 @@ fn every_mode_continues_as_huggingface_does() {
     }
 }
 
-/// A request's text does not depend on what is decoded beside it: random prompts, lengths, sampling
-/// parameters and cancellations, joining and leaving a small batch whose caches are so tight that
-/// requests are sent back to wait, against each request alone.
+/// A request's text does not depend on the batch: random prompts, lengths, sampling parameters and
+/// cancellations, in a small batch with caches so small that requests are preempted, compared with
+/// each request alone.
 #[test]
-fn a_request_in_a_crowd_has_the_text_it_has_alone() {
-    crowd(200, |_, params| params);
+fn a_request_in_a_batch_has_the_text_it_has_alone() {
+    compare_batched_with_alone(200, |_, params| params);
 }
 
-/// The same with penalties, bias, stop tokens and min-tokens, of every second request: what a
-/// request is counted by survives waiting, and is its own.
+/// With penalties, bias, stop tokens and min-tokens for every second request: token counts are per
+/// request and survive preemption.
 #[test]
-fn a_penalised_request_in_a_crowd_has_the_text_it_has_alone() {
-    crowd(100, |id, params| {
+fn a_penalised_request_in_a_batch_has_the_text_it_has_alone() {
+    compare_batched_with_alone(100, |id, params| {
         if id % 2 == 0 {
             return params;
         }
@@ -172,12 +172,12 @@ fn a_penalised_request_in_a_crowd_has_the_text_it_has_alone() {
     });
 }
 
-/// A number below `below` that belongs to a request.
+/// A number below `below`, keyed by the request.
 fn random(id: u64, what: u32, below: u32) -> u32 {
     philox4x32([id as u32, what, 0, 0], [9, 9])[0] % below
 }
 
-fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
+fn compare_batched_with_alone(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
     let name = "qwen2";
     let vocab = load(&golden(name), Precision::Bf16, 1).config().vocab;
     let make = |id: u64| {
@@ -206,19 +206,19 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
         (0..requests).for_each(|id| _ = alone.submit(make(id)).unwrap());
         let alone = run(&mut alone);
 
-        let mut crowd = engine(mode, 5, 6);
+        let mut batched = engine(mode, 5, 6);
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
         let mut tickets = Vec::new();
         let mut finished = 0;
         for step in 0.. {
             if step < requests {
-                tickets.push(crowd.submit(make(step)).unwrap());
+                tickets.push(batched.submit(make(step)).unwrap());
             }
             if let Some(id) = u64::checked_sub(step, 7).filter(|&id| id < requests && cancelled(id))
             {
-                crowd.cancel(tickets[id as usize]);
+                batched.cancel(tickets[id as usize]);
             }
-            for update in crowd.step().unwrap() {
+            for update in batched.step().unwrap() {
                 texts.entry(update.request).or_default().extend(update.tokens);
                 if let Some(done) = update.done {
                     let (text, alone) = &alone[&update.request];
@@ -227,19 +227,19 @@ fn crowd(requests: u64, more: impl Fn(u64, SamplingParams) -> SamplingParams) {
                     finished += 1;
                 }
             }
-            if step >= requests && crowd.pending() == 0 {
+            if step >= requests && batched.pending() == 0 {
                 break;
             }
         }
         let kept = (0..requests).filter(|&id| !cancelled(id)).count();
         assert!(finished >= kept && finished < requests as usize, "{finished}");
-        assert!(crowd.metrics().preemptions > 0, "the caches were meant to be tight");
+        assert!(batched.metrics().preemptions > 0, "the caches should be too small");
     }
 }
 
-/// Whatever it measures, adaptive γ and `auto` give the greedy text.
+/// Adaptive γ and `auto` give the greedy text, independent of their measurements.
 #[test]
-fn measuring_changes_nothing_about_the_text() {
+fn adaptive_planning_does_not_change_the_text() {
     let name = "llama3.2";
     let prompts = prompts(name);
     let vocab = load(&golden(name), Precision::F32, 1).config().vocab;
@@ -262,10 +262,9 @@ fn measuring_changes_nothing_about_the_text() {
     }
 }
 
-/// What a benchmark does: some steps in one way of decoding, back to the prompts, and on in
-/// another.
+/// What a benchmark does: some steps in one mode, a rewind to the prompts, then another mode.
 #[test]
-fn texts_taken_back_to_their_prompts_are_decoded_as_if_for_the_first_time() {
+fn rewound_texts_are_decoded_as_if_for_the_first_time() {
     for name in ["llama3.2", "phi4-mini"] {
         let prompts = prompts(name);
         let target = load(&golden(name), Precision::F32, 1);
@@ -291,7 +290,7 @@ fn texts_taken_back_to_their_prompts_are_decoded_as_if_for_the_first_time() {
 }
 
 #[test]
-fn requests_and_options_that_mean_nothing_are_refused_in_a_sentence() {
+fn invalid_requests_and_options_are_refused_in_a_sentence() {
     let name = "phi4-mini";
     let model = || load(&golden(name), Precision::F32, 1);
     let (vocab, context) = {
@@ -319,7 +318,7 @@ fn requests_and_options_that_mean_nothing_are_refused_in_a_sentence() {
     assert_eq!(engine.pending(), 0);
 }
 
-/// A text never grows beyond the models' context, and drafts do not reach beyond it either.
+/// Neither texts nor drafts exceed the models' context.
 #[test]
 fn a_text_ends_at_the_context() {
     let name = "phi4-mini";

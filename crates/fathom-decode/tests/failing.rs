@@ -1,5 +1,5 @@
-//! A model that fails in the middle of a text ends the run with its error; nothing waits for ever
-//! and no thread is left.
+//! A model that fails in the middle of a text ends the run with its error. Nothing waits forever
+//! and no thread leaks.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -16,13 +16,13 @@ use fathom_backend::{
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Error, Model};
+use fathom_model::{Error, Transformer};
 
-/// A CPU on which a pass fails after so many.
+/// A CPU on which a pass fails after a number of passes.
 struct Failing {
     cpu: Cpu,
     passes: AtomicUsize,
-    /// Instead of an error.
+    /// Panic instead of returning an error.
     panics: bool,
 }
 
@@ -33,7 +33,7 @@ impl Failing {
     }
 }
 
-/// Writes methods that do what the CPU does.
+/// Writes methods that delegate to the CPU.
 macro_rules! as_the_cpu_does {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {$(
         fn $name(&self, $($arg: $ty),*) $(-> $result)? {
@@ -64,8 +64,8 @@ impl Backend for Failing {
     fn embed(&self, table: &Linear, ids: &[u32], out: &mut Rows) -> Result<()> {
         let left =
             self.passes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
-        assert!(left.is_ok() || !self.panics, "the memory of this machine is on fire");
-        left.map_err(|_| BackendError::Lost("its memory is on fire".to_owned()))?;
+        assert!(left.is_ok() || !self.panics, "a simulated failure");
+        left.map_err(|_| BackendError::Lost("a simulated failure".to_owned()))?;
         self.cpu.embed(table, ids, out)
     }
 
@@ -145,11 +145,11 @@ impl Backend for Failing {
     }
 }
 
-/// Decodes until something fails: the error, or the panic, in words; and that the engine is gone
-/// afterwards.
+/// Decodes until a failure and checks that the engine is gone afterwards. Returns the message of
+/// the error or panic.
 fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
-    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
+    let load = |passes| Transformer::load(&dir, Failing::after(passes, panics)).unwrap();
     let (target, draft) = (load(target_passes), load(draft_passes));
     let options = EngineOptions {
         mode: ModeChoice::Always(mode),
@@ -193,9 +193,9 @@ fn a_draft_that_fails_ends_the_run_with_its_error() {
     for mode in [Mode::Sd, Mode::Pearl] {
         for passes in [0, 1, 2, 30] {
             let error = failure(mode, usize::MAX, passes, true);
-            assert_eq!(error, "the draft stopped: the memory of this machine is on fire");
+            assert_eq!(error, "the draft stopped: a simulated failure");
             let error = failure(mode, usize::MAX, passes, false);
-            assert_eq!(error, "the device was lost: its memory is on fire");
+            assert_eq!(error, "the device was lost: a simulated failure");
         }
     }
 }
@@ -205,15 +205,15 @@ fn a_target_that_fails_ends_the_run_while_the_draft_works() {
     for mode in Mode::ALL {
         for passes in [0, 1, 30] {
             let panic = failure(mode, passes, usize::MAX, true);
-            assert_eq!(panic, "the memory of this machine is on fire");
+            assert_eq!(panic, "a simulated failure");
             let error = failure(mode, passes, usize::MAX, false);
-            assert_eq!(error, "the device was lost: its memory is on fire");
+            assert_eq!(error, "the device was lost: a simulated failure");
         }
     }
 }
 
-/// The same behind a handle: every open request is told once, whoever comes later is refused with
-/// the same sentence, and the threads end. That sentence.
+/// Like [`failure`], with an engine on its own thread: every open request gets the error once,
+/// later requests are refused with the same message, and the threads end. Returns the message.
 fn failure_behind_a_handle(
     mode: Mode,
     target_passes: usize,
@@ -221,7 +221,7 @@ fn failure_behind_a_handle(
     panics: bool,
 ) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
-    let load = |passes| Model::load(&dir, Failing::after(passes, panics)).unwrap();
+    let load = |passes| Transformer::load(&dir, Failing::after(passes, panics)).unwrap();
     let (target, draft) = (load(target_passes), load(draft_passes));
     let options = EngineOptions {
         mode: ModeChoice::Always(mode),
@@ -244,14 +244,14 @@ fn failure_behind_a_handle(
                 watcher: None,
             }
         };
-        // The engine may fail before the last of them is submitted.
+        // The engine may fail before the last request is submitted.
         let submitted: Vec<_> = (0..5).map(|id| engine.submit(request(id))).collect();
         let mut sentences = Vec::new();
         for submitted in submitted {
             match submitted {
                 Ok(mut updates) => {
                     sentences.push(updates.find_map(|update| update.err()).unwrap());
-                    assert!(updates.next().is_none(), "it is told once");
+                    assert!(updates.next().is_none(), "the error is returned once");
                 }
                 Err(error) => sentences.push(error),
             }
@@ -268,25 +268,27 @@ fn failure_behind_a_handle(
         assert_eq!(sentences.len(), 1, "{sentences:?}");
         outbox.send(sentences.remove(0)).unwrap();
     });
-    inbox.recv_timeout(Duration::from_secs(60)).expect("the engine hangs, or the above is not so")
+    inbox
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the engine hangs, or an assertion above failed")
 }
 
 #[test]
-fn whoever_has_a_request_is_told_that_a_model_failed() {
+fn all_open_requests_get_the_error_of_a_failed_model() {
     for mode in [Mode::Sd, Mode::Pearl] {
         for passes in [0, 1, 30] {
             let draft = failure_behind_a_handle(mode, usize::MAX, passes, true);
-            assert_eq!(draft, "the draft stopped: the memory of this machine is on fire");
+            assert_eq!(draft, "the draft stopped: a simulated failure");
             let draft = failure_behind_a_handle(mode, usize::MAX, passes, false);
-            assert_eq!(draft, "the device was lost: its memory is on fire");
+            assert_eq!(draft, "the device was lost: a simulated failure");
         }
     }
     for mode in Mode::ALL {
         for passes in [0, 1, 30] {
             let target = failure_behind_a_handle(mode, passes, usize::MAX, true);
-            assert_eq!(target, "the engine stopped: the memory of this machine is on fire");
+            assert_eq!(target, "the engine stopped: a simulated failure");
             let target = failure_behind_a_handle(mode, passes, usize::MAX, false);
-            assert_eq!(target, "the device was lost: its memory is on fire");
+            assert_eq!(target, "the device was lost: a simulated failure");
         }
     }
 }

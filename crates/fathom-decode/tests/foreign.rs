@@ -1,6 +1,5 @@
-//! Target and draft on devices that are not the host: the texts of the CPU, in every mode; and a
-//! failure at any operation of either ends the run with one sentence, after which it can be done
-//! again.
+//! Target and draft on devices other than the host: texts are those of the CPU in every mode, and a
+//! failure at any operation of either ends the run with a one-line error.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -13,16 +12,16 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, Result};
+use fathom_model::{Result, Transformer};
 use foreign_backend::{Failure, Foreign};
 
 fn cpu(precision: Precision) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(1), precision, isa: None }).unwrap()
 }
 
-fn load<B: Backend>(name: &str, backend: B) -> Result<Model<B>> {
+fn load<B: Backend>(name: &str, backend: B) -> Result<Transformer<B>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Model::load(&dir, backend)
+    Transformer::load(&dir, backend)
 }
 
 fn params(id: u64) -> SamplingParams {
@@ -37,8 +36,8 @@ fn params(id: u64) -> SamplingParams {
 
 /// Four texts, in a cache too small for all of them at once.
 fn generate<B: Backend>(
-    target: Model<B>,
-    draft: Option<Model<B>>,
+    target: Transformer<B>,
+    draft: Option<Transformer<B>>,
     mode: ModeChoice,
     gamma: Gamma,
 ) -> Result<BTreeMap<u64, Vec<u32>>> {
@@ -72,7 +71,7 @@ fn texts_are_those_of_the_cpu_in_every_mode() {
             let on_cpu = generate(model(), Some(model()), mode, gamma).unwrap();
             let texts = generate(foreign(), Some(foreign()), mode, gamma).unwrap();
             assert_eq!(texts, on_cpu, "{mode:?}");
-            // What is greedy is the target's own in every mode.
+            // Greedy texts are the same in every mode.
             assert!([0, 2].iter().all(|id| texts[id] == plain[id]), "{mode:?}");
         }
         let gamma = Gamma::Adaptive(GammaLimits { start: 2, max: 4 });
@@ -81,7 +80,7 @@ fn texts_are_those_of_the_cpu_in_every_mode() {
     }
 }
 
-/// What planning learns is how long work takes, not how long it takes to ask for it.
+/// Measured times are those of the work, not of its submission.
 #[test]
 fn passes_on_a_lazy_device_take_time() {
     let model = load("llama3.2", Foreign::new(cpu(Precision::F32))).unwrap();
@@ -90,7 +89,7 @@ fn passes_on_a_lazy_device_take_time() {
     let mut sum = b.alloc(2000, 2000).unwrap();
     (0..20).for_each(|_| b.add_assign(&mut sum, &matrix).unwrap());
     let to = b.mark().unwrap();
-    // Nothing was done yet; 20 sums of 4 million numbers take more than the clock's resolution.
+    // The device has not run yet. 20 sums of 4 million numbers exceed the clock's resolution.
     assert!(b.seconds_between(&from, &to).unwrap() > 1e-4);
 }
 
@@ -99,10 +98,10 @@ fn failure(of_target: bool, at: u64, failure: Failure) -> Option<String> {
     let (outbox, inbox) = channel();
     std::thread::spawn(move || {
         let failing = || Foreign::failing(cpu(Precision::F32), at, failure);
-        let sound = || Foreign::new(cpu(Precision::F32));
+        let working = || Foreign::new(cpu(Precision::F32));
         let (target, draft) = match of_target {
-            true => (failing(), sound()),
-            false => (sound(), failing()),
+            true => (failing(), working()),
+            false => (working(), failing()),
         };
         let run = load("llama3.2", target).and_then(|target| {
             let draft = load("llama3.2", draft)?;
@@ -116,7 +115,7 @@ fn failure(of_target: bool, at: u64, failure: Failure) -> Option<String> {
 
 #[test]
 fn a_failure_at_any_operation_of_either_model_ends_the_run_with_one_sentence() {
-    // How many operations a run takes at least: the draft waits for the target.
+    // Number of operations of loading, as the lower bound of a run.
     let loading = load("llama3.2", Foreign::new(cpu(Precision::F32))).unwrap();
     let loading = loading.backend().operations();
     let mut failed = 0;

@@ -1,5 +1,5 @@
-//! An engine on a thread of its own, used by many at once: every text is the one its request has
-//! alone, and nothing waits for ever.
+//! An engine on its own thread, used by many threads at once: every text is the one its request has
+//! when decoded alone, and nothing waits forever.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, VecDeque};
@@ -17,20 +17,20 @@ use fathom_decode::engine::{
 };
 use fathom_decode::{Finish, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Error, Model, Result};
+use fathom_model::{Error, Result, Transformer};
 
 const VOCAB: u32 = 128;
-/// Requests that differ; many are asked for several times, also at the same time.
+/// Number of different requests. Many are submitted several times, also concurrently.
 const DISTINCT: u64 = 120;
 const THREADS: u64 = 8;
-/// In every mode, by every thread: 2 016 requests in all.
+/// Requests per mode and thread: 2 016 in total.
 const REQUESTS: u64 = 84;
 const GAMMA: usize = 3;
 
-fn model(precision: Precision) -> Model<Cpu> {
+fn model(precision: Precision) -> Transformer<Cpu> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 fn options(mode: Mode, batch_size: usize, kv_pages: usize) -> EngineOptions {
@@ -38,7 +38,7 @@ fn options(mode: Mode, batch_size: usize, kv_pages: usize) -> EngineOptions {
     EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB as usize }
 }
 
-/// The draft is the target in another precision: it agrees mostly.
+/// The draft is the target in another precision: most drafts are accepted.
 fn engine(options: EngineOptions) -> Engine<Cpu> {
     let draft = (options.mode != ModeChoice::Always(Mode::Ar)).then(|| model(Precision::F32));
     Engine::new(model(Precision::Bf16), draft, options).unwrap()
@@ -48,7 +48,7 @@ fn handle(mode: Mode) -> EngineHandle {
     engine(options(mode, 8, 100)).spawn().unwrap()
 }
 
-/// A number below `below` that belongs to a request.
+/// A number below `below`, keyed by the request.
 fn random(id: u64, what: u32, below: u32) -> u32 {
     philox4x32([id as u32, what, 0, 0], [14, 2])[0] % below
 }
@@ -69,16 +69,16 @@ fn request(id: u64) -> Request {
     Request { id, prompt, params, eos, stop: None, watcher: None }
 }
 
-/// A request that goes on until somebody stops it, or for as many tokens.
+/// A request without end-of-text tokens: it runs until cancelled or for `max_tokens`.
 fn long(id: u64, max_tokens: usize) -> Request {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
     Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None, watcher: None }
 }
 
-/// Texts by request, and why they ended.
+/// Texts and finish reasons by request.
 type Texts = HashMap<u64, (Vec<u32>, Finish)>;
 
-/// The texts of requests one after the other, by an engine that is driven step by step.
+/// The texts of requests decoded one after the other by an engine driven step by step.
 fn alone(mode: Mode, requests: impl Iterator<Item = Request>) -> Texts {
     let mut engine = engine(options(mode, 1, 100));
     requests.for_each(|request| _ = engine.submit(request).unwrap());
@@ -96,7 +96,7 @@ fn alone(mode: Mode, requests: impl Iterator<Item = Request>) -> Texts {
     texts
 }
 
-/// What `work` returns, where it does so in reasonable time.
+/// Runs `work` with a time limit.
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (outbox, inbox) = channel();
     let thread = thread::spawn(move || drop(outbox.send(work())));
@@ -107,7 +107,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     }
 }
 
-/// What becomes of a request.
+/// How a test reads a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
     ReadToTheEnd,
@@ -126,11 +126,11 @@ fn fate(number: u64) -> Fate {
     }
 }
 
-/// Reads a text in one of three ways until `enough` tokens are there, or the end.
-fn read(updates: &mut Generating, way: u32, enough: usize) -> (Vec<u32>, Option<Finish>) {
+/// Reads a text by one of three methods, up to `enough` tokens or the end.
+fn read(updates: &mut Generating, method: u32, enough: usize) -> (Vec<u32>, Option<Finish>) {
     let (mut tokens, mut finish) = (Vec::new(), None);
     while tokens.len() < enough && !updates.has_ended() {
-        let update = match way {
+        let update = match method {
             0 => updates.next().transpose(),
             1 => updates.next_timeout(Duration::from_millis(1)),
             _ => updates.try_next(),
@@ -146,7 +146,7 @@ fn read(updates: &mut Generating, way: u32, enough: usize) -> (Vec<u32>, Option<
     (tokens, finish)
 }
 
-/// One of the threads: keeps a few requests open, and compares what comes of them. How many were
+/// A client thread: keeps a few requests open and compares their texts. Returns the number of texts
 /// read to the end.
 fn client(engine: &EngineHandle, thread: u64, expected: &Texts) -> u64 {
     let mut open: VecDeque<(u64, u64, Generating)> = VecDeque::new();
@@ -186,13 +186,13 @@ fn client(engine: &EngineHandle, thread: u64, expected: &Texts) -> u64 {
     whole
 }
 
-/// Every request in exactly one place.
+/// Whether every request is counted in exactly one state.
 fn accounted(metrics: &HandleMetrics) -> bool {
     let open = metrics.waiting + metrics.prefilling + metrics.running;
     metrics.submitted == open as u64 + metrics.finished + metrics.cancelled + metrics.failed
 }
 
-/// What never decreases.
+/// The counters, which never decrease.
 fn counters(metrics: &HandleMetrics) -> [u64; 6] {
     let engine = &metrics.engine;
     let steps = engine.steps.values().sum::<usize>() as u64;
@@ -206,8 +206,8 @@ fn counters(metrics: &HandleMetrics) -> [u64; 6] {
     ]
 }
 
-/// Eight threads submit, stream, cancel and leave, in a batch whose caches are so tight that
-/// requests are sent back to wait, while another watches the metrics.
+/// Eight threads submit, stream, cancel and drop requests, with caches so small that requests are
+/// preempted, while another thread reads the metrics.
 #[test]
 fn texts_of_many_threads_are_those_of_each_request_alone() {
     let plain = alone(Mode::Ar, (0..DISTINCT).map(request));
@@ -249,14 +249,14 @@ fn texts_of_many_threads_are_those_of_each_request_alone() {
             assert_eq!(metrics.failed, 0);
             assert!(metrics.finished >= whole && metrics.cancelled > 50, "{metrics:?}");
             assert!(whole > THREADS * REQUESTS / 2, "{whole} whole texts");
-            assert!(metrics.engine.preemptions > 0, "the caches were meant to be tight: {mode}");
+            assert!(metrics.engine.preemptions > 0, "the caches should be too small: {mode}");
         });
     }
 }
 
-/// The id is a key of the randomness and nothing else.
+/// The id only keys the random numbers.
 #[test]
-fn requests_of_the_same_id_are_told_apart() {
+fn requests_with_the_same_id_are_distinct() {
     let sampled =
         || (0..DISTINCT).map(request).find(|r| !r.params.is_greedy() && r.params.max_tokens > 20);
     let expected = alone(Mode::Pearl, sampled().into_iter());
@@ -277,7 +277,8 @@ fn requests_of_the_same_id_are_told_apart() {
     });
 }
 
-/// An engine whose thread is inside a sink until told to go on; and the request it is at.
+/// An engine whose thread is blocked in a sink until the sender is dropped, and the updates of that
+/// sink's request.
 fn held_engine(mode: Mode) -> (EngineHandle, Sender<()>, Receiver<Result<Update>>) {
     let engine = handle(mode);
     let (go, wait) = channel::<()>();
@@ -290,13 +291,13 @@ fn held_engine(mode: Mode) -> (EngineHandle, Sender<()>, Receiver<Result<Update>
     };
     engine.submit_with(long(0, 40), Box::new(sink)).unwrap();
     arrived.recv_timeout(Duration::from_secs(60)).unwrap();
-    // Later updates need not be waited for either.
+    // Receive the signals of later updates too.
     thread::spawn(move || arrived.iter().count());
     (engine, go, updates)
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_said_while_the_engine_is_busy() {
+fn invalid_requests_are_refused_at_once_while_the_engine_is_busy() {
     in_time(|| {
         let (engine, go, updates) = held_engine(Mode::Pearl);
         let refused = |request| engine.submit(request).unwrap_err().to_string();
@@ -307,7 +308,7 @@ fn what_is_wrong_with_a_request_is_said_while_the_engine_is_busy() {
         assert!(refused(full).contains("expected fewer than 12800"));
         let params = SamplingParams { stop: vec!["x".to_owned()], ..long(7, 5).params };
         assert!(refused(Request { params, ..long(7, 5) }).contains("stop strings"));
-        // Nor do the metrics and what is right wait for it.
+        // Valid requests and the metrics do not wait for the engine either.
         let mut taken = engine.submit(long(8, 10)).unwrap();
         let metrics = engine.metrics();
         assert_eq!((metrics.submitted, metrics.running, metrics.waiting), (2, 1, 1));
@@ -319,7 +320,7 @@ fn what_is_wrong_with_a_request_is_said_while_the_engine_is_busy() {
 }
 
 #[test]
-fn a_drained_engine_ends_what_it_has_and_takes_nothing_more() {
+fn a_drained_engine_finishes_its_requests_and_refuses_new_ones() {
     in_time(|| {
         let (engine, go, _updates) = held_engine(Mode::Sd);
         let mut open: Vec<_> = (1..20).map(|id| engine.submit(long(id, 30)).unwrap()).collect();
@@ -329,7 +330,7 @@ fn a_drained_engine_ends_what_it_has_and_takes_nothing_more() {
         });
         let refusal = loop {
             match engine.submit(long(99, 5)) {
-                Ok(_) => thread::sleep(Duration::from_millis(1)), // it has not begun to drain
+                Ok(_) => thread::sleep(Duration::from_millis(1)), // not draining yet
                 Err(error) => break error,
             }
         };
@@ -345,26 +346,26 @@ fn a_drained_engine_ends_what_it_has_and_takes_nothing_more() {
             let updates: Vec<Update> = std::iter::from_fn(update).collect();
             assert_eq!(updates.iter().map(|update| update.tokens.len()).sum::<usize>(), 30);
         }
-        engine.drain().unwrap(); // once more
+        engine.drain().unwrap(); // a second time
         assert!(engine.submit(long(99, 5)).is_err());
     });
 }
 
-/// Counts its owners: when only the test is left, the engine that owned the other is gone.
-fn watched(id: u64, owner: &Arc<()>) -> Request {
+/// A request that shares `owner`: its count shows when the engine has been dropped.
+fn owning(id: u64, owner: &Arc<()>) -> Request {
     let owner = Arc::clone(owner);
     let stop = move |_| Ok(Arc::strong_count(&owner) == 0); // never
     Request { stop: Some(Box::new(stop)), ..long(id, 100_000) }
 }
 
 #[test]
-fn dropping_the_last_handle_ends_everything() {
+fn dropping_the_last_handle_ends_all_requests_and_the_thread() {
     for mode in Mode::ALL {
         in_time(move || {
             let engine = engine(options(mode, 4, 10_000)).spawn().unwrap();
             let owner = Arc::new(());
             let mut open: Vec<_> =
-                (0..9).map(|id| engine.submit(watched(id, &owner)).unwrap()).collect();
+                (0..9).map(|id| engine.submit(owning(id, &owner)).unwrap()).collect();
             assert!(open[0].next().unwrap().is_ok());
             let canceller = open[1].canceller();
             let other = engine.clone();
@@ -386,11 +387,11 @@ fn dropping_the_last_handle_ends_everything() {
 }
 
 #[test]
-fn an_engine_without_work_ends_too() {
+fn an_idle_engine_ends_too() {
     in_time(|| drop(handle(Mode::Pearl)));
 }
 
-/// Its thread cannot wait for itself.
+/// The engine's thread must not join itself.
 #[test]
 fn a_sink_may_own_the_last_handle() {
     let (outbox, ended) = channel();
@@ -416,7 +417,7 @@ fn a_sink_may_own_the_last_handle() {
     assert!(ended.recv_timeout(Duration::from_secs(60)).is_err());
 }
 
-/// One that is told enough says so; one that panics harms itself only.
+/// A sink that returns `false` or panics ends its own request only.
 #[test]
 fn a_sink_ends_its_own_request_only() {
     in_time(|| {
@@ -440,17 +441,17 @@ fn a_sink_ends_its_own_request_only() {
     });
 }
 
-/// A check that cannot go on is the end of its request, in the middle of a batch.
+/// A failing stop check ends its request in the middle of a batch.
 #[test]
 fn a_stop_check_ends_its_own_request_only() {
     let expected = alone(Mode::Ar, [long(0, 60)].into_iter());
     in_time(move || {
         let engine = handle(Mode::Pearl);
         let mut fine = engine.submit(long(0, 60)).unwrap();
-        let mut seen = 0;
+        let mut calls = 0;
         let fails = move |_| {
-            seen += 1;
-            if seen < 7 { Ok(false) } else { Err(Error::Request("a token too many".to_owned())) }
+            calls += 1;
+            if calls < 7 { Ok(false) } else { Err(Error::Request("a token too many".to_owned())) }
         };
         let mut failing =
             engine.submit(Request { stop: Some(Box::new(fails)), ..long(1, 60) }).unwrap();
@@ -471,9 +472,9 @@ fn a_stop_check_ends_its_own_request_only() {
     });
 }
 
-/// A request whose reader left before its turn is never begun.
+/// A request that is cancelled or dropped before its admission is never started.
 #[test]
-fn nothing_is_decoded_for_those_who_left() {
+fn nothing_is_decoded_for_cancelled_requests() {
     in_time(|| {
         let (engine, go, _updates) = held_engine(Mode::Pearl);
         drop(engine.submit(long(1, 40)).unwrap());
@@ -485,9 +486,9 @@ fn nothing_is_decoded_for_those_who_left() {
     });
 }
 
-/// Whoever does not read costs the others nothing, and misses nothing.
+/// Unread updates delay no other request and are not lost.
 #[test]
-fn a_slow_reader_holds_up_nobody() {
+fn a_slow_reader_delays_no_other_request() {
     in_time(|| {
         let engine = handle(Mode::Pearl);
         let mut slow = engine.submit(long(0, 300)).unwrap();
@@ -500,9 +501,9 @@ fn a_slow_reader_holds_up_nobody() {
     });
 }
 
-/// Another mode, γ or batch in the middle of greedy texts changes none of them.
+/// Changing the mode, γ or batch size in the middle of greedy texts does not change them.
 #[test]
-fn an_engine_is_configured_while_it_works() {
+fn an_engine_can_be_configured_while_it_runs() {
     let expected = alone(Mode::Ar, (0..6).map(|id| long(id, 120)));
     in_time(move || {
         let engine = handle(Mode::Pearl);
@@ -516,7 +517,7 @@ fn an_engine_is_configured_while_it_works() {
         }
         let wrong = engine.configure(EngineOptions { batch_size: 0, ..engine.options() });
         assert!(wrong.unwrap_err().to_string().contains("batch-size is 0"));
-        // Requests are checked by the options in force.
+        // Requests are validated against the current options.
         engine.configure(options(Mode::Pearl, 4, 2)).unwrap();
         let error = engine.submit(Request { prompt: vec![1; 256], ..long(9, 5) }).unwrap_err();
         assert!(error.to_string().contains("expected fewer than 256"), "{error}");
@@ -526,9 +527,9 @@ fn an_engine_is_configured_while_it_works() {
     });
 }
 
-/// Updates of what was submitted before would go nowhere.
+/// The updates of earlier requests would be lost.
 #[test]
-fn an_engine_with_requests_is_not_handed_over() {
+fn an_engine_with_requests_cannot_be_spawned() {
     let mut engine = engine(options(Mode::Ar, 4, 100));
     engine.submit(long(0, 5)).unwrap();
     let error = engine.spawn().unwrap_err().to_string();
@@ -536,10 +537,10 @@ fn an_engine_with_requests_is_not_handed_over() {
 }
 
 #[test]
-fn handles_are_for_any_thread() {
-    fn is_shared<T: Send + Sync + Clone>() {}
-    fn is_sent<T: Send>() {}
-    is_shared::<EngineHandle>();
-    is_sent::<Generating>();
-    is_sent::<Engine<Cpu>>();
+fn handles_can_be_used_from_any_thread() {
+    fn shareable<T: Send + Sync + Clone>() {}
+    fn sendable<T: Send>() {}
+    shareable::<EngineHandle>();
+    sendable::<Generating>();
+    sendable::<Engine<Cpu>>();
 }

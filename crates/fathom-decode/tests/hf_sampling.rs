@@ -1,4 +1,4 @@
-//! Temperature, top-k and top-p do what HuggingFace's logits warpers do.
+//! Temperature, top-k and top-p give the probabilities of HuggingFace's logits warpers.
 #![allow(clippy::unwrap_used)]
 
 use fathom_decode::{Distribution, SamplingParams};
@@ -14,7 +14,7 @@ struct Case {
 }
 
 #[test]
-fn probabilities_are_huggingfaces() {
+fn probabilities_equal_those_of_huggingface() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("data/hf_sampling.json")).unwrap();
     assert_eq!(cases.len(), 9);
     for Case { temperature, top_k, top_p, logits, mut probs } in cases {
@@ -22,7 +22,7 @@ fn probabilities_are_huggingfaces() {
         let p = Distribution::from_logits(&logits, &params, logits.len()).unwrap();
         let mut ours: Vec<f32> = (0..logits.len() as u32).map(|id| p.prob(id)).collect();
         if top_k == 3 {
-            // Four equal logits: which two of them top-p keeps is up to a sort.
+            // Four equal logits: which two of them top-p keeps depends on the sort.
             ours.sort_by(f32::total_cmp);
             probs.sort_by(f32::total_cmp);
         }
@@ -34,7 +34,7 @@ fn probabilities_are_huggingfaces() {
 }
 
 #[test]
-fn ids_behind_the_limit_are_never_drawn() {
+fn ids_beyond_the_limit_are_never_drawn() {
     let logits = [0.0, 1.0, 9.0, f32::NAN];
     let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
     let p = Distribution::from_logits(&logits, &params, 2).unwrap();
@@ -43,7 +43,7 @@ fn ids_behind_the_limit_are_never_drawn() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_are_refused() {
+fn logits_that_are_not_numbers_are_refused() {
     let params = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
     let refused = Distribution::from_logits(&[f32::NAN; 3], &params, 3).unwrap_err();
     assert!(refused.to_string().contains("logits are not numbers"));

@@ -1,4 +1,4 @@
-//! At temperature 0 every way of decoding gives the tokens of plain autoregressive decoding.
+//! At temperature 0 every mode gives the tokens of plain autoregressive decoding.
 #![allow(clippy::unwrap_used)]
 
 mod toy;
@@ -15,14 +15,14 @@ struct Case {
     agreement: f64,
     prompt: Vec<u32>,
     eos: Vec<u32>,
-    /// Two tokens in a row that end the text.
+    /// Two consecutive tokens that end the text.
     stop: Option<[u32; 2]>,
     max_tokens: usize,
-    /// Penalties, bias and how the text may end.
+    /// Penalties, bias and end conditions.
     params: SamplingParams,
 }
 
-/// Most tokens are told apart by logits a few units wide: the parameters change many choices.
+/// The toy's logits are a few units wide, so these parameters change many choices.
 fn params() -> impl Strategy<Value = SamplingParams> {
     (
         prop_oneof![Just(1.0), 1.0..3.0_f32, 0.5..1.0_f32],
@@ -86,7 +86,7 @@ fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<
     (text.generated().to_vec(), text.finish().unwrap())
 }
 
-/// Greedy decoding written down once more, without anything of this crate but the toy model.
+/// Reference implementation of greedy decoding: uses the toy model and nothing of this crate.
 fn greedy(case: &Case) -> Vec<u32> {
     let target = Toy::target(VOCAB, case.seed);
     let mut tokens = case.prompt.clone();
@@ -105,7 +105,7 @@ fn greedy(case: &Case) -> Vec<u32> {
     text
 }
 
-/// The logits after a prompt and `text`, with vLLM's penalties, counted anew.
+/// Reference implementation of vLLM's penalties on the logits after the prompt and `text`.
 fn penalised(case: &Case, mut logits: Vec<f32>, text: &[u32]) -> Vec<f32> {
     let params = &case.params;
     for (id, logit) in (0_u32..).zip(&mut logits) {
@@ -130,16 +130,16 @@ fn penalised(case: &Case, mut logits: Vec<f32>, text: &[u32]) -> Vec<f32> {
     logits
 }
 
-/// All ways of decoding, with every γ and with one that changes, give the tokens that are expected.
-fn every_way_gives(case: &Case, schedule: u32, expected: &[u32]) -> Result<(), TestCaseError> {
+/// All modes, with every fixed γ and with a changing one, give the expected tokens.
+fn every_mode_gives(case: &Case, schedule: u32, expected: &[u32]) -> Result<(), TestCaseError> {
     let (ar, finish) = generate(case, Mode::Ar, |_| 1);
     prop_assert_eq!(&ar, expected);
     for mode in [Mode::Sd, Mode::Pearl] {
         for gamma in 1..=12 {
             prop_assert_eq!(&generate(case, mode, |_| gamma), &(ar.clone(), finish));
         }
-        // γ may change at every step, as it does when it adapts; an empty chunk is one that had
-        // no room to be drafted.
+        // γ may change at every step, as adaptive γ does. An empty chunk means there was no room to
+        // draft.
         let changing = |step| (philox4x32([step as u32, 0, 0, 0], [schedule, 0])[0] % 7) as usize;
         prop_assert_eq!(generate(case, mode, changing), (ar.clone(), finish));
     }
@@ -150,24 +150,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn every_way_gives_the_greedy_tokens(case in case(), schedule in any::<u32>()) {
-        every_way_gives(&case, schedule, &greedy(&case))?;
+    fn every_mode_gives_the_greedy_tokens(case in case(), schedule in any::<u32>()) {
+        every_mode_gives(&case, schedule, &greedy(&case))?;
     }
 
-    /// The same with penalties, bias, stop tokens and min-tokens: what a row's logits become
-    /// depends on the drafts before it.
+    /// With penalties, bias, stop tokens and min-tokens, a row's logits depend on the drafts before
+    /// it.
     #[test]
-    fn every_way_gives_the_penalised_greedy_tokens(
+    fn every_mode_gives_the_penalised_greedy_tokens(
         case in case(),
         params in params(),
         schedule in any::<u32>(),
     ) {
         let case = Case { params, ..case };
-        every_way_gives(&case, schedule, &greedy(&case))?;
+        every_mode_gives(&case, schedule, &greedy(&case))?;
     }
 }
 
-/// Each of the ends is met, in PEARL, within a chunk: the text stops exactly there.
+/// Every end condition is met within a PEARL chunk, and the text stops exactly there.
 #[test]
 fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
     let base = Case {

@@ -1,10 +1,10 @@
-//! Above temperature 0 every way of decoding gives the target's own distribution of texts.
+//! Above temperature 0 every mode gives the target's own distribution of texts.
 //!
-//! The truth is computed by enumerating all texts of a toy model over three tokens, four long: 81
-//! cells. Pearson's χ² then has 80 degrees of freedom and exceeds 124.8 with probability 0.001 if
-//! the texts are right. If they are off by a total variation distance δ, χ² is non-central with λ ≥
-//! 4Nδ²; at λ = 105 it exceeds 124.8 with probability 0.99. N = 65 625 samples therefore find δ =
-//! 0.02 with power 0.99.
+//! The expected distribution is computed by enumerating all texts of four tokens of a toy model
+//! with three tokens: 81 cells. Pearson's χ² then has 80 degrees of freedom and exceeds 124.8 with
+//! probability 0.001 under the null hypothesis. If the distributions differ by a total variation
+//! distance δ, χ² is non-central with λ ≥ 4Nδ²; at λ = 105 it exceeds 124.8 with probability 0.99.
+//! N = 65 625 samples therefore detect δ = 0.02 with power 0.99.
 #![allow(clippy::unwrap_used)]
 
 mod toy;
@@ -18,14 +18,14 @@ use toy::{Toy, counted, decode};
 const SAMPLES: u64 = 65_625;
 const CRITICAL: f64 = 124.8;
 const LENGTH: usize = 4;
-/// Tokens of the vocabulary; the toy models have one more column, which is padding and names none.
+/// Size of the vocabulary. The toy models' logits have one more column, which is padding.
 const TOKENS: usize = 3;
 
 fn target() -> Toy {
     Toy::target(TOKENS + 1, 17)
 }
 
-/// A draft that often says something else, but never leaves the target's tokens out.
+/// A draft that often disagrees but gives every token of the target a positive probability.
 fn draft() -> Toy {
     target().draft(0.4)
 }
@@ -34,8 +34,8 @@ fn sampled(temperature: f32) -> SamplingParams {
     SamplingParams { temperature, seed: 42, max_tokens: LENGTH, ..SamplingParams::default() }
 }
 
-/// p after `prefix`, whose first token is the prompt, in f64: bias, penalties, softmax(logits / T),
-/// then min-p, then top-k, then top-p, by their definitions.
+/// Reference implementation of p after `prefix`, whose first token is the prompt, in f64: bias,
+/// penalties, softmax(logits / T), min-p, top-k, top-p, by their definitions.
 fn naive(params: &SamplingParams, prefix: &[u32]) -> Vec<f64> {
     let logits = target().logits(prefix);
     let penalised = |id: usize| {
@@ -78,7 +78,7 @@ fn naive(params: &SamplingParams, prefix: &[u32]) -> Vec<f64> {
     p
 }
 
-/// Probability of every text, as a number in base 3.
+/// Probability of every text. The index is the text as a number in base 3.
 fn truth(params: &SamplingParams) -> Vec<f64> {
     let cells = TOKENS.pow(LENGTH as u32);
     let probability = |cell: usize| {
@@ -94,7 +94,7 @@ fn truth(params: &SamplingParams) -> Vec<f64> {
     (0..cells).map(probability).collect()
 }
 
-/// χ² of counted texts against the truth; infinite where an impossible text was seen.
+/// χ² of counted texts against their probabilities. Infinite if a text of probability 0 occurred.
 fn chi2(counts: &[u64], truth: &[f64]) -> f64 {
     let cell = |(&n, &p): (&u64, &f64)| {
         let expected = p * SAMPLES as f64;
@@ -159,7 +159,7 @@ fn top_k_and_top_p_are_applied_to_both_models() {
     }
 }
 
-/// Every penalty alone, and all together.
+/// Every penalty alone, and all of them.
 fn penalties() -> [SamplingParams; 6] {
     [
         SamplingParams { repetition_penalty: 1.8, ..sampled(0.8) },
@@ -179,7 +179,7 @@ fn penalties() -> [SamplingParams; 6] {
     ]
 }
 
-/// What a row's distribution is depends on the drafts before it, for target and draft.
+/// With penalties a row's distribution depends on the drafts before it, for target and draft.
 #[test]
 fn penalties_count_the_drafts_before_a_row() {
     for params in penalties() {
@@ -191,8 +191,8 @@ fn penalties_count_the_drafts_before_a_row() {
     }
 }
 
-/// No text ends before its time, and what may stand there until then is distributed as without the
-/// token that would have ended it.
+/// No text ends before min-tokens, and until then tokens are distributed as without the token that
+/// ends the text.
 #[test]
 fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
     let params = SamplingParams { min_tokens: LENGTH, ..sampled(0.8) };
@@ -213,9 +213,9 @@ fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
     }
 }
 
-/// The test has teeth: a judge whose penalties count the text but not the drafts is found out.
+/// Power of the test: it rejects a judge whose penalties count the text but not the drafts.
 #[test]
-fn a_judge_that_forgets_the_drafts_is_found_out() {
+fn a_judge_that_does_not_count_drafts_is_detected() {
     struct Forgetful<'a> {
         sampler: &'a Sampler,
         text: Vec<u32>,
@@ -263,10 +263,9 @@ fn a_judge_that_forgets_the_drafts_is_found_out() {
     assert!(chi2 > 10.0 * CRITICAL, "χ² = {chi2}");
 }
 
-/// A draft that does not know one of the target's tokens, and is given up in the middle of the
-/// text.
+/// A draft that lacks one of the target's tokens, and stops drafting in the middle of the text.
 #[test]
-fn a_draft_that_falls_short_changes_no_distribution() {
+fn a_draft_that_stops_early_changes_no_distribution() {
     let params = sampled(0.8);
     let truth = truth(&params);
     let short = Toy { vocab: TOKENS - 1, ..draft() };
@@ -285,10 +284,10 @@ fn a_draft_that_falls_short_changes_no_distribution() {
     }
 }
 
-/// Randomness belongs to positions and drafts never add a token of their own accord, so PEARL's
-/// sampled text does not depend on γ, and therefore not on when γ adapts.
+/// Draws are keyed by position, and PEARL judges every draft, so its sampled text does not depend
+/// on γ or on its adaptation.
 #[test]
-fn a_request_has_one_text_whatever_gamma() {
+fn the_text_of_a_request_does_not_depend_on_gamma() {
     for request in 0..500 {
         let one = text(&sampled(0.8), request, Mode::Pearl, 1);
         for gamma in [2, 3, 7] {
@@ -297,10 +296,9 @@ fn a_request_has_one_text_whatever_gamma() {
     }
 }
 
-/// The test has teeth: a judge that makes the classic mistake, drawing the correction from p
-/// instead of (p - q)₊, is found out.
+/// Power of the test: it rejects a judge that draws the correction from p instead of (p - q)₊.
 #[test]
-fn a_judge_without_the_residual_is_found_out() {
+fn a_judge_without_the_residual_is_detected() {
     struct Careless<'a> {
         inner: LogitsJudge<'a>,
     }
@@ -342,9 +340,9 @@ fn a_judge_without_the_residual_is_found_out() {
     assert!(chi2 > 10.0 * CRITICAL, "χ² = {chi2}");
 }
 
-/// The residual by its definition: accepted mass min(p, q) and corrected mass (p - q)₊ make up p.
+/// By definition, the accepted mass min(p, q) and the corrected mass (p - q)₊ sum to p.
 #[test]
-fn acceptance_and_residual_make_up_p() {
+fn acceptance_and_residual_sum_to_p() {
     for seed in 0..50 {
         let logits = |model: u32| Toy::target(9, 2 * seed + model).logits(&[]);
         let params = SamplingParams { top_k: 5, ..sampled(0.7) };

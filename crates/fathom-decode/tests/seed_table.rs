@@ -1,4 +1,4 @@
-//! The state machine explains the published benchmark.
+//! The state machine predicts the published benchmark.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -36,7 +36,7 @@ fn predictions_are_close_to_the_published_numbers() {
     errors.sort_by(f64::total_cmp);
     assert!((errors[47] + errors[48]) / 2.0 <= 0.03, "median {}", errors[47]);
     assert!(errors.iter().filter(|&&error| error <= 0.07).count() >= 87, "{errors:?}");
-    // One γ per pair, and a dearer draft of the same target has the smaller one.
+    // One γ per pair. A more expensive draft of the same target has a smaller γ.
     let gamma = |draft: &str| {
         let of_pair = |p: &&Prediction| p.row.draft.ends_with(draft);
         let gammas: Vec<usize> = predictions.iter().filter(of_pair).map(|p| p.gamma).collect();
@@ -48,10 +48,10 @@ fn predictions_are_close_to_the_published_numbers() {
     assert!(gamma("Llama-3.2-3B-Instruct") < gamma("Llama-3.2-1B-Instruct"));
 }
 
-/// AIME at batch size 4: the 60 prompts fill 15 batches, yet the published AR row counts 56
-/// samples. With 60 the row falls in line with its neighbours.
+/// AIME at batch size 4: the 60 prompts fill 15 batches, but the published AR row counts 56
+/// samples. With 60 samples the error of the row is close to that of its neighbours.
 #[test]
-fn rows_counted_over_other_samples_are_marked() {
+fn rows_with_another_number_of_samples_are_marked() {
     let (path, text) = table();
     let predictions = predict(&parse(&path, &text).unwrap()).unwrap();
     let marked: Vec<&Prediction> =
@@ -65,7 +65,7 @@ fn rows_counted_over_other_samples_are_marked() {
 }
 
 #[test]
-fn a_bad_table_is_refused_with_its_line() {
+fn an_invalid_table_is_refused_with_its_line() {
     let (path, text) = table();
     let refused = |text: &str| parse(&path, text).unwrap_err().to_string();
     assert!(refused("# nothing here").contains("has no table with the columns Draft Model"));

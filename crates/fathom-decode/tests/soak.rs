@@ -1,6 +1,6 @@
-//! Many requests of random lengths, sampling parameters and cancellations, in large batches with
-//! little cache memory: every text that ends is the one its request has alone, and nothing is left
-//! behind.
+//! Many requests with random lengths, sampling parameters and cancellations, in large batches with
+//! small caches: every finished text is the one its request has when decoded alone, and no thread
+//! or memory leaks.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,17 +12,17 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Done, Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::Model;
+use fathom_model::Transformer;
 
 const BATCH: usize = 32;
-/// Less than a full batch wants: requests are sent back to wait all the time.
+/// Less than a full batch needs: requests are preempted all the time.
 const KV_PAGES: usize = 28;
 
-fn model(precision: Precision) -> Model<Cpu> {
+fn model(precision: Precision) -> Transformer<Cpu> {
     let dir: PathBuf =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let options = CpuOptions { threads: Some(1), precision, isa: None };
-    Model::load(&dir, Cpu::new(options).unwrap()).unwrap()
+    Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap()
 }
 
 fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {
@@ -33,12 +33,12 @@ fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {
     Engine::new(target, Some(draft), options).unwrap()
 }
 
-/// A number below `below` that belongs to a request.
+/// A number below `below`, keyed by the request.
 fn random(id: u64, what: u32, below: u32) -> u32 {
     philox4x32([id as u32, what, 0, 0], [4, 2])[0] % below
 }
 
-/// `greedy`: only such requests, whose text no mode changes.
+/// `greedy`: temperature 0, so that the text does not depend on the mode.
 fn request(id: u64, greedy: bool) -> Request {
     let vocab = 128;
     let prompt = (0..1 + random(id, 0, 140)).map(|i| random(id, 100 + i, vocab)).collect();
@@ -59,8 +59,8 @@ fn is_cancelled(id: u64) -> bool {
     random(id, 5, 8) == 0
 }
 
-/// The texts of `requests` requests, a few joining at each step, and some cancelled a few steps
-/// later.
+/// The texts of `requests` requests: `joining` are submitted at each step, and some are cancelled a
+/// few steps later.
 fn texts(
     engine: &mut Engine<Cpu>,
     requests: u64,
@@ -97,15 +97,15 @@ fn texts(
 
 fn soak(requests: u64, mode: ModeChoice, greedy: bool) {
     let threads = thread_count();
-    // A request alone gets its text by plain decoding where no mode may change it.
+    // Greedy texts do not depend on the mode: the reference is plain decoding.
     let solo_mode = if greedy { ModeChoice::Always(Mode::Ar) } else { mode };
     let alone = texts(&mut engine(solo_mode, 1, 100), requests, greedy, 1, |_| {});
     assert_eq!(alone.len() as u64, requests);
 
-    let mut crowd = engine(mode, BATCH, KV_PAGES);
+    let mut batched = engine(mode, BATCH, KV_PAGES);
     let mut early = None;
     let mut late = None;
-    let ended = texts(&mut crowd, requests, greedy, 5, |step| {
+    let ended = texts(&mut batched, requests, greedy, 5, |step| {
         late = resident_bytes();
         if step == 50 {
             early = late;
@@ -120,30 +120,30 @@ fn soak(requests: u64, mode: ModeChoice, greedy: bool) {
             "request {id}, {mode:?}"
         );
     }
-    let metrics = crowd.metrics();
-    assert!(metrics.preemptions > 0, "the caches were meant to be tight: {mode:?}");
+    let metrics = batched.metrics();
+    assert!(metrics.preemptions > 0, "the caches should be too small: {mode:?}");
     assert!(metrics.kv_pages <= KV_PAGES, "{} pages", metrics.kv_pages);
     if let (Some(early), Some(late)) = (early, late) {
         assert!(late < early + (32 << 20), "{early} bytes grew to {late}");
     }
-    drop(crowd);
-    assert_eq!(thread_count(), threads, "a thread is left");
+    drop(batched);
+    assert_eq!(thread_count(), threads, "a thread leaked");
 }
 
-/// Threads of this process, where the system tells.
+/// Number of threads of this process, on Linux.
 fn thread_count() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// Memory of this process, where the system tells.
+/// Resident memory of this process in bytes, on Linux.
 fn resident_bytes() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     Some(statm.split(' ').nth(1)?.parse::<u64>().ok()? * 4096)
 }
 
-/// One test, because threads are counted.
+/// A single test, because it counts the threads of the process.
 #[test]
-fn nothing_is_lost_and_nothing_is_left() {
+fn no_text_is_lost_and_no_thread_or_memory_leaks() {
     soak(2000, ModeChoice::Always(Mode::Pearl), false);
     soak(600, ModeChoice::Always(Mode::Sd), true);
     soak(600, ModeChoice::Auto, true);

@@ -1,4 +1,4 @@
-//! Streamed text is the text: characters spread over tokens, and stop strings, included.
+//! Streamed text equals the whole text, with characters spread over tokens and with stop strings.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -48,8 +48,7 @@ proptest! {
         }
         streamed.push_str(&stream.finish().unwrap());
 
-        // The tokens up to the one that completes a stop string hold its text, and no earlier ones
-        // do.
+        // The text contains the stop string from the token that completes it on, not earlier.
         let whole = tokenizer.decode(&taken).unwrap();
         let cut = stops.iter().filter_map(|stop| whole.find(stop).map(|at| (at + stop.len(), at)));
         let cut = cut.min().map_or(whole.len(), |(_, start)| start);
@@ -59,9 +58,9 @@ proptest! {
     }
 }
 
-/// ` é` is two tokens: a space with half of the letter, and the other half.
+/// ` é` is two tokens: the space with the first byte of the letter, and the second byte.
 #[test]
-fn a_stop_string_is_seen_before_the_letter_behind_it_is_complete() {
+fn a_stop_string_is_found_before_the_next_character_is_complete() {
     let tokenizer = tokenizer();
     let ids = tokenizer.encode(" é", false).unwrap();
     assert_eq!(ids.len(), 2);
@@ -72,8 +71,8 @@ fn a_stop_string_is_seen_before_the_letter_behind_it_is_complete() {
     assert_eq!(pieces, [" ", "é"]);
 }
 
-/// Within the first tokens no stop string counts, for the check and for the text alike; one that is
-/// completed by the next token does, wherever it begins.
+/// Stop strings complete within the first `min_tokens` are ignored by both the check and the text.
+/// One completed by the next token counts, wherever it starts.
 #[test]
 fn stop_strings_wait_for_min_tokens() {
     let tokenizer = tokenizer();

@@ -1,4 +1,4 @@
-//! Text as it comes from an engine on a thread of its own: what the token ids say, up to a stop
+//! Streaming text from an engine on its own thread equals the decoded token ids up to a stop
 //! string.
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use fathom_decode::engine::{
 use fathom_decode::generation::{Generator, Task, TextUpdate, TextUpdates};
 use fathom_decode::{Finish, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, PromptContent, Result, Tokenizer};
+use fathom_model::{PromptContent, Result, Tokenizer, Transformer};
 
 const PROMPTS: [&str; 4] = [
     "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away.",
@@ -32,7 +32,7 @@ fn tokenizer() -> Tokenizer {
 fn engine(mode: Mode) -> Engine<Cpu> {
     let load = |name| {
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        Model::load(&fixture(name), Cpu::new(options).unwrap()).unwrap()
+        Transformer::load(&fixture(name), Cpu::new(options).unwrap()).unwrap()
     };
     let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(4));
     let vocab = tokenizer().vocab_size();
@@ -51,8 +51,8 @@ fn request(tokenizer: &Tokenizer, prompt: usize, params: &SamplingParams) -> Req
     }
 }
 
-/// Sampled at a high temperature: characters come in pieces.
-fn odd() -> SamplingParams {
+/// A high temperature: characters are spread over tokens.
+fn hot() -> SamplingParams {
     SamplingParams { temperature: 1.5, seed: 3, max_tokens: 120, ..SamplingParams::default() }
 }
 
@@ -69,13 +69,13 @@ fn all(updates: impl Iterator<Item = Result<TextUpdate>>) -> (String, Vec<u32>, 
     (text, tokens, end)
 }
 
-/// Several at a time, greedy and not: the same as the texts of a generator, which drives an engine
-/// itself.
+/// Concurrent requests, greedy and sampled, have the texts of a [`Generator`], which drives an
+/// engine itself.
 #[test]
 fn texts_are_those_of_a_generator() {
     let tokenizer = tokenizer();
     let greedy = SamplingParams { max_tokens: 60, ..SamplingParams::default() };
-    for params in [greedy, odd(), SamplingParams { stop: vec!["e".into(), "\n\n".into()], ..odd() }]
+    for params in [greedy, hot(), SamplingParams { stop: vec!["e".into(), "\n\n".into()], ..hot() }]
     {
         let prompts = PROMPTS.iter().map(|&prompt| {
             (PromptContent::Text(prompt.to_owned()), tokenizer.encode(prompt, false).unwrap())
@@ -107,13 +107,13 @@ fn texts_are_those_of_a_generator() {
     }
 }
 
-/// The first prompt's text, all of it.
+/// The whole text of the first prompt.
 fn whole(engine: &EngineHandle, tokenizer: &Tokenizer, params: &SamplingParams) -> String {
     all(TextUpdates::submit(engine, tokenizer, request(tokenizer, 0, params)).unwrap()).0
 }
 
-/// Cut before a stop string that spans tokens, whose beginning is never given out; not within
-/// `min_tokens`.
+/// The text ends before a stop string that spans tokens, and no prefix of it is returned. Within
+/// `min_tokens` it is ignored.
 #[test]
 fn a_stop_string_ends_the_text_before_it() {
     let tokenizer = tokenizer();
@@ -134,7 +134,7 @@ fn a_stop_string_ends_the_text_before_it() {
 }
 
 #[test]
-fn a_text_is_cancelled_and_looked_at_without_waiting() {
+fn a_text_can_be_cancelled_and_polled_without_waiting() {
     let tokenizer = tokenizer();
     let engine = engine(Mode::Pearl).spawn().unwrap();
     let params = SamplingParams { max_tokens: 3000, ignore_eos: true, ..SamplingParams::default() };

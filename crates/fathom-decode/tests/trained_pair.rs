@@ -1,6 +1,5 @@
-//! Greedy texts of a trained pair are plain decoding's, token for token, however they are decoded:
-//! prompts of four benchmarks, every mode, batch size and γ, several thread splits, both
-//! precisions.
+//! Greedy texts of a trained pair are the same in every mode, token for token: prompts of four
+//! benchmarks, several batch sizes, γ and thread splits, and both precisions.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +11,9 @@ use fathom_backend::Precision;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{ChatTemplate, Model, RenderOptions, TextEncoder, Tokenizer, read_prompts};
+use fathom_model::{
+    ChatTemplate, RenderOptions, TextEncoder, Tokenizer, Transformer, read_prompts,
+};
 
 const TOKENS: usize = 32;
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -21,14 +22,14 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
 }
 
-fn load(name: &str, precision: Precision, threads: usize) -> Model<Cpu> {
+fn load(name: &str, precision: Precision, threads: usize) -> Transformer<Cpu> {
     let options = CpuOptions { threads: Some(threads), precision, isa: None };
-    // With more than one thread: only one of them while the other model works.
-    let cpu = Cpu::new(options).unwrap().with_threads_beside(1).unwrap();
-    Model::load(&fixture("models").join(name), cpu).unwrap()
+    // Co-running models use one thread each.
+    let cpu = Cpu::new(options).unwrap().with_co_running_threads(1).unwrap();
+    Transformer::load(&fixture("models").join(name), cpu).unwrap()
 }
 
-/// Short prompts of all benchmarks in turn, and two long ones, as token ids.
+/// Token ids of short prompts of all benchmarks, alternating, and of two long ones.
 fn prompts() -> Vec<Vec<u32>> {
     let dir = fixture("models/draft");
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();
@@ -70,7 +71,7 @@ impl Pair {
     }
 }
 
-/// All texts, by prompt.
+/// The texts of all prompts.
 fn texts(engine: &mut Engine<Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     texts_with(engine, prompts, |_| SamplingParams {
         max_tokens: TOKENS,
@@ -78,7 +79,7 @@ fn texts(engine: &mut Engine<Cpu>, prompts: &[Vec<u32>]) -> Vec<Vec<u32>> {
     })
 }
 
-/// The same, each with parameters of its own.
+/// The texts of all prompts, each with its own parameters.
 fn texts_with(
     engine: &mut Engine<Cpu>,
     prompts: &[Vec<u32>],
@@ -100,7 +101,7 @@ fn texts_with(
 }
 
 #[test]
-fn every_way_of_decoding_gives_the_text_of_plain_decoding() {
+fn every_mode_gives_the_text_of_plain_decoding() {
     let prompts = prompts();
     assert_eq!(prompts.len(), 16);
     let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
@@ -118,7 +119,7 @@ fn every_way_of_decoding_gives_the_text_of_plain_decoding() {
             for mode in
                 [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto]
             {
-                // Everything of one batch; some of it in smaller ones, other prompts each time.
+                // All prompts in one batch; different subsets in smaller batches.
                 for (batch, count) in [(1, 2), (4, 6), (16, 16)] {
                     let (target_threads, draft_threads) = [(1, 1), (2, 1), (1, 2)][round % 3];
                     let pair = Pair { precision, target_threads, draft_threads, vocab };
@@ -137,8 +138,7 @@ fn every_way_of_decoding_gives_the_text_of_plain_decoding() {
     }
 }
 
-/// Acceptance is what is measured, not what is hoped for: a draft that is the target is always
-/// right, another is right sometimes.
+/// Measured acceptance is 1 if the draft is the target, and lower for another draft.
 #[test]
 fn a_draft_that_is_the_target_is_always_accepted() {
     let prompts = &prompts()[..4];
@@ -159,7 +159,8 @@ fn a_draft_that_is_the_target_is_always_accepted() {
     }
 }
 
-/// Parameters that no two prompts share; every fifth has none, and is decoded beside the others.
+/// Different penalties for every prompt. Every fifth prompt has none and is decoded in the same
+/// batch.
 fn penalties(prompt: usize) -> SamplingParams {
     let random =
         |what: u32, below: u32| philox4x32([prompt as u32, what, 0, 0], [6, 28])[0] % below;
@@ -181,8 +182,8 @@ fn penalties(prompt: usize) -> SamplingParams {
     }
 }
 
-/// Greedy text with penalties, bias, stop tokens and min-tokens, different for every text of a
-/// batch, is that of plain decoding alone.
+/// Greedy texts with penalties, bias, stop tokens and min-tokens, different for every text of a
+/// batch, are those of plain decoding.
 #[test]
 fn penalised_texts_are_those_of_plain_decoding() {
     let prompts: Vec<_> = prompts().into_iter().filter(|prompt| prompt.len() < 200).collect();
@@ -210,8 +211,8 @@ fn penalised_texts_are_those_of_plain_decoding() {
     }
 }
 
-/// The draft counts what the target counts: one that is the target proposes what the target says,
-/// in every mode, drawn or not.
+/// Draft and target count the same tokens: a draft that is the target is always accepted, in every
+/// mode, greedy or sampled.
 #[test]
 fn a_penalised_draft_that_is_the_target_is_always_accepted() {
     let prompts = &prompts()[..6];

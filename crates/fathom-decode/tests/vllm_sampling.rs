@@ -1,5 +1,6 @@
-//! Penalties, bias, min-tokens, temperature, min-p, top-k and top-p do what vLLM defines, in its
-//! order: against values of an independent implementation in NumPy, `data/vllm_sampling.py`.
+//! Penalties, bias, min-tokens, temperature, min-p, top-k and top-p follow vLLM's definitions and
+//! order. The expected values are from an independent NumPy implementation,
+//! `data/vllm_sampling.py`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use serde::Deserialize;
 
 #[derive(Deserialize)]
 struct Case {
-    /// Logits behind these are padding.
+    /// Logits from here on are padding.
     limit: usize,
     logits: Vec<f32>,
     prompt: Vec<u32>,
@@ -25,7 +26,7 @@ struct Case {
     logit_bias: BTreeMap<u32, f32>,
     stop_token_ids: Vec<u32>,
     min_tokens: usize,
-    /// `None` where it is ruled out.
+    /// `None` for excluded tokens.
     processed: Vec<Option<f32>>,
     greedy: u32,
     probs: Vec<f32>,
@@ -52,7 +53,7 @@ impl Case {
         Sampler::new(params, 0, self.limit).unwrap().with_eos(&self.eos).unwrap()
     }
 
-    /// The logits as they are chosen from.
+    /// The processed logits.
     fn processed(&self) -> Vec<f32> {
         let sampler = self.sampler(self.params());
         let mut logits = self.logits.clone();
@@ -69,13 +70,13 @@ fn cases() -> Vec<Case> {
 }
 
 #[test]
-fn logits_and_probabilities_are_vllms() {
+fn logits_and_probabilities_equal_those_of_vllm() {
     let cases = cases();
     assert_eq!(cases.len(), 250);
     for case in cases {
         let params = case.params();
         let logits = case.processed();
-        // The same operations in the same precision: the same bits.
+        // The same operations in the same precision give the same bits.
         let theirs = case.processed.iter().map(|x| x.unwrap_or(f32::NEG_INFINITY));
         assert_eq!(logits[..case.limit], theirs.collect::<Vec<_>>(), "{params:?}");
 
@@ -91,7 +92,8 @@ fn logits_and_probabilities_are_vllms() {
     }
 }
 
-/// Every parameter changes something in some case, alone: the comparison would see it missing.
+/// Every parameter changes the result of some case on its own, so the comparison covers all of
+/// them.
 #[test]
 fn every_parameter_matters_in_some_case() {
     type Unset = fn(&mut SamplingParams);
@@ -132,9 +134,9 @@ fn min_tokens_without_any_other_token_is_refused() {
     assert_eq!(message, "min-tokens is 2 and every token ends a text; expected one that does not");
 }
 
-/// Extreme penalties are still penalties: the logits stay numbers, and what is ruled out stays so.
+/// With extreme penalties logits stay finite and excluded tokens stay excluded.
 #[test]
-fn extreme_penalties_break_nothing() {
+fn extreme_penalties_keep_logits_finite() {
     for repetition_penalty in [f32::MIN_POSITIVE, f32::MAX] {
         for temperature in [0.0, 0.01, 1.0] {
             let params = SamplingParams {
@@ -160,10 +162,10 @@ fn extreme_penalties_break_nothing() {
     }
 }
 
-/// Where nothing was asked for there is nothing to count, and nothing to do to logits; min-tokens
-/// ends by itself.
+/// Without penalties, bias or min-tokens there is no history and no processing. Min-tokens ends by
+/// itself.
 #[test]
-fn nothing_is_counted_where_nothing_was_asked_for() {
+fn no_history_is_needed_without_processing() {
     let sampler = |params| Sampler::new(params, 0, 9).unwrap().with_eos(&[2]).unwrap();
     let usual = SamplingParams { top_p: 0.5, min_p: 0.1, temperature: 1.0, ..Default::default() };
     assert!(sampler(usual.clone()).history(3).is_none());
@@ -177,7 +179,7 @@ fn nothing_is_counted_where_nothing_was_asked_for() {
         [0, 4, 5, 6].map(|generated| min.takes_argmax(generated)),
         [false, false, true, true]
     );
-    // No token ends a text: there is nothing to rule out.
+    // No token ends a text: there is nothing to exclude.
     let endless = SamplingParams { min_tokens: 5, ..SamplingParams::default() };
     assert!(Sampler::new(endless, 0, 9).unwrap().takes_argmax(0));
 }

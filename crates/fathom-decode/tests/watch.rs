@@ -1,6 +1,6 @@
-//! What is seen of a text while it is written is what a pass over the finished text computes: in
-//! every mode and batch, on the CPU and on a device that is not the host, with rejected drafts,
-//! texts sent back to wait, and neighbours who watch something else.
+//! Watchers observe the same values as a probe of a pass over the finished text: in every mode and
+//! batch, on the CPU and on a device other than the host, with rejected drafts, preemptions, and
+//! different watchers in one batch.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use fathom_decode::engine::{
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Access, At, Error, LogitRows, Measured, Model, Probe, Result, SequenceOptions, Site, Step,
+    Access, At, Error, LogitRows, Measured, Probe, Result, SequenceOptions, Site, Step, Transformer,
 };
 use foreign_backend::Foreign;
 
 const TARGET: &str = "llama3.2";
-/// The same tokens, other weights: most drafts are rejected.
-const STRANGER: &str = "qwen3";
+/// A draft with the same vocabulary and other weights: most drafts are rejected.
+const UNRELATED: &str = "qwen3";
 
-fn load<B: Backend>(name: &str, backend: B) -> Model<B> {
+fn load<B: Backend>(name: &str, backend: B) -> Transformer<B> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Model::load(&dir, backend).unwrap()
+    Transformer::load(&dir, backend).unwrap()
 }
 
 fn cpu() -> Cpu {
@@ -40,14 +40,14 @@ fn places(request: u64) -> Vec<(Site, usize)> {
     }
 }
 
-/// By position: the norm's bits, and the dot product's.
+/// Bits of the norm and of the dot product by position.
 type Numbers = BTreeMap<usize, (u32, Option<u32>)>;
 
-/// Norms and dot products, and what it was told to keep.
+/// A watcher that stores norms and dot products.
 #[derive(Clone, Default)]
 struct Norms(Arc<Mutex<Numbers>>);
 
-const LANDMARK: usize = 2;
+const REFERENCE: usize = 2;
 
 impl Probe for Norms {
     fn access(&self, site: Site, layer: usize) -> Access {
@@ -57,8 +57,8 @@ impl Probe for Norms {
         }
     }
 
-    fn landmarks(&self, _: usize) -> Vec<usize> {
-        vec![LANDMARK]
+    fn reference_positions(&self, _: usize) -> Vec<usize> {
+        vec![REFERENCE]
     }
 
     fn read(&mut self, at: &At, _: &[f32]) -> Result<()> {
@@ -86,19 +86,19 @@ impl Watcher for Norms {
     }
 }
 
-struct Seen {
+struct Observed {
     tokens: Vec<u32>,
     rows: Option<WatchedRows>,
     norms: Norms,
 }
 
 fn write<B: Backend>(
-    target: Model<B>,
-    draft: Option<Model<B>>,
+    target: Transformer<B>,
+    draft: Option<Transformer<B>>,
     (mode, gamma): (ModeChoice, Gamma),
-) -> Vec<Seen> {
+) -> Vec<Observed> {
     let vocab = target.config().vocab.min(draft.as_ref().map_or(usize::MAX, |d| d.config().vocab));
-    // The caches hold two of the four texts: the others are sent back to wait.
+    // The caches hold two of the four texts: the others are preempted.
     let page = target.backend().kv_page();
     let options =
         EngineOptions { mode, gamma, batch_size: 3, kv_pages: 2 * 140_usize.div_ceil(page), vocab };
@@ -116,7 +116,7 @@ fn write<B: Backend>(
         };
         let temperature = if id == 1 { 0.9 } else { 0.0 };
         let params = SamplingParams { max_tokens: 110, temperature, ..SamplingParams::default() };
-        all.push(Seen { tokens: prompt.clone(), rows, norms });
+        all.push(Observed { tokens: prompt.clone(), rows, norms });
         let (eos, watcher) = (Arc::default(), Some(watcher));
         tickets
             .push(engine.submit(Request { id, prompt, params, eos, stop: None, watcher }).unwrap());
@@ -135,40 +135,41 @@ fn write<B: Backend>(
 }
 
 /// A pass over the finished text.
-fn expected<B: Backend>(model: &Model<B>, tokens: &[u32], watcher: &mut dyn Probe) {
+fn expected<B: Backend>(model: &Transformer<B>, tokens: &[u32], watcher: &mut dyn Probe) {
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let mut step = [Step { sequence: &mut sequence, tokens, logits: LogitRows::None }];
     model.forward(&mut step, Some(watcher)).unwrap();
 }
 
 #[test]
-fn a_text_is_seen_as_a_pass_over_it_computes_it() {
+fn a_watcher_observes_what_a_pass_over_the_finished_text_computes() {
     let model = load(TARGET, cpu());
     let adaptive = Gamma::Adaptive(GammaLimits { start: 2, max: 5 });
-    let ways = [
+    let choices = [
         (ModeChoice::Always(Mode::Ar), Gamma::Fixed(1)),
         (ModeChoice::Always(Mode::Sd), Gamma::Fixed(4)),
         (ModeChoice::Always(Mode::Pearl), Gamma::Fixed(3)),
         (ModeChoice::Auto, adaptive),
     ];
-    for way in ways {
-        for draft in [TARGET, STRANGER] {
-            let on_cpu = write(load(TARGET, cpu()), Some(load(draft, cpu())), way);
+    for choice in choices {
+        for draft in [TARGET, UNRELATED] {
+            let on_cpu = write(load(TARGET, cpu()), Some(load(draft, cpu())), choice);
             let foreign = |name| load(name, Foreign::new(cpu()));
-            let on_device = write(foreign(TARGET), Some(foreign(draft)), way);
-            for (id, seen) in (0..).zip(on_cpu.iter().chain(&on_device)) {
+            let on_device = write(foreign(TARGET), Some(foreign(draft)), choice);
+            for (id, observed) in (0..).zip(on_cpu.iter().chain(&on_device)) {
                 let id = id % 4;
-                let what = format!("{way:?} {draft} request {id}");
-                let written = &seen.tokens[..seen.tokens.len() - 1]; // the last was never given
-                let Some(rows) = &seen.rows else {
+                let what = format!("{choice:?} {draft} request {id}");
+                // The target was never fed the last token.
+                let fed = &observed.tokens[..observed.tokens.len() - 1];
+                let Some(rows) = &observed.rows else {
                     let mut norms = Norms::default();
-                    expected(&model, written, &mut norms);
-                    let (got, want) = (seen.norms.0.lock().unwrap(), norms.0.lock().unwrap());
-                    assert!(want.len() == written.len() && *got == *want, "{what}");
+                    expected(&model, fed, &mut norms);
+                    let (got, want) = (observed.norms.0.lock().unwrap(), norms.0.lock().unwrap());
+                    assert!(want.len() == fed.len() && *got == *want, "{what}");
                     continue;
                 };
                 let mut want = RowWatcher::new(&places(id)).unwrap();
-                expected(&model, written, &mut want);
+                expected(&model, fed, &mut want);
                 let want = want.rows();
                 for place in 0..want.places().len() {
                     let bits = |rows: &WatchedRows| -> Vec<u32> {
@@ -176,14 +177,14 @@ fn a_text_is_seen_as_a_pass_over_it_computes_it() {
                     };
                     assert!(!bits(&want).is_empty() && bits(rows) == bits(&want), "{what} {place}");
                 }
-                let width = want.since(0, 0).len() / written.len();
-                assert_eq!(rows.since(0, written.len() - 2).len(), 2 * width, "{what}");
+                let width = want.since(0, 0).len() / fed.len();
+                assert_eq!(rows.since(0, fed.len() - 2).len(), 2 * width, "{what}");
             }
         }
     }
 }
 
-/// Fails at a position.
+/// A watcher that fails at a position.
 struct FailsAt(usize);
 
 impl Probe for FailsAt {
@@ -193,7 +194,7 @@ impl Probe for FailsAt {
 
     fn read(&mut self, at: &At, _: &[f32]) -> Result<()> {
         match at.positions.end > self.0 {
-            true => Err(Error::Request("enough was seen".to_owned())),
+            true => Err(Error::Request("the watcher failed".to_owned())),
             false => Ok(()),
         }
     }
@@ -219,7 +220,7 @@ fn a_watcher_that_fails_ends_its_own_request_only() {
         let fails = engine.submit(request(0, Some(Box::new(FailsAt(at))))).unwrap();
         let other = engine.submit(request(1, None)).unwrap();
         let error = fails.last().unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "enough was seen");
+        assert_eq!(error.to_string(), "the watcher failed");
         assert_eq!(other.map(|update| update.unwrap().tokens.len()).sum::<usize>(), 12);
     }
 }

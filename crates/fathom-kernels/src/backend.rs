@@ -44,7 +44,7 @@ impl Backend for Cpu {
         self.pin_caller();
     }
 
-    fn set_shared(&self, shared: bool) {
+    fn set_co_running(&self, shared: bool) {
         self.use_co_running_threads(shared);
     }
 

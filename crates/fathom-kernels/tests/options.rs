@@ -12,7 +12,7 @@ fn no_threads_are_refused() {
     let none = CpuOptions { threads: Some(0), ..CpuOptions::default() };
     assert!(matches!(Cpu::new(none), Err(CpuError::NoThreads)));
     let cpu = Cpu::new(CpuOptions::default()).unwrap();
-    assert!(matches!(cpu.with_threads_beside(0), Err(CpuError::NoThreads)));
+    assert!(matches!(cpu.with_co_running_threads(0), Err(CpuError::NoThreads)));
 }
 
 #[test]
@@ -43,10 +43,10 @@ fn fewer_threads_for_co_running_return_the_same_bits() {
     let (rows, k, n) = (30, 200, 170);
     let bytes = bytes_of(&numbers(1, n * k), DType::Bf16);
     let x = numbers(2, rows * k);
-    let cpu = cpu(Path::Isa(Isa::detect()), Precision::F32, 3).with_threads_beside(2).unwrap();
+    let cpu = cpu(Path::Isa(Isa::detect()), Precision::F32, 3).with_co_running_threads(2).unwrap();
     let w = cpu.linear_from(view(&bytes, DType::Bf16, n, k), None).unwrap();
     let run = |shared: bool, threads: usize| {
-        cpu.set_shared(shared);
+        cpu.set_co_running(shared);
         assert_eq!(cpu.threads(), threads);
         let mut out = cpu.alloc(rows, n).unwrap();
         linear(&cpu, &w, &rows_of(&cpu, &x, k), &mut out);

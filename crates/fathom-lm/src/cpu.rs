@@ -1,16 +1,16 @@
-//! The CPU that models are loaded on: the one place that names a concrete backend.
+//! The CPU backend that models run on: the one place that names a concrete backend.
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuError, CpuOptions, Isa};
 use fathom_model::{Error, Result};
 
-/// A model's weights, packed for this machine's CPU: what forward passes run on.
-pub type Weights = fathom_model::Model<Cpu>;
+/// A model with its weights packed for this CPU.
+pub type Weights = fathom_model::Transformer<Cpu>;
 
-/// The precision of this name.
+/// The precision with this name, `f32` or `bf16`.
 ///
 /// # Errors
-/// There is none.
+/// An unknown name.
 pub fn parse_precision(name: &str) -> Result<Precision> {
     let all = [Precision::F32, Precision::Bf16];
     all.into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
@@ -18,10 +18,10 @@ pub fn parse_precision(name: &str) -> Result<Precision> {
     })
 }
 
-/// The instruction set of this name, as `fathom doctor` lists them.
+/// The instruction set with this name; `fathom doctor` lists the names.
 ///
 /// # Errors
-/// There is none.
+/// An unknown name.
 pub fn parse_isa(name: &str) -> Result<Isa> {
     Isa::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
         let names = Isa::ALL.map(Isa::name).join(", ");
@@ -29,15 +29,15 @@ pub fn parse_isa(name: &str) -> Result<Isa> {
     })
 }
 
-/// The CPU, set up as asked.
+/// The CPU backend with these options.
 ///
 /// # Errors
 /// An instruction set that this CPU lacks; more threads than the operating system allows.
 pub fn cpu(options: CpuOptions) -> Result<Cpu> {
-    Cpu::new(options).map_err(refused)
+    Cpu::new(options).map_err(cpu_error)
 }
 
-/// What the CPU refused, as an error of the library.
-pub(crate) fn refused(error: CpuError) -> Error {
+/// Converts an error of the CPU backend.
+pub(crate) fn cpu_error(error: CpuError) -> Error {
     Error::Request(error.to_string())
 }

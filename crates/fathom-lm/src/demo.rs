@@ -1,4 +1,4 @@
-//! Models that come with the library: nothing is downloaded.
+//! Models built into the library. Nothing is downloaded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ pub use fathom_sinks::plant::{
     Mismatch, PlantOptions, PlantedDecoy, PlantedSequence, PlantedSink, PlantedTruth, plant,
 };
 
-/// A file of the fixtures that the pair is made of.
+/// The bytes of a file under `models/`.
 macro_rules! fixture {
     ($name:literal) => {
         include_bytes!(concat!("../models/", $name)).as_slice()
     };
 }
-/// The files of the target, which is the fixtures' draft, and of the draft.
+/// `models/draft` is the target of this pair; `models/draft-weak` is its draft.
 const TARGET: [(&str, &[u8]); 3] = [
     ("config.json", fixture!("draft/config.json")),
     ("generation_config.json", fixture!("draft/generation_config.json")),
@@ -27,14 +27,14 @@ const DRAFT: [(&str, &[u8]); 3] = [
     ("generation_config.json", fixture!("draft-weak/generation_config.json")),
     ("model.safetensors", fixture!("draft-weak/model.safetensors")),
 ];
-/// Those that are the same in both.
+/// Files that both models share.
 const SHARED: [(&str, &[u8]); 3] = [
     ("tokenizer.json", fixture!("draft/tokenizer.json")),
     ("tokenizer_config.json", fixture!("draft/tokenizer_config.json")),
     ("chat_template.jinja", fixture!("draft/chat_template.jinja")),
 ];
 
-/// Two small models that were really trained on one vocabulary, the second to draft for the first.
+/// Two small trained models with the same vocabulary: a target and a draft for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainedPair {
     /// Directory of the target.
@@ -43,8 +43,7 @@ pub struct TrainedPair {
     pub draft: PathBuf,
 }
 
-/// Writes the built-in pair of trained models (4 MB) to a directory, which is made where it is not
-/// there.
+/// Writes the built-in pair of trained models (4 MB) to `dir`, which is created if needed.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -55,7 +54,7 @@ pub struct TrainedPair {
 /// ```
 ///
 /// # Errors
-/// A directory that cannot be written.
+/// The directory cannot be written.
 pub fn trained_pair(dir: &Path) -> Result<TrainedPair> {
     let pair = TrainedPair { target: dir.join("target"), draft: dir.join("draft") };
     for (dir, own) in [(&pair.target, TARGET), (&pair.draft, DRAFT)] {

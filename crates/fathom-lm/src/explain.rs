@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use fathom_backend::Precision;
 use fathom_kernels::CpuOptions;
-use fathom_model::{Error, Result, data_files};
+use fathom_model::{Error, LoadProgress, Result, data_files};
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, check_adapter, check_model,
     check_traces, result_file,
@@ -18,16 +18,16 @@ use crate::{Model, ModelFiles, ModelOptions, Traces};
 /// One analysis and what it found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
-    /// Which.
+    /// The analysis.
     pub analysis: Analysis,
-    /// Where its result lies; [`fathom_sinks::explain::read`] reads it.
+    /// The file with its result; [`fathom_sinks::explain::read`] reads it.
     pub file: PathBuf,
     /// What was found, in a sentence.
     pub finding: String,
 }
 
-/// Explains the sinks of a run with its model and its traces: the result of each analysis is stored
-/// in the run, one that is there already is kept, and what was interrupted goes on.
+/// Explains the sinks of a run with its model and its traces. The result of each analysis is stored
+/// in the run. A result that is up to date is kept, and an interrupted explanation continues.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -51,7 +51,7 @@ pub struct Explained {
 /// A model or traces that are not those of the run; a pass that fails; a result that cannot be
 /// written.
 pub fn explain(
-    run: &fathom_sinks::Run,
+    run: &fathom_sinks::RunDir,
     model: &Model,
     traces: &Traces,
     analyses: &[Analysis],
@@ -63,8 +63,7 @@ pub fn explain(
     explanation.findings()
 }
 
-/// Where the model and the traces of a run are, where that is not under the names they were scanned
-/// by.
+/// The places of a run's model and traces, for those that have moved since the scan.
 #[derive(Clone, Debug, Default)]
 pub struct RunInputs {
     /// The model: a directory or a hub id.
@@ -77,7 +76,7 @@ pub struct RunInputs {
     pub threads: Option<usize>,
 }
 
-/// An explanation that is about to be done, step by step: [`explain`] is all of it.
+/// An explanation in single steps; [`explain`] does all of them.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -93,26 +92,26 @@ pub struct RunInputs {
 /// assert_eq!(explain.left(), [Analysis::Entropy]);
 /// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
 ///
-/// // The run knows where its model and its traces are; what has moved is named.
+/// // The run knows where its model and its traces are; `RunInputs` names those that have moved.
 /// explain.run(&RunInputs::default(), &mut ())?;
 /// assert!(explain.findings()?[0].finding.contains("nats"));
-/// // A result is kept: it is of this run, these options and this version.
+/// // The result is up to date: same run, options and version.
 /// assert!(Explain::new(&run, &[Analysis::Entropy], options)?.left().is_empty());
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
 pub struct Explain<'a> {
-    run: &'a fathom_sinks::Run,
+    run: &'a fathom_sinks::RunDir,
     asked: Vec<Analysis>,
     explanation: Explanation<'a>,
 }
 
 impl<'a> Explain<'a> {
-    /// Looks at what is left to do of the analyses.
+    /// Finds out which of the analyses are still to do.
     ///
     /// # Errors
     /// Detections that cannot be read.
     pub fn new(
-        run: &'a fathom_sinks::Run,
+        run: &'a fathom_sinks::RunDir,
         analyses: &[Analysis],
         options: ExplainOptions,
     ) -> Result<Explain<'a>> {
@@ -120,22 +119,22 @@ impl<'a> Explain<'a> {
         Ok(Explain { run, asked: analyses.to_vec(), explanation })
     }
 
-    /// What is left to do.
+    /// The analyses that are still to do.
     pub fn left(&self) -> &[Analysis] {
         self.explanation.analyses()
     }
 
-    /// What it takes, in words.
+    /// The passes they take, in words.
     pub fn cost(&self) -> String {
         self.explanation.cost()
     }
 
-    /// Does it, with the model and the traces that the run names, or those of `inputs`, loaded only
-    /// where an analysis needs them.
+    /// Does these analyses with the model and the traces that the run names, or those of `inputs`.
+    /// They are loaded only if an analysis needs them.
     ///
     /// # Errors
-    /// A model or traces that are not here, or are not those of the run; a pass that fails; a
-    /// result that cannot be written.
+    /// A model or traces that are missing or are not those of the run; a pass that fails; a result
+    /// that cannot be written.
     pub fn run(&self, inputs: &RunInputs, progress: &mut dyn ExplainProgress) -> Result<()> {
         if !self.explanation.needs_model() {
             return self.explanation.without_model();
@@ -147,11 +146,11 @@ impl<'a> Explain<'a> {
         let files = self.model_options(inputs).open_at(source)?;
         let traces = self.read_traces(&path, &files)?;
         progress.start("loading", "layers", files.config().layers);
-        let model = files.load_with(&mut |_, _| progress.advance(1))?;
+        let model = files.load_with(&mut Loading(progress))?;
         self.pass(&model, &traces, progress)
     }
 
-    /// Does it with a model that is loaded already, and the traces that the run names, or those of
+    /// Does these analyses with a loaded model, and the traces that the run names or those of
     /// `inputs`.
     ///
     /// # Errors
@@ -171,7 +170,7 @@ impl<'a> Explain<'a> {
         self.with_model(model, &traces, progress)
     }
 
-    /// Does it with a model and traces that are loaded already.
+    /// Does these analyses with a loaded model and loaded traces.
     ///
     /// # Errors
     /// As [`Explain::run`].
@@ -201,7 +200,7 @@ impl<'a> Explain<'a> {
         self.pass(model, traces, progress)
     }
 
-    /// What is known of the analyses that were asked for.
+    /// What the analyses that were asked for found.
     ///
     /// # Errors
     /// A result that cannot be read.
@@ -248,7 +247,7 @@ impl<'a> Explain<'a> {
         }
     }
 
-    /// Where the run's model is.
+    /// Finds the run's model.
     fn find_model(&self, inputs: &RunInputs) -> Result<ModelSource> {
         let scanned = &self.run.manifest().model;
         let name = inputs.model.as_deref().unwrap_or(&scanned.id);
@@ -261,7 +260,7 @@ impl<'a> Explain<'a> {
         Ok(ModelSource { adapter: find_adapter(inputs, scanned)?, ..source })
     }
 
-    /// How the run's model was loaded.
+    /// Options that load the run's model as the scan did.
     fn model_options(&self, inputs: &RunInputs) -> ModelOptions {
         let ScanOptions { chat_template, prompts, precision, .. } = &self.run.manifest().options;
         let precision = match precision.as_str() {
@@ -274,7 +273,7 @@ impl<'a> Explain<'a> {
             .cpu(CpuOptions { precision, threads: inputs.threads, isa: None })
     }
 
-    /// Where the run's traces are.
+    /// Finds the run's traces.
     fn find_traces(&self, inputs: &RunInputs) -> Result<PathBuf> {
         if let Some(traces) = &inputs.traces {
             return Ok(traces.clone());
@@ -285,7 +284,8 @@ impl<'a> Explain<'a> {
             let problem = match scanned.file == IN_MEMORY {
                 true => "the run's traces were in memory: give the traces themselves",
                 false => {
-                    "the run's traces came from standard input, and are gone: it cannot be explained"
+                    "the run's traces came from standard input, and are gone: it cannot be \
+                     explained"
                 }
             };
             return Err(Error::Request(problem.to_owned()));
@@ -298,7 +298,7 @@ impl<'a> Explain<'a> {
         Ok(path.to_owned())
     }
 
-    /// The run's traces, read as they were scanned.
+    /// Reads the run's traces as the scan did.
     fn read_traces(&self, path: &Path, files: &ModelFiles) -> Result<Traces> {
         let manifest = self.run.manifest();
         let read = manifest.traces.read.as_ref();
@@ -311,7 +311,20 @@ impl<'a> Explain<'a> {
     }
 }
 
-/// Where the run's adapter is, if it had one.
+/// Loading as a step of an explanation.
+struct Loading<'a>(&'a mut dyn ExplainProgress);
+
+impl LoadProgress for Loading<'_> {
+    fn layer(&mut self, _: usize, _: usize) {
+        self.0.advance(1);
+    }
+
+    fn check(&mut self) -> Result<()> {
+        self.0.check()
+    }
+}
+
+/// Finds the run's adapter, if it had one.
 fn find_adapter(inputs: &RunInputs, scanned: &ModelNote) -> Result<Option<AdapterSource>> {
     match (&inputs.adapter, &scanned.adapter) {
         (None, None) => Ok(None),
@@ -322,7 +335,8 @@ fn find_adapter(inputs: &RunInputs, scanned: &ModelNote) -> Result<Option<Adapte
         (Some(name), Some(_)) => AdapterSource::find(name).map(Some),
         (None, Some(scanned)) => AdapterSource::find(&scanned.path).map(Some).map_err(|_| {
             Error::Request(format!(
-                "the run's adapter `{}` is not here: if it is elsewhere, name that with `--adapter`",
+                "the run's adapter `{}` is not here: if it is elsewhere, name that with \
+                 `--adapter`",
                 scanned.path
             ))
         }),

@@ -1,40 +1,42 @@
-//! Text from prompts: plainly, or with a draft.
+//! Text generation from prompts, with or without a draft model.
 
 mod engine;
 mod pair;
 mod prompts;
+mod sinks;
 mod texts;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task};
 use fathom_decode::{GammaLimits, Mode, Placement, SamplingParams};
 use fathom_kernels::Cpu;
-use fathom_model::{RecommendedSampling, Result};
+use fathom_model::{LoadProgress, RecommendedSampling, Result};
 
 use crate::Input;
 pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
-pub use texts::{TextRequest, TextsUnderWay, TextsUpdate};
+pub use sinks::{SinkCollector, SinkWatcher, WatchedSinks};
+pub use texts::{TextRequest, TextsInProgress, TextsUpdate};
 
-/// How a pair decodes.
+/// How a [`Pair`] decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GenerateOptions {
-    /// Which way of decoding; `None`: [`Mode::Pearl`] with a draft, [`Mode::Ar`] without.
+    /// The decoding mode. `None`: [`Mode::Pearl`] with a draft, [`Mode::Ar`] without.
     pub mode: Option<ModeChoice>,
-    /// How many tokens are drafted at a time.
+    /// The draft length, in tokens.
     pub gamma: Gamma,
-    /// Most texts at a time.
+    /// The largest number of texts decoded in one batch.
     pub batch_size: usize,
-    /// Most pages that the key/value caches of all running texts may hold, in each model; `None`:
-    /// as many as `batch_size` whole contexts take.
+    /// The largest number of key/value cache pages in use by all running texts, per model. `None`:
+    /// enough for `batch_size` texts of full context length.
     pub kv_pages: Option<usize>,
-    /// Who has which threads.
+    /// How many threads target and draft use.
     pub placement: Placement,
 }
 
 impl Default for GenerateOptions {
-    /// The fastest draft length as measured, eight texts at a time, all CPUs this process may use.
+    /// An adaptive draft length, a batch of eight texts, all CPUs this process may use.
     fn default() -> GenerateOptions {
         GenerateOptions {
             mode: None,
@@ -46,7 +48,7 @@ impl Default for GenerateOptions {
     }
 }
 
-/// The engine of a pair, its models loaded.
+/// A decoding engine with the models of a [`Pair`] loaded.
 pub struct PairEngine<'p> {
     pair: &'p Pair,
     engine: Engine<Cpu>,
@@ -54,26 +56,27 @@ pub struct PairEngine<'p> {
 }
 
 impl PairEngine<'_> {
-    /// Whose texts it writes.
+    /// The model that the texts come from, as traces record it.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 }
 
 impl<'p> PairEngine<'p> {
-    /// Begins with `tasks`: [`Generator::step`] takes each a step further, and says what each got.
+    /// Starts decoding `tasks`. Each call of [`Generator::step`] runs one step and returns the new
+    /// piece of every text.
     pub fn run(self, tasks: Vec<Task>, params: SamplingParams) -> Generator<Cpu> {
         Generator::new(self.engine, self.pair.tokenizer(), params, self.pair.eos(), tasks)
     }
 }
 
 impl Pair {
-    /// The options of the engine.
+    /// The engine options for this pair, every default filled in.
     pub fn engine_options(&self, options: &GenerateOptions) -> EngineOptions {
         let GenerateOptions { mode, gamma, batch_size, kv_pages, .. } = *options;
-        let usual = if self.draft().is_some() { Mode::Pearl } else { Mode::Ar };
+        let default = if self.draft().is_some() { Mode::Pearl } else { Mode::Ar };
         EngineOptions {
-            mode: mode.unwrap_or(ModeChoice::Always(usual)),
+            mode: mode.unwrap_or(ModeChoice::Always(default)),
             gamma,
             batch_size,
             kv_pages: kv_pages.unwrap_or_else(|| self.kv_pages(batch_size)),
@@ -81,8 +84,8 @@ impl Pair {
         }
     }
 
-    /// Loads the models, for texts that are wanted as they come. `progress` is called with (layers
-    /// done, layers) of first the one, then the other.
+    /// Loads the models, to stream texts while they are generated. `progress` is called with
+    /// (layers done, layers), first for the target, then for the draft.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -95,11 +98,11 @@ impl Pair {
     ///
     /// let params = SamplingParams { max_tokens: 6, temperature: 0.7, ..Default::default() };
     /// let engine = pair.start(&options, &mut |_, _| {})?;
-    /// let mut generator = engine.run(prompts.tasks(2), params); // two texts of each
+    /// let mut generator = engine.run(prompts.tasks(2), params); // two texts per prompt
     /// let mut texts = vec![String::new(); 4];
     /// while generator.pending() > 0 {
     ///     for piece in generator.step()? {
-    ///         texts[piece.index as usize] += &piece.text; // never half a character
+    ///         texts[piece.index as usize] += &piece.text; // whole characters only
     ///         if let Some(done) = piece.done {
     ///             assert_eq!(done.output, texts[piece.index as usize]);
     ///         }
@@ -110,11 +113,11 @@ impl Pair {
     /// ```
     ///
     /// # Errors
-    /// As [`Pair::load`]; options that have no meaning, or need a draft that is not there.
+    /// As [`Pair::load`]; invalid options, or options that need a draft where there is none.
     pub fn start(
         &self,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<PairEngine<'_>> {
         let (target, draft) = self.weights(options.placement, progress)?;
         let origin = Origin {
@@ -126,8 +129,9 @@ impl Pair {
         Ok(PairEngine { pair: self, engine, origin })
     }
 
-    /// The texts of prompts, in their order: loads the models and generates. At temperature 0 they
-    /// are the target's own, token for token, whatever the mode, the draft and the batch.
+    /// Loads the models and generates one text per prompt, in the order of the prompts. At
+    /// temperature 0 the tokens are those of the target alone, for every mode, draft and batch
+    /// size.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -149,8 +153,7 @@ impl Pair {
     /// ```
     ///
     /// # Errors
-    /// A prompt that cannot become ids or is too long; parameters that have no meaning; as
-    /// [`Pair::start`].
+    /// A prompt that cannot be encoded or is too long; invalid parameters; as [`Pair::start`].
     pub fn generate<I: Into<Input>>(
         &self,
         prompts: impl IntoIterator<Item = I>,
@@ -172,7 +175,7 @@ impl Pair {
     }
 }
 
-/// What a checkpoint recommends, as parameters; what it says nothing about is as usual.
+/// The sampling parameters that a checkpoint recommends, with defaults for the rest.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -183,16 +186,16 @@ impl Pair {
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
 pub fn recommended_params(recommended: &RecommendedSampling) -> SamplingParams {
-    let usual = SamplingParams::default();
-    let number = |value: Option<f64>, usual: f32| value.map_or(usual, |value| value as f32);
+    let defaults = SamplingParams::default();
+    let number = |value: Option<f64>, default: f32| value.map_or(default, |value| value as f32);
     let RecommendedSampling { temperature, top_p, top_k, min_p, repetition_penalty, .. } =
         *recommended;
     SamplingParams {
-        temperature: number(temperature, usual.temperature),
-        top_p: number(top_p, usual.top_p),
-        top_k: top_k.map_or(usual.top_k, |k| usize::try_from(k).unwrap_or(usize::MAX)),
-        min_p: number(min_p, usual.min_p),
-        repetition_penalty: number(repetition_penalty, usual.repetition_penalty),
-        ..usual
+        temperature: number(temperature, defaults.temperature),
+        top_p: number(top_p, defaults.top_p),
+        top_k: top_k.map_or(defaults.top_k, |k| usize::try_from(k).unwrap_or(usize::MAX)),
+        min_p: number(min_p, defaults.min_p),
+        repetition_penalty: number(repetition_penalty, defaults.repetition_penalty),
+        ..defaults
     }
 }

@@ -18,18 +18,19 @@ mod traces;
 pub use cpu::{Weights, cpu, parse_isa, parse_precision};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
-    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, TextEngine, TextRequest, TextsUnderWay,
-    TextsUpdate, available_cores, placement, recommended_params,
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, SinkCollector, SinkWatcher, TextEngine,
+    TextRequest, TextsInProgress, TextsUpdate, WatchedSinks, available_cores, placement,
+    recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
-pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_place};
+pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_site};
 pub use report::{ReportOptions, write_report};
 pub use scan::{Run, Scan};
 pub use source::{AdapterSource, ModelSource};
 pub use text::{Input, TextFiles};
 pub use traces::{ReadOptions, Traces, is_piped};
 
-// What the crates below have in their own words, for programs that depend on this one alone.
+// The crates underneath, for programs that depend on this crate alone.
 pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
 
 pub use fathom_backend::Precision;
@@ -40,9 +41,9 @@ pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpda
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{
-    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LogitRows,
-    Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result, RowFields,
-    Site, TokenizedTrace,
+    Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LoadProgress,
+    LogitRows, Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result,
+    RowFields, Site, TokenizedTrace,
 };
 pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};

@@ -1,16 +1,16 @@
-//! A model, from a name to something that can be run.
+//! Finding, opening and loading models.
 
 use std::sync::Arc;
 
 use fathom_backend::{Backend, Precision};
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::{Encoded, ModelConfig, PromptOptions, Remark, Result};
+use fathom_model::{Encoded, LoadProgress, ModelConfig, PromptOptions, Remark, Result};
 
 use crate::cpu::{Weights, cpu};
 use crate::source::ModelSource;
 use crate::text::{Input, TextFiles};
 
-/// Which model to load, and how. Made by [`Model::options`].
+/// Which model to load, and how; see [`Model::options`].
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -39,7 +39,7 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// Of the checkpoint in a directory, or of a hub id in the HuggingFace cache.
+    /// Options for a checkpoint directory or a hub id in the HuggingFace cache.
     pub fn new(model: impl Into<String>) -> ModelOptions {
         ModelOptions {
             model: model.into(),
@@ -52,55 +52,54 @@ impl ModelOptions {
         }
     }
 
-    /// What tables and runs call the model, where that is not what it is found by.
+    /// The name of the model in tables and runs. Default: the directory or hub id.
     pub fn named(self, name: impl Into<String>) -> ModelOptions {
         ModelOptions { name: Some(name.into()), ..self }
     }
 
-    /// Merges a LoRA adapter in PEFT's format: a directory, or a hub id in the cache.
+    /// Merges a LoRA adapter in PEFT format: a directory, or a hub id in the cache.
     pub fn adapter(self, adapter: impl Into<String>) -> ModelOptions {
         ModelOptions { adapter: Some(adapter.into()), ..self }
     }
 
-    /// Whether prompts go through the checkpoint's chat template, where it has one; `true` unless
-    /// said.
+    /// Whether prompts are formatted with the checkpoint's chat template, if it has one. Default:
+    /// `true`.
     pub fn chat_template(self, chat_template: bool) -> ModelOptions {
         ModelOptions { chat_template, ..self }
     }
 
-    /// What is said about prompts beside the checkpoint's own files: a system message, template
-    /// variables, the day, BOS.
+    /// How prompts are formatted: system message, template variables, date, BOS.
     pub fn prompt_options(self, prompts: PromptOptions) -> ModelOptions {
         ModelOptions { prompts, ..self }
     }
 
-    /// Reads neither tokenizer nor chat template: for those who give token ids.
+    /// Reads neither tokenizer nor chat template. Inputs must then be token ids.
     pub fn ids_only(self) -> ModelOptions {
         ModelOptions { ids_only: true, ..self }
     }
 
-    /// Operands of matrix products, keys and values; `f32` unless said.
+    /// The precision of matrix product operands, keys and values. Default: `f32`.
     pub fn precision(self, precision: Precision) -> ModelOptions {
         ModelOptions { cpu: CpuOptions { precision, ..self.cpu }, ..self }
     }
 
-    /// Threads to compute with; one per CPU this process may use unless said.
+    /// The number of threads. Default: one per CPU this process may use.
     pub fn threads(self, threads: usize) -> ModelOptions {
         ModelOptions { cpu: CpuOptions { threads: Some(threads), ..self.cpu }, ..self }
     }
 
-    /// Instruction set of the kernels; the best this machine runs unless said.
+    /// The instruction set of the kernels. Default: the best this machine supports.
     pub fn isa(self, isa: Isa) -> ModelOptions {
         ModelOptions { cpu: CpuOptions { isa: Some(isa), ..self.cpu }, ..self }
     }
 
-    /// Precision, threads and instruction set at once.
+    /// Sets precision, threads and instruction set together.
     pub fn cpu(self, cpu: CpuOptions) -> ModelOptions {
         ModelOptions { cpu, ..self }
     }
 
-    /// Finds the files, reads all but the weights, and checks that the weights are there and fit:
-    /// what is remarkable is known before the work of packing them.
+    /// Reads all files but the weights, and checks that the weights exist and match the config. All
+    /// remarks are known before the weights are packed, which is slow.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -110,7 +109,7 @@ impl ModelOptions {
     /// fathom_lm::demo::plant(dir.path(), &Default::default())?;
     /// let files = Model::options(planted).open()?;
     /// let traces = Traces::read(dir.path().join("traces.jsonl"), &files)?;
-    /// // Whoever minds remarks stops here, before the weights are packed.
+    /// // A strict caller can stop here, before the weights are packed.
     /// let remarks = files.scan_remarks(&traces, &ScanOptions::new(Preset::Paper))?;
     /// assert!(remarks.is_empty() && files.remarks().is_empty());
     ///
@@ -121,7 +120,7 @@ impl ModelOptions {
     /// ```
     ///
     /// # Errors
-    /// A model or an adapter that is not here; files that cannot be used.
+    /// A model or an adapter that is not found; unusable files.
     pub fn open(self) -> Result<ModelFiles> {
         let mut source = ModelSource::find(&self.model, self.adapter.as_deref())?;
         if let Some(name) = &self.name {
@@ -130,7 +129,7 @@ impl ModelOptions {
         self.open_at(source)
     }
 
-    /// As [`ModelOptions::open`], with files that are found already.
+    /// As [`ModelOptions::open`], with known file locations.
     pub(crate) fn open_at(self, source: ModelSource) -> Result<ModelFiles> {
         let config = ModelConfig::from_dir(&source.dir)?;
         let text = match self.ids_only {
@@ -151,7 +150,7 @@ impl ModelOptions {
     }
 }
 
-/// A model's files, read and checked, but for the weights.
+/// A model's files, read and checked, without the weights.
 pub struct ModelFiles {
     source: ModelSource,
     config: ModelConfig,
@@ -161,17 +160,17 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Where they are.
+    /// Where the files are.
     pub fn source(&self) -> &ModelSource {
         &self.source
     }
 
-    /// What tables call the model.
+    /// The name of the model in tables.
     pub fn name(&self) -> String {
         self.source.called()
     }
 
-    /// `config.json`, every default filled in.
+    /// The config, every default filled in.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -181,12 +180,12 @@ impl ModelFiles {
         &self.text
     }
 
-    /// What was ignored, repaired or is doubtful about them.
+    /// Remarks: what was ignored, repaired or is doubtful in the files.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }
 
-    /// How the model is to be run.
+    /// The CPU options that the model will run with.
     pub fn cpu(&self) -> CpuOptions {
         self.cpu
     }
@@ -212,10 +211,10 @@ impl ModelFiles {
         self.text.decode(ids)
     }
 
-    /// Packs the weights.
+    /// Loads and packs the weights.
     ///
     /// # Errors
-    /// Weights that cannot be read or used; a CPU that lacks what was asked of it.
+    /// Unusable weights; CPU options that this machine does not support.
     pub fn load(self) -> Result<Model> {
         self.load_with(&mut |_, _| {})
     }
@@ -224,16 +223,16 @@ impl ModelFiles {
     ///
     /// # Errors
     /// As [`ModelFiles::load`].
-    pub fn load_with(self, progress: &mut dyn FnMut(usize, usize)) -> Result<Model> {
+    pub fn load_with(self, progress: &mut dyn LoadProgress) -> Result<Model> {
         let weights = self.weights(cpu(self.cpu)?, progress)?;
         Ok(Model { files: Arc::new(self), weights: Arc::new(weights) })
     }
 
-    /// The weights alone, on a CPU that is set up already.
+    /// Loads the weights alone, on a given CPU backend.
     ///
     /// # Errors
-    /// Weights that cannot be read or used.
-    pub fn weights(&self, cpu: Cpu, progress: &mut dyn FnMut(usize, usize)) -> Result<Weights> {
+    /// Unusable weights.
+    pub fn weights(&self, cpu: Cpu, progress: &mut dyn LoadProgress) -> Result<Weights> {
         Weights::load_adapted(&self.source.dir, self.source.adapter_dir(), cpu, progress)
     }
 }
@@ -244,8 +243,8 @@ impl AsRef<ModelFiles> for ModelFiles {
     }
 }
 
-/// A model, ready to run: weights, config, tokenizer and chat template. A clone is the same model,
-/// and costs nothing; several threads may run one at the same time.
+/// A loaded model: weights, config, tokenizer and chat template. Clones share the weights. Several
+/// threads may run one model at the same time.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -254,9 +253,9 @@ impl AsRef<ModelFiles> for ModelFiles {
 /// fathom_lm::demo::plant(dir.path(), &Default::default())?; // or a HuggingFace checkpoint
 /// let model = Model::load(dir.path().display().to_string())?;
 /// assert_eq!(model.config().layers, 20);
-/// assert!(model.remarks().is_empty(), "nothing is doubtful about its files");
+/// assert!(model.remarks().is_empty(), "no problems were found in its files");
 ///
-/// // Text goes through the model's own chat template, which is not hidden.
+/// // Text is formatted with the model's chat template; the formatted text is in the result.
 /// let encoded = model.encode("hello there")?;
 /// let text = encoded.text.unwrap();
 /// assert!(text.contains("hello there") && text != "hello there", "{text}");
@@ -264,7 +263,7 @@ impl AsRef<ModelFiles> for ModelFiles {
 /// assert_eq!(model.encode(&encoded.ids[..])?.ids, encoded.ids);
 /// assert!(model.decode(&encoded.ids)?.contains("hello"));
 ///
-/// // What cannot be used is one sentence.
+/// // An error is one sentence.
 /// let error = model.encode(vec![1, 1_000_000]).unwrap_err();
 /// assert!(error.to_string().contains("token id 1000000 at position 1"), "{error}");
 /// # Ok::<(), fathom_lm::Error>(())
@@ -276,36 +275,36 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model in f32 on all CPUs: a HuggingFace checkpoint directory, or the hub id
-    /// (`org/name`, `org/name@revision`) of one in the HuggingFace cache.
+    /// Loads a model in f32 on all CPUs. `model` is a HuggingFace checkpoint directory, or the hub
+    /// id (`org/name`, `org/name@revision`) of one in the HuggingFace cache.
     ///
     /// # Errors
-    /// A model that is not here; files that cannot be used.
+    /// A model that is not found; unusable files.
     pub fn load(model: impl Into<String>) -> Result<Model> {
         Model::options(model).load()
     }
 
-    /// As [`Model::load`], with more to say.
+    /// Options for loading a model; [`Model::load`] uses the defaults.
     pub fn options(model: impl Into<String>) -> ModelOptions {
         ModelOptions::new(model)
     }
 
-    /// What tables call it.
+    /// The name of the model in tables.
     pub fn name(&self) -> String {
         self.files.name()
     }
 
-    /// `config.json`, every default filled in: layers, heads, widths, vocabulary.
+    /// The config, every default filled in: layers, heads, widths, vocabulary.
     pub fn config(&self) -> &ModelConfig {
         self.files.config()
     }
 
-    /// What was ignored, repaired or is doubtful about the model's files.
+    /// Remarks: what was ignored, repaired or is doubtful in the model's files.
     pub fn remarks(&self) -> &[Remark] {
         self.files.remarks()
     }
 
-    /// Everything but the weights.
+    /// The model's files, without the weights.
     pub fn files(&self) -> &ModelFiles {
         &self.files
     }
@@ -314,23 +313,23 @@ impl Model {
         (Arc::clone(&self.files), Arc::clone(&self.weights))
     }
 
-    /// The weights: for sequences, batches and probes of one's own.
+    /// The weights, for direct use of sequences, batches and probes.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// Which kernels it computes with, as runs record it: `cpu avx512-bf16`. Results of different
-    /// ones agree, but not in every bit.
+    /// The backend and its kernels, as runs record them: `cpu avx512-bf16`. Different kernels agree
+    /// up to rounding, not bit for bit.
     pub fn engine(&self) -> String {
         self.weights.backend().name()
     }
 
-    /// The ids of a text, a conversation or a list of ids, up to where the answer begins: with what
-    /// the chat template made of it, and what was remarkable about that.
+    /// The token ids of a text, a conversation or a list of ids, up to where the answer begins,
+    /// with the text that the chat template rendered and remarks about it.
     ///
     /// # Errors
-    /// No tokenizer for a text, or no chat template for messages; a template that fails; no tokens
-    /// at all; two leading BOS; an id outside the vocabulary.
+    /// No tokenizer for a text, or no chat template for messages; a template that fails; no tokens;
+    /// two leading BOS; an id outside the vocabulary.
     pub fn encode(&self, input: impl Into<Input>) -> Result<Encoded> {
         self.files.encode(input)
     }
@@ -338,7 +337,7 @@ impl Model {
     /// The text of token ids.
     ///
     /// # Errors
-    /// No tokenizer, or one that cannot.
+    /// No tokenizer, or one that fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.files.decode(ids)
     }

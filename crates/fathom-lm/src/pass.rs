@@ -1,5 +1,4 @@
-//! One pass over a text: its logits, what happens inside, and what becomes of them when something
-//! is changed.
+//! One forward pass over a text: logits, activations and interventions.
 
 mod array;
 mod cache;
@@ -18,8 +17,8 @@ pub use array::Array;
 pub use cache::Cache;
 pub use one_pass::{Pass, Ran};
 
-/// A site and, where one is named, its layer: `resid_post.3`, `blocks.3.hook_resid_post`; with `*`
-/// for all layers: `resid_post.*`, `blocks.*.hook_resid_post`, or just `resid_post`.
+/// Parses the name of a site with its layer: `resid_post.3` or `blocks.3.hook_resid_post`. The
+/// layer is `None` for all layers: `resid_post.*`, `blocks.*.hook_resid_post` or `resid_post`.
 ///
 /// ```
 /// use fathom_lm::{Site, parse_place};
@@ -33,7 +32,7 @@ pub use one_pass::{Pass, Ran};
 ///
 /// # Errors
 /// An unknown name, listing the known ones; a layer on a site that has none.
-pub fn parse_place(name: &str) -> Result<(Site, Option<usize>)> {
+pub fn parse_site(name: &str) -> Result<(Site, Option<usize>)> {
     let name = name.trim();
     let all_layers = match (name.strip_suffix(".*"), name.strip_prefix("blocks.*.")) {
         (Some(site), _) => Some(Site::parse(site)),
@@ -52,21 +51,21 @@ fn unknown(name: &str) -> Error {
     Error::Request(format!("unknown site `{name}`"))
 }
 
-/// The edits of a text of `tokens` tokens, as [`Model::run_with_edits`] takes them.
+/// Parses edits for a text of `tokens` tokens, in the syntax of [`Model::run_with_edits`].
 ///
 /// # Errors
-/// What cannot be read as an edit, does not fit the model or the text, or conflicts with another.
+/// An edit that cannot be parsed, does not fit the model or the text, or conflicts with another.
 pub fn parse_edits(edits: &[&str], config: &ModelConfig, tokens: usize) -> Result<Edits> {
     let edits = edits.iter().map(|edit| Edit::parse(edit)).collect::<Result<_>>()?;
     Edits::new(edits, config, Some(tokens))
 }
 
 impl Model {
-    /// Runs `ids` through the model, watched by `probe`: logits `[T, vocab]`, row `t` those of the
-    /// token after position `t`. The bits are the same with a probe and without, unless it edits.
+    /// Runs `ids` through the model, observed by `probe`. Returns logits `[T, vocab]`; row `t`
+    /// predicts the token at `t + 1`. A probe that does not edit does not change a single bit.
     ///
     /// # Errors
-    /// No ids, or one outside the vocabulary; more logits than there is memory for; an error of the
+    /// No ids, or one outside the vocabulary; not enough memory for the logits; an error of the
     /// probe.
     ///
     /// ```
@@ -77,26 +76,25 @@ impl Model {
     /// let logits = model.run(&ids, None)?;
     /// assert_eq!(logits.shape, [ids.len(), model.config().vocab]);
     ///
-    /// // Without attention's output at a layer, the next token is another one, or less sure.
+    /// // Zero the attention output of layer 3 and halve an MLP output of layer 4.
     /// let edits = ["attn_out.3@*=zero", "mlp_out.4@2..=scale(0.5)"];
     /// let changed = model.run_with_edits(&ids, &edits)?;
     /// assert_ne!(changed, logits);
-    /// // No edits are no change.
+    /// // Without edits the logits are the same.
     /// assert_eq!(model.run_with_edits(&ids, &[])?, logits);
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
     pub fn run(&self, ids: &[u32], probe: Option<&mut dyn Probe>) -> Result<Array> {
-        self.pass(ids).watched(probe).map(|ran| ran.logits)
+        self.pass(ids).run_watched(probe).map(|ran| ran.logits)
     }
 
-    /// One pass over `ids`, with all there is to say about it: what is captured, edited, hooked,
-    /// and where it ends.
+    /// A pass over `ids` with options: captures, edits, hooks, and the layer to stop at.
     pub fn pass<'a>(&'a self, ids: &'a [u32]) -> Pass<'a> {
         Pass::new(self, ids)
     }
 
-    /// Every place of this model that can be captured, in the order of the forward pass: site and
-    /// layer, 0 for sites without layers.
+    /// Every place of this model that can be captured, as (site, layer) in the order of the forward
+    /// pass. The layer is 0 for sites that have none.
     pub fn places(&self) -> impl Iterator<Item = (Site, usize)> {
         let layers = self.config().layers;
         Site::all().flat_map(move |site| {
@@ -105,14 +103,14 @@ impl Model {
         })
     }
 
-    /// Runs `ids` through the model and keeps what happens at the places that `names` names, as
-    /// TransformerLens' `run_with_cache`: `resid_post.3`, `mlp_out.*` (every layer) or `mlp_out`,
-    /// `logits`, and TransformerLens' own names (`blocks.3.hook_resid_post`,
+    /// Runs `ids` through the model and stores the activations at the named places, like
+    /// TransformerLens' `run_with_cache`. Names are `resid_post.3`, `mlp_out.*` (every layer) or
+    /// `mlp_out`, `logits`, and TransformerLens' names (`blocks.3.hook_resid_post`,
     /// `blocks.*.attn.hook_pattern`). [`Site`] lists them with their shapes.
     ///
     /// # Errors
     /// No names, or an unknown one; a layer the model does not have; no ids, or one outside the
-    /// vocabulary; more than there is memory for.
+    /// vocabulary; not enough memory.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -136,7 +134,7 @@ impl Model {
         self.cache(ids, &self.capture_request(names)?)
     }
 
-    /// As [`Model::run_with_cache`], for a request with positions or edits.
+    /// As [`Model::run_with_cache`], for a request that may select positions or make edits.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -149,7 +147,7 @@ impl Model {
     /// let request = model.capture_request(&["resid_mid.4"])?;
     /// let request = request.with_edits(edits).at_positions(vec![1]);
     /// let cache = model.cache(&ids, &request)?;
-    /// // What the pass went on with.
+    /// // The capture holds the edited value.
     /// assert!(cache["resid_mid.4"].row(0).iter().all(|x| *x == 0.0));
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
@@ -161,32 +159,32 @@ impl Model {
         capture_in_memory(self.weights(), ids, request, &mut |_| {}).map(Cache::new)
     }
 
-    /// Logits `[T, vocab]` of a pass in which something is changed, each change written as
-    /// `SITE.LAYER@POSITIONS=CHANGE`: `mlp_out.22@1042=zero`, `resid_post.5@3..9=scale(0.5)`,
-    /// `mlp_elementwise.3[17,40]@*=zero` for two neurons. The change is `zero`, `scale(X)`,
-    /// `clamp(NORM)`, `copy(POSITION)`, `mean(POSITIONS)`, or `replace(FILE:TENSOR:ROW)` and
-    /// `add(FILE:TENSOR:ROW)` from a capture.
+    /// Logits `[T, vocab]` of a pass with interventions, written as `SITE.LAYER@POSITIONS=CHANGE`:
+    /// `mlp_out.22@1042=zero`, `resid_post.5@3..9=scale(0.5)`, `mlp_elementwise.3[17,40]@*=zero`
+    /// for two neurons. A change is `zero`, `scale(X)`, `clamp(NORM)`, `copy(POSITION)`,
+    /// `mean(POSITIONS)`, or `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)` with a row of a
+    /// capture file.
     ///
     /// # Errors
-    /// What cannot be read as an edit, does not fit the model or the text, or conflicts with
+    /// An edit that cannot be parsed, does not fit the model or the text, or conflicts with
     /// another; as [`Model::run`].
     pub fn run_with_edits(&self, ids: &[u32], edits: &[&str]) -> Result<Array> {
         let edits = parse_edits(edits, self.config(), ids.len())?;
         self.run(ids, Some(&mut EditProbe::new(&edits)))
     }
 
-    /// What names name, to be captured from this model; [`CaptureRequest::with_edits`] and
-    /// [`CaptureRequest::at_positions`] say more.
+    /// A request to capture the named places; add edits with [`CaptureRequest::with_edits`] and
+    /// select positions with [`CaptureRequest::at_positions`].
     ///
     /// # Errors
     /// No names, or an unknown one; a layer the model does not have.
     pub fn capture_request(&self, names: &[&str]) -> Result<CaptureRequest> {
-        let places = names.iter().map(|name| parse_place(name)).collect::<Result<Vec<_>>>()?;
+        let places = names.iter().map(|name| parse_site(name)).collect::<Result<Vec<_>>>()?;
         CaptureRequest::new(&places, &[], None, self.config())
     }
 
-    /// Writes what a pass shows to a new safetensors file, as it is computed: memory does not grow
-    /// with what is captured. `progress` is called with the tokens done.
+    /// Writes activations to a new safetensors file while they are computed, so memory use does not
+    /// grow with the size of the capture. `progress` is called with the number of tokens done.
     ///
     /// # Errors
     /// A file that exists already or cannot be written; as [`Model::cache`].
@@ -225,15 +223,15 @@ mod tests {
     #[test]
     fn places_are_named_with_a_layer_or_for_all_layers() {
         for all in ["mlp_out", "mlp_out.*", "blocks.*.hook_mlp_out", " mlp_out "] {
-            assert_eq!(parse_place(all).unwrap(), (Site::MlpOut, None), "{all}");
+            assert_eq!(parse_site(all).unwrap(), (Site::MlpOut, None), "{all}");
         }
         for third in ["mlp_out.3", "blocks.3.hook_mlp_out"] {
-            assert_eq!(parse_place(third).unwrap(), (Site::MlpOut, Some(3)), "{third}");
+            assert_eq!(parse_site(third).unwrap(), (Site::MlpOut, Some(3)), "{third}");
         }
-        assert_eq!(parse_place("blocks.*.attn.hook_q").unwrap(), (Site::QPreRope, None));
-        assert_eq!(parse_place("logits.*").unwrap_err().to_string(), "site `logits` has no layers");
+        assert_eq!(parse_site("blocks.*.attn.hook_q").unwrap(), (Site::QPreRope, None));
+        assert_eq!(parse_site("logits.*").unwrap_err().to_string(), "site `logits` has no layers");
         for bad in ["", "*", "mlp_out.**", "blocks.*.hook_x", "resid.*"] {
-            let error = parse_place(bad).unwrap_err().to_string();
+            let error = parse_site(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown site `{bad}`")), "{error}");
         }
     }

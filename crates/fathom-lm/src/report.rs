@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use fathom_model::Result;
 use fathom_report::{Report, ReportFiles};
 
-/// What is in a report, and where it goes.
+/// What a report contains, and where it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportOptions {
-    /// Where the figures go; `None`: `figures` beside the page.
+    /// Directory of the figures; `None`: `figures`, next to the page.
     pub figures: Option<PathBuf>,
-    /// Traces of each run whose text is in the page.
+    /// The number of traces of each run whose text is in the page.
     pub texts: usize,
 }
 
@@ -20,9 +20,9 @@ impl Default for ReportOptions {
     }
 }
 
-/// Writes one HTML page about runs, finished or not, and each figure as SVG and CSV: what a run has
-/// no numbers for is a line that says how to get them. An older report at `page` is replaced,
-/// another file is not.
+/// Writes one HTML page about runs, finished or not, and each figure as SVG and CSV. For a figure
+/// that a run has no numbers for, the page names the command that computes them. An older report at
+/// `page` is replaced, another file is not.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -41,15 +41,15 @@ impl Default for ReportOptions {
 /// ```
 ///
 /// # Errors
-/// No runs, or the same twice; a directory that holds no run; tables that are missing or damaged; a
-/// place that cannot be written; a file at `page` that is no report.
+/// No runs, or the same run twice; a directory without a run; tables that are missing or damaged; a
+/// file or directory that cannot be written; a file at `page` that is not a report.
 pub fn write_report(
     runs: &[impl AsRef<Path>],
     page: &Path,
     options: &ReportOptions,
 ) -> Result<ReportFiles> {
     let runs: Vec<PathBuf> = runs.iter().map(|run| run.as_ref().to_owned()).collect();
-    let beside = || page.with_file_name("figures");
-    let figures = options.figures.clone().unwrap_or_else(beside);
+    let next_to_page = || page.with_file_name("figures");
+    let figures = options.figures.clone().unwrap_or_else(next_to_page);
     Report::new(&runs)?.write(page, &figures, options.texts)
 }

@@ -1,4 +1,4 @@
-//! Traces through a model, into a run.
+//! Scanning traces for attention sinks.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -12,13 +12,13 @@ use crate::Model;
 use crate::model::ModelFiles;
 use crate::traces::Traces;
 
-/// A run: its directory, its manifest, and through those [`fathom_sinks::Run::detections`] and the
-/// tables. A run that was scanned without a directory of its own lies in a temporary one, which
-/// goes with the last clone.
+/// The result of a scan: a directory with a manifest, detections and tables; see
+/// [`fathom_sinks::RunDir`]. If the scan had no output directory, it is a temporary one, which is
+/// removed when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Run {
-    run: fathom_sinks::Run,
-    /// Keeps the directory.
+    run: fathom_sinks::RunDir,
+    /// Removes the directory when dropped.
     temporary: Option<Arc<TempDir>>,
 }
 
@@ -26,28 +26,27 @@ impl Run {
     /// Opens the finished run in a directory.
     ///
     /// # Errors
-    /// A directory that holds no run, one of another version of the format, or one that did not
-    /// finish.
+    /// A directory without a run, or with a run that has another format version or is unfinished.
     pub fn open(dir: impl AsRef<Path>) -> Result<Run> {
-        fathom_sinks::Run::open(dir.as_ref()).map(Run::from)
+        fathom_sinks::RunDir::open(dir.as_ref()).map(Run::from)
     }
 
-    /// Whether its directory goes with it.
+    /// Whether the directory is removed when the last clone is dropped.
     pub fn is_temporary(&self) -> bool {
         self.temporary.is_some()
     }
 }
 
-impl From<fathom_sinks::Run> for Run {
-    fn from(run: fathom_sinks::Run) -> Run {
+impl From<fathom_sinks::RunDir> for Run {
+    fn from(run: fathom_sinks::RunDir) -> Run {
         Run { run, temporary: None }
     }
 }
 
 impl Deref for Run {
-    type Target = fathom_sinks::Run;
+    type Target = fathom_sinks::RunDir;
 
-    fn deref(&self) -> &fathom_sinks::Run {
+    fn deref(&self) -> &fathom_sinks::RunDir {
         &self.run
     }
 }
@@ -58,7 +57,7 @@ impl AsRef<Path> for Run {
     }
 }
 
-/// A scan that is about to be done; made by [`Model::scan`].
+/// A scan with its options; created by [`Model::scan`], run by [`Scan::run`].
 pub struct Scan<'a> {
     model: &'a Model,
     traces: &'a Traces,
@@ -69,8 +68,8 @@ pub struct Scan<'a> {
 }
 
 impl Model {
-    /// Looks for attention sinks in traces: a pass over each, into a run. What `options` says of
-    /// chat template, prompts and precision is taken from the model.
+    /// A scan for attention sinks, one pass over each trace. Chat template, prompt options and
+    /// precision are those of the model, not those in `options`.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -88,7 +87,7 @@ impl Model {
     /// assert_eq!(found.iter().map(|trace| trace.sinks.len()).sum::<usize>(), planted);
     /// assert!(run.is_temporary());
     ///
-    /// // In a directory of its own a scan survives whatever ends it, and goes on.
+    /// // With an output directory, an interrupted scan can be resumed.
     /// let out = dir.path().join("run");
     /// let scan = || model.scan(&traces, ScanOptions::new(Preset::Paper)).out(&out);
     /// let run = scan().run()?;
@@ -104,7 +103,7 @@ impl Model {
 }
 
 impl ModelFiles {
-    /// `options` with what the model decides: chat template, prompts, precision.
+    /// `options` with the model's chat template, prompt options and precision.
     fn scan_options(&self, options: ScanOptions) -> ScanOptions {
         ScanOptions {
             chat_template: self.text().template.is_some(),
@@ -114,40 +113,40 @@ impl ModelFiles {
         }
     }
 
-    /// What is remarkable about a scan of traces, the model's files included: what its run will
-    /// record, known before the weights are packed; see [`crate::ModelOptions::open`].
+    /// The remarks that a run will record, about the model's files, the traces and the scan. They
+    /// are known before the weights are packed; see [`crate::ModelOptions::open`].
     ///
     /// # Errors
-    /// The traces' files cannot be found any more.
+    /// The files of the traces no longer exist.
     pub fn scan_remarks(&self, traces: &Traces, options: &ScanOptions) -> Result<Vec<Remark>> {
         let mut remarks = Remarks::new();
         remarks.extend(self.remarks().iter().cloned());
         remarks.extend(traces.remarks().iter().cloned());
         if traces.are_piped()? {
-            let text = "a run from standard input cannot be resumed or explained: its traces are gone \
-                        afterwards";
+            let text = "a run from standard input cannot be resumed or explained: its traces are \
+                        gone afterwards";
             remarks.add(Remark::advice("standard-input", text));
         }
         remarks.extend(self.long_traces(traces, options));
         Ok(remarks.into_vec())
     }
 
-    /// The remark that traces go beyond what the model was made for: it runs, but as HuggingFace
-    /// would run it.
+    /// A remark if traces are longer than the model's context. They run nevertheless, as in
+    /// HuggingFace transformers.
     fn long_traces(&self, traces: &Traces, options: &ScanOptions) -> Option<Remark> {
         let cut = options.max_tokens.unwrap_or(usize::MAX);
         let longest = traces.iter().map(|trace| trace.ids.len().min(cut)).max().unwrap_or(0);
         let limit = self.config().max_position_embeddings;
         (longest > limit).then(|| {
             let text = format!(
-                "the longest trace has {longest} tokens, and the model's max_position_embeddings is {limit}; \
-                 --max-tokens {limit} stays within it"
+                "the longest trace has {longest} tokens, and the model's max_position_embeddings \
+                 is {limit}; a limit of {limit} tokens per trace (max_tokens) stays within it"
             );
             Remark::advice("long-traces", text)
         })
     }
 
-    /// What a run's manifest says about the model.
+    /// The model's entry in a run's manifest.
     fn to_note(&self) -> Result<ModelNote> {
         let source = self.source();
         let note = ModelNote::new(&source.name, &source.dir, self.config())?;
@@ -159,28 +158,28 @@ impl ModelFiles {
 }
 
 impl<'a> Scan<'a> {
-    /// Writes the run to a directory, which is new or empty, unless the scan is resumed. Without
-    /// one it goes to a temporary directory.
+    /// Writes the run to `dir`, which must be new or empty unless the scan is resumed. Default: a
+    /// temporary directory.
     pub fn out(self, dir: impl Into<PathBuf>) -> Scan<'a> {
         Scan { out: Some(dir.into()), ..self }
     }
 
-    /// Goes on with the run in [`Scan::out`], where there is one.
+    /// Continues the run in the output directory, if there is one.
     pub fn resume(self, resume: bool) -> Scan<'a> {
         Scan { resume, ..self }
     }
 
-    /// Who watches.
+    /// Reports progress to `progress`.
     pub fn progress(self, progress: &'a mut dyn Progress) -> Scan<'a> {
         Scan { progress: Some(progress), ..self }
     }
 
-    /// Scans. Each trace is on disk before the next begins.
+    /// Runs the scan. Each trace is on disk before the next one starts.
     ///
     /// # Errors
-    /// A directory that holds something else, or a run of something else; a trace the model cannot
-    /// be given; activations that are not finite; a disk that is full. What was recorded before
-    /// stays, and the run can be resumed.
+    /// An output directory that holds other files, or a different run; a trace that the model
+    /// cannot run; activations that are not finite; a full disk. Completed traces are kept, and the
+    /// run can be resumed.
     pub fn run(self) -> Result<Run> {
         let files = self.model.files();
         if self.resume && self.traces.are_piped()? {
@@ -206,8 +205,8 @@ impl<'a> Scan<'a> {
         };
         let token_text = |id| files.text().token_text(id);
         let (weights, traces) = (self.model.weights(), self.traces.as_slice());
-        let nobody: &mut dyn Progress = &mut ();
-        let progress = self.progress.unwrap_or(nobody);
+        let silent: &mut dyn Progress = &mut ();
+        let progress = self.progress.unwrap_or(silent);
         let run = fathom_sinks::scan(weights, traces, &token_text, writer, progress)?;
         Ok(Run { run, temporary })
     }

@@ -1,4 +1,4 @@
-//! Where a model's files are, with the adapter that is merged into it.
+//! The locations of a model's files and of its adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -7,27 +7,28 @@ use fathom_model::{
     resolve_model_dir,
 };
 
-/// Where a model's files are.
+/// The location of a model's files.
 #[derive(Clone, Debug)]
 pub struct ModelSource {
-    /// As the user calls it: a hub id, a directory, or another name.
+    /// The name that the user gave: a hub id, a directory, or another name.
     pub name: String,
     /// The checkpoint's directory.
     pub dir: PathBuf,
-    /// The adapter that is merged into it.
+    /// The adapter to merge into the weights.
     pub adapter: Option<AdapterSource>,
 }
 
-/// Where an adapter's files are.
+/// The location of an adapter's files.
 #[derive(Clone, Debug)]
 pub struct AdapterSource {
-    /// As the user calls it.
+    /// The name that the user gave: a hub id or a directory.
     pub name: String,
     /// The adapter's directory.
     pub dir: PathBuf,
 }
 
-/// A directory, or a hub id in the HuggingFace cache, which the environment says where it is.
+/// Resolves a directory or a hub id. The HuggingFace cache is found through the environment
+/// (`HF_HUB_CACHE`, `HF_HOME`).
 fn find(name: &str) -> Result<PathBuf> {
     resolve_model_dir(name, |variable| std::env::var_os(variable))
 }
@@ -36,28 +37,28 @@ impl AdapterSource {
     /// Finds an adapter: a directory, or a hub id in the cache.
     ///
     /// # Errors
-    /// It is neither.
+    /// `name` is neither.
     pub fn find(name: &str) -> Result<AdapterSource> {
         let dir = match Path::new(name).is_dir() {
             true => PathBuf::from(name),
-            false => find(name).map_err(|error| Error::Request(format!("--adapter: {error}")))?,
+            false => find(name).map_err(|error| Error::Request(format!("adapter: {error}")))?,
         };
         Ok(AdapterSource { name: name.to_owned(), dir })
     }
 }
 
 impl ModelSource {
-    /// Finds a model and, where one is named, its adapter.
+    /// Finds a model and its adapter, if one is named.
     ///
     /// # Errors
-    /// Neither a directory nor a model in the cache.
+    /// A name that is neither a directory nor in the cache.
     pub fn find(name: &str, adapter: Option<&str>) -> Result<ModelSource> {
         let dir = find(name)?;
         let adapter = adapter.map(AdapterSource::find).transpose()?;
         Ok(ModelSource { name: name.to_owned(), dir, adapter })
     }
 
-    /// What tables call it: its name and, after a plus, the adapter's last part.
+    /// The name in tables: the model's, with `+` and the last part of the adapter's name.
     pub fn called(&self) -> String {
         let adapter = self.adapter.as_ref().map(|adapter| adapter.name.as_str());
         adapted_name(&self.name, adapter)
@@ -67,26 +68,27 @@ impl ModelSource {
         self.adapter.as_ref().map(|adapter| adapter.dir.as_path())
     }
 
-    /// Its weights, mapped and checked, with the adapter merged into those that are read.
+    /// Maps and checks the weights. The adapter is merged into each tensor when it is read.
     ///
     /// # Errors
-    /// Weights that cannot be read; an adapter that does not fit them.
+    /// Weights that cannot be read; an adapter that does not match them.
     pub fn checkpoint(&self, config: &ModelConfig) -> Result<Checkpoint> {
         Checkpoint::open_adapted(&self.dir, self.adapter_dir(), config)
     }
 
-    /// What is remarkable about its config, weights and adapter.
+    /// Remarks about the config, the weights and the adapter.
     ///
     /// # Errors
-    /// Weights that cannot be read, or that lack what the config asks for; an adapter that does not
-    /// fit.
+    /// Weights that cannot be read, or that lack a tensor of the config; an adapter that does not
+    /// match them.
     pub fn remarks(&self, config: &ModelConfig) -> Result<Vec<Remark>> {
         let checkpoint = self.checkpoint(config)?;
         let mut remarks = config.remarks.clone();
         if let Some(adapter) = self.adapter_dir() {
             let real = |dir: &Path| dir.canonicalize().ok();
             if real(adapter) == real(&self.dir) {
-                remarks.retain(|remark| remark.kind != "adapter"); // that it is not applied
+                // The config's remark that this directory's adapter is not applied no longer holds.
+                remarks.retain(|remark| remark.kind != "adapter");
             } else {
                 remarks.extend(adapter_text_remarks(adapter, &self.dir));
             }

@@ -9,7 +9,7 @@ use fathom_sinks::{
     read_detections, reclassify,
 };
 
-/// The sinks of a model's traces, to be counted.
+/// The sinks found in a model's traces: the input of the tables.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -20,11 +20,11 @@ use fathom_sinks::{
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
 /// let found = tables::Detections::of_run(&run, None, None)?;
 ///
-/// // A row a model: Table 1 and 2 of the paper.
+/// // Tables 1 and 2 of the paper, one row per model.
 /// let table = tables::sinks(std::slice::from_ref(&found));
 /// let markdown = table.render(Format::Markdown);
 /// assert!(markdown.contains("| planted |") && markdown.contains("Secondary sink count"));
-/// // Which tokens they are, their levels, and where they lie: Table 3, Figures 2 and 5 as numbers.
+/// // Their tokens, levels and positions: Table 3, and the numbers of Figures 2 and 5.
 /// let tokens = tables::tokens(std::slice::from_ref(&found), 3).to_json();
 /// assert_eq!(tokens.as_array().unwrap().len(), 3);
 /// assert!(tables::levels(std::slice::from_ref(&found)).render(Format::Csv).lines().count() > 2);
@@ -38,22 +38,22 @@ use fathom_sinks::{
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Detections {
-    /// What tables call the model.
+    /// The name of the model in tables.
     pub name: String,
-    /// Its rotary base, where that is known.
+    /// Its rotary base, if known.
     pub rope_base: Option<f64>,
-    /// The sinks, trace by trace.
+    /// The detections of each trace.
     pub traces: Vec<TraceDetection>,
 }
 
 impl Detections {
-    /// Those of a run, with the classes it gave them, or graded anew by the rules of `preset`; of
-    /// the phases its scan counted, or of `phases`.
+    /// The detections of a run, with their recorded classes or reclassified by the rules of
+    /// `preset`, in the phases chosen for its scan or in `phases`.
     ///
     /// # Errors
-    /// Detections that cannot be read; sinks that cannot be graded.
+    /// Detections that cannot be read; sinks that cannot be classified.
     pub fn of_run(
-        run: &fathom_sinks::Run,
+        run: &fathom_sinks::RunDir,
         preset: Option<Preset>,
         phases: Option<Phases>,
     ) -> Result<Detections> {
@@ -66,11 +66,12 @@ impl Detections {
         Ok(found.counting(phases.unwrap_or(run.manifest().options.phases)))
     }
 
-    /// Those of a file, in the published format or ours, graded by the rules of `preset`; `layers`:
-    /// how many the model has, where the file does not say. They are called by the file's name.
+    /// Reads detections from a file, in the published format or Fathom's, classified by the rules
+    /// of `preset`. `layers` is the number of layers of the model, if the file does not record it.
+    /// The name is that of the file.
     ///
     /// # Errors
-    /// A file that cannot be read; sinks that cannot be graded without the number of layers.
+    /// A file that cannot be read; sinks that cannot be classified without the number of layers.
     pub fn read(path: &Path, preset: Preset, layers: Option<usize>) -> Result<Detections> {
         let mut traces = read_detections(path)?;
         reclassify(path, &mut traces, preset, layers)?;
@@ -89,7 +90,7 @@ impl Detections {
     }
 }
 
-/// Table 1 and 2: a row a model, with the layers at which its secondary sinks start.
+/// Tables 1 and 2: one row per model, with the layers at which its secondary sinks start.
 pub fn sinks(models: &[Detections]) -> Table {
     let row = |model: &Detections| SinkRow::new(&model.name, model.rope_base, &model.traces);
     fathom_report::sink_table(&models.iter().map(row).collect::<Vec<_>>())
@@ -101,13 +102,13 @@ pub fn tokens(models: &[Detections], top: usize) -> Table {
     fathom_report::token_table(&models.iter().map(row).collect::<Vec<_>>(), top)
 }
 
-/// Figure 2 in numbers: first layer and lifetime of secondary sinks.
+/// The numbers of Figure 2: first layer and lifetime of secondary sinks.
 pub fn levels(models: &[Detections]) -> Table {
     let row = |model| (Detections::name(model), fathom_sinks::levels(model.secondary()));
     fathom_report::level_table(&models.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Figure 5 in numbers: where in the traces secondary sinks are.
+/// The numbers of Figure 5: positions of secondary sinks in the traces.
 pub fn positions(models: &[Detections]) -> Table {
     const BINS: usize = 20;
     let row = |model| {
@@ -122,7 +123,7 @@ impl Detections {
         &self.name
     }
 
-    /// Tokens of the longest trace.
+    /// The length of the longest trace in tokens.
     fn longest(&self) -> usize {
         self.traces.iter().map(|trace| trace.full_text_len).max().unwrap_or(0)
     }

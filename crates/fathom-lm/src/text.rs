@@ -1,4 +1,4 @@
-//! Text to token ids and back, by a checkpoint's own files.
+//! Encoding and decoding with a checkpoint's tokenizer and chat template.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,15 +8,14 @@ use fathom_model::{
     Result, TextEncoder, Tokenizer,
 };
 
-/// What a model is given: a text, a conversation, or the token ids themselves.
+/// The input of a model: a text, a conversation or token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// One text, which a chat template takes as a user message, or a conversation.
+    /// A text, which becomes one user message if there is a chat template, or a conversation.
     Prompt(PromptContent),
-    /// One text as it is, whatever the chat template: only the special tokens of bare text are
-    /// added.
+    /// A text that bypasses the chat template. The tokenizer adds its special tokens (BOS).
     Bare(String),
-    /// Token ids, as they are.
+    /// Token ids, used unchanged.
     Ids(Vec<u32>),
 }
 
@@ -62,25 +61,24 @@ impl From<&[u32]> for Input {
     }
 }
 
-/// The part of a checkpoint that turns text into ids. All of it may be absent: who gives ids needs
-/// none.
+/// The tokenizer and chat template of a checkpoint. Both may be absent; token ids need neither.
 #[derive(Default)]
 pub struct TextFiles {
-    /// `tokenizer.json` with the files beside it.
+    /// The tokenizer: `tokenizer.json` and the files that go with it.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// The chat template; `None` takes prompts as bare text.
+    /// The chat template. `None`: prompts are bare text.
     pub template: Option<ChatTemplate>,
-    /// What the user says about prompts.
+    /// The user's prompt options.
     pub options: PromptOptions,
-    /// Templates that are there and not read.
+    /// Remarks about templates in the checkpoint that are not read.
     unread: Vec<Remark>,
 }
 
 impl TextFiles {
-    /// Reads the tokenizer of `dir` and, unless `bare_text`, its chat template.
+    /// Reads the tokenizer in `dir` and, unless `bare_text`, the chat template.
     ///
     /// # Errors
-    /// Files that cannot be used; options that would have no effect on these.
+    /// Unusable files; options that would have no effect with these files.
     pub fn from_dir(dir: &Path, bare_text: bool, options: PromptOptions) -> Result<TextFiles> {
         let template = if bare_text { None } else { ChatTemplate::from_dir(dir)? };
         let unread = match (&template, bare_text) {
@@ -95,14 +93,14 @@ impl TextFiles {
         Ok(TextFiles { tokenizer: tokenizer.map(Arc::new), template, options, unread })
     }
 
-    /// What is remarkable about them.
+    /// Remarks about the files.
     pub fn remarks(&self) -> impl Iterator<Item = Remark> {
         let tokenizer = self.tokenizer.iter().flat_map(|tokenizer| tokenizer.remarks());
         let template = self.template.iter().flat_map(ChatTemplate::remarks);
         tokenizer.chain(template).chain(&self.unread).cloned()
     }
 
-    /// The encoder for a model with `vocab_size` embeddings.
+    /// The encoder for a model with a vocabulary of `vocab_size` ids.
     pub fn encoder(&self, vocab_size: usize) -> TextEncoder<'_> {
         TextEncoder {
             tokenizer: self.tokenizer.as_deref(),
@@ -112,12 +110,12 @@ impl TextFiles {
         }
     }
 
-    /// The ids of an input up to where the answer begins, each below `vocab_size`, with the system
-    /// message that was asked for.
+    /// The token ids of an input up to where the answer begins, each below `vocab_size`. The system
+    /// message of the options is included.
     ///
     /// # Errors
-    /// No tokenizer for a text, or no chat template for messages; a template that fails; ids a
-    /// model of `vocab_size` embeddings cannot be given.
+    /// No tokenizer for a text, or no chat template for messages; a template that fails; no ids, or
+    /// one outside the vocabulary.
     pub fn encode(&self, input: impl Into<Input>, vocab_size: usize) -> Result<Encoded> {
         let encoder = self.encoder(vocab_size);
         let encoded = match input.into() {
@@ -135,7 +133,7 @@ impl TextFiles {
         Ok(encoded)
     }
 
-    /// A prompt with the system message that was asked for, unless it has one.
+    /// Adds the system message of the options to a prompt that has none.
     pub(crate) fn with_system(&self, content: PromptContent) -> PromptContent {
         match &self.options.system {
             Some(system) => content.with_system(system),
@@ -146,17 +144,17 @@ impl TextFiles {
     /// The text of token ids, special tokens included.
     ///
     /// # Errors
-    /// No tokenizer, or one that cannot.
+    /// No tokenizer, or one that fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         match &self.tokenizer {
             Some(tokenizer) => tokenizer.decode(ids),
             None => Err(Error::Request(
-                "token ids cannot be made text: the model has no tokenizer.json".to_owned(),
+                "token ids cannot be decoded: the model has no tokenizer.json".to_owned(),
             )),
         }
     }
 
-    /// What one token id stands for, where there is a tokenizer.
+    /// The text of one token id, if there is a tokenizer.
     pub fn token_text(&self, id: u32) -> Option<String> {
         self.tokenizer.as_ref().map(|tokenizer| tokenizer.token_text(id))
     }

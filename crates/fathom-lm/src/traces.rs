@@ -1,4 +1,4 @@
-//! Traces as token ids, with what was remarkable about them: of a file, or in memory.
+//! Traces as token ids, read from a file or given in memory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,21 +12,21 @@ use serde_json::Value;
 
 use crate::model::ModelFiles;
 
-/// What a run says its traces' file was, where there was none.
+/// The file name that a run records for traces given in memory.
 pub(crate) const IN_MEMORY: &str = "(in memory)";
 
-/// How the rows of a data set are read.
+/// How the rows of a data set are read into traces.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
-    /// Where prompt and output are; otherwise in the fields of published data sets.
+    /// The fields that hold prompt and output. Default: the fields of published data sets.
     pub fields: RowFields,
-    /// Take so many traces.
+    /// Read the first `limit` traces only.
     pub limit: Option<usize>,
-    /// Pass over rows that cannot be read.
+    /// Skip rows that cannot be read instead of failing.
     pub skip_bad_lines: bool,
 }
 
-/// Traces as a model sees them: what it was asked and what it answered, as token ids.
+/// Traces as token ids: prompts with the model's answers.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -36,12 +36,12 @@ pub struct ReadOptions {
 /// fathom_lm::demo::plant(dir.path(), &Default::default())?;
 /// let model = Model::load(dir.path().display().to_string())?;
 ///
-/// // A JSONL, JSON or Parquet file, compressed or not; a directory or a pattern of such files.
+/// // A JSONL, JSON or Parquet file, compressed or not; a directory or a glob of such files.
 /// let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// assert_eq!(traces.len(), 6);
 /// assert!(traces.remarks().is_empty());
 ///
-/// // Rows as they would stand in a file, or ids.
+/// // Rows like those of a file, or token ids.
 /// let rows = [json!({ "prompt": "hello", "output": "hello there" })];
 /// let traces = Traces::from_rows(rows, &model)?;
 /// let trace = &traces.as_slice()[0];
@@ -56,26 +56,26 @@ pub struct ReadOptions {
 #[derive(Clone, Debug)]
 pub struct Traces {
     traces: Vec<TokenizedTrace>,
-    /// The file they are of; `None` in memory.
+    /// The file they were read from; `None` for traces given in memory.
     path: Option<PathBuf>,
     note: ReadNote,
     remarks: Vec<Remark>,
 }
 
 impl Traces {
-    /// All traces of a data set.
+    /// Reads all traces of a data set.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no traces; a row that is none, or that cannot become
-    /// ids.
+    /// A file that cannot be read or holds no traces; a row that is not a trace or cannot be
+    /// encoded.
     pub fn read(path: impl AsRef<Path>, model: &impl AsRef<ModelFiles>) -> Result<Traces> {
         Traces::read_with(path, model, &ReadOptions::default())
     }
 
-    /// The traces of a data set, as `options` says.
+    /// Reads traces of a data set with options.
     ///
     /// # Errors
-    /// As [`Traces::read`], except for rows that are to be passed over.
+    /// As [`Traces::read`], except for rows that the options skip.
     pub fn read_with(
         path: impl AsRef<Path>,
         model: &impl AsRef<ModelFiles>,
@@ -105,17 +105,17 @@ impl Traces {
         if traces.is_empty() {
             return Err(Error::file(path, "holds no traces"));
         }
-        remarks.extend(of_other_writers(path, reader.writers(), files)?);
+        remarks.extend(other_model_remarks(path, reader.writers(), files)?);
         let note =
             ReadNote { fields: reader.shapes().clone(), skipped, ..note(&traces, fields.clone()) };
         Ok(Traces { traces, path: Some(path.to_owned()), note, remarks: remarks.into_vec() })
     }
 
-    /// One trace of a data set, counted from 0, or from -1 at the end. The others are read, but not
-    /// tokenised.
+    /// Reads one trace of a data set. `index` counts from 0, or from -1 at the end. Other traces
+    /// are parsed but not tokenized.
     ///
     /// # Errors
-    /// As [`Traces::read`]; fewer traces than that.
+    /// As [`Traces::read`]; an index out of range.
     pub fn read_one(
         path: impl AsRef<Path>,
         model: &impl AsRef<ModelFiles>,
@@ -134,20 +134,20 @@ impl Traces {
         if let Some(before) = index.checked_sub(1) {
             reader.nth(before);
         }
-        reader.forget(); // what was remarkable about the rows before
+        reader.forget(); // remarks about the rows before this one
         let mut remarks = Remarks::new();
         let trace = tokenize(reader.next().ok_or_else(absent)??, files, &mut remarks)?;
         remarks.extend(reader.remarks().iter().cloned());
-        remarks.extend(of_other_writers(path, reader.writers(), files)?);
+        remarks.extend(other_model_remarks(path, reader.writers(), files)?);
         let traces = vec![trace];
         let note = note(&traces, fields.clone());
         Ok(Traces { traces, path: Some(path.to_owned()), note, remarks: remarks.into_vec() })
     }
 
-    /// Rows as they would stand in a file, a JSON object each.
+    /// Traces from rows like those of a file, one JSON object each.
     ///
     /// # Errors
-    /// No rows; a row that is no trace, or that cannot become ids.
+    /// No rows; a row that is not a trace or cannot be encoded.
     pub fn from_rows(
         rows: impl IntoIterator<Item = Value>,
         model: &impl AsRef<ModelFiles>,
@@ -161,10 +161,10 @@ impl Traces {
         Traces::in_memory(traces, model.as_ref(), remarks)
     }
 
-    /// Traces of token ids.
+    /// Traces from token ids.
     ///
     /// # Errors
-    /// No traces; one without ids, with two leading BOS, or with an id outside the vocabulary.
+    /// No traces; a trace without ids, with two leading BOS, or with an id outside the vocabulary.
     pub fn from_ids(
         traces: impl IntoIterator<Item = Vec<u32>>,
         model: &impl AsRef<ModelFiles>,
@@ -190,46 +190,46 @@ impl Traces {
         Ok(Traces { traces, path: None, note, remarks: remarks.into_vec() })
     }
 
-    /// How many there are; at least one.
+    /// The number of traces, at least one.
     pub fn len(&self) -> usize {
         self.traces.len()
     }
 
-    /// Whether there are none, which cannot be.
+    /// Always `false`: there is at least one trace.
     pub fn is_empty(&self) -> bool {
         self.traces.is_empty()
     }
 
-    /// The traces.
+    /// Iterates over the traces.
     pub fn iter(&self) -> impl Iterator<Item = &TokenizedTrace> {
         self.traces.iter()
     }
 
-    /// The traces.
+    /// The traces as a slice.
     pub fn as_slice(&self) -> &[TokenizedTrace] {
         &self.traces
     }
 
-    /// From which fields rows were read, and what was passed over.
+    /// How the rows were read: the fields used and the rows skipped.
     pub fn note(&self) -> &ReadNote {
         &self.note
     }
 
-    /// What was ignored, repaired or is doubtful about the rows, the first of each kind with a
-    /// count.
+    /// Remarks: what was ignored, repaired or is doubtful in the rows. Each kind appears once, with
+    /// its first occurrence and a count.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }
 
-    /// Whether they came from standard input, and are gone.
+    /// Whether they came from standard input and cannot be read again.
     pub(crate) fn are_piped(&self) -> Result<bool> {
         self.path.as_deref().map_or(Ok(false), is_piped)
     }
 
-    /// What a run says of them.
+    /// The traces' entry in a run's manifest.
     ///
     /// # Errors
-    /// The file cannot be read any more.
+    /// The file can no longer be read.
     pub(crate) fn to_note(&self) -> Result<TracesNote> {
         let note = match &self.path {
             Some(path) => TracesNote::new(path)?,
@@ -244,10 +244,10 @@ impl Traces {
     }
 }
 
-/// Whether a path stands for standard input: what is read of it is gone afterwards.
+/// Whether a path stands for standard input, which can be read only once.
 ///
 /// # Errors
-/// A pattern or directory that holds no data files.
+/// A glob or directory without data files.
 pub fn is_piped(path: &Path) -> Result<bool> {
     Ok(data_files(path)?.is_none())
 }
@@ -273,18 +273,18 @@ fn tokenize(trace: Trace, files: &ModelFiles, remarks: &mut Remarks) -> Result<T
     Ok(trace)
 }
 
-/// Remarks on ids that another model than this one wrote: they may mean something else here.
-fn of_other_writers(path: &Path, writers: &[Writer], files: &ModelFiles) -> Result<Vec<Remark>> {
+/// Remarks about token ids generated by a different model: its tokenizer may differ.
+fn other_model_remarks(path: &Path, writers: &[Writer], files: &ModelFiles) -> Result<Vec<Remark>> {
     if writers.is_empty() {
-        return Ok(Vec::new()); // the weights need not be looked at
+        return Ok(Vec::new()); // saves hashing the weights
     }
     let here = files.source().checkpoint(files.config())?.fingerprint();
     let others = writers.iter().filter(|writer| writer.weights != here);
     Ok(others
         .map(|writer| {
             let text = format!(
-                "the ids were written by `{}`, another model than this one; they stand for the same text \
-                 only where both have the same tokenizer",
+                "the ids were written by `{}`, another model than this one; they stand for the \
+                 same text only if both have the same tokenizer",
                 writer.model
             );
             let remark = Remark::line("ids-of-another-model", path, writer.line, text);

@@ -1,4 +1,4 @@
-//! `--adapter` from outside: base and tuned side by side, and what a run remembers of its adapter.
+//! `--adapter` on the command line: runs of a base model and of a tuned one.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A directory for adapters and what is made with them.
+/// A directory for adapters and results.
 struct Place(TempDir);
 
 impl Place {
@@ -24,8 +24,8 @@ impl Place {
         self.0.path().join(name).display().to_string()
     }
 
-    /// Writes an adapter called `name`: its config beside what every config has, and tensors
-    /// without PEFT's prefix.
+    /// Writes an adapter called `name`: `fields` are added to a minimal config; names of `tensors`
+    /// are without PEFT's prefix.
     fn adapter(&self, name: &str, fields: &Value, tensors: &[(String, Vec<usize>, f32)]) -> String {
         let dir = self.0.path().join(name);
         fs::create_dir_all(&dir).unwrap();
@@ -38,7 +38,7 @@ impl Place {
         });
         config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
-        // Numbers of both signs about the given size.
+        // Numbers of both signs with magnitudes up to `size`.
         let number = |size: f32, i: usize| size * ((i * 7919 % 13) as f32 / 6.0 - 1.0);
         let bytes: Vec<(String, &Vec<usize>, Vec<u8>)> = tensors
             .iter()
@@ -61,7 +61,7 @@ fn planted() -> String {
     fixture("planted/basic").display().to_string()
 }
 
-/// An adapter of the planted model, whose MLPs write nothing any more: no sink forms.
+/// An adapter for the planted model that zeroes its MLP outputs: no sink forms.
 fn no_mlp(place: &Place) -> String {
     let down = |l| (format!("model.layers.{l}.mlp.down_proj.weight"), vec![96, 40], 0.0);
     let fields = json!({ "modules_to_save": ["down_proj"] });
@@ -71,7 +71,7 @@ fn no_mlp(place: &Place) -> String {
     place.adapter("no-mlp", &fields, &tensors)
 }
 
-/// A tensor of layer 0's queries.
+/// A tensor of the query projection of layer 0.
 fn query(part: &str, shape: [usize; 2], size: f32) -> Option<(String, Vec<usize>, f32)> {
     Some((format!("model.layers.0.self_attn.q_proj.{part}.weight"), shape.to_vec(), size))
 }
@@ -99,7 +99,7 @@ fn manifest(place: &Place, run: &str) -> Value {
 }
 
 #[test]
-fn base_and_tuned_stand_side_by_side() {
+fn base_and_tuned_runs_are_distinguished() {
     let place = Place::new();
     let adapter = no_mlp(&place);
     scan_succeeds(&place, "base", &[]);
@@ -128,7 +128,7 @@ fn base_and_tuned_stand_side_by_side() {
         .collect();
     assert_eq!(names, [planted().as_str(), &format!("{} + no-mlp", planted())]);
 
-    // The run goes on with its own adapter only, wherever that lies.
+    // The run can be resumed only with its own adapter, which may have moved.
     let moved = place.path("moved");
     fs::rename(&adapter, &moved).unwrap();
     scan_succeeds(&place, "tuned", &["--resume", "--adapter", &moved]);
@@ -141,7 +141,7 @@ fn base_and_tuned_stand_side_by_side() {
 #[test]
 fn an_explanation_takes_the_runs_adapter() {
     let place = Place::new();
-    // So small that the sinks stay.
+    // Small enough that the sinks remain.
     let tensors: Vec<_> =
         query("lora_A", [1, 96], 0.1).into_iter().chain(query("lora_B", [96, 1], 0.1)).collect();
     let adapter = place.adapter("small", &json!({}), &tensors);
@@ -190,7 +190,7 @@ fn a_capture_is_of_the_merged_model() {
     assert!(error <= 1e-5 * largest, "{error} of {largest}");
 }
 
-/// An adapter of the small trained target that changes its text.
+/// An adapter for the small trained target that changes its text.
 fn of_target(place: &Place) -> String {
     let tensors: Vec<_> =
         query("lora_A", [1, 128], 0.5).into_iter().chain(query("lora_B", [128, 1], 0.5)).collect();
@@ -218,7 +218,7 @@ fn generated_lines_name_the_adapter() {
     assert_eq!(tuned[0]["model"], format!("{target} + tuned"));
     assert_ne!(base[0]["weights"], tuned[0]["weights"]);
     assert_ne!(base[0]["output"], tuned[0]["output"]);
-    // The text is the merged target's, however it is decoded and whatever drafts.
+    // The text is that of the merged target, in every decoding mode.
     assert_eq!(lines(&["--adapter", &adapter, "--mode", "ar"]), tuned);
     assert_eq!(lines(&["--adapter", &adapter, "--mode", "sd"]), tuned);
     let no_draft = ["generate", "--target", &target, "--prompt", "a", "--draft-adapter", &adapter];
@@ -228,7 +228,7 @@ fn generated_lines_name_the_adapter() {
 }
 
 #[test]
-fn a_draft_has_an_adapter_of_its_own() {
+fn a_draft_can_have_its_own_adapter() {
     let place = Place::new();
     let adapter = of_target(&place);
     let model = fixture("models/draft").display().to_string();
@@ -243,7 +243,7 @@ fn a_draft_has_an_adapter_of_its_own() {
     let (text, mat) = generate(&[]);
     let (same, of_equal) = generate(&["--draft-adapter", &adapter]);
     assert_eq!(text, same);
-    // A draft that is the target is never wrong.
+    // A draft equal to the target is always accepted.
     assert!(of_equal > mat, "{of_equal} {mat}");
 }
 
@@ -278,7 +278,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
     let dora = place.adapter("dora", &json!({ "use_dora": true }), &wide);
     assert_refused(&scan(&place, "run", &["--adapter", &dora]), &["`use_dora` is true: DoRA"]);
     let nowhere = scan(&place, "run", &["--adapter", "no/such"]);
-    assert_refused(&nowhere, &["--adapter: ", "no/such"]);
+    assert_refused(&nowhere, &["adapter: ", "no/such"]);
     let model = scan(&place, "run", &["--adapter", &planted()]);
     assert_refused(
         &model,
@@ -288,7 +288,7 @@ fn adapters_that_do_not_fit_are_refused_before_anything_is_written() {
 }
 
 #[test]
-fn what_an_adapter_says_about_text_is_not_used_and_said() {
+fn an_adapters_tokenizer_and_template_are_not_used_and_reported() {
     let place = Place::new();
     let adapter = of_target(&place);
     let base = fixture("models/draft");
@@ -318,7 +318,8 @@ fn what_an_adapter_says_about_text_is_not_used_and_said() {
     fs::write(Path::new(&adapter).join("chat_template.jinja"), "{{ messages }}").unwrap();
     let other = stderr(&adapter);
     for said in [
-        "tokenizer.json: names 1 of its tokens otherwise than the base's, which is used; the first is",
+        "tokenizer.json: names 1 of its tokens differently from the base's, which is used; \
+         the first is",
         "`<|new|>` here and none there",
         "chat_template.jinja: is another chat template than the base's, which is used",
     ] {

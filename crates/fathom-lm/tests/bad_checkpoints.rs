@@ -1,4 +1,4 @@
-//! Checkpoints that cannot be used: each is refused in one sentence that names file and field.
+//! Unusable checkpoints: each is refused in one sentence that names file and field.
 
 #![allow(clippy::unwrap_used)]
 
@@ -54,7 +54,7 @@ fn overlapping_and_out_of_range_offsets() {
         checkpoint.scan_is_refused(&[WEIGHTS]);
     };
     let size = 96 * 40 * 2;
-    spoil(json!([0, size])); // where lm_head lies
+    spoil(json!([0, size])); // overlaps lm_head
     spoil(json!([original.len(), original.len() + size]));
     spoil(json!([u64::MAX - 1, u64::MAX]));
     spoil(json!([size, 0]));
@@ -155,7 +155,7 @@ fn no_weights_at_all() {
     checkpoint.scan_is_refused(&[WEIGHTS]);
 }
 
-/// (`config.json` field, its new value or none, what the message must name)
+/// (`config.json` field, its new value or `None`, parts of the message)
 type Spoilt = (&'static str, Option<Value>, &'static [&'static str]);
 
 #[test]
@@ -220,7 +220,7 @@ fn a_model_that_is_nowhere() {
     }
 }
 
-/// A pipe where a file should be would block whoever opens it.
+/// Opening a named pipe in place of a file would block.
 #[cfg(unix)]
 #[test]
 fn pipes_in_place_of_files_do_not_hang() {
@@ -243,7 +243,7 @@ fn with_tokenizer() -> Checkpoint {
     checkpoint
 }
 
-/// What it consists of.
+/// The files of [`with_tokenizer`].
 const FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -253,7 +253,7 @@ const FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// `git clone` without Git LFS leaves pointers.
+/// `git clone` without Git LFS leaves pointer files.
 #[test]
 fn git_lfs_pointers_in_place_of_any_file() {
     for name in FILES {
@@ -312,7 +312,7 @@ fn tensor_names_of_a_part_and_of_an_adapter() {
         .scan_is_refused(&["is missing; the file has `language_model.model.embed_tokens.weight`"]);
     rename(&|name| name.replace("up_proj.", "up_proj.base_layer."));
     checkpoint.scan_is_refused(&["up_proj.base_layer.weight`", "an adapter that is not merged"]);
-    // A prefix that all share is no obstacle.
+    // A prefix shared by all names is accepted.
     rename(&|name| format!("_orig_mod.{name}"));
     checkpoint.scan_succeeds(&[]);
 }

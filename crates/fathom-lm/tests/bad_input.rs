@@ -1,5 +1,5 @@
-//! Traces, templates, output places and arguments that cannot be used: one sentence each, exit code
-//! 2, and nothing that was there before is written over.
+//! Unusable traces, templates, output paths and arguments: one sentence each, exit code 2, and no
+//! existing file is overwritten.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use std::process::Command;
 use common::{Checkpoint, assert_refused, contents, fathom, succeed};
 use tempfile::TempDir;
 
-/// The planted model with a tokenizer and a template that `fathom plant` writes, and a text trace.
+/// A planted model with tokenizer and chat template, and a trace of text.
 fn with_tokenizer() -> (TempDir, Checkpoint) {
     let dir = tempfile::tempdir().unwrap();
     let planted = dir.path().join("planted");
@@ -95,13 +95,14 @@ fn a_tokenizer_that_is_none() {
 fn templates_that_never_end() {
     let (_dir, checkpoint) = with_tokenizer();
     for template in [
-        "{% for i in range(10000) %}{% for j in range(10000) %}{% for k in range(10000) %}{% endfor %}\
-         {% endfor %}{% endfor %}",
+        "{% for i in range(10000) %}{% for j in range(10000) %}{% for k in range(10000) %}\
+         {% endfor %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
         "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(0) }}",
         "{% for i in range(1000000000) %}x{% endfor %}",
         "{{ 'x' * 1000000000000 }}",
-        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}\
+         {% endfor %}{{ ns.s }}",
     ] {
         checkpoint.write("chat_template.jinja", template);
         checkpoint.scan_is_refused(&["chat_template.jinja"]);
@@ -130,7 +131,7 @@ fn two_leading_bos() {
     checkpoint.scan_is_refused(&["line 1", "BOS"]);
 }
 
-/// What stands in an output directory before a scan stands there after it was refused.
+/// A refused scan does not change its output directory.
 #[test]
 fn an_output_directory_with_something_in_it() {
     let checkpoint = Checkpoint::planted();
@@ -138,13 +139,13 @@ fn an_output_directory_with_something_in_it() {
     let before = contents(&checkpoint.run_dir());
     assert!(!before.is_empty());
 
-    // The same again, without --resume.
+    // The same scan, without --resume.
     let output = checkpoint.scan().output().unwrap();
     assert_refused(&output, &["run", "--resume"]);
-    // Other options, with it.
+    // Other options, with --resume.
     let output = checkpoint.scan().args(["--resume", "--threshold", "0.9"]).output().unwrap();
     assert_refused(&output, &["run.json", "threshold"]);
-    // Another config, with it.
+    // Another config, with --resume.
     checkpoint.edit_config(|config| drop(config.insert("comment".to_owned(), "new".into())));
     let output = checkpoint.scan().arg("--resume").output().unwrap();
     assert_refused(&output, &["run.json", "config"]);
@@ -167,7 +168,7 @@ fn an_output_directory_that_is_no_run() {
     assert_eq!(fs::read(checkpoint.run_dir()).unwrap(), b"a file");
 }
 
-/// A file size limit stands in for a full disk: the same failing `write`, and no privileges needed.
+/// A file size limit simulates a full disk: `write` fails in the same way, without privileges.
 #[cfg(unix)]
 #[test]
 fn a_disk_that_is_full() {
@@ -178,7 +179,7 @@ fn a_disk_that_is_full() {
     limited.arg(scan.get_program()).args(scan.get_args()).env("RUST_BACKTRACE", "0");
     let output = limited.output().unwrap();
     assert_refused(&output, &["run", "cannot be written"]);
-    // What was written is good: with room, the run goes on and ends like an undisturbed one.
+    // The part that was written is valid: the run can be resumed and ends with the same bytes.
     checkpoint.scan_succeeds(&["--resume"]);
     let resumed = contents(&checkpoint.run_dir());
     fs::remove_dir_all(checkpoint.run_dir()).unwrap();
@@ -199,7 +200,7 @@ fn standard_output_that_is_full_or_closed() {
     let output = table().stdout(full).output().unwrap();
     assert_refused(&output, &["standard output"]);
 
-    // `fathom table … | true`: whoever reads has seen enough.
+    // `fathom table … | true`: the reader closes the pipe.
     let mut child = table().stdout(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
@@ -274,8 +275,8 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// The command as a user whom permissions concern: root, who may read everything, becomes nobody,
-/// and runs a copy of the binary in `copies`, a new directory.
+/// The command as a user that file permissions apply to. Root, who may read everything, switches to
+/// `nobody` and runs a copy of the binary in `copies`, a new directory.
 #[cfg(unix)]
 fn unprivileged(command: &Command, copies: &Path) -> Command {
     use std::os::unix::fs::MetadataExt;
@@ -285,8 +286,8 @@ fn unprivileged(command: &Command, copies: &Path) -> Command {
     if fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
         set_mode(copies, 0o755);
         let copy = copies.join("fathom");
-        // By another process: a file that this one has open for writing could not be run by a
-        // thread that forks at that moment.
+        // Copied by another process: if this one had the file open for writing while another test
+        // thread forks, running it would fail with "text file busy".
         let copied = Command::new("cp").arg(command.get_program()).arg(&copy).status().unwrap();
         assert!(copied.success());
         unprivileged = Command::new(copy);

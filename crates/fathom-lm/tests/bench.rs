@@ -1,4 +1,4 @@
-//! `fathom bench` on the trained pair of the fixtures: the published columns, equal texts, both
+//! `fathom bench` on the trained pair of the fixtures: published columns, equal texts, both
 //! accountings.
 
 #![allow(clippy::unwrap_used)]
@@ -103,8 +103,7 @@ fn the_natural_protocol_gives_every_mode_the_same_tokens() {
     }
 }
 
-/// A draft with a shorter context leaves no prompt out; what it does not reach is decoded without
-/// it.
+/// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a draft.
 #[test]
 fn a_draft_with_a_shorter_context() {
     let short = Checkpoint::copy_of_dir(&fixture("models/draft-weak"));

@@ -1,7 +1,7 @@
-//! The report in a browser, as a person uses it: driven through chromedriver.
+//! The report in a browser, driven through chromedriver.
 //!
-//! Ignored where it is not asked for, since not every machine has a browser; `check.sh` asks for it
-//! wherever there is one, and says so where there is none.
+//! Ignored by default, since not every machine has a browser. `check.sh` runs it if there is one,
+//! and prints that it skips it otherwise.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{Checkpoint, succeed};
 use serde_json::{Value, json};
 
-/// A browser. Dropping it closes it.
+/// A browser session, closed when dropped.
 struct Browser {
     driver: Child,
     port: u16,
@@ -23,7 +23,7 @@ struct Browser {
 }
 
 impl Browser {
-    /// Opens a window of `width` by `height`; below 500 as a phone.
+    /// Opens a window of `width` by `height` pixels. A width below 500 emulates a phone.
     fn new(width: u32, height: u32) -> Browser {
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
@@ -58,7 +58,7 @@ impl Browser {
         browser
     }
 
-    /// A WebDriver command of the session; the `value` of the answer.
+    /// Sends a WebDriver command of the session; returns the `value` of the response.
     fn request(&self, method: &str, path: &str, body: &Value) -> Value {
         let path = match self.session.as_str() {
             "" => "/session".to_owned(),
@@ -129,7 +129,7 @@ impl Browser {
         self.request("POST", &format!("/element/{id}/click"), &json!({}));
     }
 
-    /// Points at an element: with the mouse, or with a finger.
+    /// Points at an element with the mouse, or touches it.
     fn point(&self, selector: &str, finger: bool) {
         self.show(selector);
         let origin = self.element(selector);
@@ -141,7 +141,8 @@ impl Browser {
         }
         let kind = if finger { "touch" } else { "mouse" };
         let pointer = json!({
-            "type": "pointer", "id": kind, "parameters": { "pointerType": kind }, "actions": actions,
+            "type": "pointer", "id": kind, "parameters": { "pointerType": kind },
+            "actions": actions,
         });
         self.request("POST", "/actions", &json!({ "actions": [pointer] }));
     }
@@ -165,7 +166,7 @@ impl Browser {
         }
     }
 
-    /// Scrolls an element into the middle, and waits until it stays there.
+    /// Scrolls an element into the middle and waits until it stops moving.
     fn show(&self, selector: &str) {
         let script = format!(
             "(e => {{ e.scrollIntoView({{block: 'center', behavior: 'instant'}}); \
@@ -175,8 +176,8 @@ impl Browser {
         self.until(&script);
     }
 
-    /// What the page complained about.
-    fn complaints(&self) -> Vec<String> {
+    /// The messages on the browser's console.
+    fn console(&self) -> Vec<String> {
         let log = self.request("POST", "/se/log", &json!({ "type": "browser" }));
         log.as_array().unwrap().iter().map(|entry| entry["message"].to_string()).collect()
     }
@@ -184,13 +185,14 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Also after a failure, or Chromium would outlive the test; nothing here may panic then.
+        // Runs after a failed test too, so that Chromium does not outlive it. It must not panic.
         if let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) {
             let (port, session) = (self.port, &self.session);
             let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
             let _ = write!(
                 stream,
-                "DELETE /session/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+                "DELETE /session/{session} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\
+                 Connection: close\r\n\r\n"
             );
             let _ = stream.read_to_end(&mut Vec::new());
         }
@@ -227,11 +229,11 @@ fn a_person_can_use_the_report() {
     for (width, height) in [(1280, 900), (390, 800)] {
         let browser = Browser::new(width, height);
         browser.open(page.as_ref());
-        // Nothing sticks out sideways.
+        // The page does not scroll sideways.
         let wide = browser.eval("[document.documentElement.scrollWidth, innerWidth]");
         assert!(wide[0].as_u64() <= wide[1].as_u64(), "at {width}: {wide}");
 
-        // A mark says its value under the pointer, and to the keyboard.
+        // A mark shows its value under the pointer and for the keyboard.
         browser.point_until(
             "#r0-fig1-norms .panel svg [data-s='0'] .p",
             width < 500,
@@ -241,12 +243,13 @@ fn a_person_can_use_the_report() {
         assert!(tip.as_str().unwrap().contains("norm "), "{tip}");
         browser.eval("document.querySelector('#r0-fig3-stages .panel svg').focus()");
         browser.eval(
-            "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}))",
+            "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', \
+             {key: 'ArrowRight', bubbles: true}))",
         );
         let tip = browser.eval("document.getElementById('tip').textContent");
         assert!(tip.as_str().unwrap().contains("mlp_in"), "{tip}");
 
-        // A series goes and comes back.
+        // The legend hides and shows a series.
         let shown = "[...document.querySelectorAll('#r0-fig1-norms .panel [data-s=\"0\"]')].every(\
                      g => g.getBoundingClientRect().width > 0)";
         assert_eq!(browser.eval(shown), true);
@@ -255,7 +258,7 @@ fn a_person_can_use_the_report() {
         browser.click("#r0-fig1-norms .legend [data-s='0']");
         assert_eq!(browser.eval(shown), true);
 
-        // The slider moves the dots of every site and says which layer it is.
+        // The slider moves the dots of every site and shows its layer.
         let place = "document.querySelector('#r0-fig6-clusters .p').getAttribute('transform')";
         let before = browser.eval(place);
         browser.eval(
@@ -268,13 +271,13 @@ fn a_person_can_use_the_report() {
             "layer 0"
         );
 
-        // Enlarged, and closed again.
+        // A figure can be enlarged and closed.
         browser.click("#r0-fig4-effect .zoom");
         assert_eq!(browser.eval("document.querySelector('dialog').open"), true);
         browser.click("dialog .row button:last-child");
         assert_eq!(browser.eval("document.querySelector('dialog').open"), false);
 
-        // From a level's square to its card, from an example there to its place in the text.
+        // A level's square links to its card, and an example there to its position in the text.
         let href = browser.eval("document.querySelector('#r0-fig2-levels a').getAttribute('href')");
         browser.eval(
             "location.hash = document.querySelector('#r0-fig2-levels a').getAttribute('href')",
@@ -287,22 +290,23 @@ fn a_person_can_use_the_report() {
         browser.until("document.querySelector('.text .now') !== null");
         let position = target.as_str().unwrap().rsplit("-p").next().unwrap().to_owned();
         browser.until(&format!(
-            "(n => n && n.dataset.p === {position:?} && n.classList.contains('secondary') && (b => {{ \
-             const t = document.querySelector('.text').getBoundingClientRect(); \
+            "(n => n && n.dataset.p === {position:?} && n.classList.contains('secondary') && \
+             (b => {{ const t = document.querySelector('.text').getBoundingClientRect(); \
              return b.top >= t.top && b.bottom <= t.bottom; }})(n.getBoundingClientRect()))(\
              document.querySelector('.text .now'))"
         ));
-        // On to the next sink.
+        // The next sink.
         browser.click(".reader .next");
         browser.until(&format!(
-            "(n => n !== null && n.dataset.p !== {position:?})(document.querySelector('.text .now'))"
+            "(n => n !== null && n.dataset.p !== {position:?})\
+             (document.querySelector('.text .now'))"
         ));
-        // Shading needs an element a token, for the blocks in sight alone.
+        // Shading creates one element per token, for visible blocks only.
         browser.click(".reader .heat");
         browser.until("document.querySelectorAll('.text span[data-p]').length > 50");
 
         let wide = browser.eval("[document.documentElement.scrollWidth, innerWidth]");
         assert!(wide[0].as_u64() <= wide[1].as_u64(), "at {width}: {wide}");
-        assert_eq!(browser.complaints(), Vec::<String>::new(), "at {width}");
+        assert_eq!(browser.console(), Vec::<String>::new(), "at {width}");
     }
 }

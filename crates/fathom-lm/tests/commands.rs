@@ -1,4 +1,4 @@
-//! What each command does when all is well, against truths and references we did not compute.
+//! Each command on good input, compared with planted truths and external references.
 
 #![allow(clippy::unwrap_used)]
 
@@ -103,7 +103,7 @@ fn capture_holds_what_transformers_computed() {
         }
     }
 
-    // What is there stays there.
+    // An existing file is not overwritten.
     let before = fs::read(&out).unwrap();
     common::assert_refused(&capture.output().unwrap(), &["captured.safetensors", "exists"]);
     assert_eq!(fs::read(&out).unwrap(), before);
@@ -347,7 +347,7 @@ fn doctor_and_bench_engine_relate_a_model_to_the_machine() {
     assert_eq!(batches[0]["times_first"], 1.0);
 }
 
-/// Nothing on standard error but errors with `--quiet`, and no bars where it is not a terminal.
+/// With `--quiet`, only errors go to standard error. Without a terminal there are no bars.
 #[test]
 fn standard_error_is_quiet() {
     let checkpoint = Checkpoint::planted();
@@ -356,7 +356,7 @@ fn standard_error_is_quiet() {
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Every command explains itself, with an example.
+/// The help of every command has an example.
 #[test]
 fn help_teaches() {
     let commands = [
@@ -365,12 +365,15 @@ fn help_teaches() {
         "table",
         "capture",
         "explain",
+        "report",
         "generate",
         "bench",
         "simulate",
         "plant",
         "doctor",
         "bench-engine",
+        "completions",
+        "man",
     ];
     for command in commands {
         let help = succeed(&[command, "--help"]);

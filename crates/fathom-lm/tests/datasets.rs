@@ -1,5 +1,4 @@
-//! Data sets as they lie about, on the command line: kinds of files, shapes, rows that cannot be
-//! read, and runs that grow.
+//! Data sets on the command line: file formats, row formats, unreadable rows, and runs that grow.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,7 +28,7 @@ impl Planted {
         output
     }
 
-    /// All of a run but its manifest.
+    /// The files of a run without its manifest.
     fn results(&self, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
         let files = contents(&self.path(run)).into_iter();
         files.filter(|(path, _)| path != Path::new("run.json")).collect()
@@ -118,7 +117,7 @@ fn a_run_grows_with_its_limit_and_with_its_file() {
     planted.scan(&more, "run", &["--resume"]);
     assert_eq!(contents(&planted.path("run")), before);
 
-    // What was done must still be there, and no less may be asked for.
+    // Changed rows, or a smaller limit, cannot be resumed.
     let changed = planted.write("traces.jsonl", lines(1..9));
     let output = planted.command(&changed, "run", &["--resume"]).output().unwrap();
     assert_refused(&output, &["run.json", "cannot be resumed"]);
@@ -128,7 +127,7 @@ fn a_run_grows_with_its_limit_and_with_its_file() {
     assert_eq!(contents(&planted.path("run")), before);
 }
 
-/// Killed while it grows, at any trace.
+/// A run that is killed while it grows can be resumed.
 #[test]
 fn a_run_killed_while_it_grows() {
     let planted = Planted::new();
@@ -162,7 +161,7 @@ fn rows_that_cannot_be_read_are_passed_over_when_asked() {
     assert!(skipped["lines"][1].as_str().unwrap().contains("line 3: has `prompt` but no `output`"));
     planted.write("clean.jsonl", lines(0..2));
     planted.scan(&traces, "run", &["--skip-bad-lines", "--resume"]);
-    // An explanation passes over the same rows.
+    // An explanation skips the same rows.
     succeed(&["explain", planted.path("run").to_str().unwrap(), "--entropy", "--threads", "1"]);
     let nothing = planted.write("nothing.jsonl", "nonsense\n");
     let output = planted.command(&nothing, "none", &["--skip-bad-lines"]).output().unwrap();

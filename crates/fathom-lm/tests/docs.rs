@@ -1,4 +1,4 @@
-//! What the documents name exists: files where they say, commands and options as they write them.
+//! The files, links, commands and options named in the documents exist.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,7 +17,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap()
 }
 
-/// `a/{b,c}.rs` is `a/b.rs` and `a/c.rs`.
+/// Expands `a/{b,c}.rs` to `a/b.rs` and `a/c.rs`.
 fn expand(path: &str) -> Vec<String> {
     match (path.find('{'), path.find('}')) {
         (Some(open), Some(close)) => path[open + 1..close]

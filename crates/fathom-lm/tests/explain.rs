@@ -1,4 +1,4 @@
-//! `fathom explain` and `fathom capture --edit`, from outside.
+//! `fathom explain` and `fathom capture --edit` on the command line.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -12,7 +12,7 @@ use common::{Checkpoint, assert_refused, contents, fathom, fixture, run, succeed
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A run of the planted model with its traces, all of it copies.
+/// A run of the planted model, with copies of the model and its traces.
 struct Scanned {
     dir: TempDir,
     model: Checkpoint,
@@ -61,7 +61,7 @@ fn every_analysis_is_stored_and_kept() {
         assert_eq!(stored["options"]["max_sinks"], 6);
     }
     assert!(printed["findings"]["suppress"].as_str().unwrap().contains("clamped"));
-    // Nothing is left to do: the model is not even looked for.
+    // All results are stored, so the model and traces are not needed.
     fs::remove_file(scanned.path("traces.jsonl")).unwrap();
     let again = succeed(&["explain", &run_dir, "--max-sinks", "6", "--quiet"]);
     assert_eq!(again.lines().count(), 16, "a file and a sentence each");
@@ -88,7 +88,7 @@ fn what_is_gone_or_changed_is_named() {
 
     fs::rename(scanned.model.path(), scanned.path("moved")).unwrap();
     assert_refused(&explain(&[]), &["the run's model is not here", "with `--model`"]);
-    // What the scan measured is explained without a model.
+    // An analysis of the scan's own results needs no model.
     succeed(&["explain", &run_dir, "--effect", "--quiet"]);
 
     let half = scanned.path("half");
@@ -138,7 +138,7 @@ fn weights_that_have_changed_since_are_refused() {
     assert_refused(&explained, &["its weights differ from those of", "run.json"]);
 }
 
-/// One trace without any sink, all analyses: nothing to explain is an answer.
+/// All analyses have a result for a run of one trace without sinks.
 #[test]
 fn a_run_of_one_trace_without_sinks_says_so() {
     let model = Checkpoint::planted();
@@ -156,7 +156,7 @@ fn a_run_of_one_trace_without_sinks_says_so() {
     }
 }
 
-/// Everything in `explain/`.
+/// The files in `explain/`.
 fn explained(run_dir: &str) -> BTreeMap<PathBuf, Vec<u8>> {
     contents(&Path::new(run_dir).join("explain"))
 }
@@ -178,8 +178,8 @@ fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
     let dir = Path::new(&run_dir).join("explain");
     let parts = || fs::read_dir(dir.join("parts")).map_or(0, |files| files.count());
     let mut cut_short = 0;
-    // As soon as there are so many parts: within the first trace's, between traces, behind the
-    // first pass.
+    // Kill it at these numbers of parts: within the first trace, between traces, after the first
+    // pass.
     for enough in [1, 4, 9, 13, 16, 18] {
         fs::remove_dir_all(&dir).unwrap();
         let mut child = explain().spawn().unwrap();
@@ -216,9 +216,9 @@ fn what_was_killed_for_something_else_changes_nothing() {
     });
     for (killed, then) in [(0, 1), (1, 0)] {
         let ((analysis, name), (other, _)) = (all[killed], all[then]);
-        // As soon as it has intervened in the first of two traces.
+        // Kill it as soon as it has intervened in the first of two traces.
         let kill = || {
-            drop(fs::remove_dir_all(&dir)); // of a kill that came too late
+            drop(fs::remove_dir_all(&dir)); // left by a kill that came too late
             let mut child = explain(analysis).spawn().unwrap();
             let reached = || dir.join("parts").join(format!("{name}-0.cbor")).exists();
             while !reached() && child.try_wait().unwrap().is_none() {
@@ -232,7 +232,7 @@ fn what_was_killed_for_something_else_changes_nothing() {
         assert!(explain(other).status().unwrap().success());
         let (file, bytes) = clean[then].first_key_value().unwrap();
         assert!(explained(&run_dir)[file] == *bytes, "{other} after {analysis} was killed");
-        // What the killed one had learnt is still there, and the rest of it makes the same result.
+        // The results so far are still there, and the rest of the run gives the same bytes.
         assert!(dir.join("parts").join(format!("{name}-0.cbor")).exists());
         assert!(explain(analysis).status().unwrap().success());
         let own = |(file, bytes): (&PathBuf, &Vec<u8>)| (file.clone(), bytes.clone());

@@ -1,5 +1,5 @@
-//! `fathom generate` on the trained pair of the fixtures: the same bytes in every mode, killed or
-//! not, and one sentence for what cannot be used.
+//! `fathom generate` on the trained pair of the fixtures: the same bytes in every mode, interrupted
+//! or not, and errors of one sentence.
 
 #![allow(clippy::unwrap_used)]
 
@@ -146,7 +146,7 @@ fn a_text_ends_before_its_stop_string() {
     };
     let free = text(&args);
     let output = free["output"].as_str().unwrap();
-    // Two characters from the middle of the text, wherever they first appear.
+    // Two characters from the middle of the text; they may first appear earlier.
     let middle: Vec<char> = output.chars().skip(output.chars().count() / 2).take(2).collect();
     let stop: String = middle.into_iter().collect();
     for mode in ["ar", "sd", "pearl"] {
@@ -174,9 +174,8 @@ fn samples_differ_and_are_reproducible() {
     assert_ne!(first, outputs("8", &[]));
 }
 
-/// Killed at any moment, `--resume` ends with the bytes of an undisturbed run.
 #[test]
-fn the_same_samples_are_said_to_be_the_same() {
+fn identical_samples_are_reported() {
     let prompt = ["--prompt", "def add(a, b):", "--max-tokens", "2"];
     let told = |args: &[&str]| {
         let output = generate(&[&prompt, args].concat()).output().unwrap();
@@ -198,6 +197,7 @@ fn all_tokens_as_vllm_and_hugging_face_write_it() {
     assert!(String::from_utf8(refused.stderr).unwrap().contains("0 or -1 for all"));
 }
 
+/// A run that is killed at any moment and resumed has the same bytes as an uninterrupted one.
 #[test]
 fn killed_and_resumed() {
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ fn killed_and_resumed() {
     assert!(fs::read(&out).unwrap() == expected);
 }
 
-/// A reader that has seen enough is no failure.
+/// A reader that closes the pipe is not an error.
 #[test]
 fn a_closed_pipe_ends_quietly() {
     let mut child = generate(&["--prompt", "a", "--max-tokens", "2000", "--ignore-eos"])
@@ -264,7 +264,7 @@ fn a_closed_pipe_ends_quietly() {
 }
 
 #[test]
-fn parameters_that_have_no_meaning() {
+fn invalid_parameters() {
     for (args, parts) in [
         (&["--gamma", "0"][..], &["gamma is 0", "at least 1"][..]),
         (&["--temperature", "-0.5"], &["temperature is -0.5", "≥ 0"]),
@@ -308,7 +308,7 @@ fn prompts_that_do_not_fit() {
 }
 
 #[test]
-fn a_draft_that_speaks_another_language() {
+fn a_draft_with_another_vocabulary() {
     let other = Checkpoint::copy_of_dir(&draft());
     other.edit_json("tokenizer.json", |tokenizer| {
         let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
@@ -325,8 +325,8 @@ fn a_draft_that_speaks_another_language() {
     refuse_draft(other.path(), &["draft's tokenizer is not the target's", "id 3000 is"]);
 }
 
-/// A draft with a shorter context than the target's is used as far as it goes: the text is the
-/// target's, and that speculation ends is said once.
+/// A draft with a shorter context than the target's is used up to its context. The text is that of
+/// the target, and one remark says that speculation ends.
 #[test]
 fn a_draft_with_a_shorter_context() {
     let dir = tempfile::tempdir().unwrap();
@@ -359,8 +359,8 @@ fn a_draft_with_a_shorter_context() {
     }
     let short = short.path().to_str().unwrap();
     let remark = format!(
-        "the draft `{short}` has a context of 64 tokens, the target 4096: texts go on without \
-         speculation beyond it"
+        "the draft `{short}` has a context of 64 tokens, the target 4096: beyond it, decoding \
+         continues without speculation"
     );
     for mode in ["sd", "pearl", "auto", "ar"] {
         for batch in ["1", "2"] {
@@ -371,7 +371,7 @@ fn a_draft_with_a_shorter_context() {
             assert_eq!(said, usize::from(mode != "ar"), "{mode}: {stderr}");
         }
     }
-    // Nothing is said where no text gets there.
+    // No remark if no text reaches the draft's context.
     let mut command = fathom();
     command.arg("generate").arg("--target").arg(target()).args(["--draft", short]);
     command.args(["--prompt", "a", "--max-tokens", "5", "--json"]);
@@ -381,7 +381,7 @@ fn a_draft_with_a_shorter_context() {
     assert!(whole["metrics"]["steps"]["pearl"].as_u64().unwrap() > 0, "{whole}");
 }
 
-/// Rows of the draft's embedding that name no token, or that it lacks, are no matter of the text's.
+/// Missing or additional rows of the draft's embedding do not change the text.
 #[test]
 fn a_draft_with_other_rows() {
     const HIDDEN_BYTES: usize = 256;
@@ -415,7 +415,7 @@ fn a_draft_with_other_rows() {
 }
 
 #[test]
-fn a_draft_that_is_spoilt() {
+fn a_draft_with_bad_files() {
     let cut = Checkpoint::copy_of_dir(&draft());
     let weights = fs::read(cut.file("model.safetensors")).unwrap();
     cut.write("model.safetensors", &weights[..weights.len() / 2]);
@@ -436,7 +436,7 @@ fn refuse_draft(draft: &Path, parts: &[&str]) {
 }
 
 #[test]
-fn places_that_cannot_be_written() {
+fn outputs_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |out: &Path, parts: &[&str]| {
         let output = generate(&["--prompt", "a"]).arg("--out").arg(out).output().unwrap();
@@ -447,7 +447,7 @@ fn places_that_cannot_be_written() {
     refused(Path::new("/proc/out.jsonl"), &["/proc/out.jsonl", "cannot be created"]);
 }
 
-/// The demo's other half, in both precisions.
+/// The second half of the demo, in both precisions.
 #[test]
 fn the_demo_generates_and_compares() {
     for precision in ["f32", "bf16"] {
@@ -467,9 +467,9 @@ fn help_shows_an_example() {
     assert!(help.contains("fathom generate --target ./target --draft ./draft"), "{help}");
 }
 
-/// What the authors recommend is told once, and only to those who chose nothing themselves.
+/// The recommended sampling parameters are reported once, unless the user chose parameters.
 #[test]
-fn recommended_sampling_is_told_where_none_was_asked_for() {
+fn recommended_sampling_is_reported_if_none_is_chosen() {
     let checkpoint = Checkpoint::copy_of("models/draft");
     let stderr = |args: &[&str]| {
         let mut command = fathom();
@@ -485,7 +485,8 @@ fn recommended_sampling_is_told_where_none_was_asked_for() {
         config.insert("temperature".into(), json!(0.6));
         config.insert("top_k".into(), json!(20));
     });
-    let said = "fathom: remark: generation_config.json recommends temperature 0.6, top-k 20; greedy decoding is used";
+    let said = "fathom: remark: generation_config.json recommends temperature 0.6, top-k 20; \
+                greedy decoding is used";
     assert!(stderr(&[]).contains(said), "{}", stderr(&[]));
     for asked in [&["--temperature", "0"][..], &["--top-p", "0.9"], &["--top-k", "5"], &["--quiet"]]
     {

@@ -1,5 +1,4 @@
-//! The library where its examples do not reach: what is the same in memory, in files and in
-//! threads, and what is refused.
+//! The library beyond its examples: equal results in memory, in files and in threads, and errors.
 
 #![allow(clippy::unwrap_used)]
 
@@ -47,7 +46,9 @@ fn a_cache_holds_what_a_capture_writes() {
         let bytes = fs::read(&file).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.len(), cache.len());
-        assert_eq!(cache.len(), 3 + 19 * model.config().layers);
+        let layers = model.config().layers;
+        let tensors_of = |site: Site| if site.per_layer() { layers } else { 1 };
+        assert_eq!(cache.len(), Site::all().map(tensors_of).sum::<usize>());
         for (name, array) in cache.iter() {
             let tensor = tensors.tensor(&name).unwrap();
             assert_eq!(tensor.shape(), array.shape, "{name}");
@@ -97,8 +98,7 @@ fn a_run_is_explained_by_its_own_model_and_traces_only() {
     assert!(explain(&run, &model, &all, &[Analysis::Stages], OPTIONS, &mut ()).is_ok());
 }
 
-/// Traces that lie in no file: scanned as those of a file, and explained where they are given
-/// again.
+/// Traces in memory are scanned like those of a file, and can be explained if they are passed again.
 #[test]
 fn traces_in_memory_give_the_same_run() {
     let dir = planted();
@@ -125,7 +125,7 @@ fn traces_in_memory_give_the_same_run() {
     drop(run);
     assert!(path.exists() && kept.is_temporary());
     drop(kept);
-    assert!(!path.exists(), "the directory goes with the last of the run");
+    assert!(!path.exists(), "the last clone removes the directory");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_prompt_may_be_text_messages_or_ids() {
 }
 
 #[test]
-fn what_is_said_about_prompts_reaches_the_ids() {
+fn prompt_options_change_the_ids() {
     let dir = tempfile::tempdir().unwrap();
     let models = demo::trained_pair(dir.path()).unwrap();
     let target = models.target.display().to_string();
@@ -163,7 +163,7 @@ fn what_is_said_about_prompts_reaches_the_ids() {
     assert!(encoded.text.unwrap().contains("Be brief."));
     assert!(files.decode(&encoded.ids).unwrap().contains("Be brief."));
 
-    // An option that would have no effect is refused, and so is text where only ids are read.
+    // An option without effect is an error, and so is text for a model opened for ids only.
     let bare = Model::options(&target).prompt_options(prompts).chat_template(false).open();
     assert!(matches!(bare.map(|_| ()), Err(Error::Request(_))));
     let ids_only = Model::options(&target).ids_only().open().unwrap();

@@ -1,4 +1,4 @@
-//! A pass, said piece by piece, does what it is told and nothing else.
+//! Passes with hooks, captures, edits and an early stop.
 #![allow(clippy::unwrap_used)]
 
 use fathom_lm::{At, Error, LogitRows, Model, demo};
@@ -33,7 +33,7 @@ fn a_hook_sees_the_whole_text_at_once_and_is_an_edit() {
 }
 
 #[test]
-fn what_has_no_meaning_is_refused() {
+fn invalid_requests_are_refused() {
     let (_dir, model) = planted();
     let ids = [3, 4, 5];
     let nothing = |_: &At, _: &mut [f32]| Ok(());
@@ -68,7 +68,7 @@ fn what_has_no_meaning_is_refused() {
 }
 
 #[test]
-fn who_is_asked_may_end_it() {
+fn the_check_before_each_layer_can_end_a_pass() {
     let (_dir, model) = planted();
     let mut asked = 0;
     let check = || {

@@ -1,7 +1,6 @@
-//! Models that were really trained, against what HuggingFace transformers computes from them in
-//! f32.
+//! Trained models, compared with HuggingFace transformers in f32.
 //!
-//! Run by `check.sh`, which prepares the models; `tests/real/README.md` says where they come from.
+//! Run by `check.sh`, which prepares the models; see `tests/real/README.md` for their origin.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,7 +13,7 @@ use common::{fixture, succeed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A model and a place for what is computed from it.
+/// A model and a directory for results.
 struct Real {
     model: String,
     dir: TempDir,
@@ -52,7 +51,7 @@ impl Real {
         self.dir.path().join(name).display().to_string()
     }
 
-    /// What `fathom capture` writes for these tokens.
+    /// The output of `fathom capture` for these tokens.
     fn capture(&self, ids: &Value, sites: &str) -> Tensors {
         let (tokens, out) = (self.path("ids.json"), self.path("capture.safetensors"));
         fs::write(&tokens, ids.to_string()).unwrap();
@@ -61,7 +60,7 @@ impl Real {
         tensors(Path::new(&out))
     }
 
-    /// The ids of a prompt, and those `fathom generate` writes behind it.
+    /// The ids of a prompt, and the ids that `fathom generate` generates after it.
     fn generate(&self, prompt: &str, tokens: usize, more: &[&str]) -> (Vec<u32>, Vec<u32>) {
         let (prompts, out) = (self.path("prompts.jsonl"), self.path("texts.jsonl"));
         fs::write(&prompts, json!({ "prompt": prompt }).to_string() + "\n").unwrap();
@@ -76,7 +75,7 @@ impl Real {
     }
 }
 
-/// The largest of some errors, and where.
+/// The largest error and its location.
 #[derive(Default)]
 struct Worst {
     error: f64,
@@ -99,13 +98,13 @@ impl Worst {
     }
 }
 
-/// Rows of `[rows, width]`.
+/// The norms of the rows of `[rows, width]`.
 fn norms(values: &[f32], width: usize) -> Vec<f64> {
     let norm = |row: &[f32]| row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     values.chunks_exact(width).map(norm).collect()
 }
 
-/// Columns of `[heads, T]`.
+/// The means of the columns of `[heads, T]`.
 fn mean_of_heads(scores: &[f32], tokens: usize) -> Vec<f64> {
     let heads = (scores.len() / tokens) as f64;
     let mean = |t: usize| scores[t..].iter().step_by(tokens).map(|x| f64::from(*x)).sum::<f64>();
@@ -146,7 +145,7 @@ fn smollm2_is_what_it_is_in_transformers() {
     norm_error.check("norm of resid_post, relative", 1e-4);
     score_error.check("sink score, absolute", 1e-5);
 
-    // The text is what the ids stand for, and a prompt goes through the model's own chat template.
+    // The ids are those of the text, and prompts are formatted with the model's chat template.
     let story = expected["story"].as_str().unwrap();
     let (prompt, _) = real.generate(story, 1, &["--no-chat-template"]);
     assert_eq!(prompt, ids(&expected["ids"]));
@@ -157,7 +156,7 @@ fn smollm2_is_what_it_is_in_transformers() {
         assert_eq!(written, ids(&greedy["output_ids"]), "{text}");
     }
 
-    // By transformers' own norms and scores the first token is a sink from the MLP of layer 11 on.
+    // By the norms and scores of transformers, the first token is a sink from layer 11 on.
     let (traces, run) = (real.path("traces.jsonl"), real.path("run"));
     fs::write(&traces, json!({ "input_ids": expected["ids"] }).to_string() + "\n").unwrap();
     succeed(&["scan", "--model", &real.model, "--traces", &traces, "--out", &run, "--quiet"]);
@@ -179,16 +178,19 @@ fn smollm2_has_two_phases() {
     fs::write(&traces, json!({ "input_ids": expected["ids"] }).to_string() + "\n").unwrap();
     let scan = ["scan", "--model", &real.model, "--traces", &traces, "--attention"];
     let said = succeed(&[&scan[..], &["--out", &run, "--quiet"]].concat());
-    assert!(said.contains("At layers 2 to 8, the token at position 0 is large as well"), "{said}");
+    assert!(
+        said.contains("At layers 2 to 8, the norm of the token at position 0 is large"),
+        "{said}"
+    );
 
     let line = fs::read_to_string(Path::new(&run).join("detections.jsonl")).unwrap();
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(line["fathom"]["clip"], json!({ "start": 11, "end": 28 }));
     let [early] = &line["phases"].as_array().unwrap()[..] else { panic!("{}", line["phases"]) };
     assert_eq!((&early["start"], &early["end"]), (&json!(2), &json!(9)));
-    // Its " the" at position 19 draws more attention than the first token, as in transformers.
+    // Its " the" at position 19 receives more attention than the first token, as in transformers.
     let the = &early["sinks"]["19"];
-    assert_eq!(the["class"], "secondary", "{early}");
+    assert_eq!((&the["l_start"], &the["lifetime"]), (&json!(2), &json!(7)), "{early}");
     assert_eq!(the["token_text"], " the");
     let scores = floats(&the["sink_score"]);
     for (layer, score) in (3..11).zip([0.287, 0.378, 0.323, 0.312, 0.357, 0.309, 0.222, 0.235]) {
@@ -208,7 +210,7 @@ fn smollm2_has_two_phases() {
     assert_ne!(table(&[&run]), table(&[&all]));
 }
 
-/// `$FATHOM_REAL_MODELS/stories260k`, or the same beside the checkout.
+/// `$FATHOM_REAL_MODELS/stories260k`, or `../shared/real/stories260k` next to the checkout.
 fn stories() -> Option<PathBuf> {
     let beside = || fixture("../../../shared/real");
     let models = std::env::var_os("FATHOM_REAL_MODELS").map_or_else(beside, PathBuf::from);
@@ -216,12 +218,12 @@ fn stories() -> Option<PathBuf> {
     if dir.join("model.safetensors").exists() {
         return Some(dir);
     }
-    println!("SKIPPED: no stories260k in {}: give FATHOM_REAL_MODELS", models.display());
+    println!("SKIPPED: no stories260k in {}: set FATHOM_REAL_MODELS", models.display());
     None
 }
 
 #[test]
-#[ignore = "needs stories260k, which is not ours to ship: FATHOM_REAL_MODELS"]
+#[ignore = "needs stories260k, which is not part of this repository: FATHOM_REAL_MODELS"]
 fn stories260k_is_what_it_is_in_transformers() {
     let Some(dir) = stories() else { return };
     let json = |name: &str| -> Value {

@@ -1,4 +1,4 @@
-//! `fathom report`, from outside.
+//! `fathom report` on the command line.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +11,7 @@ use common::{Checkpoint, assert_refused, contents, fixture, run, succeed};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A run of the planted model, explained, whose model and traces are gone.
+/// An explained run of the planted model. Its model and traces no longer exist.
 fn explained() -> &'static Path {
     static RUN: OnceLock<TempDir> = OnceLock::new();
     let dir = RUN.get_or_init(|| {
@@ -22,7 +22,7 @@ fn explained() -> &'static Path {
     dir.path()
 }
 
-/// Scans (and explains) a copy of a fixture, which is deleted then.
+/// Scans (and explains) a copy of a fixture, then deletes the copy.
 fn scan(model: &str, traces: &str, out: &Path, more: &[&str]) {
     let model = Checkpoint::copy_of(model);
     let (model_dir, out) = (model.path().display().to_string(), out.display().to_string());
@@ -41,7 +41,7 @@ fn scan(model: &str, traces: &str, out: &Path, more: &[&str]) {
     }
 }
 
-/// A copy of the explained run in a directory of its own.
+/// A copy of the explained run in a new directory.
 fn copy() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (path, bytes) in contents(explained()) {
@@ -56,7 +56,7 @@ fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Reports `runs` of `dir`; the page.
+/// Writes a report of the `runs` in `dir`; returns the page.
 fn report(dir: &Path, runs: &[&str], more: &[&str]) -> String {
     let page = dir.join("report.html");
     let mut args = vec!["report".to_owned()];
@@ -67,7 +67,7 @@ fn report(dir: &Path, runs: &[&str], more: &[&str]) -> String {
     text(page)
 }
 
-/// Checks that tags close in the order they open, and that nothing stands outside of them.
+/// Checks that tags are properly nested and that there is no text outside the root element.
 fn assert_well_formed(svg: &str) {
     let mut open: Vec<&str> = Vec::new();
     for part in svg.trim().split('<').skip(1) {
@@ -110,7 +110,7 @@ fn the_page_has_every_figure_and_needs_nothing() {
     assert!(page.len() < 3 << 20, "{}", page.len());
     assert!(page.starts_with("<!doctype html>\n<!-- made by fathom report -->"));
     assert!(page.contains("default-src 'none'"));
-    // Nothing is loaded: not one address but those within the page.
+    // Nothing is loaded: all links are within the page.
     for attribute in ["src=", "url(", "http:", "https:", "@import"] {
         assert!(!page.contains(attribute), "{attribute}");
     }
@@ -121,13 +121,13 @@ fn the_page_has_every_figure_and_needs_nothing() {
     for id in page.split(" id=\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
         assert_eq!(page.matches(&format!(" id=\"{id}\"")).count(), 1, "{id}");
     }
-    // The numbers are the run's: the planted levels with the counts the manifest gives.
+    // The counts of the levels add up to the count in the manifest.
     let manifest: Value = serde_json::from_str(&text(dir.path().join("run/run.json"))).unwrap();
     let secondary = manifest["counts"]["secondary"].as_u64().unwrap();
     let levels = text(dir.path().join("figures/fig2-levels.csv"));
     let counted = levels.lines().skip(1).map(|line| line.rsplit(',').next().unwrap());
     assert_eq!(counted.map(|n| n.parse::<u64>().unwrap()).sum::<u64>(), secondary);
-    // Made again, it is the same to the byte.
+    // A second report has the same bytes.
     assert_eq!(page, report(dir.path(), &["run"], &[]));
 }
 
@@ -197,7 +197,7 @@ fn half_a_run_says_so() {
     let dir = copy();
     let run_dir = dir.path().join("run");
     let manifest = text(run_dir.join("run.json"));
-    // As an interruption leaves it: rows in parts, a line that was being written.
+    // The state after an interruption: rows in parts, and an incomplete line.
     let model = Checkpoint::planted();
     let half = dir.path().join("half");
     let scan = |more: &[&str]| {
@@ -207,8 +207,7 @@ fn half_a_run_says_so() {
         let args = ["scan", "--model", &model_dir, "--traces", &traces, "--out", &half, "--quiet"];
         run(&[&args[..], more].concat())
     };
-    // A disk that is full after the first trace cannot be had here: traces that end in a bad id
-    // can.
+    // A run of one trace, turned back into an unfinished one.
     let lines = text(model.traces());
     let first = lines.lines().next().unwrap();
     fs::write(model.traces(), format!("{first}\n")).unwrap();
@@ -227,7 +226,7 @@ fn half_a_run_says_so() {
     let page = report(dir.path(), &["half"], &[]);
     assert!(page.contains("Half a run."), "{page}");
     assert!(page.contains("1 of 1 traces"));
-    // One that has recorded nothing has nothing to show.
+    // A run without any trace is refused.
     fs::write(half.join("detections.jsonl"), "").unwrap();
     let refused = run(&["report", &half.display().to_string()]);
     assert_refused(&refused, &["half", "has recorded no trace yet"]);
@@ -282,7 +281,7 @@ fn a_full_disk_leaves_the_old_page() {
     let dir = copy();
     let old = report(dir.path(), &["run"], &[]);
     let before = contents(dir.path());
-    // Files may grow to less than the page's size; to be killed for trying is turned off.
+    // Limits the file size to less than that of the page, and ignores SIGXFSZ so that writes fail.
     let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", old.len() / 1024);
     let output = std::process::Command::new("sh")
         .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_fathom"), "report"])
@@ -307,7 +306,7 @@ fn a_file_of_a_run_is_not_its_directory() {
 }
 
 #[test]
-fn what_strangers_wrote_is_shown_and_not_obeyed() {
+fn untrusted_text_is_escaped() {
     let dir = copy();
     let evil = "</script><img src=x onerror=alert(1)>\u{2028}\"' <!--";
     let manifest = dir.path().join("run/run.json");
@@ -333,7 +332,7 @@ fn what_strangers_wrote_is_shown_and_not_obeyed() {
 
 #[test]
 fn the_page_of_a_fixture_shows_its_text() {
-    // Token texts come from the run: the words of the planted traces can be read in the examples.
+    // Token texts come from the run; the examples show the words of the planted traces.
     let page = report(copy().path(), &["run"], &[]);
     let first = text(fixture("planted/basic/traces.jsonl"));
     assert!(!first.is_empty());

@@ -1,4 +1,4 @@
-//! A run that is killed at any moment ends, after `--resume`, with the bytes of an undisturbed one.
+//! A run that is killed at any moment and resumed has the same bytes as an uninterrupted one.
 
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use common::{Checkpoint, contents};
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Enough traces that a scan takes a moment, of different lengths.
+/// Traces of different lengths, enough for a scan to take some time.
 fn many_traces() -> Checkpoint {
     let checkpoint = Checkpoint::planted();
     let lines = fs::read_to_string(checkpoint.traces()).unwrap();
@@ -58,8 +58,7 @@ fn killed_at_random_moments() {
     let mut cut_short = 0;
     for point in 0..8u32 {
         fs::remove_dir_all(&run).unwrap();
-        // Two kills a run, spread over the time a whole one takes, the second sooner after its
-        // start.
+        // Two kills per run, spread over the duration of a whole run; the second comes sooner.
         let fraction = (f64::from(point) * 0.618_034).fract();
         for delay in [duration.mul_f64(fraction), duration.mul_f64(fraction / 2.0)] {
             let mut child = scan(&checkpoint, run.exists()).spawn().unwrap();
@@ -76,8 +75,8 @@ fn killed_at_random_moments() {
     assert!(cut_short >= 4, "only {cut_short} kills came in time");
 }
 
-/// The states a kill can leave between one write and the next: a trace's tables are there and its
-/// line is not, or not whole; all lines are there and nothing that comes after.
+/// The states that a kill between two writes can leave: the tables of a trace without its line, or
+/// with an incomplete line; all lines, but none of the files written after them.
 #[test]
 fn killed_between_two_writes() {
     let checkpoint = many_traces();
@@ -98,7 +97,7 @@ fn killed_between_two_writes() {
     }
 }
 
-/// What is missing at the end of the detections.
+/// The part that is missing at the end of the detections.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
     Line,
@@ -121,7 +120,7 @@ impl Cut {
     }
 }
 
-/// Leaves a run that was killed as soon as it had so many lines.
+/// Leaves a run that was killed as soon as it had `lines` lines.
 fn interrupt(checkpoint: &Checkpoint, lines: usize) {
     let run = checkpoint.run_dir();
     let detections = run.join("detections.jsonl");

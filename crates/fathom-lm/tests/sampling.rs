@@ -1,5 +1,4 @@
-//! The options of sampling of `fathom generate`, through the built binary: what each does, what is
-//! refused, and what the checkpoint recommends.
+//! The sampling options of `fathom generate`: effects, errors and the checkpoint's recommendation.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +11,7 @@ use std::process::Command;
 use common::{Checkpoint, assert_refused, fathom, fixture};
 use serde_json::{Value, json};
 
-/// `fathom generate` with the pair of the fixtures and one prompt, told in JSON.
+/// `fathom generate --json` with the pair of the fixtures and one prompt.
 fn generate(target: &Path, args: &[&str]) -> Command {
     let mut command = fathom();
     command.arg("generate").arg("--target").arg(target);
@@ -21,7 +20,7 @@ fn generate(target: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The one text, as its line.
+/// The JSON line of the text.
 fn line_of(target: &Path, args: &[&str]) -> Value {
     let output = generate(target, args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -44,7 +43,7 @@ fn most_repeated(text: &[u64]) -> usize {
 }
 
 #[test]
-fn every_option_does_what_it_says_and_is_written_down() {
+fn every_option_has_its_effect_and_is_recorded() {
     let base = ["--max-tokens", "24", "--ignore-eos"];
     let with = |args: &[&str]| line(&[&base[..], args].concat());
     let usual = with(&[]);
@@ -61,7 +60,7 @@ fn every_option_does_what_it_says_and_is_written_down() {
         assert_eq!(penalised[name], written);
         let own = text(&penalised);
         assert_ne!(own, usual_text, "{option}");
-        // Once is once, however often a token is repeated.
+        // The presence penalty does not grow with repetition.
         let less = most_repeated(&own) < most_repeated(&usual_text);
         assert!(less || option == "--presence-penalty", "{option}: {own:?}");
     }
@@ -74,13 +73,13 @@ fn every_option_does_what_it_says_and_is_written_down() {
     assert_eq!(text(&only), [9; 24]);
     assert_eq!(only["logit_bias"], json!({ "5": -1.5, "6": 2.0, "9": 100.0 }));
 
-    // Only the most likely token is as likely as itself.
+    // With min-p 1, only the most likely token can be sampled.
     let drawn = with(&["--temperature", "1", "--min-p", "1"]);
     assert_eq!(drawn["min_p"], json!(1.0));
     assert_eq!(text(&drawn), usual_text);
 
-    // A stop token ends the text, ignored end-of-text tokens or not; it is the last of the ids, and
-    // its text is not of the output.
+    // A stop token ends the text even with --ignore-eos. It is the last of the ids, and not part of
+    // the output text.
     let stop = usual_text[5];
     let at = usual_text.iter().position(|id| *id == stop).unwrap();
     let stopped = with(&["--stop-token-ids", &format!("{stop},3")]);
@@ -92,13 +91,13 @@ fn every_option_does_what_it_says_and_is_written_down() {
     assert_eq!(until["finish_reason"], "length");
     assert_eq!(stopped["output"], until["output"]);
 
-    // Not before its time.
+    // Not before the minimum number of tokens.
     let later = with(&["--stop-token-ids", &stop.to_string(), "--min-tokens", "10"]);
     assert_eq!(later["min_tokens"], 10);
     assert!(text(&later).len() > 10 && !text(&later)[..10].contains(&stop), "{later}");
 }
 
-/// Stop strings too wait for min-tokens, as in vLLM.
+/// Stop strings also wait for min-tokens, as in vLLM.
 #[test]
 fn a_stop_string_waits_for_min_tokens() {
     let usual = line(&["--max-tokens", "24", "--ignore-eos"]);
@@ -113,7 +112,7 @@ fn a_stop_string_waits_for_min_tokens() {
     assert!(output.starts_with(late) && late.contains(&stop));
 }
 
-/// Options of all kinds: the same bytes in every mode.
+/// With options of all kinds, every mode gives the same bytes.
 #[test]
 fn penalised_lines_are_the_same_in_every_mode() {
     let options = [
@@ -142,7 +141,7 @@ fn penalised_lines_are_the_same_in_every_mode() {
 }
 
 #[test]
-fn what_has_no_meaning_is_refused_in_a_sentence() {
+fn invalid_options_are_refused_in_a_sentence() {
     let refused = |args: &[&str], parts: &[&str]| {
         let output = generate(&fixture("models/draft"), args).output().unwrap();
         assert_refused(&output, parts);
@@ -171,7 +170,7 @@ fn what_has_no_meaning_is_refused_in_a_sentence() {
 }
 
 #[test]
-fn the_recommendation_is_taken_up_and_options_come_before_it() {
+fn options_override_the_recommendation() {
     let checkpoint = Checkpoint::copy_of("models/draft");
     let path = checkpoint.path();
     let recommended = ["--max-tokens", "8", "--sampling", "recommended"];
@@ -200,7 +199,7 @@ fn the_recommendation_is_taken_up_and_options_come_before_it() {
     let greedy = line_of(path, &["--max-tokens", "8", "--sampling", "greedy"]);
     assert_eq!(named(&greedy), [json!(0.0), json!(0), json!(1.0), Value::Null, Value::Null]);
 
-    // What is said about it.
+    // Remarks about it.
     let stderr = |args: &[&str]| {
         let mut command = fathom();
         command.arg("generate").arg("--target").arg(path);
@@ -210,7 +209,7 @@ fn the_recommendation_is_taken_up_and_options_come_before_it() {
         String::from_utf8(output.stderr).unwrap()
     };
     let unasked = stderr(&[]);
-    assert!(unasked.contains("--sampling recommended takes up the recommendation"), "{unasked}");
+    assert!(unasked.contains("--sampling recommended applies the recommendation"), "{unasked}");
     let taken = stderr(&["--sampling", "recommended"]);
     assert!(taken.contains("also recommends typical_p 0.9, for which there is no option"));
     for asked in [
@@ -236,8 +235,7 @@ fn the_recommendation_is_taken_up_and_options_come_before_it() {
     assert_refused(&refused, &["no_repeat_ngram_size 3", "no option"]);
 }
 
-/// A file is gone on with by the same parameters only: one more, one less or another value is
-/// named.
+/// A file can be resumed with the same parameters only. The error names the one that differs.
 #[test]
 fn resuming_with_other_parameters_is_refused() {
     let dir = tempfile::tempdir().unwrap();

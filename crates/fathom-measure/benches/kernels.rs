@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_measure::limits;
-use fathom_measure::workload::{Attending, Products};
+use fathom_measure::workload::{AttentionWorkload, ProductWorkload};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 /// Name, width, width of the MLP, query heads, key/value heads.
@@ -59,8 +59,8 @@ fn linear(c: &mut Criterion) {
                 for rows in ROWS {
                     group.throughput(throughput(rows, 2 * k * n, 2 * rows * k * n));
                     group.bench_function(BenchmarkId::new(format!("{k}x{n}"), rows), |b| {
-                        let products =
-                            products.get_or_insert_with(|| Products::new(&cpu, k, n).unwrap());
+                        let products = products
+                            .get_or_insert_with(|| ProductWorkload::new(&cpu, k, n).unwrap());
                         products.set_rows(rows).unwrap();
                         b.iter(|| products.run().unwrap());
                     });
@@ -85,16 +85,18 @@ fn attention(c: &mut Criterion) {
                     let seen = rows * (tokens - rows) + rows * (rows + 1) / 2;
                     group.throughput(throughput(rows, bytes, 4 * hidden * seen));
                     group.bench_function(BenchmarkId::new(name, tokens), |b| {
-                        let attending = attending
-                            .get_or_insert_with(|| Attending::new(&cpu, shape, tokens).unwrap());
+                        let attending = attending.get_or_insert_with(|| {
+                            AttentionWorkload::new(&cpu, shape, tokens).unwrap()
+                        });
                         attending.set_rows(rows).unwrap();
                         b.iter(|| attending.run().unwrap());
                     });
                 }
                 // In operations of the first pass, so that the two are comparable.
                 group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
-                    let attending = attending
-                        .get_or_insert_with(|| Attending::new(&cpu, shape, tokens).unwrap());
+                    let attending = attending.get_or_insert_with(|| {
+                        AttentionWorkload::new(&cpu, shape, tokens).unwrap()
+                    });
                     attending.set_rows(512).unwrap();
                     attending.run().unwrap();
                     b.iter(|| attending.add_column_sums().unwrap());

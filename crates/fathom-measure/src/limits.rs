@@ -69,23 +69,23 @@ fn bf16_flops(cpu: &Cpu, attempts: usize) -> Option<f64> {
 }
 
 fn read_bytes(cpu: &Cpu) -> f64 {
-    let memory = Reading::new(cpu);
+    let memory = CurrentLimits::new(cpu);
     (0..16).map(|_| memory.bytes_per_s()).fold(0.0, f64::max)
 }
 
 /// The current limits, measured on demand: on a shared machine they change from second to second,
 /// memory bandwidth most of all.
-pub struct Reading<'a> {
+pub struct CurrentLimits<'a> {
     cpu: &'a Cpu,
     memory: Memory,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> CurrentLimits<'a> {
     /// Allocates memory that exceeds the caches: at least 256 MiB, which takes milliseconds to
     /// read.
-    pub fn new(cpu: &'a Cpu) -> Reading<'a> {
+    pub fn new(cpu: &'a Cpu) -> CurrentLimits<'a> {
         let bytes = Machine::detect().beyond_caches().max(256 << 20);
-        Reading { cpu, memory: Memory::new(bytes) }
+        CurrentLimits { cpu, memory: Memory::new(bytes) }
     }
 
     /// Reads all of it once with all threads; returns the bandwidth in bytes per second.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Access, At, Model, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace,
+    Access, At, PREFILL_CHUNK, Probe, Result, SequenceOptions, Site, TokenizedTrace, Transformer,
 };
 use fathom_sinks::{Preset, ScanOptions, scan_trace};
 use serde::Serialize;
@@ -31,7 +31,11 @@ pub struct Overhead {
 ///
 /// # Errors
 /// As [`scan_trace`].
-pub fn overhead<B: Backend>(model: &Model<B>, tokens: usize, repeats: usize) -> Result<Overhead> {
+pub fn overhead<B: Backend>(
+    model: &Transformer<B>,
+    tokens: usize,
+    repeats: usize,
+) -> Result<Overhead> {
     let ids = synthetic_ids(model.config(), tokens);
     let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len: 0, remarks: Vec::new() };
     let bare = ScanOptions::new(Preset::Paper);
@@ -62,7 +66,7 @@ fn timed(run: impl FnOnce() -> Result<()>) -> Result<Duration> {
 }
 
 fn run<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     trace: &TokenizedTrace,
     probe: Option<&mut dyn Probe>,
 ) -> Result<()> {

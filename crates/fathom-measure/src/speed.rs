@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    LogitRows, Model, ModelConfig, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
+    LogitRows, ModelConfig, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step, Transformer,
 };
 use serde::Serialize;
 
@@ -59,9 +59,9 @@ pub struct DecodeSpeed {
 /// bytes per second.
 ///
 /// # Errors
-/// As [`Model::forward`].
+/// As [`Transformer::forward`].
 pub fn decode_speed<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     batches: &[usize],
     context: usize,
     steps: usize,
@@ -109,7 +109,7 @@ struct Decoding<B: Backend> {
 }
 
 impl<B: Backend> Decoding<B> {
-    fn new(model: &Model<B>, batch: usize, context: usize) -> Result<Decoding<B>> {
+    fn new(model: &Transformer<B>, batch: usize, context: usize) -> Result<Decoding<B>> {
         let prompt = synthetic_ids(model.config(), context.max(1));
         let mut sequences: Vec<Sequence<B>> =
             (0..batch).map(|_| model.new_sequence(SequenceOptions::default())).collect();
@@ -121,7 +121,7 @@ impl<B: Backend> Decoding<B> {
     }
 
     /// Decodes a greedy token for each sequence; returns the time in seconds.
-    fn step(&mut self, model: &Model<B>) -> Result<f64> {
+    fn step(&mut self, model: &Transformer<B>) -> Result<f64> {
         let start = Instant::now();
         let mut step: Vec<Step<'_, B>> = self
             .sequences

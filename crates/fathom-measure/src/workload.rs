@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fathom_backend::{Attention, Backend, DType, KvShape, Result, Rotary, Span, WeightView};
 use fathom_kernels::{ColumnSums, Cpu, Kv, Linear, Operand, Pass, Rows};
 
-use crate::limits::Reading;
+use crate::limits::CurrentLimits;
 use crate::machine::Machine;
 use crate::median;
 
@@ -38,7 +38,7 @@ pub struct Measured {
 /// # Errors
 /// The errors of `run`.
 pub fn measure(
-    limits: &Reading<'_>,
+    limits: &CurrentLimits<'_>,
     repeats: usize,
     work: Work,
     mut run: impl FnMut() -> Result<()>,
@@ -70,7 +70,7 @@ fn copies(bytes: usize) -> usize {
 }
 
 /// Matrix products `x[rows, k] · Wᵀ[k, n]` with bfloat16 weights.
-pub struct Products<'a> {
+pub struct ProductWorkload<'a> {
     cpu: &'a Cpu,
     k: usize,
     n: usize,
@@ -81,18 +81,18 @@ pub struct Products<'a> {
     out: Rows,
 }
 
-impl<'a> Products<'a> {
+impl<'a> ProductWorkload<'a> {
     /// Packs as many copies of a matrix as exceed the caches.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(cpu: &'a Cpu, k: usize, n: usize) -> Result<Products<'a>> {
+    pub fn new(cpu: &'a Cpu, k: usize, n: usize) -> Result<ProductWorkload<'a>> {
         let bytes: Vec<u8> = (0..k * n).flat_map(|i| [(i % 251) as u8, 0x3c]).collect();
         let view = WeightView { bytes: &bytes, dtype: DType::Bf16, rows: n, columns: k };
         let copies = 0..copies(bytes.len());
         let weights = copies.map(|_| cpu.linear_from(view, None)).collect::<Result<_>>()?;
         let (x, operand, out) = (cpu.alloc(0, k)?, cpu.new_operand(), cpu.alloc(0, n)?);
-        Ok(Products { cpu, k, n, weights, next: 0, x, operand, out })
+        Ok(ProductWorkload { cpu, k, n, weights, next: 0, x, operand, out })
     }
 
     /// Sets the number of rows. Returns the work of one product.
@@ -119,7 +119,7 @@ impl<'a> Products<'a> {
 }
 
 /// Attention of the last rows of one long sequence.
-pub struct Attending<'a> {
+pub struct AttentionWorkload<'a> {
     cpu: &'a Cpu,
     attention: Attention,
     tokens: usize,
@@ -133,7 +133,7 @@ pub struct Attending<'a> {
     sums: ColumnSums,
 }
 
-impl<'a> Attending<'a> {
+impl<'a> AttentionWorkload<'a> {
     /// Fills a cache of `tokens` tokens, with as many layers as exceed the caches.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl<'a> Attending<'a> {
         cpu: &'a Cpu,
         (heads, kv_heads, head_dim): (usize, usize, usize),
         tokens: usize,
-    ) -> Result<Attending<'a>> {
+    ) -> Result<AttentionWorkload<'a>> {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let attention = Attention { layer: 0, heads, kv_heads, head_dim, scale, window: None };
         let mut one = cpu.new_kv(KvShape { layers: 1, kv_heads, head_dim });
@@ -155,7 +155,7 @@ impl<'a> Attending<'a> {
         let sums = cpu.new_column_sums(layers, heads);
         let none = || cpu.alloc(0, 0);
         let (q, out, lse) = (none()?, none()?, none()?);
-        Ok(Attending { cpu, attention, tokens, layers, kv, rows: 0, q, out, lse, sums })
+        Ok(AttentionWorkload { cpu, attention, tokens, layers, kv, rows: 0, q, out, lse, sums })
     }
 
     /// Sets the number of query rows, which are the last ones of the sequence, and returns the work
@@ -193,7 +193,7 @@ impl<'a> Attending<'a> {
         self.cpu.attend(&self.attention, &self.q, &pass, &mut self.out, Some(&mut self.lse))
     }
 
-    /// Runs the second pass of the sink scores on the layer of the last [`Attending::run`]: half
+    /// Runs the second pass of the sink scores on the layer of the last [`AttentionWorkload::run`]: half
     /// its operations.
     ///
     /// # Errors
@@ -251,12 +251,12 @@ mod tests {
     #[test]
     fn products_and_attention_report_their_work() {
         let cpu = Cpu::new(CpuOptions::default()).unwrap();
-        let mut products = Products::new(&cpu, 64, 4096).unwrap();
+        let mut products = ProductWorkload::new(&cpu, 64, 4096).unwrap();
         let work = products.set_rows(3).unwrap();
         products.run().unwrap();
         assert_eq!(work, Work { bytes: 2.0 * 64.0 * 4096.0, flops: 2.0 * 3.0 * 64.0 * 4096.0 });
 
-        let mut attending = Attending::new(&cpu, (4, 2, 64), 256).unwrap();
+        let mut attending = AttentionWorkload::new(&cpu, (4, 2, 64), 256).unwrap();
         for (rows, seen) in [(1, 256), (16, 16 * 240 + 136), (256, 256 * 257 / 2)] {
             let work = attending.set_rows(rows).unwrap();
             attending.run().unwrap();

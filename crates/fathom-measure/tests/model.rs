@@ -3,9 +3,9 @@
 
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_measure::{decode_speed, overhead};
-use fathom_model::{Model, SyntheticShape, write_synthetic};
+use fathom_model::{SyntheticShape, Transformer, write_synthetic};
 
-fn model() -> Model<Cpu> {
+fn model() -> Transformer<Cpu> {
     let shape = SyntheticShape {
         layers: 3,
         hidden: 64,
@@ -17,7 +17,7 @@ fn model() -> Model<Cpu> {
     };
     let dir = tempfile::tempdir().unwrap();
     write_synthetic(dir.path(), &shape, 1).unwrap();
-    Model::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).unwrap()
+    Transformer::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).unwrap()
 }
 
 #[test]

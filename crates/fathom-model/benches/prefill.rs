@@ -5,7 +5,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    LogitRows, Model, PREFILL_CHUNK, SequenceOptions, Step, SyntheticShape, write_synthetic,
+    LogitRows, PREFILL_CHUNK, SequenceOptions, Step, SyntheticShape, Transformer, write_synthetic,
 };
 
 fn prefill(c: &mut Criterion) {
@@ -16,7 +16,7 @@ fn prefill(c: &mut Criterion) {
     group.sample_size(10);
     for precision in [Precision::F32, Precision::Bf16] {
         let cpu = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
-        let model = Model::load(dir.path(), cpu).unwrap();
+        let model = Transformer::load(dir.path(), cpu).unwrap();
 
         for tokens in [128usize, 1024] {
             let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 31 % 8192).collect();

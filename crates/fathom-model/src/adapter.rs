@@ -1,9 +1,8 @@
 //! LoRA adapters in PEFT's format, merged into the weights as they are loaded.
 //!
-//! A merge gives what PEFT's `merge_and_unload` gives: W + scale · B·A in f32, rounded to the
-//! weight's type (see `fathom_vector::LowRank` for the order of the sum). Which tensors are in the
-//! file decides what is merged; the config says by which factor, and must name their modules as
-//! PEFT's does.
+//! A merge computes what PEFT's `merge_and_unload` computes: W + scale · B·A in f32, rounded to the
+//! weight's type (see `fathom_vector::LowRank` for the order of the sum). The tensors in the file
+//! determine what is merged. The config determines the scale, and must target their modules.
 
 mod base;
 mod config;
@@ -22,8 +21,8 @@ pub use base::adapted_name;
 pub use config::AdapterConfig;
 pub(crate) use found::FoundAdapter;
 pub(crate) use merge::widen;
-pub(crate) use plan::Merge;
-use plan::Plan;
+use plan::MergePlan;
+pub(crate) use plan::TensorMerge;
 pub use tokens::adapter_text_remarks;
 
 use crate::file_check::exists;
@@ -31,31 +30,31 @@ use crate::text_file::read_text;
 use crate::weights::Shard;
 use crate::{Checkpoint, Error, ModelConfig, Remark, Result};
 
-/// What to merge, and how.
+/// The configuration: which modules are adapted, ranks and scales.
 const CONFIG: &str = "adapter_config.json";
 /// The tensors.
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// The tensors as older versions of PEFT saved them: a pickle, which is a program.
+/// The tensors as older versions of PEFT saved them. A pickle can run arbitrary code.
 const PICKLE: &str = "adapter_model.bin";
 
-/// An adapter that fits a checkpoint.
+/// An adapter that was checked against a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    /// What the config calls the model it was trained on.
+    /// Name of the model it was trained on, as its config has it.
     base: Option<String>,
     /// SHA-256 of the config's text.
     config_sha256: String,
     weights: Shard,
-    plan: Plan,
+    plan: MergePlan,
 }
 
 impl Adapter {
-    /// Opens the adapter in `dir` for a checkpoint. Everything about it is checked here, its values
-    /// included, before any of the checkpoint's weights are touched.
+    /// Opens the adapter in `dir` for a checkpoint. All checks, including those of the values,
+    /// happen here, before any of the checkpoint's weights are read.
     ///
     /// # Errors
-    /// A directory without an adapter, or with one that is of another kind, of another model, or
-    /// damaged; the message names file and field or tensor.
+    /// The directory has no adapter, or one that is unsupported, of another model, or damaged. The
+    /// message names file and field or tensor.
     pub(crate) fn open(dir: &Path, base: &Checkpoint, model: &ModelConfig) -> Result<Adapter> {
         let config_path = dir.join(CONFIG);
         let Some(text) = read_text(&config_path)? else { return Err(no_adapter(dir)) };
@@ -65,28 +64,28 @@ impl Adapter {
             return Err(no_weights(dir, &path));
         }
         let weights = Shard::open(path)?;
-        let plan = Plan::new(&config, &weights, base, model)?;
+        let plan = MergePlan::new(&config, &weights, base, model)?;
         let config_sha256 = format!("{:x}", Sha256::digest(text));
         let base = config.base().map(str::to_owned);
         Ok(Adapter { base, config_sha256, weights, plan })
     }
 
-    /// What a user should know about it.
+    /// Remarks about the adapter.
     pub(crate) fn remarks(&self) -> &[Remark] {
         &self.plan.remarks
     }
 
-    /// A remark where the config names another base than a model called `name`.
+    /// A remark if the config names another base than the model called `name`.
     pub(crate) fn other_base(&self, name: &str) -> Option<Remark> {
         base::other_base(self.base.as_deref()?, name)
     }
 
-    /// Whether an output head that was the embedding is a matrix of its own now.
+    /// Whether merging turns an output head that was tied to the embedding into its own matrix.
     pub(crate) fn unties(&self) -> bool {
         self.plan.unties
     }
 
-    /// A fingerprint of a checkpoint with this adapter, given that of the checkpoint alone.
+    /// The fingerprint of a checkpoint with this adapter, given that of the checkpoint alone.
     pub(crate) fn fingerprint(&self, base: &str) -> String {
         let mut sha = Sha256::new();
         sha.update(format!("{base}\n{}\n", self.config_sha256));
@@ -95,7 +94,7 @@ impl Adapter {
         format!("sampled-sha256:{:x}", sha.finalize())
     }
 
-    /// [`Checkpoint::release`] of the adapter's file.
+    /// [`Checkpoint::release`] for the adapter's file.
     pub(crate) fn release(&self) {
         self.weights.release();
     }

@@ -1,13 +1,13 @@
-//! What a pass runs over.
+//! The rows of a forward pass.
 
 use std::ops::Range;
 
 use fathom_backend::Backend;
 
-use crate::taps::Part;
+use crate::taps::SequenceRows;
 use crate::{LogitRows, Sequence};
 
-/// A step, or the part of one that lies within one rotary regime.
+/// A step, or the part of a step within one rotary regime.
 pub(crate) struct Piece<'a, B: Backend> {
     pub index: usize,
     pub sequence: &'a mut Sequence<B>,
@@ -15,12 +15,14 @@ pub(crate) struct Piece<'a, B: Backend> {
     pub logits: LogitRows,
 }
 
-/// The rows of a pass: all pieces' tokens one after the other.
+/// The rows of a pass: the tokens of all pieces, one piece after the other.
 pub(crate) struct Batch {
     pub ids: Vec<u32>,
-    pub parts: Vec<Part>,
-    /// Rows that need logits, and which of those belong to which piece.
+    /// The rows of each piece.
+    pub spans: Vec<SequenceRows>,
+    /// Rows that need logits.
     pub logit_rows: Vec<usize>,
+    /// The elements of `logit_rows` that belong to each piece.
     pub logit_ranges: Vec<Range<usize>>,
 }
 
@@ -28,7 +30,7 @@ impl Batch {
     pub fn new<B: Backend>(pieces: &[Piece<'_, B>]) -> Batch {
         let mut batch = Batch {
             ids: Vec::new(),
-            parts: Vec::with_capacity(pieces.len()),
+            spans: Vec::with_capacity(pieces.len()),
             logit_rows: Vec::new(),
             logit_ranges: Vec::with_capacity(pieces.len()),
         };
@@ -43,7 +45,7 @@ impl Batch {
             batch.logit_ranges.push(first_logit..batch.logit_rows.len());
             batch.ids.extend_from_slice(piece.tokens);
             let first_position = piece.sequence.len();
-            batch.parts.push(Part { sequence: piece.index, rows, first_position });
+            batch.spans.push(SequenceRows { sequence: piece.index, rows, first_position });
         }
         batch
     }

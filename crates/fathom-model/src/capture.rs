@@ -1,4 +1,4 @@
-//! Keeping what a probe sees, as it is computed: in a safetensors file, or in memory.
+//! Captures: values of a pass, recorded by a probe in a safetensors file or in memory.
 
 mod file;
 mod memory;
@@ -11,26 +11,27 @@ use fathom_backend::Backend;
 
 use crate::site::Layout;
 use crate::{
-    Access, At, EditProbe, Edits, Error, Model, ModelConfig, PREFILL_CHUNK, Probe, Result,
-    Sequence, SequenceOptions, Site,
+    Access, At, EditProbe, Edits, Error, ModelConfig, PREFILL_CHUNK, Probe, Result, Sequence,
+    SequenceOptions, Site, Transformer,
 };
 use file::CaptureFile;
 pub use recorder::Recorder;
 
-/// What to capture from one pass; by default nothing.
+/// Which values to capture from a pass; by default none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct CaptureRequest {
-    /// Sites and layers, each once, in the order of the file; layer 0 for sites without layers.
+    /// Sites and layers, sorted and unique, in the order of the file; layer 0 for sites outside the
+    /// layers.
     places: Vec<(Site, usize)>,
     /// Positions to keep, ascending; `None`: all.
     positions: Option<Vec<usize>>,
-    /// What is changed in the pass.
+    /// Edits made in the pass.
     edits: Edits,
 }
 
 impl CaptureRequest {
-    /// Captures `sites` at `layers` (all of the model's where empty). A site that names its own
-    /// layer ([`Site::parse`]) is captured there only. `positions`: the tokens to keep, `None` for
+    /// Captures `sites` at `layers` (if empty, at all of the model's). A site with its own layer
+    /// ([`Site::parse`]) is captured there only. `positions` are the tokens to keep, `None` for
     /// all.
     ///
     /// # Errors
@@ -70,25 +71,21 @@ impl CaptureRequest {
         })
     }
 
-    /// Keeps these tokens only.
+    /// Keeps only these positions.
     pub fn at_positions(self, mut positions: Vec<usize>) -> CaptureRequest {
         positions.sort_unstable();
         positions.dedup();
         CaptureRequest { positions: Some(positions), ..self }
     }
 
-    /// Captures a pass in which `edits` are made; what is captured is what the pass goes on with.
+    /// Captures a pass in which `edits` are made. The captured values are those after the edits.
     pub fn with_edits(self, edits: Edits) -> CaptureRequest {
         CaptureRequest { edits, ..self }
     }
 
-    /// How many layers a pass must compute to show all of this: nothing later is needed.
+    /// Number of layers a pass must compute to reach every requested site.
     pub fn layers(&self, config: &ModelConfig) -> usize {
-        let needed = |(site, layer): &(Site, usize)| match site {
-            Site::Embed => 0,
-            Site::FinalNorm | Site::Logits => config.layers,
-            _ => layer + 1,
-        };
+        let needed = |(site, layer): &(Site, usize)| site.layers_needed(*layer, config.layers);
         self.places.iter().map(needed).max().unwrap_or(0)
     }
 
@@ -97,7 +94,7 @@ impl CaptureRequest {
         self.places.iter().any(|(other, _)| *other == site)
     }
 
-    /// How the sequence must be made whose passes show all of this, of a text of `tokens` tokens.
+    /// Options for the sequence to capture from, for a text of `tokens` tokens.
     pub fn sequence_options(&self, config: &ModelConfig, tokens: usize) -> SequenceOptions {
         SequenceOptions {
             planned_len: Some(tokens),
@@ -106,7 +103,7 @@ impl CaptureRequest {
         }
     }
 
-    /// Refuses ids that nothing can be captured from.
+    /// Checks that the text has tokens and all requested positions.
     fn check(&self, ids: &[u32]) -> Result<()> {
         if ids.is_empty() {
             return Err(Error::Request("there are no tokens to capture from".to_owned()));
@@ -121,47 +118,36 @@ impl CaptureRequest {
         }
     }
 
-    /// The shapes of what is captured from a text of `tokens` tokens.
-    fn tensors(&self, config: &ModelConfig, tokens: usize) -> Vec<Tensor> {
+    /// The tensors captured from a text of `tokens` tokens.
+    fn tensors(&self, config: &ModelConfig, tokens: usize) -> Vec<TensorSpec> {
         let kept = self.positions.as_ref().map_or(tokens, Vec::len);
         let tensor = |(site, layer): &(Site, usize)| {
             let layout = site.layout(config);
-            let shape = match layout {
-                Layout::Rows { width } => vec![kept, width],
-                Layout::Heads { heads, head_dim } => vec![heads, kept, head_dim],
-                Layout::Weights { heads } => vec![heads, kept, tokens],
-                Layout::Scores { heads } => vec![heads, kept],
-            };
-            Tensor { site: *site, layer: *layer, layout, shape }
+            let shape = layout.captured_shape(kept, tokens);
+            TensorSpec { site: *site, layer: *layer, layout, shape }
         };
         self.places.iter().map(tensor).collect()
     }
 
-    /// Bytes of values the capture of a text of `tokens` tokens holds.
+    /// Size in bytes of the values captured from a text of `tokens` tokens.
     pub fn bytes(&self, config: &ModelConfig, tokens: usize) -> u64 {
-        let kept = self.positions.as_ref().map_or(tokens, Vec::len) as u64;
-        let per_position = |(site, _): &(Site, usize)| match site.layout(config) {
-            Layout::Rows { width } => width as u64,
-            Layout::Heads { heads, head_dim } => (heads * head_dim) as u64,
-            Layout::Weights { heads } => heads as u64 * tokens as u64,
-            Layout::Scores { heads } => heads as u64,
-        };
-        self.places.iter().map(per_position).sum::<u64>() * kept * 4
+        let values = |tensor: &TensorSpec| tensor.shape.iter().map(|n| *n as u64).product::<u64>();
+        self.tensors(config, tokens).iter().map(values).sum::<u64>() * 4
     }
 }
 
 /// Runs `ids` through the model and writes what `request` names to `out`: f32 tensors called
-/// `site.layer` (`site` for those without layers), shaped as [`Site`] says with the kept positions
-/// for `T`. `attn_weights` keeps rows (queries) only: `[heads, kept, T]`.
+/// `site.layer` (`site` outside the layers), with the shapes of [`Site`] and the kept positions for
+/// `T`. `attn_weights` has the kept queries and all keys: `[heads, kept, T]`.
 ///
-/// Values go to the file as they are computed, so memory does not grow with what is captured. The
-/// file appears under its name once it is whole. `progress` is called with the tokens done.
+/// Values are written as they are computed, so memory does not grow with the size of the capture.
+/// The file gets its final name once it is complete. `progress` is called with the tokens done.
 ///
 /// # Errors
 /// `out` exists already or cannot be written; a position beyond the text; a token id outside the
 /// vocabulary; no tokens.
 pub fn capture<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     request: &CaptureRequest,
     out: &Path,
@@ -170,18 +156,18 @@ pub fn capture<B: Backend>(
     request.check(ids)?;
     let tensors = request.tensors(model.config(), ids.len());
     let store = CaptureFile::create(model, ids, request, &tensors, out)?;
-    let mut filling = Filling { request, tensors, tokens: ids.len(), store };
-    filling.run(model, ids, progress)?;
-    filling.store.finish()
+    let mut probe = CaptureProbe { request, tensors, tokens: ids.len(), store };
+    probe.run(model, ids, progress)?;
+    probe.store.finish()
 }
 
-/// As [`capture`], into memory: each place that `request` names, in the order of the forward pass.
+/// As [`capture`], into memory: the requested values in the order of the forward pass.
 ///
 /// # Errors
-/// A position beyond the text; a token id outside the vocabulary; no tokens; more values than there
-/// is memory for ([`CaptureRequest::bytes`] says how many there are).
+/// A position beyond the text; a token id outside the vocabulary; no tokens; not enough memory
+/// ([`CaptureRequest::bytes`] returns how much is needed).
 pub fn capture_in_memory<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     request: &CaptureRequest,
     progress: &mut dyn FnMut(usize),
@@ -191,67 +177,71 @@ pub fn capture_in_memory<B: Backend>(
     Ok(recorder.into_captured())
 }
 
-/// What was captured at one place.
+/// The values captured at one site of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Captured {
     /// The site.
     pub site: Site,
-    /// 0-based decoder layer; 0 for sites without layers.
+    /// 0-based decoder layer; 0 for sites outside the layers.
     pub layer: usize,
-    /// As [`Site`] says, with the kept positions for `T`.
+    /// The shape of [`Site`], with the kept positions for `T`.
     pub shape: Vec<usize>,
     /// Row-major.
     pub values: Vec<f32>,
 }
 
-/// A place that is captured.
-struct Tensor {
+/// A tensor of the capture, without its values.
+struct TensorSpec {
     site: Site,
     layer: usize,
     layout: Layout,
     shape: Vec<usize>,
 }
 
-impl Tensor {
-    fn filled(self, values: Vec<f32>) -> Captured {
-        let Tensor { site, layer, shape, .. } = self;
+impl TensorSpec {
+    fn with_values(self, values: Vec<f32>) -> Captured {
+        let TensorSpec { site, layer, shape, .. } = self;
         Captured { site, layer, shape, values }
     }
 }
 
-/// Where captured values go.
-trait Store {
-    /// Puts `values` at element `index` of a tensor.
+/// Storage for captured values.
+trait CaptureStore {
+    /// Writes `values` from element `index` of a tensor on.
     fn put(&mut self, tensor: usize, index: usize, values: &[f32]) -> Result<()>;
 }
 
-/// A probe that fills tensors of known shapes, in the order the pass produces their parts.
-struct Filling<'a, S> {
+/// A probe that fills tensors of known shapes, in the order in which the pass computes them.
+struct CaptureProbe<'a, S> {
     request: &'a CaptureRequest,
-    /// One per place.
-    tensors: Vec<Tensor>,
+    /// One per (site, layer) of the request.
+    tensors: Vec<TensorSpec>,
     tokens: usize,
     store: S,
 }
 
-impl<S: Store> Filling<'_, S> {
+impl<S: CaptureStore> CaptureProbe<'_, S> {
     fn run<B: Backend>(
         &mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         ids: &[u32],
         progress: &mut dyn FnMut(usize),
     ) -> Result<()> {
         let request = self.request;
         let mut sequence = model.new_sequence(request.sequence_options(model.config(), ids.len()));
-        // Logits are as wide as the vocabulary: fewer rows at a time keep them small.
+        // Logits are as wide as the vocabulary: shorter chunks limit their memory.
         let chunk = if request.has(Site::Logits) { PREFILL_CHUNK / 8 } else { PREFILL_CHUNK };
-        let mut probe = EditProbe::new(&request.edits).watched_by(self);
+        let mut probe = EditProbe::new(&request.edits).observed_by(self);
         model.prefill(&mut sequence, ids, chunk, Some(&mut probe), progress)?;
         self.sink_scores(model, &sequence)
     }
 
-    /// Takes the sink scores of a sequence that is over.
-    fn sink_scores<B: Backend>(&mut self, model: &Model<B>, sequence: &Sequence<B>) -> Result<()> {
+    /// Captures the sink scores after the last chunk of the sequence.
+    fn sink_scores<B: Backend>(
+        &mut self,
+        model: &Transformer<B>,
+        sequence: &Sequence<B>,
+    ) -> Result<()> {
         for (site, layer) in &self.request.places {
             if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(sequence, *layer)?) {
                 let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..self.tokens };
@@ -261,9 +251,9 @@ impl<S: Store> Filling<'_, S> {
         Ok(())
     }
 
-    /// Runs of the given positions that are kept: (offset within `positions`, index among the kept,
-    /// length).
-    fn kept(&self, positions: &Range<usize>) -> Vec<(usize, usize, usize)> {
+    /// The kept ones of `positions` as runs: (offset within `positions`, index among all kept
+    /// positions, length).
+    fn kept_runs(&self, positions: &Range<usize>) -> Vec<(usize, usize, usize)> {
         let Some(kept) = &self.request.positions else {
             return vec![(0, positions.start, positions.len())];
         };
@@ -273,7 +263,7 @@ impl<S: Store> Filling<'_, S> {
     }
 }
 
-impl<S: Store> Probe for Filling<'_, S> {
+impl<S: CaptureStore> Probe for CaptureProbe<'_, S> {
     fn access(&self, site: Site, layer: usize) -> Access {
         match self.request.places.contains(&(site, layer)) && site != Site::SinkScore {
             true => Access::Read,
@@ -287,7 +277,7 @@ impl<S: Store> Probe for Filling<'_, S> {
         };
         let n = at.positions.len();
         let total = self.request.positions.as_ref().map_or(self.tokens, Vec::len);
-        for (from, to, len) in self.kept(&at.positions) {
+        for (from, to, len) in self.kept_runs(&at.positions) {
             match self.tensors[tensor].layout {
                 Layout::Rows { width } => {
                     let rows = &values[from * width..(from + len) * width];

@@ -1,6 +1,6 @@
-//! `config.json` as plain data: what the forward pass needs to know, nothing of the family left.
+//! `config.json` as plain data: what the forward pass needs, independent of the model family.
 
-mod architecture;
+pub(crate) mod architecture;
 pub(crate) mod fields;
 mod rope;
 mod rope_kind;
@@ -13,15 +13,16 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use architecture::Architecture;
+use architecture::{Bias, Stacking};
 use fields::Fields;
 pub use sampling::RecommendedSampling;
 
 use crate::adapter::FoundAdapter;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::text_file::read_text;
 use crate::{Error, Remark, Result, RopeConfig};
 
-// What a config may ask for. Far beyond any checkpoint, and small enough that no product of two of
+// Upper limits of a config. Far beyond any checkpoint, and small enough that no product of two of
 // them overflows.
 const MAX_LAYERS: usize = 1000;
 const MAX_WIDTH: usize = 1 << 20;
@@ -29,16 +30,16 @@ const MAX_HEADS: usize = 1 << 14;
 const MAX_HEAD_DIM: usize = 1 << 14;
 const MAX_VOCAB: usize = 1 << 24;
 
-/// A decoder's shape and options, every default filled in.
+/// A decoder's shape and options, with every default filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// HuggingFace class; for messages, not for the forward pass to branch on.
+    /// HuggingFace class. The forward pass does not branch on it.
     pub architecture: Architecture,
     /// `num_hidden_layers`.
     pub layers: usize,
     /// `hidden_size`: width of the residual stream.
     pub hidden: usize,
-    /// `intermediate_size`: width of the MLP.
+    /// `intermediate_size`: width of the MLP's hidden layer.
     pub intermediate: usize,
     /// `num_attention_heads`.
     pub heads: usize,
@@ -47,7 +48,7 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of one head; `heads · head_dim` need not equal `hidden`.
     pub head_dim: usize,
-    /// `vocab_size`: rows of the embedding, at least as many as the tokenizer has tokens.
+    /// `vocab_size`: rows of the embedding. May exceed the tokenizer's number of tokens.
     pub vocab: usize,
     /// Added to the mean square in every RMSNorm.
     pub rms_norm_eps: f32,
@@ -55,7 +56,7 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Sliding window per layer: with `Some(w)` a query sees `w` keys, its own included.
     pub windows: Vec<Option<usize>>,
-    /// Whether the output head is the embedding.
+    /// Whether the output head is the embedding matrix.
     pub tie_word_embeddings: bool,
     /// Whether `q_proj`, `k_proj` and `v_proj` have biases.
     pub qkv_bias: bool,
@@ -68,27 +69,27 @@ pub struct ModelConfig {
     /// Whether the checkpoint stores `qkv_proj` (q, k, v stacked) and `gate_up_proj` (gate, up
     /// stacked).
     pub fused_projections: bool,
-    /// Longest sequence the checkpoint promises to handle.
+    /// Longest sequence the checkpoint supports, in tokens.
     pub max_position_embeddings: usize,
-    /// First token of a sequence, where there is one.
+    /// First token of a sequence, if the model has one.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text: those of `generation_config.json`, then those only in `config.json`.
     pub eos_token_ids: Vec<u32>,
-    /// Padding token, where there is one.
+    /// Padding token, if the model has one.
     pub pad_token_id: Option<u32>,
-    /// How `generation_config.json` recommends to choose tokens.
+    /// The sampling that `generation_config.json` recommends.
     pub recommended_sampling: RecommendedSampling,
-    /// What the files hold and was not used, or used otherwise than they say.
+    /// Fields that were ignored, or interpreted differently from what they state.
     pub remarks: Vec<Remark>,
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where there is one, `generation_config.json` of a checkpoint
-    /// directory. An adapter beside them is remarked on.
+    /// Reads `config.json` and, if present, `generation_config.json` of a checkpoint directory. An
+    /// adapter in the same directory causes a remark.
     ///
     /// # Errors
-    /// No `config.json`, perhaps because the directory is an adapter's; either file cannot be used,
-    /// see [`ModelConfig::parse`].
+    /// There is no `config.json` (the message says so if the directory holds an adapter); either
+    /// file is invalid, see [`ModelConfig::parse`].
     pub fn from_dir(dir: &Path) -> Result<ModelConfig> {
         let path = dir.join("config.json");
         let (text, adapter) = (read_text(&path)?, FoundAdapter::find(dir)?);
@@ -110,23 +111,23 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Parses the text of a `config.json`, in the layout of transformers 4 or 5; `path` is only for
-    /// messages.
+    /// Parses the text of a `config.json`, in the layout of transformers 4 or 5. `path` is used in
+    /// messages only.
     ///
     /// # Errors
-    /// A field of the wrong kind or out of range, an architecture, activation, rope type,
-    /// quantisation or mixture of experts that is not supported, shapes that do not fit together,
-    /// or a missing base of the rotary embedding where HuggingFace's default would be wrong.
+    /// A field of the wrong type or out of range; an unsupported architecture, activation, rope
+    /// type, quantisation or mixture of experts; inconsistent shapes; or a missing `rope_theta`
+    /// where HuggingFace's default would be wrong.
     pub fn parse(path: &Path, text: &str) -> Result<ModelConfig> {
         let value = json(path, text)?;
         parse_fields(&Fields::root(path, &value)?, None)
     }
 
-    /// As [`ModelConfig::parse`], with the special tokens of a `generation_config.json`, which come
-    /// first.
+    /// As [`ModelConfig::parse`], with a `generation_config.json`, whose special tokens take
+    /// precedence.
     ///
     /// # Errors
-    /// As [`ModelConfig::parse`], and token ids of the generation config that are none.
+    /// As [`ModelConfig::parse`], and invalid token ids in the generation config.
     pub fn parse_with_generation(
         path: &Path,
         text: &str,
@@ -147,7 +148,8 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
     let mut remarks = Vec::new();
     let architecture = Architecture::of(fields, &mut remarks)?;
     refuse_unsupported(fields, architecture)?;
-    let defaults = architecture.defaults();
+    let facts = architecture.facts();
+    let defaults = &facts.defaults;
 
     let layers = fields.size("num_hidden_layers", 1..=MAX_LAYERS)?.unwrap_or(defaults.layers);
     let hidden = fields.size("hidden_size", 1..=MAX_WIDTH)?.unwrap_or(defaults.hidden);
@@ -165,15 +167,11 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
         .unwrap_or(defaults.rms_norm_eps);
 
     let windows = windows::windows(fields, architecture, layers)?;
-    let context = rope::Context { architecture, head_dim, max_position_embeddings, windows };
+    let context = rope::RopeContext { architecture, head_dim, max_position_embeddings, windows };
     let rope = rope::rope(fields, &context, &mut remarks)?;
 
     let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
-    let (qkv_bias, o_bias) = match architecture {
-        Architecture::Llama | Architecture::Qwen3 => (attention_bias, attention_bias),
-        Architecture::Qwen2 => (true, false),
-        Architecture::Mistral | Architecture::Phi3 => (false, false),
-    };
+    let mlp_bias = fields.flag("mlp_bias")?.unwrap_or(false);
     let tokens = TokenFields { config: fields, generation };
     let mut config = ModelConfig {
         architecture,
@@ -187,12 +185,14 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
         rms_norm_eps: rms_norm_eps as f32,
         rope,
         windows: context.windows,
-        tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
-        qkv_bias,
-        o_bias,
-        mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias")?.unwrap_or(false),
-        qk_norm: architecture == Architecture::Qwen3,
-        fused_projections: architecture == Architecture::Phi3,
+        tie_word_embeddings: fields
+            .flag("tie_word_embeddings")?
+            .unwrap_or(defaults.tie_word_embeddings),
+        qkv_bias: facts.qkv_bias.is_present(attention_bias),
+        o_bias: facts.o_bias.is_present(attention_bias),
+        mlp_bias: facts.mlp_bias.is_present(mlp_bias),
+        qk_norm: facts.qk_norm,
+        fused_projections: matches!(facts.tensors.qkv, Stacking::Fused(_)),
         max_position_embeddings,
         bos_token_id: tokens.one("bos_token_id", defaults.bos, &mut remarks)?,
         eos_token_ids: tokens.all("eos_token_id", defaults.eos)?,
@@ -205,14 +205,15 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
     Ok(config)
 }
 
-/// Fields that would make it another network than the one Fathom runs.
+/// Refuses fields that ask for a network Fathom does not implement.
 fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
     let act = fields.text("hidden_act")?.unwrap_or("silu");
     if act != "silu" && act != "swish" {
-        return Err(fields.error("hidden_act", format!("is `{}`, expected `silu`", brief(act))));
+        return Err(fields.error("hidden_act", format!("is `{}`, expected `silu`", sanitize(act))));
     }
     if fields.get("quantization_config").is_some() {
-        let problem = "is present; quantised checkpoints are not supported, expected BF16, F16 or F32 weights";
+        let problem = "is present; quantised checkpoints are not supported, expected BF16, F16 or \
+                       F32 weights";
         return Err(fields.error("quantization_config", problem));
     }
     for name in ["num_local_experts", "num_experts", "n_routed_experts", "moe_intermediate_size"] {
@@ -222,23 +223,22 @@ fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result
             return Err(fields.error(name, problem));
         }
     }
-    // HuggingFace's classes have no such biases and would drop those of the checkpoint.
-    let absent: &[&str] = match architecture {
-        Architecture::Llama => &["lm_head_bias"],
-        Architecture::Mistral | Architecture::Phi3 => {
-            &["attention_bias", "mlp_bias", "lm_head_bias"]
-        }
-        Architecture::Qwen2 | Architecture::Qwen3 => &["mlp_bias", "lm_head_bias"],
-    };
-    for name in absent {
-        if fields.flag(name)? == Some(true) {
+    // HuggingFace's classes without these biases would silently drop those of the checkpoint.
+    let facts = architecture.facts();
+    let never = |bias: Bias| bias == Bias::Never;
+    for (name, absent) in [
+        ("attention_bias", never(facts.qkv_bias) && never(facts.o_bias)),
+        ("mlp_bias", never(facts.mlp_bias)),
+        ("lm_head_bias", true),
+    ] {
+        if absent && fields.flag(name)? == Some(true) {
             return Err(fields.error(name, format!("is true, but {architecture} has no such bias")));
         }
     }
     Ok(())
 }
 
-/// `num_key_value_heads`: the class's default when absent, as many as heads when null.
+/// `num_key_value_heads`: the class's default when absent, equal to `heads` when null.
 fn kv_heads(fields: &Fields<'_>, heads: usize, default: Option<usize>) -> Result<usize> {
     let name = "num_key_value_heads";
     let kv_heads = match fields.names(name) {
@@ -270,22 +270,23 @@ fn head_dim(
     }
     if !hidden.is_multiple_of(heads) {
         let problem = format!(
-            "is {hidden}, expected a multiple of num_attention_heads, {heads}, as there is no head_dim"
+            "is {hidden}, expected a multiple of num_attention_heads, {heads}, as there is no \
+             head_dim"
         );
         return Err(fields.error("hidden_size", problem));
     }
     Ok(hidden / heads)
 }
 
-/// Where special tokens are named: the generation config first, then the config, and the class's
-/// default only when neither mentions the field.
+/// The files that name special tokens: the generation config first, then the config. The class's
+/// default applies only when neither has the field.
 struct TokenFields<'a> {
     config: &'a Fields<'a>,
     generation: Option<&'a Fields<'a>>,
 }
 
 impl TokenFields<'_> {
-    /// A single token. Of a list the first counts, and of several that is remarked on.
+    /// A single token. Of a list the first is used, with a remark if there are several.
     fn one(
         &self,
         name: &str,
@@ -296,7 +297,8 @@ impl TokenFields<'_> {
         for fields in self.generation.into_iter().chain([self.config]) {
             let ids = fields.single_token_id(name)?;
             if let [first, _, ..] = ids[..] {
-                let text = format!("`{name}` lists {} tokens, of which {first} is used", ids.len());
+                let text =
+                    format!("`{name}` lists {} tokens; the first, {first}, is used", ids.len());
                 remarks.push(fields.remark("several-tokens", text));
             }
             found = found.or(ids.first().copied());

@@ -1,9 +1,8 @@
-//! Interventions: what to change in a forward pass, said beforehand and checked before it starts.
+//! Interventions: changes of a forward pass, declared and checked before it starts.
 //!
-//! An [`Edit`] names a place (site, layer, positions and, where wanted, columns) and a [`Change`].
-//! Changes of one place read what the pass computed there, never what another edit left, and two
-//! edits that would both write the same value are refused unless they commute. So [`Edits`] have no
-//! order.
+//! An [`Edit`] names a site, layer, positions and optionally columns, and a [`Change`]. Every edit
+//! reads the values that the pass computed, not those another edit left, and two edits that write
+//! the same value are refused unless they commute. So the order of [`Edits`] does not matter.
 
 mod check;
 mod load;
@@ -17,59 +16,59 @@ use crate::{ModelConfig, Result, Site};
 
 pub use probe::EditProbe;
 
-/// One change at one place.
+/// One change at one site of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     /// The site; any [`Site::editable`] one.
     pub site: Site,
-    /// 0-based decoder layer; 0 for sites without layers.
+    /// 0-based decoder layer; 0 for sites outside the layers.
     pub layer: usize,
-    /// Which tokens.
+    /// The tokens to change.
     pub positions: Positions,
-    /// Which columns of the row `[width]`: neurons of the MLP's stages, coordinates of the residual
-    /// stream. `None`: all.
+    /// The columns of the row `[width]` to change, such as neurons of the MLP or coordinates of the
+    /// residual stream. `None`: all.
     pub columns: Option<Vec<usize>>,
-    /// What becomes of their values.
+    /// The change of their values.
     pub change: Change,
 }
 
-/// Which tokens an edit changes.
+/// The tokens that an edit changes.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
-    /// Those in any of the ranges; an end of `usize::MAX` stands for the end of the text.
+    /// Positions in any of the ranges; an end of `usize::MAX` means the end of the text.
     These(Vec<Range<usize>>),
-    /// Those whose whole row at the edit's own place has a cosine with `direction` above `cosine`,
-    /// from position `from` on.
+    /// Positions from `from` on whose whole row at the edit's site and layer has a cosine with
+    /// `direction` above `cosine`.
     Aligned {
         /// `[width]`
         direction: Vec<f32>,
-        /// The cosine that must be exceeded.
+        /// Cosine threshold, exclusive.
         cosine: f32,
         /// First position that may be changed.
         from: usize,
     },
 }
 
-/// What an edit does with a row, or with the chosen columns of it.
+/// How an edit changes a row, or the chosen columns of it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// Zeros.
+    /// Sets the values to zero.
     Zero,
-    /// Multiplied.
+    /// Multiplies the values.
     Scale(f32),
-    /// Rescaled to this Euclidean norm where it is larger.
+    /// Rescales the values to this Euclidean norm if theirs is larger.
     Clamp(f32),
-    /// These values added, one per column.
+    /// Adds these values, one per column.
     Add(Vec<f32>),
-    /// These values instead, one per column: a vector of another trace, or a mean over one.
+    /// Replaces the values by these, one per column.
     Replace(Vec<f32>),
-    /// The values of an earlier position of the same text at the same place.
+    /// Copies the values of an earlier position of the same text at the same site and layer.
     Copy(usize),
-    /// The mean of the values of earlier positions at the same place.
+    /// Replaces the values by their mean over earlier positions at the same site and layer.
     Mean(Vec<Range<usize>>),
 }
 
-/// Edits that fit a model and each other.
+/// Edits that were checked against a model and each other.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Edits {
     edits: Vec<Edit>,
@@ -80,27 +79,27 @@ impl Edits {
     /// other.
     ///
     /// # Errors
-    /// A site that cannot be edited; a layer, position or column that does not exist; values that
-    /// are not as many as the columns, or not finite; a copy or mean from positions that do not
-    /// come before all that are changed; two edits of the same value that do not commute (two
-    /// scalings or two additions do).
+    /// A site that cannot be edited; a layer, position or column that does not exist; a number of
+    /// values that differs from the number of columns; values that are not finite; a copy or mean
+    /// from positions that are not before all changed ones; two edits of the same value that do not
+    /// commute (two scalings or two additions do).
     pub fn new(edits: Vec<Edit>, config: &ModelConfig, tokens: Option<usize>) -> Result<Edits> {
         for edit in &edits {
             check::edit(edit, config, tokens)?;
         }
         check::conflicts(&edits)?;
         let mut edits = edits;
-        // Floats added or multiplied in another order may differ in the last bit.
+        // A fixed order: floats added or multiplied in another order may differ in the last bit.
         edits.sort_by_cached_key(|edit| (edit.site, edit.layer, format!("{edit:?}")));
         Ok(Edits { edits })
     }
 
-    /// Whether nothing is changed.
+    /// Whether there are no edits.
     pub fn is_empty(&self) -> bool {
         self.edits.is_empty()
     }
 
-    /// The edits, in an order of their own.
+    /// The edits, in a canonical order.
     pub fn iter(&self) -> impl Iterator<Item = &Edit> {
         self.edits.iter()
     }
@@ -126,13 +125,13 @@ impl From<Range<usize>> for Positions {
 }
 
 impl Edit {
-    /// The edit of whole rows.
+    /// An edit of whole rows.
     pub fn new(site: Site, layer: usize, positions: impl Into<Positions>, change: Change) -> Edit {
         Edit { site, layer, positions: positions.into(), columns: None, change }
     }
 }
 
-/// As [`Edit::parse`] reads it, values aside.
+/// The syntax of [`Edit::parse`], except that vectors of values are abbreviated.
 impl fmt::Display for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.site)?;

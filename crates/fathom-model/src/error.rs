@@ -1,23 +1,20 @@
-//! One kind of error: what cannot be used, said in one sentence.
+//! The error type of this crate.
 
 use std::path::{Path, PathBuf};
 
 use fathom_backend::BackendError;
 
-/// Why something cannot be done. Displayed, it is one sentence that names the file, and the field,
-/// line or tensor in it, and says what was expected; nothing was written over, and nothing is half
-/// done.
+/// An error of this crate. Displayed, it is one sentence that names the file, the field, line or
+/// tensor in it, and what was expected. A failed operation overwrites no file.
 ///
-/// What to do about it:
-///
-/// | variant | whose matter it is |
+/// | variant | cause and remedy |
 /// |---|---|
-/// | [`Error::Io`] | the disk's: a file is not there, may not be read, or there is no room |
-/// | [`Error::File`], [`Error::Field`], [`Error::Tensor`] | another file is needed |
-/// | [`Error::Line`] | one row's of a data set: it can be mended or left out, the others are fine |
-/// | [`Error::Request`] | the caller's: an argument without meaning, or not of this model |
-/// | [`Error::Backend`] | the machine's: a smaller batch, or another machine |
-/// | [`Error::Stopped`] | an engine's that has ended: start another one |
+/// | [`Error::Io`] | the disk: a file is missing or unreadable, or the disk is full |
+/// | [`Error::File`], [`Error::Field`], [`Error::Tensor`] | invalid file: use another one |
+/// | [`Error::Line`] | invalid row of a data set: correct or remove it; other rows are valid |
+/// | [`Error::Request`] | invalid argument, or one that does not fit the model |
+/// | [`Error::Backend`] | the device: use a smaller batch or another device |
+/// | [`Error::Stopped`] | the engine has ended: start another one |
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -26,22 +23,22 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What was being done ("cannot be read").
+        /// What failed ("cannot be read").
         action: &'static str,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A field of a JSON file is missing, of the wrong kind, or out of range.
+    /// A field of a JSON file is missing, of the wrong type, or out of range.
     #[error("{}: `{field}` {problem}", path.display())]
     Field {
         /// The file.
         path: PathBuf,
-        /// The field, dotted where nested.
+        /// The field, dotted if nested.
         field: String,
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// A line of a JSONL file cannot be used.
+    /// A line of a JSONL file is invalid.
     #[error("{}: line {line}: {problem}", path.display())]
     Line {
         /// The file.
@@ -51,7 +48,7 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// A file as a whole cannot be used.
+    /// A file is invalid.
     #[error("{}: {problem}", path.display())]
     File {
         /// The file.
@@ -59,7 +56,7 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// A tensor of a checkpoint cannot be used.
+    /// A tensor of a checkpoint is invalid.
     #[error("{}: tensor `{tensor}` {problem}", path.display())]
     Tensor {
         /// The file.
@@ -69,14 +66,14 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
-    /// What was asked for has no meaning, or does not fit the model: token ids, lengths, sites,
-    /// layers, options, a model that is not here.
+    /// An argument is invalid or does not fit the model: token ids, lengths, sites, layers,
+    /// options, an unknown model.
     #[error("{0}")]
     Request(String),
-    /// The machine failed: out of memory, or a device that was lost.
+    /// The device failed: out of memory, or the device was lost.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// No fault of the request: what would have done it has failed, was closed, or is gone.
+    /// The request was valid, but the engine that should have run it failed or was closed.
     #[error("{0}")]
     Stopped(String),
 }

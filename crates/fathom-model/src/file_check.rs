@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// The beginning of every Git LFS pointer.
@@ -56,7 +56,7 @@ pub(crate) fn exists(path: &Path) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::NotFound => match fs::read_link(path) {
             Err(_) => Ok(false),
             Ok(target) => {
-                let target = brief(&target.to_string_lossy());
+                let target = sanitize(&target.to_string_lossy());
                 let problem = format!(
                     "is a link to {target}, which does not exist (an interrupted download?)"
                 );

@@ -1,4 +1,4 @@
-//! Short strings that say which checkpoint a result came from.
+//! Fingerprints that identify the checkpoint of a result.
 
 use std::fs::File;
 use std::io::{Read, Result as IoResult};
@@ -9,10 +9,10 @@ use sha2::{Digest, Sha256};
 use crate::weights::Shard;
 use crate::{Checkpoint, Error, Result};
 
-/// Bytes hashed at each sampled place of a tensor.
+/// Bytes in each hashed block of a tensor.
 const BLOCK: usize = 4096;
 
-/// `sha256:` and the hash of a file's bytes, in hexadecimal.
+/// The SHA-256 of a file's bytes, as `sha256:` and hexadecimal digits.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -32,19 +32,18 @@ pub fn file_fingerprint(path: &Path) -> Result<String> {
 }
 
 impl Checkpoint {
-    /// `sampled-sha256:` and a hash over the weights that need not read all of them, in
-    /// hexadecimal.
+    /// A SHA-256 over a sample of the weights, as `sampled-sha256:` and hexadecimal digits.
     ///
-    /// Hashed are, for every safetensors file in the order of their names: name, size, header, and
-    /// of every tensor in the order of their bytes the first, the middle and the last 4096 bytes
-    /// (all of it when it is no longer than the three together). Training or quantising changes
-    /// every tensor it touches nearly everywhere, so such a change shows; a change of single
-    /// elements need not. With an adapter, all of its config and its tensors are hashed as well.
+    /// It covers, for every safetensors file in the order of their names: name, size, header, and
+    /// the first, middle and last 4096 bytes of every tensor (all of a tensor of at most three
+    /// blocks) in the order of the file. Training and quantisation change almost every element of a
+    /// tensor, so they change the fingerprint; a change of single elements may not. An adapter's
+    /// config and tensors are hashed completely.
     pub fn fingerprint(&self) -> String {
         let mut sha = Sha256::new();
         for shard in &self.shards {
             let Shard { path, map, tensors } = shard;
-            // Lengths before variable parts, so that no two checkpoints hash the same bytes.
+            // Lengths precede variable parts, so that different checkpoints hash different bytes.
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
             let header = tensors.first().map_or(map.len(), |first| first.range.start);
             sha.update((name.len() as u64).to_le_bytes());
@@ -60,7 +59,7 @@ impl Checkpoint {
                 let middle = (bytes.len() - BLOCK) / 2;
                 for start in [0, middle, bytes.len() - BLOCK] {
                     sha.update(&bytes[start..start + BLOCK]);
-                    // A few bytes may have mapped megabytes around them.
+                    // Reading a few bytes may map the megabytes around them.
                     shard.release();
                 }
             }

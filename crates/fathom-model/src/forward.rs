@@ -1,4 +1,4 @@
-//! The forward pass: every supported architecture, every batch shape, one function.
+//! The forward pass of every supported architecture, for any batch of sequences.
 
 use std::mem;
 use std::ops::Range;
@@ -7,32 +7,32 @@ use fathom_backend::{Attention, Backend, Rotary, Span};
 
 use crate::batch::{Batch, Piece};
 use crate::taps::{PassTaps, Taps};
-use crate::work::Work;
-use crate::{Error, Model, ModelConfig, Probe, Result, Sequence, Site};
+use crate::workspace::Workspace;
+use crate::{Error, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
-/// Tokens that [`Model::prefill`] runs at a time: enough rows to keep the matrix product busy, few
-/// enough that activations stay small whatever the length of the text.
+/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix products, and
+/// few enough to keep the activations of long texts small.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// Which rows of a step get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitRows {
-    /// None: prefill and analysis.
+    /// No row: prefill and analysis.
     None,
-    /// The last token's.
+    /// The row of the last token: decoding.
     Last,
-    /// Every token's: verification.
+    /// Every row: verification.
     All,
 }
 
-/// What one sequence contributes to a pass: its next tokens.
+/// The next tokens of one sequence in a pass.
 pub struct Step<'a, B: Backend> {
     /// The sequence; `tokens` are appended to it.
     pub sequence: &'a mut Sequence<B>,
     /// One token for decoding, a chunk for prefill or verification. Not empty.
     pub tokens: &'a [u32],
-    /// Which of these tokens need logits. Of the others the last layer is computed only as far as
-    /// later tokens read it, unless the probe wants the rest.
+    /// Which of these tokens need logits. For the others the last layer computes only keys and
+    /// values, unless the probe wants more.
     pub logits: LogitRows,
 }
 
@@ -43,80 +43,83 @@ pub struct Logits<B: Backend> {
 }
 
 impl<B: Backend> Logits<B> {
-    /// The logits asked for by step `index`, `[rows, vocab]`: none, one, or one per token.
+    /// The logits of step `index`, `[rows, vocab]`: no row, one, or one per token, as requested.
     ///
     /// # Errors
-    /// The backend's.
+    /// Those of the backend.
     pub fn step(&self, backend: &B, index: usize) -> Result<Vec<f32>> {
         let rows = self.steps[index].clone();
         Ok(backend.host_rows(&self.rows, rows, &mut Vec::new())?.to_vec())
     }
 
-    /// The most likely token of every row of every step; ids from `limit` on are not considered.
+    /// The most likely token of every row of every step, among ids below `limit`.
     ///
     /// # Errors
-    /// The backend's.
+    /// Those of the backend.
     pub fn argmax(&self, backend: &B, limit: usize) -> Result<Vec<Vec<u32>>> {
         let all = backend.argmax(&self.rows, limit)?;
         Ok(self.steps.iter().map(|rows| all[rows.clone()].to_vec()).collect())
     }
 }
 
-/// What is made of the rows that need logits.
+/// The output requested from the language-model head.
 #[derive(Clone, Copy)]
 pub(crate) enum Head {
     Logits,
-    Argmax { limit: usize },
+    /// The most likely token among ids below `limit`.
+    Argmax {
+        limit: usize,
+    },
 }
 
-/// What the head gave, and which rows belong to which step.
-pub(crate) struct Scores<B: Backend> {
-    /// `[rows, vocab]`; none with [`Head::Argmax`].
+/// The output of the language-model head.
+pub(crate) struct HeadOutput<B: Backend> {
+    /// `[rows, vocab]`; no rows with [`Head::Argmax`].
     pub logits: B::Rows,
-    /// A token per row; none with [`Head::Logits`].
+    /// One token per row; empty with [`Head::Logits`].
     pub best: Vec<u32>,
+    /// The rows of each step.
     pub steps: Vec<Range<usize>>,
 }
 
-impl<B: Backend> Scores<B> {
-    /// Of a pass that ends before the head.
-    fn none(b: &B, vocab: usize, batch: &Batch) -> Result<Scores<B>> {
+impl<B: Backend> HeadOutput<B> {
+    /// The output of a pass that ends before the head.
+    fn none(b: &B, vocab: usize, batch: &Batch) -> Result<HeadOutput<B>> {
         let logits = b.alloc(0, vocab)?;
-        Ok(Scores { logits, best: Vec::new(), steps: batch.logit_ranges.clone() })
+        Ok(HeadOutput { logits, best: Vec::new(), steps: batch.logit_ranges.clone() })
     }
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
-    /// A row's bits depend on its own sequence's tokens only: not on the other steps, on how the
-    /// tokens were cut into steps, or on `probe`, unless it edits.
+    /// The bits of a row depend only on its own sequence's tokens: not on the other steps, on how
+    /// the tokens were cut into steps, or on `probe`, unless it edits.
     ///
     /// # Errors
-    /// A step without tokens, a token id beyond the vocabulary, or sequences of which not the same
-    /// layers are computed, before anything is; an error of the backend or of the probe, after
-    /// which the sequences are of no further use.
+    /// A step without tokens, a token id outside the vocabulary, or sequences with different
+    /// numbers of layers; nothing is computed then. An error of the backend or the probe, after
+    /// which the sequences must not be used.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
         probe: Option<&mut dyn Probe>,
     ) -> Result<Logits<B>> {
-        let Scores { logits, steps, .. } = self.run(steps, probe, Head::Logits)?;
+        let HeadOutput { logits, steps, .. } = self.run(steps, probe, Head::Logits)?;
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Model::forward`] then [`Logits::argmax`], without the logits ever being in memory: greedy
-    /// decoding.
+    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy decoding.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Transformer::forward`].
     pub fn forward_argmax(
         &self,
         steps: &mut [Step<'_, B>],
         limit: usize,
         probe: Option<&mut dyn Probe>,
     ) -> Result<Vec<Vec<u32>>> {
-        let Scores { best, steps, .. } = self.run(steps, probe, Head::Argmax { limit })?;
+        let HeadOutput { best, steps, .. } = self.run(steps, probe, Head::Argmax { limit })?;
         Ok(steps.into_iter().map(|rows| best[rows].to_vec()).collect())
     }
 
@@ -125,7 +128,7 @@ impl<B: Backend> Model<B> {
         steps: &mut [Step<'_, B>],
         probe: Option<&mut dyn Probe>,
         head: Head,
-    ) -> Result<Scores<B>> {
+    ) -> Result<HeadOutput<B>> {
         let layers = steps.first().map_or(self.config.layers, |step| step.sequence.layers);
         for step in steps.iter_mut() {
             self.check(step, layers)?;
@@ -143,7 +146,7 @@ impl<B: Backend> Model<B> {
             })
             .collect();
 
-        // Rotary scalings that depend on the length change at some positions; a piece ends there.
+        // Rotary scalings that depend on the length change at some positions, where pieces end.
         let ends: Vec<usize> = pieces.iter().map(|piece| self.regime_end(piece)).collect();
         if pieces.iter().zip(&ends).all(|(piece, end)| *end == piece.tokens.len()) {
             return self.forward_pieces(&mut pieces, &mut taps, head);
@@ -151,11 +154,11 @@ impl<B: Backend> Model<B> {
         self.forward_across_regimes(pieces, &mut taps, head)
     }
 
-    /// Runs `tokens` through the model chunk by chunk, without logits; the bits are the same for
-    /// every chunk size. `progress` is called with the tokens done after each chunk.
+    /// Runs `tokens` through the model in chunks of `chunk` tokens, without logits. The bits are
+    /// the same for every chunk size. `progress` is called after each chunk with the tokens done.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Transformer::forward`].
     pub fn prefill(
         &self,
         sequence: &mut Sequence<B>,
@@ -183,10 +186,10 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// `layers`: how many this pass computes.
+    /// Checks a step of a pass that computes `layers` layers.
     fn check(&self, step: &Step<'_, B>, layers: usize) -> Result<()> {
         if step.sequence.layers != layers {
-            let problem = "sequences of one pass must have the same number of layers computed";
+            let problem = "all sequences of a pass must compute the same number of layers";
             return Err(Error::Request(problem.to_owned()));
         }
         if layers < self.config.layers && step.logits != LogitRows::None {
@@ -205,46 +208,45 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The forward pass. `n` is the number of rows: all pieces' tokens one after the other.
+    /// The forward pass. `n` is the number of rows: the tokens of all pieces.
     pub(crate) fn forward_pieces(
         &self,
         pieces: &mut [Piece<'_, B>],
         taps: &mut Taps<'_>,
         head: Head,
-    ) -> Result<Scores<B>> {
+    ) -> Result<HeadOutput<B>> {
         for piece in pieces.iter_mut() {
             self.enter_regime(piece)?;
         }
         let b = &self.backend;
         let ModelConfig { head_dim, rms_norm_eps: eps, .. } = self.config;
-        // The layers that are computed: with fewer than the model's, nothing of what follows them.
+        // Number of layers to compute. If not all, the pass ends before the final norm.
         let depth = pieces.first().map_or(self.config.layers, |piece| piece.sequence.layers);
-        let whole = depth == self.config.layers;
         let batch = Batch::new(pieces);
         if depth == 0 {
             return self.embed_only(pieces, &batch, taps);
         }
-        let (cos, sin) = self.angles(pieces, &batch.parts);
+        let (cos, sin) = self.angles(pieces, &batch.spans);
         let rotary = Rotary { cos: &cos, sin: &sin, half: self.config.rope.rotary_dim / 2 };
-        let (spans, landmarks): (Vec<_>, Vec<_>) = pieces
+        let (spans, references): (Vec<_>, Vec<_>) = pieces
             .iter_mut()
-            .zip(&batch.parts)
-            .map(|(piece, part)| {
-                let Sequence { kv, column_sums, landmarks, .. } = &mut *piece.sequence;
-                let (rows, first_position) = (part.rows.clone(), part.first_position);
+            .zip(&batch.spans)
+            .map(|(piece, span)| {
+                let Sequence { kv, column_sums, reference_rows, .. } = &mut *piece.sequence;
+                let (rows, first_position) = (span.rows.clone(), span.first_position);
                 let column_sums = column_sums.as_mut();
-                (Span { rows, first_position, kv, column_sums }, landmarks)
+                (Span { rows, first_position, kv, column_sums }, reference_rows)
             })
             .unzip();
         let any_sums = spans.iter().any(|span| span.column_sums.is_some());
         let mut pass = b.begin_pass(spans, rotary)?;
-        let taps = &mut PassTaps::new(b, taps, &batch.parts, landmarks)?;
+        let taps = &mut PassTaps::new(b, taps, &batch.spans, references)?;
         let last = depth - 1;
         let all_rows_needed = any_sums || taps.want_rows_after_keys(last);
 
         let n = batch.ids.len();
-        let mut work = self.take_work(n)?;
-        let Work { x, operand, q, k, v, ctx, lse, stages, gated, chosen } = &mut work;
+        let mut workspace = self.take_workspace(n)?;
+        let Workspace { x, operand, q, k, v, ctx, lse, stages, gated, chosen } = &mut workspace;
 
         b.embed(&self.embed, &batch.ids, x)?;
         taps.tap(Site::Embed, 0, x)?;
@@ -272,8 +274,8 @@ impl<B: Backend> Model<B> {
             let weights_wanted = taps.wants(Site::AttnWeights, l);
             b.append_kv(l, k, v, &mut pass)?;
             if l == last && !all_rows_needed && batch.logit_rows.len() < n {
-                // Later tokens read nothing of this layer but keys and values: rows without logits
-                // end here.
+                // Rows without logits end here: later tokens read only this layer's keys and
+                // values.
                 self.keep_rows(x, &batch.logit_rows, chosen)?;
                 self.keep_rows(q, &batch.logit_rows, ctx)?;
                 b.resize(ctx, batch.logit_rows.len(), b.shape(q).1)?;
@@ -286,9 +288,9 @@ impl<B: Backend> Model<B> {
                 b.add_column_sums(&attention, q, lse, &mut pass)?;
             }
             if weights_wanted {
-                for part in 0..batch.parts.len() {
-                    let weights = b.attention_weights(&attention, q, lse, &pass, part)?;
-                    taps.show(Site::AttnWeights, l, part, &weights)?;
+                for span in 0..batch.spans.len() {
+                    let weights = b.attention_weights(&attention, q, lse, &pass, span)?;
+                    taps.show(Site::AttnWeights, l, span, &weights)?;
                 }
             }
             taps.tap(Site::AttnCtx, l, ctx)?;
@@ -303,17 +305,17 @@ impl<B: Backend> Model<B> {
             taps.tap(Site::ResidPost, l, x)?;
         }
 
-        let scores = match whole {
-            true => self.scores(&mut work, &batch, taps, head)?,
-            false => Scores::none(b, self.config.vocab, &batch)?,
+        let output = match depth == self.config.layers {
+            true => self.head_output(&mut workspace, &batch, taps, head)?,
+            false => HeadOutput::none(b, self.config.vocab, &batch)?,
         };
         taps.finish()?;
         b.end_pass(pass)?;
         for piece in pieces {
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
-        self.give_back(work, n);
-        Ok(scores)
+        self.return_workspace(workspace, n);
+        Ok(output)
     }
 
     /// A pass that ends before the first layer.
@@ -322,34 +324,34 @@ impl<B: Backend> Model<B> {
         pieces: &mut [Piece<'_, B>],
         batch: &Batch,
         taps: &mut Taps<'_>,
-    ) -> Result<Scores<B>> {
+    ) -> Result<HeadOutput<B>> {
         let b = &self.backend;
         let mut x = b.alloc(batch.ids.len(), self.config.hidden)?;
         b.embed(&self.embed, &batch.ids, &mut x)?;
-        let landmarks = pieces.iter_mut().map(|piece| &mut piece.sequence.landmarks).collect();
-        let mut taps = PassTaps::new(b, taps, &batch.parts, landmarks)?;
+        let references = pieces.iter_mut().map(|piece| &mut piece.sequence.reference_rows);
+        let mut taps = PassTaps::new(b, taps, &batch.spans, references.collect())?;
         taps.tap(Site::Embed, 0, &mut x)?;
         taps.finish()?;
         for piece in pieces {
             piece.sequence.tokens.extend_from_slice(piece.tokens);
         }
-        Scores::none(b, self.config.vocab, batch)
+        HeadOutput::none(b, self.config.vocab, batch)
     }
 
-    /// Final norm and language-model head, over the rows somebody wants.
-    fn scores(
+    /// Final norm and language-model head.
+    fn head_output(
         &self,
-        work: &mut Work<B>,
+        workspace: &mut Workspace<B>,
         batch: &Batch,
         taps: &mut PassTaps<'_, '_, B>,
         head: Head,
-    ) -> Result<Scores<B>> {
+    ) -> Result<HeadOutput<B>> {
         let b = &self.backend;
         let vocab = self.config.vocab;
         let probed = taps.wants(Site::FinalNorm, 0) || taps.wants(Site::Logits, 0);
 
-        // A probe sees every row; without one only the rows that need logits are computed.
-        let Work { x, chosen, operand, .. } = work;
+        // Every row for a probe; otherwise only the rows that need logits.
+        let Workspace { x, chosen, operand, .. } = workspace;
         let rows = if probed { batch.ids.len() } else { batch.logit_rows.len() };
         if rows < b.shape(x).0 {
             self.keep_rows(x, &batch.logit_rows, chosen)?;
@@ -372,24 +374,25 @@ impl<B: Backend> Model<B> {
         }
         if probed {
             taps.tap(Site::Logits, 0, &mut logits)?;
-            let mut asked = b.alloc(batch.logit_rows.len(), vocab)?;
-            b.gather(&logits, &batch.logit_rows, &mut asked)?;
-            logits = asked;
+            let mut requested = b.alloc(batch.logit_rows.len(), vocab)?;
+            b.gather(&logits, &batch.logit_rows, &mut requested)?;
+            logits = requested;
             if let Head::Argmax { limit } = head {
                 best = b.argmax(&logits, limit)?;
             }
         }
-        Ok(Scores { logits, best, steps: batch.logit_ranges.clone() })
+        Ok(HeadOutput { logits, best, steps: batch.logit_ranges.clone() })
     }
 
-    /// `x = x[rows]`; `spare` has as many columns and is overwritten.
+    /// `x = x[rows]`. `spare` has the same number of columns and is overwritten.
     fn keep_rows(&self, x: &mut B::Rows, rows: &[usize], spare: &mut B::Rows) -> Result<()> {
         self.backend.gather(x, rows, spare)?;
         mem::swap(x, spare);
         Ok(())
     }
 
-    /// `out = norm(x)`, as matrix products take it; the f32 form is there only if a probe wants it.
+    /// `out = norm(x)` as the operand of matrix products. The f32 rows are materialised only if a
+    /// probe wants them.
     fn norm(
         &self,
         x: &B::Rows, // [n, hidden]
@@ -409,23 +412,23 @@ impl<B: Backend> Model<B> {
         Ok(b.operand(&normed, out)?)
     }
 
-    /// `x += W · module`, what a module adds to the residual stream; by itself only if a probe
-    /// wants it.
+    /// `x += W · input`: adds a module's output to the residual stream. The output is materialised
+    /// only if a probe wants it.
     fn add(
         &self,
         w: &B::Linear,
-        module: &B::Operand,
+        input: &B::Operand,
         x: &mut B::Rows, // [n, hidden]
         (site, l): (Site, usize),
         taps: &mut PassTaps<'_, '_, B>,
     ) -> Result<()> {
         let b = &self.backend;
         if !taps.wants(site, l) {
-            return Ok(b.linear_add(w, module, x)?);
+            return Ok(b.linear_add(w, input, x)?);
         }
         let (n, hidden) = b.shape(x);
         let mut out = b.alloc(n, hidden)?;
-        b.linears(&[w], module, &mut [&mut out])?;
+        b.linears(&[w], input, &mut [&mut out])?;
         taps.tap(site, l, &mut out)?;
         Ok(b.add_assign(x, &out)?)
     }

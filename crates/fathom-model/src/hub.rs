@@ -1,4 +1,4 @@
-//! Where a model named on the command line lies on this disk.
+//! Resolving a model's name to a directory on this disk.
 
 mod advice;
 mod cache;
@@ -7,22 +7,22 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::brief::brief;
 use crate::file_check::exists;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
-/// The directory of a model: an existing directory as it is, or `org/name` or `org/name@revision`
-/// in the HuggingFace cache. Nothing is downloaded.
+/// The directory of a model: `spec` itself if it is a directory, or the snapshot of `org/name` or
+/// `org/name@revision` in the HuggingFace cache. Nothing is downloaded.
 ///
-/// `env` looks up environment variables; pass `|name| std::env::var_os(name)`. The cache is
-/// `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub` or
-/// `~/.cache/huggingface/hub`, the first that is set; `~` and variables inside them are expanded,
-/// as `huggingface_hub` does.
+/// `env` looks up environment variables; pass `|name| std::env::var_os(name)`. The cache is the
+/// first of `$HF_HUB_CACHE`, `$HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`,
+/// `$XDG_CACHE_HOME/huggingface/hub` and `~/.cache/huggingface/hub` whose variable is set. `~` and
+/// variables in the values are expanded, as in `huggingface_hub`.
 ///
 /// # Errors
-/// Neither a directory nor a well-formed hub id; a model or revision that is not in the cache; a
-/// folder of the cache that holds snapshots, a URL, or another name that is nearly one: the message
-/// says what to type instead.
+/// `spec` is neither a directory nor a well-formed hub id; the model or revision is not in the
+/// cache; `spec` is a folder of the cache, a URL or something similar to a hub id (the message
+/// suggests what to type).
 pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf> {
     let path = Path::new(spec);
     if path.is_dir() {
@@ -35,7 +35,7 @@ pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> 
         return Err(Error::file(path, "is a file; a model is a directory with a config.json"));
     }
     if path.is_symlink() {
-        exists(path)?; // a link to nothing
+        exists(path)?; // an error: the link is dangling
     }
     let (id, instead) = (HubId::parse(spec), advice::hub_id(spec));
     let Some(id) = id.filter(|_| instead.is_none()) else {
@@ -43,19 +43,19 @@ pub fn resolve_model_dir(spec: &str, env: impl Fn(&str) -> Option<OsString>) -> 
         return Err(Error::Request(format!(
             "model `{}` is neither an existing directory nor a hub id (`org/name` or \
              `org/name@revision`){instead}",
-            brief(spec)
+            sanitize(spec)
         )));
     };
     let Some(cache) = cache::dir(&env) else {
         return Err(Error::Request(format!(
-            "model `{spec}` is not a directory, and there is no HuggingFace cache to look in: none of \
-             HF_HUB_CACHE, HF_HOME and HOME is set"
+            "model `{spec}` is not a directory, and there is no HuggingFace cache to look in: none \
+             of HF_HUB_CACHE, HF_HOME and HOME is set"
         )));
     };
     id.snapshot(&cache).ok_or_else(|| {
         Error::Request(format!(
-            "model `{spec}` is neither a directory nor in the HuggingFace cache {}; download it with \
-             `{}`",
+            "model `{spec}` is neither a directory nor in the HuggingFace cache {}; download it \
+             with `{}`",
             cache.display(),
             id.download_command()
         ))
@@ -81,7 +81,7 @@ impl HubId<'_> {
         (well_formed && revision_fits).then_some(HubId { repo, revision })
     }
 
-    /// The snapshot directory of this model, if it is there.
+    /// The snapshot directory of this model, if the cache has it.
     fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
         let root = cache.join(format!("models--{}", self.repo.replace('/', "--")));
         let revision = self.revision.unwrap_or("main");
@@ -99,7 +99,7 @@ impl HubId<'_> {
     }
 }
 
-/// One part of a hub id: letters, digits, `-`, `_` and `.`, and no way out of a directory.
+/// Whether this is one part of a hub id: letters, digits, `-`, `_` and `.`, without `..`.
 fn is_name(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !part.is_empty() && part.chars().all(allowed) && !part.starts_with('.') && !part.contains("..")

@@ -4,8 +4,8 @@ use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::brief::brief;
 use crate::jsonl::OWN;
+use crate::sanitize::sanitize;
 
 /// The field names for the thinking of a message.
 pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -119,7 +119,7 @@ impl<'de> Deserialize<'de> for Message {
             None if fields.values().all(Value::is_null) => {
                 return Err(wrong(format!(
                     "a message of role `{}` without `content`",
-                    brief(&role)
+                    sanitize(&role)
                 )));
             }
             None => Content::Absent,
@@ -144,7 +144,7 @@ fn part_text(part: &Value) -> Result<String, String> {
         (Some("text"), Some(text)) => Ok(text.to_owned()),
         (Some("text"), None) => Err("a content part of type `text` without `text`".to_owned()),
         (Some(other), _) => {
-            let other = brief(other);
+            let other = sanitize(other);
             Err(format!("a content part of type `{other}`, but only `text` is supported"))
         }
         (None, _) => Err("a content part without `type`".to_owned()),

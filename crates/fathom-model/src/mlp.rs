@@ -1,11 +1,11 @@
-//! The MLP of a decoder layer, within a pass and by itself.
+//! The MLP of a decoder layer, within a pass and standalone.
 
 use fathom_backend::Backend;
 
 use crate::taps::{PassTaps, Taps};
-use crate::{Error, Model, Result, Site};
+use crate::{Error, Result, Site, Transformer};
 
-/// The MLP's stages, `[n, intermediate]` each, for a probe to see.
+/// The MLP's intermediate values for a probe, `[n, intermediate]` each.
 pub(crate) struct Stages<B: Backend> {
     gate: B::Rows,
     up: B::Rows,
@@ -14,7 +14,7 @@ pub(crate) struct Stages<B: Backend> {
 }
 
 impl<B: Backend> Stages<B> {
-    /// Without memory until a probe asks.
+    /// Empty until a probe asks for a stage.
     pub fn new(b: &B, intermediate: usize) -> Result<Stages<B>> {
         let rows = || b.alloc(0, intermediate);
         Ok(Stages { gate: rows()?, up: rows()?, act: rows()?, product: rows()? })
@@ -28,12 +28,12 @@ impl<B: Backend> Stages<B> {
     }
 }
 
-impl<B: Backend> Model<B> {
-    /// What layer `layer`'s MLP makes of normed inputs (`mlp_in`): `rows` and the result are
-    /// `[n, hidden]`, row-major. The bits are those of `mlp_out` in a pass.
+impl<B: Backend> Transformer<B> {
+    /// The output of layer `layer`'s MLP for normed inputs (`mlp_in`). `rows` and the result are
+    /// `[n, hidden]`, row-major; the result is bitwise equal to `mlp_out` in a pass.
     ///
     /// # Errors
-    /// A layer the model does not have, or rows of another width.
+    /// The model has no such layer, or the length of `rows` is not a multiple of `hidden`.
     pub fn mlp(&self, layer: usize, rows: &[f32]) -> Result<Vec<f32>> {
         let (hidden, layers) = (self.config.hidden, self.config.layers);
         if layer >= layers || !rows.len().is_multiple_of(hidden) {
@@ -51,14 +51,14 @@ impl<B: Backend> Model<B> {
         let (mut operand, mut gated) = (b.new_operand(), b.new_operand());
         b.operand(&x, &mut operand)?;
         let mut stages = Stages::new(b, self.config.intermediate)?;
-        let mut nobody = Taps::new(None, layers);
-        let mut taps = PassTaps::new(b, &mut nobody, &[], Vec::new())?;
+        let mut no_taps = Taps::new(None, layers);
+        let mut taps = PassTaps::new(b, &mut no_taps, &[], Vec::new())?;
         self.gated(layer, &operand, &mut gated, &mut stages, &mut taps)?;
         b.linears(&[&self.layers[layer].down], &gated, &mut [&mut x])?;
         Ok(b.host_rows(&x, 0..n, &mut Vec::new())?.to_vec())
     }
 
-    /// out = silu(W_gate · x) ⊙ (W_up · x); the stages by themselves only if a probe wants one.
+    /// out = silu(W_gate · x) ⊙ (W_up · x). The stages are materialised only if a probe wants one.
     pub(crate) fn gated(
         &self,
         l: usize,

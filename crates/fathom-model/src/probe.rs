@@ -1,4 +1,4 @@
-//! How to look into a forward pass.
+//! The interface for reading and editing values of a forward pass.
 
 use std::ops::Range;
 
@@ -6,25 +6,26 @@ use fathom_backend::RowEdit;
 
 use crate::{Error, Site};
 
-/// What a probe wants with a place.
+/// The access a probe wants at a site of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Nothing: the pass does not materialise anything for it.
+    /// None: the pass does not materialise anything for it.
     Skip,
-    /// Read the values.
+    /// Read the values ([`Probe::read`]).
     Read,
-    /// Read the values and possibly replace them; the pass goes on with what is left there.
+    /// Read the values and possibly replace them ([`Probe::edit`]). The pass continues with the
+    /// new values.
     Edit,
-    /// Change rows as [`Probe::changes`] says, without reading them: they stay on the device.
+    /// Change rows by [`Probe::changes`] without reading them: they stay on the device.
     Change,
-    /// The Euclidean norm of every row ([`Probe::measured`]): the rows stay on the device.
+    /// Receive the Euclidean norm of every row ([`Probe::measured`]); the rows stay on the device.
     Norms,
-    /// The norms, and the dot product of every row with the rows of [`Probe::landmarks`].
+    /// Receive the norms, and the dot products of every row with the rows of [`Probe::reference_positions`].
     Dots,
 }
 
 impl Access {
-    /// What has to be there for two probes at once.
+    /// The access that serves two probes at once.
     pub fn union(self, other: Access) -> Access {
         use Access::{Change, Dots, Edit, Norms, Read, Skip};
         match (self, other) {
@@ -38,26 +39,27 @@ impl Access {
     }
 }
 
-/// What was measured of some consecutive rows of a place.
+/// Norms and dot products of consecutive rows at a site of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured<'a> {
     /// The norm of each row, `[positions]`.
     pub norms: &'a [f32],
-    /// For each of [`Probe::landmarks`], with [`Access::Dots`]; otherwise empty.
+    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`]; otherwise empty.
     pub dots: Vec<Dots<'a>>,
 }
 
-/// Dot products of rows with a landmark's row.
+/// Dot products of rows with the row of a reference position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dots<'a> {
-    /// Of the rows before these, from position 0 on, where the landmark is among these: they are
-    /// made up for.
+    /// Dot products of all earlier rows, from position 0 on, if the reference position is in this
+    /// chunk; otherwise empty. They could not be computed with the earlier chunks.
     pub before: &'a [f32],
-    /// Of these rows, `[positions]`; empty where the landmark has not come yet.
+    /// Dot products of the rows of this chunk, `[positions]`; empty if the reference position is in
+    /// a later chunk.
     pub these: &'a [f32],
 }
 
-/// Where in the pass a probe is being called.
+/// The location in the pass at which a probe is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct At {
     /// The site.
@@ -66,72 +68,72 @@ pub struct At {
     pub layer: usize,
     /// Index of the sequence within the batch given to the pass.
     pub sequence: usize,
-    /// Positions of that sequence the values belong to: the rows of this chunk.
+    /// Positions of the values in that sequence: the rows of this chunk.
     pub positions: Range<usize>,
 }
 
-/// Reads, or edits, chosen places of a forward pass.
+/// Reads or edits chosen sites of a forward pass.
 ///
-/// A probe says beforehand what it wants; only that is materialised, and reading never changes a
-/// bit of the result. Values arrive chunk by chunk, one call per (site, layer, sequence), as f32
-/// `[positions, width]` row-major. Per-head sites come head after head within a row (`width = heads
-/// · head_dim`); `attn_weights` comes as `[heads, positions, keys]`, keys being `0..positions.end`,
-/// and cannot be edited. `sink_score` needs the whole sequence and is read from [`crate::Sequence`]
-/// after the last chunk instead.
+/// A probe declares its access before the pass. Only that is materialised, and reading does not
+/// change a bit of the result. Values arrive chunk by chunk, one call per (site, layer, sequence),
+/// as f32 `[positions, width]` row-major. A row of a per-head site has its heads one after the
+/// other (`width = heads · head_dim`). `attn_weights` is `[heads, positions, keys]` with keys
+/// `0..positions.end`, and cannot be edited. `sink_score` needs the whole sequence:
+/// [`crate::Transformer::sink_score`] returns it after the last chunk.
 pub trait Probe {
-    /// What the probe wants at `site` of `layer`. Asked once per pass, before it starts.
+    /// The access wanted at `site` of `layer`. Called once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
 
-    /// What it wants there of sequence `sequence` of the batch, where that differs:
-    /// [`Probe::access`] is then the [`Access::union`] of all of them. Asked where that is not
-    /// [`Access::Skip`].
+    /// The access wanted for sequence `sequence` of the batch, if sequences differ:
+    /// [`Probe::access`] must then return the [`Access::union`] of all of them. Called only where
+    /// that is not [`Access::Skip`].
     fn access_of(&self, _sequence: usize, site: Site, layer: usize) -> Access {
         self.access(site, layer)
     }
 
-    /// Called before each layer of a pass, for a probe that may want to end it.
+    /// Called before each layer of a pass. A probe can end the pass here.
     ///
     /// # Errors
-    /// Whatever the probe reports ends the pass.
+    /// An error of the probe ends the pass.
     fn before_layer(&mut self, _layer: usize) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Called where [`Probe::access`] said [`Access::Read`].
+    /// Called for [`Access::Read`].
     ///
     /// # Errors
-    /// Whatever the probe reports ends the pass.
+    /// An error of the probe ends the pass.
     fn read(&mut self, at: &At, values: &[f32]) -> Result<(), Error>;
 
-    /// Called where [`Probe::access`] said [`Access::Edit`].
+    /// Called for [`Access::Edit`].
     ///
     /// # Errors
-    /// Whatever the probe reports ends the pass.
+    /// An error of the probe ends the pass.
     fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<(), Error> {
         self.read(at, values)
     }
 
-    /// Called where [`Probe::access`] said [`Access::Change`]: what becomes of rows, counted from
-    /// the first of `at.positions`. Later changes see what earlier ones left.
+    /// Called for [`Access::Change`]. Returns changes of rows, counted from the first of
+    /// `at.positions`. They are applied in order.
     ///
     /// # Errors
-    /// Whatever the probe reports ends the pass.
+    /// An error of the probe ends the pass.
     fn changes(&mut self, _at: &At) -> Result<Vec<RowEdit<'_>>, Error> {
         Ok(Vec::new())
     }
 
-    /// Positions whose rows all others of sequence `sequence` are multiplied with where
-    /// [`Probe::access`] says [`Access::Dots`]. Asked once per pass. The rows up to the last of
-    /// them are kept on the device, so they should be among the first.
-    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
+    /// Reference positions of sequence `sequence`: [`Access::Dots`] computes the dot products of
+    /// all rows with theirs. Called once per pass. All rows up to the last reference position are
+    /// stored on the device, so reference positions should be small.
+    fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }
 
-    /// Called after the pass for every place where [`Probe::access`] said [`Access::Norms`] or
-    /// [`Access::Dots`], in the order of the pass.
+    /// Called after the pass for every site and layer with [`Access::Norms`] or [`Access::Dots`],
+    /// in the order of the pass.
     ///
     /// # Errors
-    /// Whatever the probe reports is the pass's error.
+    /// The pass returns an error of the probe.
     fn measured(&mut self, _at: &At, _measured: &Measured<'_>) -> Result<(), Error> {
         Ok(())
     }

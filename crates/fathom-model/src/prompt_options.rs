@@ -93,7 +93,7 @@ impl PromptOptions {
         if let Some(name) = unused {
             return refuse(format!(
                 "--template-kwargs: the chat template has no use for `{}` ({path})",
-                crate::brief::brief(name)
+                crate::sanitize::sanitize(name)
             ));
         }
         if self.date.is_some() && !template.mentions("strftime_now") {

@@ -1,22 +1,23 @@
-//! Rotary scalings that depend on the length: which frequencies a position gets, and what happens
-//! where they change within a pass.
+//! Rotary scalings that depend on the sequence length (longrope, dynamic): the frequencies of each
+//! position, and passes in which they change.
 
 use std::mem;
 
 use fathom_backend::Backend;
 
 use crate::batch::Piece;
-use crate::forward::{Head, PREFILL_CHUNK, Scores};
-use crate::taps::{Part, Taps};
-use crate::{LogitRows, Model, Result, Sequence};
+use crate::forward::{Head, HeadOutput, PREFILL_CHUNK};
+use crate::taps::{SequenceRows, Taps};
+use crate::{LogitRows, Result, Sequence, Transformer};
 
-impl<B: Backend> Model<B> {
-    /// The rotary regime of position `p`: that of the shortest text that contains it.
+impl<B: Backend> Transformer<B> {
+    /// The rotary regime of position `p`: that of the shortest text that contains it, but at least
+    /// of the planned length.
     fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
         self.config.rope.regime(sequence.planned_len.unwrap_or(0).max(p + 1))
     }
 
-    /// How many of the piece's tokens share the first one's regime.
+    /// Number of leading tokens of the piece in the regime of the first one.
     pub(crate) fn regime_end(&self, piece: &Piece<'_, B>) -> usize {
         let first = piece.sequence.len();
         let regime = self.regime_at(piece.sequence, first);
@@ -24,15 +25,15 @@ impl<B: Backend> Model<B> {
         (0..piece.tokens.len()).take_while(same).count()
     }
 
-    /// Runs pieces that cross a change of rotary regime: up to the change, then the rest, as
-    /// decoding token by token would have.
+    /// Runs pieces that cross a change of rotary regime: first up to the change, then the rest. The
+    /// result is that of decoding token by token.
     pub(crate) fn forward_across_regimes(
         &self,
         mut pieces: Vec<Piece<'_, B>>,
         taps: &mut Taps<'_>,
         head: Head,
-    ) -> Result<Scores<B>> {
-        // One per piece.
+    ) -> Result<HeadOutput<B>> {
+        // One element per piece.
         let mut logits: Vec<Vec<f32>> = vec![Vec::new(); pieces.len()];
         let mut best: Vec<Vec<u32>> = vec![Vec::new(); pieces.len()];
         while !pieces.is_empty() {
@@ -48,13 +49,13 @@ impl<B: Backend> Model<B> {
                 heads.push(Piece { index: piece.index, sequence, tokens: head, logits: wanted });
                 tails.push(tail);
             }
-            let part = self.forward_pieces(&mut heads, taps, head)?;
-            for (piece, rows) in heads.iter().zip(part.steps) {
+            let output = self.forward_pieces(&mut heads, taps, head)?;
+            for (piece, rows) in heads.iter().zip(output.steps) {
                 match head {
-                    Head::Argmax { .. } => best[piece.index].extend(&part.best[rows]),
+                    Head::Argmax { .. } => best[piece.index].extend(&output.best[rows]),
                     Head::Logits => {
                         let mut scratch = Vec::new();
-                        let rows = self.backend.host_rows(&part.logits, rows, &mut scratch)?;
+                        let rows = self.backend.host_rows(&output.logits, rows, &mut scratch)?;
                         logits[piece.index].extend(rows);
                     }
                 }
@@ -79,11 +80,11 @@ impl<B: Backend> Model<B> {
             steps.push(first..end);
             first = end;
         }
-        Ok(Scores { logits: rows, best: best.concat(), steps })
+        Ok(HeadOutput { logits: rows, best: best.concat(), steps })
     }
 
-    /// Keys already cached under another regime are stale: the sequence is computed again from its
-    /// tokens, as HuggingFace does when longrope switches factors.
+    /// Recomputes the sequence from its tokens if its keys were cached under another regime, as
+    /// HuggingFace does when longrope switches factors.
     pub(crate) fn enter_regime(&self, piece: &mut Piece<'_, B>) -> Result<()> {
         let sequence = &mut *piece.sequence;
         let regime = self.regime_at(sequence, sequence.len());
@@ -99,23 +100,28 @@ impl<B: Backend> Model<B> {
         sequence.planned_len = planned_len.max(Some(tokens.len() + 1));
         for chunk in tokens.chunks(PREFILL_CHUNK) {
             let sequence = &mut *piece.sequence;
-            let again = Piece { index: 0, sequence, tokens: chunk, logits: LogitRows::None };
-            let mut unseen = Taps::new(None, self.config.layers);
-            self.forward_pieces(&mut [again], &mut unseen, Head::Logits)?;
+            let piece = Piece { index: 0, sequence, tokens: chunk, logits: LogitRows::None };
+            let mut no_taps = Taps::new(None, self.config.layers);
+            self.forward_pieces(&mut [piece], &mut no_taps, Head::Logits)?;
         }
         piece.sequence.planned_len = planned_len;
         Ok(())
     }
 
-    /// Rotary angles (cos, sin) of the batch's rows, each under its own sequence's regime.
-    pub(crate) fn angles(&self, pieces: &[Piece<'_, B>], parts: &[Part]) -> (Vec<f32>, Vec<f32>) {
+    /// Cosines and sines of the rotary angles of the batch's rows, each in the regime of its
+    /// sequence.
+    pub(crate) fn angles(
+        &self,
+        pieces: &[Piece<'_, B>],
+        spans: &[SequenceRows],
+    ) -> (Vec<f32>, Vec<f32>) {
         let rope = &self.config.rope;
         let (mut cos, mut sin) = (Vec::new(), Vec::new()); // [n, rotary_dim / 2]
-        for (piece, part) in pieces.iter().zip(parts) {
-            let end = part.first_position + part.rows.len();
+        for (piece, span) in pieces.iter().zip(spans) {
+            let end = span.first_position + span.rows.len();
             let planned = piece.sequence.planned_len.unwrap_or(0);
             let frequencies = rope.inv_freq(planned.max(end));
-            let (c, s) = frequencies.cos_sin(part.first_position..end);
+            let (c, s) = frequencies.cos_sin(span.first_position..end);
             cos.extend(c);
             sin.extend(s);
         }

@@ -1,4 +1,4 @@
-//! Remarks: what a user should know about input that was used nevertheless.
+//! Remarks: warnings about input that was accepted.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,27 +8,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Different sentences of one kind that [`Remarks`] keeps; beyond, they are only counted.
+/// Maximum number of different remarks of one kind and file; [`Remarks`] drops further ones.
 const MAX_TEXTS: usize = 8;
 
-/// One thing that was ignored, repaired or is doubtful, in one sentence.
+/// One sentence about something that was ignored, repaired or looks wrong.
 ///
-/// Displayed, it names the file and, for a line of a JSONL file, the first line it is about.
+/// Displayed, it names the file and, for a JSONL file, the first line it is about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remark {
-    /// Which kind of remark, for programs: lower case with hyphens, such as `unused-tensors`.
+    /// Machine-readable kind: lower case with hyphens, such as `unused-tensors`.
     pub kind: Cow<'static, str>,
     /// What it is about; `--strict` refuses remarks about input.
     pub about: About,
-    /// The file, where it is about one.
+    /// The file, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub file: Option<PathBuf>,
-    /// 1-based line of a JSONL file; the first one, where it is about several.
+    /// 1-based line of a JSONL file; the first one if it is about several.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub line: Option<usize>,
-    /// What was found, and what was done about it; one line.
+    /// What was found and how it was handled; one line.
     pub text: String,
-    /// Lines of the file it is about; 1 for a remark about a whole file.
+    /// Number of lines it is about; 1 for a remark about a whole file.
     #[serde(skip_serializing_if = "is_one", default = "one")]
     pub count: usize,
 }
@@ -37,7 +37,7 @@ pub struct Remark {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum About {
-    /// A file that was used otherwise than it says, or that may not be what the user thinks.
+    /// A file that was interpreted differently from what it states, or may be a mistake.
     Input,
     /// A setting that the user may want to change.
     Advice,
@@ -59,7 +59,7 @@ impl Remark {
         Remark::new(kind, About::Advice, text)
     }
 
-    /// About a text that is not yet known to be a line of a file.
+    /// About input whose file and line are not known yet.
     pub fn input(kind: &'static str, text: impl Into<String>) -> Remark {
         Remark::new(kind, About::Input, text)
     }
@@ -70,10 +70,11 @@ impl Remark {
     }
 }
 
-/// Refuses remarks about input, for those who said that they want none (`because`: `--strict`).
+/// Turns a remark about input into an error, for callers that accept none. `because` names the
+/// reason, such as `--strict`.
 ///
 /// # Errors
-/// There is one; the sentence is the first's.
+/// There is such a remark; the message is that of the first.
 pub fn refuse_remarks(remarks: &[Remark], because: &str) -> Result<()> {
     match remarks.iter().find(|remark| remark.about == About::Input) {
         None => Ok(()),
@@ -106,29 +107,29 @@ fn is_one(count: &usize) -> bool {
     *count == 1
 }
 
-/// The remarks of one run: each kind once per file, however many lines it is about.
+/// The remarks of one run. Remarks of one kind about several lines of a file are merged into one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remarks(Vec<Entry>);
+pub struct Remarks(Vec<CountedRemark>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
+struct CountedRemark {
     remark: Remark,
-    /// The last line counted, so that a line counts once.
+    /// The last line counted, so that each line is counted once.
     last_line: Option<usize>,
 }
 
 impl Remarks {
-    /// None yet.
+    /// An empty collection.
     pub fn new() -> Remarks {
         Remarks::default()
     }
 
-    /// Adds a remark. One about a further line of a file is counted with the first of its kind; one
-    /// that has been made before is not made again.
+    /// Adds a remark. A remark about another line of a file increases the count of the first of its
+    /// kind. Duplicates are dropped.
     pub fn add(&mut self, remark: Remark) {
         let line = remark.line;
         let mut of_kind = 0;
-        for Entry { remark: other, last_line } in &mut self.0 {
+        for CountedRemark { remark: other, last_line } in &mut self.0 {
             if other.kind != remark.kind || other.file != remark.file {
                 continue;
             }
@@ -143,7 +144,7 @@ impl Remarks {
             }
         }
         if of_kind < MAX_TEXTS {
-            self.0.push(Entry { remark, last_line: line });
+            self.0.push(CountedRemark { remark, last_line: line });
         }
     }
 
@@ -152,12 +153,12 @@ impl Remarks {
         remarks.into_iter().for_each(|remark| self.add(remark));
     }
 
-    /// All of them, in the order in which they were first made.
+    /// All remarks, in the order in which they were first added.
     pub fn iter(&self) -> impl Iterator<Item = &Remark> {
         self.0.iter().map(|entry| &entry.remark)
     }
 
-    /// All of them, in the order in which they were first made.
+    /// All remarks, in the order in which they were first added.
     pub fn into_vec(self) -> Vec<Remark> {
         self.0.into_iter().map(|entry| entry.remark).collect()
     }
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_counted_and_files_told_once() {
+    fn lines_are_counted_and_files_reported_once() {
         let mut remarks = Remarks::new();
         let path = Path::new("t.jsonl");
         for line in [3, 5, 9] {
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn one_remark_comes_back_from_json_without_what_says_nothing() {
+    fn a_remark_round_trips_through_json_without_empty_fields() {
         let remark = Remark::advice("sampling", "greedy is used");
         let json = serde_json::to_string(&remark).unwrap();
         assert_eq!(json, r#"{"kind":"sampling","about":"advice","text":"greedy is used"}"#);

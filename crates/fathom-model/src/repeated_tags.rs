@@ -1,6 +1,6 @@
 //! Finds tags that a prompt ends with and its output repeats, most often `<think>`.
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
 /// Longest tag name that is recognised, in characters.
 const MAX_TAG: usize = 64;
@@ -16,7 +16,7 @@ pub(crate) struct RepeatedTags<'a> {
 impl RepeatedTags<'_> {
     /// The tags in backquotes, for a message.
     pub fn quoted(&self) -> String {
-        format!("`{}`", brief(self.tags))
+        format!("`{}`", sanitize(self.tags))
     }
 }
 

@@ -1,54 +1,54 @@
-//! Rotary position embedding: the frequencies of every rope type HuggingFace knows.
+//! Rotary position embedding: the frequencies of all HuggingFace rope types.
 //!
 //! Su et al., "RoFormer" (arXiv 2104.09864): component pair `i` of a query or key at position `t`
-//! is turned by the angle `t · inv_freq[i]`. The rope types differ only in `inv_freq` and in a
+//! is rotated by the angle `t · inv_freq[i]`. The rope types differ only in `inv_freq` and in a
 //! factor on the cosines and sines. Pairs are `(i, i + rotary_dim/2)`, HuggingFace's "rotate half"
 //! layout.
 //!
 //! The arithmetic follows the order of operations of HuggingFace transformers 5 in f32, because a
 //! difference in the last bit of a frequency grows with the position it is multiplied by. Powers,
-//! cosines and sines are taken in f64 and rounded once.
+//! cosines and sines are computed in f64 and rounded once.
 
 use std::f64::consts::PI;
 
-/// How a checkpoint encodes positions.
+/// The rotary embedding of a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeConfig {
     /// Base of the geometric series of wavelengths (`rope_theta`), above 1.
     pub theta: f64,
-    /// How many leading components of a head rotate; even, at most `head_dim`. The rest pass
-    /// unchanged.
+    /// Number of leading components of a head that are rotated; even, at most `head_dim`. The rest
+    /// are unchanged.
     pub rotary_dim: usize,
     /// The rope type with its parameters.
     pub kind: RopeKind,
 }
 
-/// The rope types, with their parameters resolved (no field is optional any more).
+/// The rope types, with all defaults of their parameters filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeKind {
     /// `theta^(-2i/d)`.
     Default,
     /// Position interpolation (arXiv 2306.15595): every frequency divided by `factor`.
     Linear {
-        /// How much further positions reach.
+        /// Divisor of every frequency.
         factor: f64,
     },
-    /// NTK-aware scaling: beyond the trained length the base grows with the sequence.
+    /// Dynamic NTK-aware scaling: beyond the trained length the base grows with the sequence.
     Dynamic {
         /// Strength of the growth.
         factor: f64,
-        /// Trained length; nothing changes up to it.
+        /// Trained length in tokens; the base is unchanged up to it.
         max_position_embeddings: usize,
     },
-    /// Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between blended.
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between blended.
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are divided.
+        /// Frequencies with wavelengths above `original / low_freq_factor` are divided.
         low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
+        /// Frequencies with wavelengths below `original / high_freq_factor` are kept.
         high_freq_factor: f64,
-        /// Trained length.
+        /// Trained length in tokens (`original` above).
         original_max_position_embeddings: usize,
     },
     /// YaRN (arXiv 2309.00071): a ramp between kept and divided frequencies.
@@ -68,11 +68,11 @@ pub enum RopeKind {
     },
     /// LongRoPE (arXiv 2402.13753): one divisor per frequency, two sets of them.
     LongRope {
-        /// Divisors up to the trained length; `rotary_dim / 2` of them.
+        /// Divisors for sequences up to the trained length, `[rotary_dim / 2]`.
         short_factor: Vec<f32>,
-        /// Divisors beyond it, for every position of the sequence; `rotary_dim / 2` of them.
+        /// Divisors for all positions of longer sequences, `[rotary_dim / 2]`.
         long_factor: Vec<f32>,
-        /// Trained length.
+        /// Trained length in tokens.
         original_max_position_embeddings: usize,
         /// Multiplies cosines and sines, with either set.
         attention_factor: f64,
@@ -81,7 +81,7 @@ pub enum RopeKind {
 
 impl RopeKind {
     /// Its `rope_type`.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             RopeKind::Default => "default",
             RopeKind::Linear { .. } => "linear",
@@ -93,12 +93,12 @@ impl RopeKind {
     }
 }
 
-/// The frequencies in force for a sequence of some length.
+/// The rotary frequencies for sequences of a given length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFrequencies {
-    /// Radians per position, `rotary_dim / 2` of them.
+    /// Radians per position, `[rotary_dim / 2]`.
     pub inv_freq: Vec<f32>,
-    /// Multiplies cosines and sines (so attention logits by its square).
+    /// Multiplies cosines and sines, and so attention logits by its square.
     pub attention_scaling: f32,
 }
 
@@ -169,8 +169,8 @@ impl RopeConfig {
         }
     }
 
-    /// Two lengths of equal regime have the same frequencies. When the regime of a sequence
-    /// changes, the keys it has cached are stale.
+    /// Identifies the frequencies for a length: lengths of equal regime have equal frequencies.
+    /// When the regime of a sequence changes, its cached keys are stale.
     pub fn regime(&self, total_len: usize) -> u64 {
         match &self.kind {
             RopeKind::Default
@@ -186,13 +186,13 @@ impl RopeConfig {
         }
     }
 
-    /// `base^(2i/d)` for `i` in `0..d/2`: radians to positions.
+    /// `base^(2i/d)` for `i` in `0..d/2`: positions per radian.
     fn wavelengths(&self, base: f32) -> impl Iterator<Item = f32> {
         let dim = self.rotary_dim;
         (0..dim / 2).map(move |i| power(base, (2 * i) as f32 / dim as f32))
     }
 
-    /// The base NTK-aware scaling uses at a length: unchanged up to the trained one.
+    /// The base of NTK-aware scaling at a length: unchanged up to the trained length.
     fn dynamic_base(&self, factor: f64, trained: usize, total_len: usize) -> f32 {
         if total_len <= trained {
             return self.theta as f32;
@@ -202,8 +202,8 @@ impl RopeConfig {
         self.theta as f32 * power(growth, (dim / (dim - 2.0)) as f32)
     }
 
-    /// Between which frequency indices YaRN's ramp runs: where a component turns `beta_fast` and
-    /// `beta_slow` times over the trained length.
+    /// The frequency indices between which YaRN's ramp runs: those at which a component makes
+    /// `beta_fast` and `beta_slow` rotations over the trained length.
     fn yarn_range(
         &self,
         beta_fast: f64,
@@ -219,16 +219,16 @@ impl RopeConfig {
         if truncate {
             (low, high) = (low.floor(), high.ceil());
         }
-        // HuggingFace clamps to the last component, not to the last of the d/2 frequencies.
+        // As in HuggingFace, the limit is d - 1, not the last index of the d/2 frequencies.
         (low, high) = (low.max(0.0), high.min(dim - 1.0));
-        // An empty ramp becomes a step.
+        // An empty ramp becomes a step, which avoids a division by zero.
         if low == high { (low, high + 0.001) } else { (low, high) }
     }
 }
 
 impl RopeFrequencies {
-    /// Cosines and sines of `positions`, each `[positions, rotary_dim / 2]` row-major, attention
-    /// scaling multiplied in.
+    /// Cosines and sines of `positions`, each `[positions, rotary_dim / 2]` row-major, multiplied
+    /// by the attention scaling.
     pub fn cos_sin(&self, positions: impl IntoIterator<Item = usize>) -> (Vec<f32>, Vec<f32>) {
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for position in positions {
@@ -242,8 +242,8 @@ impl RopeFrequencies {
     }
 }
 
-/// YaRN's factor on cosines and sines where the config names none: `0.1 ln(factor) + 1`, or the
-/// ratio of two such terms when both `mscale` and `mscale_all_dim` are given (and not zero).
+/// YaRN's factor on cosines and sines if the config has none: `0.1 ln(factor) + 1`, or the ratio of
+/// two such terms if both `mscale` and `mscale_all_dim` are given and not zero.
 pub(crate) fn yarn_attention_factor(
     factor: f64,
     mscale: Option<f64>,
@@ -256,13 +256,13 @@ pub(crate) fn yarn_attention_factor(
     }
 }
 
-/// LongRoPE's factor on cosines and sines where the config names none:
+/// LongRoPE's factor on cosines and sines if the config has none:
 /// `sqrt(1 + ln(factor) / ln(original))`.
 pub(crate) fn longrope_attention_factor(factor: f64, original: usize) -> f64 {
     if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() }
 }
 
-/// Llama 3.1's treatment of one frequency.
+/// Llama 3.1's scaling of one frequency.
 struct Llama3Blend {
     factor: f32,
     low: f64,

@@ -1,57 +1,57 @@
-//! One sequence on its way through a model.
+//! One sequence with its key/value cache.
 
 use fathom_backend::Backend;
 
-use crate::landmarks::Landmarks;
+use crate::reference_rows::ReferenceRows;
 
-/// How a sequence is going to be used.
+/// Options of a new sequence.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions {
-    /// Tokens the sequence is known to reach at least (the prompt's, or the whole trace's). Rotary
-    /// scalings that depend on the length (longrope, dynamic) are chosen for it, as HuggingFace
-    /// does for a prompt given in one call, however the tokens are then cut into chunks. `None`:
-    /// the first step's.
+    /// Minimum length in tokens that the sequence will reach (that of the prompt, or of the whole
+    /// trace). Rotary scalings that depend on the length (longrope, dynamic) use it, however the
+    /// tokens are cut into chunks, as HuggingFace does for a prompt given in one call. `None`: the
+    /// length of the first step.
     pub planned_len: Option<usize>,
-    /// Accumulate attention column sums, for [`crate::Model::sink_score`].
+    /// Accumulate attention column sums, for [`crate::Transformer::sink_score`].
     pub sink_scores: bool,
-    /// Compute only so many layers, the first: a pass over the sequence ends there, shows a probe
-    /// nothing of what follows, and has no logits. The bits of what it does compute are those of a
-    /// whole pass. `None`: all.
+    /// Compute only this many layers: a pass over the sequence ends there, calls no probe for later
+    /// sites, and has no logits. What it computes is bitwise equal to a complete pass. `None`: all
+    /// layers.
     pub layers: Option<usize>,
 }
 
-/// Tokens seen so far, their keys and values, and what is accumulated over them.
+/// The tokens run so far, their keys and values, and values accumulated over them.
 pub struct Sequence<B: Backend> {
     pub(crate) tokens: Vec<u32>,
     pub(crate) kv: B::Kv,
     pub(crate) column_sums: Option<B::ColumnSums>,
     pub(crate) planned_len: Option<usize>,
-    /// Layers that are computed, at most the model's.
+    /// Number of layers that passes compute, at most that of the model.
     pub(crate) layers: usize,
-    /// Which rotary frequencies the cached keys carry; see [`crate::RopeConfig::regime`].
+    /// Rotary regime of the cached keys; see [`crate::RopeConfig::regime`].
     pub(crate) regime: Option<u64>,
-    /// Rows that probes compare others with.
-    pub(crate) landmarks: Landmarks<B>,
+    /// Rows for the dot products of probes.
+    pub(crate) reference_rows: ReferenceRows<B>,
 }
 
 impl<B: Backend> Sequence<B> {
-    /// Tokens seen so far.
+    /// The tokens run so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Number of tokens seen so far, and the position of the next one.
+    /// Number of tokens run so far, and the position of the next one.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether no token has been seen yet.
+    /// Whether no token has been run yet.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Forgets the sink scores accumulated so far and accumulates none from now on: the sequence
-    /// can be truncated.
+    /// Drops the accumulated sink scores and stops accumulating. The sequence can be truncated
+    /// afterwards.
     pub fn stop_sink_scores(&mut self) {
         self.column_sums = None;
     }

@@ -240,7 +240,7 @@ fn messages(record: &Record, field: &str, turns: Vec<Value>) -> Result<Vec<Messa
                 "system" => "system",
                 "tool" | "observation" => "tool",
                 other => {
-                    let other = crate::brief::brief(other);
+                    let other = crate::sanitize::sanitize(other);
                     return Err(wrong(
                         place,
                         format!("is from `{other}`, which is not a known speaker"),
@@ -250,7 +250,7 @@ fn messages(record: &Record, field: &str, turns: Vec<Value>) -> Result<Vec<Messa
             return Ok(Message::new(role, value.clone()));
         }
         serde_json::from_value(turn).map_err(|error| {
-            let detail = crate::brief::brief(&error.to_string());
+            let detail = crate::sanitize::sanitize(&error.to_string());
             wrong(
                 place,
                 format!("must be an object with the strings `role` and `content`; {detail}"),

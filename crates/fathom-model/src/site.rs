@@ -1,61 +1,134 @@
-//! The places in the forward pass that can be read or replaced, declared once.
+//! The sites of the forward pass: the tensors that can be read or replaced.
+//!
+//! The table below is the only list of them. The enum, the names, the shapes and the order of
+//! captures all come from it, so a new site is one line here and one tap in the forward pass.
 
 use std::fmt;
 
 use crate::{Error, ModelConfig, Result};
 
-/// A place in the forward pass. The comment gives the shape of what is captured there; `T` is the
-/// number of positions. Between layers the residual stream is raw, never the final norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Site {
-    /// `embed` `[T, hidden]`: token embedding; not per layer.
-    Embed,
-    /// `resid_pre` `[T, hidden]`: residual stream entering the layer.
-    ResidPre,
-    /// `attn_in` `[T, hidden]`: normed input of attention.
-    AttnIn,
-    /// `q_pre_rope` `[heads, T, head_dim]`: queries after bias and q-norm, before rotary.
-    QPreRope,
-    /// `k_pre_rope` `[kv_heads, T, head_dim]`: keys after bias and k-norm, before rotary.
-    KPreRope,
-    /// `q` `[heads, T, head_dim]`: queries after rotary.
-    Q,
-    /// `k` `[kv_heads, T, head_dim]`: keys after rotary.
-    K,
-    /// `v` `[kv_heads, T, head_dim]`: values.
-    V,
-    /// `attn_weights` `[heads, T, T]`: softmax probabilities; quadratic, so for short sequences
-    /// only.
-    AttnWeights,
-    /// `sink_score` `[heads, T]`: paper eq. 1, without ever holding `attn_weights`.
-    SinkScore,
-    /// `attn_ctx` `[T, heads · head_dim]`: concatenated heads, input of the output projection.
-    AttnCtx,
-    /// `attn_out` `[T, hidden]`: what attention adds to the residual stream.
-    AttnOut,
-    /// `resid_mid` `[T, hidden]`: residual stream after attention.
-    ResidMid,
-    /// `mlp_in` `[T, hidden]`: normed input of the MLP.
-    MlpIn,
-    /// `mlp_gate` `[T, intermediate]`.
-    MlpGate,
-    /// `mlp_up` `[T, intermediate]`.
-    MlpUp,
-    /// `mlp_act` `[T, intermediate]`: silu(gate).
-    MlpAct,
-    /// `mlp_elementwise` `[T, intermediate]`: silu(gate) · up, input of the down projection.
-    MlpElementwise,
-    /// `mlp_out` `[T, hidden]`: what the MLP adds to the residual stream.
-    MlpOut,
-    /// `resid_post` `[T, hidden]`: raw output of the layer; the paper's h^l.
-    ResidPost,
-    /// `final_norm` `[T, hidden]`: not per layer.
-    FinalNorm,
-    /// `logits` `[T, vocab]`: not per layer.
-    Logits,
+/// Declares [`Site`] and `FACTS` from one row per site: the variant, its name, TransformerLens'
+/// name without `blocks.{l}.`, where the pass computes it, its shape, and what it is.
+macro_rules! sites {
+    ($($variant:ident, $name:literal, $lens:expr, $stage:ident, $shape:ident, $what:literal;)*) => {
+        /// A tensor of the forward pass. `T` is the number of positions. Between layers the
+        /// residual stream is raw: the final norm is not applied to it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Site {
+            $(#[doc = concat!("`", $name, "` `", shape_text!($shape), "`: ", $what)] $variant,)*
+        }
+
+        /// The rows of the table, indexed by `Site as usize`.
+        const FACTS: &[Facts] = &[$(Facts {
+            site: Site::$variant,
+            name: $name,
+            lens: $lens,
+            stage: Stage::$stage,
+            shape: Shape::$shape,
+        },)*];
+    };
 }
 
-/// How the values of a site are laid out when captured.
+/// A shape as documentation writes it.
+macro_rules! shape_text {
+    (Hidden) => {
+        "[T, hidden]"
+    };
+    (Intermediate) => {
+        "[T, intermediate]"
+    };
+    (Vocab) => {
+        "[T, vocab]"
+    };
+    (Heads) => {
+        "[heads, T, head_dim]"
+    };
+    (KvHeads) => {
+        "[kv_heads, T, head_dim]"
+    };
+    (JoinedHeads) => {
+        "[T, heads · head_dim]"
+    };
+    (Weights) => {
+        "[heads, T, T]"
+    };
+    (Scores) => {
+        "[heads, T]"
+    };
+}
+
+// In the order of the forward pass.
+#[rustfmt::skip]
+sites! {
+    Embed, "embed", Some("hook_embed"), BeforeLayers, Hidden, "token embedding.";
+    ResidPre, "resid_pre", Some("hook_resid_pre"), Layer, Hidden,
+        "residual stream entering the layer.";
+    AttnIn, "attn_in", None, Layer, Hidden, "normed input of attention.";
+    QPreRope, "q_pre_rope", Some("attn.hook_q"), Layer, Heads,
+        "queries after bias and q-norm, before rotary.";
+    KPreRope, "k_pre_rope", Some("attn.hook_k"), Layer, KvHeads,
+        "keys after bias and k-norm, before rotary.";
+    Q, "q", Some("attn.hook_rot_q"), Layer, Heads, "queries after rotary.";
+    K, "k", Some("attn.hook_rot_k"), Layer, KvHeads, "keys after rotary.";
+    V, "v", Some("attn.hook_v"), Layer, KvHeads, "values.";
+    AttnWeights, "attn_weights", Some("attn.hook_pattern"), Layer, Weights,
+        "softmax probabilities; memory is quadratic in T.";
+    SinkScore, "sink_score", None, Layer, Scores,
+        "sink score (docs/definitions.md), without storing `attn_weights`.";
+    AttnCtx, "attn_ctx", Some("attn.hook_z"), Layer, JoinedHeads,
+        "concatenated heads, input of the output projection.";
+    AttnOut, "attn_out", Some("hook_attn_out"), Layer, Hidden,
+        "output of attention, which is added to the residual stream.";
+    ResidMid, "resid_mid", Some("hook_resid_mid"), Layer, Hidden,
+        "residual stream after attention.";
+    MlpIn, "mlp_in", None, Layer, Hidden, "normed input of the MLP.";
+    MlpGate, "mlp_gate", Some("mlp.hook_pre"), Layer, Intermediate,
+        "output of the gate projection.";
+    MlpUp, "mlp_up", Some("mlp.hook_pre_linear"), Layer, Intermediate,
+        "output of the up projection.";
+    MlpAct, "mlp_act", None, Layer, Intermediate, "silu(gate).";
+    MlpElementwise, "mlp_elementwise", Some("mlp.hook_post"), Layer, Intermediate,
+        "silu(gate) · up, input of the down projection.";
+    MlpOut, "mlp_out", Some("hook_mlp_out"), Layer, Hidden,
+        "output of the MLP, which is added to the residual stream.";
+    ResidPost, "resid_post", Some("hook_resid_post"), Layer, Hidden,
+        "raw output of the layer; the paper's h^l.";
+    FinalNorm, "final_norm", None, AfterLayers, Hidden, "output of the final norm.";
+    Logits, "logits", None, AfterLayers, Vocab, "output of the language-model head.";
+}
+
+/// One row of the table.
+struct Facts {
+    site: Site,
+    name: &'static str,
+    lens: Option<&'static str>,
+    stage: Stage,
+    shape: Shape,
+}
+
+/// Where the forward pass computes a site.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    BeforeLayers,
+    /// In every layer.
+    Layer,
+    AfterLayers,
+}
+
+/// The shapes of `shape_text!`.
+#[derive(Clone, Copy)]
+enum Shape {
+    Hidden,
+    Intermediate,
+    Vocab,
+    Heads,
+    KvHeads,
+    JoinedHeads,
+    Weights,
+    Scores,
+}
+
+/// Shape of a site's captured values for one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `[T, width]`.
@@ -82,45 +155,45 @@ pub enum Layout {
     },
 }
 
-/// Every site with its name and, where TransformerLens has the same tensor, that name without the
-/// `blocks.{l}.` prefix. Order is the order of the forward pass.
-const SITES: [(Site, &str, Option<&str>); 22] = [
-    (Site::Embed, "embed", Some("hook_embed")),
-    (Site::ResidPre, "resid_pre", Some("hook_resid_pre")),
-    (Site::AttnIn, "attn_in", None),
-    (Site::QPreRope, "q_pre_rope", Some("attn.hook_q")),
-    (Site::KPreRope, "k_pre_rope", Some("attn.hook_k")),
-    (Site::Q, "q", Some("attn.hook_rot_q")),
-    (Site::K, "k", Some("attn.hook_rot_k")),
-    (Site::V, "v", Some("attn.hook_v")),
-    (Site::AttnWeights, "attn_weights", Some("attn.hook_pattern")),
-    (Site::SinkScore, "sink_score", None),
-    (Site::AttnCtx, "attn_ctx", Some("attn.hook_z")),
-    (Site::AttnOut, "attn_out", Some("hook_attn_out")),
-    (Site::ResidMid, "resid_mid", Some("hook_resid_mid")),
-    (Site::MlpIn, "mlp_in", None),
-    (Site::MlpGate, "mlp_gate", Some("mlp.hook_pre")),
-    (Site::MlpUp, "mlp_up", Some("mlp.hook_pre_linear")),
-    (Site::MlpAct, "mlp_act", None),
-    (Site::MlpElementwise, "mlp_elementwise", Some("mlp.hook_post")),
-    (Site::MlpOut, "mlp_out", Some("hook_mlp_out")),
-    (Site::ResidPost, "resid_post", Some("hook_resid_post")),
-    (Site::FinalNorm, "final_norm", None),
-    (Site::Logits, "logits", None),
-];
+impl Layout {
+    /// Width of a row as a probe sees it; `None` for values that are not one row per token.
+    pub(crate) fn row_width(self) -> Option<usize> {
+        match self {
+            Layout::Rows { width } => Some(width),
+            Layout::Heads { heads, head_dim } => Some(heads * head_dim),
+            Layout::Weights { .. } | Layout::Scores { .. } => None,
+        }
+    }
+
+    /// Shape of a capture that keeps `kept` of a text's `tokens` positions. Of `attn_weights` it
+    /// keeps queries only.
+    pub(crate) fn captured_shape(self, kept: usize, tokens: usize) -> Vec<usize> {
+        match self {
+            Layout::Rows { width } => vec![kept, width],
+            Layout::Heads { heads, head_dim } => vec![heads, kept, head_dim],
+            Layout::Weights { heads } => vec![heads, kept, tokens],
+            Layout::Scores { heads } => vec![heads, kept],
+        }
+    }
+}
 
 impl Site {
+    fn facts(self) -> &'static Facts {
+        &FACTS[self as usize]
+    }
+
     /// All sites, in the order of the forward pass.
     pub fn all() -> impl Iterator<Item = Site> {
-        SITES.iter().map(|(site, ..)| *site)
+        FACTS.iter().map(|facts| facts.site)
     }
 
-    /// The site's name, as in captures and on the command line.
+    /// The site's name in captures and on the command line.
     pub fn name(self) -> &'static str {
-        SITES[self as usize].1
+        self.facts().name
     }
 
-    /// Its name in captures: `resid_post.3`, or `embed` for a site that no layer has.
+    /// The name of its tensor in a capture: `resid_post.3`, or `embed` for a site outside the
+    /// layers.
     pub fn name_at(self, layer: usize) -> String {
         match self.per_layer() {
             true => format!("{self}.{layer}"),
@@ -128,63 +201,62 @@ impl Site {
         }
     }
 
-    /// What TransformerLens calls it, where it has the same tensor: `blocks.3.hook_resid_post`.
+    /// TransformerLens' name for the same tensor, if it has one: `blocks.3.hook_resid_post`.
     pub fn lens_name_at(self, layer: usize) -> Option<String> {
-        let name = SITES[self as usize].2?;
+        let name = self.facts().lens?;
         Some(match self.per_layer() {
             true => format!("blocks.{layer}.{name}"),
             false => name.to_owned(),
         })
     }
 
-    /// Whether there is one of it in every layer.
+    /// Whether every layer has this site.
     pub fn per_layer(self) -> bool {
-        !matches!(self, Site::Embed | Site::FinalNorm | Site::Logits)
+        self.facts().stage == Stage::Layer
+    }
+
+    /// How many of the model's `layers` a pass must compute to reach this site of layer `layer`.
+    pub(crate) fn layers_needed(self, layer: usize, layers: usize) -> usize {
+        match self.facts().stage {
+            Stage::BeforeLayers => 0,
+            Stage::Layer => layer + 1,
+            Stage::AfterLayers => layers,
+        }
     }
 
     /// Whether a probe may replace the values ([`crate::Access::Edit`]).
     pub fn editable(self) -> bool {
-        !matches!(self, Site::AttnWeights | Site::SinkScore)
+        self.has_rows()
     }
 
-    /// Whether its values are rows, one for each token ([`crate::Access::Norms`]).
+    /// Whether its values are one row per token ([`crate::Access::Norms`]).
     pub fn has_rows(self) -> bool {
-        !matches!(self, Site::AttnWeights | Site::SinkScore)
+        !matches!(self.facts().shape, Shape::Weights | Shape::Scores)
     }
 
-    /// Layout of the captured values for a model.
+    /// Shape of the captured values for a model.
     pub fn layout(self, config: &ModelConfig) -> Layout {
         let ModelConfig { hidden, intermediate, heads, kv_heads, head_dim, vocab, .. } = *config;
-        match self {
-            Site::Q | Site::QPreRope => Layout::Heads { heads, head_dim },
-            Site::K | Site::KPreRope | Site::V => Layout::Heads { heads: kv_heads, head_dim },
-            Site::AttnWeights => Layout::Weights { heads },
-            Site::SinkScore => Layout::Scores { heads },
-            Site::AttnCtx => Layout::Rows { width: heads * head_dim },
-            Site::MlpGate | Site::MlpUp | Site::MlpAct | Site::MlpElementwise => {
-                Layout::Rows { width: intermediate }
-            }
-            Site::Logits => Layout::Rows { width: vocab },
-            Site::Embed
-            | Site::ResidPre
-            | Site::AttnIn
-            | Site::AttnOut
-            | Site::ResidMid
-            | Site::MlpIn
-            | Site::MlpOut
-            | Site::ResidPost
-            | Site::FinalNorm => Layout::Rows { width: hidden },
+        match self.facts().shape {
+            Shape::Hidden => Layout::Rows { width: hidden },
+            Shape::Intermediate => Layout::Rows { width: intermediate },
+            Shape::Vocab => Layout::Rows { width: vocab },
+            Shape::Heads => Layout::Heads { heads, head_dim },
+            Shape::KvHeads => Layout::Heads { heads: kv_heads, head_dim },
+            Shape::JoinedHeads => Layout::Rows { width: heads * head_dim },
+            Shape::Weights => Layout::Weights { heads },
+            Shape::Scores => Layout::Scores { heads },
         }
     }
 
-    /// Reads a site as people write it: `resid_post`, `resid_post.3`, or TransformerLens'
-    /// `blocks.3.hook_resid_post`; the layer comes back where one was named.
+    /// Parses a site: `resid_post`, `resid_post.3`, or TransformerLens'
+    /// `blocks.3.hook_resid_post`. Returns the layer if the text names one.
     ///
     /// # Errors
-    /// An unknown name, listing the known ones; a layer on a site that has none.
+    /// An unknown name (the message lists the known ones); a layer on a site outside the layers.
     pub fn parse(text: &str) -> Result<(Site, Option<usize>)> {
         let unknown = || {
-            let names: Vec<&str> = SITES.iter().map(|(_, name, _)| *name).collect();
+            let names: Vec<&str> = Site::all().map(Site::name).collect();
             Error::Request(format!("unknown site `{text}`: expected one of {}", names.join(", ")))
         };
         let number = |digits: &str| digits.parse::<usize>().map_err(|_| unknown());
@@ -192,21 +264,22 @@ impl Site {
             let (layer, name) = rest.split_once('.').ok_or_else(unknown)?;
             (name, Some(number(layer)?))
         } else if let Some((name, layer)) =
-            text.rsplit_once('.').filter(|(name, _)| SITES.iter().any(|site| site.1 == *name))
+            text.rsplit_once('.').filter(|(name, _)| Site::all().any(|site| site.name() == *name))
         {
             (name, Some(number(layer)?))
         } else {
             (text, None)
         };
         let lens = text.starts_with("blocks.") || text.starts_with("hook_");
-        let (site, ..) = SITES
-            .iter()
-            .find(|(_, ours, theirs)| if lens { *theirs == Some(name) } else { *ours == name })
-            .ok_or_else(unknown)?;
+        let is_named = |site: &Site| match lens {
+            true => site.facts().lens == Some(name),
+            false => site.name() == name,
+        };
+        let site = Site::all().find(is_named).ok_or_else(unknown)?;
         if layer.is_some() && !site.per_layer() {
-            return Err(Error::Request(format!("site `{}` has no layers", site.name())));
+            return Err(Error::Request(format!("site `{site}` has no layers")));
         }
-        Ok((*site, layer))
+        Ok((site, layer))
     }
 }
 
@@ -223,8 +296,8 @@ mod tests {
 
     #[test]
     fn the_table_lists_every_site_at_its_own_index() {
-        for (index, (site, ..)) in SITES.iter().enumerate() {
-            assert_eq!(*site as usize, index, "{site}");
+        for (index, facts) in FACTS.iter().enumerate() {
+            assert_eq!(facts.site as usize, index, "{}", facts.site);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Checkpoints of random weights at the shapes of real models, for benchmarks.
+//! Checkpoints of random weights with the shapes of real models, for benchmarks.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -22,9 +22,9 @@ pub struct SyntheticShape {
     pub heads: usize,
     /// Key/value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Vocabulary.
+    /// Size of the vocabulary.
     pub vocab: usize,
-    /// Whether the output head is the embedding.
+    /// Whether the output head is tied to the embedding.
     pub tied: bool,
 }
 
@@ -39,6 +39,7 @@ impl SyntheticShape {
         vocab: 151_936,
         tied: true,
     };
+
     /// Qwen2.5-1.5B.
     pub const QWEN2_5_1_5B: SyntheticShape = SyntheticShape {
         layers: 28,
@@ -60,6 +61,7 @@ impl SyntheticShape {
         vocab: 152_064,
         tied: false,
     };
+
     /// Llama-3.2-1B.
     pub const LLAMA_3_2_1B: SyntheticShape = SyntheticShape {
         layers: 16,
@@ -71,13 +73,13 @@ impl SyntheticShape {
         tied: true,
     };
 
-    /// Bytes of the checkpoint's tensors.
+    /// Size of the checkpoint's tensors in bytes.
     pub fn bytes(&self) -> u64 {
         let tensors = self.tensors();
         tensors.iter().map(|(_, shape)| 2 * shape.iter().product::<usize>() as u64).sum()
     }
 
-    /// The matrix products of a layer, and that with the output head: name, inputs, outputs.
+    /// The matrix products of a layer and of the output head: name, inputs, outputs.
     pub fn products(&self) -> [(&'static str, usize, usize); 5] {
         let SyntheticShape { hidden, intermediate, heads, kv_heads, vocab, .. } = *self;
         let kv = hidden / heads * kv_heads;
@@ -118,19 +120,19 @@ impl SyntheticShape {
     }
 }
 
-/// Writes `config.json` and `model.safetensors` (BF16) to `dir`. Weights are uniform with variance
-/// 1/inputs, norm weights one: activations keep a sane size through any depth. There is no
-/// tokenizer.
+/// Writes `config.json` and `model.safetensors` (BF16) to `dir`, without a tokenizer. Weights are
+/// uniform with variance 1/inputs and norm weights are one, so activations stay bounded at any
+/// depth.
 ///
 /// # Errors
-/// `dir` cannot be written, or its disk has too little room.
+/// `dir` cannot be written, or its disk has too little space.
 pub fn write_synthetic(dir: &Path, shape: &SyntheticShape, seed: u64) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io(dir, "cannot be created"))?;
     let (needed, free) = (shape.bytes(), free_disk(dir));
     if let Some(free) = free.filter(|free| *free < needed) {
         let gb = |bytes| bytes as f64 / 1e9;
         let problem =
-            format!("has {:.1} GB free, and the checkpoint takes {:.1} GB", gb(free), gb(needed));
+            format!("has {:.1} GB free, and the checkpoint needs {:.1} GB", gb(free), gb(needed));
         return Err(Error::file(dir, problem));
     }
     let config = json!({
@@ -200,18 +202,18 @@ fn splitmix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Bytes that an ordinary user may still write to the disk that holds `path`.
+/// Free bytes, for an unprivileged user, on the disk that contains `path`.
 fn free_disk(path: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt;
         let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
         let mut disk = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: a string that ends with a zero, and room for the answer.
+        // SAFETY: `path` is NUL-terminated, and `disk` has room for a `statvfs`.
         if unsafe { libc::statvfs(path.as_ptr(), disk.as_mut_ptr()) } != 0 {
             return None;
         }
-        // SAFETY: the call succeeded, so it wrote the answer.
+        // SAFETY: the call succeeded, so it initialized `disk`.
         let disk = unsafe { disk.assume_init() };
         #[allow(clippy::unnecessary_cast)] // narrower on some systems
         return (disk.f_bavail as u64).checked_mul(disk.f_frsize as u64);
@@ -228,7 +230,7 @@ fn free_disk(path: &Path) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// Parameters as the models' cards count them, two bytes each.
+    /// Parameter counts are those of the models' cards; each parameter has two bytes.
     #[test]
     fn shapes_are_those_of_the_models_they_are_named_after() {
         let billions = |shape: SyntheticShape| shape.bytes() as f64 / 2e9;
@@ -244,7 +246,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shape = SyntheticShape { layers: 1_000_000, ..SyntheticShape::QWEN2_5_7B };
         let error = write_synthetic(dir.path(), &shape, 1).unwrap_err().to_string();
-        assert!(error.contains("GB free, and the checkpoint takes"), "{error}");
+        assert!(error.contains("GB free, and the checkpoint needs"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

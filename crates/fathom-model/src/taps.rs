@@ -1,14 +1,14 @@
-//! Where the forward pass meets its probe.
+//! Calls the probe at the sites of the forward pass.
 
 use std::ops::Range;
 
 use fathom_backend::Backend;
 
-use crate::landmarks::Landmarks;
+use crate::reference_rows::ReferenceRows;
 use crate::{Access, At, Dots, Measured, Probe, Result, Site};
 
-/// Rows of a batch that belong to one sequence, and the positions they hold there.
-pub(crate) struct Part {
+/// The rows of a batch that belong to one sequence, and their positions in it.
+pub(crate) struct SequenceRows {
     /// Index of the sequence in the batch given by the caller.
     pub sequence: usize,
     /// Rows of the batch.
@@ -17,14 +17,17 @@ pub(crate) struct Part {
     pub first_position: usize,
 }
 
-impl Part {
+impl SequenceRows {
+    fn positions(&self) -> Range<usize> {
+        self.first_position..self.first_position + self.rows.len()
+    }
+
     fn at(&self, site: Site, layer: usize) -> At {
-        let end = self.first_position + self.rows.len();
-        At { site, layer, sequence: self.sequence, positions: self.first_position..end }
+        At { site, layer, sequence: self.sequence, positions: self.positions() }
     }
 }
 
-/// A probe together with what it asked for.
+/// A probe together with the access it asked for.
 pub(crate) struct Taps<'p> {
     probe: Option<&'p mut dyn Probe>,
     access: Vec<Access>, // [sites, layers]
@@ -36,7 +39,7 @@ impl<'p> Taps<'p> {
         let access = match &probe {
             None => Vec::new(),
             Some(probe) => places(layers)
-                .map(|(site, layer)| possible(site, layer, probe.access(site, layer)))
+                .map(|(site, layer)| granted(site, layer, probe.access(site, layer)))
                 .collect(),
         };
         Taps { probe, access, layers }
@@ -50,24 +53,24 @@ impl<'p> Taps<'p> {
         self.access.get(self.index(site, layer)).copied().unwrap_or(Access::Skip)
     }
 
-    /// What is wanted of a sequence, `[sites, layers]`.
+    /// The access asked for in one sequence, `[sites, layers]`.
     fn access_of(&self, sequence: usize) -> Vec<Access> {
         let Some(probe) = &self.probe else { return Vec::new() };
         let of_place = |((site, layer), access): ((Site, usize), &Access)| match access {
             Access::Skip => Access::Skip,
-            _ => possible(site, layer, probe.access_of(sequence, site, layer)),
+            _ => granted(site, layer, probe.access_of(sequence, site, layer)),
         };
         places(self.layers).zip(&self.access).map(of_place).collect()
     }
 }
 
-/// All places, in the order of the table.
+/// All pairs of site and layer, in the order of [`Taps::index`].
 fn places(layers: usize) -> impl Iterator<Item = (Site, usize)> {
     Site::all().flat_map(move |site| (0..layers).map(move |layer| (site, layer)))
 }
 
-/// What can be given of what is wanted.
-fn possible(site: Site, layer: usize, access: Access) -> Access {
+/// The access that the site allows.
+fn granted(site: Site, layer: usize, access: Access) -> Access {
     match access {
         _ if layer > 0 && !site.per_layer() => Access::Skip,
         Access::Edit | Access::Change if !site.editable() => Access::Read,
@@ -76,27 +79,33 @@ fn possible(site: Site, layer: usize, access: Access) -> Access {
     }
 }
 
-/// What a probe wants of one part of a pass.
+/// The access a probe asked for in one sequence of a pass.
 #[derive(Default)]
-struct Wanted {
+struct WantedAccess {
     access: Vec<Access>, // [sites, layers]
-    /// Positions whose rows the others are multiplied with.
-    landmarks: Vec<usize>,
+    /// Positions whose rows the dot products are taken with.
+    reference_positions: Vec<usize>,
 }
 
-impl Wanted {
-    /// Rows of numbers for a place: one for norms, one more for each landmark.
+impl WantedAccess {
+    /// Rows of `PassTaps::numbers` that a place needs: one for norms, and one for each reference
+    /// position.
     fn measures(&self, place: usize) -> usize {
         match self.access[place] {
             Access::Norms => 1,
-            Access::Dots => 1 + self.landmarks.len(),
+            Access::Dots => 1 + self.reference_positions.len(),
             _ => 0,
         }
     }
 
-    /// Leading positions whose rows are kept.
+    /// Number of leading positions whose rows are stored.
     fn leading(&self) -> usize {
-        self.landmarks.iter().max().map_or(0, |last| last + 1)
+        self.reference_positions.iter().max().map_or(0, |last| last + 1)
+    }
+
+    /// Columns of `PassTaps::numbers` for the rows before `span`.
+    fn earlier_columns(&self, span: &SequenceRows) -> usize {
+        span.first_position.min(self.leading())
     }
 }
 
@@ -104,85 +113,87 @@ impl Wanted {
 pub(crate) struct PassTaps<'a, 'p, B: Backend> {
     backend: &'a B,
     taps: &'a mut Taps<'p>,
-    parts: &'a [Part],
-    /// Of each part.
-    wanted: Vec<Wanted>,
-    /// Of each part's sequence.
-    landmarks: Vec<&'a mut Landmarks<B>>,
-    /// What is measured, in the backend's memory until the pass is over: a row of numbers for each
-    /// measure, a column for each row of the pass and then for each earlier row of a landmark's.
+    /// One per sequence of the pass, as are `wanted` and `references`.
+    spans: &'a [SequenceRows],
+    wanted: Vec<WantedAccess>,
+    references: Vec<&'a mut ReferenceRows<B>>,
+    /// Norms and dot products `[measures, columns]`, in the backend's memory until the pass ends.
+    /// Columns are the rows of the pass, then for each span its earlier rows.
     numbers: Option<B::Rows>,
-    /// The first row that is free.
+    /// The first unused row of `numbers`.
     next_row: usize,
-    taken: Vec<Taken>,
+    measurements: Vec<Measurement>,
     scratch: Vec<f32>,
 }
 
-/// Numbers of one part at one place, and where they are.
-struct Taken {
-    part: usize,
+/// Where `PassTaps::numbers` has the measures of one span at one site and layer.
+struct Measurement {
+    /// Index of the span.
+    span: usize,
     site: Site,
     layer: usize,
-    /// The row of the norms; those of the landmarks follow.
+    /// The row of the norms; those of the reference positions follow.
     row: usize,
-    /// For each landmark: columns of the rows before this part, and of this part.
+    /// For each reference position: columns of the rows before the span, and of the span.
     dots: Vec<(Range<usize>, Range<usize>)>,
 }
 
 impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
-    /// `landmarks` are those of each part's sequence.
+    /// `spans` and `references` have one element per sequence of the pass.
     pub fn new(
         backend: &'a B,
         taps: &'a mut Taps<'p>,
-        parts: &'a [Part],
-        landmarks: Vec<&'a mut Landmarks<B>>,
+        spans: &'a [SequenceRows],
+        references: Vec<&'a mut ReferenceRows<B>>,
     ) -> Result<PassTaps<'a, 'p, B>> {
-        let rows = parts.last().map_or(0, |part| part.rows.end);
-        let wanted: Vec<Wanted> = match &taps.probe {
+        let rows = spans.last().map_or(0, |span| span.rows.end);
+        let wanted: Vec<WantedAccess> = match &taps.probe {
             None => Vec::new(),
-            Some(probe) => parts
+            Some(probe) => spans
                 .iter()
-                .map(|part| Wanted {
-                    access: taps.access_of(part.sequence),
-                    landmarks: probe.landmarks(part.sequence),
+                .map(|span| WantedAccess {
+                    access: taps.access_of(span.sequence),
+                    reference_positions: probe.reference_positions(span.sequence),
                 })
                 .collect(),
         };
-        let most = |place| wanted.iter().map(|part| part.measures(place)).max().unwrap_or(0);
+        let most = |place| wanted.iter().map(|wanted| wanted.measures(place)).max().unwrap_or(0);
         let measures: usize = (0..taps.access.len()).map(most).sum();
         let numbers = match measures {
             0 => None,
             _ => {
-                let parts = parts.iter().zip(&wanted);
-                let earlier = parts.map(|(part, wanted)| part.first_position.min(wanted.leading()));
+                let earlier = spans.iter().zip(&wanted);
+                let earlier = earlier.map(|(span, wanted)| wanted.earlier_columns(span));
                 Some(backend.alloc(measures, rows + earlier.sum::<usize>())?)
             }
         };
-        let (taken, scratch) = (Vec::new(), Vec::new());
+        let (measurements, scratch) = (Vec::new(), Vec::new());
         Ok(PassTaps {
             backend,
             taps,
-            parts,
+            spans,
             wanted,
-            landmarks,
+            references,
             numbers,
             next_row: 0,
-            taken,
+            measurements,
             scratch,
         })
     }
 
+    /// Whether the probe wants a site of a layer.
     pub fn wants(&self, site: Site, layer: usize) -> bool {
         self.taps.access(site, layer) != Access::Skip
     }
 
-    /// Whether anything of layer `layer` after its keys and values, or of what follows the layers.
+    /// Whether the probe wants anything of layer `layer` after its keys and values, or anything
+    /// after the layers.
     pub fn want_rows_after_keys(&self, layer: usize) -> bool {
-        let of_all = |site: Site| if site.per_layer() { layer } else { 0 };
-        Site::all().filter(|&site| site > Site::V).any(|site| self.wants(site, of_all(site)))
+        let layer_of = |site: Site| if site.per_layer() { layer } else { 0 };
+        Site::all().filter(|&site| site > Site::V).any(|site| self.wants(site, layer_of(site)))
     }
 
-    /// Tells the probe that a layer begins.
+    /// Calls [`Probe::before_layer`].
     pub fn before_layer(&mut self, layer: usize) -> Result<()> {
         match &mut self.taps.probe {
             Some(probe) => probe.before_layer(layer),
@@ -192,34 +203,36 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
 
     /// Rows of the pass.
     pub fn rows(&self) -> usize {
-        self.parts.last().map_or(0, |part| part.rows.end)
+        self.spans.last().map_or(0, |span| span.rows.end)
     }
 
-    /// Shows `x` `[batch rows, width]` to the probe, part by part, and takes back what it edited.
+    /// Passes `x` `[batch rows, width]` to the probe, sequence by sequence, and writes its edits
+    /// back to `x`.
     pub fn tap(&mut self, site: Site, layer: usize, x: &mut B::Rows) -> Result<()> {
         if !self.wants(site, layer) {
             return Ok(());
         }
         let (b, place) = (self.backend, self.taps.index(site, layer));
         let first_row = self.next_row;
-        self.next_row += self.wanted.iter().map(|part| part.measures(place)).max().unwrap_or(0);
-        for (index, part) in self.parts.iter().enumerate() {
-            let at = part.at(site, layer);
+        let measures = self.wanted.iter().map(|wanted| wanted.measures(place));
+        self.next_row += measures.max().unwrap_or(0);
+        for (index, span) in self.spans.iter().enumerate() {
+            let at = span.at(site, layer);
             let Some(probe) = &mut self.taps.probe else { return Ok(()) };
             match self.wanted[index].access[place] {
                 Access::Skip => {}
                 Access::Read => {
-                    probe.read(&at, b.host_rows(x, part.rows.clone(), &mut self.scratch)?)?;
+                    probe.read(&at, b.host_rows(x, span.rows.clone(), &mut self.scratch)?)?;
                 }
                 Access::Edit => {
-                    let values = b.host_rows(x, part.rows.clone(), &mut self.scratch)?;
+                    let values = b.host_rows(x, span.rows.clone(), &mut self.scratch)?;
                     let mut edited = values.to_vec();
                     probe.edit(&at, &mut edited)?;
-                    b.write_rows(x, part.rows.start, &edited)?;
+                    b.write_rows(x, span.rows.start, &edited)?;
                 }
                 Access::Change => {
                     let mut changes = probe.changes(&at)?;
-                    changes.iter_mut().for_each(|change| change.row += part.rows.start);
+                    changes.iter_mut().for_each(|change| change.row += span.rows.start);
                     b.edit_rows(x, &changes)?;
                 }
                 Access::Norms => self.measure(index, (site, layer), first_row, false, x)?,
@@ -229,8 +242,8 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         Ok(())
     }
 
-    /// Norms of a part's rows, in row `row` of the numbers, and behind it their dot products with
-    /// the landmarks that have come.
+    /// Computes the norms of a span's rows into row `row` of the numbers and, with `dots_too`,
+    /// their dot products with the available reference rows into the rows after it.
     fn measure(
         &mut self,
         index: usize,
@@ -240,51 +253,54 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         x: &B::Rows,
     ) -> Result<()> {
         let Some(numbers) = &mut self.numbers else { return Ok(()) };
-        let (b, part) = (self.backend, &self.parts[index]);
-        b.row_norms(x, part.rows.clone(), numbers, (row, part.rows.start))?;
+        let (b, span) = (self.backend, &self.spans[index]);
+        b.row_norms(x, span.rows.clone(), numbers, (row, span.rows.start))?;
         let mut dots = Vec::new();
         if dots_too {
-            let positions = part.first_position..part.first_position + part.rows.len();
+            let positions = span.positions();
             let wanted = &self.wanted[index];
-            let kept = &mut *self.landmarks[index];
-            kept.keep(b, (site, layer), part, wanted.leading(), x)?;
-            // Columns of the rows before this part come after those of all parts' rows.
-            let before_it = self.parts[..index].iter().zip(&self.wanted);
-            let earlier = before_it.map(|(part, w)| part.first_position.min(w.leading()));
-            let first = self.parts.last().map_or(0, |part| part.rows.end) + earlier.sum::<usize>();
-            for (i, &landmark) in wanted.landmarks.iter().enumerate() {
-                if landmark >= positions.end {
-                    dots.push((0..0, 0..0)); // it has not come yet
+            let references = &mut *self.references[index];
+            references.store(b, (site, layer), span, wanted.leading(), x)?;
+            // Columns of this span's earlier rows, after those of the pass and of previous spans.
+            let previous = self.spans[..index].iter().zip(&self.wanted);
+            let previous = previous.map(|(span, wanted)| wanted.earlier_columns(span));
+            let pass_rows = self.spans.last().map_or(0, |span| span.rows.end);
+            let first = pass_rows + previous.sum::<usize>();
+            for (i, &reference) in wanted.reference_positions.iter().enumerate() {
+                if reference >= positions.end {
+                    dots.push((0..0, 0..0)); // not computed yet
                     continue;
                 }
                 let at = row + 1 + i;
-                let kept = kept.rows((site, layer), landmark)?;
-                b.row_dots(x, part.rows.clone(), (kept, landmark), numbers, (at, part.rows.start))?;
+                let stored = references.rows((site, layer), reference)?;
+                let by = (stored, reference);
+                b.row_dots(x, span.rows.clone(), by, numbers, (at, span.rows.start))?;
                 let mut before = first..first;
-                if landmark >= positions.start {
-                    // It came just now: the rows before it are made up for.
+                if reference >= positions.start {
+                    // This span contains the reference: catch up on the rows before the span.
                     before.end += positions.start;
-                    b.row_dots(kept, 0..positions.start, (kept, landmark), numbers, (at, first))?;
+                    b.row_dots(stored, 0..positions.start, by, numbers, (at, first))?;
                 }
-                dots.push((before, part.rows.clone()));
+                dots.push((before, span.rows.clone()));
             }
         }
-        self.taken.push(Taken { part: index, site, layer, row, dots });
+        self.measurements.push(Measurement { span: index, site, layer, row, dots });
         Ok(())
     }
 
-    /// Shows values that are not rows of the batch (`attn_weights`) and cannot be edited.
-    pub fn show(&mut self, site: Site, layer: usize, part: usize, values: &[f32]) -> Result<()> {
+    /// Passes values to the probe that are not rows of the batch (`attn_weights`) and cannot be
+    /// edited.
+    pub fn show(&mut self, site: Site, layer: usize, span: usize, values: &[f32]) -> Result<()> {
         let place = self.taps.index(site, layer);
         match &mut self.taps.probe {
-            Some(probe) if self.wanted[part].access[place] != Access::Skip => {
-                probe.read(&self.parts[part].at(site, layer), values)
+            Some(probe) if self.wanted[span].access[place] != Access::Skip => {
+                probe.read(&self.spans[span].at(site, layer), values)
             }
             _ => Ok(()),
         }
     }
 
-    /// Tells the probe what was measured: the pass's one read of numbers.
+    /// Passes all measures to the probe. This is the only read of `numbers` from the device.
     pub fn finish(&mut self) -> Result<()> {
         let (Some(numbers), Some(probe)) = (&self.numbers, &mut self.taps.probe) else {
             return Ok(());
@@ -292,15 +308,15 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         let (measures, columns) = self.backend.shape(numbers);
         let numbers = self.backend.host_rows(numbers, 0..measures, &mut self.scratch)?;
         let row = |row: usize| &numbers[row * columns..(row + 1) * columns];
-        for Taken { part, site, layer, row: first, dots } in self.taken.drain(..) {
-            let part = &self.parts[part];
+        for Measurement { span, site, layer, row: first, dots } in self.measurements.drain(..) {
+            let span = &self.spans[span];
             let dots = dots.into_iter().enumerate().map(|(i, (before, these))| {
                 let row = row(first + 1 + i);
                 Dots { before: &row[before], these: &row[these] }
             });
-            let norms = &row(first)[part.rows.clone()];
+            let norms = &row(first)[span.rows.clone()];
             let measured = Measured { norms, dots: dots.collect() };
-            probe.measured(&part.at(site, layer), &measured)?;
+            probe.measured(&span.at(site, layer), &measured)?;
         }
         Ok(())
     }

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use crate::brief::brief;
 use crate::chat_template::ChatTemplate;
 use crate::conversation::Conversation;
 use crate::message::{Content, Message, REASONING};
+use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
 /// Fields with content of the conversation. A template that does not use one of them is an error.
@@ -41,7 +41,7 @@ pub(crate) fn render_checked(
                 "tools" | "documents" => name.clone(),
                 other => format!("chat_template_kwargs.{other}"),
             };
-            return Err(no_use(template, &brief(&field)));
+            return Err(no_use(template, &sanitize(&field)));
         }
     }
     let messages = adapt_contents(template, messages, render)?;
@@ -49,7 +49,7 @@ pub(crate) fn render_checked(
     let mut remarks = Vec::new();
     for name in field_names(&messages) {
         let place = messages.iter().position(|message| has_content(message, name)).unwrap_or(0);
-        let field = format!("messages[{place}].{}", brief(name));
+        let field = format!("messages[{place}].{}", sanitize(name));
         if !mentions(template, name) && CONTENT_FIELDS.contains(&name) {
             return Err(no_use(template, &field));
         }

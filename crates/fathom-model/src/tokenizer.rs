@@ -22,8 +22,8 @@ pub use self::files::TokenizerFiles;
 use self::files::{CONFIG, TOKENIZER};
 use self::framing::Framing;
 use self::overlay::AddedTokenEntry;
-use crate::brief::brief;
 use crate::decode_stream::DecodeStream;
+use crate::sanitize::sanitize;
 use crate::special_tokens::SpecialTokens;
 use crate::token_text::token_bytes;
 use crate::{Error, Remark, Result};
@@ -102,10 +102,10 @@ impl Tokenizer {
         }
         let mut inner: tokenizers::Tokenizer =
             guarded(|| files.tokenizer.parse()).map_err(|problem| unusable(&problem))?;
-        let listed = outline.map_err(|error| unusable(&brief(&error.to_string())))?.added_tokens;
+        let listed = outline.map_err(|error| unusable(&sanitize(&error.to_string())))?.added_tokens;
         let padding = inner.get_padding().map(|padding| padding.pad_token.clone());
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|error| unusable(&brief(&error.to_string())))?;
+        inner.with_truncation(None).map_err(|error| unusable(&sanitize(&error.to_string())))?;
 
         let side = files.side_files()?;
         let mut declared = Declared::gather(&side)?;
@@ -342,7 +342,7 @@ pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
 /// panics on some malformed files, such as a post-processor that names a token it does not define.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| brief(&error.to_string())),
+        Ok(result) => result.map_err(|error| sanitize(&error.to_string())),
         Err(_) => Err("one of its parts is malformed".to_owned()),
     }
 }

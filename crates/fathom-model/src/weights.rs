@@ -1,4 +1,4 @@
-//! The weights of a checkpoint: memory-mapped safetensors, checked before they are believed.
+//! The weights of a checkpoint: memory-mapped safetensors files, validated before use.
 
 mod header;
 mod index;
@@ -16,39 +16,39 @@ use fathom_backend::{DType, WeightView};
 use fathom_vector::first_non_finite;
 use memmap2::Mmap;
 
-use crate::adapter::{Adapter, FoundAdapter, Merge, widen};
-use crate::brief::brief;
+use crate::adapter::{Adapter, FoundAdapter, TensorMerge, widen};
 use crate::file_check::{check_file, exists};
+use crate::sanitize::sanitize;
 use crate::text_file::read_text;
 use crate::{Error, ModelConfig, Remark, Result};
 
 pub use header::{TensorInfo, parse_header};
 pub use index::parse_index;
-pub(crate) use layout::{LayerTensors, ModelTensors, Projection, Vector};
+pub(crate) use layout::{LayerTensors, ModelTensors, ProjectionSpec, VectorSpec};
 pub use matrix::Matrix;
 use naming::Naming;
 
-/// One file with all the weights.
+/// The file that holds all the weights of an unsharded checkpoint.
 const SINGLE: &str = "model.safetensors";
-/// Which shard holds which tensor.
+/// The file that maps tensors to shards.
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The weights of a checkpoint directory, memory-mapped.
 ///
-/// Headers and index are checked when it is opened, so that every tensor is known to lie in its
-/// file; the values are checked as they are asked for.
+/// Opening checks headers and index, so every tensor is known to be inside its file. Values are
+/// checked when they are read.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// In the order of their names.
+    /// Sorted by name.
     pub(crate) shards: Vec<Shard>,
-    /// Shard and place in the shard's `tensors`, by name.
+    /// Index of the shard and index into its `tensors`, by name.
     tensors: HashMap<String, (usize, usize)>,
     naming: Naming,
-    /// The file that says what there is: the single one or the index.
+    /// The file that lists the tensors: `SINGLE` or `INDEX`.
     origin: PathBuf,
-    /// What was noticed when it was opened.
+    /// Remarks about the files, collected when they were opened.
     remarks: Vec<Remark>,
-    /// What is merged into the weights.
+    /// The adapter to merge into the weights.
     adapter: Option<Adapter>,
 }
 
@@ -57,7 +57,7 @@ pub struct Checkpoint {
 pub(crate) struct Shard {
     pub path: PathBuf,
     pub map: Mmap,
-    /// In the order of their bytes.
+    /// Sorted by position in the file.
     pub tensors: Vec<TensorInfo>,
 }
 
@@ -70,7 +70,7 @@ pub struct TensorView<'a> {
     pub dtype: DType,
     /// Row-major little-endian elements, not necessarily aligned.
     pub bytes: &'a [u8],
-    /// The file it lies in, for messages.
+    /// The file that contains it, for messages.
     pub file: &'a Path,
 }
 
@@ -79,7 +79,7 @@ impl Checkpoint {
     /// checks their headers.
     ///
     /// # Errors
-    /// Neither is there, or one of the files cannot be read or is not what its format asks for.
+    /// Neither exists, or one of the files cannot be read or is invalid.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let single = dir.join(SINGLE);
         if exists(&single)? {
@@ -92,13 +92,13 @@ impl Checkpoint {
         }
     }
 
-    /// As [`Checkpoint::open`], with the LoRA adapter that the directory `adapter` holds in PEFT's
-    /// format, where one is given: matrices, vectors and the fingerprint are those of the merged
-    /// model from then on, and take no more memory than the one that is asked for.
+    /// As [`Checkpoint::open`], with the LoRA adapter in the directory `adapter`, if given, in
+    /// PEFT's format. Matrices, vectors and the fingerprint are then those of the merged model.
+    /// Tensors are merged one at a time, when they are read.
     ///
     /// # Errors
-    /// As [`Checkpoint::open`]; with an adapter also as [`Checkpoint::check`], and an adapter of
-    /// another kind or another model, or a damaged one.
+    /// As [`Checkpoint::open`]; with an adapter also as [`Checkpoint::check`], and an unsupported
+    /// or damaged adapter or one of another model.
     pub fn open_adapted(
         dir: &Path,
         adapter: Option<&Path>,
@@ -117,7 +117,7 @@ impl Checkpoint {
         let names =
             shard.tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), (0, i)));
         let tensors = names.collect();
-        Ok(Checkpoint::new(path, vec![shard], tensors, remarks::beside_single(dir)))
+        Ok(Checkpoint::new(path, vec![shard], tensors, remarks::next_to_single(dir)))
     }
 
     fn sharded(dir: &Path, index: PathBuf, text: &str) -> Result<Checkpoint> {
@@ -127,7 +127,7 @@ impl Checkpoint {
         names.dedup();
 
         let mut shards = Vec::with_capacity(names.len());
-        let mut places = Vec::with_capacity(names.len()); // per shard: place by tensor name
+        let mut places = Vec::with_capacity(names.len()); // per shard: index by tensor name
         for &name in &names {
             let path = dir.join(name);
             if !exists(&path)? {
@@ -149,7 +149,7 @@ impl Checkpoint {
             let place = found.and_then(|shard| Some((shard, *places[shard].get(tensor)?)));
             let Some(place) = place else {
                 let problem = format!("is missing, although {INDEX} places it there");
-                return Err(Error::tensor(&dir.join(name), brief(tensor), problem));
+                return Err(Error::tensor(&dir.join(name), sanitize(tensor), problem));
             };
             tensors.insert(tensor.clone(), place);
         }
@@ -165,24 +165,23 @@ impl Checkpoint {
     ) -> Checkpoint {
         let naming = Naming::of(tensors.keys().map(String::as_str));
         if !naming.prefix.is_empty() {
-            let prefix = brief(&naming.prefix);
-            let text = format!("all tensor names begin with `{prefix}`, which is taken off");
+            let prefix = sanitize(&naming.prefix);
+            let text = format!("all tensor names begin with `{prefix}`, which is removed");
             remarks.push(Remark::file("tensor-prefix", &origin, text));
         }
         Checkpoint { shards, tensors, naming, origin, remarks, adapter: None }
     }
 
-    /// Whether there is a tensor of this HuggingFace name.
+    /// Whether there is a tensor with this HuggingFace name.
     pub fn contains(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
 
-    /// The tensor of this HuggingFace name as the files have it; in a checkpoint without the
-    /// leading `model.`, or with a prefix before all names, HuggingFace's find their tensors
-    /// nevertheless.
+    /// The tensor with this HuggingFace name, as stored in the files. It is found even if the
+    /// checkpoint's names lack the leading `model.` or all share a prefix.
     ///
     /// # Errors
-    /// There is none, or its elements are not BF16, F16 or F32.
+    /// There is no such tensor, or its elements are not BF16, F16 or F32.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let Some((shard, tensor)) = self.find(name) else {
             return Err(self.missing(name));
@@ -203,7 +202,7 @@ impl Checkpoint {
         self.rows(name, 0..rows, rows, columns)
     }
 
-    /// Some rows of a weight matrix of `total_rows`, every element of them finite.
+    /// Some rows of a weight matrix of `total_rows`, every element finite.
     pub(crate) fn rows(
         &self,
         name: &str,
@@ -244,14 +243,14 @@ impl Checkpoint {
         }
     }
 
-    /// What the adapter does to a tensor.
-    fn merge(&self, name: &str) -> Option<(&Adapter, &Merge)> {
+    /// How the adapter changes a tensor.
+    fn merge(&self, name: &str) -> Option<(&Adapter, &TensorMerge)> {
         let adapter = self.adapter.as_ref()?;
         Some((adapter, adapter.merge(name)?))
     }
 
-    /// Whether the output head is the embedding. HuggingFace ties them when the config says so,
-    /// except that a checkpoint which brings a different `lm_head.weight` keeps it.
+    /// Whether the output head is the embedding. As in HuggingFace, the config decides, except that
+    /// a checkpoint with a different `lm_head.weight` keeps that.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`].
@@ -262,23 +261,25 @@ impl Checkpoint {
 
     /// As [`Checkpoint::ties_word_embeddings`], without the adapter.
     fn files_tie_word_embeddings(&self, config: &ModelConfig) -> Result<bool> {
-        if !config.tie_word_embeddings || !self.contains("lm_head.weight") {
+        let names = &config.architecture.facts().tensors;
+        let (head, embed) =
+            (format!("{}.weight", names.lm_head), format!("{}.weight", names.embed));
+        if !config.tie_word_embeddings || !self.contains(&head) {
             return Ok(config.tie_word_embeddings);
         }
-        let (head, embed) =
-            (self.tensor("lm_head.weight")?, self.tensor("model.embed_tokens.weight")?);
+        let (head, embed) = (self.tensor(&head)?, self.tensor(&embed)?);
         Ok((head.dtype, head.shape, head.bytes) == (embed.dtype, embed.shape, embed.bytes))
     }
 
-    /// Tells the operating system that what has been read of the files so far is not needed any
-    /// more, so that packed copies and the files do not both stay in memory. Reading it again is
-    /// correct, only slower. Does nothing where there is no such call.
+    /// Tells the operating system to drop the pages of the files that were read so far, so that
+    /// packed copies and the files do not both occupy memory. Reading them again is correct but
+    /// slower. Does nothing on systems without such a call.
     pub fn release(&self) {
         self.shards.iter().for_each(Shard::release);
         self.adapter.iter().for_each(Adapter::release);
     }
 
-    /// The adapter that is merged into the weights.
+    /// The adapter to merge into the weights.
     pub(crate) fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
@@ -289,7 +290,7 @@ impl Checkpoint {
         if tensor.shape == shape {
             return Ok(tensor);
         }
-        let found = brief(&format!("{:?}", tensor.shape));
+        let found = sanitize(&format!("{:?}", tensor.shape));
         let problem = format!("has shape {found}, expected {shape:?}");
         Err(Error::tensor(tensor.file, name, problem))
     }
@@ -300,7 +301,7 @@ impl Checkpoint {
         Some((shard, &shard.tensors[tensor]))
     }
 
-    /// Shard and place in it of the tensor of a HuggingFace name.
+    /// Index of the shard and index within it of the tensor with a HuggingFace name.
     fn place(&self, name: &str) -> Option<(usize, usize)> {
         self.naming.candidates(name).find_map(|name| self.tensors.get(&name).copied())
     }
@@ -328,30 +329,28 @@ impl Shard {
         if metadata.len() == 0 {
             return Err(Error::file(&path, "is empty, expected a safetensors file"));
         }
-        // SAFETY: the mapping is read-only and lives as long as every slice borrowed from it. That
-        // the file is not changed meanwhile is asked of whoever owns the checkpoint, as by every
-        // reader that maps one: published files are replaced, not rewritten. Truncating it would
-        // raise SIGBUS and rewriting it would change weights; neither can reach beyond the mapped
-        // range.
+        // SAFETY: the mapping is read-only and outlives every slice borrowed from it. As with every
+        // reader that maps a checkpoint, nobody may modify the file meanwhile; published files are
+        // replaced, not rewritten. Truncating it would raise SIGBUS and rewriting it would change
+        // weights; neither can reach outside the mapped range.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path, "cannot be mapped"))?;
         let tensors = parse_header(&path, &map)?;
         Ok(Shard { path, map, tensors })
     }
 
-    /// [`Checkpoint::release`] of one file: all of it, since reading a few bytes can map a few
-    /// megabytes.
+    /// [`Checkpoint::release`] for one file: the whole of it, because reading a few bytes can map a
+    /// few megabytes.
     pub(crate) fn release(&self) {
         #[cfg(unix)]
         {
             // SAFETY: the mapping is read-only and backed by a file, so dropped pages are read from
-            // the file again; borrowed slices of it keep their contents. Failure leaves everything
-            // as it was.
+            // the file again and borrowed slices keep their contents. A failure changes nothing.
             let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }
 }
 
-/// Why a directory has no weights: it is none, or it has those of another format or of an adapter.
+/// The error for a directory without weights, which may hold another format or an adapter.
 fn no_weights(dir: &Path) -> Error {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -1,5 +1,4 @@
-//! LoRA adapters against what PEFT merges (`tests/fixtures/adapters`), and adapters that are
-//! refused.
+//! LoRA adapters: merges compared with PEFT's (`tests/fixtures/adapters`), and errors.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::{cpu, fixture, relative_error};
 use fathom_backend::Precision;
 use fathom_model::{
-    AdapterConfig, Checkpoint, LogitRows, Model, ModelConfig, SequenceOptions, Step,
+    AdapterConfig, Checkpoint, LogitRows, ModelConfig, SequenceOptions, Step, Transformer,
 };
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
@@ -66,7 +65,7 @@ fn open(base: &Path, adapter: &Path) -> Result<Checkpoint, String> {
 
 fn logits(base: &Path, adapter: Option<&Path>) -> Vec<f32> {
     let cpu = cpu(Precision::F32, 2, None);
-    let model = Model::load_adapted(base, adapter, cpu, &mut |_, _| {}).unwrap();
+    let model = Transformer::load_adapted(base, adapter, cpu, &mut |_, _| {}).unwrap();
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let step = Step { sequence: &mut sequence, tokens: &IDS, logits: LogitRows::All };
     let logits = model.forward(&mut [step], None).unwrap();
@@ -130,7 +129,7 @@ fn logits_are_those_of_the_merged_model() {
     }
 }
 
-/// A copy of an adapter, to be spoilt.
+/// A copy of an adapter, for tests to damage.
 struct Copy {
     dir: TempDir,
     base: PathBuf,
@@ -177,7 +176,7 @@ impl Copy {
         self
     }
 
-    /// Gives a tensor another name.
+    /// Renames a tensor.
     fn rename(self, from: &str, to: &str) -> Copy {
         self.tensors(|tensors| {
             let tensor = tensors.remove(&named(from)).unwrap();
@@ -205,7 +204,7 @@ impl Copy {
         }
     }
 
-    /// Remarks of the checkpoint, which the base alone has none of.
+    /// Remarks of the checkpoint with the adapter. The base alone has none.
     #[track_caller]
     fn remarks(&self) -> Vec<String> {
         let config = ModelConfig::from_dir(&self.base).unwrap();
@@ -221,7 +220,7 @@ fn named(name: &str) -> String {
 const Q: &str = "model.layers.0.self_attn.q_proj";
 
 #[test]
-fn whole_adapters_are_remarked_on_only_where_they_tie() {
+fn valid_adapters_cause_a_remark_only_if_they_change_tied_matrices() {
     for (family, names) in ADAPTERS {
         for name in names {
             let remarks = Copy::of(family, name).remarks();
@@ -237,7 +236,7 @@ fn whole_adapters_are_remarked_on_only_where_they_tie() {
 
 #[test]
 fn other_kinds_of_adapters_are_refused_by_name() {
-    for (field, value, said) in [
+    for (field, value, problem) in [
         ("peft_type", json!("LOHA"), "`peft_type` is LOHA, and only LORA"),
         ("peft_type", json!("IA3"), "`peft_type` is IA3"),
         ("peft_type", json!("PREFIX_TUNING"), "`peft_type` is PREFIX_TUNING"),
@@ -255,12 +254,12 @@ fn other_kinds_of_adapters_are_refused_by_name() {
         ("r", json!("4"), "`r` is \"4\""),
         ("lora_alpha", json!("8"), "`lora_alpha` is \"8\", expected a number"),
         ("rank_pattern", json!({"q_proj": 0}), "`rank_pattern.q_proj` is 0"),
-        ("rank_pattern", json!({"(": 4}), "`rank_pattern.(` is not a regular expression"),
+        ("rank_pattern", json!({"(": 4}), "`rank_pattern.(` is not a usable regular expression"),
         ("rank_pattern", json!([4]), "`rank_pattern` is a list, expected an object"),
         ("alpha_pattern", json!({"q_proj": null}), "`alpha_pattern.q_proj` is null"),
         ("target_modules", json!(null), "`target_modules` is missing"),
         ("target_modules", json!(7), "`target_modules` is 7"),
-        ("target_modules", json!("a)|(b"), "`target_modules` is not a regular expression"),
+        ("target_modules", json!("a)|(b"), "`target_modules` is not a usable regular expression"),
         ("target_modules", json!(["c_attn"]), "`target_modules` names no module of this model"),
         ("exclude_modules", json!(".*"), "`target_modules` names no module of this model"),
         ("layers_to_transform", json!("all"), "`layers_to_transform` is not a list of layers"),
@@ -271,10 +270,11 @@ fn other_kinds_of_adapters_are_refused_by_name() {
         ("bias", json!("some"), "`bias` is \"some\", expected none, all or lora_only"),
     ] {
         let copy = Copy::plain().set(field, value);
-        copy.is_refused(&["adapter_config.json: ", said]);
+        copy.is_refused(&["adapter_config.json: ", problem]);
     }
     let both = Copy::plain().set("target_modules", json!(".*q_proj"));
-    both.set("layers_to_transform", json!([0])).is_refused(&["`target_modules` is no list"]);
+    both.set("layers_to_transform", json!([0]))
+        .is_refused(&["needs `target_modules` to be a list"]);
 }
 
 #[test]
@@ -300,17 +300,17 @@ fn adapters_of_other_models_are_refused_by_tensor_and_shape() {
 }
 
 #[test]
-fn tensors_that_do_not_belong_together_are_refused() {
+fn inconsistent_tensors_are_refused() {
     let (a, b) = (format!("{Q}.lora_A.weight"), format!("{Q}.lora_B.weight"));
     let lone = Copy::plain().tensors(|tensors| drop(tensors.remove(&named(&b))));
     lone.is_refused(&[&a, "has no counterpart"]);
-    let again = Copy::plain().add(&format!("{Q}.lora_A.default.weight"), &[4, 32], 0.1);
-    again.is_refused(&["says again what", &a]);
+    let twice = Copy::plain().add(&format!("{Q}.lora_A.default.weight"), &[4, 32], 0.1);
+    twice.is_refused(&["duplicates `", &a]);
     let two = Copy::plain().rename(&a, &format!("{Q}.lora_A.x.weight"));
     let two = two.rename(&b, &format!("{Q}.lora_B.y.weight"));
     two.is_refused(&["is of an adapter", "expected one adapter in a file"]);
     let dora = Copy::plain().add(&format!("{Q}.lora_magnitude_vector"), &[32], 1.0);
-    dora.is_refused(&["lora_magnitude_vector` is of DoRA"]);
+    dora.is_refused(&["lora_magnitude_vector` belongs to DoRA"]);
     let bias = Copy::plain().add(&format!("{Q}.lora_B.bias"), &[32], 1.0);
     bias.is_refused(&["is a bias, but `lora_bias` is not true"]);
     let bias = Copy::plain().add(&format!("{Q}.base_layer.bias"), &[32], 1.0);
@@ -330,7 +330,7 @@ fn values_and_types_that_cannot_be_merged_are_refused() {
         tensors.insert(named(&a), (Dtype::I32, vec![4, 32], vec![0; 4 * 32 * 4]));
     });
     typed.is_refused(&["is of dtype I32, expected BF16, F16 or F32"]);
-    // Finite, but not once it is added.
+    // Finite in the file, but not after the merge.
     let large = Copy::plain().set("lora_alpha", json!(1e6)).add(&a, &[4, 32], 3e38);
     let large = large.open().unwrap();
     let message = large.matrix(&format!("{Q}.weight"), 32, 32).err().unwrap().to_string();
@@ -338,7 +338,7 @@ fn values_and_types_that_cannot_be_merged_are_refused() {
 }
 
 #[test]
-fn files_that_are_not_there_or_no_files_are_named() {
+fn missing_and_invalid_files_are_named() {
     let copy = Copy::plain();
     let weights = copy.path("adapter_model.safetensors");
     fs::remove_file(&weights).unwrap();
@@ -367,7 +367,7 @@ fn files_that_are_not_there_or_no_files_are_named() {
 }
 
 #[test]
-fn what_peft_does_not_load_is_not_merged_and_said() {
+fn tensors_that_peft_does_not_load_are_not_merged_and_cause_a_remark() {
     let view = |copy: &Copy| {
         let checkpoint = copy.open().unwrap();
         checkpoint.matrix(&format!("{Q}.weight"), 32, 32).unwrap().view().bytes.to_vec()
@@ -376,7 +376,7 @@ fn what_peft_does_not_load_is_not_merged_and_said() {
     let stored = &base[&format!("{Q}.weight")].2;
     assert_ne!(&whole, stored);
 
-    // A module that the config does not name.
+    // A module that the config does not target.
     let fewer = Copy::plain().set("target_modules", json!(["k_proj", "v_proj"]));
     assert_eq!(&view(&fewer), stored);
     let remarks = fewer.remarks();
@@ -384,27 +384,27 @@ fn what_peft_does_not_load_is_not_merged_and_said() {
     assert!(remark.starts_with("unused-adapter-tensors: holds `base_model.model."), "{remark}");
     assert!(remark.contains(" and 19 more, which PEFT does not load"), "{remark}");
 
-    // One that it names, without tensors.
+    // A targeted module without tensors.
     let lacking = Copy::plain().tensors(|tensors| tensors.retain(|name, _| !name.contains(Q)));
     assert_eq!(&view(&lacking), stored);
     let remarks = lacking.remarks();
     let [remark] = &remarks[..] else { panic!("{remarks:?}") };
-    assert!(remark.contains(&format!("names `{Q}` as to be adapted")), "{remark}");
+    assert!(remark.contains(&format!("targets `{Q}`, but the file holds no tensors")), "{remark}");
 
-    // A weight of its own beside a change of it.
+    // A weight next to a low-rank change of the same module.
     let own = Copy::plain().add(&format!("{Q}.weight"), &[32, 32], 0.0);
     assert_eq!((view(&own), own.remarks().len()), (whole.clone(), 1));
 
-    // Fields of versions to come; and what says nothing is not told.
+    // Unknown fields; those that are not set cause no remark.
     let odd = Copy::plain().set("some_new_switch", json!(false));
     assert_eq!(odd.remarks(), [""; 0]);
     let odd = odd.set("some_new_method", json!({"a": 1}));
-    assert!(odd.remarks()[0].contains("a field `some_new_method`, of which nothing is known"));
+    assert!(odd.remarks()[0].contains("an unknown field `some_new_method`: ignored"));
     assert_eq!(view(&odd), whole);
 }
 
 #[test]
-fn names_with_the_adapters_name_are_the_same() {
+fn names_may_contain_the_name_of_the_adapter() {
     let of = |copy: &Copy| {
         let checkpoint = copy.open().unwrap();
         checkpoint.matrix(&format!("{Q}.weight"), 32, 32).unwrap().view().bytes.to_vec()
@@ -421,7 +421,7 @@ fn names_with_the_adapters_name_are_the_same() {
 }
 
 #[test]
-fn a_scale_of_nothing_changes_nothing_but_the_fingerprint() {
+fn a_scale_of_zero_changes_only_the_fingerprint() {
     let base = adapters("llama/f32");
     let fingerprint = |copy: &Copy| copy.open().unwrap().fingerprint();
     let (plain, zero) = (Copy::plain(), Copy::plain().set("lora_alpha", json!(0)));
@@ -436,12 +436,13 @@ fn a_scale_of_nothing_changes_nothing_but_the_fingerprint() {
         assert!(one.starts_with("sampled-sha256:") && !all[..i].contains(one), "{all:?}");
     }
     let cpu = cpu(Precision::F32, 1, None);
-    let loaded = Model::load_adapted(&base, Some(plain.dir.path()), cpu, &mut |_, _| {}).unwrap();
+    let loaded =
+        Transformer::load_adapted(&base, Some(plain.dir.path()), cpu, &mut |_, _| {}).unwrap();
     assert_eq!(loaded.weights_fingerprint(), fingerprint(&Copy::plain()));
 }
 
 proptest! {
-    /// A config that is damaged anywhere is one or is refused, and its patterns end.
+    /// A damaged config is parsed or refused, and matching its patterns terminates.
     #[test]
     fn damaged_configs_are_refused_or_read(
         seed in 0..3usize,

@@ -1,12 +1,11 @@
-//! Checkpoints that hold more than is read, or name it differently: what is said, and what is
-//! missing.
+//! Checkpoints with unused, renamed or missing tensors: remarks and errors.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Checkpoint, Model, ModelConfig};
+use fathom_model::{Checkpoint, ModelConfig, Transformer};
 use half::bf16;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -67,7 +66,7 @@ fn checkpoint_of(name: &str, tensors: &[Tensor]) -> TempDir {
     dir
 }
 
-/// Its remarks, without the directory.
+/// The remarks of a checkpoint, without the directory.
 fn remarks(dir: &Path) -> Vec<String> {
     let config = ModelConfig::from_dir(dir).unwrap();
     let checkpoint = Checkpoint::open(dir).unwrap();
@@ -81,18 +80,18 @@ fn relative(message: &str, dir: &Path) -> String {
     message.replace(&format!("{dir}/"), "").replace(&dir, "DIR")
 }
 
-/// Why it is refused, before anything is packed and without the directory.
+/// The error of checking a checkpoint, without the directory.
 fn refusal(dir: &Path) -> String {
     let config = ModelConfig::from_dir(dir).unwrap();
     let message = Checkpoint::open(dir).unwrap().check(&config).unwrap_err().to_string();
-    let loading = Model::load(dir, Cpu::new(CpuOptions::default()).unwrap()).err().unwrap();
+    let loading = Transformer::load(dir, Cpu::new(CpuOptions::default()).unwrap()).err().unwrap();
     assert_eq!(loading.to_string(), message);
     relative(&message, dir)
 }
 
-/// The list of what is read is all there is in checkpoints of every supported class.
+/// For every supported class, the list of tensors to read is complete and has no others.
 #[test]
-fn goldens_hold_what_is_read_and_nothing_else() {
+fn goldens_hold_the_tensors_that_are_read_and_no_others() {
     let mut seen = 0;
     for entry in fs::read_dir(golden("")).unwrap() {
         let dir = entry.unwrap().path();
@@ -141,7 +140,7 @@ fn tensors_of_shards_that_no_index_names_are_counted_too() {
         fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
     }
     assert_eq!(remarks(dir.path()), [""; 0]);
-    // An index that leaves a tensor out of a shard it names: it is missing, and it is there.
+    // An index that omits a tensor of a shard it names: the tensor is missing, although stored.
     let index = dir.path().join(INDEX);
     let original: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
     let mut edited = original.clone();
@@ -154,16 +153,16 @@ fn tensors_of_shards_that_no_index_names_are_counted_too() {
     fs::write(dir.path().join("model-00004-of-00003.safetensors"), &stray).unwrap();
     assert_eq!(
         remarks(dir.path()),
-        ["DIR: holds `model-00004-of-00003.safetensors`, which no index names: not read"]
+        ["DIR: holds `model-00004-of-00003.safetensors`, which no index names: ignored"]
     );
-    // The consolidated weights that some publish beside shards are not another shard.
+    // The consolidated weights that some authors publish next to shards are not another shard.
     fs::remove_file(dir.path().join("model-00004-of-00003.safetensors")).unwrap();
     fs::write(dir.path().join("consolidated.safetensors"), &stray).unwrap();
     assert_eq!(remarks(dir.path()), [""; 0]);
 }
 
 #[test]
-fn a_single_file_beside_shards_comes_first_and_is_said_to() {
+fn a_single_file_takes_precedence_over_shards_with_a_remark() {
     let dir = checkpoint_of("qwen3", &tensors_of("qwen3"));
     let index = json!({"weight_map": {"a": "model-00001-of-00001.safetensors"}});
     fs::write(dir.path().join(INDEX), index.to_string()).unwrap();
@@ -172,20 +171,18 @@ fn a_single_file_beside_shards_comes_first_and_is_said_to() {
     fs::write(shard, bytes_of(&[ones("a", &[1])])).unwrap();
     assert_eq!(
         remarks(dir.path()),
-        [
-            "model.safetensors.index.json: is not read, nor are its shards: model.safetensors beside it comes \
-          first, as in transformers"
-        ]
+        ["model.safetensors.index.json: is not read, nor are its shards: model.safetensors \
+             takes precedence, as in transformers"]
     );
     fs::remove_file(dir.path().join(INDEX)).unwrap();
     assert_eq!(
         remarks(dir.path()),
-        ["DIR: holds `model-00001-of-00001.safetensors`, which no index names: not read"]
+        ["DIR: holds `model-00001-of-00001.safetensors`, which no index names: ignored"]
     );
 }
 
 #[test]
-fn a_head_that_a_tied_config_brings_is_remarked_on_where_it_differs() {
+fn an_output_head_that_differs_despite_tying_causes_a_remark() {
     let mut tensors = tensors_of("qwen2");
     let embed = tensors.iter().find(|(name, ..)| name == "model.embed_tokens.weight").unwrap();
     let (shape, bytes) = (embed.1.clone(), embed.2.clone());
@@ -204,14 +201,15 @@ fn a_head_that_a_tied_config_brings_is_remarked_on_where_it_differs() {
     let other = bf16::ONE.to_le_bytes().repeat(bytes.len() / 2);
     assert_eq!(
         tied(other),
-        ["model.safetensors: brings an `lm_head.weight` that differs from the embedding although \
+        ["model.safetensors: holds an `lm_head.weight` that differs from the embedding although \
           `tie_word_embeddings` is true: it is used, as transformers does"]
     );
 }
 
-/// What wrappers put before all names is taken off; the tensors are those of the plain checkpoint.
+/// Prefixes that wrappers add to all names are removed; the tensors are those of the plain
+/// checkpoint.
 #[test]
-fn a_prefix_that_all_names_share_is_taken_off() {
+fn a_prefix_that_all_names_share_is_removed() {
     for name in ["qwen3", "qwen2", "phi3"] {
         let plain = tensors_of(name);
         let reference = Checkpoint::open(&golden(name)).unwrap();
@@ -226,7 +224,7 @@ fn a_prefix_that_all_names_share_is_taken_off() {
             assert_eq!(
                 remarks(dir.path()),
                 [format!(
-                    "model.safetensors: all tensor names begin with `{prefix}`, which is taken off"
+                    "model.safetensors: all tensor names begin with `{prefix}`, which is removed"
                 )]
             );
             let checkpoint = Checkpoint::open(dir.path()).unwrap();
@@ -237,14 +235,14 @@ fn a_prefix_that_all_names_share_is_taken_off() {
             }
         }
     }
-    // Of a model without its output head.
+    // A model without its output head.
     let bare = [ones("module.embed_tokens.weight", &[1]), ones("module.norm.weight", &[1])];
     let checkpoint = Checkpoint::open(checkpoint_of("qwen3", &bare).path()).unwrap();
     assert!(checkpoint.contains("model.norm.weight") && !checkpoint.contains("lm_head.weight"));
 }
 
 #[test]
-fn what_is_missing_is_told_with_the_name_that_comes_nearest() {
+fn missing_tensors_are_reported_with_the_most_similar_name() {
     let renamed = |rename: &dyn Fn(&str) -> String, more: &[Tensor]| {
         let mut tensors = tensors_of("qwen3");
         tensors.iter_mut().for_each(|(name, ..)| *name = rename(name));
@@ -256,8 +254,8 @@ fn what_is_missing_is_told_with_the_name_that_comes_nearest() {
     assert!(
         part.starts_with(
             "model.safetensors: tensor `model.embed_tokens.weight` is missing; the file has \
-             `language_model.model.embed_tokens.weight`, and all others under `language_model.` beside \
-             tensors of other parts"
+             `language_model.model.embed_tokens.weight` and all other tensors of the model under \
+             `language_model.`, next to other tensors"
         ),
         "{part}"
     );
@@ -273,15 +271,15 @@ fn what_is_missing_is_told_with_the_name_that_comes_nearest() {
     );
     assert_eq!(
         adapter,
-        "model.safetensors: tensor `model.layers.0.self_attn.q_proj.weight` is missing; the file has \
-         `base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight`, of a model with an adapter \
-         that is not merged: merge it (`merge_and_unload`) and save again"
+        "model.safetensors: tensor `model.layers.0.self_attn.q_proj.weight` is missing; the file \
+         has `base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight`, from a model \
+         with an adapter that is not merged: merge it (`merge_and_unload`) and save again"
     );
     let other = refusal(checkpoint_of("qwen3", &[ones("tok_embeddings.weight", &[1])]).path());
     assert_eq!(
         other,
-        "model.safetensors: tensor `model.embed_tokens.weight` is missing, and so is every other; the file \
-         has names such as `tok_embeddings.weight`"
+        "model.safetensors: tensor `model.embed_tokens.weight` is missing, and so is every other; \
+         the file has names such as `tok_embeddings.weight`"
     );
     let headless = {
         let mut tensors = tensors_of("qwen3");
@@ -296,9 +294,9 @@ fn what_is_missing_is_told_with_the_name_that_comes_nearest() {
     assert!(message.contains("`lm_head.weight` is missing, and `tie_word_embeddings` is not true"));
 }
 
-/// Values of stacked projections are checked too, and named by their place in the file's tensor.
+/// Values of fused projections are checked too, and reported by their index in the stored tensor.
 #[test]
-fn a_value_that_is_not_finite_is_found_in_every_part_of_a_stack() {
+fn a_value_that_is_not_finite_is_found_in_every_part_of_a_fused_tensor() {
     let plain = tensors_of("phi3");
     let name = "model.layers.0.self_attn.qkv_proj.weight";
     let index = plain.iter().position(|(n, ..)| n == name).unwrap();
@@ -308,11 +306,11 @@ fn a_value_that_is_not_finite_is_found_in_every_part_of_a_stack() {
         let at = 2 * (row * columns + 3);
         tensors[index].2[at..at + 2].copy_from_slice(&bf16::NAN.to_le_bytes());
         let dir = checkpoint_of("phi3", &tensors);
-        let message = Model::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).err();
+        let message = Transformer::load(dir.path(), Cpu::new(CpuOptions::default()).unwrap()).err();
         let message = message.unwrap().to_string();
-        let said =
+        let expected =
             format!("tensor `{name}` is NaN or infinite at [{row}, 3], expected finite numbers");
-        assert!(message.ends_with(&said), "{message}");
+        assert!(message.ends_with(&expected), "{message}");
     }
 }
 
@@ -321,15 +319,16 @@ fn git_lfs_pointers_in_place_of_weights_are_named() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n";
     let dir = checkpoint_of("qwen3", &[ones("a", &[1])]);
     let opened = || relative(&Checkpoint::open(dir.path()).unwrap_err().to_string(), dir.path());
-    let said = "is a Git LFS pointer, not the file itself; run `git lfs pull` in the repository it is from";
+    let expected = "is a Git LFS pointer, not the file itself; run `git lfs pull` in the \
+                    repository it is from";
     fs::write(dir.path().join(SINGLE), pointer).unwrap();
-    assert_eq!(opened(), format!("model.safetensors: {said}"));
+    assert_eq!(opened(), format!("model.safetensors: {expected}"));
     fs::remove_file(dir.path().join(SINGLE)).unwrap();
     fs::write(dir.path().join(INDEX), pointer).unwrap();
-    assert_eq!(opened(), format!("{INDEX}: {said}"));
+    assert_eq!(opened(), format!("{INDEX}: {expected}"));
     fs::write(dir.path().join(INDEX), json!({"weight_map": {"a": "s0"}}).to_string()).unwrap();
     fs::write(dir.path().join("s0"), pointer).unwrap();
-    assert_eq!(opened(), format!("s0: {said}"));
+    assert_eq!(opened(), format!("s0: {expected}"));
 }
 
 #[cfg(unix)]
@@ -338,25 +337,26 @@ fn links_to_nothing_in_place_of_weights_are_named() {
     use std::os::unix::fs::symlink;
     let dir = tempfile::tempdir().unwrap();
     let opened = || relative(&Checkpoint::open(dir.path()).unwrap_err().to_string(), dir.path());
-    let said = "is a link to ../blobs/0, which does not exist (an interrupted download?)";
+    let expected = "is a link to ../blobs/0, which does not exist (an interrupted download?)";
     symlink("../blobs/0", dir.path().join(INDEX)).unwrap();
-    assert_eq!(opened(), format!("{INDEX}: {said}"));
+    assert_eq!(opened(), format!("{INDEX}: {expected}"));
     fs::remove_file(dir.path().join(INDEX)).unwrap();
     fs::write(dir.path().join(INDEX), json!({"weight_map": {"a": "s0"}}).to_string()).unwrap();
     symlink("../blobs/0", dir.path().join("s0")).unwrap();
-    assert_eq!(opened(), format!("s0: {said}"));
+    assert_eq!(opened(), format!("s0: {expected}"));
     symlink("../blobs/0", dir.path().join(SINGLE)).unwrap();
-    assert_eq!(opened(), format!("model.safetensors: {said}"));
+    assert_eq!(opened(), format!("model.safetensors: {expected}"));
 }
 
 proptest! {
-    /// Whatever a stranger calls tensors: nothing panics, and what is read is not remarked on.
+    /// With any tensor names nothing panics, and tensors that are read cause no remark.
     #[test]
     fn no_names_can_break_the_remarks(
         names in prop::collection::btree_set(
             prop_oneof![
                 "\\PC{0,12}",
-                "[a-c.é]{0,8}(model\\.)?(embed_tokens|layers|norm|lm_head)?\\.?[0-9.]{0,25}(weight|bias)?",
+                "[a-c.é]{0,8}(model\\.)?(embed_tokens|layers|norm|lm_head)?\\.?[0-9.]{0,25}\
+                 (weight|bias)?",
             ],
             1..6,
         ),

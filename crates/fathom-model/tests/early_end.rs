@@ -1,18 +1,18 @@
-//! A pass over a sequence of which only the first layers are computed has the bits of a whole one.
+//! A pass that computes only the first layers has the bits of a complete pass.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{GOLDENS, cpu, fixture, prompts};
+use common::{cpu, fixture, goldens, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, CaptureRequest, LogitRows, Model, Probe, Recorder, Result, Sequence,
-    SequenceOptions, Site, Step, capture_in_memory,
+    Access, At, CaptureRequest, LogitRows, Probe, Recorder, Result, Sequence, SequenceOptions,
+    Site, Step, Transformer, capture_in_memory,
 };
 
-/// Every place of the first `layers` layers.
-fn request(model: &Model<Cpu>, layers: usize) -> CaptureRequest {
+/// Every site of the first `layers` layers.
+fn request(model: &Transformer<Cpu>, layers: usize) -> CaptureRequest {
     let places = Site::all().filter(|site| site.per_layer());
     let mut places: Vec<(Site, Option<usize>)> =
         places.flat_map(|site| (0..layers).map(move |layer| (site, Some(layer)))).collect();
@@ -21,10 +21,10 @@ fn request(model: &Model<Cpu>, layers: usize) -> CaptureRequest {
 }
 
 #[test]
-fn what_is_computed_has_the_bits_of_a_whole_pass() {
-    for golden in GOLDENS {
+fn partial_passes_have_the_bits_of_complete_ones() {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
-        let model = Model::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
+        let model = Transformer::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
         for prompt in prompts(&dir) {
             let ids = prompt.input_ids;
             let everything = CaptureRequest::new(
@@ -61,7 +61,7 @@ fn step(sequence: &mut Sequence<Cpu>, logits: LogitRows) -> Step<'_, Cpu> {
     Step { sequence, tokens: &[1], logits }
 }
 
-/// Counts what it is shown, and ends the pass before a layer.
+/// Counts the values it receives, and ends the pass before a layer.
 struct Stop {
     before: usize,
     asked: Vec<usize>,
@@ -88,8 +88,8 @@ impl Probe for Stop {
 }
 
 #[test]
-fn a_probe_is_asked_before_each_layer_and_may_end_the_pass() {
-    let model = Model::load(&fixture("golden/qwen3"), cpu(Precision::F32, 1, None)).unwrap();
+fn a_probe_is_called_before_each_layer_and_may_end_the_pass() {
+    let model = Transformer::load(&fixture("golden/qwen3"), cpu(Precision::F32, 1, None)).unwrap();
     let layers = model.config().layers;
     for before in 0..=layers {
         let mut probe = Stop { before, asked: Vec::new(), seen: 0 };
@@ -109,8 +109,8 @@ fn a_probe_is_asked_before_each_layer_and_may_end_the_pass() {
 }
 
 #[test]
-fn passes_that_end_early_have_no_logits_and_are_of_one_depth() {
-    let model = Model::load(&fixture("golden/qwen2"), cpu(Precision::F32, 1, None)).unwrap();
+fn partial_passes_have_no_logits_and_one_number_of_layers() {
+    let model = Transformer::load(&fixture("golden/qwen2"), cpu(Precision::F32, 1, None)).unwrap();
     let of = |layers| model.new_sequence(SequenceOptions { layers, ..SequenceOptions::default() });
     let (mut two, mut three, mut all) = (of(Some(2)), of(Some(3)), of(Some(100)));
     let refused = model.forward(&mut [step(&mut two, LogitRows::Last)], None).err().unwrap();

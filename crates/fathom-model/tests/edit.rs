@@ -1,4 +1,4 @@
-//! Edits change what they name and nothing else, and are refused where they cannot.
+//! Edits change the values they name and no others; edits that are impossible are refused.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,18 +8,18 @@ use std::collections::BTreeMap;
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, CaptureRequest, Change, Edit, EditProbe, Edits, Error, LogitRows, Model, Positions,
-    Probe, SequenceOptions, Site, Step, capture,
+    Access, At, CaptureRequest, Change, Edit, EditProbe, Edits, Error, LogitRows, Positions, Probe,
+    SequenceOptions, Site, Step, Transformer, capture,
 };
 use proptest::prelude::*;
 
 const IDS: [u32; 12] = [1, 17, 23, 99, 4, 56, 77, 8, 120, 64, 33, 5];
 
-fn model() -> Model<Cpu> {
+fn model() -> Transformer<Cpu> {
     common::load(&common::fixture("golden/qwen2"), Precision::F32)
 }
 
-/// Keeps the rows of chosen sites.
+/// Records the rows of chosen sites.
 struct Keep {
     sites: Vec<Site>,
     rows: BTreeMap<(Site, usize), Vec<f32>>,
@@ -38,19 +38,19 @@ impl Probe for Keep {
 
 /// Rows of `sites`, by (site, layer), in a pass with `edits` over [`IDS`], `chunk` at a time.
 fn pass(
-    model: &Model<Cpu>,
+    model: &Transformer<Cpu>,
     edits: &Edits,
     sites: &[Site],
     chunk: usize,
 ) -> BTreeMap<(Site, usize), Vec<f32>> {
     let mut keep = Keep { sites: sites.to_vec(), rows: BTreeMap::new() };
     let mut sequence = model.new_sequence(SequenceOptions::default());
-    let mut probe = EditProbe::new(edits).watched_by(&mut keep);
+    let mut probe = EditProbe::new(edits).observed_by(&mut keep);
     model.prefill(&mut sequence, &IDS, chunk, Some(&mut probe), &mut |_| {}).unwrap();
     keep.rows
 }
 
-fn checked(model: &Model<Cpu>, edits: &[&str]) -> Result<Edits, String> {
+fn checked(model: &Transformer<Cpu>, edits: &[&str]) -> Result<Edits, String> {
     let edits = edits.iter().map(|text| Edit::parse(text)).collect::<Result<Vec<_>, _>>();
     edits
         .and_then(|edits| Edits::new(edits, model.config(), Some(IDS.len())))
@@ -62,7 +62,7 @@ fn row(rows: &[f32], width: usize, position: usize) -> &[f32] {
 }
 
 #[test]
-fn every_change_does_what_it_says_and_only_there() {
+fn every_change_has_its_effect_at_its_positions_only() {
     let model = model();
     let hidden = model.config().hidden;
     let plain = pass(&model, &Edits::default(), &[Site::MlpOut], 5);
@@ -94,14 +94,14 @@ fn every_change_does_what_it_says_and_only_there() {
                     assert!(close, "{change} in chunks of {chunk}: {t} {c}: {found} {expected}");
                 }
             }
-            // Layers before are untouched, the last one is not: it comes after.
+            // Earlier layers are unchanged, the last one is not.
             assert_eq!(edited[&(Site::MlpOut, 0)], plain[&(Site::MlpOut, 0)]);
         }
     }
 }
 
 #[test]
-fn later_positions_and_layers_feel_an_edit_and_earlier_ones_do_not() {
+fn an_edit_affects_later_positions_and_layers_only() {
     let model = model();
     let hidden = model.config().hidden;
     let last = model.config().layers - 1;
@@ -132,7 +132,7 @@ fn columns_are_neurons() {
 }
 
 #[test]
-fn an_aligned_edit_finds_its_tokens_itself() {
+fn an_aligned_edit_finds_its_tokens_by_cosine() {
     let model = model();
     let hidden = model.config().hidden;
     let plain = pass(&model, &Edits::default(), &[Site::MlpOut], 12);
@@ -147,7 +147,7 @@ fn an_aligned_edit_finds_its_tokens_itself() {
 }
 
 #[test]
-fn what_cannot_be_edited_is_refused() {
+fn impossible_edits_are_refused() {
     let model = model();
     let layers = model.config().layers;
     let hidden = model.config().hidden;
@@ -162,17 +162,17 @@ fn what_cannot_be_edited_is_refused() {
         (&["mlp_out.1=zero"], "expected SITE.LAYER@POSITIONS=CHANGE"),
         (&["mlp_out.1@1"], "expected SITE.LAYER@POSITIONS=CHANGE"),
         (&["mlp_out.1@x=zero"], "`x` is not a number"),
-        (&["mlp_out.1@3..3=zero"], "holds nothing"),
+        (&["mlp_out.1@3..3=zero"], "the range `3..3` is empty"),
         (&["mlp_out.1@3,2..4=zero"], "named twice"),
         (&["mlp_out.1[0,0]@3=zero"], "named twice"),
         (&[&format!("mlp_out.1[{hidden}]@3=zero")], "no column"),
         (&["mlp_out.1[0..99999999999]@3=zero"], "more than"),
-        (&["mlp_out.1@3=half"], "is none of zero"),
+        (&["mlp_out.1@3=half"], "is not one of zero"),
         (&["mlp_out.1@3=scale(x)"], "`x` is not a number"),
         (&["mlp_out.1@3=scale(inf)"], "finite"),
         (&["mlp_out.1@3=clamp(-1)"], "not negative"),
-        (&["mlp_out.1@3=copy(3)"], "only an earlier position"),
-        (&["mlp_out.1@3=mean(1..)"], "earlier positions only"),
+        (&["mlp_out.1@3=copy(3)"], "the copied position must be before all changed ones"),
+        (&["mlp_out.1@3=mean(1..)"], "the positions of the mean must be before all changed ones"),
         (&["mlp_out.1@3=replace(nowhere.safetensors:mlp_out.1:0)"], "cannot be read"),
         (&["mlp_out.1@3=replace(0)"], "is not FILE:TENSOR:ROW"),
         (&["mlp_out.1@3=zero", "mlp_out.1@2..5=scale(2)"], "their order would matter"),
@@ -182,7 +182,7 @@ fn what_cannot_be_edited_is_refused() {
         let error = checked(&model, edits).unwrap_err();
         assert!(error.contains(problem), "{edits:?}: {error}");
     }
-    // Elsewhere, or where they commute, two edits live together.
+    // Two edits are compatible if they commute or change different values.
     checked(&model, &["mlp_out.1@3=zero", "mlp_out.1@4=scale(2)", "mlp_out.0@3=zero"]).unwrap();
     checked(&model, &["mlp_out.1@3=scale(3)", "mlp_out.1@2..5=scale(2)"]).unwrap();
     checked(&model, &["mlp_out.1[1]@3=zero", "mlp_out.1[2]@3=scale(2)"]).unwrap();
@@ -193,7 +193,7 @@ fn what_cannot_be_edited_is_refused() {
 }
 
 #[test]
-fn edits_read_as_they_are_written() {
+fn edits_round_trip_through_text() {
     for text in ["mlp_out.3@17=zero", "embed@*=scale(0.5)", "q.1[0,3]@2..5,9..=clamp(4)"] {
         assert_eq!(Edit::parse(text).unwrap().to_string(), text);
     }
@@ -203,7 +203,7 @@ fn edits_read_as_they_are_written() {
 }
 
 #[test]
-fn a_vector_of_a_capture_can_be_put_elsewhere() {
+fn a_vector_of_a_capture_can_replace_a_row() {
     let model = model();
     let hidden = model.config().hidden;
     let dir = tempfile::tempdir().unwrap();
@@ -221,7 +221,7 @@ fn a_vector_of_a_capture_can_be_put_elsewhere() {
         assert!(checked(&model, &[&text]).unwrap_err().contains(problem));
     }
 
-    // A capture under edits holds what the pass goes on with, and says so.
+    // A capture with edits holds the edited values, and its metadata lists the edits.
     let file = dir.path().join("edited.safetensors");
     let request = CaptureRequest::new(&[(Site::ResidPost, Some(0))], &[], None, model.config());
     let request = request.unwrap().with_edits(edits);
@@ -239,16 +239,18 @@ fn a_vector_of_a_capture_can_be_put_elsewhere() {
         .collect();
     assert_eq!(&captured, rows);
     let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let said = &metadata.metadata().as_ref().unwrap()["edits"];
-    assert_eq!(said, &format!("resid_post.0@9=replace({hidden} values)"));
+    let edits = &metadata.metadata().as_ref().unwrap()["edits"];
+    assert_eq!(edits, &format!("resid_post.0@9=replace({hidden} values)"));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// Whatever order edits are declared in, the logits have the same bits.
+    /// The order in which edits are declared does not change a bit of the logits.
     #[test]
-    fn declared_order_does_not_matter(order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle()) {
+    fn declared_order_does_not_matter(
+        order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
         let texts = [
             "mlp_out.1@3=scale(0.3)",
             "mlp_out.1@2..6=scale(1.7)",

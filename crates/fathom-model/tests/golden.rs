@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::{GOLDENS, Tensor, cpu, fixture, isas, load, prompts, read_tensors, relative_error};
+use common::{Tensor, cpu, fixture, goldens, isas, load, prompts, read_tensors, relative_error};
 use fathom_backend::Backend;
 use fathom_backend::Precision;
-use fathom_model::{CaptureRequest, LogitRows, Model, SequenceOptions, Site, Step, capture};
+use fathom_model::{CaptureRequest, LogitRows, SequenceOptions, Site, Step, Transformer, capture};
 use foreign_backend::Foreign;
 
-/// Everything the model computes for `ids`, through the capture file a user would get.
-fn capture_all<B: Backend>(model: &Model<B>, ids: &[u32]) -> BTreeMap<String, Tensor> {
+/// All sites of a pass over `ids`, through a capture file.
+fn capture_all<B: Backend>(model: &Transformer<B>, ids: &[u32]) -> BTreeMap<String, Tensor> {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("capture.safetensors");
     let sites: Vec<_> = Site::all().map(|site| (site, None)).collect();
@@ -28,7 +28,7 @@ fn capture_all<B: Backend>(model: &Model<B>, ids: &[u32]) -> BTreeMap<String, Te
 /// Compares every reference tensor whose site passes `chosen`; returns how many there were.
 fn compare<B: Backend>(
     what: &str,
-    model: &Model<B>,
+    model: &Transformer<B>,
     dir: &Path,
     tolerance: f64,
     chosen: impl Fn(Site) -> bool,
@@ -56,13 +56,14 @@ fn compare<B: Backend>(
 
 #[test]
 fn f32_equals_huggingface_at_every_site_of_every_layer() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for isa in isas() {
-            let model = Model::load(&dir, cpu(Precision::F32, 2, Some(isa))).unwrap();
+            let model = Transformer::load(&dir, cpu(Precision::F32, 2, Some(isa))).unwrap();
             let what = format!("{golden} {isa:?}");
             let compared = compare(&what, &model, &dir, 1e-4, |_| true);
-            // 19 per-layer sites, embed, final_norm, logits; resid_pre is not in the references.
+            // The references have 18 sites per layer (not resid_pre), and embed, final_norm and
+            // logits.
             assert!(
                 compared >= 18 * model.config().layers + 3,
                 "{golden}: only {compared} tensors"
@@ -73,28 +74,28 @@ fn f32_equals_huggingface_at_every_site_of_every_layer() {
 
 #[test]
 fn bf16_stays_near_huggingface_in_the_residual_stream_and_the_logits() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for isa in isas() {
-            let model = Model::load(&dir, cpu(Precision::Bf16, 2, Some(isa))).unwrap();
+            let model = Transformer::load(&dir, cpu(Precision::Bf16, 2, Some(isa))).unwrap();
             let chosen = |site| matches!(site, Site::ResidPost | Site::Logits);
             compare(&format!("{golden} {isa:?}"), &model, &dir, 2e-2, chosen);
         }
     }
 }
 
-/// Nothing above the trait assumes a host: the same on a device with its own memory that works
-/// late.
+/// The model code does not assume host memory: the results are the same on a device with its own
+/// memory and asynchronous execution.
 #[test]
 fn a_foreign_backend_equals_huggingface_too() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         let foreign = |precision| Foreign::new(cpu(precision, 2, None));
-        let model = Model::load(&dir, foreign(Precision::F32)).unwrap();
+        let model = Transformer::load(&dir, foreign(Precision::F32)).unwrap();
         let compared = compare(&format!("{golden} foreign"), &model, &dir, 1e-4, |_| true);
         assert!(compared >= 18 * model.config().layers + 3, "{golden}: only {compared} tensors");
         greedy_continuations_of(golden, &model);
-        let model = Model::load(&dir, foreign(Precision::Bf16)).unwrap();
+        let model = Transformer::load(&dir, foreign(Precision::Bf16)).unwrap();
         let chosen = |site| matches!(site, Site::ResidPost | Site::Logits);
         compare(&format!("{golden} foreign"), &model, &dir, 2e-2, chosen);
     }
@@ -102,7 +103,7 @@ fn a_foreign_backend_equals_huggingface_too() {
 
 #[test]
 fn both_config_layouts_load_to_the_same_network() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         let v5 = tempfile::tempdir().unwrap();
         for entry in fs::read_dir(&dir).unwrap() {
@@ -117,13 +118,13 @@ fn both_config_layouts_load_to_the_same_network() {
 
 #[test]
 fn greedy_continuations_are_token_exact() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let model = load(&fixture("golden").join(golden), Precision::F32);
         greedy_continuations_of(golden, &model);
     }
 }
 
-fn greedy_continuations_of<B: Backend>(golden: &str, model: &Model<B>) {
+fn greedy_continuations_of<B: Backend>(golden: &str, model: &Transformer<B>) {
     let dir = fixture("golden").join(golden);
     let backend = model.backend();
     for prompt in prompts(&dir) {

@@ -1,21 +1,20 @@
-//! Greedy decoding without logits picks the tokens that the logits would have.
+//! Greedy decoding without logits returns the same tokens as with logits.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{GOLDENS, fixture, load};
+use common::{fixture, goldens, load};
 use fathom_backend::Precision;
 use fathom_model::{LogitRows, SequenceOptions, Step};
 
 #[test]
 fn tokens_without_logits_are_the_tokens_of_the_logits() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         for precision in [Precision::F32, Precision::Bf16] {
             let model = load(&fixture("golden").join(golden), precision);
             let vocab = model.config().vocab;
-            // Three sequences, the last of which only takes tokens in; 60 tokens cross the 48 at
-            // which phi4-mini changes its frequencies, within a step where they come seven at a
-            // time.
+            // Three sequences; the last one only prefills. 60 tokens cross the 48 at which
+            // phi4-mini changes its frequencies, within a step when steps have seven tokens.
             let text = |seed: usize| -> Vec<u32> {
                 (0..60).map(|i| ((i * i * 31 + seed * 7) % vocab) as u32).collect()
             };

@@ -1,4 +1,4 @@
-//! Finding models on this disk.
+//! Resolving names of models to directories.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ fn resolve(spec: &str, vars: &[(&str, &Path)]) -> Result<String, String> {
 }
 
 #[test]
-fn a_directory_is_taken_as_it_is() {
+fn a_directory_is_returned_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let spec = dir.path().to_str().unwrap();
     assert_eq!(resolve_model_dir(spec, |_| None).unwrap(), dir.path());
@@ -67,7 +67,7 @@ fn the_cache_is_where_hugging_face_puts_it() {
     assert_eq!(resolve("org/name.v1", &[("HF_HOME", &hf_home)]).unwrap(), "0123abc");
     let xdg = home.path().join(".cache");
     assert_eq!(resolve("org/name.v1", &[("XDG_CACHE_HOME", &xdg)]).unwrap(), "0123abc");
-    // The more particular variable wins, and an empty one counts as not set.
+    // The more specific variable wins, and an empty one counts as unset.
     let elsewhere = tempfile::tempdir().unwrap();
     let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", elsewhere.path()), ("HOME", home.path())];
     assert!(resolve("org/name.v1", vars).is_err());
@@ -76,7 +76,7 @@ fn the_cache_is_where_hugging_face_puts_it() {
 }
 
 #[test]
-fn a_model_that_is_not_there_says_how_to_get_it() {
+fn the_error_for_a_missing_model_names_the_download_command() {
     let cache = cache();
     let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", cache.path())];
     let message = resolve("org/other", vars).unwrap_err();
@@ -120,8 +120,8 @@ fn names_cannot_leave_the_cache() {
     assert!(resolve("org/name.v1@up", vars).is_err(), "what a ref holds is checked too");
 }
 
-/// `HF_HUB_CACHE`, then its older name, then `HF_HOME`; `~` and variables inside them count as
-/// `huggingface_hub` has it.
+/// `HF_HUB_CACHE`, then its older name, then `HF_HOME`; `~` and variables inside them are expanded
+/// as in `huggingface_hub`.
 #[test]
 fn variables_of_the_cache_are_expanded_in_their_order() {
     let home = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ fn variables_of_the_cache_are_expanded_in_their_order() {
     }
     assert_eq!(with("HF_HOME", "~/x"), found);
     assert_eq!(with("HF_HOME", "$HOME/$PART"), found);
-    // What is not set, another user's home and a brace without end stay as they are written.
+    // Unset variables, another user's home and an unclosed brace stay unchanged.
     for value in ["$NONE/x", "~other/x", "${HOME/x", "$", "${}", "x~/hub"] {
         let message = with("HF_HUB_CACHE", value).unwrap_err();
         assert!(message.contains(&format!("cache {value};")), "{message}");
@@ -154,16 +154,16 @@ fn variables_of_the_cache_are_expanded_in_their_order() {
     assert_eq!(resolve("org/name.v1", &order), found);
 }
 
-/// The folder people see in the cache is not the checkpoint: it is said which is.
+/// A repository's folder in the cache is not the checkpoint: the error names the right one.
 #[test]
-fn a_folder_of_the_cache_says_what_to_type() {
+fn the_error_for_a_folder_of_the_cache_suggests_what_to_type() {
     let cache = cache();
     let root = cache.path().join("models--org--name.v1");
     let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", cache.path())];
     for path in [root.clone(), root.join("snapshots"), root.join("snapshots/.")] {
         let message = resolve(path.to_str().unwrap(), vars).unwrap_err();
         assert!(message.ends_with("holds a model's snapshots; give `org/name.v1`"), "{message}");
-        // Of a cache that is not in force, the snapshot itself.
+        // For a cache that is not the current one, the snapshot itself.
         let message = resolve(path.to_str().unwrap(), &[]).unwrap_err();
         let snapshot = fs::canonicalize(root.join("snapshots/0123abc")).unwrap();
         assert!(message.ends_with(&format!("give `{}`", snapshot.display())), "{message}");
@@ -180,7 +180,7 @@ fn a_folder_of_the_cache_says_what_to_type() {
 }
 
 #[test]
-fn names_that_are_nearly_a_hub_id_say_what_to_type() {
+fn the_error_for_a_malformed_hub_id_suggests_what_to_type() {
     let cache = cache();
     let vars: &[(&str, &Path)] = &[("HF_HUB_CACHE", cache.path())];
     for (spec, instead) in [
@@ -211,7 +211,7 @@ fn names_that_are_nearly_a_hub_id_say_what_to_type() {
 
 #[cfg(unix)]
 #[test]
-fn a_link_to_no_directory_is_named() {
+fn a_dangling_link_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join("model");
     std::os::unix::fs::symlink("gone", &link).unwrap();

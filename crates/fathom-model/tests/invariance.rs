@@ -1,14 +1,14 @@
-//! A row's bits depend on its own sequence and the weights: not on what is computed beside it, on
-//! how the text is cut, on the number of threads, or on who is looking.
+//! The bits of a row depend only on its own sequence and the weights: not on other sequences of the
+//! batch, on how the text is cut into chunks, on the number of threads, or on probes.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::{GOLDENS, cpu, fixture, isas, load, prompts};
+use common::{cpu, fixture, goldens, isas, load, prompts};
 use fathom_backend::Precision;
 use fathom_kernels::Cpu;
 use fathom_model::{
-    Access, At, LogitRows, Model, Probe, Result, Sequence, SequenceOptions, Site, Step,
+    Access, At, LogitRows, Probe, Result, Sequence, SequenceOptions, Site, Step, Transformer,
 };
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -17,7 +17,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn new_sequence(model: &Model<Cpu>, planned_len: usize) -> Sequence<Cpu> {
+fn new_sequence(model: &Transformer<Cpu>, planned_len: usize) -> Sequence<Cpu> {
     let options = SequenceOptions {
         planned_len: Some(planned_len),
         sink_scores: true,
@@ -27,7 +27,7 @@ fn new_sequence(model: &Model<Cpu>, planned_len: usize) -> Sequence<Cpu> {
 }
 
 /// Logits of every position and sink scores of every layer, computed `chunk` tokens at a time.
-fn run(model: &Model<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
+fn run(model: &Transformer<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
     let mut sequence = new_sequence(model, ids.len());
     let mut logits = Vec::new();
     for tokens in ids.chunks(chunk) {
@@ -37,25 +37,25 @@ fn run(model: &Model<Cpu>, ids: &[u32], chunk: usize) -> (Vec<u32>, Vec<u32>) {
     (bits(&logits), scores(model, &sequence))
 }
 
-fn scores(model: &Model<Cpu>, sequence: &Sequence<Cpu>) -> Vec<u32> {
+fn scores(model: &Transformer<Cpu>, sequence: &Sequence<Cpu>) -> Vec<u32> {
     let layers = 0..model.config().layers;
     layers.flat_map(|layer| bits(&model.sink_score(sequence, layer).unwrap().unwrap())).collect()
 }
 
-/// A text of `n` tokens the model has not been picked for.
-fn text(model: &Model<Cpu>, n: usize, seed: u32) -> Vec<u32> {
+/// A pseudo-random text of `n` tokens.
+fn text(model: &Transformer<Cpu>, n: usize, seed: u32) -> Vec<u32> {
     let vocab = model.config().vocab as u32;
     (0..n as u32).map(|i| (i * i * 31 + i * 7 + seed * 101) % vocab).collect()
 }
 
 #[test]
 fn chunks_and_threads_do_not_change_a_bit() {
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for isa in isas() {
             for precision in PRECISIONS {
-                let one = Model::load(&dir, cpu(precision, 1, Some(isa))).unwrap();
-                let two = Model::load(&dir, cpu(precision, 2, Some(isa))).unwrap();
+                let one = Transformer::load(&dir, cpu(precision, 1, Some(isa))).unwrap();
+                let two = Transformer::load(&dir, cpu(precision, 2, Some(isa))).unwrap();
                 let ids = text(&one, 150, 3);
                 let whole = run(&one, &ids, ids.len());
                 for chunk in [1, 7, 64] {
@@ -69,8 +69,8 @@ fn chunks_and_threads_do_not_change_a_bit() {
 }
 
 #[test]
-fn neighbours_do_not_change_a_bit() {
-    for golden in GOLDENS {
+fn other_sequences_do_not_change_a_bit() {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -131,7 +131,7 @@ fn a_row_is_the_same_alone_and_among_up_to_64_others() {
     }
 }
 
-/// Reads every site there is, and counts.
+/// Reads every site, and counts the values.
 struct Onlooker(usize);
 
 impl Probe for Onlooker {
@@ -145,7 +145,7 @@ impl Probe for Onlooker {
     }
 }
 
-/// Asks to edit every site there is, and leaves it as it was.
+/// Asks to edit every site, and changes nothing.
 struct Toucher;
 
 impl Probe for Toucher {
@@ -164,8 +164,8 @@ impl Probe for Toucher {
 }
 
 #[test]
-fn looking_does_not_change_a_bit() {
-    for golden in GOLDENS {
+fn probes_do_not_change_a_bit() {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -186,9 +186,9 @@ fn looking_does_not_change_a_bit() {
     }
 }
 
-/// Rows without logits leave the pass in the last layer, unless somebody looks at what follows.
+/// Rows without logits leave the pass in the last layer, unless a probe reads later sites.
 #[test]
-fn logits_are_the_same_whichever_rows_have_them() {
+fn logits_do_not_depend_on_which_rows_have_them() {
     const WANTED: [[LogitRows; 2]; 6] = [
         [LogitRows::None, LogitRows::None],
         [LogitRows::None, LogitRows::Last],
@@ -197,7 +197,7 @@ fn logits_are_the_same_whichever_rows_have_them() {
         [LogitRows::Last, LogitRows::Last],
         [LogitRows::None, LogitRows::All],
     ];
-    for golden in GOLDENS {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -249,8 +249,8 @@ fn logits_are_the_same_whichever_rows_have_them() {
 }
 
 #[test]
-fn a_truncated_sequence_goes_on_as_if_the_rest_had_never_been() {
-    for golden in GOLDENS {
+fn a_truncated_sequence_equals_one_that_was_never_longer() {
+    for golden in &goldens() {
         let dir = fixture("golden").join(golden);
         for precision in PRECISIONS {
             let model = load(&dir, precision);
@@ -303,7 +303,7 @@ impl Probe for Replace {
 }
 
 #[test]
-fn an_edit_reaches_what_follows_it_and_nothing_else() {
+fn an_edit_affects_only_what_follows_it() {
     let model = load(&fixture("golden/llama2"), Precision::F32);
     let ids = &prompts(&fixture("golden/llama2"))[0].input_ids;
     let logits = |probe: Option<&mut dyn Probe>| {
@@ -313,8 +313,8 @@ fn an_edit_reaches_what_follows_it_and_nothing_else() {
     };
     let zero = |values: &mut [f32]| values.fill(0.0);
     let plain = logits(None);
-    // Switching the MLP of layer 2 off at its gate, its activation, its product or its output is
-    // one and the same thing, and not the same as leaving it on.
+    // Zeroing the MLP of layer 2 at its gate, its activation, its product or its output has the
+    // same effect, and it is an effect.
     let off = logits(Some(&mut Replace(Site::MlpOut, 2, zero)));
     assert!(off != plain);
     for site in [Site::MlpGate, Site::MlpUp, Site::MlpAct, Site::MlpElementwise] {
@@ -325,7 +325,7 @@ fn an_edit_reaches_what_follows_it_and_nothing_else() {
     for site in [Site::V, Site::AttnCtx] {
         assert!(logits(Some(&mut Replace(site, 1, zero))) == off, "{site}");
     }
-    // With zero queries every key weighs the same, whatever the keys are.
+    // With zero queries all keys get equal weight, whatever their values.
     let uniform = logits(Some(&mut Replace(Site::Q, 0, zero)));
     assert!(uniform != plain);
     assert!(logits(Some(&mut Replace(Site::QPreRope, 0, zero))) == uniform);

@@ -1,5 +1,5 @@
-//! What a probe has measured on the device, and edits made there, against the same from rows on the
-//! host: the same bits, in any chunks and company, on the CPU and on a device that is not the host.
+//! Norms, dot products and edits on the device have the bits of those computed from rows on the
+//! host, for any chunks and batches, on the CPU and on a device with its own memory.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,24 +9,24 @@ use std::collections::BTreeMap;
 use common::{cpu, fixture};
 use fathom_backend::{Backend, Precision};
 use fathom_model::{
-    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Measured, Model, Positions, Probe,
-    Result, SequenceOptions, Site, Step,
+    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Measured, Positions, Probe, Result,
+    SequenceOptions, Site, Step, Transformer,
 };
 use fathom_vector::dot;
 use foreign_backend::Foreign;
 
-const LANDMARKS: [usize; 2] = [4, 1];
+const REFERENCE_POSITIONS: [usize; 2] = [4, 1];
 const TOKENS: [usize; 2] = [13, 9];
 
 /// (sequence, site, layer, position) → norm, dot products.
 type Numbers = BTreeMap<(usize, Site, usize, usize), (u32, Vec<u32>)>;
 
-/// Sites of rows, in the order of the pass.
+/// Sites with rows, in the order of the pass.
 fn row_sites() -> impl Iterator<Item = Site> {
     Site::all().filter(|site| site.has_rows())
 }
 
-/// Computes on the host from rows.
+/// Computes norms and dot products on the host, from rows.
 #[derive(Default)]
 struct FromRows {
     rows: BTreeMap<(usize, Site, usize, usize), Vec<f32>>,
@@ -49,8 +49,8 @@ impl Probe for FromRows {
 impl FromRows {
     fn numbers(&self) -> Numbers {
         let of = |(&(sequence, site, layer, position), row): (_, &Vec<f32>)| {
-            let landmark = |&at: &usize| &self.rows[&(sequence, site, layer, at)];
-            let dots = LANDMARKS.iter().map(|at| dot(row, landmark(at)).to_bits());
+            let reference = |&at: &usize| &self.rows[&(sequence, site, layer, at)];
+            let dots = REFERENCE_POSITIONS.iter().map(|at| dot(row, reference(at)).to_bits());
             let norm = dot(row, row).sqrt().to_bits();
             ((sequence, site, layer, position), (norm, dots.collect()))
         };
@@ -58,7 +58,7 @@ impl FromRows {
     }
 }
 
-/// Has it measured: dot products too at every second layer.
+/// Has norms computed on the device, and dot products at every second layer.
 #[derive(Default)]
 struct OnDevice {
     norms: BTreeMap<(usize, Site, usize, usize), u32>,
@@ -74,8 +74,8 @@ impl Probe for OnDevice {
         }
     }
 
-    fn landmarks(&self, _: usize) -> Vec<usize> {
-        LANDMARKS.to_vec()
+    fn reference_positions(&self, _: usize) -> Vec<usize> {
+        REFERENCE_POSITIONS.to_vec()
     }
 
     fn read(&mut self, at: &At, _: &[f32]) -> Result<()> {
@@ -103,13 +103,13 @@ fn ids(sequence: usize) -> Vec<u32> {
     (0..TOKENS[sequence] as u32).map(|i| (i * 31 + 7 * sequence as u32 + 3) % 200).collect()
 }
 
-/// Two sequences side by side, in chunks.
-fn run<B: Backend>(model: &Model<B>, chunk: usize, probe: &mut dyn Probe) {
+/// Two sequences in one batch, in chunks.
+fn run<B: Backend>(model: &Transformer<B>, chunk: usize, probe: &mut dyn Probe) {
     let mut sequences = [0, 1].map(|_| model.new_sequence(SequenceOptions::default()));
     let texts = [ids(0), ids(1)];
     for start in (0..TOKENS[0]).step_by(chunk) {
         let part = |ids: &'_ [u32]| start.min(ids.len())..(start + chunk).min(ids.len());
-        // A sequence keeps its number when the other one has ended.
+        // The longer sequence is first, so its index stays 0 after the other one has ended.
         let steps = sequences.iter_mut().zip(&texts).filter(|(_, ids)| !part(ids).is_empty());
         let mut steps: Vec<Step<'_, B>> = steps
             .map(|(sequence, ids)| Step {
@@ -122,7 +122,7 @@ fn run<B: Backend>(model: &Model<B>, chunk: usize, probe: &mut dyn Probe) {
     }
 }
 
-fn assert_measured<B: Backend>(model: &Model<B>) {
+fn assert_measured<B: Backend>(model: &Transformer<B>) {
     let mut rows = FromRows::default();
     run(model, 5, &mut rows);
     let want = rows.numbers();
@@ -149,14 +149,15 @@ fn assert_measured<B: Backend>(model: &Model<B>) {
 fn norms_and_dot_products_are_those_of_the_rows() {
     for (golden, precision) in [("llama3.2", Precision::F32), ("qwen3", Precision::Bf16)] {
         let dir = fixture("golden").join(golden);
-        assert_measured(&Model::load(&dir, cpu(precision, 2, None)).unwrap());
-        assert_measured(&Model::load(&dir, Foreign::new(cpu(precision, 2, None))).unwrap());
+        assert_measured(&Transformer::load(&dir, cpu(precision, 2, None)).unwrap());
+        assert_measured(&Transformer::load(&dir, Foreign::new(cpu(precision, 2, None))).unwrap());
     }
 }
 
 #[test]
-fn a_landmark_nobody_saw_is_an_error() {
-    let model = Model::load(&fixture("golden/llama3.2"), cpu(Precision::F32, 1, None)).unwrap();
+fn a_reference_position_without_a_row_is_an_error() {
+    let model =
+        Transformer::load(&fixture("golden/llama3.2"), cpu(Precision::F32, 1, None)).unwrap();
     let mut sequence = model.new_sequence(SequenceOptions::default());
     model.prefill(&mut sequence, &[1, 2, 3], 8, None, &mut |_| {}).unwrap();
     let mut probe = OnDevice::default();
@@ -164,7 +165,7 @@ fn a_landmark_nobody_saw_is_an_error() {
     let error = error.unwrap_err().to_string();
     assert!(error.contains("position 4, which no pass with this probe computed"), "{error}");
 
-    // Nor does one count that was taken back.
+    // A truncated reference position is replaced.
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let mut probe = OnDevice::default();
     model.prefill(&mut sequence, &[1, 2, 3, 4, 5, 6], 8, Some(&mut probe), &mut |_| {}).unwrap();
@@ -172,10 +173,10 @@ fn a_landmark_nobody_saw_is_an_error() {
     let mut probe = OnDevice::default();
     model.prefill(&mut sequence, &[9, 9, 9, 9], 8, Some(&mut probe), &mut |_| {}).unwrap();
     let first = (0, Site::ResidPost, 0, 2);
-    assert_eq!(probe.dots[&first].len(), LANDMARKS.len());
+    assert_eq!(probe.dots[&first].len(), REFERENCE_POSITIONS.len());
 }
 
-/// Wants to see the places that are edited: then they are edited on the host.
+/// Reads the sites that are edited, so that they are edited on the host.
 struct Onlooker;
 
 impl Probe for Onlooker {
@@ -191,8 +192,8 @@ impl Probe for Onlooker {
 #[test]
 fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
     let dir = fixture("golden").join("llama3.2");
-    let on_host = Model::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
-    let on_device = Model::load(&dir, Foreign::new(cpu(Precision::F32, 2, None))).unwrap();
+    let on_host = Transformer::load(&dir, cpu(Precision::F32, 2, None)).unwrap();
+    let on_device = Transformer::load(&dir, Foreign::new(cpu(Precision::F32, 2, None))).unwrap();
     let config = on_host.config();
     let some: Vec<f32> = (0..config.hidden).map(|i| i as f32 / 50.0 - 0.3).collect();
     let few = vec![0.5, -2.0];
@@ -220,7 +221,7 @@ fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
         assert_eq!(EditProbe::new(&edits).access(place.0, place.1), Access::Change, "{what}");
         let plain = logits(&on_host, &ids, None);
         let mut onlooker = Onlooker;
-        let mut on_the_host = EditProbe::new(&edits).watched_by(&mut onlooker);
+        let mut on_the_host = EditProbe::new(&edits).observed_by(&mut onlooker);
         let want = logits(&on_host, &ids, Some(&mut on_the_host));
         assert!(want != plain, "{what} changes nothing");
         assert_eq!(logits(&on_host, &ids, Some(&mut EditProbe::new(&edits))), want, "{what}");
@@ -229,7 +230,7 @@ fn edits_on_the_device_have_the_bits_of_edits_on_the_host() {
 }
 
 fn logits<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     ids: &[u32],
     mut probe: Option<&mut dyn Probe>,
 ) -> Vec<u32> {

@@ -1,4 +1,4 @@
-//! The MLP by itself is the MLP of a pass.
+//! The standalone MLP equals the MLP of a pass.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use fathom_backend::Precision;
 use fathom_model::{Access, At, Error, Probe, SequenceOptions, Site};
 
-/// Keeps what goes into the MLPs and what comes out.
+/// Records inputs and outputs of the MLPs.
 #[derive(Default)]
 struct InOut(BTreeMap<(Site, usize), Vec<f32>>);
 

@@ -7,7 +7,7 @@ use fathom_model::{ModelConfig, RopeKind};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// Frequencies take one power in f32; torch's own power is within one unit in the last place.
+/// A frequency needs one power in f32, and torch's power is within one unit in the last place.
 const ULP: f64 = 1.2e-7;
 
 fn crate_file(name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Checkpoints: what is read, and every way a file from a stranger is refused.
+//! Checkpoints: reading tensors, and every error for untrusted files.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -115,7 +115,7 @@ fn vectors_widen_exactly_from_every_dtype() {
     assert!(matrix[1].is_sign_negative());
 }
 
-/// Releasing drops pages, never contents.
+/// Releasing drops pages but does not change contents.
 #[test]
 fn released_tensors_read_the_same() {
     let checkpoint = Checkpoint::open(&golden("codellama-sharded")).unwrap();
@@ -128,7 +128,7 @@ fn released_tensors_read_the_same() {
     }
 }
 
-/// What has been packed does not stay in memory a second time, as the file it came from.
+/// Pages of a file do not stay in memory after its tensors were packed.
 #[cfg(target_os = "linux")]
 #[test]
 fn released_files_and_fingerprints_hold_no_memory() {
@@ -153,22 +153,22 @@ fn released_files_and_fingerprints_hold_no_memory() {
     assert_eq!(resident(), 0);
 }
 
-/// Exports of the model without its head lack the `model.` in front of names.
+/// In exports of a model without its head, names lack the leading `model.`.
 #[test]
 fn names_without_the_model_prefix_are_found() {
     let dir = dir_of(&[(SINGLE, f32_file(&[("norm.weight", &[2], &[1.0, 2.0])]))]);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert!(checkpoint.contains("model.norm.weight"));
     assert_eq!(checkpoint.vector("model.norm.weight", 2).unwrap(), [1.0, 2.0]);
-    // With any name that has the prefix, names mean what they say.
+    // If any name has the prefix, names without it are different tensors.
     let mixed = f32_file(&[("model.a", &[1], &[1.0]), ("norm.weight", &[1], &[1.0])]);
     let dir = dir_of(&[(SINGLE, mixed)]);
     assert!(!Checkpoint::open(dir.path()).unwrap().contains("model.norm.weight"));
 }
 
-/// A tied config whose checkpoint brings a different head: HuggingFace keeps that head.
+/// If a tied config's checkpoint has a different head, HuggingFace uses that head.
 #[test]
-fn a_head_of_its_own_is_kept_although_tied() {
+fn a_different_head_is_used_despite_tying() {
     let config = |tied: bool| {
         let path = golden("qwen2/config.json");
         let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -189,7 +189,7 @@ fn a_head_of_its_own_is_kept_although_tied() {
 }
 
 #[test]
-fn wrong_tensors_are_refused_as_they_are_asked_for() {
+fn invalid_tensors_are_refused_when_they_are_read() {
     let data = [1.0, 2.0, f32::NAN, 4.0, f32::NEG_INFINITY, 6.0];
     let mut tensors = vec![(
         "nan",
@@ -237,7 +237,9 @@ fn wrong_tensors_are_refused_as_they_are_asked_for() {
 #[test]
 fn broken_files_are_refused() {
     let header = |a: Value, b: Value| json!({"a": a, "b": b}).to_string();
-    let tensor = |shape: Value, from: usize, to: usize| json!({"dtype": "F32", "shape": shape, "data_offsets": [from, to]});
+    let tensor = |shape: Value, from: usize, to: usize| -> Value {
+        json!({"dtype": "F32", "shape": shape, "data_offsets": [from, to]})
+    };
     let mut not_utf8 = file("{\"a\": 1}", 0);
     not_utf8[10] = 0xFF;
     let truncated = {
@@ -262,11 +264,13 @@ fn broken_files_are_refused() {
         ),
         (
             file(r#"{"a":{"dtype":"F32"}}"#, 0),
-            "has a header that cannot be read: tensor `a`: missing field `shape` at line 1 column 20",
+            "has a header that cannot be read: tensor `a`: missing field `shape` at line 1 column \
+             20",
         ),
         (
             file(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#, 0),
-            "has a header that cannot be read: tensor `a`: invalid value: integer `-1`, expected usize at line 1 column 31",
+            "has a header that cannot be read: tensor `a`: invalid value: integer `-1`, expected \
+             usize at line 1 column 31",
         ),
         (
             file(
@@ -277,11 +281,13 @@ fn broken_files_are_refused() {
         ),
         (
             file(&header(a.clone(), tensor(json!([1]), 12, 8)), 12),
-            "tensor `b` has the offsets 12 to 8, expected a range within the 12 bytes that follow the header (is the file truncated?)",
+            "tensor `b` has the offsets 12 to 8, expected a range within the 12 bytes that follow \
+             the header (is the file truncated?)",
         ),
         (
             file(&header(a.clone(), tensor(json!([1]), 8, 12)), 11),
-            "tensor `b` has the offsets 8 to 12, expected a range within the 11 bytes that follow the header (is the file truncated?)",
+            "tensor `b` has the offsets 8 to 12, expected a range within the 11 bytes that follow \
+             the header (is the file truncated?)",
         ),
         (
             file(&header(a.clone(), tensor(json!([3]), 8, 12)), 12),
@@ -289,7 +295,8 @@ fn broken_files_are_refused() {
         ),
         (
             file(&header(a.clone(), tensor(json!([u64::MAX, u64::MAX]), 8, 12)), 12),
-            "tensor `b` has the offsets 8 to 12, but shape [18446744073709551615, 18446744073709551615] of F32 takes a size that no file has",
+            "tensor `b` has the offsets 8 to 12, but shape [18446744073709551615, \
+             18446744073709551615] of F32 takes a size that no file has",
         ),
         (
             file(&header(a.clone(), tensor(json!([2]), 4, 12)), 12),
@@ -307,7 +314,8 @@ fn broken_files_are_refused() {
         (file(&a_twice, 16), "tensor `a` is in the header twice"),
         (
             truncated,
-            "tensor `model.norm.weight` has the offsets 422912 to 423040, expected a range within the 422940 bytes that follow the header (is the file truncated?)",
+            "tensor `model.norm.weight` has the offsets 422912 to 423040, expected a range within \
+             the 422940 bytes that follow the header (is the file truncated?)",
         ),
     ];
     for (bytes, problem) in cases {
@@ -316,7 +324,7 @@ fn broken_files_are_refused() {
     }
 }
 
-/// Names from a stranger neither flood nor steer the terminal.
+/// Untrusted names cannot flood or control the terminal.
 #[test]
 fn hostile_names_make_short_messages_of_one_line() {
     let name = "\u{1b}[2J\n".to_owned() + &"x".repeat(1_000_000);
@@ -377,7 +385,8 @@ fn broken_indices_are_refused() {
         (
             index("[]"),
             format!(
-                "{INDEX}: is not an index: invalid type: sequence, expected an object that gives the shard of each tensor at line 1 column 42"
+                "{INDEX}: is not an index: invalid type: sequence, expected an object that gives \
+                 the shard of each tensor at line 1 column 42"
             ),
         ),
         (
@@ -392,10 +401,10 @@ fn broken_indices_are_refused() {
     }
 }
 
-/// The single file comes first, as in HuggingFace; shards may lie in subdirectories, and links may
-/// lead out, as those of the hub's cache do.
+/// The single file takes precedence, as in HuggingFace. Shards may be in subdirectories, and links
+/// may point outside, as in the hub's cache.
 #[test]
-fn what_is_opened() {
+fn single_files_shards_in_subdirectories_and_links_are_opened() {
     let value = |dir: &Path| Checkpoint::open(dir).unwrap().vector("a", 1).unwrap()[0];
     let index = json!({"weight_map": {"a": "sub/s0"}}).to_string().into_bytes();
     let dir = dir_of(&[(INDEX, index)]);
@@ -412,7 +421,7 @@ fn what_is_opened() {
 }
 
 #[test]
-fn directories_without_weights_say_what_was_looked_for() {
+fn the_error_for_a_directory_without_weights_names_the_expected_files() {
     let expected = "has no weights, expected model.safetensors or model.safetensors.index.json";
     let message = |dir: &Path| Checkpoint::open(dir).unwrap_err().to_string();
     let dir = dir_of(&[("config.json", vec![])]);
@@ -433,7 +442,7 @@ fn directories_without_weights_say_what_was_looked_for() {
 }
 
 #[test]
-fn what_cannot_be_read_as_a_file_is_refused() {
+fn unreadable_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(SINGLE);
     fs::create_dir(&path).unwrap();
@@ -451,7 +460,7 @@ fn what_cannot_be_read_as_a_file_is_refused() {
         fs::remove_file(&path).unwrap();
         fs::write(&path, f32_file(&[("a", &[1], &[1.0])])).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
-        // The superuser reads everything.
+        // The superuser can read the file anyway.
         if fs::File::open(&path).is_err() {
             let denied = "model.safetensors: cannot be read: Permission denied (os error 13)";
             assert_eq!(refusal(dir.path()), denied);
@@ -483,7 +492,7 @@ fn fingerprints_tell_checkpoints_apart() {
         assert_ne!(print(other), reference);
     }
 
-    // Of a few bytes known everywhere: sha256 of "abc" (FIPS 180-2).
+    // The known SHA-256 of "abc" (FIPS 180-2).
     let dir = dir_of(&[("config.json", b"abc".to_vec())]);
     assert_eq!(
         file_fingerprint(&dir.path().join("config.json")).unwrap(),
@@ -492,8 +501,8 @@ fn fingerprints_tell_checkpoints_apart() {
 }
 
 proptest! {
-    /// Bytes of a real file, some of them overwritten, some of the end cut off: read or refused,
-    /// and what is read lies in the file.
+    /// The bytes of a real file, partly overwritten and truncated: parsed or refused, and parsed
+    /// tensors are inside the file.
     #[test]
     fn no_bytes_can_break_the_header_parser(
         edits in prop::collection::vec((0usize..6000, any::<u8>()), 0..8),
@@ -509,10 +518,12 @@ proptest! {
         }
     }
 
-    /// Any header over a few tensors: accepted only if the crate of the format accepts it too.
+    /// A header of a few tensors is accepted only if the safetensors crate accepts it too.
     #[test]
-    fn whatever_is_accepted_the_safetensors_crate_accepts(
-        entries in prop::collection::vec((0usize..5, 0usize..3, prop::collection::vec(0usize..4, 0..3)), 0..4),
+    fn accepted_headers_are_accepted_by_the_safetensors_crate(
+        entries in prop::collection::vec(
+            (0usize..5, 0usize..3, prop::collection::vec(0usize..4, 0..3)), 0..4,
+        ),
         nudge in prop::sample::select(&[0usize, 0, 0, 1, 4][..]),
         data in 0usize..40,
     ) {
@@ -545,4 +556,44 @@ proptest! {
             prop_assert!(map.values().all(|shard| !shard.contains("..") || !shard.contains('/')));
         }
     }
+}
+
+/// Stops loading at its `left`-th check.
+struct Stop {
+    left: usize,
+    layers: usize,
+}
+
+impl fathom_model::LoadProgress for Stop {
+    fn layer(&mut self, done: usize, _: usize) {
+        self.layers = done;
+    }
+
+    fn check(&mut self) -> fathom_model::Result<()> {
+        match self.left.checked_sub(1) {
+            Some(left) => self.left = left,
+            None => return Err(fathom_model::Error::Request("stopped".to_owned())),
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn loading_stops_before_any_tensor() {
+    let dir = golden("qwen3");
+    let load = |left: usize| {
+        let mut progress = Stop { left, layers: 0 };
+        let cpu = fathom_kernels::Cpu::new(fathom_kernels::CpuOptions::default()).unwrap();
+        let loaded = fathom_model::Transformer::load_adapted(&dir, None, cpu, &mut progress);
+        (loaded.map_err(|error| error.to_string()).map(|model| model.config().layers), progress)
+    };
+    // Embedding, final norm and head, and eleven tensors of each of the 4 layers.
+    let tensors = 3 + 4 * 11;
+    for left in 0..tensors {
+        let (loaded, progress) = load(left);
+        assert_eq!(loaded, Err("stopped".to_owned()), "{left}");
+        assert_eq!(progress.layers, left.saturating_sub(3) / 11, "{left}");
+    }
+    let (loaded, progress) = load(tensors);
+    assert_eq!((loaded, progress.layers, progress.left), (Ok(4), 4, 0));
 }

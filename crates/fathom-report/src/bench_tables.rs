@@ -1,29 +1,28 @@
 //! The benchmark's tables.
 
-use fathom_decode::bench::Measured;
+use fathom_decode::bench::BenchResult;
 use fathom_decode::engine::{EngineMetrics, ModeChoice};
 
 use crate::{Cell, Column, Table};
 
-/// A measurement in its place.
+/// One measurement of the benchmark.
 #[derive(Clone, Debug)]
 pub struct BenchRow {
-    /// Texts decoded at a time.
+    /// Texts decoded together.
     pub batch_size: usize,
-    /// Whose prompts.
+    /// The benchmark that the prompts are from.
     pub benchmark: String,
     /// What was measured.
-    pub measured: Measured,
-    /// Throughput relative to plain decoding's under the same accounting: the median of the turns.
+    pub measured: BenchResult,
+    /// Throughput relative to plain decoding with the same accounting, median over the repeats.
     pub speedup: f64,
-    /// The same as the simulator expects it.
+    /// The speedup that the simulator predicts.
     pub predicted: Option<f64>,
-    /// Of the choice among all ways: its throughput relative to the best single way's, turn by
-    /// turn.
+    /// For the automatic mode: its throughput relative to the best single mode, by repeat.
     pub of_best: Option<f64>,
 }
 
-/// The published table's columns.
+/// A table with the columns of the published one.
 pub fn bench_table(draft: &str, target: &str, rows: &[BenchRow]) -> Table {
     let mut table = Table::new(columns());
     for row in rows {
@@ -32,7 +31,7 @@ pub fn bench_table(draft: &str, target: &str, rows: &[BenchRow]) -> Table {
     table
 }
 
-/// The same of several accountings in one table, with their names in a last column.
+/// The same for several accountings, with their names in the last column.
 pub fn bench_table_of_all(draft: &str, target: &str, all: &[(&str, &[BenchRow])]) -> Table {
     let mut columns = columns();
     columns.push(Column::text("accounting", "Accounting"));
@@ -78,7 +77,7 @@ fn cells(draft: &str, target: &str, row: &BenchRow) -> Vec<Cell> {
     ]
 }
 
-/// Where the time went, and how the drafts fared.
+/// Where the time was spent, and how many drafts were accepted.
 pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     let mut table = Table::new(vec![
         Column::number("batch_size", "Batch"),
@@ -132,7 +131,7 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     table
 }
 
-/// How often each way was taken: of interest where there is a choice.
+/// The number of steps in each mode.
 fn steps_by_mode(metrics: &EngineMetrics) -> Cell {
     let each = metrics.steps.iter();
     let shown = each.clone().map(|(mode, n)| format!("{n} {mode}")).collect::<Vec<_>>().join(", ");
@@ -140,7 +139,7 @@ fn steps_by_mode(metrics: &EngineMetrics) -> Cell {
     Cell::new(shown, serde_json::Value::Object(all.collect()))
 }
 
-/// Positions shown to people; programs get them all.
+/// Positions shown in text formats; JSON has all.
 const POSITIONS: usize = 8;
 
 fn mode_name(mode: ModeChoice) -> String {
@@ -168,12 +167,12 @@ mod tests {
         let row = BenchRow {
             batch_size: 4,
             benchmark: "GSM8K".to_owned(),
-            measured: Measured {
+            measured: BenchResult {
                 mode: ModeChoice::Auto,
                 seconds: 2.0,
                 mat: 3.256,
                 texts: vec![vec![0; 30], vec![0; 20]],
-                ..Measured::default()
+                ..BenchResult::default()
             },
             speedup: 1.5,
             predicted: None,
@@ -182,8 +181,8 @@ mod tests {
         let text = bench_table("d", "t", &[row]).render(Format::Csv);
         assert_eq!(
             text,
-            "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),Throughput (tok/s),MAT,\
-             Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.26,1.50\r\n"
+            "Draft Model,Target Model,Batch Size,Benchmark,Mode,Num Tokens,Time (s),\
+             Throughput (tok/s),MAT,Speedup\r\nd,t,4,GSM8K,AUTO,50,2.00,25.00,3.26,1.50\r\n"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Where the time of a generation went, and what speculation was worth.
+//! Where the time of a generation was spent, and what speculation gained.
 
 use fathom_decode::engine::EngineMetrics;
 use fathom_decode::{Mode, Placement, ThreadSplit};
@@ -7,18 +7,18 @@ use serde_json::{Value, json};
 use crate::number::grouped;
 use crate::plural;
 
-/// What an engine did while it generated.
+/// The metrics of a generation.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoding<'a> {
-    /// The engine's own account.
+    /// Metrics of the engine.
     pub metrics: &'a EngineMetrics,
-    /// Texts that ended.
+    /// Texts that are finished.
     pub texts: usize,
-    /// Mean accepted tokens, the mean over those texts.
+    /// Mean accepted tokens (MAT), averaged over those texts.
     pub mat: Option<f64>,
     /// Wall-clock seconds, prefill included.
     pub seconds: f64,
-    /// On which threads, where that is worth telling.
+    /// The threads it ran on, if they are to be reported.
     pub placement: Option<Placement>,
 }
 
@@ -35,7 +35,7 @@ impl Decoding<'_> {
         self.metrics.steps.keys().any(|mode| mode.drafts())
     }
 
-    /// A few sentences, a line each.
+    /// A summary of a few lines.
     pub fn summary(&self) -> String {
         let m = self.metrics;
         let mut lines = vec![format!(
@@ -57,7 +57,8 @@ impl Decoding<'_> {
                 m.gamma,
             ));
             lines.push(format!(
-                "seconds: target {:.2}, draft {:.2}, target waiting for the draft {:.2}, judging {:.2}",
+                "seconds: target {:.2}, draft {:.2}, target waiting for the draft {:.2}, \
+                 sampling {:.2}",
                 m.verify_seconds, m.draft_seconds, m.wait_seconds, m.judge_seconds
             ));
         } else {
@@ -67,7 +68,8 @@ impl Decoding<'_> {
         if m.preemptions > 0 {
             let times = plural(m.preemptions, "time");
             lines.push(format!(
-                "requests were sent back to wait for cache memory {times}; the caches held {} at most",
+                "requests were sent back to wait for cache memory {times}; the caches held {} at \
+                 most",
                 plural(m.kv_pages, "page")
             ));
         }
@@ -77,9 +79,9 @@ impl Decoding<'_> {
     fn threads(&self, Placement { alone, together, pinned }: Placement) -> String {
         let places = if pinned { ", each on a core of its own" } else { "" };
         let threads = if self.speculated() {
-            let of = |alone: usize, beside: usize| match alone == beside {
+            let of = |alone: usize, together: usize| match alone == together {
                 true => alone.to_string(),
-                false => format!("{beside} beside the other, {alone} alone"),
+                false => format!("{together} while co-running, {alone} alone"),
             };
             let (target, draft) =
                 (of(alone.target, together.target), of(alone.draft, together.draft));
@@ -90,7 +92,7 @@ impl Decoding<'_> {
         threads + places
     }
 
-    /// The same for programs, and the acceptance by position.
+    /// The same as JSON, with the acceptance by position.
     pub fn to_json(&self) -> Value {
         let m = self.metrics;
         let steps: serde_json::Map<_, _> =
@@ -119,7 +121,7 @@ impl Decoding<'_> {
     }
 }
 
-/// Who has which threads, for programs.
+/// The threads of target and draft, as JSON.
 pub fn placement_json(placement: &Placement) -> Value {
     let split = |split: ThreadSplit| json!({ "target": split.target, "draft": split.draft });
     let Placement { alone, together, pinned } = *placement;
@@ -137,7 +139,7 @@ mod tests {
     };
 
     #[test]
-    fn plain_decoding_has_nothing_to_say_about_drafts() {
+    fn plain_decoding_reports_nothing_about_drafts() {
         let metrics = EngineMetrics {
             steps: [(Mode::Ar, 1500)].into(),
             tokens: 1500,
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn speculation_is_told_by_mode() {
+    fn speculation_is_reported_by_mode() {
         let metrics = EngineMetrics {
             steps: [(Mode::Ar, 2), (Mode::Pearl, 8)].into(),
             tokens: 30,
@@ -181,7 +183,7 @@ mod tests {
         let summary = decoding.summary();
         assert!(summary.contains("steps: 2 of ar, 8 of pearl; MAT unknown"), "{summary}");
         assert!(summary.contains("cache memory 1 time; the caches held 0 pages"), "{summary}");
-        let threads = "target 1 beside the other, 2 alone; draft 1 beside the other, 2 alone";
+        let threads = "target 1 while co-running, 2 alone; draft 1 while co-running, 2 alone";
         assert!(summary.contains(threads), "{summary}");
         assert_eq!(decoding.to_json()["tokens_per_step"], 3.0);
     }

@@ -1,11 +1,11 @@
-//! Strangers' texts in HTML, SVG and JSON: shown, never obeyed.
+//! Escaping of untrusted text for HTML, SVG and JSON.
 
 use std::fmt::Write;
 
 use serde_json::Value;
 
-/// A text for HTML and SVG, inside elements and inside quoted attributes. Characters that XML
-/// forbids are replaced, and those that turn the direction of a line are written out.
+/// Escapes text for elements and quoted attributes of HTML and SVG. Characters that XML forbids
+/// are replaced by U+FFFD, and bidirectional controls by their escape sequences.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 8);
     for c in text.chars() {
@@ -28,7 +28,7 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
-/// JSON that may stand inside a `script` element.
+/// JSON that is safe inside a `script` element.
 pub(crate) fn script_json(value: &Value) -> String {
     let json = value.to_string();
     let mut out = String::with_capacity(json.len());
@@ -43,7 +43,7 @@ pub(crate) fn script_json(value: &Value) -> String {
     out
 }
 
-/// A token as people read it: in quotes, on one line, not too long.
+/// A token's text for people: in quotes, on one line, shortened.
 pub(crate) fn token_label(text: Option<&str>, id: u32) -> String {
     const LONGEST: usize = 24;
     let Some(text) = text else { return format!("token {id}") };
@@ -55,7 +55,7 @@ pub(crate) fn token_label(text: Option<&str>, id: u32) -> String {
     quoted.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
-/// Marks that change the direction in which a line is written.
+/// Whether a character is a bidirectional control.
 fn turns(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,11 +1,9 @@
 //! Figures: panels of marks on axes, drawn as SVG.
 //!
-//! The drawing is our own. A plotting library draws pixels or finished pictures; here every mark
-//! carries its value and its series, so that one small script makes a still picture answer to a
-//! pointer, a finger or a key; text takes the colour of the page it stands on, light or dark; and
-//! the same panel stands alone in the page, where a phone shows one below the other, and together
-//! with the others in the file for a paper. That is a few hundred lines, against megabytes of
-//! script that a page would have to carry.
+//! We do not use a plotting library: those draw pixels or static pictures, or need megabytes of
+//! script in the page. Here every mark carries its value and its series, so that one small script
+//! makes the SVG interactive. Text takes the colour of the page, light or dark. The same panel
+//! is used alone in the page, and with the others of its figure in the file for a paper.
 
 mod scale;
 mod svg;
@@ -16,56 +14,66 @@ pub use svg::{panel_svg, place, symbol_svg, whole_svg};
 
 use crate::Table;
 
-/// A figure: what is drawn, how to read it, and its numbers.
+/// A figure: its panels, how to read them, and its numbers.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// Name of its files: `fig1-norms`.
-    pub name: &'static str,
-    /// Its title.
-    pub title: &'static str,
-    /// Which figure of the paper it is: `Figure 1`.
-    pub paper: &'static str,
-    /// One sentence on how to read it.
+    /// Its name and titles.
+    pub head: Head,
+    /// How to read it.
     pub reading: &'static str,
-    /// What it says, in sentences.
+    /// What it shows, in sentences.
     pub findings: Vec<String>,
     /// The series its marks belong to.
     pub legend: Vec<Series>,
     /// The panels.
     pub panels: Vec<Panel>,
-    /// Panels beside each other in the file.
+    /// Panels per row in the file.
     pub columns: usize,
-    /// What the page draws in place of `panels` where it can move: fewer panels, and a slider.
+    /// The panels with a slider that the page shows in place of `panels`.
     pub moving: Option<Moving>,
-    /// Texts it rests on.
+    /// Texts it compares.
     pub quotes: Vec<Quote>,
     /// Its numbers.
     pub data: Table,
 }
 
-/// The same place written twice.
+/// Name and titles of a figure.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// Name of its files: `fig1-norms`.
+    pub name: &'static str,
+    /// Its title.
+    pub title: &'static str,
+    /// The figure of the paper it corresponds to: `Figure 1`.
+    pub paper: &'static str,
+}
+
+impl Head {
+    /// The figure is missing: `why`, and the command that makes it if there is one.
+    pub fn absent(self, why: impl Into<String>, command: Option<String>) -> Absent {
+        Absent { head: self, why: why.into(), command }
+    }
+}
+
+/// Two texts to compare.
 #[derive(Clone, Debug)]
 pub struct Quote {
-    /// Which place.
+    /// What is compared.
     pub title: String,
-    /// What stands there, and what it is called.
+    /// Label and text of the first.
     pub before: (&'static str, String),
-    /// What stands there otherwise, and what that is called.
+    /// Label and text of the second.
     pub after: (&'static str, String),
 }
 
 /// Why there is no figure.
 #[derive(Clone, Debug)]
 pub struct Absent {
-    /// As [`Figure::name`].
-    pub name: &'static str,
-    /// As [`Figure::title`].
-    pub title: &'static str,
-    /// As [`Figure::paper`].
-    pub paper: &'static str,
-    /// One sentence.
+    /// Its name and titles.
+    pub head: Head,
+    /// Why, in one sentence.
     pub why: String,
-    /// The command that makes it, where one does.
+    /// The command that makes it, if there is one.
     pub command: Option<String>,
 }
 
@@ -82,21 +90,20 @@ pub struct Moving {
     pub frames: Vec<Frame>,
 }
 
-/// Where the marks of moving panels are.
+/// The positions of the marks of moving panels at one position of the slider.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// Its name on the slider.
+    /// Its label at the slider.
     pub label: String,
-    /// What is said of each panel.
+    /// The note of each panel.
     pub notes: Vec<String>,
-    /// For each panel the places of its dots in their order, in axis values; where there is none,
-    /// NaN.
+    /// For each panel the positions of its dots in order, in axis values; NaN hides a dot.
     pub dots: Vec<Vec<(f64, f64)>>,
-    /// For each panel the ends of its line, where it has one.
+    /// For each panel the ends of its line, if it has one.
     pub lines: Vec<Option<[(f64, f64); 2]>>,
 }
 
-/// What marks have in common.
+/// A series of marks, as the legend shows it.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Its name.
@@ -107,11 +114,11 @@ pub struct Series {
     pub symbol: Symbol,
 }
 
-/// The palette of Okabe and Ito, which people of every colour vision can tell apart, less the
-/// yellow that white swallows; and the colour of the text.
+/// The palette of Okabe and Ito, which is safe for all kinds of colour vision, without its yellow,
+/// which is too faint on white; and the colour of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Color {
-    /// The text's own.
+    /// The colour of the text.
     Ink,
     /// Vermillion.
     Vermillion,
@@ -129,7 +136,7 @@ pub enum Color {
     Grey,
 }
 
-/// Symbols tell series apart where colours do not.
+/// Symbols distinguish series without colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symbol {
     /// ●
@@ -157,9 +164,9 @@ pub struct Panel {
     pub y: Axis,
     /// What is drawn, in this order.
     pub marks: Vec<Mark>,
-    /// Said in a corner.
+    /// A note in a corner.
     pub note: String,
-    /// Height in units of which the width is [`svg::WIDTH`].
+    /// Height, in the units of [`svg::WIDTH`].
     pub height: f64,
 }
 
@@ -172,53 +179,53 @@ pub struct Axis {
     pub scale: Scale,
 }
 
-/// A value in its place, and what is said of it when it is looked at.
+/// A value at its position, with the text of its tooltip.
 #[derive(Clone, Debug)]
 pub struct Dot {
     /// Horizontal.
     pub x: f64,
     /// Vertical.
     pub y: f64,
-    /// Said of it.
+    /// Text of the tooltip.
     pub tip: String,
 }
 
-/// Something drawn. `series` are indices into the figure's legend.
+/// A mark. `series` are indices into the figure's legend.
 #[derive(Clone, Debug)]
 pub enum Mark {
     /// Points joined by a line.
     Line {
-        /// Whose.
+        /// Its series.
         series: usize,
-        /// In their order; one that is not finite interrupts the line.
+        /// In order; one that is not finite interrupts the line.
         dots: Vec<Dot>,
         /// Whether the line is dashed.
         dashed: bool,
     },
     /// A faint line without points.
-    Thread {
-        /// Whose.
+    ThinLine {
+        /// Its series.
         series: usize,
-        /// In their order.
+        /// In order.
         points: Vec<(f64, f64)>,
     },
     /// Points.
     Dots {
-        /// Whose.
+        /// Its series.
         series: usize,
         /// In any order.
         dots: Vec<Dot>,
     },
     /// A range along x.
     Band {
-        /// Whose.
+        /// Its series.
         series: usize,
         /// (x, low, high)
         points: Vec<(f64, f64, f64)>,
     },
     /// A range at one x.
     Whisker {
-        /// Whose.
+        /// Its series.
         series: usize,
         /// Horizontal.
         x: f64,
@@ -227,30 +234,30 @@ pub enum Mark {
     },
     /// Rectangles from the bottom.
     Bars {
-        /// Whose.
+        /// Its series.
         series: usize,
         /// (x from, x to, y from, dot at the top)
         bars: Vec<(f64, f64, f64, Dot)>,
     },
-    /// Shaded unit squares around whole numbers.
+    /// Shaded unit squares, centred at whole numbers.
     Cells(Vec<HeatCell>),
     /// A fitted line between two points.
     Fit {
-        /// Whose.
+        /// Its series.
         series: usize,
         /// Its ends.
         ends: [(f64, f64); 2],
     },
     /// A vertical rule with a name.
     Rule {
-        /// Where.
+        /// Its position.
         x: f64,
         /// Its name.
         label: String,
     },
     /// A horizontal rule with a name.
     Level {
-        /// Where.
+        /// Its position.
         y: f64,
         /// Its name.
         label: String,
@@ -260,13 +267,13 @@ pub enum Mark {
 /// A cell of a heat map.
 #[derive(Clone, Debug)]
 pub struct HeatCell {
-    /// Its middle, and what is said of it.
+    /// Its centre, with the tooltip.
     pub dot: Dot,
-    /// 0 to 1.
+    /// From 0 to 1.
     pub shade: f64,
-    /// Written in it.
+    /// Text in the cell.
     pub text: String,
-    /// Where it leads.
+    /// Target of its link.
     pub link: Option<String>,
 }
 
@@ -285,13 +292,13 @@ impl Color {
         }
     }
 
-    /// Colours of things that come one after the other.
+    /// Colours of numbered series, in order.
     pub const CYCLE: [Color; 5] =
         [Color::Blue, Color::Green, Color::Orange, Color::Purple, Color::Sky];
 }
 
 impl Symbol {
-    /// Symbols of things that come one after the other.
+    /// Symbols of numbered series, in order.
     pub const CYCLE: [Symbol; 6] = [
         Symbol::Square,
         Symbol::Triangle,
@@ -308,7 +315,7 @@ impl Series {
         Series { label: label.into(), color, symbol }
     }
 
-    /// The `index`-th of several.
+    /// A numbered series: its colour and symbol follow from `index`.
     pub fn cycle(label: impl Into<String>, index: usize) -> Series {
         Series::new(
             label,
@@ -319,7 +326,7 @@ impl Series {
 }
 
 impl Panel {
-    /// A panel of the usual height without marks.
+    /// A panel of the default height, without marks.
     pub fn new(title: impl Into<String>, x: Axis, y: Axis) -> Panel {
         Panel { title: title.into(), x, y, marks: Vec::new(), note: String::new(), height: 240.0 }
     }

@@ -1,5 +1,10 @@
 //! The figures of a report, one file each: from results to panels.
+//!
+//! The figure of an analysis is an `AnalysisFigure`, which also has the analysis' finding and its
+//! entry under "Methods". A new one is a file and a line in [`FIGURES`].
 
+mod analysis;
+mod changes;
 mod clusters;
 mod effect;
 mod entropy;
@@ -12,93 +17,107 @@ mod stages;
 mod suppress;
 mod swap;
 
+use std::path::Path;
+
 use fathom_model::Result;
 use fathom_sinks::Class;
+use fathom_sinks::explain::Analysis;
 use serde_json::json;
 
-use crate::figure::{Absent, Color, Figure, Series, Symbol};
-use crate::source::{Explained, LevelBook, Source};
+use self::analysis::{AnalysisFigure, View};
+use crate::figure::{Absent, Color, Figure, Head, Series, Symbol};
+use crate::run_data::{LevelBook, RunData};
 use crate::{Cell, escape::token_label};
 
+pub use analysis::Method;
 pub use levels::{level_anchor, levels};
 
 /// A figure, or why there is none.
-pub type Drawn = std::result::Result<Figure, Absent>;
+pub type MaybeFigure = std::result::Result<Figure, Absent>;
 
-/// All figures of a run, in the paper's order.
+/// Where the numbers of a figure come from.
+enum Source {
+    /// The scan.
+    Scan(fn(&RunData) -> Result<MaybeFigure>),
+    /// An analysis.
+    Analysis(View),
+}
+
+/// The figures of a run, in the paper's order.
+const FIGURES: &[Source] = &[
+    Source::Scan(norms::norms),
+    Source::Scan(|run| Ok(levels(&[run]))),
+    Source::Analysis(View::of::<stages::StagesFigure>()),
+    Source::Analysis(View::of::<effect::EffectFigure>()),
+    Source::Scan(|run| Ok(positions::positions(run))),
+    Source::Analysis(View::of::<clusters::ClustersFigure>()),
+    Source::Analysis(View::of::<pca::PcaFigure>()),
+    Source::Analysis(View::of::<swap::SwapFigure>()),
+    Source::Analysis(View::of::<entropy::EntropyFigure>()),
+    Source::Analysis(View::of::<suppress::SuppressFigure>()),
+    Source::Analysis(View::of::<neurons::NeuronsFigure>()),
+];
+
+/// All figures of a run.
 ///
 /// # Errors
-/// Tables of the run that are missing or damaged.
-pub fn of_run(source: &Source) -> Result<Vec<Drawn>> {
-    Ok(vec![
-        norms::norms(source)?,
-        levels(&[source]),
-        stages::stages(source),
-        effect::effect(source),
-        positions::positions(source),
-        clusters::clusters(source),
-        pca::pca(source),
-        swap::swap(source),
-        entropy::entropy(source),
-        suppress::suppress(source),
-        neurons::neurons(source),
-    ])
+/// Tables of the run that are missing or damaged. A damaged result of an analysis is not an error:
+/// the figure says so.
+pub fn of_run(run: &RunData) -> Result<Vec<MaybeFigure>> {
+    let figure = |source: &Source| match source {
+        Source::Scan(figure) => figure(run),
+        Source::Analysis(view) => Ok((view.figure)(run)),
+    };
+    FIGURES.iter().map(figure).collect()
 }
 
 /// Figures of several runs together.
-pub fn of_all(sources: &[&Source]) -> Vec<Drawn> {
-    vec![levels(sources)]
+pub fn of_all(runs: &[&RunData]) -> Vec<MaybeFigure> {
+    vec![levels(runs)]
 }
 
-/// What a figure is called before there is one.
-#[derive(Clone, Copy)]
-struct Head {
-    name: &'static str,
-    title: &'static str,
-    paper: &'static str,
+fn views() -> impl Iterator<Item = &'static View> {
+    FIGURES.iter().filter_map(|source| match source {
+        Source::Scan(_) => None,
+        Source::Analysis(view) => Some(view),
+    })
 }
 
-impl Head {
-    fn absent(self, why: impl Into<String>, command: Option<String>) -> Absent {
-        let Head { name, title, paper } = self;
-        Absent { name, title, paper, why: why.into(), command }
-    }
+/// The analyses' entries in the section "Methods", in the order of their figures.
+pub fn methods() -> impl Iterator<Item = Method> {
+    views().map(|view| view.method)
+}
 
-    /// The result of an analysis, or the figure's absence.
-    fn result<T>(self, explained: &Explained<T>) -> std::result::Result<&T, Absent> {
-        match explained {
-            Explained::Here(result) => Ok(result),
-            Explained::Missing { command } => {
-                Err(self.absent("This analysis has not been run.", Some(command.clone())))
-            }
-            Explained::Unusable { why, command } => {
-                Err(self.absent(why.clone(), Some(command.clone())))
-            }
-        }
+/// What the stored result of an analysis of the run in `run_dir` says; `None` if there is none.
+///
+/// # Errors
+/// A result that cannot be read.
+pub fn finding(run_dir: &Path, analysis: Analysis) -> Result<Option<String>> {
+    match views().find(|view| view.analysis == analysis) {
+        Some(view) => (view.finding)(run_dir),
+        None => Ok(None),
     }
 }
 
-/// The same of an analysis of secondary sinks, which is not worth running where there are none.
-fn of_secondary<'a, T>(
-    head: Head,
-    source: &Source,
-    explained: &'a Explained<T>,
-) -> std::result::Result<&'a T, Absent> {
-    match explained {
-        Explained::Missing { .. } if source.levels.entries().is_empty() => {
-            Err(head.absent(NO_SECONDARY, None))
-        }
-        explained => head.result(explained),
-    }
-}
-
-/// Why a figure about secondary sinks is empty.
+/// Why there is no figure about secondary sinks.
 const NO_SECONDARY: &str = "There are no secondary sinks to look at in this run.";
 
-/// Creation layers that are shown.
+/// The finding of an analysis of secondary sinks if there are none.
+const NO_SECONDARY_FINDING: &str = "the run has no secondary sinks";
+
+/// The findings of several layers as one.
+fn joined(findings: impl Iterator<Item = String>) -> String {
+    let findings: Vec<String> = findings.collect();
+    match findings.is_empty() {
+        true => NO_SECONDARY_FINDING.to_owned(),
+        false => findings.join("; "),
+    }
+}
+
+/// The most first layers that are shown.
 const SHOWN_LAYERS: usize = 4;
 
-/// A series for each group of levels, and one for the rest where there is one.
+/// A series for each group of levels, and one for the rest if there is any.
 fn level_series(book: &LevelBook) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     let mut grouped: Vec<_> =
@@ -119,7 +138,7 @@ fn level_series(book: &LevelBook) -> Vec<Series> {
     series
 }
 
-/// A number in a cell, to six digits.
+/// A cell with a number, rounded to six significant digits.
 fn number(x: f64) -> Cell {
     if !x.is_finite() {
         return Cell::new("", serde_json::Value::Null);
@@ -138,15 +157,26 @@ fn share(x: f64) -> String {
     format!("{} %", crate::figure::short(100.0 * x))
 }
 
-/// How a sink is named in a legend: position, token, and level or class.
-fn sink_label(source: &Source, sink: &fathom_sinks::Sink) -> String {
+/// A sink's label in a legend: position, token, and level or class.
+fn sink_label(run: &RunData, sink: &fathom_sinks::Sink) -> String {
     let token = token_label(sink.token_text.as_deref(), sink.token_id);
     let kind = match sink.class {
-        Class::Secondary => match source.levels.of(sink.l_start(), sink.lifetime()) {
+        Class::Secondary => match run.levels.of(sink.l_start(), sink.lifetime()) {
             Some((_, entry)) => format!("level {}", entry.letter),
             None => "secondary".to_owned(),
         },
         class => class.name().to_owned(),
     };
     format!("{} {token}, {kind}", sink.position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_analysis_has_a_figure() {
+        let missing = |analysis: &Analysis| !views().any(|view| view.analysis == *analysis);
+        assert_eq!(Analysis::ALL.into_iter().find(missing), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Numbers as people write them.
+//! Numbers as text.
 
 /// A share in percent with up to two decimals: `82.55%`, `74%`, `100%`.
 pub fn percent(share: f64) -> String {
@@ -24,7 +24,7 @@ pub(crate) fn grouped(count: usize) -> String {
     text
 }
 
-/// A factor with two decimals at most, in scientific notation where it is out of all proportion.
+/// A factor with up to two decimals, or in scientific notation from a million on.
 pub(crate) fn factor(x: f32) -> String {
     if x < 1e6 { trim(format!("{x:.2}")) } else { format!("{x:.1e}") }
 }
@@ -37,7 +37,7 @@ fn trim(decimal: String) -> String {
 mod tests {
     use super::*;
 
-    /// The paper prints the same shares now with, now without trailing zeros; here it is without.
+    /// The paper prints shares both with and without trailing zeros; we print them without.
     #[test]
     fn shares_have_up_to_two_decimals() {
         let shares = [100.0, 0.0, 74.0, 99.53, 100.0 * 5.0 / 39.0, 100.0 / 3.0, 0.001];

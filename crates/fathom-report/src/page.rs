@@ -1,8 +1,8 @@
 //! The page: one HTML file that needs nothing else.
 //!
-//! Everything stands in it as plain HTML and SVG; the script at its end only makes it answer. The
-//! policy in its head lets nothing load and no other script run, so that a text of a run that got
-//! through the escaping would still do nothing.
+//! Its content is plain HTML and SVG; the script at its end only makes it interactive. The content
+//! security policy in its head blocks all loading and all other scripts, so that even text of a run
+//! that got past the escaping could do nothing.
 
 mod data;
 mod examples;
@@ -17,200 +17,213 @@ use fathom_sinks::{SinkRow, TokenRow};
 use sha2::{Digest, Sha256};
 
 use crate::escape::{escape, script_json, token_label};
-use crate::figures::Drawn;
+use crate::figures::MaybeFigure;
 use crate::number::grouped;
-use crate::source::{Source, scanned_tokens};
+use crate::run_data::{RunData, scanned_tokens};
 use crate::table::html;
 use crate::{Cell, Column, Table, plural, sink_table, summary, token_table};
 
-/// What every page begins with, and no other file.
+/// The beginning of every page, and of no other file.
 pub const MARK: &str = "<!doctype html>\n<!-- made by fathom report -->\n";
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/script.js");
 
-/// A run and its figures.
-pub struct Part<'a> {
+/// The section of one run.
+pub struct Section<'a> {
     /// The run.
-    pub source: &'a Source,
+    pub run: &'a RunData,
     /// Its figures.
-    pub figures: Vec<Drawn>,
-    /// Where their files are, as the page names it.
+    pub figures: Vec<MaybeFigure>,
+    /// The directory of their files, as the page names it.
     pub files: String,
 }
 
-/// The page of a report. `compared` are figures of all runs together, whose files are in `files`.
-pub fn page(parts: &[Part<'_>], compared: &[Drawn], files: &str, texts: usize) -> String {
-    let title = match parts {
-        [part] => format!("Attention sinks of {}", part.source.name),
-        _ => format!("Attention sinks of {} models", parts.len()),
+/// The page of a report. `compared` are figures of all runs together, with their files in `files`.
+pub fn page(
+    sections: &[Section<'_>],
+    compared: &[MaybeFigure],
+    files: &str,
+    texts: usize,
+) -> String {
+    let title = match sections {
+        [section] => format!("Attention sinks of {}", section.run.name),
+        _ => format!("Attention sinks of {} models", sections.len()),
     };
     let mut body = String::new();
-    header(&mut body, parts, &title);
-    if parts.len() > 1 {
-        comparison(&mut body, parts, compared, files);
+    header(&mut body, sections, &title);
+    if sections.len() > 1 {
+        comparison(&mut body, sections, compared, files);
     }
-    for part in parts {
-        run(&mut body, part, parts.len() > 1);
+    for section in sections {
+        run_section(&mut body, section, sections.len() > 1);
     }
-    methods::section(&mut body, parts);
-    let data = data::page_data(parts, compared, texts);
+    methods::section(&mut body, sections);
+    let data = data::page_data(sections, compared, texts);
     let hash = STANDARD.encode(Sha256::digest(SCRIPT.as_bytes()));
     format!(
         "{MARK}<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
-         script-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'; script-src 'sha256-{hash}'; base-uri 'none'; \
+         form-action 'none'\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <meta name=\"color-scheme\" content=\"light dark\"><title>{}</title>\n<style>{STYLE}</style></head>\n\
+         <meta name=\"color-scheme\" content=\"light dark\"><title>{}</title>\n\
+         <style>{STYLE}</style></head>\n\
          <body>\n{body}\n\
-         <script type=\"application/json\" id=\"data\">{}</script>\n<script>{SCRIPT}</script>\n</body></html>\n",
+         <script type=\"application/json\" id=\"data\">{}</script>\n\
+         <script>{SCRIPT}</script>\n</body></html>\n",
         escape(&title),
         script_json(&data),
     )
 }
 
-fn header(out: &mut String, parts: &[Part<'_>], title: &str) {
+fn header(out: &mut String, sections: &[Section<'_>], title: &str) {
     let _ = write!(out, "<header><h1>{}</h1><nav aria-label=\"Contents\"><ul>", escape(title));
-    if parts.len() > 1 {
+    if sections.len() > 1 {
         out.push_str("<li><a href=\"#compare\">Side by side</a></li>");
     }
-    for part in parts {
-        let (a, name) = (&part.source.anchor, escape(&part.source.name));
-        if parts.len() > 1 {
+    for section in sections {
+        let (a, name) = (&section.run.anchor, escape(&section.run.name));
+        if sections.len() > 1 {
             let _ = write!(out, "<li><a href=\"#{a}\">{name}</a></li>");
         } else {
             let _ = write!(
                 out,
-                "<li><a href=\"#{a}-figures\">Figures</a></li><li><a href=\"#{a}-levels\">Levels and \
-                 tokens</a></li><li><a href=\"#{a}-text\">The text</a></li>"
+                "<li><a href=\"#{a}-figures\">Figures</a></li>\
+                 <li><a href=\"#{a}-levels\">Levels and tokens</a></li>\
+                 <li><a href=\"#{a}-text\">The text</a></li>"
             );
         }
     }
     out.push_str("<li><a href=\"#methods\">Methods</a></li></ul></nav></header>\n<main>");
 }
 
-fn comparison(out: &mut String, parts: &[Part<'_>], compared: &[Drawn], files: &str) {
+fn comparison(out: &mut String, sections: &[Section<'_>], compared: &[MaybeFigure], files: &str) {
     out.push_str("<section id=\"compare\"><h2>Side by side</h2>");
-    let rows: Vec<SinkRow> = parts.iter().map(|part| sink_row(part.source)).collect();
+    let rows: Vec<SinkRow> = sections.iter().map(|section| sink_row(section.run)).collect();
     out.push_str(&html::render(
         &sink_table(&rows),
         "Sinks by model (the paper's Table 1; X: none)",
         100,
     ));
     let rows: Vec<TokenRow> =
-        parts.iter().map(|p| TokenRow::new(&p.source.name, &p.source.traces)).collect();
+        sections.iter().map(|p| TokenRow::new(&p.run.name, &p.run.traces)).collect();
     out.push_str(&html::render(&token_table(&rows, 7), "Tokens of secondary sinks (Table 3)", 100));
-    for drawn in compared {
-        figures::figure(out, drawn, "all", files);
+    for figure in compared {
+        figures::figure(out, figure, "all", files);
     }
     out.push_str("</section>\n");
 }
 
-fn sink_row(source: &Source) -> SinkRow {
-    SinkRow::new(&source.name, Some(source.run.manifest().model.rope_base), &source.traces)
+fn sink_row(run: &RunData) -> SinkRow {
+    SinkRow::new(&run.name, Some(run.stored.manifest().model.rope_base), &run.traces)
 }
 
-fn run(out: &mut String, part: &Part<'_>, several: bool) {
-    let source = part.source;
-    let a = &source.anchor;
-    let heading = if several { escape(&source.name) } else { "In short".to_owned() };
+fn run_section(out: &mut String, section: &Section<'_>, several: bool) {
+    let run = section.run;
+    let a = &run.anchor;
+    let heading = if several { escape(&run.name) } else { "In short".to_owned() };
     let _ = write!(out, "<section id=\"{a}\" class=\"summary\"><h2>{heading}</h2>");
-    if !source.run.is_complete() {
-        let of = source.planned.map_or(String::new(), |planned| format!(" of {planned}"));
+    if !run.stored.is_complete() {
+        let of = run.planned.map_or(String::new(), |planned| format!(" of {planned}"));
         let _ = write!(
             out,
-            "<p class=\"warning\"><strong>Half a run.</strong> The scan has not finished: this page shows {}{of} \
-             {}, those recorded so far.</p>",
-            grouped(source.traces.len()),
-            if source.traces.len() == 1 && of.is_empty() { "trace" } else { "traces" }
+            "<p class=\"warning\"><strong>Half a run.</strong> The scan has not finished: this \
+             page shows {}{of} {}, those recorded so far.</p>",
+            grouped(run.traces.len()),
+            if run.traces.len() == 1 && of.is_empty() { "trace" } else { "traces" }
         );
     }
-    for line in summary(source.run.manifest(), &source.traces).lines() {
+    for line in summary(run.stored.manifest(), &run.traces).lines() {
         let _ = write!(out, "<p>{}</p>", escape(line));
     }
     if !several {
         out.push_str(&html::render(
-            &sink_table(&[sink_row(source)]),
+            &sink_table(&[sink_row(run)]),
             "The paper's Table 1 (X: none)",
             1,
         ));
     }
-    if let Some(table) = most_attended(source) {
-        let caption = "Tokens that draw most of the attention of later tokens, the mean over heads and layers; the \
-                       last part of each trace, which few tokens look back at, is left out";
+    if let Some(table) = most_attended(run) {
+        let caption = "Tokens that receive most attention from later tokens, averaged over heads \
+                       and layers, without the last part of each trace, which few tokens follow";
         let _ = write!(
             out,
-            "<details{}><summary>Which tokens draw most attention</summary>{}</details>",
-            if source.levels.entries().is_empty() { " open" } else { "" },
+            "<details{}><summary>Which tokens receive most attention</summary>{}</details>",
+            if run.levels.entries().is_empty() { " open" } else { "" },
             html::render(&table, caption, 12)
         );
     }
     let _ = write!(
         out,
         "</section>\n<section id=\"{a}-figures\"><h2>{}</h2>",
-        titled("Figures", source, several)
+        titled("Figures", run, several)
     );
-    for drawn in &part.figures {
-        figures::figure(out, drawn, a, &part.files);
+    for figure in &section.figures {
+        figures::figure(out, figure, a, &section.files);
     }
     let _ = write!(
         out,
         "</section>\n<section id=\"{a}-levels\"><h2>{}</h2>",
-        titled("Levels and their tokens", source, several)
+        titled("Levels and their tokens", run, several)
     );
-    examples::levels(out, source);
+    examples::levels(out, run);
     let _ = write!(
         out,
         "</section>\n<section id=\"{a}-text\"><h2>{}</h2>",
-        titled("The text", source, several)
+        titled("The text", run, several)
     );
-    reader(out, source);
+    reader(out, run);
     out.push_str("</section>\n");
 }
 
-fn titled(what: &str, source: &Source, several: bool) -> String {
-    if several { format!("{what}: {}", escape(&source.name)) } else { what.to_owned() }
+fn titled(what: &str, run: &RunData, several: bool) -> String {
+    if several { format!("{what}: {}", escape(&run.name)) } else { what.to_owned() }
 }
 
-/// Where the script shows the traces.
-fn reader(out: &mut String, source: &Source) {
-    let a = &source.anchor;
-    if source.text.is_none() {
+/// The elements in which the script shows the traces.
+fn reader(out: &mut String, run: &RunData) {
+    let a = &run.anchor;
+    if run.text.is_none() {
         out.push_str(
-            "<p class=\"absent\">This run does not hold its tokens: it was scanned by an earlier version. A new scan \
-             keeps them.</p>",
+            "<p class=\"absent\">This run has no tokens: it was scanned by an earlier version. A \
+             new scan stores them.</p>",
         );
         return;
     }
-    let heat = match source.drawn {
+    let heat = match run.attention {
         Some(_) => {
-            "<label><input type=\"checkbox\" class=\"heat\"> shade by attention drawn</label>"
+            "<label><input type=\"checkbox\" class=\"heat\"> shade by attention received</label>"
         }
         None => "",
     };
     let _ = write!(
         out,
-        "<p>Primary sinks are underlined twice, secondary ones once and marked with the letter of their level, noise \
-         (one layer) is dotted. Point at a sink, or walk with the buttons or the keys <kbd>n</kbd> and \
-         <kbd>p</kbd>.</p>\
-         <noscript><p class=\"absent\">The text is shown by a script, which this browser does not run.</p></noscript>\
-         <div class=\"reader\" data-run=\"{a}\" hidden><div class=\"bar\"><label>trace <select class=\"trace\"></select>\
-         </label> <label>sinks <select class=\"kind\"></select></label> \
+        "<p>Primary sinks are underlined twice, secondary ones once and marked with the letter of \
+         their level, noise (one layer) is dotted. Point at a sink, or step from sink to sink with \
+         the buttons or the keys <kbd>n</kbd> and <kbd>p</kbd>.</p>\
+         <noscript><p class=\"absent\">The text is shown by a script, which this browser does not \
+         run.</p></noscript>\
+         <div class=\"reader\" data-run=\"{a}\" hidden><div class=\"bar\"><label>trace \
+         <select class=\"trace\"></select></label> \
+         <label>sinks <select class=\"kind\"></select></label> \
          <button type=\"button\" class=\"prev\">◀ previous</button> \
          <button type=\"button\" class=\"next\">next ▶</button> {heat} \
          <span class=\"where\" role=\"status\"></span></div>\
-         <canvas class=\"strip\" height=\"28\" role=\"img\" aria-label=\"Sinks along the trace\"></canvas>\
-         <div class=\"text\" tabindex=\"0\" role=\"region\" aria-label=\"Text of the trace\"></div></div>"
+         <canvas class=\"strip\" height=\"28\" role=\"img\" \
+         aria-label=\"Sinks along the trace\"></canvas>\
+         <div class=\"text\" tabindex=\"0\" role=\"region\" \
+         aria-label=\"Text of the trace\"></div></div>"
     );
 }
 
-/// The tokens that draw most attention, where it was measured.
-fn most_attended(source: &Source) -> Option<Table> {
+/// The tokens that receive most attention, if the scan measured it.
+fn most_attended(run: &RunData) -> Option<Table> {
     const MOST: usize = 12;
     let mut top: Vec<(usize, usize, f32)> = Vec::new();
-    for (t, drawn) in source.drawn.as_ref()?.iter().enumerate() {
-        let end = drawn.len().saturating_sub((drawn.len() / 20).max(16));
-        let mut of: Vec<_> = drawn[..end].iter().enumerate().map(|(p, x)| (t, p, *x)).collect();
+    for (t, received) in run.attention.as_ref()?.iter().enumerate() {
+        let end = received.len().saturating_sub((received.len() / 20).max(16));
+        let mut of: Vec<_> = received[..end].iter().enumerate().map(|(p, x)| (t, p, *x)).collect();
         of.sort_by(|a, b| b.2.total_cmp(&a.2));
         top.extend(of.into_iter().take(MOST));
     }
@@ -219,13 +232,13 @@ fn most_attended(source: &Source) -> Option<Table> {
         Column::number("trace", "Trace"),
         Column::number("position", "Position"),
         Column::text("token", "Token"),
-        Column::number("share", "Attention drawn"),
+        Column::number("share", "Attention received"),
         Column::text("sink", "Sink?"),
     ]);
     for (t, position, x) in top.into_iter().take(MOST) {
-        let trace = &source.traces[t];
+        let trace = &run.traces[t];
         let sink = trace.sinks.iter().find(|sink| sink.position == position);
-        let token = source.text.as_ref().and_then(|text| {
+        let token = run.text.as_ref().and_then(|text| {
             let id = *text.ids.get(t)?.get(position)?;
             Some(token_label(text.texts.get(&id).map(String::as_str), id))
         });
@@ -240,12 +253,12 @@ fn most_attended(source: &Source) -> Option<Table> {
     (!table.is_empty()).then_some(table)
 }
 
-/// Tokens scanned in all traces.
-fn all_tokens(source: &Source) -> usize {
-    source.traces.iter().map(scanned_tokens).sum()
+/// Number of tokens scanned in all traces.
+fn all_tokens(run: &RunData) -> usize {
+    run.traces.iter().map(scanned_tokens).sum()
 }
 
 /// `3 traces, 1 234 tokens`
-fn size(source: &Source) -> String {
-    format!("{}, {}", plural(source.traces.len(), "trace"), plural(all_tokens(source), "token"))
+fn size(run: &RunData) -> String {
+    format!("{}, {}", plural(run.traces.len(), "trace"), plural(all_tokens(run), "token"))
 }

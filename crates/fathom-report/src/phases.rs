@@ -1,4 +1,4 @@
-//! What the phases hold that do not count.
+//! Phases whose sinks are not listed.
 
 use std::collections::BTreeMap;
 
@@ -11,26 +11,24 @@ use crate::plural;
 #[derive(Default)]
 struct Group {
     traces: usize,
-    /// Tokens aligned with the reference, itself left out.
-    aligned: usize,
-    /// Of these, those classed as secondary sinks.
-    secondary: usize,
+    /// Tokens other than the reference that are aligned with it, by class.
+    aligned: BTreeMap<Class, usize>,
     peak: f32,
 }
 
-/// For each run of layers in which the reference is large and whose sinks are not counted, a
-/// sentence that says what is there; then one on how to see them. Empty where all are counted.
-pub(crate) fn uncounted(manifest: &Manifest, traces: &[TraceDetection]) -> Vec<String> {
+/// A sentence for each phase whose sinks are not listed, and one on how to list them. Empty if all
+/// are.
+pub(crate) fn unlisted(manifest: &Manifest, traces: &[TraceDetection]) -> Vec<String> {
     let mut groups: BTreeMap<(usize, usize), Group> = BTreeMap::new();
     for trace in traces {
         let reference = trace.scan.map(|note| note.reference);
         for phase in &trace.other_phases {
             let group = groups.entry((phase.clip.start, phase.clip.end)).or_default();
-            let others = phase.sinks.iter().filter(|sink| Some(sink.position) != reference);
             group.traces += 1;
-            group.aligned += others.clone().count();
-            group.secondary += others.filter(|sink| sink.class == Class::Secondary).count();
             group.peak = group.peak.max(phase.peak);
+            for sink in phase.sinks.iter().filter(|sink| Some(sink.position) != reference) {
+                *group.aligned.entry(sink.class).or_default() += 1;
+            }
         }
     }
     if groups.is_empty() {
@@ -47,37 +45,32 @@ pub(crate) fn uncounted(manifest: &Manifest, traces: &[TraceDetection]) -> Vec<S
                 1 => format!("At layer {start}"),
                 _ => format!("At layers {start} to {}", end - 1),
             };
-            let traces = match (group.traces, traces.len()) {
+            let some = match (group.traces, traces.len()) {
                 (some, all) if some == all => String::new(),
                 (some, all) => format!(" in {some} of {}", plural(all, "trace")),
             };
-            let aligned = match group.aligned {
-                0 => "no other token is aligned with it there".to_owned(),
-                1 => format!("1 other token is aligned with it there ({})", sinks(group.secondary)),
-                n => format!(
-                    "{} are aligned with it there ({})",
-                    plural(n, "other token"),
-                    sinks(group.secondary)
-                ),
-            };
+            let (peak, aligned) = (factor(group.peak), aligned(&group.aligned));
             format!(
-                "{layers}, {reference} is large as well{traces}, up to {} times the mean token; \
-                 {aligned}.",
-                factor(group.peak)
+                "{layers}, the norm of {reference} is large as well{some}, up to {peak} times the \
+                 mean of the other tokens; {aligned}."
             )
         })
         .collect();
     lines.push(
-        "These layers are not the phase of its largest rise, so what is there is stored but not \
-         counted here; `--phases all` counts it."
+        "Its largest rise is elsewhere, so the sinks of these layers are stored but not listed \
+         here; `--phases all` lists them."
             .to_owned(),
     );
     lines
 }
 
-fn sinks(secondary: usize) -> String {
-    match secondary {
-        0 => "no secondary sink".to_owned(),
-        n => plural(n, "secondary sink"),
+/// `3 tokens are aligned with it there (2 primary, 1 noise)`
+fn aligned(by_class: &BTreeMap<Class, usize>) -> String {
+    let classes: Vec<String> =
+        by_class.iter().map(|(class, count)| format!("{count} {}", class.name())).collect();
+    match by_class.values().sum() {
+        0 => "no other token is aligned with it there".to_owned(),
+        1 => format!("1 other token is aligned with it there ({})", classes.join("")),
+        n => format!("{n} other tokens are aligned with it there ({})", classes.join(", ")),
     }
 }

@@ -10,21 +10,21 @@ use fathom_sinks::replace_bytes;
 
 use crate::Format;
 use crate::figure::{Figure, whole_svg};
-use crate::figures::{self, Drawn};
-use crate::page::{self, MARK, Part};
-use crate::source::Source;
+use crate::figures::{self, MaybeFigure};
+use crate::page::{self, MARK, Section};
+use crate::run_data::RunData;
 
-/// What several runs, or one, have to show.
+/// The figures of one or more runs.
 #[derive(Debug)]
 pub struct Report {
-    sources: Vec<Source>,
+    runs: Vec<RunData>,
     /// Of each run.
-    figures: Vec<Vec<Drawn>>,
-    /// Of all runs together, where there are several.
-    compared: Vec<Drawn>,
+    figures: Vec<Vec<MaybeFigure>>,
+    /// Of all runs together, if there are several.
+    compared: Vec<MaybeFigure>,
 }
 
-/// What a report wrote.
+/// The files a report wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportFiles {
     /// The page.
@@ -50,44 +50,46 @@ impl Report {
                 return Err(Error::file(dir, "is given twice"));
             }
         }
-        let sources: Vec<Source> = runs
+        let runs: Vec<RunData> = runs
             .iter()
             .enumerate()
-            .map(|(number, dir)| Source::read(dir, number))
+            .map(|(number, dir)| RunData::read(dir, number))
             .collect::<Result<_>>()?;
-        let sources = distinct_names(sources);
-        let drawn = sources.iter().map(figures::of_run).collect::<Result<_>>()?;
-        let compared = match sources.len() {
+        let runs = distinct_names(runs);
+        let figures = runs.iter().map(figures::of_run).collect::<Result<_>>()?;
+        let compared = match runs.len() {
             1 => Vec::new(),
-            _ => figures::of_all(&sources.iter().collect::<Vec<_>>()),
+            _ => figures::of_all(&runs.iter().collect::<Vec<_>>()),
         };
-        Ok(Report { sources, figures: drawn, compared })
+        Ok(Report { runs, figures, compared })
     }
 
-    /// Names of the figures of a run, whether they can be drawn or not: `fig1-norms`.
+    /// Names of the figures of a run, including those it has no numbers for: `fig1-norms`.
     pub fn figure_names(&self) -> Vec<&'static str> {
-        let drawn = self.figures.iter().take(1).flatten();
-        drawn.map(|drawn| drawn.as_ref().map_or_else(|absent| absent.name, |f| f.name)).collect()
+        let figures = self.figures.iter().take(1).flatten();
+        figures
+            .map(|figure| figure.as_ref().map_or_else(|absent| absent.head.name, |f| f.head.name))
+            .collect()
     }
 
-    /// A figure of the first run as a whole SVG file, by its name, with `fig1-` or without.
+    /// A figure of the first run as an SVG file, by its name, with or without `fig1-`.
     ///
     /// # Errors
-    /// A name that no figure has; a figure that the run has no numbers for, with what would make
-    /// them.
+    /// A name that no figure has; a figure that the run has no numbers for, with the command that
+    /// makes them.
     pub fn figure_svg(&self, name: &str) -> Result<String> {
         let is_it = |found: &str| {
             found == name || found.split_once('-').is_some_and(|(_, rest)| rest == name)
         };
-        for drawn in self.figures.iter().take(1).flatten() {
-            match drawn {
-                Ok(figure) if is_it(figure.name) => return Ok(whole_svg(figure)),
-                Err(absent) if is_it(absent.name) => {
+        for figure in self.figures.iter().take(1).flatten() {
+            match figure {
+                Ok(figure) if is_it(figure.head.name) => return Ok(whole_svg(figure)),
+                Err(absent) if is_it(absent.head.name) => {
                     let command = absent.command.as_ref();
                     let command = command.map(|command| format!(" `{command}` makes it."));
                     return Err(Error::Request(format!(
                         "there is no figure `{}` of this run: {}{}",
-                        absent.name,
+                        absent.head.name,
                         absent.why,
                         command.unwrap_or_default()
                     )));
@@ -99,36 +101,36 @@ impl Report {
         Err(Error::Request(format!("there is no figure `{name}`: expected one of {names}")))
     }
 
-    /// Writes the page to `page` and the figures under `dir`: directly with one run, with several
-    /// those of all runs there and each run's in a directory of its own. The page holds the text of
-    /// the first `texts` traces of each run.
+    /// Writes the page to `page` and the figures to `dir`. With several runs, `dir` itself gets the
+    /// figures of all runs together, and each run's figures get a directory of their own. The page
+    /// has the text of the first `texts` traces of each run.
     ///
     /// # Errors
-    /// A place that cannot be written; a file at `page` that is no report.
+    /// A file or directory that cannot be written; a file at `page` that is not a report.
     pub fn write(&self, page: &Path, dir: &Path, texts: usize) -> Result<ReportFiles> {
         check_free(page)?;
         let mut files = Vec::new();
         let shown = shown_dir(page, dir);
-        let mut parts = Vec::new();
+        let mut sections = Vec::new();
         write_figures(dir, &self.compared, &mut files)?;
-        for (number, (source, drawn)) in self.sources.iter().zip(&self.figures).enumerate() {
-            let (dir, shown) = match self.sources.len() {
+        for (number, (run, figures)) in self.runs.iter().zip(&self.figures).enumerate() {
+            let (dir, shown) = match self.runs.len() {
                 1 => (dir.to_owned(), shown.clone()),
                 _ => {
-                    let name = format!("{}-{}", number + 1, file_name(&source.name));
+                    let name = format!("{}-{}", number + 1, file_name(&run.name));
                     (dir.join(&name), format!("{shown}/{name}"))
                 }
             };
-            write_figures(&dir, drawn, &mut files)?;
-            parts.push(Part { source, figures: drawn.clone(), files: shown });
+            write_figures(&dir, figures, &mut files)?;
+            sections.push(Section { run, figures: figures.clone(), files: shown });
         }
-        let html = page::page(&parts, &self.compared, &shown, texts);
+        let html = page::page(&sections, &self.compared, &shown, texts);
         replace(page, &html)?;
         Ok(ReportFiles { page: page.to_owned(), figures: files })
     }
 }
 
-/// Whether a report may be written to `page`: there is nothing, or an older report.
+/// Checks that a report may be written to `page`: there is no file, or an older report.
 fn check_free(page: &Path) -> Result<()> {
     let parent = page.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
@@ -143,38 +145,38 @@ fn check_free(page: &Path) -> Result<()> {
     }
 }
 
-/// Runs of the same model are told apart by their directories.
-fn distinct_names(mut sources: Vec<Source>) -> Vec<Source> {
-    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-    for source in &mut sources {
-        if names.iter().filter(|name| **name == source.name).count() > 1 {
-            source.name = format!("{} ({})", source.name, source.run.dir().display());
+/// Adds the directory to the names of runs of the same model.
+fn distinct_names(mut runs: Vec<RunData>) -> Vec<RunData> {
+    let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
+    for run in &mut runs {
+        if names.iter().filter(|name| **name == run.name).count() > 1 {
+            run.name = format!("{} ({})", run.name, run.stored.dir().display());
         }
     }
-    sources
+    runs
 }
 
-/// How the page names the figures' directory: as seen from where it stands, where that is below.
+/// How the page names the figures' directory: relative to its own directory if it is below that.
 fn shown_dir(page: &Path, dir: &Path) -> String {
     let parent = page.parent().unwrap_or(Path::new(""));
     dir.strip_prefix(parent).unwrap_or(dir).display().to_string()
 }
 
-/// A name without what file systems or shells mind.
+/// A name without characters that are special to file systems or shells.
 fn file_name(name: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' };
     let name: String = name.chars().map(safe).take(60).collect();
     name.trim_matches(['.', '-']).to_owned()
 }
 
-/// Replaces a file as a whole; where the name is a link, the file it names.
+/// Replaces a whole file; for a link, the file it points to.
 fn replace(path: &Path, text: &str) -> Result<()> {
     let file = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     replace_bytes(&file, text.as_bytes())
 }
 
-fn write_figures(dir: &Path, drawn: &[Drawn], files: &mut Vec<PathBuf>) -> Result<()> {
-    let present: Vec<&Figure> = drawn.iter().flatten().collect();
+fn write_figures(dir: &Path, figures: &[MaybeFigure], files: &mut Vec<PathBuf>) -> Result<()> {
+    let present: Vec<&Figure> = figures.iter().flatten().collect();
     if present.is_empty() {
         return Ok(());
     }
@@ -182,7 +184,7 @@ fn write_figures(dir: &Path, drawn: &[Drawn], files: &mut Vec<PathBuf>) -> Resul
     for figure in present {
         let texts = [("svg", whole_svg(figure)), ("csv", figure.data.render(Format::Csv))];
         for (extension, text) in texts {
-            let path = dir.join(format!("{}.{extension}", figure.name));
+            let path = dir.join(format!("{}.{extension}", figure.head.name));
             replace(&path, &text)?;
             files.push(path);
         }

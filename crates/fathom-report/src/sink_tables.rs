@@ -5,10 +5,10 @@ use serde_json::json;
 
 use crate::{Cell, Column, Table, percent};
 
-/// Layers listed as "top" by the paper's tables.
+/// The number of top layers that the paper's tables list.
 const TOP_LAYERS: usize = 3;
 
-/// Table 1 and 2: a row a model.
+/// Tables 1 and 2: one row per model.
 pub fn sink_table(rows: &[SinkRow]) -> Table {
     let mut table = Table::new(vec![
         Column::text("model", "Model"),
@@ -42,7 +42,7 @@ fn top_layers(layers: &[LayerShare]) -> Cell {
     Cell::new(text.join(", "), json!(top))
 }
 
-/// A count, 0 being the paper's "X".
+/// A count; 0 is the paper's "X".
 fn some(count: usize) -> Cell {
     if count == 0 { Cell::new("X", 0) } else { Cell::count(count) }
 }
@@ -76,7 +76,7 @@ pub fn token_table(rows: &[TokenRow], top: usize) -> Table {
     table
 }
 
-/// Figure 2 as numbers: (l_start, lifetime) and how often each occurs.
+/// Figure 2 as numbers: the count of each (l_start, lifetime).
 pub fn level_table(models: &[(&str, Vec<Level>)]) -> Table {
     let mut table = Table::new(vec![
         Column::text("model", "Model"),
@@ -101,7 +101,7 @@ pub fn level_table(models: &[(&str, Vec<Level>)]) -> Table {
     table
 }
 
-/// Figure 5 as numbers: how many sinks lie at which positions.
+/// Figure 5 as numbers: the count of sinks by position.
 pub fn position_table(models: &[(&str, Vec<Bin>)]) -> Table {
     let mut table = Table::new(vec![
         Column::text("model", "Model"),

@@ -1,4 +1,4 @@
-//! What a scan found, in words.
+//! What a scan found, in sentences.
 
 use fathom_sinks::{
     Class, Finding, Manifest, Preset, Sink, SinkRow, TraceDetection, levels, token_counts,
@@ -8,11 +8,10 @@ use serde_json::json;
 use crate::number::{factor, grouped};
 use crate::{percent, phases, plural};
 
-/// Tokens named as the most frequent ones.
+/// The number of most frequent tokens that are named.
 const TOP_TOKENS: usize = 5;
 
-/// What the traces of a run turned out to hold, a few sentences a line each, worth reading whether
-/// there are sinks or not.
+/// What the scan of a run found, one sentence or two per line, whether there are sinks or not.
 pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     let row = SinkRow::new(&manifest.model.name(), Some(manifest.model.rope_base), traces);
     let found = |finding| row.findings.get(&finding).copied().unwrap_or(0);
@@ -25,7 +24,8 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
     if short > 0 {
         let are = if short == 1 { "is" } else { "are" };
         lines.push(format!(
-            "{} {are} too short to tell: a sink shows against other tokens and over several layers.",
+            "{} {are} too short to tell: a sink shows against other tokens and over several \
+             layers.",
             plural(short, "trace")
         ));
     }
@@ -34,7 +34,7 @@ pub fn summary(manifest: &Manifest, traces: &[TraceDetection]) -> String {
         lines.push(primary(traces, row.primary_count, with_primary));
         lines.push(secondary(traces, &row, found(Finding::SecondarySinks)));
     }
-    lines.extend(phases::uncounted(manifest, traces));
+    lines.extend(phases::unlisted(manifest, traces));
     lines.extend(attention(manifest, traces));
     if row.noise_count > 0 {
         lines.push(format!(
@@ -132,10 +132,10 @@ fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) ->
     )
 }
 
-/// How much attention sinks draw, where it was measured: being aligned is not yet drawing
-/// attention.
+/// How much attention sinks receive, if the scan measured it. A token that is aligned with the
+/// reference need not receive any.
 fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
-    let drawn = |class: Class| {
+    let received = |class: Class| {
         let scores = traces.iter().flat_map(|trace| trace.of_class(class)).flat_map(|sink| {
             // Attention of layer l reads the output of layer l-1.
             let seen = sink.layers.iter().map(|l| l + 1).filter(|l| *l < manifest.model.layers);
@@ -146,17 +146,17 @@ fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
         let mean = (count > 0).then(|| percent(100.0 * sum / f64::from(count)))?;
         Some(format!("a {} sink draws {mean}", class.name()))
     };
-    let drawn: Vec<String> =
-        [Class::Primary, Class::Secondary].into_iter().filter_map(drawn).collect();
-    (!drawn.is_empty()).then(|| {
+    let received: Vec<String> =
+        [Class::Primary, Class::Secondary].into_iter().filter_map(received).collect();
+    (!received.is_empty()).then(|| {
         format!(
             "Of the attention of later tokens, {} on average at the layers that see it.",
-            drawn.join(", ")
+            received.join(", ")
         )
     })
 }
 
-/// `position 0`, `positions 0, 1, 2`, or how many there are when they are too many to name.
+/// `position 0`, `positions 0, 1, 2`, or their number if there are too many to name.
 fn counted(values: impl Iterator<Item = usize>, what: &str) -> String {
     const NAMED: usize = 6;
     let values: std::collections::BTreeSet<usize> = values.collect();

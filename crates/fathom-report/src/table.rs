@@ -1,4 +1,4 @@
-//! One table, four ways to print it.
+//! A table, and its formats.
 
 mod csv;
 pub(crate) mod html;
@@ -7,7 +7,7 @@ mod markdown;
 
 use serde_json::{Map, Value};
 
-/// A way to print a table.
+/// The format a table is printed in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// GitHub's Markdown, columns aligned for reading in a terminal.
@@ -17,11 +17,11 @@ pub enum Format {
     Csv,
     /// A `tabular` with rules of the `booktabs` package.
     Latex,
-    /// A list of objects, one a row, numbers as numbers.
+    /// A list of objects, one per row, with numbers as numbers.
     Json,
 }
 
-/// On which side a column's cells stand.
+/// Alignment of a column's cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
     /// Text.
@@ -33,11 +33,11 @@ pub enum Align {
 /// A column.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
-    /// What people read.
+    /// Its title.
     pub title: &'static str,
-    /// What programs read: the key in JSON.
+    /// Its key in JSON.
     pub key: &'static str,
-    /// On which side its cells stand.
+    /// Alignment of its cells.
     pub align: Align,
 }
 
@@ -84,12 +84,12 @@ impl Cell {
         Cell::new(count.to_string(), count)
     }
 
-    /// There is none: the paper's "X", `null` for programs.
+    /// There is no value: the paper's "X"; `null` in JSON.
     pub fn none() -> Cell {
         Cell::new("X", Value::Null)
     }
 
-    /// There may be one, but it is not known.
+    /// The value is not known.
     pub fn unknown() -> Cell {
         Cell::new("?", Value::Null)
     }
@@ -104,7 +104,7 @@ impl Table {
     /// Adds a row.
     ///
     /// # Panics
-    /// When it does not have a cell for every column.
+    /// If it does not have a cell for every column.
     pub fn push(&mut self, row: Vec<Cell>) {
         assert_eq!(row.len(), self.columns.len(), "a cell for every column");
         self.rows.push(row);
@@ -125,7 +125,7 @@ impl Table {
         }
     }
 
-    /// The table as an element of a page, to be put into another.
+    /// The table as an HTML element.
     pub fn to_html(&self) -> String {
         html::render(self, "", usize::MAX)
     }
@@ -145,7 +145,7 @@ impl Table {
         Value::Array(self.rows.iter().map(object).collect())
     }
 
-    /// Titles, then rows, as text passed through `escape`.
+    /// Titles, then rows, each cell passed through `escape`.
     fn lines(&self, escape: impl Fn(&str) -> String) -> Vec<Vec<String>> {
         let titles = self.columns.iter().map(|column| escape(column.title)).collect();
         let rows = self.rows.iter().map(|row| row.iter().map(|cell| escape(&cell.text)).collect());

@@ -142,12 +142,13 @@ fn a_summary_says_what_is_not_counted_and_how_to_see_it() {
     let text = summary(&manifest(), &traces);
     assert!(
         text.contains(
-            "At layers 2 to 8, the token at position 0 is large as well in 1 of 2 traces, up to 9.63 \
-             times the mean token; 1 other token is aligned with it there (1 secondary sink).\n"
+            "At layers 2 to 8, the norm of the token at position 0 is large as well in 1 of 2 \
+             traces, up to 9.63 times the mean of the other tokens; 1 other token is aligned with \
+             it there (1 secondary).\n"
         ),
         "{text}"
     );
-    assert!(text.contains("`--phases all` counts it."), "{text}");
+    assert!(text.contains("`--phases all` lists them."), "{text}");
 
     let all = traces.map(|trace| trace.counting(Phases::All));
     let text = summary(&manifest(), &all);

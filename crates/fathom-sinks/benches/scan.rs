@@ -5,7 +5,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Model, PREFILL_CHUNK, SequenceOptions, SyntheticShape, TokenizedTrace, write_synthetic,
+    PREFILL_CHUNK, SequenceOptions, SyntheticShape, TokenizedTrace, Transformer, write_synthetic,
 };
 use fathom_sinks::{Preset, ScanOptions, scan_trace};
 
@@ -21,7 +21,7 @@ fn scan(c: &mut Criterion) {
     group.sample_size(10).throughput(Throughput::Elements(TOKENS as u64));
     for precision in [Precision::F32, Precision::Bf16] {
         let cpu = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
-        let model = Model::load(dir.path(), cpu).unwrap();
+        let model = Transformer::load(dir.path(), cpu).unwrap();
         group.bench_function(format!("{precision:?}, bare prefill"), |b| {
             b.iter(|| {
                 let mut sequence = model.new_sequence(SequenceOptions::default());

@@ -35,8 +35,8 @@ impl Probe for Checked<'_> {
         self.probe.changes(at)
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.probe.landmarks(sequence)
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.probe.reference_positions(sequence)
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {

@@ -75,7 +75,8 @@ impl Clip {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Finding {
-    /// Fewer than two tokens or two layers: sinks cannot be detected.
+    /// Fewer than two tokens or two layers, or no candidate for the reference within the trace:
+    /// sinks cannot be detected.
     TooShort,
     /// The reference does not rise above the other tokens, so alignment with it means nothing.
     NoPrimarySink,
@@ -136,8 +137,10 @@ impl Detection {
 pub fn detect(scalars: &TraceScalars, options: &DetectOptions) -> Detection {
     let states = States::new(scalars, options.preset);
     let reference = states.position();
-    let norms: Vec<f32> = (0..scalars.layers()).map(|l| states.norm(l, reference)).collect();
-    let clip = if scalars.tokens() < 2 { None } else { Clip::of(&norms) };
+    // Every candidate may be beyond the end of a short trace.
+    let layers = if scalars.tokens() < 2.max(reference + 1) { 0 } else { scalars.layers() };
+    let norms: Vec<f32> = (0..layers).map(|l| states.norm(l, reference)).collect();
+    let clip = Clip::of(&norms);
     let mut detection = Detection {
         finding: Finding::TooShort,
         reference,

@@ -60,6 +60,30 @@ impl ScanNote {
 }
 
 impl TraceDetection {
+    /// The sinks of a trace of `len` tokens, of which `prompt_len` are the prompt's.
+    pub fn new(
+        detection: Detection,
+        note: ScanNote,
+        sample_index: u64,
+        (prompt_len, len): (usize, usize),
+    ) -> TraceDetection {
+        TraceDetection {
+            sample_index,
+            prompt_len,
+            response_len: len.saturating_sub(prompt_len),
+            full_text_len: len,
+            sinks: detection.sinks,
+            other_phases: detection.other_phases,
+            scan: Some(note),
+        }
+    }
+
+    /// The sinks of all phases.
+    pub fn all_sinks_mut(&mut self) -> impl Iterator<Item = &mut Sink> {
+        let others = self.other_phases.iter_mut().flat_map(|phase| &mut phase.sinks);
+        self.sinks.iter_mut().chain(others)
+    }
+
     /// The line of a detections file, without the line break.
     pub fn to_json(&self) -> String {
         let sinks = self.sinks.iter().map(|sink| (sink.position, SinkFields::of(sink))).collect();

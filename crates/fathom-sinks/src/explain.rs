@@ -1,42 +1,50 @@
 //! How sinks form and what they do: the paper's sections 4 and 5, on a finished run.
 //!
-//! Each [`Analysis`] has its result in `RUN/explain/<analysis>.json`, a [`Stored`] envelope around
-//! the type of the module of that name; [`read`] gets it back.
+//! Each [`Analysis`] stores its result in `RUN/explain/<analysis>.json`: a [`Stored`] envelope
+//! around the type with the analysis' name. [`read`] reads it.
+//!
+//! An analysis is one module that implements `Analyzer`, and one line in the list below. What it
+//! reads from the plain pass is an `Observer`; what it changes in a pass is an `Intervention`.
 
-mod again;
+mod analysis;
 mod clusters;
 mod collect;
 mod creation;
 mod driver;
+mod edited;
 mod effect;
 mod entropy;
 #[cfg(test)]
 mod fixture;
 mod gram;
+mod intervention;
 mod neurons;
 mod parts;
 mod pass;
 mod pca;
 mod predictions;
+mod scanned;
 mod separation;
 mod stages;
 mod statistics;
 mod store;
-mod subjects;
 mod suppress;
 mod swap;
 mod tsne;
-mod variants;
 
-pub use clusters::{ClusterPlace, ClusterPoint, Clusters, Decision, Separation};
+analysis::analyses! {
+    Stages(stages::StagesAnalyzer),
+    Pca(pca::PcaAnalyzer),
+    Clusters(clusters::ClustersAnalyzer),
+    Swap(swap::SwapAnalyzer),
+    Effect(effect::EffectAnalyzer),
+    Entropy(entropy::EntropyAnalyzer),
+    Suppress(suppress::SuppressAnalyzer),
+    Neurons(neurons::NeuronsAnalyzer),
+}
+
 pub use driver::{ExplainProgress, Explanation, Inputs, check_adapter, check_model, check_traces};
-pub use effect::{Effect, EffectPoint, LayerEffect};
-pub use entropy::{Entropy, EntropySeries, Scope, TraceEntropy, Window};
-pub use neurons::{Ablation, HeadReading, LayerNeurons, Neuron, Neurons};
-pub use pca::{ComponentSweep, LayerPca, Pca, SweepPoint};
-pub use stages::{LayerStages, SinkStages, Stage, StageSummary, Stages};
+pub use edited::LevelChange;
+pub use scanned::SinkNote;
 pub use statistics::{Line, Share, Summary};
-pub use store::{Analysis, AnalysisResult, ExplainOptions, Stored, read, result_file};
-pub use subjects::SinkNote;
-pub use suppress::{Continuation, LaterLayer, LevelChange, Suppress, SuppressedLayer, Written};
-pub use swap::{Swap, SwapCell};
+pub use store::{AnalysisResult, ExplainOptions, Stored, read, result_file};

@@ -1,16 +1,16 @@
 //! A matrix of one number per (layer, token).
 
-/// A matrix `[layers, tokens]` of f32, layer-major.
+/// A matrix `[layers, tokens]` of f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
-    values: Vec<f32>,
-    tokens: usize,
+    /// A row of all tokens for each layer.
+    rows: Vec<Vec<f32>>,
 }
 
 impl Grid {
     /// All zeros.
     pub fn zeros(layers: usize, tokens: usize) -> Grid {
-        Grid { values: vec![0.0; layers * tokens], tokens }
+        Grid { rows: vec![vec![0.0; tokens]; layers] }
     }
 
     /// The value of token `t` at layer `l`.
@@ -18,7 +18,7 @@ impl Grid {
     /// # Panics
     /// When `l` or `t` is out of range.
     pub fn at(&self, l: usize, t: usize) -> f32 {
-        self.row(l)[t]
+        self.rows[l][t]
     }
 
     /// All tokens of layer `l`.
@@ -26,7 +26,7 @@ impl Grid {
     /// # Panics
     /// When `l` is out of range.
     pub fn row(&self, l: usize) -> &[f32] {
-        &self.values[l * self.tokens..(l + 1) * self.tokens]
+        &self.rows[l]
     }
 
     /// All tokens of layer `l`, for writing.
@@ -34,7 +34,7 @@ impl Grid {
     /// # Panics
     /// When `l` is out of range.
     pub fn row_mut(&mut self, l: usize) -> &mut [f32] {
-        &mut self.values[l * self.tokens..(l + 1) * self.tokens]
+        &mut self.rows[l]
     }
 
     /// All layers of token `t`.
@@ -47,11 +47,16 @@ impl Grid {
 
     /// Number of layers.
     pub fn layers(&self) -> usize {
-        self.values.len().checked_div(self.tokens).unwrap_or(0)
+        self.rows.len()
     }
 
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.rows.first().map_or(0, Vec::len)
+    }
+
+    /// Cuts the tokens, or adds zeros for more.
+    pub(crate) fn resize(&mut self, tokens: usize) {
+        self.rows.iter_mut().for_each(|row| row.resize(tokens, 0.0));
     }
 }

@@ -30,7 +30,7 @@ pub use preset::{Class, Preset};
 pub use probe::{ScalarOptions, ScalarProbe};
 pub use run::{
     AdapterNote, Counts, Fingerprints, Growth, LayerScores, Manifest, ModelNote, NormRow, ReadNote,
-    Run, RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores, TraceText, TracesNote,
+    RunDir, RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores, TraceText, TracesNote,
     ids_sha256, replace_bytes,
 };
 pub use scalars::{CandidateCosines, FinalState, TraceScalars};

@@ -19,33 +19,57 @@ pub struct ScalarOptions {
     pub final_state: bool,
 }
 
+impl ScalarOptions {
+    /// What a [`ScalarProbe`] with these options measures at a site.
+    pub fn access(&self, site: Site, layer: usize) -> Access {
+        match site {
+            Site::ResidPost => Access::Dots,
+            Site::MlpOut | Site::K | Site::V => Access::Norms,
+            Site::FinalNorm if layer == 0 && self.final_state => Access::Dots,
+            _ => Access::Skip,
+        }
+    }
+}
+
 /// Fills [`TraceScalars`] while a trace runs through the model in chunks of any size. Hidden states
 /// are kept only up to the last candidate.
 ///
-/// For a pass over a single sequence.
+/// For a pass over a single sequence, of known length ([`ScalarProbe::new`]) or of a text that is
+/// still being generated ([`ScalarProbe::growing`]).
 #[derive(Debug)]
 pub struct ScalarProbe {
+    options: ScalarOptions,
     scalars: TraceScalars,
     /// Hidden states of the positions up to the last candidate, per layer; the last entry holds the
     /// states after the final norm.
     leading: Vec<Vec<f32>>,
     leading_positions: usize,
+    /// Maximum number of tokens.
+    limit: usize,
+    /// Positions measured at every layer: `0..seen`.
     seen: usize,
 }
 
 impl ScalarProbe {
     /// A probe for a trace of `token_ids` through a model of `layers` layers.
     pub fn new(layers: usize, token_ids: &[u32], options: &ScalarOptions) -> ScalarProbe {
-        let tokens = token_ids.len();
-        let grid = || Grid::zeros(layers, tokens);
+        let mut probe = ScalarProbe::growing(layers, options);
+        probe.limit = token_ids.len();
+        probe.scalars.token_ids = token_ids.to_vec();
+        probe.scalars.resize(token_ids.len());
+        probe
+    }
+
+    /// A probe for a text whose length is not known yet. Read it with [`ScalarProbe::so_far`].
+    pub fn growing(layers: usize, options: &ScalarOptions) -> ScalarProbe {
+        let grid = || Grid::zeros(layers, 0);
         let candidate = |position: &usize| CandidateCosines { position: *position, cosine: grid() };
-        let final_state = || FinalState {
-            norm: vec![0.0; tokens],
-            cosine: vec![vec![0.0; tokens]; options.candidates.len()],
-        };
+        let final_state =
+            || FinalState { norm: Vec::new(), cosine: vec![Vec::new(); options.candidates.len()] };
         ScalarProbe {
+            options: options.clone(),
             scalars: TraceScalars {
-                token_ids: token_ids.to_vec(),
+                token_ids: Vec::new(),
                 hidden_norm: grid(),
                 mlp_out_norm: grid(),
                 key_norm: grid(),
@@ -55,12 +79,19 @@ impl ScalarProbe {
             },
             leading: vec![Vec::new(); layers + 1],
             leading_positions: options.candidates.iter().max().map_or(0, |last| last + 1),
+            limit: usize::MAX,
             seen: 0,
         }
     }
 
+    /// Discards the measurements of positions ≥ `len`, which are measured again if they come again.
+    pub fn keep(&mut self, len: usize) {
+        self.seen = self.seen.min(len);
+        self.scalars.resize(len.min(self.scalars.hidden_norm.tokens()));
+    }
+
     fn check(&self, at: &At) -> Result<()> {
-        let (tokens, layers) = (self.scalars.tokens(), self.scalars.layers());
+        let (tokens, layers) = (self.limit, self.scalars.layers());
         if at.positions.end <= tokens && at.layer < layers && !at.positions.is_empty() {
             return Ok(());
         }
@@ -72,38 +103,52 @@ impl ScalarProbe {
         )))
     }
 
-    /// The measurements.
+    /// The measurements of the tokens given to [`ScalarProbe::new`].
     ///
     /// # Errors
     /// Some tokens have not been through the model.
     pub fn finish(self) -> Result<TraceScalars> {
-        let tokens = self.scalars.tokens();
-        if self.seen < tokens {
-            let seen = self.seen;
-            return Err(Error::Request(format!("{seen} of {tokens} tokens were measured")));
-        }
+        self.check_seen(self.scalars.tokens())?;
         Ok(self.scalars)
+    }
+
+    /// The measurements of the first tokens of a text, which are `token_ids`.
+    ///
+    /// # Errors
+    /// Some of the tokens have not been through the model.
+    pub fn so_far(&self, token_ids: &[u32]) -> Result<TraceScalars> {
+        self.check_seen(token_ids.len())?;
+        let mut scalars = TraceScalars { token_ids: token_ids.to_vec(), ..self.scalars.clone() };
+        scalars.resize(token_ids.len());
+        Ok(scalars)
+    }
+
+    fn check_seen(&self, tokens: usize) -> Result<()> {
+        match self.seen {
+            seen if seen < tokens => {
+                Err(Error::Request(format!("{seen} of {tokens} tokens were measured")))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
 impl Probe for ScalarProbe {
     fn access(&self, site: Site, layer: usize) -> Access {
-        match site {
-            Site::ResidPost => Access::Dots,
-            Site::MlpOut | Site::K | Site::V => Access::Norms,
-            Site::FinalNorm if layer == 0 && self.scalars.final_state.is_some() => Access::Dots,
-            _ => Access::Skip,
-        }
+        self.options.access(site, layer)
     }
 
-    fn landmarks(&self, _sequence: usize) -> Vec<usize> {
-        self.scalars.candidates.iter().map(|candidate| candidate.position).collect()
+    fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
+        self.options.candidates.clone()
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
         self.check(at)?;
         finite(at, measured.norms)?;
         let scalars = &mut self.scalars;
+        if scalars.hidden_norm.tokens() < at.positions.end {
+            scalars.resize(at.positions.end);
+        }
         let fill = |out: &mut [f32]| out[at.positions.clone()].copy_from_slice(measured.norms);
         match at.site {
             Site::MlpOut => fill(scalars.mlp_out_norm.row_mut(at.layer)),
@@ -149,6 +194,7 @@ impl Probe for ScalarProbe {
         if access == Access::Dots {
             let place = if at.site == Site::FinalNorm { self.scalars.layers() } else { at.layer };
             let leading = &mut self.leading[place];
+            leading.truncate(at.positions.start * width); // rows of discarded positions
             let kept = at.positions.clone().zip(rows());
             for (_, row) in kept.take_while(|(t, _)| *t < self.leading_positions) {
                 leading.extend_from_slice(row);

@@ -74,18 +74,18 @@ impl RunTable {
 
 /// A run directory.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct RunDir {
     dir: PathBuf,
     manifest: Manifest,
 }
 
-impl Run {
+impl RunDir {
     /// Opens a finished run.
     ///
     /// # Errors
     /// The directory holds no run, or the run has another format version or did not finish.
-    pub fn open(dir: &Path) -> Result<Run> {
-        let run = Run::open_unfinished(dir)?;
+    pub fn open(dir: &Path) -> Result<RunDir> {
+        let run = RunDir::open_unfinished(dir)?;
         if !run.is_complete() {
             let problem = "is `running`: the scan did not finish; finish it with `--resume`";
             return Err(Error::field(&dir.join(MANIFEST), "status", problem));
@@ -97,7 +97,7 @@ impl Run {
     ///
     /// # Errors
     /// `dir` is a file or holds no run, or the run has another format version.
-    pub fn open_unfinished(dir: &Path) -> Result<Run> {
+    pub fn open_unfinished(dir: &Path) -> Result<RunDir> {
         if dir.is_file() {
             let problem = "is a file, expected the directory of a run \
                            (`fathom table --detections` reads detections from a file)";
@@ -106,7 +106,7 @@ impl Run {
         let Some(manifest) = Manifest::read(&dir.join(MANIFEST))? else {
             return Err(Error::file(dir, format!("holds no run: there is no {MANIFEST}")));
         };
-        Ok(Run { dir: dir.to_owned(), manifest })
+        Ok(RunDir { dir: dir.to_owned(), manifest })
     }
 
     /// Whether the scan finished.
@@ -127,7 +127,7 @@ impl Run {
     /// The sinks of each trace, in the phases chosen for the scan.
     ///
     /// # Errors
-    /// As [`Run::detections_of`].
+    /// As [`RunDir::detections_of`].
     pub fn detections(&self) -> Result<Vec<TraceDetection>> {
         self.detections_of(self.manifest.options.phases)
     }

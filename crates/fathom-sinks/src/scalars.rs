@@ -54,4 +54,30 @@ impl TraceScalars {
     pub fn tokens(&self) -> usize {
         self.token_ids.len()
     }
+
+    /// Cuts the measurements to `tokens` positions, or adds zeros for more. Without a candidate's
+    /// position there are no cosines with it: they are 0.
+    pub(crate) fn resize(&mut self, tokens: usize) {
+        for grid in [
+            &mut self.hidden_norm,
+            &mut self.mlp_out_norm,
+            &mut self.key_norm,
+            &mut self.value_norm,
+        ] {
+            grid.resize(tokens);
+        }
+        for candidate in self.candidates.iter_mut().filter(|c| c.position >= tokens) {
+            candidate.cosine.resize(0);
+        }
+        self.candidates.iter_mut().for_each(|candidate| candidate.cosine.resize(tokens));
+        if let Some(state) = &mut self.final_state {
+            state.norm.resize(tokens, 0.0);
+            for (candidate, cosine) in self.candidates.iter().zip(&mut state.cosine) {
+                if candidate.position >= tokens {
+                    cosine.clear();
+                }
+                cosine.resize(tokens, 0.0);
+            }
+        }
+    }
 }

@@ -6,13 +6,13 @@ use std::collections::btree_map::Entry;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Error, Model, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace,
+    Error, PREFILL_CHUNK, PromptOptions, Result, SequenceOptions, TokenizedTrace, Transformer,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::checked::Checked;
 use crate::{
-    DetectOptions, LayerScores, NormCurves, Phases, Preset, Run, RunWriter, ScalarOptions,
+    DetectOptions, LayerScores, NormCurves, Phases, Preset, RunDir, RunWriter, ScalarOptions,
     ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
 };
 
@@ -67,7 +67,16 @@ impl ScanOptions {
         }
     }
 
-    fn detect(&self) -> DetectOptions {
+    /// What is measured.
+    pub fn scalars(&self) -> ScalarOptions {
+        ScalarOptions {
+            candidates: self.reference.clone(),
+            final_state: self.preset == Preset::Upstream,
+        }
+    }
+
+    /// How sinks are detected in the measurements.
+    pub fn detect(&self) -> DetectOptions {
         let ScanOptions { preset, threshold, rise_factor, .. } = *self;
         DetectOptions { preset, threshold, rise_factor }
     }
@@ -121,12 +130,12 @@ pub struct TraceScan {
 /// There are no traces, a trace does not fit the model, activations are not finite, or the disk is
 /// full. Traces recorded before are kept, and the run can be resumed.
 pub fn scan<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     traces: &[TokenizedTrace],
     token_text: &dyn Fn(u32) -> Option<String>,
     mut writer: RunWriter,
     progress: &mut dyn Progress,
-) -> Result<Run> {
+) -> Result<RunDir> {
     let options = writer.manifest().options.clone();
     let traces = &traces[..options.limit.unwrap_or(usize::MAX).min(traces.len())];
     if traces.is_empty() {
@@ -175,7 +184,7 @@ fn of_trace(trace: &TokenizedTrace, error: Error) -> Error {
 /// # Errors
 /// As [`scan`].
 pub fn scan_trace<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     trace: &TokenizedTrace,
     token_text: &dyn Fn(u32) -> Option<String>,
     options: &ScanOptions,
@@ -183,11 +192,7 @@ pub fn scan_trace<B: Backend>(
 ) -> Result<TraceScan> {
     let config = model.config();
     let ids = &trace.ids[..options.tokens(trace)];
-    let measured = ScalarOptions {
-        candidates: options.reference.clone(),
-        final_state: options.preset == Preset::Upstream,
-    };
-    let mut probe = ScalarProbe::new(config.layers, ids, &measured);
+    let mut probe = ScalarProbe::new(config.layers, ids, &options.scalars());
     let mut sequence = model.new_sequence(SequenceOptions {
         planned_len: Some(ids.len()),
         sink_scores: options.attention,
@@ -204,7 +209,7 @@ pub fn scan_trace<B: Backend>(
     })?;
 
     let scalars = probe.finish()?;
-    let mut detection = detect(&scalars, &options.detect());
+    let detection = detect(&scalars, &options.detect());
     let counted = detection.sink_positions(options.phases);
     let scores = match options.attention {
         false => None,
@@ -214,25 +219,17 @@ pub fn scan_trace<B: Backend>(
             Some(trace_scores(layers, config.heads, &counted, options.all_heads)?)
         }
     };
-    let others = detection.other_phases.iter_mut().flat_map(|phase| &mut phase.sinks);
-    for sink in detection.sinks.iter_mut().chain(others) {
+    let curves = norm_curves(&scalars, &detection, options.phases);
+    let note = ScanNote::new(&detection, config.layers, ids.len(), options.preset);
+    let lengths = (trace.prompt_len, trace.ids.len());
+    let mut detection = TraceDetection::new(detection, note, trace.index, lengths);
+    for sink in detection.all_sinks_mut() {
         sink.token_text = token_text(sink.token_id);
         if let Some(scores) = &scores {
             let means = scores.layers.iter().map(|layer| layer.mean[sink.position]);
             sink.sink_score = Some(means.collect());
         }
     }
-    let curves = norm_curves(&scalars, &detection, options.phases);
-    let note = ScanNote::new(&detection, config.layers, ids.len(), options.preset);
-    let detection = TraceDetection {
-        sample_index: trace.index,
-        prompt_len: trace.prompt_len,
-        response_len: trace.ids.len() - trace.prompt_len,
-        full_text_len: trace.ids.len(),
-        sinks: detection.sinks,
-        other_phases: detection.other_phases,
-        scan: Some(note),
-    };
     Ok(TraceScan { detection, curves, scores })
 }
 

@@ -238,6 +238,12 @@ fn too_short_to_tell() {
     let detection = paper(&empty);
     assert_eq!(detection.finding, Finding::TooShort);
     assert!(norm_curves(&empty, &detection, Phases::Largest).tokens.is_empty());
+    // Every candidate is beyond the end.
+    let mut unreached = scalars(&[[1.0, 1.0], [9.0, 1.0]], &[[0.0; 2]; 2]);
+    unreached.candidates[0].position = 2;
+    let detection = paper(&unreached);
+    assert_eq!((detection.finding, detection.clip), (Finding::TooShort, None));
+    assert!(norm_curves(&unreached, &detection, Phases::Largest).tokens.is_empty());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Explaining planted sinks gives back the causes that were planted.
+//! Explaining planted sinks finds the causes that were planted.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -11,8 +11,8 @@ use common::{Tokens, planted, traces};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, Model, SequenceOptions, Site, Step,
-    TokenizedTrace,
+    Change, Checkpoint, Edit, EditProbe, Edits, LogitRows, SequenceOptions, Site, Step,
+    TokenizedTrace, Transformer,
 };
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
@@ -21,7 +21,7 @@ use fathom_sinks::explain::{
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
 use fathom_sinks::{
-    Class, Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan,
+    Class, Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,11 +30,11 @@ const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
 
 /// A planted model with a run of it.
 struct Planted {
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
     model_dir: PathBuf,
     traces: Vec<TokenizedTrace>,
     dir: TempDir,
-    run: Run,
+    run: RunDir,
 }
 
 impl Planted {
@@ -43,7 +43,7 @@ impl Planted {
         Planted::new(tempfile::tempdir().unwrap(), planted(), traces(), attention)
     }
 
-    /// One planted now.
+    /// A newly planted one.
     fn fresh(seed: u64, traces: usize) -> (Planted, PlantedTruth) {
         let dir = tempfile::tempdir().unwrap();
         let model_dir = dir.path().join("model");
@@ -68,7 +68,7 @@ impl Planted {
     ) -> Planted {
         let options =
             CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
-        let model = Model::load(&model_dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&model_dir, Cpu::new(options).unwrap()).unwrap();
         let note = ModelNote::new("planted", &model_dir, model.config()).unwrap();
         let file = TracesNote::new(&model_dir.join("traces.jsonl")).unwrap();
         let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
@@ -78,7 +78,7 @@ impl Planted {
         Planted { model, model_dir, traces, dir, run }
     }
 
-    /// Shared by the tests that only read: everything explained.
+    /// With all analyses done; shared by the tests that only read.
     fn explained() -> &'static Planted {
         static PLANTED: OnceLock<Planted> = OnceLock::new();
         PLANTED.get_or_init(|| {
@@ -88,7 +88,7 @@ impl Planted {
         })
     }
 
-    /// As [`Planted::explained`], of a model planted now.
+    /// As [`Planted::explained`], for a newly planted model.
     fn explained_fresh() -> &'static (Planted, PlantedTruth) {
         static PLANTED: OnceLock<(Planted, PlantedTruth)> = OnceLock::new();
         PLANTED.get_or_init(|| {
@@ -133,8 +133,8 @@ fn at(sink: &SinkStages, layer: usize, stage: Stage) -> f32 {
 #[test]
 fn stages_rise_to_the_sink_direction_in_the_layer_that_was_planted() {
     let (fresh, _) = Planted::explained_fresh();
-    // HuggingFace's own cosines of `basic` are 0.9897 to 0.9998: something is planted beside the
-    // direction.
+    // The cosines of `basic` in HuggingFace are 0.9897 to 0.9998: its sinks also carry something
+    // besides the direction.
     for (planted, least) in [(Planted::explained(), 0.9895), (fresh, 0.99)] {
         let stages: Stages = planted.result();
         assert!(stages.sinks.len() > 20);
@@ -208,13 +208,13 @@ fn larger_norms_draw_more_attention_and_last_longer() {
     }
     assert!(effect.layers.iter().filter(|layer| layer.line.is_some()).count() >= 5);
     assert!(effect.lifetime_rho.unwrap() > 0.8, "{:?}", effect.lifetime_rho);
-    // A token converted at l_start first draws attention at l_start + 1: the first l_start is 5.
+    // A token converted at l_start first receives attention at l_start + 1: the first l_start is 5.
     assert!(effect.layers[..6].iter().all(|layer| layer.alive == 0 && layer.secondary.is_none()));
     let layer = &effect.layers[9];
     assert!(layer.secondary.unwrap() < layer.reference.unwrap());
 }
 
-/// What the plan says follows, whatever was planted: other seeds, other bases, other texts.
+/// The planted causes are found for other seeds, which mean other bases and texts.
 #[test]
 fn every_seed_gives_back_its_causes() {
     for seed in [1, 2, 3] {
@@ -376,8 +376,8 @@ fn clamping_a_layer_suppresses_its_sinks_and_changes_what_follows() {
     }
 }
 
-/// The most likely tokens behind `ids`, each from a pass over all that stands before it.
-fn written(model: &Model<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec<u32> {
+/// The most likely tokens after `ids`, each from a fresh pass over all tokens before it.
+fn written(model: &Transformer<Cpu>, ids: &[u32], edits: &Edits, tokens: usize) -> Vec<u32> {
     let mut text = ids.to_vec();
     for _ in 0..tokens {
         let mut sequence = model.new_sequence(SequenceOptions::default());
@@ -419,7 +419,7 @@ fn what_the_model_writes_with_a_layer_clamped_is_what_it_writes_from_scratch() {
     let ids = &planted.traces[continuation.trace].ids[..continuation.from];
     let plain = written(&planted.model, ids, &Edits::default(), 12);
     assert_eq!(plain, continuation.before.ids[..12]);
-    // The sinks of that layer, by name rather than by alignment.
+    // The sinks of that layer, by position rather than by alignment.
     let sinks: Vec<usize> = planted.run.detections().unwrap()[continuation.trace]
         .sinks
         .iter()
@@ -506,7 +506,7 @@ fn future_sinks_stand_apart_before_they_are_sinks() {
         assert!(place.tsne.iter().flatten().all(|x| x.is_finite()));
         assert!((-1.0..=1.0).contains(&place.silhouette));
     }
-    // `context` is told from its decoys by what attention copies at layer 4. At 8 all are sinks.
+    // What attention copies at layer 4 separates `context` from its decoys. At 8 all are sinks.
     let separability = |layer| at("resid_post", layer).separability;
     assert!(separability(3) < 0.9 && separability(4) > 0.92 && separability(8) > 0.95);
     assert!(at("resid_post", 8).silhouette > 0.4 && at("resid_post", 0).silhouette < 0.2);

@@ -1,5 +1,5 @@
-//! Whatever is asked for, in whatever order, however often it is killed and whatever becomes of
-//! what it kept: each result is the one of a clean run of that analysis alone.
+//! For any sequence of requests, kills and damaged parts, each result is that of an undisturbed
+//! explanation with that analysis alone.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,11 +13,11 @@ use std::sync::OnceLock;
 use common::{Tokens, planted, traces};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Checkpoint, Model, Result, TokenizedTrace};
+use fathom_model::{Checkpoint, Result, TokenizedTrace, Transformer};
 use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, result_file,
 };
-use fathom_sinks::{Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan};
+use fathom_sinks::{Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tempfile::TempDir;
@@ -27,9 +27,9 @@ const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 12 };
 const TOKENS: usize = 64;
 const TRACES: usize = 3;
 
-/// A scan, and each analysis of it as it comes when nothing else was ever asked.
+/// A scan, and the result of each analysis when no other is ever asked for.
 struct Scanned {
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
     traces: Vec<TokenizedTrace>,
     dir: TempDir,
     clean: BTreeMap<Analysis, Clean>,
@@ -37,12 +37,12 @@ struct Scanned {
 
 struct Clean {
     bytes: Vec<u8>,
-    /// How often it told of its progress: a moment to die at each.
+    /// Its calls of the progress, at each of which it can be killed.
     moments: usize,
 }
 
 impl Scanned {
-    /// With sink scores from the scan, or without.
+    /// With or without sink scores from the scan.
     fn get(attention: bool) -> &'static Scanned {
         static SCANNED: [OnceLock<Scanned>; 2] = [OnceLock::new(), OnceLock::new()];
         SCANNED[usize::from(attention)].get_or_init(|| Scanned::new(attention))
@@ -51,7 +51,7 @@ impl Scanned {
     fn new(attention: bool) -> Scanned {
         let options =
             CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
-        let model = Model::load(&planted(), Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&planted(), Cpu::new(options).unwrap()).unwrap();
         let note = ModelNote::new("planted", &planted(), model.config()).unwrap();
         let file = TracesNote::new(&planted().join("traces.jsonl")).unwrap();
         let options = ScanOptions { attention, ..ScanOptions::new(Preset::Paper) };
@@ -66,7 +66,7 @@ impl Scanned {
         let mut scanned = Scanned { model, traces, dir, clean: BTreeMap::new() };
         for analysis in Analysis::ALL {
             let run = scanned.run();
-            let mut progress = DiesAt { moment: usize::MAX, moments: 0 };
+            let mut progress = KilledAt { moment: usize::MAX, moments: 0 };
             scanned.explain(&run.run, &[analysis], OPTIONS, &mut progress).unwrap();
             let bytes = run.result(analysis).unwrap();
             scanned.clean.insert(analysis, Clean { bytes, moments: progress.moments });
@@ -75,20 +75,20 @@ impl Scanned {
         scanned
     }
 
-    /// A copy of the run that was never explained.
+    /// A copy of the run without any explanation.
     fn run(&self) -> CopiedRun {
         let dir = tempfile::tempdir().unwrap();
         for name in ["run.json", "detections.jsonl"] {
             fs::copy(self.dir.path().join("run").join(name), dir.path().join(name)).unwrap();
         }
-        let run = Run::open(dir.path()).unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
         CopiedRun { run, dir }
     }
 
     /// As the command does.
     fn explain(
         &self,
-        run: &Run,
+        run: &RunDir,
         analyses: &[Analysis],
         options: ExplainOptions,
         progress: &mut dyn ExplainProgress,
@@ -114,7 +114,7 @@ impl Scanned {
 }
 
 struct CopiedRun {
-    run: Run,
+    run: RunDir,
     dir: TempDir,
 }
 
@@ -146,24 +146,24 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Dies when it is told of its `moment`-th step.
-struct DiesAt {
+/// Kills the explanation at its call number `moment`.
+struct KilledAt {
     moment: usize,
     moments: usize,
 }
 
 struct Killed;
 
-impl DiesAt {
+impl KilledAt {
     fn tick(&mut self) {
         if self.moments == self.moment {
-            resume_unwind(Box::new(Killed)); // as a panic, but says nothing
+            resume_unwind(Box::new(Killed)); // as a panic, without a message
         }
         self.moments += 1;
     }
 }
 
-impl ExplainProgress for DiesAt {
+impl ExplainProgress for KilledAt {
     fn start(&mut self, _: &'static str, _: &'static str, _: usize) {
         self.tick();
     }
@@ -173,28 +173,28 @@ impl ExplainProgress for DiesAt {
     }
 }
 
-/// How an explanation comes to its end.
+/// How an explanation ends.
 #[derive(Clone, Debug)]
 enum End {
     /// By itself.
     Done,
     /// Killed at some moment.
     Killed(Index),
-    /// One of the results cannot be written, and those behind it are not.
+    /// One of the results cannot be written, nor those after it.
     Refused(Index),
 }
 
-/// What becomes of a file in `parts/` that an explanation left.
+/// Damage to a file in `parts/` that an explanation left.
 #[derive(Clone, Debug)]
 enum Damage {
     /// As if killed before it was written.
     Missing,
     Cut(Index),
     Flipped(Index),
-    /// It holds what another should.
+    /// It has the content of another.
     Is(Index),
-    /// All files are again what they were when an explanation last died: one that was killed before
-    /// it had removed them.
+    /// All files are as the last killed explanation left them: as if it was killed before it
+    /// removed them.
     AllAsBefore,
 }
 
@@ -209,9 +209,9 @@ struct Asked {
 
 fn analyses() -> impl Strategy<Value = Vec<Analysis>> {
     let all = Analysis::ALL.to_vec();
-    // What runs the traces again has most to lose.
-    let again = vec![Analysis::Suppress, Analysis::Neurons];
-    prop_oneof![subsequence(all, 1..=8), subsequence(again, 1..=2)]
+    // Analyses with interventions store most.
+    let edited = vec![Analysis::Suppress, Analysis::Neurons];
+    prop_oneof![subsequence(all, 1..=8), subsequence(edited, 1..=2)]
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
@@ -268,7 +268,7 @@ fn contents(dir: &Path) -> Files {
         .collect()
 }
 
-/// Every result there is, against the clean one.
+/// Compares every result with the clean one.
 fn check(scanned: &Scanned, run: &CopiedRun, analyses: &[Analysis]) {
     for analysis in analyses {
         let same = run.result(*analysis).unwrap() == scanned.clean[analysis].bytes;
@@ -285,7 +285,7 @@ fn play(attention: bool, sequence: &[Asked], rest: &[Vec<Analysis>]) {
             true => ExplainOptions { seed: 1, max_sinks: 5 },
             false => OPTIONS,
         };
-        let mut progress = DiesAt { moment: usize::MAX, moments: 0 };
+        let mut progress = KilledAt { moment: usize::MAX, moments: 0 };
         let mut in_the_way = None;
         match end {
             End::Done => {}
@@ -325,7 +325,11 @@ fn play(attention: bool, sequence: &[Asked], rest: &[Vec<Analysis>]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 16,
+        max_shrink_iters: 100,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_result_depends_on_what_was_asked_before(
@@ -343,7 +347,7 @@ fn killed_then_other(killed: &[Analysis], then: &[Analysis]) {
     let mut left = 0;
     for moment in 0..scanned.moments(killed) {
         let run = scanned.run();
-        let mut progress = DiesAt { moment, moments: 0 };
+        let mut progress = KilledAt { moment, moments: 0 };
         let explain = || scanned.explain(&run.run, killed, OPTIONS, &mut progress);
         catch_unwind(AssertUnwindSafe(explain)).unwrap_err();
         left += usize::from(run.parts_dir().exists());
@@ -356,13 +360,13 @@ fn killed_then_other(killed: &[Analysis], then: &[Analysis]) {
 }
 
 #[test]
-fn what_a_killed_explanation_did_not_do_is_not_taken_for_done() {
+fn what_a_killed_explanation_did_not_do_is_done_later() {
     killed_then_other(&[Analysis::Neurons], &[Analysis::Suppress]);
     killed_then_other(&[Analysis::Suppress], &[Analysis::Neurons]);
 }
 
 #[test]
-fn what_a_killed_explanation_learnt_outlives_another_that_is_finished() {
+fn parts_of_a_killed_explanation_survive_another_that_finishes() {
     let scanned = Scanned::get(false);
     let run = scanned.run();
     let tokens = |analyses: &[Analysis]| {
@@ -373,16 +377,17 @@ fn what_a_killed_explanation_learnt_outlives_another_that_is_finished() {
     let each: Vec<usize> = scanned.traces.iter().map(|trace| trace.ids.len()).collect();
     let all: usize = each.iter().sum();
 
-    let mut progress = DiesAt { moment: scanned.clean[&Analysis::Neurons].moments - 1, moments: 0 };
+    let mut progress =
+        KilledAt { moment: scanned.clean[&Analysis::Neurons].moments - 1, moments: 0 };
     let explain = || scanned.explain(&run.run, &[Analysis::Neurons], OPTIONS, &mut progress);
     catch_unwind(AssertUnwindSafe(explain)).unwrap_err();
 
-    let parts = |learner: &str| {
+    let parts = |producer: &str| {
         let names = names(&run.parts_dir());
-        names.iter().filter(|name| name.starts_with(learner)).count()
+        names.iter().filter(|name| name.starts_with(producer)).count()
     };
     assert_eq!((parts("creation-"), parts("heads-"), parts("neurons-")), (3, 3, 2));
-    // The plain pass is known; three layers are clamped beside the model as it is.
+    // The plain pass is stored; three layers are clamped, next to a plain pass.
     assert_eq!(tokens(&[Analysis::Suppress]), 4 * all);
     assert_eq!((parts("creation-"), parts("heads-"), parts("neurons-")), (3, 3, 2));
     assert_eq!(parts("suppress-"), 0);

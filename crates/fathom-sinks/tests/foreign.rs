@@ -11,9 +11,9 @@ use std::path::Path;
 use common::{planted, traces};
 use fathom_backend::Backend;
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Checkpoint, Model, Result, TokenizedTrace};
+use fathom_model::{Checkpoint, Result, TokenizedTrace, Transformer};
 use fathom_sinks::explain::{Analysis, ExplainOptions, Explanation, Inputs};
-use fathom_sinks::{Manifest, ModelNote, Preset, Run, RunWriter, ScanOptions, TracesNote, scan};
+use fathom_sinks::{Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan};
 use foreign_backend::{Failure, Foreign};
 
 fn cpu() -> Cpu {
@@ -43,11 +43,11 @@ fn manifest(model_dir: &Path, preset: Preset) -> Manifest {
 
 /// Scans into `dir`, resuming the run if there is one.
 fn scan_on<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     traces: &[TokenizedTrace],
     dir: &Path,
     preset: Preset,
-) -> Result<Run> {
+) -> Result<RunDir> {
     let manifest = manifest(&planted(), preset);
     let writer = match dir.join("run.json").exists() {
         true => RunWriter::resume(dir, manifest)?,
@@ -57,9 +57,9 @@ fn scan_on<B: Backend>(
 }
 
 fn explain_on<B: Backend>(
-    model: &Model<B>,
+    model: &Transformer<B>,
     traces: &[TokenizedTrace],
-    run: &Run,
+    run: &RunDir,
     analyses: &[Analysis],
 ) -> Result<()> {
     let options = ExplainOptions { seed: 0, max_sinks: 12 };
@@ -98,8 +98,8 @@ fn one_sentence(error: &str) {
 #[test]
 fn a_scan_and_its_explanations_have_the_cpus_bytes() {
     let traces = some_traces(3, 64);
-    let on_cpu = Model::load(&planted(), cpu()).unwrap();
-    let foreign = Model::load(&planted(), Foreign::new(cpu())).unwrap();
+    let on_cpu = Transformer::load(&planted(), cpu()).unwrap();
+    let foreign = Transformer::load(&planted(), Foreign::new(cpu())).unwrap();
     for preset in [Preset::Paper, Preset::Upstream] {
         let dir = tempfile::tempdir().unwrap();
         let (here, there) = (dir.path().join("here"), dir.path().join("there"));
@@ -119,7 +119,7 @@ fn a_scan_and_its_explanations_have_the_cpus_bytes() {
 fn a_scan_resumes_after_a_failure_at_any_operation() {
     let traces = some_traces(2, 24);
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::load(&planted(), Foreign::new(cpu())).unwrap();
+    let model = Transformer::load(&planted(), Foreign::new(cpu())).unwrap();
     let loading = model.backend().operations();
     scan_on(&model, &traces, &dir.path().join("clean"), Preset::Paper).unwrap();
     let all = model.backend().operations();
@@ -130,7 +130,7 @@ fn a_scan_resumes_after_a_failure_at_any_operation() {
         for failure in [Failure::OutOfMemory, Failure::Lost] {
             let run = dir.path().join(format!("{i}-{failure:?}"));
             let failing = Foreign::failing(cpu(), at, failure);
-            let failed = Model::load(&planted(), failing)
+            let failed = Transformer::load(&planted(), failing)
                 .and_then(|model| scan_on(&model, &traces, &run, Preset::Paper));
             let error = failed.map(drop).unwrap_err().to_string();
             one_sentence(&error);
@@ -145,7 +145,7 @@ fn a_scan_resumes_after_a_failure_at_any_operation() {
 fn an_explanation_can_be_repeated_after_a_failure_at_any_operation() {
     let traces = some_traces(2, 48);
     let dir = tempfile::tempdir().unwrap();
-    let model = Model::load(&planted(), Foreign::new(cpu())).unwrap();
+    let model = Transformer::load(&planted(), Foreign::new(cpu())).unwrap();
     let clean = dir.path().join("clean");
     let loading = model.backend().operations();
     let run = scan_on(&model, &traces, &clean, Preset::Paper).unwrap();
@@ -160,9 +160,9 @@ fn an_explanation_can_be_repeated_after_a_failure_at_any_operation() {
         let copy = dir.path().join(format!("{i}"));
         fs::create_dir(&copy).unwrap();
         scanned.iter().for_each(|(name, bytes)| fs::write(copy.join(name), bytes).unwrap());
-        let run = Run::open(&copy).unwrap();
+        let run = RunDir::open(&copy).unwrap();
         let failing = Foreign::failing(cpu(), loading + at, failure);
-        let failing = Model::load(&planted(), failing).unwrap();
+        let failing = Transformer::load(&planted(), failing).unwrap();
         let failed = explain_on(&failing, &traces, &run, &Analysis::ALL);
         one_sentence(&failed.unwrap_err().to_string());
         explain_on(&model, &traces, &run, &Analysis::ALL).unwrap();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Access, At, Change, Edit, EditProbe, Edits, Model, Probe, Result, SequenceOptions, Site,
+    Access, At, Change, Edit, EditProbe, Edits, Probe, Result, SequenceOptions, Site, Transformer,
 };
 use fathom_sinks::{DetectOptions, Preset, ScalarOptions, ScalarProbe, detect};
 use serde_json::Value;
@@ -28,12 +28,17 @@ fn numbers(value: &Value) -> Vec<usize> {
 }
 
 /// The layers at which the token at `position` is a sink in a pass with `edit`.
-fn layers(model: &Model<Cpu>, ids: &[u32], position: usize, edit: Option<Edit>) -> Vec<usize> {
+fn layers(
+    model: &Transformer<Cpu>,
+    ids: &[u32],
+    position: usize,
+    edit: Option<Edit>,
+) -> Vec<usize> {
     let edits = Edits::new(edit.into_iter().collect(), model.config(), Some(ids.len())).unwrap();
     let options = ScalarOptions { candidates: vec![0], final_state: false };
     let mut scalars = ScalarProbe::new(model.config().layers, ids, &options);
     let mut sequence = model.new_sequence(SequenceOptions::default());
-    let mut probe = EditProbe::new(&edits).watched_by(&mut scalars);
+    let mut probe = EditProbe::new(&edits).observed_by(&mut scalars);
     model.prefill(&mut sequence, ids, 50, Some(&mut probe), &mut |_| {}).unwrap();
     let detection = detect(&scalars.finish().unwrap(), &DetectOptions::new(Preset::Paper));
     let sink = detection.sinks.into_iter().find(|sink| sink.position == position);
@@ -64,7 +69,11 @@ impl Probe for States {
     }
 }
 
-fn states(model: &Model<Cpu>, ids: &[u32], position: usize) -> BTreeMap<(Site, usize), Vec<f32>> {
+fn states(
+    model: &Transformer<Cpu>,
+    ids: &[u32],
+    position: usize,
+) -> BTreeMap<(Site, usize), Vec<f32>> {
     let mut states = States { position, rows: BTreeMap::new() };
     let mut sequence = model.new_sequence(SequenceOptions::default());
     model.prefill(&mut sequence, ids, 50, Some(&mut states), &mut |_| {}).unwrap();
@@ -77,7 +86,7 @@ fn replaced_and_added_states_have_the_same_effects_as_in_huggingface() {
     let traces = json("traces.jsonl");
     let options =
         CpuOptions { precision: Precision::F32, threads: Some(2), ..CpuOptions::default() };
-    let model = Model::load(&planted(), Cpu::new(options).unwrap()).unwrap();
+    let model = Transformer::load(&planted(), Cpu::new(options).unwrap()).unwrap();
     let interventions = truth["interventions"].as_array().unwrap();
     assert_eq!(interventions.len(), 3);
     for case in interventions {

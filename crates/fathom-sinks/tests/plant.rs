@@ -8,8 +8,8 @@ use std::path::Path;
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Access, At, ChatTemplate, Message, Model, Probe, RenderOptions, SequenceOptions, Site,
-    TextEncoder, TokenizedTrace, Tokenizer, TraceReader,
+    Access, At, ChatTemplate, Message, Probe, RenderOptions, SequenceOptions, Site, TextEncoder,
+    TokenizedTrace, Tokenizer, TraceReader, Transformer,
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSink, PlantedTruth, plant};
 use fathom_sinks::{
@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 struct Planted {
     dir: tempfile::TempDir,
     truth: PlantedTruth,
-    model: Model<Cpu>,
+    model: Transformer<Cpu>,
 }
 
 /// The default options, but for seed and number of traces.
@@ -46,7 +46,7 @@ impl Planted {
         let dir = tempfile::tempdir().unwrap();
         let truth = plant(dir.path(), &options).unwrap();
         let backend = Cpu::new(CpuOptions { precision, ..CpuOptions::default() }).unwrap();
-        let model = Model::load(dir.path(), backend).unwrap();
+        let model = Transformer::load(dir.path(), backend).unwrap();
         Planted { dir, truth, model }
     }
 

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use common::{planted, traces};
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
-use fathom_model::{Model, SequenceOptions, TokenizedTrace};
+use fathom_model::{SequenceOptions, TokenizedTrace, Transformer};
 use fathom_sinks::{
     Class, DetectOptions, Detection, Finding, Manifest, ModelNote, Preset, RunWriter,
     ScalarOptions, ScalarProbe, ScanOptions, TraceScalars, TracesNote, detect, scan, scan_trace,
@@ -18,16 +18,16 @@ use fathom_sinks::{
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-fn model(precision: Precision) -> &'static Model<Cpu> {
-    static F32: OnceLock<Model<Cpu>> = OnceLock::new();
-    static BF16: OnceLock<Model<Cpu>> = OnceLock::new();
+fn model(precision: Precision) -> &'static Transformer<Cpu> {
+    static F32: OnceLock<Transformer<Cpu>> = OnceLock::new();
+    static BF16: OnceLock<Transformer<Cpu>> = OnceLock::new();
     let cell = match precision {
         Precision::F32 => &F32,
         Precision::Bf16 => &BF16,
     };
     cell.get_or_init(|| {
         let cpu = Cpu::new(CpuOptions { precision, threads: Some(2), isa: None }).unwrap();
-        Model::load(&planted(), cpu).unwrap()
+        Transformer::load(&planted(), cpu).unwrap()
     })
 }
 
@@ -44,7 +44,7 @@ fn reference(name: &str) -> Vec<f32> {
     data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-fn measure(model: &Model<Cpu>, trace: &TokenizedTrace, chunk: usize) -> TraceScalars {
+fn measure(model: &Transformer<Cpu>, trace: &TokenizedTrace, chunk: usize) -> TraceScalars {
     let options = ScalarOptions { candidates: vec![0], final_state: false };
     let mut probe = ScalarProbe::new(model.config().layers, &trace.ids, &options);
     let mut sequence = model.new_sequence(SequenceOptions::default());

@@ -1,6 +1,8 @@
 //! Streaming measurements equal the definition, for any chunking.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
+
 use fathom_model::{At, Probe, Site};
 use fathom_sinks::{ScalarOptions, ScalarProbe, TraceScalars};
 use proptest::prelude::*;
@@ -26,12 +28,7 @@ fn run(tokens: usize, chunks: &[usize], candidates: &[usize]) -> TraceScalars {
     let mut start = 0;
     for chunk in chunks.iter().copied().cycle() {
         let positions = start..(start + chunk).min(tokens);
-        for layer in 0..LAYERS {
-            for site in SITES {
-                feed(&mut probe, site, layer, positions.clone());
-            }
-        }
-        feed(&mut probe, Site::FinalNorm, 0, positions.clone());
+        feed_all(&mut probe, positions.clone(), 0.0);
         start = positions.end;
         if start == tokens {
             break;
@@ -40,9 +37,15 @@ fn run(tokens: usize, chunks: &[usize], candidates: &[usize]) -> TraceScalars {
     probe.finish().unwrap()
 }
 
-fn feed(probe: &mut ScalarProbe, site: Site, layer: usize, positions: std::ops::Range<usize>) {
-    let values: Vec<f32> = positions.clone().flat_map(|t| row(site, layer, t)).collect();
-    probe.read(&At { site, layer, sequence: 0, positions }, &values).unwrap();
+/// A pass over `positions`, with `noise` added to the activations.
+fn feed_all(probe: &mut ScalarProbe, positions: Range<usize>, noise: f32) {
+    let layers = (0..LAYERS).flat_map(|layer| SITES.map(|site| (site, layer)));
+    for (site, layer) in layers.chain([(Site::FinalNorm, 0)]) {
+        let rows = positions.clone().flat_map(|t| row(site, layer, t));
+        let values: Vec<f32> = rows.map(|x| x + noise).collect();
+        let at = At { site, layer, sequence: 0, positions: positions.clone() };
+        probe.read(&at, &values).unwrap();
+    }
 }
 
 fn norm(row: &[f32]) -> f64 {
@@ -88,6 +91,46 @@ proptest! {
         candidates in prop::collection::vec(0usize..12, 1..4),
     ) {
         prop_assert_eq!(run(tokens, &chunks, &candidates), run(tokens, &[tokens], &candidates));
+    }
+
+    /// Each step measures tokens that stay and drafts that are rejected, as other activations; some
+    /// steps begin again at an earlier position.
+    #[test]
+    fn rejected_positions_leave_nothing_behind(
+        steps in prop::collection::vec((1usize..6, 0usize..6, any::<bool>()), 1..8),
+        candidates in prop::collection::vec(0usize..20, 1..4),
+    ) {
+        let options = ScalarOptions { candidates: candidates.clone(), final_state: true };
+        let mut probe = ScalarProbe::growing(LAYERS, &options);
+        let mut len = 0;
+        for (accepted, rejected, restart) in steps {
+            if restart {
+                len /= 2;
+                probe.keep(len);
+            }
+            feed_all(&mut probe, len..len + accepted, 0.0);
+            len += accepted;
+            if rejected > 0 {
+                feed_all(&mut probe, len..len + rejected, 3.5);
+                probe.keep(len);
+            }
+            let ids: Vec<u32> = (0..len as u32).collect();
+            prop_assert_eq!(probe.so_far(&ids).unwrap(), run(len, &[len], &candidates));
+            prop_assert!(probe.so_far(&[0; 99]).is_err());
+            let half = len / 2;
+            prop_assert_eq!(probe.so_far(&ids[..half]).unwrap(), measured(half, &candidates));
+        }
+    }
+}
+
+/// As [`run`], also of no tokens.
+fn measured(tokens: usize, candidates: &[usize]) -> TraceScalars {
+    match tokens {
+        0 => {
+            let options = ScalarOptions { candidates: candidates.to_vec(), final_state: true };
+            ScalarProbe::new(LAYERS, &[], &options).finish().unwrap()
+        }
+        tokens => run(tokens, &[tokens], candidates),
     }
 }
 

@@ -10,7 +10,7 @@ use arrow_array::types::{Float32Type, UInt32Type};
 use arrow_array::{Array, RecordBatch};
 use fathom_sinks::{
     Class, Clip, Finding, Fingerprints, LayerScores, Manifest, Measures, ModelNote, NormCurve,
-    NormCurves, Preset, Run, RunTable, RunWriter, ScanNote, ScanOptions, Sink, TraceDetection,
+    NormCurves, Preset, RunDir, RunTable, RunWriter, ScanNote, ScanOptions, Sink, TraceDetection,
     TraceResult, TraceScores, TracesNote,
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -107,7 +107,7 @@ fn record(writer: &mut RunWriter) {
     writer.record(&TraceResult { detection, curves, scores, ids, texts }).unwrap();
 }
 
-fn complete(mut writer: RunWriter) -> Run {
+fn complete(mut writer: RunWriter) -> RunDir {
     while !writer.is_complete() && writer.recorded() < TRACES {
         record(&mut writer);
     }
@@ -328,14 +328,14 @@ fn a_damaged_line_in_the_middle_is_refused() {
 #[test]
 fn an_unfinished_run_is_not_opened() {
     let (_, states) = uninterrupted(false);
-    let message = Run::open(restore(&states[2]).path()).unwrap_err().to_string();
+    let message = RunDir::open(restore(&states[2]).path()).unwrap_err().to_string();
     assert!(
         message.ends_with(
             "run.json: `status` is `running`: the scan did not finish; finish it with `--resume`"
         ),
         "{message}"
     );
-    let message = Run::open(tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
+    let message = RunDir::open(tempfile::tempdir().unwrap().path()).unwrap_err().to_string();
     assert!(message.ends_with("holds no run: there is no run.json"), "{message}");
 }
 
@@ -380,7 +380,7 @@ fn recorded_data_is_read_back() {
     assert_eq!(text.texts, BTreeMap::from([(7, "a".to_owned()), (8, " b".to_owned())]));
 
     // Mean over heads of 4/16 and 10/16, the same at every layer.
-    let drawn = run.drawn_attention(&[TOKENS; TRACES]).unwrap().unwrap();
+    let drawn = run.attention_received(&[TOKENS; TRACES]).unwrap().unwrap();
     assert!((drawn[2][4] - 7.0 / 16.0).abs() < 1e-6, "{drawn:?}");
 
     let scores = table(RunTable::Scores);
@@ -409,13 +409,13 @@ fn an_unfinished_run_can_be_read() {
     lines.extend_from_slice(b"{\"candidate_sin");
     fs::write(&detections, lines).unwrap();
 
-    assert!(Run::open(&path).is_err());
-    let run = Run::open_unfinished(&path).unwrap();
+    assert!(RunDir::open(&path).is_err());
+    let run = RunDir::open_unfinished(&path).unwrap();
     assert!(!run.is_complete());
     assert_eq!(run.detections().unwrap(), [detection(0), detection(1)]);
     assert_eq!(run.norms(2, &|_| true).unwrap().len(), 2 * 3 * LAYERS);
     assert_eq!(run.text(2).unwrap().unwrap().ids.len(), 2);
-    assert!(run.drawn_attention(&[TOKENS; 2]).unwrap().is_some());
+    assert!(run.attention_received(&[TOKENS; 2]).unwrap().is_some());
 
     // Runs of earlier versions have no tokens file.
     fs::remove_file(path.join("parts/000001.tokens.parquet")).unwrap();

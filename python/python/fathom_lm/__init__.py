@@ -1,4 +1,4 @@
-"""Look into language models while they run fast.
+"""Activations, interventions and attention sinks of language models.
 
 ```python
 import fathom_lm as fl
@@ -8,8 +8,8 @@ ids = model.encode("The capital of France is", chat_template=False)
 logits, cache = model.run_with_cache(ids, ["resid_post.*", "sink_score.*"])
 ```
 
-There is no batch axis anywhere: arrays are `[T, …]`, `float32`, read-only, and views of the engine's
-own memory.
+There is no batch axis: arrays are `[T, …]`. They are `float32`, read-only views of the engine's
+memory.
 """
 
 from . import adapters, demo

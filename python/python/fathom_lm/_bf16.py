@@ -1,4 +1,4 @@
-"""bfloat16, which NumPy does not have, for libraries that take DLPack."""
+"""bfloat16, which NumPy lacks, for libraries that read DLPack."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ._errors import UnsupportedError
 
 
 class BFloat16:
-    """An array that other libraries see as bfloat16: `torch.from_dlpack(fl.bf16(array))`.
+    """An array that other libraries read as bfloat16: `torch.from_dlpack(fl.bf16(array))`.
 
-    Each export is a copy, rounded to the nearest, that belongs to whoever takes it; NumPy sees the
-    values in `float32`, as they were.
+    Each export is a copy, rounded to the nearest, that belongs to its consumer. NumPy reads the
+    original `float32` values.
     """
 
     __slots__ = ("_values",)
@@ -25,7 +25,7 @@ class BFloat16:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes, the slowest first."""
+        """The size of each axis."""
         return self._values.shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -47,7 +47,7 @@ class BFloat16:
         if dl_device is not None and tuple(dl_device) != (1, 0):
             raise BufferError("the values are in host memory and cannot be exported elsewhere")
         if copy is False:
-            raise BufferError("bfloat16 is made by a copy: expected copy=None or True")
+            raise BufferError("a bfloat16 export is always a copy: expected copy=None or True")
         versioned = max_version is not None and max_version[0] >= 1
         return _native.bf16_capsule(self._values, versioned)
 
@@ -56,5 +56,5 @@ class BFloat16:
 
 
 def bf16(array: npt.ArrayLike) -> BFloat16:
-    """`array` for libraries that take bfloat16 through DLPack, half as large as `float32`."""
+    """Wraps `array` for libraries that read bfloat16 through DLPack."""
     return BFloat16(np.asarray(array, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""What a pass showed, by name."""
+"""The activations of a pass, by name."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Key = Union[str, tuple[str, int]]
 
 
 class Cache(Mapping[str, Array]):
-    """Activations of one pass, in the order of the pass.
+    """The activations of one pass, in the order of the pass.
 
-    `cache["resid_post.3"]`, `cache["blocks.3.hook_resid_post"]` and `cache["resid_post", 3]` are the
-    same array. There is no batch axis: rows are `[T, width]`, heads `[heads, T, head_dim]`, with the
-    kept positions for `T`. Arrays are `float32`, read-only, and views of the engine's own memory,
-    which they keep alive.
+    `cache["resid_post.3"]`, `cache["blocks.3.hook_resid_post"]` and `cache["resid_post", 3]` are
+    the same array. There is no batch axis: rows are `[T, width]`, heads `[heads, T, head_dim]`,
+    where `T` counts the captured positions. Arrays are `float32`, read-only views of the engine's
+    memory, which they keep alive.
     """
 
     __slots__ = ("_arrays", "positions")
 
     positions: tuple[int, ...] | None
-    """The positions that were kept; `None`: all."""
+    """The captured positions; `None` for all."""
 
     def __init__(self, arrays: dict[str, Array], positions: tuple[int, ...] | None = None) -> None:
         self._arrays = arrays
@@ -49,7 +49,7 @@ class Cache(Mapping[str, Array]):
         except FathomError as error:
             raise KeyError(str(error)) from None
         if at is None and dict(_native.site_names())[site]:
-            raise KeyError(f"`{key}` is in every layer: say which, as in {site}.3, or use .stack")
+            raise KeyError(f"`{key}` is in every layer: name one, as in {site}.3, or use .stack")
         name = _names.at(site, at or 0)
         if name not in self._arrays:
             known = ", ".join(self._arrays) or "nothing"
@@ -73,11 +73,11 @@ class Cache(Mapping[str, Array]):
         return len(self._arrays)
 
     def to_numpy(self) -> dict[str, Array]:
-        """The arrays by our names, without a copy."""
+        """The arrays by Fathom's names, without a copy."""
         return dict(self._arrays)
 
     def stack(self, site: str) -> Array:
-        """One site of all layers that were captured, `[layers, …]`; a copy."""
+        """One site at all captured layers, `[layers, …]`; a copy."""
         name, _ = _names.parse(site)
         layers = [array for key, array in self._arrays.items() if key.split(".")[0] == name]
         if not layers:
@@ -109,8 +109,8 @@ class Cache(Mapping[str, Array]):
         ]
         more = f"<p>… {len(self) - 64} more</p>" if len(self) > 64 else ""
         return (
-            f"<b>{len(self)} arrays, {_bytes(self.nbytes)}</b><table><tr><th>name</th><th>shape</th>"
-            f"<th>size</th></tr>{''.join(rows)}</table>{more}"
+            f"<b>{len(self)} arrays, {_bytes(self.nbytes)}</b><table><tr><th>name</th>"
+            f"<th>shape</th><th>size</th></tr>{''.join(rows)}</table>{more}"
         )
 
 

@@ -9,8 +9,8 @@ from . import _native
 
 
 def main() -> int:
-    """Runs the command line, as the binary of the same name."""
-    # Ctrl-C ends it at once: Python would only make a note until the command is over.
+    """Runs the command line; the same as the binary `fathom`."""
+    # Ctrl-C ends it at once: Python's own handler would run only after the command has ended.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _native.main(["fathom", *sys.argv[1:]])
 

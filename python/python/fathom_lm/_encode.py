@@ -1,4 +1,4 @@
-"""From what may be given to a model to token ids: one place for a model and for a generator."""
+"""From input to token ids, for models and generators."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ def encode(
     *,
     has_chat_template: bool,
     strict: bool,
-    stacklevel: int,
 ) -> Encoded:
-    """As `Model.encode`; `stacklevel` is that of the caller's remarks."""
+    """The ids of one trace, as `Model.encode` describes."""
     variables = dict(template_kwargs or {})
     variables.update({"tools": list(tools)} if tools else {})
     variables.update({"documents": list(documents)} if documents else {})
@@ -39,11 +38,10 @@ def encode(
     elif isinstance(input, str):
         raw = native.encode_text(input, chat_template is False)
     else:
-        ids = input.ids if isinstance(input, Encoded) else _input.as_ids(input)
-        raw = native.encode_ids(ids)
+        raw = native.encode_ids(_input.as_ids(input))
     ids, prompt_len, text, found = raw
     remarks = _remarks.read(found)
-    _remarks.tell(remarks, strict, stacklevel=stacklevel + 1)
+    _remarks.warn(remarks, strict)
     tokens = [
         f"<id {i}>" if token is None else token
         for i, token in zip(ids.tolist(), native.tokens(ids))

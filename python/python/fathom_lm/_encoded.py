@@ -1,4 +1,4 @@
-"""Token ids, with the text they stand for."""
+"""Token ids, with their text."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ._remarks import Remark
 
 
 class Encoded(Sequence[int]):
-    """The ids a model is given, and what was made of the text to get them.
+    """The ids that a model is run on, and the text they were made from.
 
-    It is a sequence of ints, and NumPy takes it as an array `int64[T]`.
+    It is a sequence of ints, and `numpy.asarray` makes it an array `int64[T]`.
     """
 
     __slots__ = ("_text", "ids", "prompt_len", "remarks", "tokens")
 
     ids: npt.NDArray[np.int64]
-    """All of them, `int64[T]`, read-only."""
+    """The ids, `int64[T]`, read-only."""
     tokens: tuple[str, ...]
-    """What each stands for; `<id 17>` where the model has no tokenizer."""
+    """The text of each token; `<id 17>` if the model has no tokenizer."""
     prompt_len: int
     """How many of them are the prompt."""
     remarks: tuple[Remark, ...]
-    """What was remarkable about the text."""
+    """Remarks about the text."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Encoded(Sequence[int]):
 
     @property
     def text(self) -> str | None:
-        """What was encoded: the prompt as the chat template wrote it down, or the bare text, whose
-        special tokens are in `ids` only. `None` where ids were given."""
+        """The text that was encoded: the prompt as rendered by the chat template, or the bare text,
+        whose special tokens are in `ids` only. `None` if ids were given."""
         return self._text
 
     def tolist(self) -> list[int]:
@@ -91,7 +91,9 @@ class Encoded(Sequence[int]):
         def cell(position: int, token: str) -> str:
             title = f"position {position}, id {int(self.ids[position])}"
             text = html.escape(token).replace("\n", "⏎")
-            style = "border:1px solid #bbb;border-radius:3px;padding:0 2px;margin:1px;white-space:pre"
+            style = (
+                "border:1px solid #bbb;border-radius:3px;padding:0 2px;margin:1px;white-space:pre"
+            )
             return f'<span title="{title}" style="{style};display:inline-block">{text}</span>'
 
         shown = [cell(i, token) for i, token in enumerate(self.tokens[:512])]

@@ -1,18 +1,18 @@
-"""What goes wrong, and whose matter it is. The sentences are those of the command line."""
+"""The exceptions, by who can fix the problem. The sentences are those of the command line."""
 
 from __future__ import annotations
 
 
 class FathomError(Exception):
-    """Anything that Fathom refuses or that failed; one sentence."""
+    """Base class: something was refused or failed. The message is one sentence."""
 
 
 class CheckpointError(FathomError):
-    """A file of a checkpoint, adapter or run cannot be used: another file is needed."""
+    """A file of a checkpoint, adapter or run cannot be used."""
 
 
 class DataError(FathomError):
-    """One row of a data set cannot be used: mend it or leave it out, the others are fine."""
+    """One row of a data set cannot be used; the message names it."""
 
 
 class RequestError(FathomError, ValueError):
@@ -20,16 +20,16 @@ class RequestError(FathomError, ValueError):
 
 
 class UnsupportedError(RequestError, AttributeError, TypeError):
-    """Something that Fathom does not do, such as gradients; the sentence says what to do instead."""
+    """Fathom cannot do this, for example gradients. The message says what to do instead."""
 
 
 class BackendError(FathomError, RuntimeError):
-    """The machine failed, as without memory: a shorter text, or another machine."""
+    """The device failed, for example for lack of memory."""
 
 
 class EngineError(FathomError, RuntimeError):
-    """What would have done it has ended, was closed, or lives in another process."""
+    """The engine was closed, has stopped, or belongs to another process."""
 
 
 class FathomRemark(UserWarning):
-    """Input was used, but something about it was ignored, repaired or is doubtful."""
+    """Input was used, but something about it was ignored, repaired, or is doubtful."""

@@ -1,10 +1,9 @@
-"""Text from prompts, as it comes."""
+"""Generation of text from prompts."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union
 
@@ -15,55 +14,59 @@ from ._encoded import Encoded
 from ._errors import RequestError, UnsupportedError
 from ._model import Model
 from ._names import NamesFilter
+from ._options import PathLike, Precision, check_range, load_options, path
 from ._stream import Generated, Ids, Place, Stream
 
 Prompts = Union[_input.Input, Iterable[Any]]
-"""One prompt (a text, messages, or token ids), or several, each of which may be a dictionary
-`{"prompt": …}` with parameters of its own."""
+"""One prompt (a text, messages or token ids) or several. A prompt may be a dictionary
+`{"prompt": …}` with its own parameters."""
 
 _PROMPT_KEYS = ("prompt", "messages", "input_ids")
 _TEMPLATE_KEYS = ("tools", "documents", "template_kwargs", "chat_template")
 
 
 class Generator:
-    """A model that writes text, losslessly sped up by a draft where there is one: at temperature 0 a
-    text is the target's own, token for token, whatever the mode, the draft and the batch.
+    """A model that generates text, with lossless speculative decoding if it has a draft: at
+    temperature 0 the text is the target's, token for token, in every mode, with any draft and in
+    any batch.
 
     Args:
-        target: Whose text it is: a directory, a hub id, or a loaded `fl.Model`, which others may go
-            on using.
-        draft: A smaller model of the same vocabulary; the same kinds. Two that are named share out
-            the cores; loaded models each keep their threads.
-        mode: `"auto"` measures what is fastest (plain decoding without a draft); or `"ar"`, `"sd"`,
-            `"pearl"`.
-        gamma: How many tokens to draft at a time; `"auto"` measures.
-        batch_size: Most texts at a time.
-        kv_pages: Most pages of 128 tokens that the caches of all running texts may hold.
-        precision, adapter, draft_adapter, chat_template, system, template_kwargs, date, bos, isa: As
-            for `fl.Model`, where models are named.
-        target_threads, draft_threads: Threads of each, where models are named.
+        target: The model whose text is generated: a directory, a hub id, or a loaded `fl.Model`,
+            which can be used by others at the same time.
+        draft: A smaller model with the same vocabulary, given in the same ways. Two models given by
+            path share the cores; loaded models keep their threads.
+        mode: `"ar"`, `"sd"` or `"pearl"`; or `"auto"`, which measures which mode is fastest (`"ar"`
+            without a draft).
+        gamma: How many tokens to draft at a time; `"auto"` adapts it.
+        batch_size: The most texts to decode at a time.
+        kv_pages: The most pages of 128 tokens in the KV caches of all running texts.
+        precision, adapter, draft_adapter, chat_template, system, template_kwargs, date, bos, isa:
+            As for `fl.Model`, for models given by path.
+        target_threads, draft_threads: Threads of each model, for models given by path.
 
-    Any number of threads may use one. It is a context manager: leaving it ends the engine's threads.
-    A forked child cannot use it: it raises `EngineError`.
+    Any number of threads may use a generator. It is a context manager: leaving it ends the engine's
+    threads. A forked child cannot use it: it gets an `EngineError`.
+
+    Ctrl-C stops the loading of models before the next tensor.
 
     Raises:
-        RequestError: There is no such model, the draft has another vocabulary, or an argument has no
-            meaning.
+        RequestError: There is no such model, the draft has another vocabulary, or an argument has
+            no meaning.
         CheckpointError: A file cannot be used.
     """
 
     def __init__(
         self,
-        target: Model | str | os.PathLike[str],
-        draft: Model | str | os.PathLike[str] | None = None,
+        target: Model | PathLike,
+        draft: Model | PathLike | None = None,
         mode: Literal["auto", "ar", "sd", "pearl"] = "auto",
         gamma: int | Literal["auto"] = "auto",
         batch_size: int = 8,
         *,
         kv_pages: int | None = None,
-        precision: Literal["f32", "bf16"] | None = None,
-        adapter: str | os.PathLike[str] | None = None,
-        draft_adapter: str | os.PathLike[str] | None = None,
+        precision: Precision | None = None,
+        adapter: PathLike | None = None,
+        draft_adapter: PathLike | None = None,
         chat_template: bool | None = None,
         system: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -76,15 +79,11 @@ class Generator:
         length = None if gamma == "auto" else gamma
         if length is not None and not (isinstance(length, int) and 1 <= length <= 1024):
             raise RequestError(f"gamma={gamma!r}: expected 'auto' or a number from 1 to 1024")
-        for name, number, most in (
-            ("batch_size", batch_size, 1 << 20),
-            ("kv_pages", kv_pages, 1 << 40),
-            ("target_threads", target_threads, 1024),
-            ("draft_threads", draft_threads, 1024),
-        ):
-            if number is not None and not 1 <= number <= most:
-                raise RequestError(f"{name}={number}: expected at least 1, and at most {most}")
-        of_files = {
+        check_range("batch_size", batch_size, 1 << 20)
+        check_range("kv_pages", kv_pages, 1 << 40)
+        check_range("target_threads", target_threads, 1024)
+        check_range("draft_threads", draft_threads, 1024)
+        of_paths = {
             "precision": precision,
             "adapter": adapter,
             "draft_adapter": draft_adapter,
@@ -97,16 +96,13 @@ class Generator:
             "target_threads": target_threads,
             "draft_threads": draft_threads,
         }
-        kwargs = None
-        if template_kwargs is not None:
-            kwargs = _input.to_json(dict(template_kwargs), "template_kwargs")
         if draft is None and (draft_adapter is not None or draft_threads is not None):
             raise RequestError("draft_adapter and draft_threads need a draft")
         if isinstance(target, Model) or isinstance(draft, Model):
-            said = [name for name, value in of_files.items() if value is not None]
-            if said:
+            given = [name for name, value in of_paths.items() if value is not None]
+            if given:
                 raise RequestError(
-                    f"{said[0]} is of models that are named: say it where the model is loaded"
+                    f"{given[0]} is for models given by path: pass it to fl.Model instead"
                 )
             target = target if isinstance(target, Model) else Model(target)
             if draft is not None and not isinstance(draft, Model):
@@ -121,25 +117,27 @@ class Generator:
             )
             return
         self._native, raw = _native.Generator.of_paths(
-            os.fspath(target),
-            None if draft is None else os.fspath(draft),
+            path(target),
+            path(draft),
             mode=mode,
             gamma=length,
             batch_size=batch_size,
             kv_pages=kv_pages,
-            precision=precision or "f32",
-            adapter=None if adapter is None else os.fspath(adapter),
-            draft_adapter=None if draft_adapter is None else os.fspath(draft_adapter),
-            chat_template=chat_template is not False,
-            system=system,
-            template_kwargs=kwargs,
-            date=date.isoformat()[:10] if isinstance(date, datetime.date) else date,
-            bos=bos,
-            isa=isa,
+            options=load_options(
+                precision=precision,
+                chat_template=chat_template,
+                system=system,
+                template_kwargs=template_kwargs,
+                date=date,
+                bos=bos,
+                isa=isa,
+            ),
+            adapter=path(adapter),
+            draft_adapter=path(draft_adapter),
             target_threads=target_threads,
             draft_threads=draft_threads,
         )
-        _remarks.tell(_remarks.read(raw), False, stacklevel=2)
+        _remarks.warn(_remarks.read(raw), strict=False)
 
     def stream(
         self,
@@ -152,38 +150,38 @@ class Generator:
         chat_template: bool | None = None,
         **params: Any,
     ) -> Stream:
-        """The texts after prompts, as they come, whichever comes first.
+        """Generates the texts after prompts, and yields their tokens as soon as they are known.
 
         Args:
-            prompts: One prompt, or several. One is a text, messages, or token ids, as for
+            prompts: One prompt or several. A prompt is a text, messages or token ids, as for
                 `Model.encode`; or a dictionary with `prompt`, `messages` or `input_ids`, and
-                parameters of its own, which go before those of the call (also `tools`, `documents`,
+                parameters that override those of the call (also `tools`, `documents`,
                 `template_kwargs`, `chat_template`).
-            temperature: 0 takes the most likely token, always.
-            max_tokens: Most tokens of a text.
-            n: Texts of each prompt.
-            names_filter: Places whose activations each update brings, as for `run_with_cache`; `None`
-                is none. They are what the target's own passes computed, with the bits that a pass
-                over the finished text has.
-            chat_template: `False` takes texts as they are.
+            temperature: 0 always takes the most likely token.
+            max_tokens: The most tokens of a text.
+            n: Number of texts for each prompt.
+            names_filter: Places whose activations are in the updates, as for `run_with_cache`,
+                except that `None` is no place. The target's own decoding passes compute them; their
+                bits are those of a pass over the finished text.
+            chat_template: `False` encodes texts without the chat template.
             **params: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
                 `frequency_penalty`, `logit_bias`, `seed`, `min_tokens`, `stop`, `stop_token_ids`,
                 `ignore_eos`, with vLLM's names and meanings.
 
         Returns:
-            An iterator of updates. Closing it (`stream.close()`, or leaving `with`) cancels the texts
-            that have not ended. Text number `index * n + sample` has the randomness that
-            `fathom generate` gives that line.
+            An iterator of updates, those of different texts in the order they are made. Closing it
+            (`stream.close()`, or leaving `with`) cancels the unfinished texts. Text number
+            `index * n + sample` has the random numbers of that line of `fathom generate`.
 
         Raises:
-            RequestError: A prompt or a parameter that cannot be used; before anything is written.
+            RequestError: A prompt or parameter that cannot be used; nothing is generated.
             EngineError: The generator was closed.
         """
         common = {"temperature": temperature, "max_tokens": max_tokens, **params}
         places = self._places(names_filter)
         if not isinstance(n, int) or not 1 <= n <= 1 << 20:
             raise RequestError(f"n={n!r}: expected at least 1")
-        asked: list[tuple[Ids, str, int]] = []
+        requests: list[tuple[Ids, str, int]] = []
         owners: list[tuple[int, int]] = []
         for index, prompt in enumerate(_several(prompts)):
             own: dict[str, Any] = {}
@@ -193,34 +191,34 @@ class Generator:
             encoding: dict[str, Any] = {"chat_template": chat_template}
             encoding.update({key: own.pop(key) for key in _TEMPLATE_KEYS if key in own})
             ids = self._encode(prompt, **encoding).ids
-            said = _input.to_json({**common, **own}, f"prompt {index}: its parameters")
+            sampling = _input.to_json({**common, **own}, f"prompt {index}: its parameters")
             for sample in range(n):
-                asked.append((ids, said, index * n + sample))
+                requests.append((ids, sampling, index * n + sample))
                 owners.append((index, sample))
-        if not asked:
+        if not requests:
             raise RequestError("there are no prompts; expected at least one")
-        native = self._native.stream(asked, [name for name, _ in places])
-        return Stream(native, owners, [ids for ids, _, _ in asked], places)
+        native = self._native.stream(requests, [name for name, _ in places])
+        return Stream(native, owners, [ids for ids, _, _ in requests], places)
 
     def generate(self, prompts: Prompts, **arguments: Any) -> list[Generated]:
-        """The texts after prompts, in their order, those of one prompt after each other; arguments
-        are those of `stream`."""
+        """The finished texts in the order of the prompts, the samples of one prompt together. The
+        arguments are those of `stream`."""
         with self.stream(prompts, **arguments) as stream:
             return stream.texts()
 
     def encode(self, prompt: _input.Input, **arguments: Any) -> Encoded:
-        """The ids of a prompt up to where the answer begins, as for `Model.encode`."""
+        """The ids of one prompt up to where the answer begins, as for `Model.encode`."""
         return self._encode(prompt, **arguments)
 
     def metrics(self) -> dict[str, Any]:
-        """What the engine has done so far: requests by where they are (`submitted`, `waiting`,
-        `prefilling`, `running`, `finished`, `cancelled`, `failed`), `tokens`, `steps` by mode, what
-        drafts were worth, and seconds by who spent them."""
+        """Counts and times since the engine started: requests by state (`submitted`, `waiting`,
+        `prefilling`, `running`, `finished`, `cancelled`, `failed`), `tokens`, `steps` by mode,
+        acceptance of drafts, and seconds by model and by step."""
         found: dict[str, Any] = json.loads(self._native.metrics())
         return found
 
     def close(self) -> None:
-        """Cancels what is under way and ends the engine's threads."""
+        """Cancels unfinished texts and ends the engine's threads."""
         self._native.close()
 
     def __enter__(self) -> Generator:
@@ -249,7 +247,6 @@ class Generator:
             template_kwargs,
             has_chat_template=self._native.has_chat_template(),
             strict=False,
-            stacklevel=4,
         )
 
     def _places(self, names: NamesFilter) -> list[Place]:
@@ -271,14 +268,15 @@ class Generator:
 
 
 def _several(prompts: Any) -> Iterable[Any]:
-    """The prompts, where one may have been given instead."""
-    if isinstance(prompts, (str, Mapping, Encoded)):
+    """The prompts of a list, or the one prompt as a list."""
+    if _input.is_scalar(prompts) or isinstance(prompts, Encoded):
         return [prompts]
     if isinstance(prompts, np.ndarray) or hasattr(prompts, "__array__"):
         return [prompts] if np.ndim(prompts) == 1 else prompts
     if not isinstance(prompts, Iterable):
         raise RequestError(
-            f"{type(prompts).__name__} is no prompt: expected a text, messages, token ids, or several"
+            f"{type(prompts).__name__} is no prompt: expected a text, messages, token ids, or a "
+            "list of prompts"
         )
     found = list(prompts)
     if found and all(isinstance(item, (int, np.integer)) for item in found):
@@ -289,10 +287,10 @@ def _several(prompts: Any) -> Iterable[Any]:
 
 
 def _take_prompt(own: dict[str, Any], index: int) -> Any:
-    there = [key for key in _PROMPT_KEYS if key in own]
-    if len(there) != 1:
+    found = [key for key in _PROMPT_KEYS if key in own]
+    if len(found) != 1:
         raise RequestError(
             f"prompt {index}: expected one of `prompt`, `messages` and `input_ids`, found "
-            f"{' and '.join(there) or 'none'}"
+            f"{' and '.join(found) or 'none'}"
         )
-    return own.pop(there[0])
+    return own.pop(found[0])

@@ -1,4 +1,4 @@
-"""Functions that see, and may replace, the values at a place of a pass."""
+"""Functions that see the values at a place of a pass, and can replace them."""
 
 from __future__ import annotations
 
@@ -24,42 +24,46 @@ class HookSite:
     site: str
     """`mlp_out`."""
     layer: int
-    """0-based; 0 for sites that no layer has."""
+    """From 0; 0 for sites outside the layers."""
     lens_name: str | None
-    """TransformerLens' name, where it has the same tensor."""
+    """TransformerLens' name, if it records the same tensor."""
     positions: range
-    """The positions the values are of: all of the text's."""
+    """The positions of the values: all positions of the text."""
 
 
 HookFunction = Callable[[Array, HookSite], Any]
-"""`fn(values, site)`: returns `None` to leave the values, or an array of the same shape to replace
-them. The values are a read-only copy: change a copy and return it."""
+"""`fn(values, site)`: returns an array of the same shape to replace the values, or `None` to keep
+them. The values are read-only: change a copy and return it."""
 Hooks = Sequence[tuple[Union[str, Callable[[str], bool]], HookFunction]]
 
 
 def prepare(
     model: _native.Model, layers: int, tokens: int, hooks: Hooks, stop: int | None
 ) -> list[tuple[str, Callable[[Array], Array | None]]]:
-    """Hooks as the library calls them: a place and a function of its flat values."""
+    """Hooks as the compiled module takes them: a place and a function of its flat values."""
     prepared: list[tuple[str, Callable[[Array], Array | None]]] = []
     for hook in hooks:
         try:
             names, function = hook
         except (TypeError, ValueError):
-            raise RequestError(f"{hook!r} is no hook: expected a pair (name, function)") from None
+            raise RequestError(
+                f"{hook!r} is not a hook: expected a pair (name, function)"
+            ) from None
         if not callable(function):
-            raise RequestError(f"the hook at {names!r} is no function")
+            raise RequestError(f"the hook at {names!r} is not a function")
         by_name = isinstance(names, str)
         for name in _names.chosen(names, layers, stop):
             if not by_name and name.startswith("sink_score."):
-                continue  # a function of names may want everything; this is known only afterwards
+                continue  # known only after the pass; a function of names may match it anyway
             site, layer = _names.parse(name)
             if layer is None and dict(_native.site_names())[site]:
                 every = range(layers if stop is None else stop)
             else:
                 every = range(layer or 0, (layer or 0) + 1)
             for each in every:
-                prepared.append((_names.at(site, each), _bridge(model, site, each, tokens, function)))
+                prepared.append(
+                    (_names.at(site, each), _bridge(model, site, each, tokens, function))
+                )
     return prepared
 
 
@@ -68,20 +72,20 @@ def _bridge(
 ) -> Callable[[Array], Array | None]:
     name = _names.at(site, layer)
     where = HookSite(name, site, layer, _native.lens_name(site, layer), range(tokens))
-    shape, beside = model.shape(site, tokens)
+    shape, heads_in_rows = model.shape(site, tokens)
 
     def bridge(flat: Array) -> Array | None:
-        if beside:
-            # A pass holds heads beside each other; a cache, and so a hook, one after the other.
+        if heads_in_rows:
+            # [T, heads · head_dim] in the pass, [heads, T, head_dim] in a cache and for a hook.
             heads, _, width = shape
             values = flat.reshape(tokens, heads, width).transpose(1, 0, 2)
         else:
             values = flat.reshape(shape)
-        left = function(values, where)
-        if left is None:
+        returned = function(values, where)
+        if returned is None:
             return None
-        array = _replacement(left, tuple(shape), name)
-        return np.ascontiguousarray(array.transpose(1, 0, 2) if beside else array)
+        array = _replacement(returned, tuple(shape), name)
+        return np.ascontiguousarray(array.transpose(1, 0, 2) if heads_in_rows else array)
 
     return bridge
 

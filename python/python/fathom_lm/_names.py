@@ -1,4 +1,4 @@
-"""Names of the places in a pass: ours, and TransformerLens'."""
+"""Names of the places in a pass: Fathom's and TransformerLens'."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from . import _native
 from ._errors import RequestError
 
 NamesFilter = Union[None, str, Sequence[str], Callable[[str], bool]]
-"""Which places: a name, names, or a function of a name; `None` is every place that is linear in T."""
+"""Which places: a name, names, or a function of a name; `None` for every place of size linear in
+T."""
 
 _PER_LAYER = dict(_native.site_names())
 
-# What TransformerLens records and Fathom does not, and what is there instead.
+# Places that TransformerLens records and Fathom does not, and what to use instead.
 _LENS_ONLY = {
     "hook_pos_embed": "rotary models have none",
-    "hook_tokens": "the ids are what was given",
+    "hook_tokens": "they are the ids that you passed",
     "ln1.hook_scale": "compute it from resid_pre",
-    "ln1.hook_normalized": "attn_in is it times the norm's weight",
+    "ln1.hook_normalized": "attn_in is that times the norm's weight",
     "ln2.hook_scale": "compute it from resid_mid",
-    "ln2.hook_normalized": "mlp_in is it times the norm's weight",
+    "ln2.hook_normalized": "mlp_in is that times the norm's weight",
     "ln_final.hook_scale": "compute it from resid_post of the last layer",
-    "ln_final.hook_normalized": "final_norm is it times the norm's weight",
-    "attn.hook_attn_scores": "scores before the softmax are never held; attn_weights are the "
+    "ln_final.hook_normalized": "final_norm is that times the norm's weight",
+    "attn.hook_attn_scores": "scores before the softmax are never stored; attn_weights are the "
     "probabilities",
-    "attn.hook_result": "attn_ctx holds the heads side by side; multiply with the output projection",
+    "attn.hook_result": "attn_ctx has the heads in one row; multiply with the output projection",
     "hook_mlp_in": "use resid_mid",
     "hook_attn_in": "use resid_pre",
     "hook_q_input": "use attn_in",
@@ -36,12 +37,12 @@ _LENS_ONLY = {
 
 
 def at(site: str, layer: int) -> str:
-    """Our name of a place: `resid_post.3`, `embed`."""
+    """Fathom's name of a place: `resid_post.3`, `embed`."""
     return f"{site}.{layer}" if _PER_LAYER[site] else site
 
 
 def lens_only(name: str) -> str | None:
-    """What is to be said about a name that TransformerLens has and Fathom does not."""
+    """The message about a name that TransformerLens has and Fathom does not."""
     hook = re.sub(r"^blocks\.(\d+|\*)\.", "", name.strip())
     advice = _LENS_ONLY.get(hook)
     return None if advice is None else f"TransformerLens' `{name}` is not recorded: {advice}"
@@ -50,10 +51,12 @@ def lens_only(name: str) -> str | None:
 def parse(name: str) -> tuple[str, int | None]:
     """The site and layer that a name means.
 
-    Raises `RequestError` for an unknown one, with what there is instead.
+    Raises `RequestError` for an unknown name; the message lists the known ones.
     """
     if not isinstance(name, str):
-        raise RequestError(f"{name!r} is no name of a place: expected a string such as resid_post.3")
+        raise RequestError(
+            f"{name!r} is not the name of a place: expected a string such as resid_post.3"
+        )
     advice = lens_only(name)
     if advice is not None:
         raise RequestError(advice)
@@ -61,7 +64,7 @@ def parse(name: str) -> tuple[str, int | None]:
 
 
 def every(layers: int, stop: int | None) -> list[tuple[str, int]]:
-    """Every place of a pass that ends before layer `stop`, in the order of the pass."""
+    """All places of a pass that stops before layer `stop`, in the order of the pass."""
     end = layers if stop is None else stop
     places: list[tuple[str, int]] = []
     for site, per_layer in _PER_LAYER.items():
@@ -73,15 +76,15 @@ def every(layers: int, stop: int | None) -> list[tuple[str, int]]:
 
 
 def _wanted(wants: Callable[[str], bool], site: str, layer: int) -> bool:
-    """Whether a function of a name wants a place, by either of its names."""
+    """Whether a function of a name returns true for either name of a place."""
     lens = _native.lens_name(site, layer)
     return bool(wants(at(site, layer))) or (lens is not None and bool(wants(lens)))
 
 
 def chosen(names: NamesFilter, layers: int, stop: int | None) -> list[str]:
-    """The names that a filter means, as the library takes them."""
+    """The names that a filter selects, as the library takes them."""
     if names is None:
-        # Not what grows with the square of T, nor what is returned anyway.
+        # attn_weights grow with T², and logits are returned anyway.
         left_out = {"attn_weights", "logits"}
         return [at(*place) for place in every(layers, stop) if place[0] not in left_out]
     if isinstance(names, str):

@@ -1,13 +1,14 @@
-"""The compiled half: bindings of the library. `tests/test_stubs.py` holds this to the module."""
+"""Types of the compiled module; `tests/test_stubs.py` compares them with it."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, TypedDict, final
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "ANALYSES",
     "Generator",
     "Model",
     "Run",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 __version__: str
+ANALYSES: tuple[str, ...]
 
 _Array = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]
@@ -37,23 +39,26 @@ _FinishReason = Literal["eos", "stop", "length"]
 _Remark = tuple[str, str, str | None, int | None, str, int, str]
 _Encoded = tuple[_Ids, int, str | None, list[_Remark]]
 
+class _LoadOptions(TypedDict):
+    precision: str
+    isa: str | None
+    chat_template: bool
+    system: str | None
+    template_kwargs: str | None
+    date: str | None
+    bos: bool | None
+
 @final
 class Model:
     def __new__(
         cls,
         path: str,
         *,
-        name: str | None = None,
-        precision: str = "f32",
-        threads: int | None = None,
-        isa: str | None = None,
+        options: _LoadOptions,
         adapter: str | None = None,
-        chat_template: bool = True,
+        name: str | None = None,
+        threads: int | None = None,
         ids_only: bool = False,
-        system: str | None = None,
-        template_kwargs: str | None = None,
-        date: str | None = None,
-        bos: bool | None = None,
         strict: bool = False,
     ) -> Model: ...
     @property
@@ -64,8 +69,6 @@ class Model:
     def engine(self) -> str: ...
     @property
     def has_chat_template(self) -> bool: ...
-    @property
-    def is_here(self) -> bool: ...
     def config(self) -> dict[str, Any]: ...
     def remarks(self) -> list[_Remark]: ...
     def encode_text(self, text: str, bare: bool) -> _Encoded: ...
@@ -153,15 +156,9 @@ class Generator:
         gamma: int | None,
         batch_size: int,
         kv_pages: int | None,
-        precision: str,
+        options: _LoadOptions,
         adapter: str | None,
         draft_adapter: str | None,
-        chat_template: bool,
-        system: str | None,
-        template_kwargs: str | None,
-        date: str | None,
-        bos: bool | None,
-        isa: str | None,
         target_threads: int | None,
         draft_threads: int | None,
     ) -> tuple[Generator, list[_Remark]]: ...
@@ -172,9 +169,7 @@ class Generator:
     def encode_messages(self, messages: str, variables: str | None = None) -> _Encoded: ...
     def encode_ids(self, ids: _Ids) -> _Encoded: ...
     def tokens(self, ids: _Ids) -> list[str]: ...
-    def stream(
-        self, requests: Sequence[tuple[_Ids, str, int]], places: Sequence[str]
-    ) -> Texts: ...
+    def stream(self, requests: Sequence[tuple[_Ids, str, int]], places: Sequence[str]) -> Texts: ...
     def metrics(self) -> str: ...
     def close(self) -> None: ...
 
@@ -193,6 +188,7 @@ def scan(
     traces: Traces,
     *,
     preset: str,
+    phases: str,
     threshold: float | None,
     rise: float | None,
     reference: Sequence[int],
@@ -202,7 +198,7 @@ def scan(
     limit: int | None,
     out: str | None,
     resume: bool,
-    told: Callable[[list[_Remark]], None],
+    report_remarks: Callable[[list[_Remark]], None],
     progress: _Progress | None,
 ) -> Run: ...
 def explain(
@@ -220,7 +216,7 @@ def explain(
     progress: _Progress | None,
 ) -> list[tuple[str, Path, str]]: ...
 def table(
-    runs: Sequence[Run], show: str, preset: str | None = None, top: int = 10
+    runs: Sequence[Run], show: str, preset: str | None = None, phases: str | None = None, top: int = 10
 ) -> tuple[str, str, str, str, str]: ...
 def report(
     runs: Sequence[str], page: str, figures: str | None = None, texts: int = 30

@@ -1,4 +1,4 @@
-"""Which positions of a text are meant."""
+"""Selections of positions of a text."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from ._errors import RequestError
 Positions = Union[
     None, int, slice, range, Sequence[int], "npt.NDArray[np.integer[Any]]", "npt.NDArray[np.bool_]"
 ]
-"""Positions, from the end where negative; a slice or range of them; a mask `bool[T]`; `None`: all."""
+"""Positions, negative from the end; a slice or range; a mask `bool[T]`; `None` for all."""
 
 
 def resolve(positions: Positions, tokens: int) -> list[int] | None:
-    """Positions from 0, ascending; `None` for all."""
+    """The positions, ascending and from 0; `None` for all."""
     if positions is None:
         return None
     if isinstance(positions, slice):
         given: Any = range(*positions.indices(tokens))
     elif isinstance(positions, np.ndarray) and positions.dtype == np.bool_:
         if positions.shape != (tokens,):
-            raise RequestError(f"positions: a mask must have shape [{tokens}], as the text")
+            raise RequestError(f"positions: a mask must have the shape of the text, [{tokens}]")
         given = np.flatnonzero(positions)
     else:
         given = positions
     try:
-        found = [operator.index(given)] if not hasattr(given, "__iter__") else [
-            operator.index(position) for position in given
-        ]
+        found = (
+            [operator.index(given)]
+            if not hasattr(given, "__iter__")
+            else [operator.index(position) for position in given]
+        )
     except TypeError:
         raise RequestError(
             "positions: expected an int, ints, a slice, or a mask of the text's length"
@@ -44,5 +46,7 @@ def resolve(positions: Positions, tokens: int) -> list[int] | None:
                 f"position {position} was asked for, but the text has {tokens} tokens"
             )
     if any(a >= b for a, b in zip(from_start, from_start[1:])):
-        raise RequestError("positions: expected them ascending, each once, as the rows will be")
+        raise RequestError(
+            "positions: expected ascending positions, each once, in the order of the rows"
+        )
     return from_start

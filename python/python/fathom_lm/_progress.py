@@ -1,4 +1,4 @@
-"""Progress for people who wait: a bar in a terminal, a line of text in a notebook."""
+"""Progress: a bar in a terminal, a line of text in a notebook."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, Union
 
 ProgressFunction = Callable[[str, str, int, int], Any]
-"""`fn(step, unit, done, total)`, such as `("scanning", "tokens", 512, 9000)`; what it raises ends the
-work."""
+"""`fn(step, unit, done, total)`, such as `("scanning", "tokens", 512, 9000)`. An exception that it
+raises stops the work."""
 Progress = Union[bool, ProgressFunction]
-"""`True`: a bar where stderr is a terminal, a line in a notebook, nothing elsewhere."""
+"""`True`: a bar if stderr is a terminal, a line in a notebook, nothing elsewhere."""
 
 
 class Bar:
-    """Draws how far something is, and goes with it."""
+    """Shows progress, and removes it at the end."""
 
     def __init__(self, progress: Progress) -> None:
         self._function = progress if callable(progress) else None
@@ -27,12 +27,12 @@ class Bar:
         self._drawn = False
 
     def function(self) -> ProgressFunction | None:
-        """What is to be called, if anything."""
+        """The function to call with progress, if any."""
         if self._function is not None:
             return self._function
-        return self._tell if self._notebook or self._terminal else None
+        return self._show if self._notebook or self._terminal else None
 
-    def _tell(self, step: str, unit: str, done: int, total: int) -> None:
+    def _show(self, step: str, unit: str, done: int, total: int) -> None:
         if step != self._step:
             self._step, self._began = step, time.monotonic()
         seconds = time.monotonic() - self._began
@@ -42,27 +42,27 @@ class Bar:
             left = seconds * (1 - share) / share if share else 0.0
             text += f"  {done / seconds:,.0f}/s  {left:.0f} s left"
         if self._notebook:
-            self._show({"text/plain": f"{text} ({share:.0%})"})
+            self._display_text(f"{text} ({share:.0%})")
         else:
             filled = round(share * 24)
             sys.stderr.write(f"\r\x1b[2K{text}  {'█' * filled}{'░' * (24 - filled)}")
             sys.stderr.flush()
         self._drawn = True
 
-    def _show(self, data: dict[str, str]) -> None:
-        display = sys.modules["IPython.display"].display
+    def _display_text(self, text: str) -> None:
+        display, data = sys.modules["IPython.display"].display, {"text/plain": text}
         if self._display is None:
             self._display = display(data, raw=True, display_id=True)
         else:
             self._display.update(data, raw=True)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._drawn and self._terminal:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
         if self._drawn and self._notebook:
-            self._show({"text/plain": ""})
+            self._display_text("")
 
     def __enter__(self) -> Bar:
         return self
@@ -76,7 +76,7 @@ def _is_terminal() -> bool:
 
 
 def _in_notebook() -> bool:
-    # Never imported here: who has a notebook has imported it.
+    # IPython is not imported here: in a notebook it is already.
     python = sys.modules.get("IPython")
     shell = python.get_ipython() if python is not None else None
     return hasattr(shell, "kernel") and "IPython.display" in sys.modules

@@ -1,4 +1,4 @@
-"""What Fathom does not do, by the names people look for it under, and what to do instead."""
+"""Names from PyTorch and TransformerLens that Fathom lacks, and what to use instead."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ _GRADIENTS = (
     "gradients in PyTorch"
 )
 _DEVICE = (
-    "a model stays where it was loaded: say what it computes with in fl.Model(..., precision=, threads=)"
+    "a model stays where it was loaded: choose how it computes with fl.Model(..., precision=, "
+    "threads=)"
 )
 _WEIGHTS = (
-    "weights are packed for the machine when they are loaded and cannot be read back: read them "
-    "from the checkpoint's safetensors"
+    "weights are packed for the CPU when they are loaded and cannot be read back: read them from "
+    "the checkpoint's safetensors"
 )
-_HOOKS = "hooks live for one pass: give them to run_with_hooks(ids, [(name, fn)])"
+_HOOKS = "hooks last for one pass: pass them to run_with_hooks(ids, [(name, fn)])"
 
 _OF_MODELS = {
     "parameters": _WEIGHTS,
@@ -29,7 +30,7 @@ _OF_MODELS = {
     "requires_grad": _GRADIENTS,
     "requires_grad_": _GRADIENTS,
     "train": "Fathom does not train; a model is always in inference mode",
-    "eval": "a model is always in inference mode: nothing need be switched",
+    "eval": "a model is always in inference mode",
     "to": _DEVICE,
     "cuda": _DEVICE,
     "cpu": _DEVICE,
@@ -42,9 +43,9 @@ _OF_MODELS = {
     "reset_hooks": _HOOKS,
     "hooks": _HOOKS,
     "register_forward_hook": _HOOKS,
-    "hook_dict": "the places of a pass are listed by model.names()",
+    "hook_dict": "model.names() lists the places of a pass",
     "cfg": "the config is model.config, a dictionary",
-    "tokenizer": "text goes through model.encode, model.decode and model.tokens",
+    "tokenizer": "use model.encode, model.decode and model.tokens",
     "to_tokens": "use model.encode(text), or model.encode(text, chat_template=False) for bare text",
     "to_str_tokens": "use model.tokens(ids)",
     "to_string": "use model.decode(ids)",
@@ -52,7 +53,7 @@ _OF_MODELS = {
     "trace": "use model.run_with_cache(ids, names) and model.run_with_hooks(ids, hooks)",
 }
 
-_LOGIT_LENS = "is arithmetic on arrays: take them from the cache, as in cache['resid_post', 3]"
+_LOGIT_LENS = "is arithmetic on arrays: use those of the cache, as in cache['resid_post', 3]"
 
 _OF_CACHES = {
     "stack_activation": "use cache.stack(site), [layers, T, …]",
@@ -61,8 +62,8 @@ _OF_CACHES = {
     "logit_attrs": f"logit_attrs {_LOGIT_LENS}",
     "remove_batch_dim": "there is no batch axis: arrays are [T, …]",
     "apply_slice_to_batch_dim": "there is no batch axis: arrays are [T, …]",
-    "to": "arrays are NumPy in host memory: torch.from_dlpack(array) takes them without a copy",
-    "cuda": "arrays are NumPy in host memory: torch.from_dlpack(array) takes them without a copy",
+    "to": "arrays are NumPy in host memory: torch.from_dlpack(array) shares them without a copy",
+    "cuda": "arrays are NumPy in host memory: torch.from_dlpack(array) shares them without a copy",
     "toggle_autodiff": _GRADIENTS,
 }
 
@@ -76,7 +77,7 @@ def of_cache(name: str) -> UnsupportedError | None:
 
 
 def check_tensor(value: Any, what: str) -> None:
-    """Refuses tensors of other libraries that cannot become arrays in host memory."""
+    """Refuses tensors of other libraries that NumPy cannot read."""
     if getattr(value, "requires_grad", False):
         raise UnsupportedError(f"{what} requires grad: {_GRADIENTS}; here, .detach() it first")
     device = getattr(value, "device", None)

@@ -1,7 +1,9 @@
-"""Remarks: what was used, and should be known nevertheless."""
+"""Remarks: input was used, but something about it should be known."""
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,23 +12,25 @@ from ._errors import FathomRemark, RequestError
 
 RawRemark = tuple[str, str, "str | None", "int | None", str, int, str]
 
+_PACKAGE = os.path.dirname(__file__)
+
 
 @dataclass(frozen=True)
 class Remark:
-    """Something remarkable about input that was used."""
+    """Something about input that was used: it was ignored, repaired, or is doubtful."""
 
     kind: str
-    """A short name of what it is about, such as `unread-key`."""
+    """A short name, such as `unread-key`."""
     about: str
     """`input`, which `strict=True` refuses, or `advice`."""
     file: str | None
     line: int | None
-    """Of the file, from 1."""
+    """Line of the file, from 1."""
     text: str
     count: int
-    """Lines of the file that it is about."""
+    """How many lines of the file it is about."""
     sentence: str
-    """All of it on one line, as the command line tells it."""
+    """All of it in one line, as the command line prints it."""
 
     def __str__(self) -> str:
         return self.sentence
@@ -36,10 +40,19 @@ def read(raw: Iterable[RawRemark]) -> tuple[Remark, ...]:
     return tuple(Remark(*remark) for remark in raw)
 
 
-def tell(remarks: Iterable[Remark], strict: bool, stacklevel: int) -> None:
-    """Warns of remarks; with `strict` one about input is an error instead."""
+def warn(remarks: Iterable[Remark], strict: bool) -> None:
+    """Warns of remarks. With `strict`, a remark about input is an error instead."""
+    remarks = list(remarks)
     for remark in remarks:
         if strict and remark.about == "input":
             raise RequestError(f"{remark} (refused because of strict=True)")
     for remark in remarks:
-        warnings.warn(str(remark), FathomRemark, stacklevel=stacklevel + 1)
+        warnings.warn(str(remark), FathomRemark, stacklevel=_stacklevel())
+
+
+def _stacklevel() -> int:
+    """The `stacklevel`, seen from the caller, of the first frame outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and os.path.dirname(frame.f_code.co_filename) == _PACKAGE:
+        frame, level = frame.f_back, level + 1
+    return level

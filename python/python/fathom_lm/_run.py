@@ -1,4 +1,4 @@
-"""Runs: what a scan leaves behind."""
+"""Runs: the results of scans."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Show = Literal["sinks", "tokens", "levels", "positions"]
 Path_ = Union[str, "os.PathLike[str]"]
 Classes = Union[str, Sequence[str]]
 
-ANALYSES = ("stages", "pca", "clusters", "swap", "effect", "entropy", "suppress", "neurons")
+ANALYSES = _native.ANALYSES
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class Explained:
     """One analysis of a run."""
 
     analysis: str
+    """Its name."""
     file: Path
-    """Its result, JSON."""
+    """The file with its result, JSON."""
     finding: str
-    """What was found, in a sentence."""
+    """What it found, in a sentence."""
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What a report wrote."""
+    """The files of a report."""
 
     page: Path
     figures: tuple[Path, ...]
@@ -49,7 +50,7 @@ class ReportFiles:
 
 
 class Figure(str):
-    """A figure as the text of an SVG file; a picture in a notebook."""
+    """A figure: the text of an SVG file, shown as a picture in a notebook."""
 
     name: str
 
@@ -62,14 +63,14 @@ class Figure(str):
         return str(self)
 
     def save(self, path: Path_) -> None:
-        """Writes the file."""
+        """Writes the SVG file."""
         Path(path).write_text(self, encoding="utf-8")
 
 
 class Run:
-    """A finished run: its directory, its tables, and what can be made of them.
+    """A finished run: its directory and tables, and the analyses, tables and figures made from it.
 
-    `fl.scan` makes one, `fl.open_run` opens one, whoever wrote it.
+    `fl.scan` makes one; `fl.open_run` opens one that `fl.scan` or `fathom scan` wrote.
     """
 
     def __init__(
@@ -85,24 +86,24 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its directory. That of a scan without `out` goes with the run."""
+        """Its directory. That of a scan without `out` is removed with the run."""
         return Path(self._native.path)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """`run.json`: what was scanned, how, and how far it got."""
+        """`run.json`: what was scanned, with which options, and how much is done."""
         found: dict[str, Any] = json.loads(self._native.manifest())
         return found
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
-        """What was remarkable about the scan."""
+        """Remarks about the scan."""
         return _remarks.read(self._native.remarks())
 
     @property
     def detections(self) -> list[dict[str, Any]]:
-        """The sinks, trace by trace, as `detections.jsonl` says them: `candidate_sinks` maps
-        positions, as ints, to sinks."""
+        """The sinks of each trace, as in `detections.jsonl`: `candidate_sinks` maps positions
+        (ints) to sinks."""
         traces = [json.loads(line) for line in self._native.detections()]
         for trace in traces:
             sinks = trace["candidate_sinks"]
@@ -121,34 +122,36 @@ class Run:
 
     @property
     def sinks(self) -> Table:
-        """A row a sink: trace, position, token, class, l_start, lifetime, layers, norms."""
+        """One row for each sink: trace, position, token, class, l_start, lifetime, layers,
+        norms."""
         return self._table("sinks")
 
     @property
     def norms(self) -> Table:
-        """A row a (trace, sink or average token, layer): hidden, key and value norms."""
+        """One row for each trace, sink (or average token) and layer: hidden, key and value
+        norms."""
         return self._table("norms")
 
     @property
     def scores(self) -> Table:
-        """A row a (trace, layer, position): sink scores, where attention was measured.
+        """One row for each trace, layer and position: sink scores, if attention was measured.
 
         Raises:
-            RequestError: It was not.
+            RequestError: Attention was not measured.
         """
         return self._table("scores")
 
     @property
     def tokens(self) -> Table:
-        """A row a (trace, position): the tokens that were scanned."""
+        """One row for each trace and position: the tokens that were scanned."""
         return self._table("tokens")
 
     def __len__(self) -> int:
-        """How many traces it has."""
+        """Number of traces."""
         return int(self.manifest["counts"]["traces"])
 
     def summary(self) -> str:
-        """What was found, in sentences."""
+        """The findings, in sentences."""
         return self._native.summary()
 
     def mask(
@@ -160,9 +163,9 @@ class Run:
         """Which tokens of a trace are sinks, `bool[T]`, read-only.
 
         Args:
-            trace: Its number in the run, from 0, or from the end where negative.
-            layer: At this layer (negative from the end); `None`: at any.
-            classes: Of `"primary"`, `"secondary"`, `"noise"`.
+            trace: Its number in the run, from 0; negative from the end.
+            layer: Sinks at this layer (negative from the end); `None` for any layer.
+            classes: The classes to include, of `"primary"`, `"secondary"`, `"noise"`.
         """
         index = _index(trace, len(self), "trace")
         layers = int(self.manifest["model"]["layers"])
@@ -178,10 +181,11 @@ class Run:
         format: Format = "markdown",
         *,
         preset: Literal["paper", "upstream"] | None = None,
+        phases: Literal["largest", "all"] | None = None,
         top: int = 10,
     ) -> TextTable:
         """One of the paper's tables; see `fl.table` for several runs."""
-        return table([self], show, format, preset=preset, top=top)
+        return table([self], show, format, preset=preset, phases=phases, top=top)
 
     def explain(
         self,
@@ -195,21 +199,22 @@ class Run:
         seed: int = 0,
         progress: Progress = True,
     ) -> list[Explained]:
-        """How the sinks form and what they do; results are stored in the run, those that are there
-        are kept, and what was interrupted goes on.
+        """How the sinks form and what they do. Results are stored in the run. A result that is up
+        to date is kept, and an interrupted explanation continues.
 
         Args:
-            analyses: Of `stages`, `pca`, `clusters`, `swap`, `effect`, `entropy`, `suppress`,
-                `neurons`; `None` for all.
-            model: A loaded model, or where it is, where the run does not know.
-            traces: Where the traces' file is, where the run does not know.
-            adapter, threads: As for `fl.Model`, where the model is loaded here.
-            max_sinks: Look at no more sinks where vectors are kept or the model is run for each.
-            seed: Of what is chosen by chance.
+            analyses: Names of analyses, which are those of the flags of `fathom explain`; `None`
+                for all.
+            model: A loaded model, or its path if it has moved since the scan.
+            traces: The traces' file, if it has moved since the scan.
+            adapter, threads: As for `fl.Model`, if the model is loaded here.
+            max_sinks: The most sinks for which vectors are kept or the model is run.
+            seed: Seed of the random choice of sinks and other tokens.
             progress: See `fl.scan`.
 
         Raises:
-            RequestError: An unknown analysis; a model or traces that are not here or not the run's.
+            RequestError: An unknown analysis; or a model or traces that do not exist or are not the
+                run's.
         """
         asked = ANALYSES if analyses is None else analyses
         names = [asked] if isinstance(asked, str) else list(asked)
@@ -239,7 +244,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The results of `explain` that are stored, by analysis."""
+        """The stored results of `explain`, by analysis."""
         found: dict[str, Any] = {}
         for name in ANALYSES:
             file = self.path / "explain" / f"{name}.json"
@@ -247,22 +252,20 @@ class Run:
                 found[name] = json.loads(file.read_text(encoding="utf-8"))["result"]
         return found
 
-    def report(
-        self, path: Path_, *, figures: Path_ | None = None, texts: int = 30
-    ) -> ReportFiles:
+    def report(self, path: Path_, *, figures: Path_ | None = None, texts: int = 30) -> ReportFiles:
         """Writes one page, and each figure as SVG and CSV; see `fl.report` for several runs."""
         return report([self], path, figures=figures, texts=texts)
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures, whether the run has the numbers for them or not."""
+        """Names of all figures, including those that the run lacks the data for."""
         return self._native.figure_names()
 
     def figure(self, name: str) -> Figure:
         """A figure: `"fig1-norms"`, or `"norms"`.
 
         Raises:
-            RequestError: There is none of this name, or the run has no numbers for it; the sentence
+            RequestError: There is no such figure, or the run lacks the data for it; the message
                 says how to get them.
         """
         return Figure(name, self._native.figure(name))
@@ -278,10 +281,10 @@ class Run:
 
 
 def open_run(path: Path_) -> Run:
-    """Opens the finished run in a directory, whoever wrote it: `fathom scan` or `fl.scan`.
+    """Opens a finished run that `fathom scan` or `fl.scan` wrote.
 
     Raises:
-        CheckpointError: It holds no run, one of another version, or one that did not finish.
+        CheckpointError: The directory holds no run, a run of another version, or an unfinished one.
     """
     return Run(_native.Run.open(os.fspath(path)))
 
@@ -292,21 +295,23 @@ def table(
     format: Format = "markdown",
     *,
     preset: Literal["paper", "upstream"] | None = None,
+    phases: Literal["largest", "all"] | None = None,
     top: int = 10,
 ) -> TextTable:
     """One of the paper's tables of several runs.
 
     Args:
-        runs: The runs, a row or a block each.
+        runs: The runs; each gets a row or a block of rows.
         show: `sinks` (tables 1 and 2), `tokens` (table 3), `levels` (figure 2 in numbers),
             `positions` (figure 5 in numbers).
-        format: What `str` gives: `markdown`, `csv`, `latex`, `json`.
-        preset: Grades the sinks anew by these rules.
-        top: With `tokens`: how many of each.
+        format: The format of `str(table)`: `markdown`, `csv`, `latex`, `json`.
+        preset: Classify the sinks again by these rules.
+        phases: Count the sinks of these phases instead of those chosen for the scan.
+        top: For `tokens`: how many rows of each class.
     """
     if format not in ("markdown", "csv", "latex", "json"):
         raise RequestError(f"format={format!r}: expected 'markdown', 'csv', 'latex' or 'json'")
-    texts = _native.table([run._native for run in runs], show, preset, max(0, top))
+    texts = _native.table([run._native for run in runs], show, preset, phases, max(0, top))
     return TextTable(show, format, texts)
 
 
@@ -317,9 +322,9 @@ def report(
 
     Args:
         runs: Runs, or their directories.
-        path: The page; an older report there is replaced, another file is not.
-        figures: Where the figures go; `figures` beside the page unless said.
-        texts: Traces of each run whose text is in the page.
+        path: The page. An older report is replaced, any other file is not.
+        figures: The directory for the figures. The default is `figures` next to the page.
+        texts: How many traces of each run are shown as text.
     """
     dirs = [os.fspath(run.path if isinstance(run, Run) else run) for run in runs]
     page, files = _native.report(

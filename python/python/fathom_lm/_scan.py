@@ -1,4 +1,4 @@
-"""Traces through a model, into a run."""
+"""Scans of traces for attention sinks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from ._progress import Bar, Progress
 from ._run import Run
 
 Traces = Union[str, "os.PathLike[str]", Iterable[Any]]
-"""A path; an iterable of traces (texts, messages, rows of a data set, token ids); or an Arrow table."""
+"""A path; an iterable of traces (texts, messages, rows of a data set, token ids); an Arrow
+table."""
 
 
 def scan(
@@ -36,41 +37,47 @@ def scan(
     resume: bool = False,
     progress: Progress = True,
     *,
+    phases: Literal["largest", "all"] = "largest",
     skip_bad_lines: bool = False,
     prompt_field: str | None = None,
     output_field: str | None = None,
 ) -> Run:
-    """Looks for attention sinks in traces: a pass over each, into a run, as `fathom scan` does.
+    """Runs each trace through the model once and finds its attention sinks, as `fathom scan` does.
 
     Args:
         model: The model.
         traces: A JSONL, JSON or Parquet file, compressed or not, or a directory or pattern of such
-            files. Or a list or iterator of traces, each of which is a text, taken as it is with the
-            special tokens of bare text (as `model.encode(text, chat_template=False)`); messages that
-            end with the assistant's answer; a dictionary as a row of a data set, such as
+            files. Or a list or iterator of traces, each of which is a text, encoded without the
+            chat template (as by `model.encode(text, chat_template=False)`); messages that end with
+            the assistant's answer; a dictionary with the fields of a data set's row, such as
             `{"prompt": …, "output": …}`; or token ids. Or an Arrow table or reader of such rows
-            (anything with `__arrow_c_stream__`: polars, pyarrow, pandas, duckdb).
-        out: The run's directory, new or empty; without one it is temporary, and goes with the run.
-        attention: Measure sink scores as well, never holding `[T, T]`.
-        all_heads: With `attention`: keep each head's score for every token, not for sinks only.
+            (anything with `__arrow_c_stream__`: polars, pyarrow, pandas, DuckDB).
+        out: The run's directory, new or empty. Without one, it is temporary and removed with the
+            run.
+        attention: Measure sink scores too; `[T, T]` is never in memory.
+        all_heads: With `attention`: store each head's score for every token, not for sinks only.
         preset: The rules of the paper, or of its published scripts.
-        threshold: The cosine with the reference that makes a sink; the preset's, 0.95 or 0.9.
-        rise: The reference is a primary sink where its norm is so many times the mean; 5.
-        reference: Positions that may be the reference sink; of several the one of the largest norm.
-        max_tokens: Look at the first tokens of each trace.
-        limit: Look at the first traces.
-        resume: Go on with the run in `out`.
-        progress: `True`: a bar where stderr is a terminal, a line in a notebook. Or a function
+        threshold: The smallest cosine with the reference that makes a token a sink. The default is
+            the preset's, 0.95 or 0.9.
+        rise: The smallest ratio of the reference's norm to the mean norm that makes it a primary
+            sink. The default is 5.
+        reference: Positions that may be the reference sink; the one with the largest norm is.
+        max_tokens: Scan only the first tokens of each trace.
+        limit: Scan only the first traces.
+        resume: Continue the run in `out`.
+        progress: `True`: a bar if stderr is a terminal, a line in a notebook. Or a function
             `(step, unit, done, total)`.
-        skip_bad_lines: Pass over rows of files that cannot be read.
-        prompt_field, output_field: Where prompt and output are in rows of files.
+        phases: Which sinks to list if the reference's norm is large in several runs of layers. All
+            are stored; `fl.table` has the same argument.
+        skip_bad_lines: Skip rows of files that cannot be read.
+        prompt_field, output_field: The fields of prompt and output in rows of files.
 
     Returns:
-        The run. Ctrl-C ends a scan within a layer; with `out` the run can then be resumed.
+        The run. Ctrl-C stops a scan within a layer; with `out`, the run can be resumed.
 
     Raises:
-        DataError: A trace that cannot be used; the sentence says which.
-        CheckpointError: A directory that holds something else.
+        DataError: A trace that cannot be used; the message says which.
+        CheckpointError: `out` holds something else.
         RequestError: An argument that has no meaning.
     """
     if not isinstance(model, Model):
@@ -88,17 +95,18 @@ def scan(
         if number is not None and not 1 <= number < 1 << 32:
             raise RequestError(f"{name}={number}: expected at least 1")
     if resume and out is None:
-        raise RequestError("resume=True needs the run's directory: say out=")
+        raise RequestError("resume=True needs the run's directory: pass out=")
     read = read_traces(model, traces, limit, skip_bad_lines, prompt_field, output_field)
 
-    def told(raw: list[_remarks.RawRemark]) -> None:
-        _remarks.tell(_remarks.read(raw), model._strict, stacklevel=3)
+    def report_remarks(raw: list[_remarks.RawRemark]) -> None:
+        _remarks.warn(_remarks.read(raw), model._strict)
 
     with Bar(progress) as bar:
         native = _native.scan(
             model._native,
             read,
             preset=preset,
+            phases=phases,
             threshold=threshold,
             rise=rise,
             reference=positions,
@@ -108,7 +116,7 @@ def scan(
             limit=limit,
             out=None if out is None else os.fspath(out),
             resume=resume,
-            told=told,
+            report_remarks=report_remarks,
             progress=bar.function(),
         )
     return Run(native, model, read)
@@ -122,7 +130,7 @@ def read_traces(
     prompt_field: str | None,
     output_field: str | None,
 ) -> _native.Traces:
-    """Traces as token ids of the model."""
+    """The traces as token ids."""
     if isinstance(traces, (str, os.PathLike)):
         return _native.Traces.read(
             model._native,
@@ -134,7 +142,8 @@ def read_traces(
         )
     if skip_bad_lines or prompt_field is not None or output_field is not None:
         raise RequestError(
-            "skip_bad_lines, prompt_field and output_field are of files: mend traces in memory first"
+            "skip_bad_lines, prompt_field and output_field are for files: change traces in memory "
+            "instead"
         )
     if hasattr(traces, "__arrow_c_stream__"):
         return _native.Traces.from_rows(model._native, _native.arrow_rows(traces, limit))
@@ -173,7 +182,7 @@ def _row(model: Model, trace: Any, number: int) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say: arrays as lists."""
+    """`value` with arrays as lists, which JSON can hold."""
     if isinstance(value, Encoded):
         return value.tolist()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Texts under way, and what comes of them."""
+"""Texts in progress, and finished texts."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from ._cache import Cache
 Ids = npt.NDArray[np.int64]
 FinishReason = Literal["eos", "stop", "length"]
 Place = tuple[str, "tuple[int, int | None]"]
-"""A place's name, the width of its rows, and how many heads they are of."""
+"""A place's name, the width of its rows, and the number of heads in a row."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a step added to one text."""
+    """What one step added to one text."""
 
     index: int
-    """Which prompt."""
+    """Number of the prompt."""
     sample: int
-    """Which of the texts of that prompt."""
+    """Number of the text among those of the prompt."""
     text: str
-    """Text that is certain by now: never half a character, never part of a stop string."""
+    """The new text: never half a character, never part of a stop string."""
     ids: Ids
-    """The tokens it got, `int64[n]`, with the token that ended it."""
+    """The new tokens, `int64[n]`, including the token that ended the text."""
     done: bool
-    """Whether this is the last of the text."""
+    """Whether this is the last update of the text."""
     finish_reason: FinishReason | None
     """Why the text ended: `eos`, `stop` (a stop text or token), `length`."""
     mat: float | None
-    """With the last: mean accepted tokens, 1 without a draft."""
+    """In the last update: mean accepted tokens per step, 1 without a draft."""
     activations: Cache | None
-    """Where some were asked for: those of the positions of prompt and text that have become certain
-    since the update before (`activations.positions`), seen in the passes that wrote the text."""
+    """The activations that were asked for, of the positions that were settled since the last update
+    (`activations.positions`), from the passes that generated the text."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A text."""
+    """A finished text."""
 
     index: int
-    """Which prompt."""
+    """Number of the prompt."""
     sample: int
-    """Which of the texts of that prompt."""
+    """Number of the text among those of the prompt."""
     text: str
-    """Without the token or stop text that ended it."""
+    """The text without the token or stop string that ended it."""
     ids: Ids
-    """Its tokens, `int64[n]`, with the token that ended it."""
+    """Its tokens, `int64[n]`, including the token that ended it."""
     prompt_ids: Ids
-    """The prompt's, `int64[P]`."""
+    """The prompt's tokens, `int64[P]`."""
     finish_reason: FinishReason
     """`eos`, `stop` or `length`."""
     mat: float
-    """Mean accepted tokens, 1 without a draft."""
+    """Mean accepted tokens per step, 1 without a draft."""
     activations: Cache | None
-    """Where some were asked for: of all positions of prompt and text, `[P + n - 1, …]`: the last token
-    was never given to the model."""
+    """The activations that were asked for, of prompt and text, `[P + n - 1, …]`: the model never
+    runs on the last token."""
 
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= 80 else f"{self.text[:77]}…"
@@ -69,7 +69,7 @@ class Generated:
 
 
 class Stream(Iterator[Update]):
-    """Texts under way: an iterator of updates that waits for each."""
+    """Texts in progress: an iterator that waits for each update."""
 
     def __init__(
         self,
@@ -97,9 +97,7 @@ class Stream(Iterator[Update]):
                 for (name, (width, heads)), values in zip(self._places, rows)
             }
             activations = Cache(arrays, tuple(range(start, end)))
-        return number, Update(
-            index, sample, text, ids, ended is not None, reason, mat, activations
-        )
+        return number, Update(index, sample, text, ids, ended is not None, reason, mat, activations)
 
     def __next__(self) -> Update:
         found = self._next()
@@ -108,7 +106,7 @@ class Stream(Iterator[Update]):
         return found[1]
 
     def texts(self) -> list[Generated]:
-        """Waits for all that is left, and puts the updates from here on together."""
+        """Waits for the texts to finish, and joins their remaining updates."""
         updates: list[list[Update]] = [[] for _ in self._owners]
         while (found := self._next()) is not None:
             updates[found[0]].append(found[1])
@@ -131,11 +129,13 @@ class Stream(Iterator[Update]):
             self._prompts[number],
             last.finish_reason,
             last.mat,
-            _together([update.activations for update in updates if update.activations is not None]),
+            _joined_activations(
+                [update.activations for update in updates if update.activations is not None]
+            ),
         )
 
     def close(self) -> None:
-        """Cancels the texts that have not ended."""
+        """Cancels the unfinished texts."""
         self._native.cancel()
 
     def __enter__(self) -> Stream:
@@ -153,13 +153,13 @@ class Stream(Iterator[Update]):
 def _shaped(
     values: npt.NDArray[np.float32], positions: int, width: int, heads: int | None
 ) -> npt.NDArray[np.float32]:
-    """Rows as a cache holds them: heads one after the other."""
+    """Rows in the shape of a cache; heads are `[heads, positions, head_dim]`, a transposed view."""
     if heads is None:
         return values.reshape(positions, width)
     return values.reshape(positions, heads, width // heads).transpose(1, 0, 2)
 
 
-def _together(caches: list[Cache]) -> Cache | None:
+def _joined_activations(caches: list[Cache]) -> Cache | None:
     if not caches:
         return None
     arrays = {}

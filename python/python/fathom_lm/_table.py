@@ -1,4 +1,4 @@
-"""Tables: of a run, as Arrow; and those of the paper, as text."""
+"""Tables of a run as Arrow, and the paper's tables as text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Format = Literal["markdown", "csv", "latex", "json"]
 class Table:
     """A table of a run.
 
-    It speaks Arrow's PyCapsule interface: `polars.DataFrame(table)`, `pyarrow.table(table)`,
-    `pandas.DataFrame.from_arrow(table)` and duckdb take it without a copy. Without any of them,
-    `to_dict` gives NumPy columns.
+    It has Arrow's PyCapsule interface: `polars.DataFrame(table)`, `pyarrow.table(table)`,
+    `pandas.DataFrame.from_arrow(table)` and DuckDB read it. Without any of them, `to_dict` returns
+    NumPy columns.
     """
 
     __slots__ = ("_native", "name")
@@ -32,7 +32,7 @@ class Table:
         self._native = native
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        # The schema that is wished for may be passed over: consumers cast what they get.
+        # The protocol allows to ignore the requested schema: consumers cast the result.
         return self._native.stream()
 
     def __arrow_c_schema__(self) -> Any:
@@ -52,15 +52,15 @@ class Table:
         return len(self._native)
 
     def __getitem__(self, column: str) -> Column:
-        """One column, `[rows]`, as `to_dict` gives it."""
+        """One column, `[rows]`, as in `to_dict`."""
         return self._column(column, None)
 
     def to_dict(self) -> dict[str, Column]:
-        """The columns as NumPy arrays `[rows]`, copies.
+        """The columns as NumPy arrays `[rows]`; copies.
 
-        Missing floats are NaN; a column of whole numbers of which some are missing is `int64`, with
-        -1 for those (in `norms`, `position` -1 is the average token that is no sink). Texts and lists
-        are arrays of objects: `str` or `None`, and arrays.
+        Missing floats are NaN. A column of whole numbers with missing values is `int64`, with -1
+        for those (in `norms`, `position` -1 is the average of the tokens that are not sinks). Texts
+        and lists are arrays of objects: `str` or `None`, and arrays.
         """
         return {name: self._column(name, None) for name in self.columns}
 
@@ -69,8 +69,8 @@ class Table:
         if ends is not None:
             parts = np.empty(len(ends) - 1, dtype=object)
             for row in range(len(parts)):
-                there = valid is None or bool(valid[row])
-                parts[row] = values[ends[row] : ends[row + 1]] if there else None
+                present = valid is None or bool(valid[row])
+                parts[row] = values[ends[row] : ends[row + 1]] if present else None
             return parts
         if isinstance(values, list):
             texts = np.empty(len(values), dtype=object)
@@ -108,9 +108,8 @@ class Table:
         body = "".join(
             f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
         )
-        return (
-            f"<b>{self.name}: {len(self):,} rows</b><table><tr>{head}</tr>{body}</table>"
-            + (f"<p>… {len(self) - len(rows):,} more</p>" if len(self) > len(rows) else "")
+        return f"<b>{self.name}: {len(self):,} rows</b><table><tr>{head}</tr>{body}</table>" + (
+            f"<p>… {len(self) - len(rows):,} more</p>" if len(self) > len(rows) else ""
         )
 
 
@@ -126,14 +125,14 @@ def _shown(value: Any) -> str:
 
 
 class TextTable:
-    """One of the paper's tables: `str(table)`, `table.to_dict()`, and a table in a notebook."""
+    """One of the paper's tables: `str(table)`, `table.to_dict()`, or shown in a notebook."""
 
     __slots__ = ("_html", "_texts", "format", "show")
 
     show: str
-    """Which table."""
+    """Name of the table."""
     format: Format
-    """What `str` gives."""
+    """The format of `str(table)`."""
 
     def __init__(self, show: str, format: Format, texts: tuple[str, str, str, str, str]) -> None:
         markdown, csv, latex, as_json, self._html = texts
@@ -151,7 +150,7 @@ class TextTable:
         return self._html
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows, numbers as numbers and `None` where there is none."""
+        """The rows as dictionaries; a missing value is `None`."""
         found: list[dict[str, Any]] = json.loads(self._texts["json"])
         return found
 

@@ -1,4 +1,4 @@
-"""For people who go on in other libraries: thin, and nothing of them is imported before it is needed."""
+"""Adapters for other libraries. They import those libraries only when they are called."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def sae_mask(
 ) -> Mask:
     """Positions to leave out of the training of a sparse autoencoder, `bool[T]`.
 
-    Their norms are many times those of other tokens and would make most of the loss. With SAELens:
-    `activations = activations[~fl.adapters.sae_mask(run, trace, layer)]`, the rows of one trace at
-    the layer that the autoencoder is trained on.
+    The norms of sinks are many times those of other tokens, so they would dominate the loss. With
+    the rows of one trace at the layer that the autoencoder is trained on:
+    `activations = activations[~fl.adapters.sae_mask(run, trace, layer)]`.
     """
     return run.mask(trace, layer, classes)
 
@@ -39,11 +39,11 @@ def kvpress_keep(
 ) -> npt.NDArray[np.int64]:
     """Positions whose keys and values an eviction must keep, `int64[kept]`, ascending.
 
-    With kvpress, in a press's `score`: `scores[..., fl.adapters.kvpress_keep(run, trace)] =
-    scores.max()`.
+    In the `score` of a kvpress `ScorerPress`:
+    `scores[..., fl.adapters.kvpress_keep(run, trace)] = scores.max()`.
 
     Args:
-        recent: Keep the last positions as well.
+        recent: Also keep this many of the last positions.
     """
     if recent < 0:
         raise RequestError(f"recent={recent}: expected at least 0")
@@ -53,13 +53,16 @@ def kvpress_keep(
 
 
 def to_activation_cache(cache: Cache, model: Any) -> Any:
-    """A cache as TransformerLens' `ActivationCache`: by its names, with a batch axis of one, heads
-    where it has them; copies.
+    """A cache as TransformerLens' `ActivationCache`: its names, a batch axis of size 1, and its
+    order of heads. The tensors are copies.
+
+    The scales of the norms (`hook_scale`), which methods such as `logit_attrs` need, are computed
+    from the residual streams in the cache: `resid_pre`, `resid_mid` and the last `resid_post`.
 
     Args:
-        cache: The cache; places that TransformerLens has not are left out.
-        model: TransformerLens' model of the same checkpoint, which `ActivationCache`'s methods ask
-            for shapes and weights (`model.cfg.n_heads` is read here too).
+        cache: The cache. Places that TransformerLens does not record are left out.
+        model: TransformerLens' model of the same checkpoint. The methods of `ActivationCache` read
+            its weights, and this function reads its shape.
 
     Raises:
         UnsupportedError: torch or transformer_lens is not installed.
@@ -74,15 +77,44 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
     tensors: dict[str, Any] = {}
     for name, array in cache.items():
         site, _, layer = name.partition(".")
-        lens = _native.lens_name(site, int(layer or 0))
+        lens = _lens_name(site, int(layer or 0), model)
         if lens is not None:
-            tensors[lens] = torch.from_numpy(lens_layout(site, array, model))[None]
+            # TransformerLens has normed heads as [heads, T, head_dim], and others as [T, heads, …].
+            values = array.copy() if lens.endswith("_normed") else lens_layout(site, array, model)
+            tensors[lens] = torch.from_numpy(values)[None]
+    cfg: Any = getattr(model, "cfg", None)
+    if hasattr(cfg, "eps") and hasattr(cfg, "n_layers"):
+        tensors.update(_norm_scales(tensors, cfg.n_layers, cfg.eps))
     return ActivationCache(tensors, model)
 
 
+def _lens_name(site: str, layer: int, model: Any) -> str | None:
+    """TransformerLens' name of a place of this model."""
+    name = _native.lens_name(site, layer)
+    if name is not None and site in ("q_pre_rope", "k_pre_rope"):
+        # Fathom's are after the norm of queries and keys; TransformerLens' hook_q is before it.
+        attention = getattr(getattr(model, "blocks", {layer: None})[layer], "attn", None)
+        if getattr(attention, "q_norm", None) is not None:
+            return f"{name}_normed"
+    return name
+
+
+def _norm_scales(tensors: dict[str, Any], layers: int, eps: float) -> dict[str, Any]:
+    """RMSNorm divides by `sqrt(mean(x²) + eps)`: that, `[1, T, 1]`, for each norm whose input is
+    known."""
+    sources = {f"blocks.{i}.ln1": f"blocks.{i}.hook_resid_pre" for i in range(layers)}
+    sources |= {f"blocks.{i}.ln2": f"blocks.{i}.hook_resid_mid" for i in range(layers)}
+    sources["ln_final"] = f"blocks.{layers - 1}.hook_resid_post"
+    return {
+        f"{norm}.hook_scale": (tensors[source].square().mean(-1, keepdim=True) + eps).sqrt()
+        for norm, source in sources.items()
+        if source in tensors
+    }
+
+
 def lens_layout(site: str, array: npt.NDArray[np.float32], model: Any) -> npt.NDArray[np.float32]:
-    """An array as TransformerLens lays it out, without the batch axis: a copy."""
-    if site in ("q_pre_rope", "k_pre_rope", "q", "k", "v"):
+    """A copy of an array in TransformerLens' layout, without the batch axis."""
+    if array.ndim == 3 and site != "attn_weights":  # queries, keys and values
         array = array.transpose(1, 0, 2)  # [T, heads, head_dim]
     elif site == "attn_ctx":
         cfg = getattr(model, "cfg", None)

@@ -1,10 +1,10 @@
-"""Models that come with the package: nothing is downloaded.
+"""Small models that come with the package; nothing is downloaded.
 
 ```python
 from fathom_lm import demo
 
 planted = demo.plant("planted")          # a model whose attention sinks are known
-pair = demo.trained_pair("pair")         # a target and a draft that were really trained
+pair = demo.trained_pair("pair")         # a target and a draft, both trained
 ```
 """
 
@@ -27,38 +27,38 @@ __all__ = ["Planted", "TrainedPair", "plant", "trained_pair"]
 
 @dataclass(frozen=True)
 class Planted:
-    """A planted model and what is known of it."""
+    """A planted model and its known sinks."""
 
     model: Path
     """The checkpoint's directory, for `fl.Model`."""
     traces: Path
     """Traces with sinks in them, for `fl.scan`."""
     truth: dict[str, Any]
-    """`truth.json`: for each trace, in `sequences`, its `input_ids`, its `sinks` (position, class,
-    layers) and its `decoys`, which are no sinks although they look like some."""
+    """`truth.json`: `sequences` has for each trace its `input_ids`, its `sinks` (position, class,
+    layers) and its `decoys`, tokens that resemble sinks."""
 
 
 @dataclass(frozen=True)
 class TrainedPair:
-    """Two small models that were trained on one vocabulary."""
+    """Two small trained models with the same vocabulary."""
 
     target: Path
-    """The larger one's directory: 2 layers, vocabulary of 4 096."""
+    """Directory of the larger model: 2 layers, vocabulary of 4 096."""
     draft: Path
-    """The directory of the one that drafts for it."""
+    """Directory of the draft model."""
 
 
 def plant(directory: str | os.PathLike[str], *, seed: int = 0, traces: int = 6) -> Planted:
-    """Writes a small model with attention sinks at known places: 20 layers, with tokenizer and chat
-    template.
+    """Writes a small model with attention sinks at known places: 20 layers, with a tokenizer and a
+    chat template.
 
     Args:
-        directory: Where; new or empty.
-        seed: The same seed gives the same bytes.
-        traces: How many traces to write beside it.
+        directory: A new or empty directory.
+        seed: The same seed makes the same files.
+        traces: How many traces to write.
 
     Raises:
-        RequestError: A directory that is not empty, or another argument without meaning.
+        RequestError: The directory is not empty, or an argument has no meaning.
     """
     out = Path(directory)
     _fathom("plant", "--out", str(out), "--seed", str(seed), "--traces", str(traces))
@@ -70,14 +70,14 @@ def trained_pair(directory: str | os.PathLike[str]) -> TrainedPair:
     """Writes a target and a draft model (4 MB) to `directory/target` and `directory/draft`.
 
     Raises:
-        RequestError: A directory that is not empty.
-        FathomError: What was written did not pass the check of `fathom demo`.
+        RequestError: The directory is not empty.
+        FathomError: The models did not pass the check of `fathom demo`.
     """
     out = Path(directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"{out}: is not an empty directory; the models are written to one only")
+        raise RequestError(f"{out}: is not an empty directory, as the models need")
     pair = TrainedPair(target=out / "target", draft=out / "draft")
-    # The demo writes the pair, and checks on this machine that it generates what it should.
+    # The demo writes the pair and checks that it generates the expected text.
     with tempfile.TemporaryDirectory(prefix="fathom-pair-") as temporary:
         demo = Path(temporary) / "demo"
         _fathom("demo", "--out", str(demo), "--json")
@@ -90,7 +90,7 @@ def trained_pair(directory: str | os.PathLike[str]) -> TrainedPair:
 
 
 def _fathom(*arguments: str) -> None:
-    """Runs the command line in a process of its own, whose output nobody sees."""
+    """Runs the command line in another process, without showing its output."""
     command = [sys.executable, "-m", "fathom_lm", *arguments, "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode == 0:

@@ -1,4 +1,4 @@
-//! What was measured, and what the simulator expects of it.
+//! Results of the benchmark, and the speedup predicted by the simulator.
 
 use fathom_model::Result;
 
@@ -6,30 +6,30 @@ use crate::engine::{EngineMetrics, ModeChoice};
 use crate::simulate::{self, StepCosts};
 use crate::{Lengths, Mean, Mode};
 
-/// One way of decoding on one benchmark at one batch size.
+/// Results of one mode on one benchmark at one batch size.
 #[derive(Clone, Debug)]
-pub struct Measured {
-    /// The way.
+pub struct BenchResult {
+    /// The mode.
     pub mode: ModeChoice,
-    /// Seconds of decoding; those of prefill are in `metrics`.
+    /// Seconds of decoding. `metrics` has those of prefill.
     pub seconds: f64,
     /// Steps of the batches.
     pub steps: usize,
-    /// Steps of the sequences: a step counts for each sequence that was in it.
+    /// Steps × sequences in each step.
     pub sequence_steps: usize,
     /// Mean γ of the steps.
     pub gamma: f64,
-    /// Mean accepted tokens: the mean over sequences of each one's mean run.
+    /// Mean accepted tokens: the mean run of each sequence, averaged over sequences.
     pub mat: f64,
     /// The tokens of every prompt's text.
     pub texts: Vec<Vec<u32>>,
-    /// The engine's account.
+    /// The engine's metrics.
     pub metrics: EngineMetrics,
 }
 
-impl Default for Measured {
-    fn default() -> Measured {
-        Measured {
+impl Default for BenchResult {
+    fn default() -> BenchResult {
+        BenchResult {
             mode: ModeChoice::Always(Mode::Ar),
             seconds: 0.0,
             steps: 0,
@@ -42,7 +42,7 @@ impl Default for Measured {
     }
 }
 
-impl Measured {
+impl BenchResult {
     /// Tokens of all texts.
     pub fn tokens(&self) -> usize {
         self.texts.iter().map(Vec::len).sum()
@@ -53,27 +53,26 @@ impl Measured {
         self.tokens() as f64 / self.seconds
     }
 
-    /// Tokens a sequence gets from a step.
+    /// Tokens per step of a sequence.
     pub fn tokens_per_step(&self) -> f64 {
         self.tokens() as f64 / self.sequence_steps.max(1) as f64
     }
 
-    /// The speedup over plain decoding that the simulator expects, given what a drafted token, a
-    /// pass over so and so many tokens, and `ar`'s pass cost here, which share of drafts was
-    /// accepted, and γ. A step takes what the models' work in that step takes, and nothing else.
-    /// `None` where there are no drafts, no one way of decoding, or texts that the draft could not
-    /// follow to their end.
+    /// The speedup over `ar` predicted by the simulator from the measured costs of a drafted token
+    /// and of a target pass by its rows, the measured acceptance rate, and γ. A simulated step
+    /// costs the models' work in that step and nothing else. `None` without drafts, for `auto`, and
+    /// for texts that the draft could not follow to their end.
     ///
     /// # Errors
-    /// None of its own; see [`simulate::run`].
-    pub fn predicted_speedup(&self, ar: &Measured) -> Result<Option<f64>> {
+    /// See [`simulate::run`].
+    pub fn predicted_speedup(&self, ar: &BenchResult) -> Result<Option<f64>> {
         let metrics = &self.metrics;
         let (ModeChoice::Always(mode), Some(acceptance), Some(draft)) =
             (self.mode, metrics.acceptance.rate(), metrics.draft_cost.value())
         else {
             return Ok(None);
         };
-        if metrics.beyond_draft > 0 {
+        if metrics.steps_without_draft > 0 {
             return Ok(None);
         }
         let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
@@ -96,7 +95,7 @@ impl Measured {
     }
 }
 
-/// The first prompt whose texts differ where both have a token, and the position in it.
+/// The first prompt and position at which both texts have a token and the tokens differ.
 pub fn first_difference(left: &[Vec<u32>], right: &[Vec<u32>]) -> Option<(usize, usize)> {
     let differ = |(left, right): (&Vec<u32>, &Vec<u32>)| {
         left.iter().zip(right).position(|(left, right)| left != right)
@@ -112,44 +111,44 @@ mod tests {
     use crate::Outcome;
 
     #[test]
-    fn texts_are_compared_as_far_as_both_go() {
+    fn texts_are_compared_up_to_the_shorter_one() {
         let texts = |texts: &[&[u32]]| texts.iter().map(|text| text.to_vec()).collect::<Vec<_>>();
         let left = texts(&[&[1, 2, 3], &[4, 5]]);
         assert_eq!(first_difference(&left, &texts(&[&[1, 2], &[4, 5, 6]])), None);
         assert_eq!(first_difference(&left, &texts(&[&[1, 2, 3], &[4, 6]])), Some((1, 1)));
     }
 
-    /// Nine drafts in ten accepted, five drafted in the time of one pass over whatever: the closed
-    /// formula gives 1/(1-α) tokens in 1 + α/(1-α^5) steps.
+    /// α = 0.9 and five drafts per pass: the closed formula gives 1/(1-α) tokens in 1 + α/(1-α^5)
+    /// steps.
     #[test]
-    fn a_prediction_is_made_of_measured_costs() {
+    fn a_prediction_follows_from_measured_costs() {
         let mut metrics = EngineMetrics::default();
         let step = Outcome { judged: 10, accepted: 9, committed: 10, wasted: 1, ends_run: true };
         metrics.acceptance.record(&step);
         metrics.draft_cost.record(0.02);
         metrics.pass_cost.record(5.0, 0.1);
-        let mut ar = Measured { steps: 200, ..Measured::default() };
+        let mut ar = BenchResult { steps: 200, ..BenchResult::default() };
         ar.metrics.verify_seconds = 20.0;
-        let mut pearl = Measured {
+        let mut pearl = BenchResult {
             mode: ModeChoice::Always(Mode::Pearl),
             steps: 100,
             sequence_steps: 100,
             gamma: 5.0,
             metrics,
-            ..Measured::default()
+            ..BenchResult::default()
         };
         let expected = 10.0 / (1.0 + 0.9 / (1.0 - 0.9_f64.powi(5)));
         let predicted = pearl.predicted_speedup(&ar).unwrap().unwrap();
         assert!((predicted / expected - 1.0).abs() < 0.03, "{predicted} {expected}");
-        // Beside four sequences the same steps are taken, by all of them.
+        // A batch of four runs the same steps.
         pearl.sequence_steps = 400;
         let of_four = pearl.predicted_speedup(&ar).unwrap().unwrap();
         assert!((of_four / expected - 1.0).abs() < 0.03, "{of_four} {expected}");
-        // Texts that the draft cannot follow are not simulated.
+        // There is no prediction for texts that the draft cannot follow.
         let mut beyond = pearl.clone();
-        beyond.metrics.beyond_draft = 1;
+        beyond.metrics.steps_without_draft = 1;
         assert_eq!(beyond.predicted_speedup(&ar).unwrap(), None);
-        let auto = Measured { mode: ModeChoice::Auto, ..pearl };
+        let auto = BenchResult { mode: ModeChoice::Auto, ..pearl };
         assert_eq!(auto.predicted_speedup(&ar).unwrap(), None);
     }
 }

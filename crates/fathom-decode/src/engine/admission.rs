@@ -1,4 +1,4 @@
-//! Who is in the batch: admission by room in the caches, prefill, and who has to wait when they are
+//! Membership of the batch: admission by cache room, prefill, and preemption when the caches are
 //! full.
 
 use std::time::Instant;
@@ -17,8 +17,8 @@ impl<B: Backend> Engine<B> {
         let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
         while in_batch(self) < self.options.batch_size {
             let Some(slot) = self.waiting.front() else { break };
-            // A request alone always fits: see `submit`.
-            let fits = self.pages_wanted() + self.pages(slot) <= self.options.kv_pages;
+            // A single request always fits: `submit` limits its length.
+            let fits = self.pages_needed() + self.pages(slot) <= self.options.kv_pages;
             if !fits && in_batch(self) > 0 {
                 break;
             }
@@ -33,9 +33,9 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Prefills at most a chunk of tokens, of the oldest requests first: the target's caches then
-    /// hold that much more of their texts, and so do the draft's of texts it can follow. Requests
-    /// whose text is in the caches but for its last token, as before every step, run.
+    /// Prefills at most one chunk of tokens in both models, oldest requests first. The draft skips
+    /// texts that it cannot follow. Requests with only the last token missing from the caches, as
+    /// before every step, start running.
     pub(super) fn prefill_chunk(&mut self) -> Result<()> {
         let start = Instant::now();
         let mut room = PREFILL_CHUNK;
@@ -50,10 +50,10 @@ impl<B: Backend> Engine<B> {
             let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
             let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
             let items: Vec<_> = items.collect();
-            let beside = !items.is_empty();
-            self.target.backend().set_shared(beside);
-            if let Some(draft) = self.draft.as_ref().filter(|_| beside) {
-                draft.send(DraftJob { items, gamma: 0, beside });
+            let co_running = !items.is_empty();
+            self.target.backend().set_co_running(co_running);
+            if let Some(draft) = self.draft.as_ref().filter(|_| co_running) {
+                draft.send(DraftJob { items, gamma: 0, co_running });
             }
             let (mut steps, mut watchers) = (Vec::new(), Vec::new());
             let mut failures = Vec::new();
@@ -71,7 +71,7 @@ impl<B: Backend> Engine<B> {
                 *failure = failure.take().or(error);
             }
             self.target.backend().synchronize()?;
-            if let Some(draft) = self.draft.as_mut().filter(|_| beside) {
+            if let Some(draft) = self.draft.as_mut().filter(|_| co_running) {
                 draft.receive()?;
             }
             self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
@@ -83,33 +83,33 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// Pages that a sequence's cache may hold at the end of the next step.
+    /// Upper bound of the pages of a request's cache at the end of the next step.
     fn pages(&self, slot: &Slot<B>) -> usize {
         slot.reach(self.options.max_gamma()).div_ceil(self.target.backend().kv_page())
     }
 
-    /// The same of all admitted requests together.
-    fn pages_wanted(&self) -> usize {
+    /// Upper bound of the pages of all admitted requests at the end of the next step.
+    fn pages_needed(&self) -> usize {
         self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
     }
 
-    /// Where the caches would grow beyond what they may hold, sends the youngest requests back to
-    /// wait; they keep their text and resume where they were.
+    /// Preempts the youngest requests while the caches could exceed their limit. Preempted requests
+    /// keep their text, wait, and resume later.
     pub(super) fn preempt(&mut self) {
-        while self.pages_wanted() > self.options.kv_pages {
+        while self.pages_needed() > self.options.kv_pages {
             let youngest = match self.prefilling.pop_back() {
                 None if self.running.len() > 1 => self.running.pop(),
                 youngest => youngest,
             };
             let Some(mut slot) = youngest else { break };
-            self.draft_forgets(slot.number);
+            self.forget_in_draft(slot.number);
             self.metrics.preemptions += 1;
             self.metrics.wasted += slot.release();
             self.waiting.push_front(slot);
         }
     }
 
-    /// Pages of the target's caches.
+    /// Pages currently in the target's caches.
     pub(super) fn pages_held(&self) -> usize {
         let admitted = self.running.iter().chain(&self.prefilling);
         let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());

@@ -1,4 +1,4 @@
-//! The draft model, on a thread of its own.
+//! The draft model, on its own thread.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -8,20 +8,21 @@ use std::thread::JoinHandle;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Error, LogitRows, Model, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step,
+    Error, LogitRows, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step, Transformer,
 };
 
-use super::scores::Scores;
+use super::scores::PassScores;
 use crate::{Drafted, History, Proposal, Sampler};
 
-/// Tokens a sequence is behind by before it drafts, after a step that accepted everything.
-const RIDES_ALONG: usize = 2;
+/// Longest tail that is fed with the first drafted token's pass: after a step that accepted
+/// everything the draft is behind by two tokens. A longer tail needs a catch-up prefill.
+const MAX_TAIL: usize = 2;
 
-/// What the draft is to do for one request: forget all tokens from `keep` on, take in `tail`, which
-/// is not empty, and draft `gamma` tokens after it (none: just take in).
+/// The draft's work for one request: truncate its sequence to `keep` tokens, feed `tail`, which is
+/// not empty, and draft `gamma` tokens after it. `gamma` = 0 only prefills.
 pub(super) struct DraftItem {
     pub slot: u64,
-    /// Length of the prompt.
+    /// Prompt length in tokens.
     pub planned_len: usize,
     pub keep: usize,
     pub tail: Vec<u32>,
@@ -29,21 +30,21 @@ pub(super) struct DraftItem {
     pub sampler: Arc<Sampler>,
 }
 
-/// One round of work.
+/// The draft's work of one step or prefill chunk.
 pub(super) struct DraftJob {
     pub items: Vec<DraftItem>,
     /// The longest chunk among the items.
     pub gamma: usize,
-    /// Whether the target is at work at the same time.
-    pub beside: bool,
+    /// Whether the target runs at the same time.
+    pub co_running: bool,
 }
 
-/// What a draft can follow. A text beyond it goes on without.
+/// The texts that the draft can follow. Others continue without drafts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DraftLimits {
-    /// The draft's context: the most tokens it is fed.
+    /// The draft's context length: most input tokens.
     pub context: usize,
-    /// Ids from here on it cannot be fed, and never drafts.
+    /// Ids ≥ `vocab` are not inputs of the draft and never drafted.
     pub vocab: usize,
 }
 
@@ -54,47 +55,47 @@ impl DraftLimits {
     }
 }
 
-/// What the thread is told. Only a job is answered.
-enum Order {
+/// Commands to the thread. Only [`DraftCommand::Work`] is answered.
+enum DraftCommand {
     Work(DraftJob),
-    /// A sequence that is no longer needed.
+    /// Drops the sequence of a slot.
     Forget(u64),
 }
 
-/// What came of it.
+/// The result of a job.
 pub(super) struct DraftReport {
     /// Chunks by slot.
     pub chunks: HashMap<u64, Proposal>,
-    /// Of all of it.
+    /// Seconds of the whole job.
     pub seconds: f64,
-    /// Of drafting alone: not of taking in what a sequence was behind by.
+    /// Seconds of drafting, without the catch-up prefill.
     pub drafting: f64,
 }
 
-/// A handle on the thread; dropping it ends the thread.
+/// Handle of the draft's thread. Dropping it ends the thread.
 pub(super) struct DraftWorker {
     limits: DraftLimits,
-    orders: Option<Sender<Order>>,
+    commands: Option<Sender<DraftCommand>>,
     reports: Receiver<Result<DraftReport>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl DraftWorker {
-    /// Ids from `vocab` on are padding of the target's logits.
-    pub fn spawn<B: Backend>(model: Arc<Model<B>>, vocab: usize) -> Result<DraftWorker> {
+    /// Starts the thread. Ids ≥ `vocab` are padding of the target's logits.
+    pub fn spawn<B: Backend>(model: Arc<Transformer<B>>, vocab: usize) -> Result<DraftWorker> {
         let config = model.config();
         let limits =
             DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
-        let (orders, inbox) = channel();
+        let (commands, inbox) = channel();
         let (outbox, reports) = channel();
-        let mut draft = Draft { model, vocab: limits.vocab, known: HashMap::new() };
+        let mut draft = Draft { model, vocab: limits.vocab, sequences: HashMap::new() };
         let run = move || {
             draft.model.backend().attach_thread();
-            for order in inbox {
-                let job = match order {
-                    Order::Work(job) => job,
-                    Order::Forget(slot) => {
-                        draft.known.remove(&slot);
+            for command in inbox {
+                let job = match command {
+                    DraftCommand::Work(job) => job,
+                    DraftCommand::Forget(slot) => {
+                        draft.sequences.remove(&slot);
                         continue;
                     }
                 };
@@ -109,40 +110,41 @@ impl DraftWorker {
         let thread = thread.map_err(|error| {
             Error::Request(format!("the draft's thread cannot be started: {error}"))
         })?;
-        Ok(DraftWorker { limits, orders: Some(orders), reports, thread: Some(thread) })
+        Ok(DraftWorker { limits, commands: Some(commands), reports, thread: Some(thread) })
     }
 
-    /// What the draft can follow.
+    /// The texts that the draft can follow.
     pub fn limits(&self) -> DraftLimits {
         self.limits
     }
 
-    /// Sets the draft to work. A draft that has stopped says so in [`DraftWorker::receive`].
+    /// Starts a job. [`DraftWorker::receive`] returns its result, or the error of a draft that has
+    /// stopped.
     pub fn send(&self, job: DraftJob) {
-        self.order(Order::Work(job));
+        self.command(DraftCommand::Work(job));
     }
 
-    /// Gives up a sequence, where there is one.
+    /// Drops a sequence, if it exists.
     pub fn forget(&self, slot: u64) {
-        self.order(Order::Forget(slot));
+        self.command(DraftCommand::Forget(slot));
     }
 
-    fn order(&self, order: Order) {
-        if let Some(orders) = &self.orders {
-            // Fails only where the thread has ended; its reason is in `receive`.
-            drop(orders.send(order));
+    fn command(&self, command: DraftCommand) {
+        if let Some(commands) = &self.commands {
+            // Fails only if the thread has ended. `receive` returns the reason.
+            drop(commands.send(command));
         }
     }
 
-    /// Waits for the report on the job sent last.
+    /// Waits for the result of the last job.
     pub fn receive(&mut self) -> Result<DraftReport> {
         match self.reports.recv() {
             Ok(report) => report,
-            Err(_) => Err(Error::Request(format!("the draft stopped: {}", self.last_words()))),
+            Err(_) => Err(Error::Request(format!("the draft stopped: {}", self.panic_message()))),
         }
     }
 
-    fn last_words(&mut self) -> String {
+    fn panic_message(&mut self) -> String {
         match self.thread.take().map(JoinHandle::join) {
             Some(Err(panic)) => panic_message(panic.as_ref()),
             _ => "it failed before".to_owned(),
@@ -152,35 +154,35 @@ impl DraftWorker {
 
 impl Drop for DraftWorker {
     fn drop(&mut self) {
-        self.orders = None;
+        self.commands = None;
         if let Some(thread) = self.thread.take() {
-            // A panic was or would have been told by `receive`.
+            // `receive` reports panics.
             drop(thread.join());
         }
     }
 }
 
-/// What a thread that panicked said.
+/// The message of a panic.
 pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
     message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or("a panic".to_owned())
 }
 
 struct Draft<B: Backend> {
-    model: Arc<Model<B>>,
+    model: Arc<Transformer<B>>,
     vocab: usize,
-    known: HashMap<u64, Known<B>>,
+    /// By slot.
+    sequences: HashMap<u64, SlotState<B>>,
 }
 
-/// What is kept of a request between jobs.
-struct Known<B: Backend> {
+/// The draft's state of a request between jobs.
+struct SlotState<B: Backend> {
     sequence: Sequence<B>,
-    /// The tokens of the sequence and what was drafted after them, counted, where logits are
-    /// processed by it.
+    /// Token counts of the sequence and of the drafts after it, if logits are processed by them.
     history: Option<History>,
 }
 
-/// A request during one job.
+/// A request during a job.
 struct Drafting<B: Backend> {
     item: DraftItem,
     sequence: Sequence<B>,
@@ -191,10 +193,10 @@ struct Drafting<B: Backend> {
 impl<B: Backend> Draft<B> {
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
         let start = self.model.backend().mark()?;
-        self.model.backend().set_shared(job.beside);
+        self.model.backend().set_co_running(job.co_running);
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
-        self.take_in(&mut all)?;
+        self.catch_up(&mut all)?;
         let caught_up = self.model.backend().mark()?;
         for round in 0..job.gamma {
             let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
@@ -204,7 +206,7 @@ impl<B: Backend> Draft<B> {
             self.draft_one(drafting)?;
         }
         let chunks = all.into_iter().map(|Drafting { item, sequence, history, chunk }| {
-            self.known.insert(item.slot, Known { sequence, history });
+            self.sequences.insert(item.slot, SlotState { sequence, history });
             (item.slot, chunk)
         });
         let chunks = chunks.collect();
@@ -217,11 +219,11 @@ impl<B: Backend> Draft<B> {
         })
     }
 
-    /// Rolls a request's sequence back to what holds.
+    /// Truncates a request's sequence to `keep` tokens, or creates it.
     fn begin(&mut self, item: DraftItem) -> Result<Drafting<B>> {
         let options = SequenceOptions { planned_len: Some(item.planned_len), ..Default::default() };
-        let known = self.known.remove(&item.slot);
-        let Known { mut sequence, mut history } = known.unwrap_or_else(|| Known {
+        let state = self.sequences.remove(&item.slot);
+        let SlotState { mut sequence, mut history } = state.unwrap_or_else(|| SlotState {
             sequence: self.model.new_sequence(options),
             history: item.sampler.history(item.planned_len),
         });
@@ -232,25 +234,25 @@ impl<B: Backend> Draft<B> {
         Ok(Drafting { item, sequence, history, chunk: Proposal::new() })
     }
 
-    /// Takes in what the sequences are behind by, all in one pass where it is a chunk of prefill or
-    /// less. What a step usually adds rides along with the first drafted token's pass.
-    fn take_in(&self, all: &mut [Drafting<B>]) -> Result<()> {
-        let mut behind = Vec::new();
+    /// Catch-up prefill: feeds the tails that are longer than a step leaves behind, in one pass if
+    /// they fit in a prefill chunk. Shorter tails are fed with the first drafted token's pass.
+    fn catch_up(&self, all: &mut [Drafting<B>]) -> Result<()> {
+        let mut prefills = Vec::new();
         for d in all.iter_mut() {
-            let alone = match d.item.gamma {
+            let prefilled = match d.item.gamma {
                 0 => d.item.tail.len(),
-                _ if d.item.tail.len() > RIDES_ALONG => d.item.tail.len() - 1,
+                _ if d.item.tail.len() > MAX_TAIL => d.item.tail.len() - 1,
                 _ => 0,
             };
-            behind.push(d.item.tail.drain(..alone).collect::<Vec<u32>>());
+            prefills.push(d.item.tail.drain(..prefilled).collect::<Vec<u32>>());
         }
-        if behind.iter().map(Vec::len).sum::<usize>() > PREFILL_CHUNK {
-            for (d, tokens) in all.iter_mut().zip(&behind) {
+        if prefills.iter().map(Vec::len).sum::<usize>() > PREFILL_CHUNK {
+            for (d, tokens) in all.iter_mut().zip(&prefills) {
                 self.model.prefill(&mut d.sequence, tokens, PREFILL_CHUNK, None, &mut |_| {})?;
             }
             return Ok(());
         }
-        let with_tokens = all.iter_mut().zip(&behind).filter(|(_, tokens)| !tokens.is_empty());
+        let with_tokens = all.iter_mut().zip(&prefills).filter(|(_, tokens)| !tokens.is_empty());
         let mut steps: Vec<Step<'_, B>> = with_tokens
             .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::None })
             .collect();
@@ -275,13 +277,13 @@ impl<B: Backend> Draft<B> {
             .zip(&feeds)
             .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
             .collect();
-        let scores = Scores::of(&self.model, &mut steps, None, argmax_only, self.vocab)?;
+        let scores = PassScores::of(&self.model, &mut steps, None, argmax_only, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
             let drafted = match (&scores.logits, scores.best[i].first()) {
                 (Some(all), _) if !d.takes_argmax() => {
                     let Ok(drafted) = d.draft(all.step(self.model.backend(), i)?) else {
-                        // No numbers: it has nothing to propose here, which is no reason for the
-                        // text to end.
+                        // The draft's logits are not numbers: no more drafts in this step. The text
+                        // continues.
                         d.item.gamma = 0;
                         continue;
                     };
@@ -300,13 +302,13 @@ impl<B: Backend> Draft<B> {
 }
 
 impl<B: Backend> Drafting<B> {
-    /// Whether the next token is the most likely one of the draft's own logits.
+    /// Whether the next token is the argmax of the draft's unprocessed logits.
     fn takes_argmax(&self) -> bool {
         let generated = self.history.as_ref().map_or(0, History::generated);
         self.item.sampler.takes_argmax(generated)
     }
 
-    /// The next token, from the draft's logits after all that came before it.
+    /// Draws the next token from the draft's logits `[vocab]`.
     fn draft(&self, mut logits: Vec<f32>) -> Result<Drafted> {
         if let Some(history) = &self.history {
             self.item.sampler.process(&mut logits, history);
@@ -325,12 +327,12 @@ mod tests {
     use super::*;
     use crate::SamplingParams;
 
-    /// A draft that fails says why, and then that it is gone; nothing waits for ever.
+    /// A failing draft returns its error, and later that it has stopped. Nothing waits forever.
     #[test]
     fn a_draft_that_fails_ends_with_its_error() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap();
         let vocab = model.config().vocab;
         let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
         let job = |token: u32| {
@@ -343,7 +345,7 @@ mod tests {
                 gamma: 2,
                 sampler,
             };
-            DraftJob { items: vec![item], gamma: 2, beside: false }
+            DraftJob { items: vec![item], gamma: 2, co_running: false }
         };
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         worker.send(job(1));
@@ -356,12 +358,12 @@ mod tests {
         assert!(error.contains("the draft stopped"), "{error}");
     }
 
-    /// What was forgotten is gone: a job that builds on it finds only what it brings itself.
+    /// A later job for a forgotten slot starts from its own tail alone.
     #[test]
     fn a_forgotten_sequence_is_gone() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
         let options = CpuOptions { threads: Some(1), ..CpuOptions::default() };
-        let model = Model::load(&dir, Cpu::new(options).unwrap()).unwrap();
+        let model = Transformer::load(&dir, Cpu::new(options).unwrap()).unwrap();
         let vocab = model.config().vocab;
         let sampler = Arc::new(Sampler::new(SamplingParams::default(), 0, vocab).unwrap());
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
@@ -371,7 +373,7 @@ mod tests {
             if forget {
                 worker.forget(slot);
             }
-            worker.send(DraftJob { items: vec![item], gamma: 6, beside: false });
+            worker.send(DraftJob { items: vec![item], gamma: 6, co_running: false });
             worker.receive().unwrap().chunks.remove(&slot).unwrap()
         };
         let (whole, last) = (chunk(1, 0, &[5, 6, 7], false), chunk(2, 0, &[7], false));

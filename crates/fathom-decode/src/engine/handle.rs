@@ -1,4 +1,4 @@
-//! An engine on a thread of its own, for callers on any number of threads.
+//! An engine on its own thread, for callers on any number of threads.
 
 mod generating;
 mod worker;
@@ -20,24 +20,24 @@ use crate::StopCheck;
 pub use generating::{Canceller, Generating};
 use worker::Worker;
 
-/// Told what a request's text gets, step by step, on the engine's thread; answers whether to go on.
-/// The last thing it is told is an update with [`Update::done`] or an error; after answering
-/// `false`, or when the request is cancelled, nothing. Then it is dropped.
+/// Callback for the updates of a request. It runs on the engine's thread and returns whether to
+/// continue. The last call has an update with [`Update::done`] or an error. There are no more calls
+/// after it returned `false` or the request was cancelled. Then it is dropped.
 ///
-/// All requests of the engine wait while it runs: it must hand over what it is told and return,
-/// without waiting for anybody. It may submit and cancel; it cannot drain or configure, and is told
-/// so.
+/// All requests of the engine wait while it runs: it must pass the update on and return without
+/// blocking. It may submit and cancel requests. Draining or configuring the engine from it is an
+/// error.
 pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 
-/// An engine on a thread of its own, which takes steps while there are requests and sleeps while
-/// there are none.
+/// Handle of an engine on its own thread, which runs steps while there are requests and sleeps
+/// otherwise.
 ///
-/// Clones are handles on the same engine; any thread may use any of them. The number of requests
-/// that wait is not limited: [`HandleMetrics::waiting`] says how many there are, for those who want
-/// to refuse some.
+/// Clones are handles of the same engine, usable from any thread. The queue of waiting requests has
+/// no limit; [`HandleMetrics::waiting`] returns its length, for callers that reject requests above
+/// a limit of their own.
 ///
-/// Dropping the last handle cancels what is left, and returns when the engine's threads have ended,
-/// a step under way included.
+/// Dropping the last handle cancels the remaining requests and returns when the engine's threads
+/// have ended, after the step in progress.
 ///
 /// ```
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
@@ -71,17 +71,17 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 ///     for id in 0..4 {
 ///         let engine = engine.clone();
 ///         scope.spawn(move || {
-///             let updates = engine.submit(request(id, 12)).expect("a request that is right");
+///             let updates = engine.submit(request(id, 12)).expect("a valid request");
 ///             let tokens = updates.map(|update| update.map_or(0, |update| update.tokens.len()));
 ///             assert_eq!(tokens.sum::<usize>(), 12);
 ///         });
 ///     }
 /// });
 ///
-/// // A mistake is said at once.
+/// // An invalid request is an error at once.
 /// assert!(engine.submit(Request { prompt: vec![100], ..request(9, 1) }).is_err());
 ///
-/// // Whoever loses interest cancels, or just drops the updates.
+/// // Cancel a request, or just drop its updates.
 /// let mut long = engine.submit(request(5, 10_000))?;
 /// assert_eq!(long.next().transpose()?.map(|update| update.tokens.len()), Some(1));
 /// long.cancel();
@@ -96,51 +96,51 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 pub struct EngineHandle(Arc<Inner>);
 
 struct Inner {
-    orders: Sender<Order>,
+    commands: Sender<EngineCommand>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the engine's thread is told. Each is obeyed before the next step.
-enum Order {
+/// Commands to the engine's thread, processed before the next step.
+enum EngineCommand {
     Submit(Box<Checked>, Sink),
     Cancel(Ticket),
     Configure(EngineOptions, Sender<Result<()>>),
-    /// Answered when no request is left.
+    /// Answered when all requests have ended.
     Drain(Sender<Result<()>>),
     /// The last handle was dropped.
     Stop,
 }
 
-/// What handles know of the engine without asking its thread, which may be in the middle of a step.
+/// State that handles read without waiting for the engine's thread, which may be in a step.
 struct Shared(Mutex<Status>);
 
 struct Status {
     state: State,
     rules: Rules,
     options: EngineOptions,
-    /// As of the last step, but for `submitted` and `waiting`, which are as of now.
+    /// As of the last step, except `submitted` and `waiting`, which are current.
     metrics: HandleMetrics,
-    /// Requests on their way to the thread.
+    /// Requests sent to the thread but not yet received.
     queued: usize,
 }
 
 enum State {
     Open,
     Draining,
-    /// Why nothing is done any more.
+    /// Why the engine has stopped.
     Ended(String),
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Status> {
-        // Nothing panics while it holds the lock, and every value is as good as any other.
+        // Nothing panics while it holds the lock, and every state is valid.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Status {
-    /// Whether requests are taken.
+    /// Checks that new requests are accepted.
     fn check_open(&self) -> Result<()> {
         match &self.state {
             State::Open => Ok(()),
@@ -151,7 +151,7 @@ impl Status {
         }
     }
 
-    /// Whether there is anybody to give orders to.
+    /// Checks that the engine's thread has not ended.
     fn check_alive(&self) -> Result<()> {
         match &self.state {
             State::Open | State::Draining => Ok(()),
@@ -161,11 +161,11 @@ impl Status {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Moves the engine to a thread of its own.
+    /// Moves the engine to its own thread.
     ///
     /// # Errors
-    /// An engine that has requests already, whose updates nobody would get; or a thread the
-    /// operating system refuses.
+    /// An engine that already has requests, whose updates would be lost, or a thread that cannot be
+    /// started.
     pub fn spawn(self) -> Result<EngineHandle> {
         let pending = self.pending();
         if pending > 0 {
@@ -173,7 +173,7 @@ impl<B: Backend> Engine<B> {
                 "the engine has {pending} requests; expected none, they are submitted to the handle"
             )));
         }
-        let (orders, inbox) = channel();
+        let (commands, inbox) = channel();
         let status = Status {
             state: State::Open,
             rules: self.rules(),
@@ -187,26 +187,26 @@ impl<B: Backend> Engine<B> {
         let thread = thread.spawn(move || worker.run()).map_err(|error| {
             Error::Request(format!("the engine's thread cannot be started: {error}"))
         })?;
-        Ok(EngineHandle(Arc::new(Inner { orders, shared, thread: Some(thread) })))
+        Ok(EngineHandle(Arc::new(Inner { commands, shared, thread: Some(thread) })))
     }
 }
 
 impl EngineHandle {
-    /// Queues a request. What is wrong with it is said at once; the engine is not waited for.
+    /// Queues a request. It is validated at once, without waiting for the engine.
     ///
     /// # Errors
-    /// As [`Engine::submit`]; [`Error::Stopped`] where the engine was drained or has failed.
+    /// See [`Engine::submit`]; [`Error::Stopped`] if the engine was drained or has failed.
     pub fn submit(&self, request: Request) -> Result<Generating> {
         let (outbox, updates) = channel();
-        // Fails where the reader is gone, who then has cancelled too.
+        // Fails if the reader was dropped, which also cancels the request.
         let canceller =
             self.submit_with(request, Box::new(move |update| outbox.send(update).is_ok()))?;
         Ok(Generating { updates, canceller, ended: false })
     }
 
-    /// The same, for those who do not wait for updates but are called: an asynchronous server, say,
-    /// whose sink sends to a channel of its runtime. The request is not cancelled when the
-    /// [`Canceller`] is dropped.
+    /// Queues a request with a callback for its updates: for an asynchronous server, for example,
+    /// whose callback sends to a channel of its runtime. Dropping the [`Canceller`] does not cancel
+    /// the request.
     ///
     /// ```
     /// use std::sync::mpsc::channel;
@@ -237,74 +237,73 @@ impl EngineHandle {
     /// # let request = Request { id: 0, prompt, params, eos, stop: None, watcher: None };
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
-    /// let sink = move |update| outbox.send(update).is_ok(); // whether anybody still listens
+    /// let sink = move |update| outbox.send(update).is_ok(); // false if the receiver is gone
     /// let canceller = engine.submit_with(request, Box::new(sink))?;
     /// let tokens = inbox.iter().map(|update| update.map_or(0, |update| update.tokens.len()));
     /// assert_eq!(tokens.sum::<usize>(), 10);
-    /// canceller.cancel(); // too late, and no harm
+    /// canceller.cancel(); // no effect: it has ended
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// As [`EngineHandle::submit`]; `sink` is then dropped, without being told.
+    /// See [`EngineHandle::submit`]. `sink` is then dropped without a call.
     pub fn submit_with(&self, mut request: Request, sink: Sink) -> Result<Canceller> {
         let rules = {
             let status = self.0.shared.lock();
             status.check_open()?;
             status.rules.clone()
         };
-        request.stop = request.stop.map(no_panic);
+        request.stop = request.stop.map(catch_panics);
         let checked = Box::new(rules.check(request)?);
         let ticket = checked.ticket;
-        let orders = &self.0.orders;
+        let commands = &self.0.commands;
         let mut status = self.0.shared.lock();
         status.check_open()?;
-        // Sent under the lock, so that an engine that ends or drains knows of all it has taken.
-        let sent = orders.send(Order::Submit(checked, sink));
+        // Sent under the lock, so that an engine that ends or drains has all accepted requests.
+        let sent = commands.send(EngineCommand::Submit(checked, sink));
         if sent.is_ok() {
             status.queued += 1;
             status.metrics.submitted += 1;
             status.metrics.waiting += 1;
         }
         drop(status);
-        sent.map_err(|_| gone())?;
-        Ok(Canceller { ticket, orders: orders.clone() })
+        sent.map_err(|_| stopped())?;
+        Ok(Canceller { ticket, commands: commands.clone() })
     }
 
-    /// Where the time went, what speculation was worth, and how many requests are where: as of the
-    /// last step, which is not waited for.
+    /// The metrics as of the last completed step.
     pub fn metrics(&self) -> HandleMetrics {
         self.0.shared.lock().metrics.clone()
     }
 
-    /// How the engine is set up.
+    /// The engine's options.
     pub fn options(&self) -> EngineOptions {
         self.0.shared.lock().options
     }
 
-    /// Goes on with other options, as [`Engine::configure`], after the step under way.
+    /// Changes the options after the step in progress; see [`Engine::configure`].
     ///
     /// # Errors
-    /// As [`Engine::configure`]; [`Error::Stopped`] where the engine has failed.
+    /// See [`Engine::configure`]; [`Error::Stopped`] if the engine has failed.
     pub fn configure(&self, options: EngineOptions) -> Result<()> {
-        let answer = self.order(|reply| Order::Configure(options, reply), |_| {})?;
-        answer.recv().unwrap_or_else(|_| Err(gone()))
+        let answer = self.command(|reply| EngineCommand::Configure(options, reply), |_| {})?;
+        answer.recv().unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Takes no more requests from now on, and returns when all there are have ended.
+    /// Rejects new requests from now on, and returns when all current requests have ended.
     ///
     /// # Errors
-    /// [`Error::Stopped`] where the engine has failed.
+    /// [`Error::Stopped`] if the engine has failed.
     pub fn drain(&self) -> Result<()> {
-        let answer = self.order(Order::Drain, |status| status.state = State::Draining)?;
-        answer.recv().unwrap_or_else(|_| Err(gone()))
+        let answer = self.command(EngineCommand::Drain, |status| status.state = State::Draining)?;
+        answer.recv().unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Gives an order that is answered.
-    fn order(
+    /// Applies `change` to the status and sends a command. Returns the channel of its answer.
+    fn command(
         &self,
-        order: impl FnOnce(Sender<Result<()>>) -> Order,
+        command: impl FnOnce(Sender<Result<()>>) -> EngineCommand,
         change: impl FnOnce(&mut Status),
     ) -> Result<std::sync::mpsc::Receiver<Result<()>>> {
         if self.0.is_engine_thread() {
@@ -315,7 +314,7 @@ impl EngineHandle {
         let mut status = self.0.shared.lock();
         status.check_alive()?;
         change(&mut status);
-        self.0.orders.send(order(reply)).map_err(|_| gone())?;
+        self.0.commands.send(command(reply)).map_err(|_| stopped())?;
         Ok(answer)
     }
 }
@@ -326,14 +325,14 @@ impl fmt::Debug for EngineHandle {
     }
 }
 
-impl fmt::Debug for Order {
+impl fmt::Debug for EngineCommand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Order::Submit(..) => "Submit",
-            Order::Cancel(_) => "Cancel",
-            Order::Configure(..) => "Configure",
-            Order::Drain(_) => "Drain",
-            Order::Stop => "Stop",
+            EngineCommand::Submit(..) => "Submit",
+            EngineCommand::Cancel(_) => "Cancel",
+            EngineCommand::Configure(..) => "Configure",
+            EngineCommand::Drain(_) => "Drain",
+            EngineCommand::Stop => "Stop",
         })
     }
 }
@@ -347,29 +346,30 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // Fails only where the thread has ended.
-        drop(self.orders.send(Order::Stop));
-        // A sink may own the last handle: its thread cannot wait for itself, and ends on its own.
+        // Fails only if the thread has ended.
+        drop(self.commands.send(EngineCommand::Stop));
+        // A sink may own the last handle. The engine's thread then cannot join itself and ends
+        // later.
         if !self.is_engine_thread()
             && let Some(thread) = self.thread.take()
         {
-            // A panic was told to all who had requests.
+            // All requests have received a panic as an error.
             drop(thread.join());
         }
     }
 }
 
-/// Where the engine's thread is gone and has not said why.
-fn gone() -> Error {
+/// The error if the engine's thread has ended without a reason.
+fn stopped() -> Error {
     Error::Stopped("the engine has stopped".to_owned())
 }
 
-/// A stop check whose panic is an error of its request, not of the engine.
-fn no_panic(mut check: StopCheck) -> StopCheck {
+/// Turns a panic of a stop check into an error of its request.
+fn catch_panics(mut check: StopCheck) -> StopCheck {
     Box::new(move |token| {
         catch_unwind(AssertUnwindSafe(|| check(token))).unwrap_or_else(|panic| {
-            let said = panic_message(panic.as_ref());
-            Err(Error::Request(format!("the request's stop check stopped: {said}")))
+            let message = panic_message(panic.as_ref());
+            Err(Error::Request(format!("the request's stop check stopped: {message}")))
         })
     })
 }

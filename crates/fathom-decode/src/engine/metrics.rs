@@ -1,66 +1,66 @@
-//! Where an engine's time goes.
+//! Metrics of an engine.
 
 use std::collections::BTreeMap;
 
 use crate::{Acceptance, Line, Mean, Mode};
 
-/// What an engine has done so far.
+/// Counts and times of an engine.
 #[derive(Clone, Debug, Default)]
 pub struct EngineMetrics {
-    /// Steps made, by way of decoding.
+    /// Steps by mode.
     pub steps: BTreeMap<Mode, usize>,
     /// Tokens committed.
     pub tokens: usize,
-    /// Drafts that never became text.
+    /// Drafts that did not become text.
     pub wasted: usize,
-    /// Steps of a sequence whose text the draft cannot follow: longer than its context, or with a
-    /// token it does not have.
-    pub beyond_draft: usize,
+    /// Steps of sequences whose text the draft cannot follow: longer than its context, or with a
+    /// token outside its vocabulary.
+    pub steps_without_draft: usize,
     /// Judged and accepted drafts.
     pub acceptance: Acceptance,
     /// γ of the last step.
     pub gamma: usize,
-    /// γ of the steps of PEARL in which all sequences were in pre-verify.
+    /// γ of the PEARL steps with all sequences in pre-verify.
     pub gamma_pre_verify: Mean,
-    /// γ of the other steps that drafted.
+    /// γ of the other steps with drafts.
     pub gamma_post_verify: Mean,
-    /// Requests sent back to wait because the caches were full.
+    /// Requests preempted because the caches were full.
     pub preemptions: usize,
-    /// Most pages the target's caches held at a time; the draft's hold no more.
+    /// Largest number of pages in the target's caches. The draft's hold no more.
     pub kv_pages: usize,
-    /// Both models' prefill, which overlap.
+    /// Seconds of prefill in both models, which overlap.
     pub prefill_seconds: f64,
-    /// The draft's work on chunks; in PEARL it overlaps with the target's.
+    /// Seconds of drafting. In PEARL they overlap with the target's.
     pub draft_seconds: f64,
-    /// Seconds in which the draft drafts one token for every sequence.
+    /// Seconds to draft one token for every sequence.
     pub draft_cost: Mean,
-    /// Seconds of a pass of the target, by the tokens it scores.
+    /// Seconds of a target pass by the tokens it scores.
     pub pass_cost: Line,
-    /// The target's passes.
+    /// Seconds of the target's passes.
     pub verify_seconds: f64,
-    /// The target waiting for the draft.
+    /// Seconds in which the target waited for the draft.
     pub wait_seconds: f64,
-    /// Judging, sampling and rolling back.
+    /// Seconds of judging, sampling and rolling back.
     pub judge_seconds: f64,
 }
 
-/// What an engine behind a handle has done so far, and what it has to do. Every request submitted
-/// is in one of the places.
+/// Metrics of an engine on its own thread. Every submitted request is counted in exactly one of the
+/// states `waiting` to `failed`.
 #[derive(Clone, Debug, Default)]
 pub struct HandleMetrics {
-    /// The engine's own.
+    /// The engine's metrics.
     pub engine: EngineMetrics,
-    /// Requests taken so far.
+    /// Requests submitted so far.
     pub submitted: u64,
-    /// Of those: waiting for a place in the batch.
+    /// Waiting for a place in the batch.
     pub waiting: usize,
-    /// In the batch, their prompts not yet all in the caches.
+    /// In the batch, with an incomplete prefill.
     pub prefilling: usize,
-    /// In the batch, with new tokens at every step.
+    /// In the batch, decoding.
     pub running: usize,
-    /// Ended as their parameters say.
+    /// Ended normally.
     pub finished: u64,
-    /// Cancelled, or left when the last handle was dropped.
+    /// Cancelled, or unfinished when the last handle was dropped.
     pub cancelled: u64,
     /// Ended with an error.
     pub failed: u64,

@@ -1,48 +1,48 @@
-//! How an engine is set up.
+//! The options of an engine.
 
 use fathom_model::{Error, Result};
 
 use crate::{GammaLimits, Mode};
 
-/// Which way of decoding.
+/// How the decoding mode is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModeChoice {
-    /// One, always.
+    /// Always this mode.
     Always(Mode),
-    /// The one that measures fastest, for the batch size there is.
+    /// The mode that measures fastest at the current batch size.
     Auto,
 }
 
-/// How long a chunk is.
+/// How γ, the length of a chunk of drafts, is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gamma {
-    /// This long, always; at least 1.
+    /// Always this γ, at least 1.
     Fixed(usize),
-    /// As long as measures fastest.
+    /// The γ that measures fastest.
     Adaptive(GammaLimits),
 }
 
-/// How an engine is set up.
+/// The options of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Which way of decoding.
+    /// The decoding mode.
     pub mode: ModeChoice,
-    /// How long a chunk is.
+    /// The length of a chunk of drafts.
     pub gamma: Gamma,
-    /// Most requests at a time, at least 1.
+    /// Most requests in the batch, at least 1.
     pub batch_size: usize,
-    /// Most pages ([`fathom_backend::Backend::kv_page`] tokens each) that the key/value caches of
-    /// all running requests together may hold, in each model; at least 1.
+    /// Most pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value caches of all
+    /// running requests together, in each model. At least 1.
     pub kv_pages: usize,
-    /// Ids from here on are padding of the target's logits and name no token.
+    /// Size of the vocabulary. Ids ≥ `vocab` are padding of the target's logits.
     pub vocab: usize,
 }
 
 impl EngineOptions {
-    /// Refuses what has no meaning.
+    /// Checks the options.
     ///
     /// # Errors
-    /// One sentence naming the option, its value and what was expected.
+    /// One sentence with the option, its value and the expected values.
     pub fn validate(&self) -> Result<()> {
         let refuse = |message: &str| Err(Error::Request(message.to_owned()));
         match self.gamma {
@@ -61,7 +61,7 @@ impl EngineOptions {
         Ok(())
     }
 
-    /// The longest chunk there may be.
+    /// The longest possible chunk.
     pub(super) fn max_gamma(&self) -> usize {
         match (self.mode, self.gamma) {
             (ModeChoice::Always(Mode::Ar), _) => 1,

@@ -1,14 +1,14 @@
-//! What goes into an engine and what comes out.
+//! Requests to an engine and their updates.
 
 use std::sync::Arc;
 
 use super::watch::Watcher;
 use crate::{Acceptance, Finish, SamplingParams, StopCheck};
 
-/// A prompt to be continued.
+/// A prompt to continue.
 pub struct Request {
-    /// The caller's number for it: part of the key of its randomness, with its seed, so the same
-    /// request has the same text whatever else is in the batch. Several may have the same.
+    /// The caller's number for it. With the seed it keys the random numbers, so the text of a
+    /// request does not depend on the rest of the batch. Ids may repeat.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -16,37 +16,36 @@ pub struct Request {
     pub params: SamplingParams,
     /// Tokens that end the text.
     pub eos: Arc<[u32]>,
-    /// Watches for the stop strings of `params`, which are text; the engine knows tokens only.
+    /// Detects the stop strings of `params`: the engine has token ids only, not text.
     pub stop: Option<StopCheck>,
-    /// Sees what the target computes of the text.
+    /// Observes the target's computation of the text.
     pub watcher: Option<Box<dyn Watcher>>,
 }
 
-/// Which request of an engine is meant. An engine numbers its requests itself: a caller's ids may
-/// repeat.
+/// The engine's own number of a request. Unlike the caller's ids it is unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(super) u64);
 
-/// What a step added to a request's text.
+/// Result of one step for one request.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Update {
     /// The request.
     pub ticket: Ticket,
     /// The caller's number for it, [`Request::id`].
     pub request: u64,
-    /// The tokens it got.
+    /// The new tokens of its text.
     pub tokens: Vec<u32>,
-    /// Set with the last of them.
+    /// Set in the last update.
     pub done: Option<Done>,
 }
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Done {
-    /// Why.
+    /// Why the text ended.
     pub finish: Finish,
     /// Mean accepted tokens.
     pub mat: f64,
-    /// How its drafts fared.
+    /// Judged and accepted drafts.
     pub acceptance: Acceptance,
 }

@@ -1,4 +1,4 @@
-//! What a request must keep to, checked before it is queued.
+//! Validation of requests before they are queued.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use super::request::{Request, Ticket};
 use super::watch::Watcher;
 use crate::{Completion, EndRules, Sampler};
 
-/// Numbers the requests of an engine, on whatever threads they are submitted.
+/// Numbers the requests of an engine across threads.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tickets(Arc<AtomicU64>);
 
@@ -19,18 +19,18 @@ impl Tickets {
     }
 }
 
-/// What does not change while requests are checked: a copy of it checks them on any thread, without
-/// the engine.
+/// The limits that requests are checked against. A copy checks them on any thread without the
+/// engine.
 #[derive(Clone, Debug)]
 pub(super) struct Rules {
-    /// Ids below are tokens.
+    /// Ids < `vocab` are tokens.
     pub vocab: usize,
     /// Most tokens of prompt and text together.
     pub longest: usize,
     pub tickets: Tickets,
 }
 
-/// A request that an engine can take.
+/// A valid request.
 pub(super) struct Checked {
     pub ticket: Ticket,
     /// The caller's number for it.
@@ -41,10 +41,10 @@ pub(super) struct Checked {
 }
 
 impl Rules {
-    /// Refuses what cannot be done; gives a ticket to the rest.
+    /// Validates a request and assigns its ticket.
     ///
     /// # Errors
-    /// As [`super::Engine::submit`].
+    /// See [`super::Engine::submit`].
     pub fn check(&self, request: Request) -> Result<Checked> {
         let Request { id, prompt, params, eos, stop, watcher } = request;
         let Rules { vocab, longest, .. } = *self;

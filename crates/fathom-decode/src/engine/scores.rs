@@ -1,50 +1,51 @@
-//! What a model says about the tokens it was given, as much of it as its readers need.
+//! The target's pass of a step, and the scores of a pass: argmax tokens and, if needed, logits.
 
 use fathom_backend::Backend;
-use fathom_model::{LogitRows, Logits, Model, Probe, Result, Step};
+use fathom_model::{LogitRows, Logits, Probe, Result, Step, Transformer};
 
 use super::Engine;
 use super::slot::Slot;
 use super::watch::Watching;
 use crate::{Mode, Proposal};
 
-/// The scores of every row of every step.
-pub(super) struct Scores<B: Backend> {
-    /// The most likely token of each row, step by step.
+/// The scores of a pass.
+pub(super) struct PassScores<B: Backend> {
+    /// The most likely token of each row of each sequence: `[sequences][rows]`.
     pub best: Vec<Vec<u32>>,
-    /// Everything, unless the most likely tokens are enough.
+    /// The logits, unless the most likely tokens are enough.
     pub logits: Option<Logits<B>>,
 }
 
-impl<B: Backend> Scores<B> {
-    /// Runs `steps` through `model`. If all requests take the most likely tokens as they are, no
-    /// logits are kept. Ids from `limit` on are not considered.
+impl<B: Backend> PassScores<B> {
+    /// Runs `steps` through `model`. With `argmax_only` no logits are kept. Ids ≥ `limit` are
+    /// ignored.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// See [`Transformer::forward`].
     pub fn of(
-        model: &Model<B>,
+        model: &Transformer<B>,
         steps: &mut [Step<'_, B>],
         probe: Option<&mut dyn Probe>,
         argmax_only: bool,
         limit: usize,
-    ) -> Result<Scores<B>> {
+    ) -> Result<PassScores<B>> {
         if argmax_only {
-            return Ok(Scores { best: model.forward_argmax(steps, limit, probe)?, logits: None });
+            let best = model.forward_argmax(steps, limit, probe)?;
+            return Ok(PassScores { best, logits: None });
         }
         let logits = model.forward(steps, probe)?;
-        Ok(Scores { best: logits.argmax(model.backend(), limit)?, logits: Some(logits) })
+        Ok(PassScores { best: logits.argmax(model.backend(), limit)?, logits: Some(logits) })
     }
 }
 
 impl<B: Backend> Engine<B> {
-    /// The target's pass: the last committed token and the drafts that follow it, of every request;
-    /// and the seconds it took.
+    /// Runs the target over the last committed token and the following drafts of every running
+    /// request. Returns the scores and the seconds of the pass.
     pub(super) fn score(
         &mut self,
         mode: Mode,
         chunks: Option<&[Proposal]>,
-    ) -> Result<(Scores<B>, f64)> {
+    ) -> Result<(PassScores<B>, f64)> {
         let backend = self.target.backend();
         let start = backend.mark()?;
         let argmax_only = self.running.iter().all(Slot::takes_argmax);
@@ -65,7 +66,8 @@ impl<B: Backend> Engine<B> {
         }
         let mut watching = Watching::new(watchers);
         let probe = watching.is_wanted().then_some(&mut watching as &mut dyn Probe);
-        let scores = Scores::of(&self.target, &mut steps, probe, argmax_only, self.options.vocab)?;
+        let vocab = self.options.vocab;
+        let scores = PassScores::of(&self.target, &mut steps, probe, argmax_only, vocab)?;
         for (failure, error) in failures.into_iter().zip(watching.errors) {
             *failure = failure.take().or(error);
         }

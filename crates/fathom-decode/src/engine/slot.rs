@@ -1,45 +1,45 @@
-//! A request in an engine.
+//! The state of one request in an engine.
 
 use std::sync::Arc;
 
 use fathom_backend::Backend;
-use fathom_model::{Error, Model, Result, Sequence};
+use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
-use crate::{Acceptance, Completion, Drafted, History, Pearl, Runs, Sampler};
+use crate::{Acceptance, AcceptedRuns, Completion, Drafted, History, Pearl, Sampler};
 
-/// One request and everything that is its own.
+/// The state of one request.
 ///
-/// Between steps, while the request runs: the target's cache holds the text but its last token; the
-/// draft's holds `drafted_len` tokens of text and pending drafts, at most all but the last.
+/// Invariant between steps of a running request: the target's cache holds the text without its last
+/// token. The draft's cache holds the first `drafted_len` tokens of the text and the pending
+/// drafts, at most all but the last.
 pub(super) struct Slot<B: Backend> {
     pub ticket: Ticket,
     /// The caller's number for it.
     pub request: u64,
-    /// Names the draft's sequence; a new one for every admission.
+    /// Key of the draft's sequence, new at every admission.
     pub number: u64,
-    /// Length of the prompt, for rotary scalings that depend on it.
+    /// Prompt length in tokens, for rotary scalings that depend on it.
     pub planned_len: usize,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
-    /// The text, counted, where logits are processed by it.
+    /// Token counts of the text, if logits are processed by them.
     pub history: Option<History>,
     pub pearl: Pearl,
-    /// The target's cache; `None` while waiting.
+    /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
     drafted_len: usize,
-    /// What the draft can follow; `None` without one.
+    /// The draft's limits. `None` without a draft.
     limits: Option<DraftLimits>,
-    /// Whether it can follow this text. Once it cannot, it never can, unless the text is taken
-    /// back.
+    /// Whether the draft can follow this text. Once false, it stays false until a rewind.
     speculates: bool,
-    pub runs: Runs,
+    pub runs: AcceptedRuns,
     pub acceptance: Acceptance,
     pub watcher: Option<Box<dyn Watcher>>,
-    /// What the watcher failed on.
+    /// The watcher's error.
     pub failure: Option<Error>,
 }
 
@@ -64,60 +64,58 @@ impl<B: Backend> Slot<B> {
             drafted_len: 0,
             limits,
             speculates: false,
-            runs: Runs::default(),
+            runs: AcceptedRuns::default(),
             acceptance: Acceptance::default(),
             watcher,
             failure: None,
         };
-        slot.speculates = slot.is_followed();
+        slot.speculates = slot.draft_can_follow();
         slot
     }
 
-    fn is_followed(&self) -> bool {
+    fn draft_can_follow(&self) -> bool {
         self.limits.is_some_and(|limits| limits.allow(self.text.tokens()))
     }
 
-    /// Whether tokens are drafted for this text, or pending. If not, every way of decoding is plain
-    /// decoding.
+    /// Whether tokens are drafted for this text. If not, every mode decodes it like `ar`.
     pub fn speculates(&self) -> bool {
         self.speculates
     }
 
-    /// Whether its next tokens are the most likely ones of the target's own logits: those are then
-    /// not needed.
+    /// Whether its next tokens are the argmax of the target's unprocessed logits, so that the
+    /// logits themselves are not needed.
     pub fn takes_argmax(&self) -> bool {
         self.sampler.takes_argmax(self.text.generated().len())
     }
 
-    /// Counts what was committed from position `before` on.
+    /// Updates the token counts with the tokens committed from position `before` on.
     pub fn count_from(&mut self, before: usize) {
         if let Some(history) = &mut self.history {
             history.follow(before, &self.text.tokens()[before..]);
         }
     }
 
-    /// What the target is fed to judge `drafts`.
+    /// The target's input to judge `drafts`: the last token of the text and the drafts.
     pub fn feed(&self, drafts: &[Drafted]) -> Vec<u32> {
         let last = self.text.tokens().last().copied();
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
-    /// The part of the text that must be in both caches before the first step: all but its last
-    /// token.
+    /// The text without its last token: what both caches hold before the first step.
     fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
         &tokens[..tokens.len().saturating_sub(1)]
     }
 
-    /// At most `most` tokens that are still to be prefilled.
+    /// The next tokens to prefill, at most `most`.
     pub fn unfilled(&self, most: usize) -> &[u32] {
         let filled = self.sequence.as_ref().map_or(0, Sequence::len);
         let rest = self.prefix().get(filled..).unwrap_or_default();
         &rest[..most.min(rest.len())]
     }
 
-    /// What the draft is told to do so that it prefills `tokens`, the next of the text. `None`
-    /// where it cannot follow the text.
+    /// The draft's work item to prefill `tokens`, the next tokens of the text. `None` if the draft
+    /// cannot follow the text.
     pub fn prefill_item(&mut self, tokens: &[u32]) -> Option<DraftItem> {
         if !self.speculates {
             return None;
@@ -127,15 +125,15 @@ impl<B: Backend> Slot<B> {
         Some(self.item(keep, tokens.to_vec(), 0))
     }
 
-    /// The same for all of the prompt, where the draft holds nothing of it.
+    /// The draft's work item to prefill the whole prompt. `None` if the draft holds some of it.
     pub fn prompt_item(&mut self) -> Option<DraftItem> {
         let prefix = self.prefix().to_vec();
         let missing = self.drafted_len == 0 && !prefix.is_empty();
         if missing { self.prefill_item(&prefix) } else { None }
     }
 
-    /// What the draft is told to do in a step: to continue text and pending drafts by a chunk, as
-    /// far as there is room. `None` where there is none.
+    /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the
+    /// pending drafts. `None` if there is no room.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
         let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
@@ -153,28 +151,28 @@ impl<B: Backend> Slot<B> {
         DraftItem { slot, planned_len, keep, tail, gamma, sampler }
     }
 
-    /// Most drafts after the text: as many as it may still get, and as the draft can follow. Its
-    /// context need not hold the last of them.
+    /// Most drafts after the text: limited by the remaining tokens of the text and by the draft's
+    /// context, which need not hold the last draft.
     fn room(&self) -> usize {
-        let followed = match self.limits {
+        let draftable = match self.limits {
             Some(limits) if self.speculates => limits.context + 1 - self.text.tokens().len(),
             _ => 0,
         };
-        followed.min(self.text.remaining())
+        draftable.min(self.text.remaining())
     }
 
-    /// Most tokens that a cache holds at the end of a step with chunks of at most `gamma`: text,
-    /// pending drafts and the chunk, as far as there is room; without room, text and the target's
+    /// Upper bound of the tokens in a cache at the end of a step with chunks of at most `gamma`:
+    /// text, pending drafts and chunk as far as there is room, or else the text and the target's
     /// next token.
     pub fn reach(&self, gamma: usize) -> usize {
         let drafts = (self.pearl.pending().len() + gamma).min(self.room());
         self.text.tokens().len() + drafts.max(1)
     }
 
-    /// Whether the draft could follow the text before the last step and no longer can. It then
-    /// holds nothing of it.
+    /// Whether the last step made the text one that the draft cannot follow. The draft's sequence
+    /// is then to be dropped.
     pub fn outgrows_draft(&mut self) -> bool {
-        if !self.speculates || self.is_followed() {
+        if !self.speculates || self.draft_can_follow() {
             return false;
         }
         self.speculates = false;
@@ -182,44 +180,44 @@ impl<B: Backend> Slot<B> {
         true
     }
 
-    /// Takes both caches back to what holds.
-    pub fn roll_back(&mut self, target: &Model<B>) -> Result<()> {
+    /// Rolls both caches back to the text and the pending drafts.
+    pub fn roll_back(&mut self, target: &Transformer<B>) -> Result<()> {
         let text = self.text.tokens().len();
         self.drafted_len = self.drafted_len.min(text + self.pearl.pending().len() - 1);
-        self.watcher_keeps(text - 1);
+        self.truncate_watcher(text - 1);
         match &mut self.sequence {
             Some(sequence) => target.truncate(sequence, text - 1),
             None => Ok(()),
         }
     }
 
-    fn watcher_keeps(&mut self, len: usize) {
+    fn truncate_watcher(&mut self, len: usize) {
         if let Some(watcher) = &mut self.watcher {
             watcher.keep(len);
         }
     }
 
-    /// Takes text and caches back to the prompt, as if it had just been prefilled.
-    pub fn rewind(&mut self, target: &Model<B>) -> Result<()> {
+    /// Resets text and caches to the prompt, as after its prefill.
+    pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
         self.count_from(self.text.tokens().len());
-        self.speculates = self.is_followed();
-        (self.runs, self.acceptance) = (Runs::default(), Acceptance::default());
+        self.speculates = self.draft_can_follow();
+        (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());
         self.roll_back(target)
     }
 
-    /// Drops pending drafts, as when the way of decoding changes; returns how many.
+    /// Drops pending drafts, as when the mode changes. Returns their number.
     pub fn drop_pending(&mut self) -> usize {
         let dropped = self.pearl.clear();
         self.drafted_len = self.drafted_len.min(self.text.tokens().len() - 1);
         dropped
     }
 
-    /// Gives up both caches; returns how many drafts were pending.
+    /// Drops both caches. Returns the number of pending drafts.
     pub fn release(&mut self) -> usize {
         self.sequence = None;
-        self.watcher_keeps(0);
+        self.truncate_watcher(0);
         let dropped = self.drop_pending();
         self.drafted_len = 0;
         dropped

@@ -1,53 +1,53 @@
-//! Looking at a text while it is written: what the target's own passes compute of it.
+//! Probing a text during its generation, in the target's own passes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
 
-/// Sees what the target computes of one request's text, as it is written.
+/// Observes the target's computation of one request's text during its generation.
 ///
-/// It is a [`Probe`] of that text alone: [`At::sequence`] is 0, and positions count from the
-/// prompt's first token. Every position is seen in every mode and batch, with the bits that a pass
-/// over the finished text has, but for the last token: the target was never given it. It reads and
-/// measures; what is written is the target's own text, so nothing can be changed.
+/// A watcher is a [`Probe`] of that text alone: [`At::sequence`] is 0, and positions count from the
+/// prompt's first token. In every mode and batch it sees every position, with the same bits as a
+/// pass over the finished text, except the last token, which the target is never fed. It can read
+/// and measure but not edit: the text is always the target's own.
 ///
-/// An error ends the request, and no other.
+/// An error ends this request and no other.
 pub trait Watcher: Probe + Send {
-    /// What was seen of positions from `len` on does not count: they held drafts that were
-    /// rejected, or will be computed once more because the caches were full.
+    /// Discards what was observed at positions ≥ `len`: they held rejected drafts, or will be
+    /// computed again after a preemption.
     fn keep(&mut self, len: usize);
 }
 
-/// The watchers of the sequences of one pass, as one probe.
+/// The watchers of all sequences of a pass, as one probe.
 pub(super) struct Watching<'a> {
     watchers: Vec<Option<&'a mut (dyn Watcher + 'static)>>,
-    /// What the watchers of each sequence failed on.
+    /// The watcher's error of each sequence.
     pub errors: Vec<Option<Error>>,
 }
 
 impl<'a> Watching<'a> {
-    /// Of the watcher, if there is one, of each sequence of the pass.
+    /// Combines the watchers of the sequences of a pass, `None` for a sequence without one.
     pub fn new(watchers: Vec<Option<&'a mut (dyn Watcher + 'static)>>) -> Watching<'a> {
         let errors = watchers.iter().map(|_| None).collect();
         Watching { watchers, errors }
     }
 
-    /// Whether anybody watches.
+    /// Whether any sequence has a watcher.
     pub fn is_wanted(&self) -> bool {
         self.watchers.iter().any(Option::is_some)
     }
 
-    /// Tells the watcher of a sequence something, if it wants to know of the place.
-    fn tell(
+    /// Calls the watcher of a sequence, unless it has failed.
+    fn notify(
         &mut self,
         at: &At,
-        tell: impl FnOnce(&mut dyn Watcher, &At) -> Result<()>,
+        notify: impl FnOnce(&mut dyn Watcher, &At) -> Result<()>,
     ) -> Result<()> {
         let Some(Some(watcher)) = self.watchers.get_mut(at.sequence) else { return Ok(()) };
         let error = &mut self.errors[at.sequence];
         if error.is_none() {
             let own = At { sequence: 0, ..at.clone() };
-            *error = tell(&mut **watcher, &own).err();
+            *error = notify(&mut **watcher, &own).err();
         }
         Ok(())
     }
@@ -68,69 +68,70 @@ impl Probe for Watching<'_> {
     }
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
-        self.tell(at, |watcher, at| watcher.read(at, values))
+        self.notify(at, |watcher, at| watcher.read(at, values))
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
         let watcher = self.watchers.get(sequence).and_then(Option::as_ref);
-        watcher.map_or_else(Vec::new, |watcher| watcher.landmarks(0))
+        watcher.map_or_else(Vec::new, |watcher| watcher.reference_positions(0))
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
-        self.tell(at, |watcher, at| watcher.measured(at, measured))
+        self.notify(at, |watcher, at| watcher.measured(at, measured))
     }
 }
 
-/// A [`Watcher`] that keeps the rows of chosen places; [`WatchedRows`] reads them.
+/// A [`Watcher`] that stores the rows of chosen sites. [`WatchedRows`] reads them.
 pub struct RowWatcher(WatchedRows);
 
-/// What a [`RowWatcher`] has seen so far. Clones are of the same rows.
+/// The rows a [`RowWatcher`] has stored so far. Clones share them.
 #[derive(Clone)]
 pub struct WatchedRows {
     places: Arc<[(Site, usize)]>,
-    rows: Arc<Mutex<Rows>>,
+    rows: Arc<Mutex<StoredRows>>,
 }
 
 #[derive(Default)]
-struct Rows {
+struct StoredRows {
     /// `[len, width]` of each place.
     values: Vec<Vec<f32>>,
+    /// Positions stored.
     len: usize,
 }
 
 impl RowWatcher {
-    /// Keeps the rows of `places`: (site, layer) of sites that have rows ([`Site::has_rows`]).
+    /// A watcher that stores the rows of `places`, which are pairs of site and layer.
     ///
     /// # Errors
-    /// A site without rows.
+    /// A site without rows ([`Site::has_rows`]).
     pub fn new(places: &[(Site, usize)]) -> Result<RowWatcher> {
         if let Some((site, _)) = places.iter().find(|(site, _)| !site.has_rows()) {
             return Err(Error::Request(format!(
-                "`{site}` has no row for each token, and cannot be watched while a text is written"
+                "`{site}` has no row for each token and cannot be watched during generation"
             )));
         }
-        let rows = Rows { values: vec![Vec::new(); places.len()], len: 0 };
+        let rows = StoredRows { values: vec![Vec::new(); places.len()], len: 0 };
         Ok(RowWatcher(WatchedRows { places: places.into(), rows: Arc::new(Mutex::new(rows)) }))
     }
 
-    /// To read what is kept, at any time and from any thread.
+    /// A handle to read the stored rows at any time, from any thread.
     pub fn rows(&self) -> WatchedRows {
         self.0.clone()
     }
 }
 
 impl WatchedRows {
-    /// The places, in the order in which they were given.
+    /// The places in the order of [`RowWatcher::new`].
     pub fn places(&self) -> &[(Site, usize)] {
         &self.places
     }
 
-    /// Positions that count so far: between steps, all of the text but its last token.
+    /// Number of valid positions: between steps, those of the text without its last token.
     pub fn positions(&self) -> usize {
         self.lock().len
     }
 
-    /// The rows of place `index` from position `from` on, `[positions, width]`.
+    /// The rows of place `index` from position `from` on: `[positions() - from, width]`.
     pub fn since(&self, index: usize, from: usize) -> Vec<f32> {
         let rows = self.lock();
         let values = rows.values.get(index).map_or(&[][..], Vec::as_slice);
@@ -138,8 +139,8 @@ impl WatchedRows {
         values.get(from * width..).unwrap_or_default().to_vec()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Rows> {
-        // Rows are appended and cut; a panic in between leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, StoredRows> {
+        // A panic between appending and truncating leaves consistent rows.
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -155,11 +156,11 @@ impl Probe for RowWatcher {
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         let mut rows = self.0.lock();
         rows.len = at.positions.end;
-        for (place, kept) in self.0.places.iter().zip(&mut rows.values) {
+        for (place, stored) in self.0.places.iter().zip(&mut rows.values) {
             if *place == (at.site, at.layer) {
                 let width = values.len() / at.positions.len().max(1);
-                kept.truncate(at.positions.start * width);
-                kept.extend_from_slice(values);
+                stored.truncate(at.positions.start * width);
+                stored.extend_from_slice(values);
             }
         }
         Ok(())

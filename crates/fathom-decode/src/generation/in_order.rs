@@ -1,9 +1,9 @@
-//! Things that end in any order, given out in one.
+//! Reordering of numbered items.
 
 use std::collections::BTreeMap;
 
-/// Gives out what is numbered 0, 1, 2, … in that order, each as soon as it and all before it are
-/// there.
+/// Returns items numbered 0, 1, 2, … in this order, each as soon as it and all earlier ones have
+/// been inserted.
 #[derive(Clone, Debug, Default)]
 pub struct InOrder<T> {
     next: u64,
@@ -11,22 +11,22 @@ pub struct InOrder<T> {
 }
 
 impl<T> InOrder<T> {
-    /// Begins with number `next`.
+    /// Starts with number `next`.
     pub fn starting_at(next: u64) -> InOrder<T> {
         InOrder { next, early: BTreeMap::new() }
     }
 
-    /// The number that is next.
+    /// The number of the next item to return.
     pub fn next_number(&self) -> u64 {
         self.next
     }
 
-    /// Takes in number `number`.
+    /// Inserts item `number`.
     pub fn insert(&mut self, number: u64, item: T) {
         self.early.insert(number, item);
     }
 
-    /// The next one, if it is there.
+    /// Removes and returns the next item, if it has been inserted.
     pub fn take_next(&mut self) -> Option<T> {
         let item = self.early.remove(&self.next)?;
         self.next += 1;

@@ -1,4 +1,4 @@
-//! A request's text as it comes.
+//! Streaming text of a request.
 
 use std::time::Duration;
 
@@ -7,39 +7,39 @@ use fathom_model::{Result, Tokenizer};
 use crate::engine::{Canceller, Done, EngineHandle, Generating, Request, Update};
 use crate::{Finish, SamplingParams, TextStream};
 
-/// What a step added to a text.
+/// Result of one step for one text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextUpdate {
-    /// Text that is certain by now: never half a character, never part of a stop string, and
-    /// without the token that ended it.
+    /// New text that is final: complete characters, no part of a stop string, and without the token
+    /// that ended the text.
     pub text: String,
-    /// The tokens it got, with the token that ended it.
+    /// The new tokens, with the one that ended the text.
     pub tokens: Vec<u32>,
-    /// Set with the last of the text.
+    /// Set in the last update.
     pub done: Option<Done>,
 }
 
-/// Makes text of one request's updates, wherever they are received.
+/// Decodes the updates of one request to text.
 pub struct UpdateDecoder {
     /// `None` after the last update.
     stream: Option<TextStream>,
 }
 
 impl UpdateDecoder {
-    /// For a request with `params` to the model that `tokenizer` belongs to.
+    /// A decoder for a request with `params` to the model of `tokenizer`.
     pub fn new(tokenizer: &Tokenizer, params: &SamplingParams) -> UpdateDecoder {
         UpdateDecoder { stream: Some(TextStream::of_request(tokenizer, params)) }
     }
 
-    /// The text of the next update. What comes after the last has none.
+    /// Decodes the next update. Updates after the last one have no text.
     ///
     /// # Errors
-    /// What the tokenizer fails on.
+    /// Errors of the tokenizer.
     pub fn take(&mut self, update: Update) -> Result<TextUpdate> {
         let Update { tokens, done, .. } = update;
         let mut text = String::new();
         let finish = done.as_ref().map(|done| done.finish);
-        // The token that ends a text is no part of it.
+        // The token that ends a text is not part of it.
         let ends = matches!(finish, Some(Finish::Eos | Finish::StopToken));
         if let Some(stream) = &mut self.stream {
             for &token in &tokens[..tokens.len() - usize::from(ends && !tokens.is_empty())] {
@@ -55,10 +55,11 @@ impl UpdateDecoder {
     }
 }
 
-/// A request to an engine on a thread of its own, as text: an iterator that waits for each update.
+/// The text of a request to an engine on its own thread: an iterator that blocks until the next
+/// update.
 ///
-/// The last update has [`TextUpdate::done`]. A request that fails ends with its error. Dropping it
-/// cancels the request, unless that has ended.
+/// The last update has [`TextUpdate::done`]. A failed request ends with its error. Dropping it
+/// cancels the request, if it has not ended.
 ///
 /// ```
 /// use fathom_decode::SamplingParams;
@@ -90,7 +91,7 @@ impl UpdateDecoder {
 ///
 /// let mut text = String::new();
 /// for update in TextUpdates::submit(&engine, &tokenizer, request)? {
-///     text += &update?.text; // to show at once
+///     text += &update?.text; // show it at once
 /// }
 /// assert!(!text.is_empty() && !text.contains('.'), "{text}");
 /// # Ok(())
@@ -102,11 +103,11 @@ pub struct TextUpdates {
 }
 
 impl TextUpdates {
-    /// Submits `request` to `engine`, whose target `tokenizer` belongs to. Its stop strings are
-    /// watched for; [`Request::stop`] need not be set.
+    /// Submits `request` to `engine`. `tokenizer` is the one of the engine's target. If
+    /// [`Request::stop`] is `None`, a check for the request's stop strings is added.
     ///
     /// # Errors
-    /// As [`EngineHandle::submit`].
+    /// See [`EngineHandle::submit`].
     pub fn submit(
         engine: &EngineHandle,
         tokenizer: &Tokenizer,
@@ -119,35 +120,35 @@ impl TextUpdates {
         Ok(TextUpdates { updates: engine.submit(request)?, decoder })
     }
 
-    /// The next update if it is there already: `None` if not, and after the last.
+    /// The next update, without waiting. `None` if there is none yet, and after the last.
     ///
     /// # Errors
-    /// What the request failed on, once.
+    /// The error of a failed request, once.
     pub fn try_next(&mut self) -> Result<Option<TextUpdate>> {
         let update = self.updates.try_next()?;
         update.map(|update| self.decode(update)).transpose()
     }
 
-    /// The next update if it comes within `timeout`: `None` if not, and after the last.
+    /// The next update, waiting for at most `timeout`. `None` if none came, and after the last.
     ///
     /// # Errors
-    /// What the request failed on, once.
+    /// The error of a failed request, once.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<TextUpdate>> {
         let update = self.updates.next_timeout(timeout)?;
         update.map(|update| self.decode(update)).transpose()
     }
 
-    /// Whether no update will come any more.
+    /// Whether there are no more updates.
     pub fn has_ended(&self) -> bool {
         self.updates.has_ended()
     }
 
-    /// Ends the request where it is. No update comes any more.
+    /// Cancels the request. There are no more updates.
     pub fn cancel(&mut self) {
         self.updates.cancel();
     }
 
-    /// Cancels this request from elsewhere.
+    /// A handle to cancel this request from another thread.
     pub fn canceller(&self) -> Canceller {
         self.updates.canceller()
     }

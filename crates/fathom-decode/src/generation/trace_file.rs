@@ -1,4 +1,5 @@
-//! Generated texts on disk: a line each, in the order of the tasks, each durable before the next.
+//! Generated texts in a file: one line each, in the order of the tasks, each synced before the
+//! next.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Seek, Write};
@@ -9,28 +10,27 @@ use serde_json::{Map, Value};
 
 use super::{Generation, InOrder, Task, TraceLine};
 
-/// An output file being written. Texts end in any order; lines are written in the order of the
-/// tasks, so a line is in the file when it and all before it are. Dropped at any time, it can be
-/// resumed.
+/// An output file in progress. Texts may end in any order; lines are written in the order of the
+/// tasks. A file that is interrupted at any time can be resumed.
 #[derive(Debug)]
 pub struct TraceFile {
     path: PathBuf,
-    /// Held open and locked: two processes must not write one file.
+    /// Open and locked, so that no other process writes to it.
     file: File,
     line: TraceLine,
     lines: InOrder<String>,
 }
 
 impl TraceFile {
-    /// Refuses early what [`TraceFile::create`] would refuse after the models are loaded.
+    /// Checks that `path` can be created, before models are loaded.
     ///
     /// # Errors
-    /// A file that is there already, or a directory that is not.
+    /// A file that exists, or a missing directory.
     pub fn check_new(path: &Path) -> Result<()> {
         if path.symlink_metadata().is_ok() {
             return Err(Error::file(
                 path,
-                "exists already: give another file, or `--resume` to go on with it",
+                "exists already: give another file, or `--resume` to continue it",
             ));
         }
         match path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
@@ -39,10 +39,10 @@ impl TraceFile {
         }
     }
 
-    /// Starts a file, which must not exist.
+    /// Creates a new file.
     ///
     /// # Errors
-    /// A file that exists, or cannot be created.
+    /// A file that exists or cannot be created.
     pub fn create(path: &Path, line: TraceLine) -> Result<TraceFile> {
         TraceFile::check_new(path)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path);
@@ -50,12 +50,12 @@ impl TraceFile {
         TraceFile::locked(path, file, line)
     }
 
-    /// Goes on with the file at `path`, or starts it: keeps its whole lines, which must be the
-    /// first of `tasks`, and drops a line that was cut short.
+    /// Resumes the file at `path`, or creates it. Complete lines are kept and must be those of the
+    /// first `tasks`; an incomplete last line is removed.
     ///
     /// # Errors
-    /// A line of other tasks, another model or other parameters; a file that another process
-    /// writes.
+    /// A line of other tasks, another model or other parameters, or a file that another process is
+    /// writing.
     pub fn resume(path: &Path, line: TraceLine, tasks: &[Task]) -> Result<TraceFile> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
@@ -84,10 +84,10 @@ impl TraceFile {
         Ok(TraceFile { path: path.to_owned(), file, line, lines: InOrder::starting_at(0) })
     }
 
-    /// The whole lines of the file: how many they are, and how many bytes.
+    /// Checks the complete lines of the file. Returns their number and their bytes.
     fn check_lines(&self, tasks: &[Task]) -> Result<(u64, u64)> {
         let mut reader = BufReader::new(&self.file);
-        let (mut lines, mut whole) = (0, 0);
+        let (mut lines, mut complete) = (0, 0);
         let mut bytes = Vec::new();
         for number in 1.. {
             bytes.clear();
@@ -95,32 +95,32 @@ impl TraceFile {
                 .read_until(b'\n', &mut bytes)
                 .map_err(Error::io(&self.path, "cannot be read"))?;
             if !bytes.ends_with(b"\n") {
-                break; // the end, or cut short
+                break; // end of file, or an incomplete line
             }
             let refuse = |problem: String| Err(Error::line(&self.path, number, problem));
             let Some(task) = tasks.get(number - 1) else {
-                return refuse(format!("is one more than the {} texts asked for", tasks.len()));
+                return refuse(format!("is one more than the {} texts of this run", tasks.len()));
             };
             let Ok(line) = serde_json::from_slice::<Map<String, Value>>(&bytes) else {
                 return refuse("is not a line of a generation that can be resumed".to_owned());
             };
-            if let Some(field) = self.other(&line, task) {
+            if let Some(field) = self.different_field(&line, task) {
                 return refuse(format!(
-                    "was generated with another `{field}` than this run is to have: give another file, \
-                     or the options of the run that was interrupted"
+                    "was generated with another `{field}` than that of this run: give another \
+                     file, or the options of the run that was interrupted"
                 ));
             }
-            whole += read as u64;
+            complete += read as u64;
             lines += 1;
         }
-        Ok((lines, whole))
+        Ok((lines, complete))
     }
 
-    /// The first field in which a line differs from what `task` would write.
-    fn other(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
+    /// The first field in which `line` differs from the line of `task`.
+    fn different_field(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
         let head = self.line.head(task);
-        // What this run would not write, and a run with other parameters has.
-        let mut more = TraceLine::RARE_PARAMS.into_iter();
+        // Fields that only runs with other parameters write.
+        let mut more = TraceLine::RARE_PARAMS.into_iter().chain([TraceLine::WATCH]);
         let more = more.find(|&name| line.contains_key(name) && !head.contains_key(name));
         let other = head.into_iter().find(|(name, value)| line.get(name) != Some(value));
         let ids = line.get("input_ids").and_then(Value::as_array);
@@ -133,16 +133,15 @@ impl TraceFile {
         other.or((!same_ids).then(|| "input_ids".to_owned()))
     }
 
-    /// Texts that are in the file.
+    /// Number of texts in the file.
     pub fn written(&self) -> u64 {
         self.lines.next_number()
     }
 
-    /// Takes a text that has ended, and writes it when all before it are written. What is written
-    /// survives anything.
+    /// Adds a finished text. Its line is written and synced once all earlier ones are.
     ///
     /// # Errors
-    /// The disk is full or gone; the file can be resumed.
+    /// A write error. The file can be resumed.
     pub fn push(&mut self, generation: &Generation) -> Result<()> {
         let line = Value::Object(self.line.object(generation)).to_string() + "\n";
         self.lines.insert(generation.task.index, line);
@@ -167,7 +166,8 @@ mod tests {
 
     fn line(seed: u64) -> TraceLine {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
-        TraceLine { origin, params: SamplingParams { seed, ..SamplingParams::default() } }
+        let params = SamplingParams { seed, ..SamplingParams::default() };
+        TraceLine { origin, params, watch: None }
     }
 
     fn tasks() -> Vec<Task> {
@@ -177,11 +177,12 @@ mod tests {
 
     fn generation(task: &Task) -> Generation {
         let output = format!("text {}", task.index);
-        Generation { task: task.clone(), output, tokens: vec![9], finish: Finish::Eos, mat: 1.0 }
+        let (tokens, finish, fields) = (vec![9], Finish::Eos, Map::new());
+        Generation { task: task.clone(), output, tokens, finish, mat: 1.0, fields }
     }
 
     #[test]
-    fn lines_stand_in_order_whatever_ends_first() {
+    fn lines_are_written_in_the_order_of_the_tasks() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
         let mut file = TraceFile::create(&path, line(0)).unwrap();
@@ -199,9 +200,9 @@ mod tests {
         assert!(error.contains("exists already"), "{error}");
     }
 
-    /// Cut before, at, after and between two line ends, the file is resumed to the same bytes.
+    /// A file truncated before, at, after and between line ends is resumed to the same bytes.
     #[test]
-    fn cut_anywhere_it_ends_the_same() {
+    fn a_truncated_file_is_resumed_to_the_same_bytes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
         let tasks = tasks();
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_this_run_is_refused_and_left_alone() {
+    fn a_file_of_another_run_is_refused_and_not_changed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.jsonl");
         let tasks = tasks();
@@ -240,12 +241,21 @@ mod tests {
         };
         let error = refused(line(1), &tasks);
         assert!(error.contains("line 1") && error.contains("another `seed`"), "{error}");
+        let watched = TraceLine { watch: Some(true.into()), ..line(0) };
+        let error = refused(watched.clone(), &tasks);
+        assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
         let error = refused(line(0), &tasks[..4]);
         assert!(error.contains("line 5") && error.contains("4 texts"), "{error}");
         let mut other = tasks.clone();
         other[3].ids = vec![7].into();
         let error = refused(line(0), &other);
         assert!(error.contains("line 4") && error.contains("another `input_ids`"), "{error}");
+        let one = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, one.replace("\"prompt_len\"", "\"watch\":true,\"prompt_len\""))
+            .unwrap();
+        let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
+        TraceFile::resume(&path, watched, &tasks).unwrap();
         std::fs::write(&path, "hello\n").unwrap();
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
         assert!(error.contains("line 1: is not a line of a generation"), "{error}");

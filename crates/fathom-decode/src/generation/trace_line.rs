@@ -1,4 +1,4 @@
-//! A generated text as a line of JSON that `fathom scan` reads.
+//! A generated text as a line of JSON, which `fathom scan` reads.
 
 use fathom_model::PromptContent;
 use serde_json::{Map, Value, json};
@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 use super::{Generation, Task};
 use crate::{Finish, SamplingParams};
 
-/// Which model a text is of.
+/// The model of a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The target, as it was named.
+    /// The target as named by the user.
     pub model: String,
     /// Fingerprint of its weights.
     pub weights: String,
@@ -17,19 +17,20 @@ pub struct Origin {
     pub precision: String,
 }
 
-/// Writes lines. A line is a function of target, prompt, sampling parameters and the text alone: it
-/// does not tell how the text was decoded, so plain and speculative decoding write the same bytes
-/// at temperature 0.
+/// Formats lines. A line depends on target, prompt, sampling parameters and text only, not on the
+/// decoding mode. At temperature 0 all modes write the same bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceLine {
-    /// Which model.
+    /// The model.
     pub origin: Origin,
-    /// How tokens were chosen and where texts ended.
+    /// The sampling parameters.
     pub params: SamplingParams,
+    /// How texts were watched, if their lines have fields with what was found: field `watch`.
+    pub watch: Option<Value>,
 }
 
 impl TraceLine {
-    /// What is known before the text is: all fields but `output`, `finish_reason` and `input_ids`.
+    /// The fields known before generation: all but `output`, `finish_reason` and `input_ids`.
     pub fn head(&self, task: &Task) -> Map<String, Value> {
         let SamplingParams {
             temperature, top_k, top_p, seed, max_tokens, stop, ignore_eos, ..
@@ -55,13 +56,14 @@ impl TraceLine {
             ("stop", json!(stop)),
             ("ignore_eos", json!(ignore_eos)),
         ];
+        let watch = self.watch.iter().map(|watch| (TraceLine::WATCH, watch.clone()));
         let prompt_len = [("prompt_len", json!(task.ids.len()))];
         let fields = place.into_iter().chain(prompt).chain(origin);
-        let fields = fields.chain(self.rare_params()).chain(prompt_len);
+        let fields = fields.chain(self.rare_params()).chain(watch).chain(prompt_len);
         fields.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Names of the parameters that a line has only where they are not at their defaults.
+    /// Parameters that are written only if they differ from their defaults.
     pub const RARE_PARAMS: [&str; 7] = [
         "min_p",
         "repetition_penalty",
@@ -72,9 +74,12 @@ impl TraceLine {
         "stop_token_ids",
     ];
 
-    /// Those of them that are not.
+    /// Name of the field for [`TraceLine::watch`].
+    pub const WATCH: &str = "watch";
+
+    /// The parameters of [`TraceLine::RARE_PARAMS`] that differ from their defaults.
     fn rare_params(&self) -> impl Iterator<Item = (&'static str, Value)> {
-        // Every parameter is named here, or in the head: a new one is not forgotten.
+        // Destructured without `..`, so that a new parameter is a compile error here.
         let SamplingParams {
             temperature: _,
             top_k: _,
@@ -107,9 +112,9 @@ impl TraceLine {
         named.filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// The whole line, as an object.
+    /// The complete line.
     pub fn object(&self, generation: &Generation) -> Map<String, Value> {
-        let Generation { task, output, tokens, finish, .. } = generation;
+        let Generation { task, output, tokens, finish, fields, .. } = generation;
         let mut line = self.head(task);
         let finish = match finish {
             Finish::Eos => "eos",
@@ -120,11 +125,12 @@ impl TraceLine {
         line.insert("output".to_owned(), json!(output));
         line.insert("finish_reason".to_owned(), json!(finish));
         line.insert("input_ids".to_owned(), json!(ids));
+        line.extend(fields.clone());
         line
     }
 }
 
-/// 0.7 as `0.7`, not as the double nearest to the float.
+/// The shortest decimal of `x`: 0.7 as `0.7`, not as the f64 nearest to the f32.
 fn shortest(x: f32) -> Value {
     json!(x.to_string().parse::<f64>().unwrap_or(f64::from(x)))
 }
@@ -148,8 +154,9 @@ mod tests {
             tokens: vec![7, 8, 9],
             finish: Finish::Length,
             mat: 1.0,
+            fields: Map::new(),
         };
-        Value::Object(TraceLine { origin, params }.object(&generation)).to_string()
+        Value::Object(TraceLine { origin, params, watch: None }.object(&generation)).to_string()
     }
 
     #[test]
@@ -168,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn rare_parameters_are_there_where_they_are_not_usual() {
+    fn rare_parameters_are_written_if_they_differ_from_their_defaults() {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
         let task = Task::list(vec![(PromptContent::Text("a".into()), vec![5, 6])], 1).remove(0);
         let head = |params| {
-            let line = TraceLine { origin: origin.clone(), params };
+            let line = TraceLine { origin: origin.clone(), params, watch: None };
             Value::Object(line.head(&task)).to_string()
         };
         let usual = head(SamplingParams::default());
@@ -187,12 +194,43 @@ mod tests {
             stop_token_ids: vec![9, 8],
             ..SamplingParams::default()
         });
-        let rare = r#""ignore_eos":false,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,"frequency_penalty":0.2,"logit_bias":{"3":0.1,"7":-100.0},"min_tokens":4,"stop_token_ids":[9,8],"prompt_len":2"#;
-        assert!(all.contains(rare), "{all}");
+        let rare = [
+            r#""ignore_eos":false,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-0.5,"#,
+            r#""frequency_penalty":0.2,"logit_bias":{"3":0.1,"7":-100.0},"min_tokens":4,"#,
+            r#""stop_token_ids":[9,8],"prompt_len":2"#,
+        ];
+        assert!(all.contains(&rare.concat()), "{all}");
     }
 
     #[test]
-    fn numbers_are_as_they_were_given() {
+    fn a_watched_text_is_still_a_trace_with_its_exact_ids() {
+        let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
+        let line = TraceLine {
+            origin,
+            params: SamplingParams::default(),
+            watch: Some(json!({ "threshold": 0.5 })),
+        };
+        let prompt = (PromptContent::Text("a".into()), vec![5, 6]);
+        let generation = Generation {
+            task: Task::list(vec![prompt], 1).remove(0),
+            output: "b".to_owned(),
+            tokens: vec![7],
+            finish: Finish::Length,
+            mat: 1.0,
+            fields: [("found".to_owned(), json!({ "input_ids": [1], "prompt": "c" }))]
+                .into_iter()
+                .collect(),
+        };
+        let line = Value::Object(line.object(&generation)).to_string();
+        assert!(line.contains(r#""watch":{"threshold":0.5},"prompt_len":2"#), "{line}");
+        assert!(line.ends_with(r#""found":{"input_ids":[1],"prompt":"c"}}"#), "{line}");
+        let trace = Trace::parse(Path::new("out.jsonl"), 2, &line).unwrap();
+        let ids = TraceContent::Ids { input_ids: vec![5, 6, 7], prompt_len: 2 };
+        assert_eq!((trace.index, trace.content), (0, ids));
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_were_given() {
         let line = line(PromptContent::Text("a".into()));
         assert!(line.contains(r#""temperature":0.7,"top_p":1.0,"#), "{line}");
         assert!(line.contains(r#""index":1,"prompt_index":0,"sample":1,"prompt":"a""#), "{line}");

@@ -1,5 +1,5 @@
-//! The mode that is fastest here and now: the fastest one known, and now and then an exploration of
-//! the others.
+//! `auto`: the mode with the highest expected throughput, with occasional exploration of the
+//! others.
 
 use std::collections::BTreeMap;
 
@@ -7,51 +7,55 @@ use super::speeds::size_class;
 use crate::Mode;
 
 /// Steps of an exploration.
-const LOOK: usize = 3;
-/// Steps until a mode that was not the fastest may be explored again; doubled by every exploration
-/// that changes nothing.
+const EXPLORATION: usize = 3;
+/// Steps before a mode that was not the fastest may be explored again. Every exploration that
+/// changes nothing doubles it.
 const FIRST_INTERVAL: usize = 64;
-/// The most of that. After so many steps every mode is explored, however slow it seemed: it may
-/// have been measured badly.
+/// Upper bound of the interval. After this many steps every mode is explored, even one that seemed
+/// slow: its measurements may be wrong.
 const LAST_INTERVAL: usize = 2048;
-/// Optimism: a mode is worth exploring when it would be the fastest if it were faster than expected
-/// by this factor.
-const HOPE: f64 = 1.25;
-/// The current mode is left only for one that is expected to be faster by this factor.
+/// A mode is explored only if it would be the fastest when faster than expected by this factor.
+const OPTIMISM: f64 = 1.25;
+/// The mode changes only if the new one is expected to be faster by this factor.
 const WORTH_CHANGING: f64 = 1.02;
 
-/// Chooses among all modes: tries each for a few steps, then takes the one that is expected to make
-/// the most tokens a second, and explores the others now and then, less often while that changes
-/// nothing. Batch sizes are told apart by powers of two.
+/// Chooses a mode for each step. It runs every mode for a few steps, then the one with the most
+/// expected tokens per second, and explores the others at intervals that grow while exploration
+/// changes nothing. Batch sizes are kept apart by powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct AutoMode {
-    /// By how many sequences speculate, and how many there are.
-    sizes: BTreeMap<(usize, usize), Size>,
+    /// By size class of the speculating sequences and of the batch.
+    sizes: BTreeMap<(usize, usize), SizeState>,
 }
 
+/// The choice for one batch size class.
 #[derive(Clone, Debug)]
-struct Size {
+struct SizeState {
     steps: usize,
     current: Mode,
-    /// An exploration under way, and the steps left of it.
-    look: Option<(Mode, usize)>,
-    /// Step at which a mode was taken last.
-    taken: BTreeMap<Mode, usize>,
+    /// An exploration in progress and its remaining steps.
+    exploration: Option<(Mode, usize)>,
+    /// Last step at which each mode ran.
+    last_run: BTreeMap<Mode, usize>,
     /// Steps between explorations.
     interval: usize,
 }
 
-impl Default for Size {
-    fn default() -> Size {
-        let interval = FIRST_INTERVAL;
-        Size { steps: 0, current: Mode::Ar, look: None, taken: BTreeMap::new(), interval }
+impl Default for SizeState {
+    fn default() -> SizeState {
+        SizeState {
+            steps: 0,
+            current: Mode::Ar,
+            exploration: None,
+            last_run: BTreeMap::new(),
+            interval: FIRST_INTERVAL,
+        }
     }
 }
 
 impl AutoMode {
-    /// The mode of the next step, with `batch` sequences and `plain` others, for which nothing is
-    /// drafted. `speed` is what a mode is expected to make, in tokens per second; `None` where
-    /// nothing is known.
+    /// The mode of the next step, with `batch` speculating sequences and `plain` others. `speed`
+    /// returns the expected tokens per second of a mode, `None` before it has been measured.
     pub fn choose(
         &mut self,
         batch: usize,
@@ -61,39 +65,39 @@ impl AutoMode {
         let sizes = (size_class(batch), size_class(batch + plain));
         let size = self.sizes.entry(sizes).or_default();
         let mode = size.choose(speed);
-        size.taken.insert(mode, size.steps);
+        size.last_run.insert(mode, size.steps);
         size.steps += 1;
         mode
     }
 }
 
-impl Size {
+impl SizeState {
     fn choose(&mut self, speed: impl Fn(Mode) -> Option<f64>) -> Mode {
-        if let Some((mode, left)) = self.look.take().filter(|(_, left)| *left > 0) {
-            self.look = Some((mode, left - 1));
+        if let Some((mode, left)) = self.exploration.take().filter(|(_, left)| *left > 0) {
+            self.exploration = Some((mode, left - 1));
             return mode;
         }
         let known = |mode: Mode| speed(mode).unwrap_or(0.0);
-        // Of equally fast ones the simplest: `max_by` takes the last.
+        // Ties go to the simplest mode: `max_by` takes the last.
         let fastest = Mode::ALL.into_iter().rev().max_by(|a, b| known(*a).total_cmp(&known(*b)));
         let fastest = fastest.unwrap_or(Mode::Ar);
         if known(fastest) > WORTH_CHANGING * known(self.current) {
             self.current = fastest;
             self.interval = FIRST_INTERVAL;
         }
-        let looked_at = Mode::ALL.into_iter().find(|&mode| {
-            let hopeful = known(mode) * HOPE > known(self.current);
-            let taken = self.taken.get(&mode);
+        let candidate = Mode::ALL.into_iter().find(|&mode| {
+            let may_win = known(mode) * OPTIMISM > known(self.current);
+            let last_run = self.last_run.get(&mode);
             if speed(mode).is_none() {
-                return taken.is_none_or(|step| self.steps - step > FIRST_INTERVAL);
+                return last_run.is_none_or(|step| self.steps - step > FIRST_INTERVAL);
             }
-            // What is known though it was never taken was measured before: an exploration too.
-            let age = self.steps - taken.copied().unwrap_or(0);
-            age > LAST_INTERVAL || (hopeful && age > self.interval)
+            // A known mode that never ran at this size was measured earlier: its age starts at 0.
+            let age = self.steps - last_run.copied().unwrap_or(0);
+            age > LAST_INTERVAL || (may_win && age > self.interval)
         });
-        match looked_at.filter(|&mode| mode != self.current || speed(mode).is_none()) {
+        match candidate.filter(|&mode| mode != self.current || speed(mode).is_none()) {
             Some(mode) => {
-                self.look = Some((mode, LOOK - 1));
+                self.exploration = Some((mode, EXPLORATION - 1));
                 if speed(mode).is_some() {
                     self.interval = (2 * self.interval).min(LAST_INTERVAL);
                 }
@@ -108,7 +112,7 @@ impl Size {
 mod tests {
     use super::*;
 
-    /// Runs `steps` steps on a machine with known speeds, of which `auto` learns what it takes.
+    /// Runs `steps` steps with known speeds. `auto` learns the speeds of the modes it runs.
     fn run(
         auto: &mut AutoMode,
         seen: &mut BTreeMap<Mode, f64>,
@@ -130,40 +134,40 @@ mod tests {
     }
 
     #[test]
-    fn the_fastest_way_is_taken_but_for_a_few_looks() {
+    fn the_fastest_mode_runs_except_for_explorations() {
         for (speeds, fastest) in [
             ([1.0, 1.5, 2.3], Mode::Pearl),
             ([1.0, 1.5, 1.2], Mode::Sd),
             ([1.0, 0.8, 0.9], Mode::Ar),
         ] {
-            assert_eq!(first(60, speeds)[&fastest], 60 - 2 * LOOK, "{speeds:?}");
+            assert_eq!(first(60, speeds)[&fastest], 60 - 2 * EXPLORATION, "{speeds:?}");
             let taken = first(5000, speeds);
             assert!(taken[&fastest] > 4900, "{taken:?}");
         }
     }
 
     #[test]
-    fn what_was_slow_is_looked_at_again() {
+    fn a_slow_mode_is_explored_again() {
         let (mut auto, mut seen) = (AutoMode::default(), BTreeMap::new());
         run(&mut auto, &mut seen, 300, 1, [1.0, 0.5, 0.3]);
         let taken = run(&mut auto, &mut seen, 10_000, 1, [1.0, 0.5, 2.0]);
         assert!(taken[&Mode::Pearl] > 7000, "{taken:?}");
-        // And what has become slow is left at once.
+        // A mode that becomes slow is left at once.
         let taken = run(&mut auto, &mut seen, 300, 1, [1.0, 0.5, 0.3]);
         assert!(taken[&Mode::Ar] > 280, "{taken:?}");
     }
 
     #[test]
-    fn batch_sizes_are_measured_apart() {
+    fn batch_sizes_are_measured_separately() {
         let mut auto = AutoMode::default();
         run(&mut auto, &mut BTreeMap::new(), 300, 1, [1.0, 0.5, 2.0]);
         let taken = run(&mut auto, &mut BTreeMap::new(), 60, 32, [1.0, 0.5, 0.6]);
-        assert_eq!(taken[&Mode::Ar], 60 - 2 * LOOK);
+        assert_eq!(taken[&Mode::Ar], 60 - 2 * EXPLORATION);
     }
 
-    /// What other runs of the same engine have measured need not be measured again.
+    /// Modes that the engine has measured before are not explored.
     #[test]
-    fn nothing_is_looked_at_that_is_known() {
+    fn known_modes_are_not_explored() {
         let mut seen = BTreeMap::from([(Mode::Ar, 1.0), (Mode::Sd, 1.9), (Mode::Pearl, 2.0)]);
         let taken = run(&mut AutoMode::default(), &mut seen, 60, 1, [1.0, 1.9, 2.0]);
         assert_eq!(taken, [(Mode::Pearl, 60)].into());

@@ -1,14 +1,14 @@
-//! γ that adapts: the chunk length that is expected to be fastest.
+//! Adaptive γ: the chunk length with the highest expected throughput.
 
 use std::collections::BTreeMap;
 
 use super::speeds::{Forecast, Speeds, size_class};
 use crate::{Mode, Phase};
 
-/// γ is left only for one that is expected to be faster by this factor: measured costs are noisy.
+/// γ changes only if the new one is expected to be faster by this factor: measured costs are noisy.
 const WORTH_CHANGING: f64 = 1.02;
 
-/// What γ may be.
+/// Range of adaptive γ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GammaLimits {
     /// γ before anything has been measured, at least 1.
@@ -23,25 +23,25 @@ impl Default for GammaLimits {
     }
 }
 
-/// How many tokens to draft at a time.
+/// γ of each phase.
 ///
-/// In PEARL's pre-verify phase the target scores one token, which may take less time than to score
-/// a chunk: then the draft has less time too.
+/// In PEARL's pre-verify phase the target scores one token, which may take less time than a chunk.
+/// The draft then has less time too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lengths {
-    /// While every sequence is in pre-verify.
+    /// γ while every sequence is in pre-verify.
     pub pre_verify: usize,
-    /// Otherwise, and in ordinary speculative decoding.
+    /// γ otherwise, and in `sd`.
     pub post_verify: usize,
 }
 
 impl Lengths {
-    /// One γ for all.
+    /// The same γ in both phases.
     pub fn same(gamma: usize) -> Lengths {
         Lengths { pre_verify: gamma, post_verify: gamma }
     }
 
-    /// γ of a step of sequences in these phases.
+    /// γ of a step with sequences in these phases.
     pub fn of_step(self, mut phases: impl Iterator<Item = Phase>) -> usize {
         if phases.all(|phase| phase == Phase::PreVerify) {
             self.pre_verify
@@ -51,31 +51,30 @@ impl Lengths {
     }
 }
 
-/// Chooses γ for a batch size and a way of decoding.
+/// Chooses γ for each batch size class and mode.
 #[derive(Clone, Debug)]
 pub struct AdaptiveGamma {
     limits: GammaLimits,
     fixed: Option<usize>,
-    /// In force.
+    /// Current choice by batch size class and mode.
     current: BTreeMap<(usize, Mode), Lengths>,
 }
 
 impl AdaptiveGamma {
-    /// γ within `limits`, adapted.
+    /// Adaptive γ within `limits`.
     pub fn new(limits: GammaLimits) -> AdaptiveGamma {
         AdaptiveGamma { limits, fixed: None, current: BTreeMap::new() }
     }
 
-    /// One γ, at least 1, whatever is measured.
+    /// Fixed γ, at least 1.
     pub fn fixed(gamma: usize) -> AdaptiveGamma {
         let limits = GammaLimits { start: gamma, max: gamma };
         AdaptiveGamma { fixed: Some(gamma), ..AdaptiveGamma::new(limits) }
     }
 
-    /// γ for the next step of `mode`, which drafts, with sequences whose runs have so many tokens
-    /// by now, and `plain` others, for which nothing is drafted: the fastest by an optimistic
-    /// forecast, so that a γ is tried again when what is known of its cost has become old. What was
-    /// chosen holds until something else is clearly faster.
+    /// γ for the next step of `mode`, `sd` or `pearl`: the fastest by the optimistic forecast, so
+    /// that a γ whose cost was measured long ago is tried again. The current γ stays until another
+    /// is clearly faster. `runs` and `plain` are those of [`Speeds::forecast`].
     pub fn lengths(
         &mut self,
         mode: Mode,
@@ -86,11 +85,11 @@ impl AdaptiveGamma {
         if let Some(gamma) = self.fixed {
             return Lengths::same(gamma);
         }
-        let Some(forecast) = speeds.forecast(mode, runs, plain).map(Forecast::hopeful) else {
+        let Some(forecast) = speeds.forecast(mode, runs, plain).map(Forecast::optimistic) else {
             return Lengths::same(self.limits.start);
         };
         let mut best = self.fastest(&forecast, Lengths::same);
-        // The phases of several sequences mix, and their chunks are drafted together.
+        // In a batch, phases differ between sequences but chunks are drafted together: one γ.
         if mode == Mode::Pearl && runs.len() == 1 {
             best = self.fastest(&forecast, |pre_verify| Lengths { pre_verify, ..best });
         }
@@ -102,7 +101,7 @@ impl AdaptiveGamma {
         *current
     }
 
-    /// Of equally fast ones the shortest.
+    /// The fastest lengths. Ties go to the shortest.
     fn fastest(&self, forecast: &Forecast, lengths: impl Fn(usize) -> Lengths) -> Lengths {
         let speed = |gamma: usize| (gamma, forecast.tokens_per_second(lengths(gamma)));
         let longest_first = (1..=self.limits.max).rev().map(speed); // `max_by` takes the last
@@ -129,7 +128,7 @@ mod tests {
         assert_eq!(AdaptiveGamma::fixed(1).lengths(Mode::Sd, &[0], 0, &speeds), Lengths::same(1));
     }
 
-    /// Published rule: γ = target cost / draft cost, where more would make the target wait.
+    /// Published rule: γ = target cost / draft cost. More would make the target wait.
     #[test]
     fn pearl_drafts_for_as_long_as_the_target_takes() {
         for (draft, expected) in [(0.2, 5), (0.125, 8), (0.5, 2), (1.0, 1)] {
@@ -139,10 +138,10 @@ mod tests {
         }
     }
 
-    /// Where a pass over a chunk costs more than one over a token, the draft has less time in
+    /// If a pass over a chunk costs more than one over a token, the draft has less time in
     /// pre-verify.
     #[test]
-    fn chunks_are_shorter_while_the_target_has_little_to_score() {
+    fn chunks_are_shorter_in_pre_verify_if_rows_cost() {
         let speeds = measured(0.2, 1.0, 0.1, 0.9, 1);
         let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
         let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, &[0], 0, &speeds);
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn gamma_follows_costs_that_drift_and_holds_against_noise() {
+    fn gamma_follows_drifting_costs_and_ignores_noise() {
         let mut speeds = measured(0.2, 1.0, 0.0, 0.9, 1);
         let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
         assert_eq!(gamma(&mut adaptive, &speeds), 5);

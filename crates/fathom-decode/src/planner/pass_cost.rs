@@ -1,48 +1,53 @@
-//! What a pass of the target costs, on a machine whose speed changes.
+//! Seconds of a target pass by its rows, on a machine whose speed changes.
 
 use super::running::Mean;
 
-/// Standard deviation of one pass's measured time, as a share of it.
+/// n: standard deviation of one pass's measured time, as a share of it.
 const NOISE: f64 = 0.1;
-/// How much the machine's speed changes from pass to pass, likewise: other programs, other machines
-/// on the same host. It makes passes over many rows and over few slower by the same factor.
+/// s: standard deviation of the change of the machine's speed between two passes, as a share. Other
+/// programs, or other guests of the same host, slow passes over few and many rows by the same
+/// factor.
 const SPEED_DRIFT: f64 = 0.015;
-/// How much either part of the cost changes by itself, as longer contexts do.
+/// g: standard deviation of the change of `pass` or `row` alone between two passes, as a share of
+/// the pass. Growing contexts cause it.
 const SHAPE_DRIFT: f64 = 0.005;
-/// Before a second number of rows was seen: how much of a pass may be in its rows.
+/// Standard deviation of the rows' share of the first pass, before a second number of rows is seen.
 const UNKNOWN_SPLIT: f64 = 0.5;
-/// What lies further from the expected than so many standard deviations counts as that far: another
-/// program's interruption says little about the next pass.
+/// Residuals are clipped to this many standard deviations: an interruption by another program says
+/// little about the next pass.
 const OUTLIER: f64 = 3.0;
-/// No pass takes less, in seconds, whatever a coarse clock says.
+/// Lower bound of a pass in seconds, for coarse clocks.
 const SHORTEST: f64 = 1e-9;
-/// Standard deviations that a hopeful estimate lies below the expected one.
-const HOPE: f64 = 2.0;
+/// Standard deviations by which the optimistic estimate is below the expected one.
+const OPTIMISM: f64 = 2.0;
 
-/// Seconds of a pass by the rows it scores, `pass + row · rows`, estimated by a Kalman filter.
+/// Seconds of a target pass over `rows` rows, `pass + row · rows`, estimated by a Kalman filter.
 ///
-/// A least-squares line that forgets confuses two things while passes have the same number of rows:
-/// it takes a machine that has become slower for rows that have become dearer. Here they are apart:
-/// a drift that both parts share is expected to be large, one of either part alone small, and what
-/// was learnt of the rows' share stays. Its uncertainty grows slowly; [`PassCost::hopeful`] makes a
-/// number of rows that was not tried for long worth trying again.
+/// While every pass has the same number of rows, a least-squares line with forgetting cannot tell a
+/// slower machine from more expensive rows. The filter can: its process noise is large along the
+/// direction in which both parts change by the same factor and small in either part alone, so the
+/// ratio of the two is remembered. The uncertainty of that ratio grows slowly, and
+/// [`PassCost::optimistic`] makes row counts that have not run for long worth another try.
+///
+/// Formulas and an ablation: `planner/README.md`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PassCost {
     /// `None` before the first pass.
     estimate: Option<Estimate>,
-    /// Of the last passes.
+    /// Mean rows of the last passes.
     rows: Mean,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Estimate {
-    /// Seconds of a pass, and of each of its rows.
+    /// Seconds of a pass without its rows.
     pass: f64,
+    /// Seconds of one row.
     row: f64,
     covariance: Covariance,
 }
 
-/// Of `pass` and `row`.
+/// Covariance matrix P of (`pass`, `row`).
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Covariance {
     pass: f64,
@@ -51,20 +56,21 @@ struct Covariance {
 }
 
 impl Covariance {
-    /// Those of `pass` and of `row` with `pass + row · rows`, and the variance of that.
+    /// (P·h)₁, (P·h)₂ and hᵀ·P·h with h = (1, rows): the covariances of `pass` and of `row` with
+    /// the seconds of a pass over `rows` rows, and the variance of those seconds.
     fn with_seconds(self, rows: f64) -> (f64, f64, f64) {
         let (pass, row) = (self.pass + self.both * rows, self.both + self.row * rows);
         (pass, row, pass + row * rows)
     }
 
-    /// Variance of `row` if the seconds of a pass over `rows` rows were known.
+    /// Variance of `row` given the seconds of a pass over `rows` rows.
     fn row_given_seconds(self, rows: f64) -> f64 {
         let (_, row, seconds) = self.with_seconds(rows);
         if seconds > 0.0 { (self.row - row * row / seconds).max(0.0) } else { 0.0 }
     }
 
-    /// The nearest that there can be: differences of nearly equal numbers are rounded.
-    fn possible(self) -> Covariance {
+    /// The nearest positive semidefinite matrix. Rounding of nearly equal numbers can leave it.
+    fn positive_semidefinite(self) -> Covariance {
         let (pass, row) = (self.pass.max(0.0), self.row.max(0.0));
         let most = (pass * row).sqrt();
         Covariance { pass, both: self.both.max(-most).min(most), row }
@@ -78,7 +84,7 @@ impl Default for PassCost {
 }
 
 impl PassCost {
-    /// Counts a pass over `rows ≥ 1` rows.
+    /// Records a pass over `rows` ≥ 1 rows.
     pub fn record(&mut self, rows: f64, seconds: f64) {
         self.rows.record(rows);
         self.estimate = Some(match self.estimate {
@@ -92,26 +98,26 @@ impl PassCost {
         self.below(rows, 0.0)
     }
 
-    /// The same as far as one may hope, the less is known of such passes beside those that were
-    /// made last.
-    pub fn hopeful(&self, rows: f64) -> Option<f64> {
-        self.below(rows, HOPE)
+    /// Optimistic seconds of a pass over `rows` rows: lower where the cost is less certain relative
+    /// to recent passes.
+    pub fn optimistic(&self, rows: f64) -> Option<f64> {
+        self.below(rows, OPTIMISM)
     }
 
     fn below(&self, rows: f64, deviations: f64) -> Option<f64> {
-        let (estimate, usual) = (self.estimate?, self.rows.value()?);
-        // What the machine's speed does to all passes alike is not hoped for.
-        let deviation = estimate.covariance.row_given_seconds(usual).sqrt();
-        let hope = deviations * (rows - usual).abs() * deviation;
-        let usually = estimate.seconds(usual);
-        // A pass over more rows is never cheaper, and one over fewer costs at least its rows'
-        // share.
-        Some((estimate.seconds(rows) - hope).max(usually * (rows / usual).min(1.0)))
+        let (estimate, recent) = (self.estimate?, self.rows.value()?);
+        // The uncertainty of the machine's speed is common to all passes and does not count.
+        let deviation = estimate.covariance.row_given_seconds(recent).sqrt();
+        let discount = deviations * (rows - recent).abs() * deviation;
+        let recently = estimate.seconds(recent);
+        // A pass over more rows is never cheaper than a recent pass, and one over fewer rows costs
+        // at least its share.
+        Some((estimate.seconds(rows) - discount).max(recently * (rows / recent).min(1.0)))
     }
 }
 
 impl Estimate {
-    /// Nothing is known of how the first pass splits: as if all of it were in the pass.
+    /// From the first pass. Its split is unknown: all of it counts as `pass`.
     fn first(rows: f64, seconds: f64) -> Estimate {
         let seconds = seconds.max(SHORTEST);
         let (noise, split) = (NOISE * seconds, UNKNOWN_SPLIT * seconds);
@@ -127,7 +133,7 @@ impl Estimate {
         self.pass + self.row * rows
     }
 
-    /// After another pass.
+    /// Prediction and update with another pass.
     fn next(self, rows: f64, seconds: f64) -> Estimate {
         let Estimate { mut pass, mut row, mut covariance } = self;
         let expected = self.seconds(rows).max(SHORTEST);
@@ -139,14 +145,14 @@ impl Estimate {
         let (with_pass, with_row, variance) = covariance.with_seconds(rows);
         let variance = variance.max(0.0) + (NOISE * expected).powi(2);
         let bound = OUTLIER * variance.sqrt();
-        let surprise = (seconds - expected).max(-bound).min(bound);
-        pass += with_pass / variance * surprise;
-        row += with_row / variance * surprise;
+        let residual = (seconds - expected).max(-bound).min(bound);
+        pass += with_pass / variance * residual;
+        row += with_row / variance * residual;
         covariance.pass -= with_pass * with_pass / variance;
         covariance.both -= with_pass * with_row / variance;
         covariance.row -= with_row * with_row / variance;
-        let covariance = covariance.possible();
-        // Neither part is negative; what such a pass costs stays.
+        let covariance = covariance.positive_semidefinite();
+        // Neither part is negative. The seconds of this pass stay the same.
         let seconds = (pass + row * rows).max(0.0);
         if row < 0.0 {
             (pass, row) = (seconds, 0.0);
@@ -162,7 +168,7 @@ impl Estimate {
 mod tests {
     use super::*;
 
-    /// Passes over numbers of rows that take turns, by a machine of this speed.
+    /// Records passes that cycle through `rows`, on a machine slower by `slowness`.
     fn record(cost: &mut PassCost, passes: usize, rows: &[f64], slowness: f64) {
         for i in 0..passes {
             let rows = rows[i % rows.len()];
@@ -171,9 +177,9 @@ mod tests {
     }
 
     #[test]
-    fn one_number_of_rows_says_nothing_of_others() {
+    fn one_pass_gives_the_same_cost_for_more_rows() {
         let mut cost = PassCost::default();
-        assert_eq!((cost.at(1.0), cost.hopeful(1.0)), (None, None));
+        assert_eq!((cost.at(1.0), cost.optimistic(1.0)), (None, None));
         cost.record(4.0, 10.0);
         assert_eq!((cost.at(8.0), cost.at(4.0)), (Some(10.0), Some(10.0)));
     }
@@ -187,9 +193,9 @@ mod tests {
         }
     }
 
-    /// Where a least-squares line would say that rows cost nothing, or all.
+    /// A least-squares line would attribute the change to the rows.
     #[test]
-    fn a_machine_that_changes_its_speed_does_not_change_the_share_of_the_rows() {
+    fn a_change_of_speed_does_not_change_the_share_of_the_rows() {
         let mut cost = PassCost::default();
         record(&mut cost, 40, &[2.0, 8.0], 1.0);
         record(&mut cost, 40, &[8.0], 2.0);
@@ -200,16 +206,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_tried_for_long_is_hoped_to_be_cheaper() {
+    fn the_optimistic_cost_of_rows_that_have_not_run_for_long_falls() {
         let mut cost = PassCost::default();
         record(&mut cost, 40, &[2.0, 8.0], 1.0);
-        let hoped = |cost: &PassCost, rows| cost.hopeful(rows).unwrap() / cost.at(rows).unwrap();
-        let soon = hoped(&cost, 16.0);
+        let relative =
+            |cost: &PassCost, rows| cost.optimistic(rows).unwrap() / cost.at(rows).unwrap();
+        let soon = relative(&cost, 16.0);
         record(&mut cost, 400, &[8.0], 1.0);
-        let late = hoped(&cost, 16.0);
-        assert!(late < 0.97 * soon && (hoped(&cost, 8.0) - 1.0).abs() < 1e-9, "{soon} {late}");
+        let late = relative(&cost, 16.0);
+        assert!(late < 0.97 * soon && (relative(&cost, 8.0) - 1.0).abs() < 1e-9, "{soon} {late}");
         record(&mut cost, 40, &[16.0, 8.0], 1.0);
-        assert!(hoped(&cost, 16.0) > 0.97, "{}", hoped(&cost, 16.0));
+        assert!(relative(&cost, 16.0) > 0.97, "{}", relative(&cost, 16.0));
     }
 
     #[test]
@@ -220,22 +227,22 @@ mod tests {
         assert!(cost.at(8.0).unwrap() < 1.2 * 6.0, "{:?}", cost.at(8.0));
         for rows in [8.0, 2.0, 30.0, 1.0] {
             (0..50).for_each(|_| cost.record(rows, 0.0));
-            assert!(cost.at(1.0).unwrap() >= 0.0 && cost.hopeful(64.0).unwrap() >= 0.0);
+            assert!(cost.at(1.0).unwrap() >= 0.0 && cost.optimistic(64.0).unwrap() >= 0.0);
         }
     }
 
     proptest::proptest! {
-        /// Whatever a clock says, estimates are numbers one can plan with.
+        /// Any measured times give usable estimates.
         #[test]
         fn estimates_are_finite_and_never_negative(
             passes in proptest::collection::vec((1_u32..4096, 0.0_f64..100.0, 0_i32..12), 1..200),
         ) {
             let mut cost = PassCost::default();
-            for (rows, seconds, tens) in passes {
-                cost.record(f64::from(rows), seconds / 10_f64.powi(tens));
+            for (rows, seconds, digits) in passes {
+                cost.record(f64::from(rows), seconds / 10_f64.powi(digits));
                 for rows in [1.0, 17.0, 5000.0] {
-                    let (at, hopeful) = (cost.at(rows).unwrap(), cost.hopeful(rows).unwrap());
-                    assert!(at.is_finite() && 0.0 <= hopeful && hopeful <= at, "{cost:?}");
+                    let (at, optimistic) = (cost.at(rows).unwrap(), cost.optimistic(rows).unwrap());
+                    assert!(at.is_finite() && 0.0 <= optimistic && optimistic <= at, "{cost:?}");
                 }
             }
         }

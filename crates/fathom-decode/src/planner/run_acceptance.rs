@@ -1,92 +1,92 @@
-//! How likely a draft is to be accepted, by how long it has been right.
+//! Acceptance probability of a draft by its position in the run.
 //!
-//! Acceptance is not independent from token to token: a draft that was right ten times in a row is
-//! in a passage it knows. How long a chunk pays depends on it, so the chances are kept by place in
-//! the run. Texts differ more still: one that the draft knows by heart has hardly a run that ends.
-//! What is expected of a sequence therefore starts from where in a run it is.
+//! Acceptance is not independent between tokens: after ten accepted drafts in a row the text is one
+//! that the draft model predicts well. The best chunk length depends on this, so probabilities are
+//! kept by position in the run. Texts differ even more: some have hardly any rejection. The
+//! forecast of a sequence therefore starts from its position in its current run.
 
 use super::running::Mean;
 
-/// What a judged draft weighs beside the next one at about the same place: the last 300 or so
-/// count, which are some tens of steps of one sequence and five of sixteen.
+/// Exponential decay per observation: an effective window of 300 drafts, which are some tens of
+/// steps of one sequence, or five steps of sixteen.
 const DECAY: f64 = 0.997;
-/// Each place starts from the overall chance, as from so many drafts of its own.
+/// Weight, in drafts, of the overall probability as the prior of each position.
 const PRIOR: f64 = 4.0;
-/// No draft is certain: chances are at most this.
+/// Upper bound of an acceptance probability: no draft is certain.
 const MOST: f64 = 0.999;
-/// Places told apart: 1, 2, 3–4, 5–8, 9–16 and those behind.
-const PLACES: usize = 6;
-/// The place from which on chances are the same.
-const LAST_PLACE: usize = 1 << (PLACES - 2);
-/// Longest run looked at. A longer one counts as if it ended here.
+/// Position classes: drafts 1, 2, 3–4, 5–8, 9–16 and later ones of a run.
+const CLASSES: usize = 6;
+/// Position from which all probabilities are equal.
+const LAST_POSITION: usize = 1 << (CLASSES - 2);
+/// Longest run considered. A longer one counts as if it ended here.
 const LONGEST: usize = 256;
 
-/// Running chances of acceptance.
+/// Running acceptance probabilities.
 #[derive(Clone, Debug)]
 pub(crate) struct RunAcceptance {
     overall: Mean,
-    by_place: [Mean; PLACES],
+    by_position: [Mean; CLASSES],
 }
 
 impl Default for RunAcceptance {
     fn default() -> RunAcceptance {
-        RunAcceptance { overall: Mean::new(DECAY), by_place: [Mean::new(DECAY); PLACES] }
+        RunAcceptance { overall: Mean::new(DECAY), by_position: [Mean::new(DECAY); CLASSES] }
     }
 }
 
 impl RunAcceptance {
-    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the
+    /// Records `judged` drafts, the first `accepted` of them accepted, after `before` tokens of the
     /// same run.
     pub fn record(&mut self, before: usize, judged: usize, accepted: usize) {
         for i in 0..judged {
             let x = if i < accepted { 1.0 } else { 0.0 };
             self.overall.record(x);
-            self.by_place[place(before + i)].record(x);
+            self.by_position[position_class(before + i)].record(x);
         }
     }
 
-    /// Share of all judged drafts that were accepted; `None` before the first.
+    /// Share of all judged drafts that were accepted. `None` before the first.
     pub fn overall(&self) -> Option<f64> {
         self.overall.value()
     }
 
-    /// What is expected of a run; `None` before a draft has been judged.
+    /// The survival function of a run. `None` before a draft has been judged.
     pub fn survival(&self) -> Option<Survival> {
         let overall = self.overall()?;
-        let chance = self.by_place.map(|mean| mean.value_after(overall, PRIOR).min(MOST));
+        let chance = self.by_position.map(|mean| mean.value_after(overall, PRIOR).min(MOST));
         let mut alive = 1.0;
         let mut reached = Vec::with_capacity(LONGEST + 1);
         reached.push(alive);
         for k in 0..LONGEST {
-            alive *= chance[place(k)];
+            alive *= chance[position_class(k)];
             reached.push(alive);
         }
         Some(Survival { reached })
     }
 }
 
-/// The place of a draft after `before` right ones.
-fn place(before: usize) -> usize {
+/// The position class of a draft after `before` accepted ones.
+fn position_class(before: usize) -> usize {
     let nth = before + 1;
-    (nth.next_power_of_two().ilog2() as usize).min(PLACES - 1)
+    (nth.next_power_of_two().ilog2() as usize).min(CLASSES - 1)
 }
 
-/// The chances of a run to be at least so long.
+/// S(k): the probability that the first k drafts of a run are all accepted.
 #[derive(Clone, Debug)]
 pub(crate) struct Survival {
-    /// `[k]`: the first k drafts of a run are all accepted.
+    /// `[k]` = S(k).
     reached: Vec<f64>,
 }
 
 impl Survival {
-    /// What is left of a run that has `place` tokens.
-    pub fn after(&self, place: usize) -> Remaining<'_> {
-        let place = same_chances(place);
-        Remaining { reached: &self.reached[place..], now: self.reached[place] }
+    /// The rest of a run that has `position` tokens.
+    pub fn after(&self, position: usize) -> Remaining<'_> {
+        let position = bounded_position(position);
+        Remaining { reached: &self.reached[position..], now: self.reached[position] }
     }
 }
 
-/// What is left of a run: the chances that it goes on.
+/// Survival of a run in progress: S(position + k) / S(position).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Remaining<'a> {
     reached: &'a [f64],
@@ -94,7 +94,7 @@ pub(crate) struct Remaining<'a> {
 }
 
 impl Remaining<'_> {
-    /// Chance that the next `k` drafts are all accepted.
+    /// Probability that the next `k` drafts are all accepted.
     pub fn at(&self, k: usize) -> f64 {
         match self.reached.get(k) {
             _ if k == 0 => 1.0,
@@ -103,15 +103,16 @@ impl Remaining<'_> {
         }
     }
 
-    /// Expected tokens: the drafts still accepted and the corrected token.
+    /// Expected tokens: further accepted drafts and the corrected token.
     pub fn tokens(&self) -> f64 {
         if self.now > 0.0 { self.reached.iter().sum::<f64>() / self.now } else { 1.0 }
     }
 }
 
-/// One place for all with the same chances from there on.
-pub(crate) fn same_chances(place: usize) -> usize {
-    place.min(LAST_PLACE)
+/// `position`, or the last position class's first position if that is smaller: the survival from
+/// both is the same.
+pub(crate) fn bounded_position(position: usize) -> usize {
+    position.min(LAST_POSITION)
 }
 
 #[cfg(test)]
@@ -120,8 +121,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_told_apart_as_they_say() {
-        assert_eq!([0, 1, 2, 3, 4, 7, 8, 15, 16, 500].map(place), [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
+    fn position_classes_are_powers_of_two() {
+        let classes = [0, 1, 2, 3, 4, 7, 8, 15, 16, 500].map(position_class);
+        assert_eq!(classes, [0, 1, 2, 2, 3, 3, 4, 4, 5, 5]);
     }
 
     /// Independent acceptance α: a run reaches k with α^k, and has 1/(1-α) tokens.
@@ -142,10 +144,10 @@ mod tests {
         );
     }
 
-    /// Half of the runs end at once, the others never: the overall share does not tell, the places
-    /// do.
+    /// Half of the runs end at once, the others never. The probabilities by position show it, the
+    /// overall share does not.
     #[test]
-    fn runs_that_come_in_two_kinds_are_seen() {
+    fn runs_of_two_kinds_are_distinguished() {
         let mut acceptance = RunAcceptance::default();
         for _ in 0..500 {
             acceptance.record(0, 1, 0);

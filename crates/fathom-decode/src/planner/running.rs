@@ -1,6 +1,7 @@
-//! Running estimates that forget.
+//! Running estimates with exponential forgetting.
 
-/// A mean in which an observation weighs `decay` times the one after it; 1 forgets nothing.
+/// An exponentially weighted mean: each observation has `decay` times the weight of the next one. A
+/// decay of 1 is a plain mean.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Mean {
     decay: f64,
@@ -16,12 +17,12 @@ impl Default for Mean {
 }
 
 impl Mean {
-    /// Of nothing yet.
+    /// A mean without observations.
     pub fn new(decay: f64) -> Mean {
         Mean { decay, weight: 0.0, sum: 0.0 }
     }
 
-    /// Counts an observation.
+    /// Records an observation.
     pub fn record(&mut self, x: f64) {
         self.weight = self.weight * self.decay + 1.0;
         self.sum = self.sum * self.decay + x;
@@ -32,13 +33,13 @@ impl Mean {
         (self.weight > 0.0).then(|| self.sum / self.weight)
     }
 
-    /// The mean that `weight` observations of `prior` and then these have: for few observations.
+    /// The mean with `weight` additional observations of `prior`, for few observations.
     pub fn value_after(&self, prior: f64, weight: f64) -> f64 {
         (self.sum + prior * weight) / (self.weight + weight)
     }
 }
 
-/// A least-squares line y = a + b·x, b ≥ 0: what a pass cost by its rows.
+/// A least-squares line y = a + b·x with b ≥ 0: seconds of a pass (y) by its rows (x).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Line {
     x: Mean,
@@ -48,7 +49,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// Counts an observation.
+    /// Records an observation.
     pub fn record(&mut self, x: f64, y: f64) {
         self.x.record(x);
         self.y.record(y);
@@ -56,14 +57,14 @@ impl Line {
         self.xy.record(x * y);
     }
 
-    /// `None` before the first observation.
+    /// y at x = `at`. `None` before the first observation.
     pub fn at(&self, at: f64) -> Option<f64> {
         let (x, y) = (self.x.value()?, self.y.value()?);
         let variance = self.xx.value()? - x * x;
-        // Without spread in x there is no slope to be seen; a pass over more rows is never cheaper.
+        // Without spread in x the slope is unknown. A pass over more rows is never cheaper.
         let spread = variance > 1e-3 * x * x;
         let slope = if spread { ((self.xy.value()? - x * y) / variance).max(0.0) } else { 0.0 };
-        // A pass does not cost less than a row's share of the mean one.
+        // A pass costs at least its rows' share of the mean pass.
         Some((y + slope * (at - x)).max(y * (at / x).min(1.0)))
     }
 }

@@ -1,23 +1,25 @@
-//! What every mode is expected to make of the next steps, from what was measured.
+//! Expected tokens per second of every mode and γ, from measured costs and acceptance.
 
 use std::collections::BTreeMap;
 
 use super::pass_cost::PassCost;
-use super::run_acceptance::{Remaining, RunAcceptance, Survival, same_chances};
+use super::run_acceptance::{Remaining, RunAcceptance, Survival, bounded_position};
 use super::running::Mean;
 use crate::{Lengths, Mode};
 
-/// What an observed cost weighs beside the one after it: the last 20 or so count.
+/// Decay of measured costs per observation: an effective window of 20.
 const COST_DECAY: f64 = 0.95;
-/// An observation counts at most as so many times what was expected: a step that another program
-/// interrupted says nothing about the next.
+/// Observations are clipped to this multiple of the expected value: an interruption by another
+/// program says nothing about the next step.
 const OUTLIER: f64 = 2.0;
 
-/// Measured costs and acceptance. Batch sizes are told apart by powers of two, and a model that
-/// runs alone from one that runs at the same time as the other (co-running, `beside`).
+/// Measured costs and acceptance. Costs are kept apart by batch size, rounded up to a power of two,
+/// and by whether the other model runs at the same time (`co_running`).
 #[derive(Clone, Debug, Default)]
 pub struct Speeds {
+    /// By size class and co-running.
     costs: BTreeMap<(usize, bool), Costs>,
+    /// Seconds of a step outside the models, by size class and mode.
     overheads: BTreeMap<(usize, Mode), Mean>,
     acceptance: RunAcceptance,
 }
@@ -25,55 +27,55 @@ pub struct Speeds {
 /// Seconds of each model's work.
 #[derive(Clone, Copy, Debug)]
 struct Costs {
-    /// The draft drafting one token for every sequence.
+    /// The draft drafts one token for every sequence.
     draft: Mean,
-    /// A pass of the target, by the rows it scores.
+    /// A pass of the target, by its rows.
     target: PassCost,
 }
 
-/// Batch sizes whose costs are taken together.
+/// Batch sizes of one class share their measurements.
 pub(crate) fn size_class(batch: usize) -> usize {
     batch.next_power_of_two()
 }
 
 impl Speeds {
-    /// Counts that the draft drafted `tokens` for each of `batch` sequences in `seconds`:
-    /// co-running with the target (`beside`), or while that waited.
-    pub fn record_draft(&mut self, batch: usize, beside: bool, tokens: usize, seconds: f64) {
+    /// Records that the draft drafted `tokens` for each of `batch` sequences in `seconds`,
+    /// co-running with the target or not.
+    pub fn record_draft(&mut self, batch: usize, co_running: bool, tokens: usize, seconds: f64) {
         if tokens > 0 {
-            let draft = &mut self.costs(batch, beside).draft;
-            let seconds = plausible(seconds / tokens as f64, draft.value());
+            let draft = &mut self.costs(batch, co_running).draft;
+            let seconds = clip(seconds / tokens as f64, draft.value());
             draft.record(seconds);
         }
     }
 
-    /// Counts a pass of the target over `rows` tokens of `batch` sequences in `seconds`.
-    pub fn record_target(&mut self, batch: usize, beside: bool, rows: usize, seconds: f64) {
-        self.costs(batch, beside).target.record(rows as f64, seconds);
+    /// Records a pass of the target over `rows` tokens of `batch` sequences in `seconds`.
+    pub fn record_target(&mut self, batch: usize, co_running: bool, rows: usize, seconds: f64) {
+        self.costs(batch, co_running).target.record(rows as f64, seconds);
     }
 
-    /// Counts what a step took beyond the models' work: judging, sampling, handing over.
+    /// Records the seconds of a step outside the models: judging, sampling, channels.
     pub fn record_overhead(&mut self, batch: usize, mode: Mode, seconds: f64) {
         let key = (size_class(batch), mode);
         let overhead = self.overheads.entry(key).or_insert_with(|| Mean::new(COST_DECAY));
-        overhead.record(plausible(seconds.max(0.0), overhead.value()));
+        overhead.record(clip(seconds.max(0.0), overhead.value()));
     }
 
-    /// Counts `judged` drafts, of which the first `accepted` were, after `before` tokens of the
+    /// Records `judged` drafts, the first `accepted` of them accepted, after `before` tokens of the
     /// same run.
     pub fn record_acceptance(&mut self, before: usize, judged: usize, accepted: usize) {
         self.acceptance.record(before, judged, accepted);
     }
 
-    /// Running share of judged drafts that were accepted; `None` before the first.
+    /// Running share of judged drafts that were accepted. `None` before the first.
     #[cfg(test)]
     pub fn acceptance(&self) -> Option<f64> {
         self.acceptance.overall()
     }
 
-    /// What is expected of `mode` with sequences whose runs have so many tokens by now, and `plain`
-    /// others, for which nothing is drafted; `None` until its costs, and for a mode that drafts the
-    /// acceptance, have been measured.
+    /// The forecast of `mode`. `runs` holds the length in tokens of the current run of each
+    /// sequence that speculates; `plain` more sequences have no drafts. `None` until the mode's
+    /// costs, and for `sd` and `pearl` the acceptance, have been measured.
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
         let class = size_class(runs.len() + plain);
         let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
@@ -84,15 +86,15 @@ impl Speeds {
             _ => (costs(runs.len())?.draft.value()?, Some(self.acceptance.survival()?)),
         };
         let overhead = self.overheads.get(&(class, mode)).and_then(Mean::value).unwrap_or(0.0);
-        let mut places = BTreeMap::new();
+        let mut positions = BTreeMap::new();
         for &run in runs {
-            *places.entry(same_chances(run)).or_default() += 1;
+            *positions.entry(bounded_position(run)).or_default() += 1;
         }
         Some(Forecast {
             mode,
             batch: runs.len(),
             plain,
-            places,
+            positions,
             draft,
             target,
             pass_seconds: PassCost::at,
@@ -101,46 +103,48 @@ impl Speeds {
         })
     }
 
-    fn costs(&mut self, batch: usize, beside: bool) -> &mut Costs {
+    fn costs(&mut self, batch: usize, co_running: bool) -> &mut Costs {
         let new = || Costs { draft: Mean::new(COST_DECAY), target: PassCost::default() };
-        self.costs.entry((size_class(batch), beside)).or_insert_with(new)
+        self.costs.entry((size_class(batch), co_running)).or_insert_with(new)
     }
 }
 
-fn plausible(seconds: f64, expected: Option<f64>) -> f64 {
+fn clip(seconds: f64, expected: Option<f64>) -> f64 {
     expected.map_or(seconds, |expected| seconds.min(OUTLIER * expected))
 }
 
-/// Steps that a forecast looks ahead: so far, where in a run a sequence is matters.
+/// H: steps over which a forecast averages, starting from the current runs.
 const HORIZON: f64 = 32.0;
 
-/// What is expected of a way of decoding, by the length of its chunks.
+/// Expected tokens and seconds of a mode, as functions of γ.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     mode: Mode,
     /// Sequences that speculate.
     batch: usize,
-    /// Sequences that get the target's next token in every step, whatever the way.
+    /// Sequences without drafts: one token in every step, in every mode.
     plain: usize,
-    /// How many sequences are at which place of a run.
-    places: BTreeMap<usize, usize>,
+    /// Number of sequences at each position of their run.
+    positions: BTreeMap<usize, usize>,
+    /// Seconds per drafted token.
     draft: f64,
     target: PassCost,
-    /// What is said of a pass of the target by its rows.
+    /// [`PassCost::at`] or [`PassCost::optimistic`].
     pass_seconds: fn(&PassCost, f64) -> Option<f64>,
+    /// Seconds of a step outside the models.
     overhead: f64,
-    /// `None` for a way that does not draft.
+    /// `None` for `ar`.
     survival: Option<Survival>,
 }
 
-/// What is expected of one sequence's run, or of the mean step of all sequences.
+/// Expected totals of one sequence's run, or of the mean step of all sequences.
 #[derive(Clone, Copy, Debug, Default)]
 struct Yield {
     tokens: f64,
     steps: f64,
-    /// Steps in pre-verify among them.
+    /// Of these steps, the ones in pre-verify.
     pre_verify: f64,
-    /// Seconds where it is the only sequence.
+    /// Seconds of PEARL's steps if this is the only sequence.
     seconds: f64,
 }
 
@@ -156,9 +160,9 @@ impl Yield {
 }
 
 impl Forecast {
-    /// The same, optimistic about passes over other numbers of rows than were made last.
-    pub fn hopeful(self) -> Forecast {
-        Forecast { pass_seconds: PassCost::hopeful, ..self }
+    /// The forecast, with the optimistic cost for numbers of rows not run recently.
+    pub fn optimistic(self) -> Forecast {
+        Forecast { pass_seconds: PassCost::optimistic, ..self }
     }
 
     /// Expected tokens per second of the whole batch.
@@ -174,16 +178,16 @@ impl Forecast {
         self.step(lengths).tokens
     }
 
-    /// The mean step of the next [`HORIZON`]: each sequence goes on with the run it is in, then
-    /// come new ones.
+    /// The mean step over the next [`HORIZON`] steps: each sequence finishes its current run, then
+    /// starts new ones.
     fn step(&self, lengths: Lengths) -> Yield {
         let Some(survival) = &self.survival else {
             return Yield { tokens: 1.0, steps: 1.0, ..Yield::default() };
         };
         let new = self.run(survival, 0, lengths);
         let mut mean = Yield::default();
-        for (&place, &sequences) in &self.places {
-            let run = if place == 0 { new } else { self.run(survival, place, lengths) };
+        for (&position, &sequences) in &self.positions {
+            let run = if position == 0 { new } else { self.run(survival, position, lengths) };
             let others = ((HORIZON - run.steps) / new.steps).max(0.0);
             let all = run.plus(others, new);
             mean = mean.plus(sequences as f64 / self.batch as f64 / all.steps, all);
@@ -191,17 +195,18 @@ impl Forecast {
         mean
     }
 
-    /// What is left of a run that has `place` tokens.
-    fn run(&self, survival: &Survival, place: usize, lengths: Lengths) -> Yield {
+    /// The rest of a run that has `position` tokens.
+    fn run(&self, survival: &Survival, position: usize, lengths: Lengths) -> Yield {
         match self.mode {
-            Mode::Pearl => self.pearl(survival.after(place), place == 0, lengths),
-            _ => self.sd(survival.after(place), lengths.post_verify),
+            Mode::Pearl => self.pearl(survival.after(position), position == 0, lengths),
+            _ => self.sd(survival.after(position), lengths.post_verify),
         }
     }
 
-    /// In chunks of γ, after each of which one token is the target's own, whatever the draft would
-    /// have said there.
+    /// `sd`: chunks of γ drafts, each followed by one token of the target. That token's position
+    /// counts as a draft that would have been accepted.
     fn sd(&self, run: Remaining<'_>, gamma: usize) -> Yield {
+        // `alive`: probability that the run reaches position k.
         let (mut tokens, mut steps, mut alive, mut k) = (0.0, 0.0, 1.0, 0);
         while alive > 1e-3 && run.at(k) > 0.0 {
             let accepted = |m| run.at(k + m) / run.at(k);
@@ -213,9 +218,9 @@ impl Forecast {
         Yield { tokens, steps, ..Yield::default() }
     }
 
-    /// A new run has one pre-verify step; if the draft survives that, a post-verify step on what is
-    /// left of the first chunk; then one for each chunk, as long as it survives. One under way is
-    /// in post-verify.
+    /// `pearl`: a new run has one pre-verify step. If its draft is accepted, a post-verify step
+    /// judges the rest of the first chunk, then one step judges each further chunk until a
+    /// rejection. A run in progress is in post-verify.
     fn pearl(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
         let Lengths { pre_verify: pre, post_verify: post } = lengths;
         let first = if is_new { run.at(1) } else { 0.0 };
@@ -226,9 +231,9 @@ impl Forecast {
             k += post;
         }
         let pre_verify = if is_new { 1.0 } else { 0.0 };
-        let seconds = pre_verify * self.beside(pre, 1.0)
-            + first * self.beside(post, pre as f64)
-            + others * self.beside(post, post as f64);
+        let seconds = pre_verify * self.co_running(pre, 1.0)
+            + first * self.co_running(post, pre as f64)
+            + others * self.co_running(post, post as f64);
         Yield { tokens: run.tokens(), steps: pre_verify + first + others, pre_verify, seconds }
     }
 
@@ -243,26 +248,27 @@ impl Forecast {
         }
     }
 
-    /// A step of a batch in which each sequence is in pre-verify with chance `pre`, for itself, and
-    /// scores γ tokens otherwise: the mean over how many are.
+    /// Seconds of a PEARL step of a batch. Each sequence is independently in pre-verify with
+    /// probability `pre` and scores one token, or γ tokens otherwise: the mean over the binomial
+    /// number of sequences in pre-verify.
     fn mixed(&self, pre: f64, gamma: usize) -> f64 {
         let (n, pre) = (self.batch as f64, pre.min(0.99));
         let rows_each = |in_pre: f64| (in_pre + (n - in_pre) * gamma as f64) / n;
         if self.batch > 64 {
-            return self.beside(gamma, rows_each(n * pre)); // it hardly varies
+            return self.co_running(gamma, rows_each(n * pre)); // the number hardly varies
         }
-        let mut chance = (1.0 - pre).powi(self.batch as i32); // of none
+        let mut chance = (1.0 - pre).powi(self.batch as i32); // of none in pre-verify
         let mut seconds = 0.0;
         for in_pre in 0..=self.batch {
             let k = in_pre as f64;
-            seconds += chance * self.beside(gamma, rows_each(k));
+            seconds += chance * self.co_running(gamma, rows_each(k));
             chance *= (n - k) / (k + 1.0) * pre / (1.0 - pre);
         }
         seconds
     }
 
-    /// Seconds of a PEARL step: of whoever takes longer.
-    fn beside(&self, gamma: usize, rows_each: f64) -> f64 {
+    /// Seconds of a PEARL step: the longer of drafting and the target pass.
+    fn co_running(&self, gamma: usize, rows_each: f64) -> f64 {
         self.chunk(gamma).max(self.target(rows_each))
     }
 
@@ -271,8 +277,8 @@ impl Forecast {
         gamma as f64 * self.draft
     }
 
-    /// Seconds of a pass over so many tokens of every sequence that speculates, and one of every
-    /// other.
+    /// Seconds of a target pass over `rows_each` tokens of every sequence that speculates and one
+    /// token of every other.
     fn target(&self, rows_each: f64) -> f64 {
         let rows = rows_each * self.batch as f64 + self.plain as f64;
         let seconds = (self.pass_seconds)(&self.target, rows);
@@ -286,7 +292,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::simulate::{self, Protocol, StepCosts};
 
-    /// A machine with known costs: per drafted token, per target pass and per target row.
+    /// Speeds that have measured these costs: seconds per drafted token, per target pass, and per
+    /// row of a pass.
     pub(crate) fn measured(
         draft: f64,
         pass: f64,
@@ -297,13 +304,13 @@ pub(crate) mod tests {
         let mut speeds = Speeds::default();
         for i in 0..200 {
             let rows = batch * (1 + i % 7);
-            for beside in [false, true] {
-                speeds.record_draft(batch, beside, 4, 4.0 * draft);
-                speeds.record_target(batch, beside, rows, pass + row * rows as f64);
+            for co_running in [false, true] {
+                speeds.record_draft(batch, co_running, 4, 4.0 * draft);
+                speeds.record_target(batch, co_running, rows, pass + row * rows as f64);
             }
         }
-        // Repeating blocks of ten, so that the running share is close to `acceptance`, at every
-        // place.
+        // Repeating blocks of ten, so that the running share is close to `acceptance` at every
+        // position.
         for before in (0..20).chain(0..20).chain(0..20) {
             for i in 0..10 {
                 let accepted =
@@ -315,7 +322,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn nothing_is_expected_before_it_is_measured() {
+    fn there_is_no_forecast_before_measurements() {
         let mut speeds = Speeds::default();
         speeds.record_target(3, false, 3, 1.0);
         assert!(speeds.forecast(Mode::Ar, &[0; 4], 0).is_some());
@@ -324,10 +331,10 @@ pub(crate) mod tests {
         assert!(speeds.forecast(Mode::Sd, &[0; 4], 0).is_none());
         speeds.record_acceptance(0, 1, 1);
         assert!(speeds.forecast(Mode::Sd, &[0; 4], 0).is_some());
-        assert!(speeds.forecast(Mode::Pearl, &[0; 4], 0).is_none()); // nothing worked beside anything yet
+        assert!(speeds.forecast(Mode::Pearl, &[0; 4], 0).is_none()); // no co-running costs yet
     }
 
-    /// The forecast is the simulator's answer: the state machine's, not only a formula's.
+    /// The closed formulas agree with a simulation of the state machines.
     #[test]
     fn forecasts_agree_with_the_state_machine() {
         let (draft, pass, row) = (0.15, 0.8, 0.05);
@@ -359,7 +366,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_interrupted_step_does_not_count_for_what_it_took() {
+    fn an_interrupted_step_is_clipped() {
         let mut speeds = measured(0.1, 1.0, 0.0, 0.9, 1);
         let speed = |speeds: &Speeds| {
             speeds.forecast(Mode::Sd, &[0], 0).unwrap().tokens_per_second(Lengths::same(4))
@@ -368,17 +375,17 @@ pub(crate) mod tests {
         speeds.record_target(1, false, 5, 50.0);
         speeds.record_draft(1, false, 4, 50.0);
         assert!(speed(&speeds) > 0.9 * before);
-        // But a machine that has become slower is.
+        // A machine that stays slower is followed.
         for _ in 0..100 {
             speeds.record_target(1, false, 5, 5.0);
         }
         assert!(speed(&speeds) < 0.4 * before);
     }
 
-    /// Half of the texts are known by heart and their runs never end; in the others every second
-    /// draft is wrong. The pooled runs are nearly all of the second kind.
+    /// In half of the texts every draft is accepted and runs never end; in the others every second
+    /// draft is rejected. Nearly all pooled runs are of the second kind.
     #[test]
-    fn texts_that_differ_are_expected_to_go_on_as_they_do() {
+    fn the_forecast_depends_on_the_current_runs() {
         let mut speeds = measured(0.1, 1.0, 0.0, 0.5, 4);
         for _ in 0..400 {
             speeds.record_acceptance(40, 8, 8);
@@ -396,10 +403,10 @@ pub(crate) mod tests {
         }
     }
 
-    /// Two sequences speculate beside two that cannot: these get a token of each step and add a row
-    /// to each pass, and the draft's costs are those of drafting for two.
+    /// Two sequences speculate and two cannot. The latter get one token per step and add one row to
+    /// each pass; the draft drafts for two.
     #[test]
-    fn sequences_that_do_not_speculate_are_reckoned_with() {
+    fn sequences_that_do_not_speculate_are_counted() {
         let (draft, pass, row) = (0.1, 1.0, 0.05);
         let mut speeds = measured(draft, pass, row, 0.8, 4);
         let sd = |speeds: &Speeds, runs: &[usize], plain| speeds.forecast(Mode::Sd, runs, plain);
@@ -410,7 +417,7 @@ pub(crate) mod tests {
         let expected = (2.0 * each + 2.0) / (3.0 * draft / 2.0 + pass + row * (2.0 * 4.0 + 2.0));
         let forecast = sd(&speeds, &[0; 2], 2).unwrap().tokens_per_second(lengths);
         assert!((forecast / expected - 1.0).abs() < 0.01, "{forecast} {expected}");
-        // Plain decoding is the same for all.
+        // `ar` is the same for both kinds.
         let ar = |runs: &[usize], plain| {
             let forecast = speeds.forecast(Mode::Ar, runs, plain).unwrap();
             forecast.tokens_per_second(Lengths::same(0))

@@ -6,19 +6,18 @@ use fathom_model::{Error, Result};
 
 use crate::SamplingParams;
 
-/// A distribution over token ids; ids that are absent have probability 0.
+/// A distribution over token ids. Absent ids have probability 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Distribution {
     /// Ascending.
     ids: Vec<u32>,
-    /// As long as `ids`; they sum to 1.
+    /// Probabilities of `ids`. They sum to 1.
     probs: Vec<f32>,
 }
 
 impl Distribution {
-    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Only the
-    /// first `limit` ids take part: what lies behind is padding of the vocabulary and names no
-    /// token.
+    /// softmax(logits / temperature), then min-p, then top-k, then top-p: vLLM's order. Ids ≥
+    /// `limit` are padding of the vocabulary and are ignored.
     ///
     /// # Errors
     /// No logit is a number.
@@ -43,8 +42,8 @@ impl Distribution {
             .zip(logits)
             .filter(|&(_, &logit)| logit >= least)
             .map(|(id, &logit)| (id, weight(logit)))
-            // The most likely token's weight is 1. What min-p leaves out is less likely than all it
-            // keeps, so top-k may come first.
+            // The most likely token has weight 1. Tokens removed by min-p are less likely than all
+            // others, so filtering by top-k first gives the same result.
             .filter(|&(_, weight)| weight >= params.min_p)
             .collect();
         if params.top_p < 1.0 {
@@ -53,12 +52,12 @@ impl Distribution {
         Ok(Distribution::normalised(kept))
     }
 
-    /// All probability on one token.
+    /// The distribution with probability 1 on one token.
     pub fn point(id: u32) -> Distribution {
         Distribution { ids: vec![id], probs: vec![1.0] }
     }
 
-    /// `weights` in ascending order of id, not all zero, scaled to sum to 1.
+    /// Normalises `weights`, which are in ascending order of id and not all zero.
     fn normalised(weights: Vec<(u32, f32)>) -> Distribution {
         let total: f64 = weights.iter().map(|&(_, w)| f64::from(w)).sum();
         let (ids, probs) =
@@ -66,7 +65,7 @@ impl Distribution {
         Distribution { ids, probs }
     }
 
-    /// The tokens that can be drawn, in ascending order, each with its probability.
+    /// Tokens and their probabilities, in ascending order of id.
     pub fn iter(&self) -> impl Iterator<Item = (u32, f32)> {
         self.ids.iter().copied().zip(self.probs.iter().copied())
     }
@@ -76,7 +75,7 @@ impl Distribution {
         self.ids.binary_search(&id).map_or(0.0, |i| self.probs[i])
     }
 
-    /// The token at quantile `u` in [0, 1), ids being in ascending order.
+    /// The token at quantile `u` ∈ [0, 1) of the ids in ascending order.
     pub fn sample(&self, u: f64) -> u32 {
         let total: f64 = self.probs.iter().map(|&p| f64::from(p)).sum(); // 1 up to rounding
         let mut rest = u * total;
@@ -91,20 +90,20 @@ impl Distribution {
         last
     }
 
-    /// The acceptance test of speculative sampling: accepts `id`, drawn from `q`, with probability
-    /// min(1, p/q), `self` being p and `u` uniform in [0, 1).
+    /// Acceptance test of speculative sampling (Leviathan et al. 2023, algorithm 1): accepts `id`,
+    /// drawn from `q`, with probability min(1, p/q). `self` is p, and `u` is uniform in [0, 1).
     pub fn accepts(&self, id: u32, q: &Distribution, u: f64) -> bool {
         u * f64::from(q.prob(id)) < f64::from(self.prob(id))
     }
 
-    /// What to draw from instead of a rejected token: (p - q)₊ normalised, `self` being p.
+    /// The distribution of the correction of a rejected token: (p - q)₊ normalised. `self` is p.
     pub fn residual(&self, q: &Distribution) -> Distribution {
         let residual: Vec<(u32, f32)> = self
             .iter()
             .map(|(id, p)| (id, p - q.prob(id)))
             .filter(|&(_, difference)| difference > 0.0)
             .collect();
-        // p = q up to rounding: then a rejection is itself a matter of rounding.
+        // p = q up to rounding: only rounding can have caused the rejection.
         if residual.is_empty() { self.clone() } else { Distribution::normalised(residual) }
     }
 }
@@ -118,8 +117,8 @@ fn kth_largest(logits: &[f32], k: usize) -> f32 {
     *logits.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
 }
 
-/// Keeps the fewest largest weights that sum to at least `top_p` of all, in ascending order of id.
-/// Among equal weights the lower id stays.
+/// Keeps the fewest largest weights that sum to at least `top_p` of the total. Ties go to the lower
+/// id. The result is in ascending order of id.
 fn keep_nucleus(weights: &mut Vec<(u32, f32)>, top_p: f64) {
     let descending =
         |a: &(u32, f32), b: &(u32, f32)| -> Ordering { b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)) };
@@ -127,9 +126,9 @@ fn keep_nucleus(weights: &mut Vec<(u32, f32)>, top_p: f64) {
     let total: f64 = weights.iter().map(|&(_, w)| f64::from(w)).sum();
     let mut sum = 0.0;
     let inside = weights.iter().take_while(|&&(_, w)| {
-        let goes_on = sum < top_p * total;
+        let inside = sum < top_p * total;
         sum += f64::from(w);
-        goes_on
+        inside
     });
     let keep = inside.count();
     weights.truncate(keep);

@@ -1,8 +1,8 @@
-//! The tokens before a row of logits, counted: what penalties depend on.
+//! Counts of the tokens before a row of logits, for penalties.
 
 use std::collections::HashMap;
 
-/// How often a token is there.
+/// Number of occurrences of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Count {
     /// In the prompt.
@@ -11,8 +11,8 @@ pub(super) struct Count {
     pub output: u32,
 }
 
-/// A prompt and what follows it, drafts included, counted by token. Kept from step to step: a token
-/// more or less costs the same however long the text is.
+/// A prompt and the tokens after it, including drafts, with counts by token. It is updated from
+/// step to step at constant cost per token.
 #[derive(Clone, Debug)]
 pub struct History {
     tokens: Vec<u32>,
@@ -21,12 +21,12 @@ pub struct History {
 }
 
 impl History {
-    /// Nothing yet of a text whose prompt has `prompt_len` tokens.
+    /// An empty history of a text whose prompt has `prompt_len` tokens.
     pub fn new(prompt_len: usize) -> History {
         History { tokens: Vec::new(), prompt_len, counts: HashMap::new() }
     }
 
-    /// Tokens that are counted.
+    /// Number of counted tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -36,18 +36,18 @@ impl History {
         self.tokens.is_empty()
     }
 
-    /// How many of them follow the prompt.
+    /// Number of counted tokens after the prompt.
     pub fn generated(&self) -> usize {
         self.tokens.len().saturating_sub(self.prompt_len)
     }
 
-    /// Counts one more token.
+    /// Adds a token.
     pub fn push(&mut self, token: u32) {
         *self.count(self.tokens.len(), token) += 1;
         self.tokens.push(token);
     }
 
-    /// Forgets all tokens from `len` on.
+    /// Truncates to `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         while self.tokens.len() > len {
             let Some(token) = self.tokens.pop() else { break };
@@ -58,7 +58,7 @@ impl History {
         }
     }
 
-    /// Forgets all tokens from `keep` on and counts `tail` in their place.
+    /// Truncates to `keep` tokens and adds `tail`.
     pub fn follow(&mut self, keep: usize, tail: &[u32]) {
         self.truncate(keep);
         tail.iter().for_each(|&token| self.push(token));
@@ -71,7 +71,7 @@ impl History {
         if in_prompt { &mut count.prompt } else { &mut count.output }
     }
 
-    /// Every token that is there, in no order.
+    /// All tokens with their counts, in no order.
     pub(super) fn counts(&self) -> impl Iterator<Item = (u32, Count)> {
         self.counts.iter().map(|(&token, &count)| (token, count))
     }
@@ -86,9 +86,9 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Pushed and forgotten in any order, the counts are those of the tokens that are left.
+        /// After any pushes and truncations the counts are those of the remaining tokens.
         #[test]
-        fn counts_are_those_of_the_tokens_left(
+        fn counts_are_those_of_the_remaining_tokens(
             prompt_len in 0..6_usize,
             moves in prop::collection::vec((0..12_usize, prop::collection::vec(0..4_u32, 0..5)), 0..12),
         ) {

@@ -1,4 +1,4 @@
-//! What a request asks of sampling.
+//! Sampling parameters.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use fathom_model::{Error, Result};
 /// Most entries of a logit-bias, as in vLLM's GPU sampler.
 const MAX_LOGIT_BIAS: usize = 1024;
 
-/// Most stop token ids, likewise.
+/// Most stop token ids, as in vLLM's GPU sampler.
 const MAX_STOP_TOKEN_IDS: usize = 128;
 
-/// How tokens are chosen and when a text ends. Names, meanings and ranges are vLLM's.
+/// How tokens are chosen and when a text ends. Names, meanings and ranges are those of vLLM.
 ///
 /// ```
 /// use fathom_decode::SamplingParams;
@@ -25,7 +25,7 @@ const MAX_STOP_TOKEN_IDS: usize = 128;
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 takes the most likely token, always.
+    /// Divides the logits. 0 is greedy decoding.
     pub temperature: f32,
     /// Keeps the `top_k` largest logits (and any equal to the smallest of them); 0 keeps all.
     pub top_k: usize,
@@ -34,25 +34,25 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keeps the tokens at least `min_p` times as likely as the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Above 1: tokens of prompt and text become less likely, once for all their occurrences.
+    /// Above 1: tokens of prompt and text become less likely, independent of their count.
     pub repetition_penalty: f32,
-    /// Subtracted from the logits of tokens that are in the text.
+    /// Subtracted from the logits of tokens in the text.
     pub presence_penalty: f32,
-    /// Subtracted from the logits of tokens as often as they are in the text.
+    /// Subtracted from the logits of tokens once per occurrence in the text.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Key of the randomness, with the request's number and the token's position.
+    /// Key of the random numbers, with the request's number and the token's position.
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// No end-of-text token, stop token or stop string ends a text of fewer tokens.
     pub min_tokens: usize,
-    /// Tokens that end the text, end-of-text tokens ignored or not.
+    /// Tokens that end the text, independent of `ignore_eos`.
     pub stop_token_ids: Vec<u32>,
-    /// Texts that end the generation where they first appear.
+    /// Strings that end the text at their first occurrence.
     pub stop: Vec<String>,
-    /// Goes on after an end-of-text token.
+    /// Continues after an end-of-text token.
     pub ignore_eos: bool,
 }
 
@@ -78,15 +78,15 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Whether the most likely token is taken, always.
+    /// Whether decoding is greedy.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Refuses what has no meaning.
+    /// Checks the parameters.
     ///
     /// # Errors
-    /// One sentence naming the parameter, its value and what was expected.
+    /// One sentence with the parameter, its value and the expected values.
     pub fn validate(&self) -> Result<()> {
         let SamplingParams { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let refuse = |message: String| Err(Error::Request(message));
@@ -141,10 +141,10 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Refuses tokens that a vocabulary of `vocab` tokens does not have.
+    /// Checks that all token ids are in a vocabulary of `vocab` tokens.
     ///
     /// # Errors
-    /// One sentence naming the parameter and the token.
+    /// One sentence with the parameter and the token.
     pub fn validate_ids(&self, vocab: usize) -> Result<()> {
         let biased = self.logit_bias.keys().map(|id| ("logit-bias", id));
         let stops = self.stop_token_ids.iter().map(|id| ("stop-token-ids", id));
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_meaning_is_refused_by_name() {
+    fn invalid_parameters_are_refused_by_name() {
         let good = SamplingParams::default();
         good.validate().unwrap();
         let refused = |params: SamplingParams| params.validate().unwrap_err().to_string();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn every_range_has_its_ends_inside_and_names_what_is_outside() {
+    fn ranges_include_their_ends_and_errors_name_the_parameter() {
         type Set = fn(&mut SamplingParams, f32);
         let cases: [(&str, Set, &[f32], &[f32]); 5] = [
             ("min-p", |p, x| p.min_p = x, &[0.0, 1.0], &[-0.01, 1.01, f32::NAN]),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_few_enough_and_in_the_vocabulary() {
+    fn token_lists_are_limited_and_in_the_vocabulary() {
         let min = SamplingParams { min_tokens: 6, max_tokens: 5, ..SamplingParams::default() };
         let message = min.validate().unwrap_err().to_string();
         assert_eq!(message, "min-tokens is 6; expected at most 5, which is max-tokens");

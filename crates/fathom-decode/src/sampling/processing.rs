@@ -1,23 +1,23 @@
-//! What changes logits before a token is chosen from them, greedily or not.
+//! Processing of logits before a token is chosen, greedily or by sampling.
 //!
 //! Definitions and order are vLLM's (0.11, `vllm/v1/sample`: `Sampler.apply_logits_processors`, the
 //! built-in logits processors and `apply_penalties`):
-//! 1. **min-tokens**: the tokens that end a text are ruled out until that many tokens are there;
+//! 1. **min-tokens**: tokens that end a text get -∞ until the text has this many tokens;
 //! 2. **logit-bias** is added;
-//! 3. **repetition-penalty**: the logits of tokens of prompt and text are divided by it where they
-//!    are above 0, and multiplied where not;
-//! 4. **frequency-penalty** is subtracted as often as the token is in the text, then
-//!    **presence-penalty** once where it is.
+//! 3. **repetition-penalty**: logits of tokens in prompt or text are divided by it if positive, and
+//!    multiplied by it otherwise;
+//! 4. **frequency-penalty** is subtracted once per occurrence in the text, then
+//!    **presence-penalty** once if the token occurs.
 //!
-//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]; the most
-//! likely token is that of the logits as they are before those.
+//! Temperature, min-p, top-k and top-p follow in [`crate::Distribution::from_logits`]. Greedy
+//! decoding takes the argmax before those.
 
 use fathom_model::{Error, Result};
 
 use super::History;
 use crate::SamplingParams;
 
-/// What is done to the logits of one request.
+/// The processing of the logits of one request.
 #[derive(Clone, Debug)]
 pub(super) struct Processing {
     min_tokens: usize,
@@ -30,10 +30,10 @@ pub(super) struct Processing {
 }
 
 impl Processing {
-    /// What `params` ask of a request whose text also ends at `eos`, over the ids below `limit`.
+    /// The processing of `params` for a request whose text also ends at `eos`, for ids < `limit`.
     ///
     /// # Errors
-    /// Min-tokens with every token an end: none is left to choose.
+    /// Min-tokens if every token ends a text.
     pub fn new(params: &SamplingParams, eos: &[u32], limit: usize) -> Result<Processing> {
         let min_tokens = params.min_tokens;
         let mut ends = Vec::new();
@@ -59,8 +59,8 @@ impl Processing {
         })
     }
 
-    /// Whether anything is done to the logits after `generated` tokens of the text. Once not, never
-    /// again.
+    /// Whether the logits after `generated` tokens of the text are changed. Once false, it stays
+    /// false.
     pub fn applies(&self, generated: usize) -> bool {
         generated < self.min_tokens || !self.bias.is_empty() || self.penalises()
     }
@@ -69,7 +69,7 @@ impl Processing {
         self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
     }
 
-    /// Changes the `logits` that follow `history`. A model may have fewer ids than are named.
+    /// Processes the `logits` after `history`. Ids beyond the model's logits are ignored.
     pub fn apply(&self, logits: &mut [f32], history: &History) {
         let mut change = |id: u32, to: &dyn Fn(f32) -> f32| {
             if let Some(logit) = logits.get_mut(id as usize) {
@@ -89,14 +89,15 @@ impl Processing {
         }
     }
 
-    /// The logit of a token that is in prompt or text, `output` times in the text.
+    /// Applies the penalties to the logit of a token that occurs in prompt or text, `output` times
+    /// in the text.
     fn penalised(&self, logit: f32, output: u32) -> f32 {
         if logit == f32::NEG_INFINITY {
-            return logit; // ruled out
+            return logit; // excluded by min-tokens
         }
         let scaled = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
         let once = if output > 0 { self.presence } else { 0.0 };
         let penalised = scaled - self.frequency * output as f32 - once;
-        penalised.clamp(f32::MIN, f32::MAX) // an extreme penalty is no broken model
+        penalised.clamp(f32::MIN, f32::MAX) // infinite logits count as a broken model
     }
 }

@@ -1,9 +1,9 @@
-//! Counter-based randomness: a draw is a function of what it is for, not of what was drawn before.
+//! Counter-based random numbers: a draw is a function of its key, not of earlier draws.
 //!
-//! So a request's text depends neither on the requests beside it nor on the batch, nor on how often
-//! a draft was rolled back and drafted again.
+//! The text of a request therefore does not depend on the rest of the batch, or on how often drafts
+//! were rolled back and drafted again.
 
-/// What a draw at a position is used for; draws for different purposes are independent.
+/// Purpose of a draw at a position. Draws for different purposes are independent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
@@ -13,7 +13,7 @@ pub enum Purpose {
     Accept = 1,
     /// Sampling a corrected token from the residual (p - q)₊.
     Residual = 2,
-    /// Sampling a token from the target's distribution p, no draft being there.
+    /// Sampling a token from the target's distribution p without a draft.
     Target = 3,
 }
 

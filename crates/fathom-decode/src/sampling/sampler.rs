@@ -1,4 +1,4 @@
-//! One request's way of choosing tokens: what the draft draws, and what the target says about it.
+//! Choice of the tokens of one request: draws of the draft, and verdicts of the target.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,10 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 
 /// Chooses the tokens of one request.
 ///
-/// Two stages, as in vLLM. [`Sampler::process`] changes logits by what stands before them:
-/// penalties, bias, min-tokens. [`Sampler::draft`], [`Sampler::sample`] and [`Sampler::judge`]
-/// choose from logits so changed: the most likely token, or by temperature, min-p, top-k and top-p.
+/// There are two stages, as in vLLM. [`Sampler::process`] applies min-tokens, bias and penalties,
+/// which depend on the tokens before. [`Sampler::draft`], [`Sampler::sample`] and
+/// [`Sampler::judge`] choose from the processed logits: greedily, or by temperature, min-p, top-k
+/// and top-p.
 ///
 /// ```
 /// use fathom_decode::{Sampler, SamplingParams, Verdict};
@@ -22,12 +23,12 @@ use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, Sampling
 /// let sampler = Sampler::new(params, 0, 4)?;
 /// let logits = [1.0, 3.0, 2.5, -1.0]; // of four tokens
 ///
-/// // Randomness is keyed by seed, request and position: the same place has the same token.
+/// // Random numbers are keyed by seed, request and position: the same position, the same token.
 /// let token = sampler.sample(&logits, 12)?;
 /// assert_eq!(token, sampler.sample(&logits, 12)?);
-/// assert!(token == 1 || token == 2, "only the two most likely ones are left");
+/// assert!(token == 1 || token == 2, "top-k keeps the two most likely tokens");
 ///
-/// // A draft of the same opinion is always accepted.
+/// // A draft from the same logits is always accepted.
 /// let draft = sampler.draft(&logits, 13)?;
 /// assert_eq!(sampler.judge(&logits, &draft, 13)?, Verdict::Accept);
 /// # Ok(())
@@ -38,17 +39,17 @@ pub struct Sampler {
     params: SamplingParams,
     processing: Processing,
     rng: RequestRng,
-    /// Ids from here on are padding of the vocabulary: never drawn, by draft or target.
+    /// Ids ≥ `limit` are padding of the vocabulary, never drawn by draft or target.
     limit: usize,
 }
 
 impl Sampler {
-    /// The sampler of request number `request`. Draft and target share it: p and q go through the
-    /// same processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
+    /// The sampler of request number `request`. Draft and target share it: p and q have the same
+    /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// What [`SamplingParams::validate`] and [`SamplingParams::validate_ids`] refuse, and
-    /// min-tokens where every token ends a text.
+    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`], and min-tokens
+    /// if every token ends a text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
         params.validate_ids(limit)?;
@@ -57,40 +58,39 @@ impl Sampler {
         Ok(Sampler { params, processing, rng, limit })
     }
 
-    /// With end-of-text tokens, which min-tokens rules out too, ignored or not.
+    /// Adds end-of-text tokens, which min-tokens excludes too, even if `ignore_eos` is set.
     ///
     /// # Errors
-    /// Min-tokens where every token ends a text.
+    /// Min-tokens if every token ends a text.
     pub fn with_eos(mut self, eos: &[u32]) -> Result<Sampler> {
         self.processing = Processing::new(&self.params, eos, self.limit)?;
         Ok(self)
     }
 
-    /// What was asked.
+    /// The sampling parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// What is to be kept of a text whose prompt has `prompt_len` tokens, so that its logits can be
-    /// processed; `None` where they never are.
+    /// The history needed to process the logits of a text whose prompt has `prompt_len` tokens.
+    /// `None` if its logits are never processed.
     pub fn history(&self, prompt_len: usize) -> Option<History> {
         self.processes(0).then(|| History::new(prompt_len))
     }
 
-    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once not,
-    /// never again.
+    /// Whether [`Sampler::process`] changes logits after `generated` tokens of the text. Once
+    /// false, it stays false.
     pub fn processes(&self, generated: usize) -> bool {
         self.processing.applies(generated)
     }
 
-    /// Whether the token after `generated` tokens of the text, and every later one, is the most
-    /// likely of the model's own logits.
+    /// Whether the token after `generated` tokens of the text, and every later one, is the argmax
+    /// of the unprocessed logits.
     pub fn takes_argmax(&self, generated: usize) -> bool {
         self.params.is_greedy() && !self.processes(generated)
     }
 
-    /// Rules out what min-tokens does, adds the bias and subtracts the penalties: `logits` are a
-    /// model's, target or draft, after `history`.
+    /// Applies min-tokens, bias and penalties to the logits of target or draft after `history`.
     pub fn process(&self, logits: &mut [f32], history: &History) {
         self.processing.apply(logits, history);
     }
@@ -120,8 +120,8 @@ impl Sampler {
         Ok(p.sample(self.rng.uniform(position, Purpose::Target)))
     }
 
-    /// What the target, with its processed `logits` for `position`, says about a token drafted
-    /// there: exact speculative sampling, so that what stands there afterwards is distributed as p.
+    /// The target's verdict on a draft for `position`, from its processed logits there. This is
+    /// exact speculative sampling: the resulting token is distributed as p.
     ///
     /// # Errors
     /// No logit is a number.
@@ -131,7 +131,7 @@ impl Sampler {
             return Ok(if draft.token == best { Verdict::Accept } else { Verdict::Reject(best) });
         }
         let p = self.distribution(logits)?;
-        let point; // a draft without q was certain of its token
+        let point; // q of a greedy draft
         let q = match &draft.q {
             Some(q) => q,
             None => {
@@ -151,24 +151,23 @@ impl Sampler {
     }
 }
 
-/// The target's logits as a [`Judge`]. Rows are judged in order, none left out.
+/// A [`Judge`] from the target's logits. Rows are judged in order without gaps.
 pub struct LogitsJudge<'a> {
     /// The request's sampler.
     pub sampler: &'a Sampler,
-    /// `[rows, vocab]`, row-major, as the model gives them: row 0 follows the text, row `i` the
-    /// text and `i` drafts.
+    /// `[rows, vocab]`, row-major: row `i` follows the text and `i` drafts.
     pub logits: &'a [f32],
     /// Width of a row.
     pub vocab: usize,
     /// Position of the token that row 0 predicts: the text's length.
     pub position: usize,
-    /// The text, where the sampler processes logits ([`Sampler::history`]); the drafts are added as
-    /// they are judged.
+    /// The text, if the sampler processes logits ([`Sampler::history`]). Drafts are added as they
+    /// are judged.
     pub history: Option<&'a mut History>,
 }
 
 impl<'a> LogitsJudge<'a> {
-    /// A row, processed.
+    /// The processed logits of a row, `[vocab]`.
     fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
         let columns = row * self.vocab..(row + 1) * self.vocab;
         let rows = || self.logits.len() / self.vocab.max(1);
@@ -195,7 +194,7 @@ impl Judge for LogitsJudge<'_> {
     fn judge(&mut self, row: usize, draft: &Drafted) -> Result<Verdict> {
         let logits = self.row(row)?;
         if let Some(history) = &mut self.history {
-            history.push(draft.token); // what the next row follows
+            history.push(draft.token); // the next row follows it
         }
         self.sampler.judge(&logits, draft, self.position + row)
     }
@@ -206,8 +205,8 @@ impl Judge for LogitsJudge<'_> {
     }
 }
 
-/// The target's most likely tokens as a [`Judge`], where the backend has found them: no logits are
-/// copied.
+/// A [`Judge`] from the target's most likely tokens, computed by the backend without copying
+/// logits.
 pub struct GreedyJudge<'a> {
     /// One token for each row.
     pub best: &'a [u32],
@@ -225,10 +224,10 @@ impl Judge for GreedyJudge<'_> {
 }
 
 fn missing_row(row: usize, rows: usize) -> Error {
-    Error::Request(format!("the target scored {rows} rows where row {row} is judged"))
+    Error::Request(format!("the target scored {rows} rows, and row {row} was to be judged"))
 }
 
-/// Index of the largest of the first `limit` logits; the lowest index wins ties.
+/// Index of the largest of the first `limit` logits. Ties go to the lowest index.
 fn argmax(logits: &[f32], limit: usize) -> Result<u32> {
     let mut best = None;
     for (id, &logit) in (0_u32..).zip(&logits[..limit.min(logits.len())]) {

@@ -1,4 +1,4 @@
-"""Writes hf_sampling.json: what HuggingFace's logits warpers make of random logits.
+"""Writes hf_sampling.json: probabilities by HuggingFace's logits warpers of random logits.
 
     pip install torch transformers; python hf_sampling.py > hf_sampling.json
 """
@@ -36,7 +36,7 @@ for temperature, top_k, top_p in [
         warpers.append(TopPLogitsWarper(top_p))
     probs = torch.softmax(warpers(None, logits.clone()), dim=-1)
     if top_k == 3:
-        # Which of equal logits top-p keeps is left to the sort; only their number and sum are HuggingFace's.
+        # Which of equal logits top-p keeps depends on the sort. Only their number and sum are compared.
         assert int((probs > 0).sum()) == 2
     cases.append(
         {

@@ -1,12 +1,12 @@
-"""Writes vllm_sampling.json: what vLLM's definitions make of random logits, in NumPy.
+"""Writes vllm_sampling.json: vLLM's definitions of all sampling parameters, in NumPy, on random logits.
 
     pip install numpy==2.4.6; python vllm_sampling.py > vllm_sampling.json
 
 Written from the definitions in vLLM 0.11 (vllm/v1/sample/sampler.py, logits_processor/builtin.py,
-ops/topk_topp_sampler.py, vllm/model_executor/layers/utils.py), a whole vocabulary at a time, as they are:
+ops/topk_topp_sampler.py, vllm/model_executor/layers/utils.py), a whole vocabulary at a time:
 min-tokens, bias, repetition, frequency and presence penalty, in float32 as in vLLM; then temperature,
-min-p, top-k and top-p, in float64. Cases in which rounding could decide what is kept are drawn again. Of
-equal logits at the edge of top-p, which vLLM leaves to its sort, the lower id stays.
+min-p, top-k and top-p, in float64. Cases in which rounding could decide which tokens are kept are drawn again.
+Of equal logits at the limit of top-p, where vLLM depends on its sort, the lower id is kept.
 """
 
 import json
@@ -18,7 +18,7 @@ F = np.float32
 
 
 def penalised(case):
-    """The logits that greedy decoding takes the largest of."""
+    """The processed logits, of which greedy decoding takes the argmax."""
     logits = np.array(case["logits"][: case["limit"]], dtype=F)
     n = len(logits)
     if len(case["output"]) < case["min_tokens"]:
@@ -47,7 +47,7 @@ class Close(Exception):
 
 
 def apart(values, threshold):
-    """Refuses values that are nearly, but not, the threshold."""
+    """Raises if a value is close to the threshold but not equal to it."""
     values = values[np.isfinite(values)]
     near = np.abs(values - threshold) < 1e-4
     if (near & (values != threshold)).any():

@@ -1,4 +1,4 @@
-//! Toy language models and the smallest engine that decodes with them.
+//! Toy language models and a minimal engine.
 //!
 //! A toy model's next-token logits are a hash of the whole prefix, so one wrong token, or one stale
 //! token in a cache, changes everything after it.
@@ -12,7 +12,7 @@ use fathom_decode::{
 pub struct Toy {
     pub vocab: usize,
     pub seed: u32,
-    /// Draft: the share of prefixes after which it says what the target says.
+    /// Share of prefixes after which the logits equal the target's.
     pub agreement: f64,
 }
 
@@ -31,13 +31,13 @@ impl Toy {
         let state = prefix.iter().fold([prefix.len() as u32, 0, 0, 0], hash);
         let unit = |x: u32| f64::from(x) / f64::from(u32::MAX);
         let agrees = unit(philox4x32(state, [1, 0])[0]) <= self.agreement;
-        let speaker = if agrees { 2 } else { 3 };
-        let logit = |id| (4.0 * unit(philox4x32(state, [speaker, id])[0]) - 2.0) as f32;
+        let key = if agrees { 2 } else { 3 };
+        let logit = |id| (4.0 * unit(philox4x32(state, [key, id])[0]) - 2.0) as f32;
         (0..self.vocab as u32).map(logit).collect()
     }
 }
 
-/// A model with its cache: scores tokens by what is in the cache, as a real one does.
+/// A model with its cache. Like a real model it scores tokens given the content of the cache.
 pub struct Cached {
     model: Toy,
     cache: Vec<u32>,
@@ -48,7 +48,7 @@ impl Cached {
         Cached { model, cache: Vec::new() }
     }
 
-    /// Feeds what `prefix` has beyond the cache; logits `[tokens fed, vocab]`.
+    /// Feeds the tokens of `prefix` after the cached ones. Returns logits `[tokens fed, vocab]`.
     fn feed(&mut self, prefix: &[u32]) -> Vec<f32> {
         assert!(prefix.len() > self.cache.len(), "nothing to feed");
         let mut logits = Vec::new();
@@ -81,7 +81,7 @@ impl Cached {
     }
 }
 
-/// All of `tokens` counted anew, where `sampler` counts.
+/// A new history of `tokens`. `None` if `sampler` needs none.
 pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<History> {
     let mut history = sampler.history(prompt_len)?;
     history.follow(0, tokens);
@@ -107,7 +107,7 @@ pub fn decode(
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
         let outcome = if step == 0 || mode == Mode::Ar {
-            // The first token is the target's own: after the prompt, and after every token in AR.
+            // The first token of every text is the target's own, and every token in AR.
             let logits = target.feed(text.tokens());
             let logits = &logits[logits.len() - vocab..];
             ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before, history })

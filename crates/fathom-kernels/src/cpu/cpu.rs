@@ -56,16 +56,16 @@ impl Cpu {
 
     /// Runs products of bfloat16 pairs on a software model of AMX's tile registers, on any CPU.
     /// Slow: it is for testing the tile kernels.
-    pub fn with_modelled_tiles(self) -> Cpu {
-        Cpu { isa: self.isa.with_modelled_tiles(), ..self }
+    pub fn with_tile_model(self) -> Cpu {
+        Cpu { isa: self.isa.with_tile_model(), ..self }
     }
 
     /// Uses only `threads` threads while another model runs at the same time; see
-    /// [`Backend::set_shared`](fathom_backend::Backend::set_shared).
+    /// [`Backend::set_co_running`](fathom_backend::Backend::set_shared).
     ///
     /// # Errors
     /// `threads` is 0, or more than the operating system or [`Cpu::pinned`] allows.
-    pub fn with_threads_beside(mut self, threads: usize) -> Result<Cpu, CpuError> {
+    pub fn with_co_running_threads(mut self, threads: usize) -> Result<Cpu, CpuError> {
         if threads == 0 {
             return Err(CpuError::NoThreads);
         }
@@ -76,7 +76,7 @@ impl Cpu {
     }
 
     /// Pins thread `i` to `cores[i]`, whether all threads work or, with
-    /// [`Cpu::with_threads_beside`], the first few. Two co-running models on two cores are pinned
+    /// [`Cpu::with_co_running_threads`], the first few. Two co-running models on two cores are pinned
     /// to `[0, 1]` and `[1, 0]`: alone, each uses both cores; together, each uses its first.
     ///
     /// Thread 0 is the calling thread. It is pinned only when it calls
@@ -197,10 +197,10 @@ mod tests {
             });
         };
         let pinned = || Cpu::new(options).unwrap().pinned(&cores).unwrap();
-        let before = Cpu::new(options).unwrap().with_threads_beside(threads).unwrap();
+        let before = Cpu::new(options).unwrap().with_co_running_threads(threads).unwrap();
         let cpus = [
             pinned(),
-            pinned().with_threads_beside(threads).unwrap(),
+            pinned().with_co_running_threads(threads).unwrap(),
             before.pinned(&cores).unwrap(),
         ];
         for cpu in &cpus {
@@ -222,6 +222,6 @@ mod tests {
         assert!(matches!(cpu(2).pinned(&[core, core]), Err(CpuError::Cores { .. })));
         assert!(matches!(cpu(1).pinned(&[1 << 20]), Err(CpuError::Pin { core: 1048576, .. })));
         let one = cpu(1).pinned(&[core]).unwrap();
-        assert!(matches!(one.with_threads_beside(2), Err(CpuError::Cores { threads: 2, .. })));
+        assert!(matches!(one.with_co_running_threads(2), Err(CpuError::Cores { threads: 2, .. })));
     }
 }

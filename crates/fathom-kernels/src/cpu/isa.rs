@@ -157,7 +157,7 @@ impl Supported {
     }
 
     /// This set for vectors, with the software model for tiles.
-    pub(crate) fn with_modelled_tiles(self) -> Supported {
+    pub(crate) fn with_tile_model(self) -> Supported {
         Supported { modelled_tiles: true, ..self }
     }
 

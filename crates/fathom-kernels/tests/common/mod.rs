@@ -46,7 +46,7 @@ pub fn cpu(path: Path, precision: Precision, threads: usize) -> Cpu {
     let options = |isa| CpuOptions { threads: Some(threads), precision, isa };
     match path {
         Path::Isa(isa) => Cpu::new(options(Some(isa))).unwrap(),
-        Path::ModelledTiles => Cpu::new(options(None)).unwrap().with_modelled_tiles(),
+        Path::ModelledTiles => Cpu::new(options(None)).unwrap().with_tile_model(),
     }
 }
 

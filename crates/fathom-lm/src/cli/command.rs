@@ -1,12 +1,12 @@
-//! The command line as a whole; each command's own arguments live with the command.
+//! The top-level command line. Each command's arguments are defined with the command.
 
 use std::io::Write;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cli::commands::{
-    bench, bench_engine, capture, demo, doctor, explain, generate, plant, report, scan, simulate,
-    table,
+    bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
+    reference, report, scan, simulate, table,
 };
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
@@ -14,11 +14,13 @@ use crate::cli::output::Output;
 /// Fathom: a language-model engine you can see into while it runs fast.
 #[derive(Debug, Parser)]
 #[command(
+    name = "fathom",
     version,
     arg_required_else_help = true,
     max_term_width = 100,
     after_help = "Results go to standard output, progress and remarks to standard error.\n\
-        Exit code 0: done. 1: it ran, and the answer is no. 2: input or usage that cannot be used.\n\n\
+        Exit codes: 0: success. 1: the command ran and a check failed. 2: unusable input or \
+        usage.\n\n\
         New here? `fathom demo` shows everything on a built-in model in under a minute."
 )]
 pub struct Cli {
@@ -42,10 +44,21 @@ enum Command {
     Plant(plant::Args),
     Doctor(doctor::Args),
     BenchEngine(bench_engine::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    #[command(hide = true)]
+    Reference(reference::Args),
 }
 
 impl Cli {
-    /// Runs the command; its results go to `out`.
+    /// The definition of the command line, with usage and page names of all commands filled in.
+    pub fn definition() -> clap::Command {
+        let mut definition = Cli::command();
+        definition.build();
+        definition
+    }
+
+    /// Runs the command and writes its results to `out`.
     pub fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
         match &self.command {
             Command::Demo(args) => demo::run(args, self.output, out),
@@ -60,8 +73,16 @@ impl Cli {
             Command::Plant(args) => plant::run(args, self.output, out),
             Command::Doctor(args) => doctor::run(args, self.output, out),
             Command::BenchEngine(args) => bench_engine::run(args, self.output, out),
+            Command::Completions(args) => completions::run(args, self.output, out),
+            Command::Man(args) => man::run(args, self.output, out),
+            Command::Reference(args) => reference::run(args, out),
         }
     }
+}
+
+/// Whether a command belongs in the documentation: not hidden, and not clap's own `help`.
+pub fn is_documented(command: &clap::Command) -> bool {
+    !command.is_hide_set() && command.get_name() != "help"
 }
 
 #[cfg(test)]
@@ -70,7 +91,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -1,24 +1,24 @@
-//! How a command ends when it does not end well.
+//! Errors of commands and their exit codes.
 
 use std::fmt;
 use std::io;
 
-/// Why a command stopped.
+/// Why a command failed.
 #[derive(Debug)]
 pub enum Failure {
-    /// Input that cannot be used.
+    /// Unusable input.
     Input(fathom_model::Error),
-    /// Everything ran, and the answer is no.
-    Answer(String),
+    /// The command ran and a check failed.
+    Check(String),
     /// Standard output cannot be written.
     Stdout(io::Error),
 }
 
 impl Failure {
-    /// The process's exit code; see [`crate::cli`].
+    /// The exit code of the process; see [`crate::cli`].
     pub fn exit_code(&self) -> u8 {
         match self {
-            Failure::Answer(_) => 1,
+            Failure::Check(_) => 1,
             Failure::Input(_) | Failure::Stdout(_) => 2,
         }
     }
@@ -29,8 +29,8 @@ impl Failure {
     }
 }
 
-/// A message on one line. File names and template messages come from strangers: what could move a
-/// terminal's cursor is shown, not sent.
+/// A message on one line. File names and template messages are untrusted: control characters are
+/// escaped, so that they cannot control the terminal.
 pub fn one_line(message: &str) -> String {
     let mut line = String::new();
     for c in message.chars() {
@@ -47,7 +47,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Input(error) => error.fmt(f),
-            Failure::Answer(answer) => f.write_str(answer),
+            Failure::Check(problem) => f.write_str(problem),
             Failure::Stdout(error) => write!(f, "standard output: cannot be written: {error}"),
         }
     }
@@ -59,8 +59,8 @@ impl From<fathom_model::Error> for Failure {
     }
 }
 
-/// In commands, `?` on an `io::Error` is always about writing results: files go through
-/// [`fathom_model::Error::Io`], which knows their names.
+/// In commands, `?` on an `io::Error` always means that standard output failed. Errors of files are
+/// [`fathom_model::Error::Io`], which names the file.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         Failure::Stdout(error)
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_message_stays_on_one_line_and_out_of_the_terminals_control() {
-        let failure = Failure::Answer("a\nb\u{1b}[2Jc".to_owned());
+        let failure = Failure::Check("a\nb\u{1b}[2Jc".to_owned());
         assert_eq!(failure.one_line(), "a b\\u{1b}[2Jc");
     }
 }

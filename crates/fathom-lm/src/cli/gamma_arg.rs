@@ -1,16 +1,16 @@
-//! `--gamma auto|N`.
+//! `--gamma auto|N`: the draft length.
 
 use std::str::FromStr;
 
 use crate::Gamma;
 use fathom_decode::GammaLimits;
 
-/// How many tokens to draft at a time.
+/// The draft length in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GammaArg {
-    /// As many as measure fastest.
+    /// The length that measures fastest.
     Auto,
-    /// This many. What has no meaning is refused where the engine is set up.
+    /// A fixed length. The engine refuses invalid values, such as 0.
     Fixed(usize),
 }
 

@@ -1,39 +1,37 @@
-//! Lists of layers and positions as people type them: `3,17..22`, `-1`.
+//! Lists of layers or positions on the command line: `3,17..22`, `-1`.
 
 use std::str::FromStr;
 
 use fathom_model::Error;
 
-/// Numbers and ranges, comma separated: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end).
-/// Negative numbers count from the end, as Python's do: `-1` is the last, `-3..` are the last
-/// three.
+/// Comma-separated numbers and ranges: `3`, `17..22` (22 excluded), `17..=21`, `5..` (to the end).
+/// Negative numbers count from the end, as in Python: `-1` is the last, `-3..` are the last three.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Indices(Vec<Part>);
+pub struct Indices(Vec<IndexRange>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Part {
+struct IndexRange {
     first: i64,
-    end: End,
-    /// As it was typed, for messages.
+    end: RangeEnd,
+    /// The range as typed, for messages.
     text: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The first number itself.
+enum RangeEnd {
+    /// A single number.
     First,
-    /// All that there are.
+    /// Up to the last.
     Open,
     Excluded(i64),
     Included(i64),
 }
 
 impl Indices {
-    /// The numbers themselves, ascending and each once. `what` ("layer") and `limit` (how many
-    /// there are) bound them, so that a typo cannot ask for a list that fills the memory.
+    /// The indices below `limit`, ascending, without duplicates. `what` ("layer") is for messages.
     ///
     /// # Errors
-    /// A number that is not there, or a range that holds nothing.
+    /// A number out of range, or an empty range.
     pub fn resolve(&self, what: &str, limit: usize) -> Result<Vec<usize>, Error> {
         let absent = |number: i64| {
             Error::Request(format!(
@@ -42,25 +40,24 @@ impl Indices {
         };
         let count = i64::try_from(limit).unwrap_or(i64::MAX);
         let from_start = |number: i64| if number < 0 { number + count } else { number };
-        // The number itself, where it is there.
-        let there = |number: i64| match usize::try_from(from_start(number)) {
+        let checked = |number: i64| match usize::try_from(from_start(number)) {
             Ok(index) if index < limit => Ok(index),
             _ => Err(absent(number)),
         };
         let mut numbers = Vec::new();
-        for Part { first, end, text } in &self.0 {
-            let start = there(*first)?;
+        for IndexRange { first, end, text } in &self.0 {
+            let start = checked(*first)?;
             let end = match *end {
-                End::First => start + 1,
-                End::Open => limit,
-                End::Included(last) => there(last)? + 1,
-                End::Excluded(end) if from_start(end) == count => limit,
-                // Named by its last number, which is what is missing.
-                End::Excluded(end) if end > 0 => there(end - 1)? + 1,
-                End::Excluded(end) => there(end)?,
+                RangeEnd::First => start + 1,
+                RangeEnd::Open => limit,
+                RangeEnd::Included(last) => checked(last)? + 1,
+                RangeEnd::Excluded(end) if from_start(end) == count => limit,
+                // The error names the last number of the range, which is the one out of range.
+                RangeEnd::Excluded(end) if end > 0 => checked(end - 1)? + 1,
+                RangeEnd::Excluded(end) => checked(end)?,
             };
             if start >= end {
-                return Err(Error::Request(format!("the range `{text}` holds no {what}")));
+                return Err(Error::Request(format!("the range `{text}` contains no {what}")));
             }
             numbers.extend(start..end);
         }
@@ -69,11 +66,11 @@ impl Indices {
         Ok(numbers)
     }
 
-    /// Whether a number counts from the end.
+    /// Whether any number counts from the end.
     pub fn counts_from_end(&self) -> bool {
-        let negative = |part: &Part| match part.end {
-            End::Excluded(end) | End::Included(end) => part.first < 0 || end < 0,
-            End::First | End::Open => part.first < 0,
+        let negative = |range: &IndexRange| match range.end {
+            RangeEnd::Excluded(end) | RangeEnd::Included(end) => range.first < 0 || end < 0,
+            RangeEnd::First | RangeEnd::Open => range.first < 0,
         };
         self.0.iter().any(negative)
     }
@@ -83,38 +80,39 @@ impl FromStr for Indices {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Indices, String> {
-        text.split(',').map(|part| parse(part.trim())).collect::<Result<_, _>>().map(Indices)
+        text.split(',').map(|range| parse(range.trim())).collect::<Result<_, _>>().map(Indices)
     }
 }
 
-fn parse(part: &str) -> Result<Part, String> {
+fn parse(range: &str) -> Result<IndexRange, String> {
     let error = || {
         format!(
-            "`{part}` is neither a number nor a range such as `17..22`, `17..=21`, `17..` or `-3..`"
+            "`{range}` is neither a number nor a range such as `17..22`, `17..=21`, `17..` or \
+             `-3..`"
         )
     };
-    // No model has more; sums stay far from what a number can hold.
+    // The bound keeps later sums far from overflow.
     let number = |text: &str| {
         text.parse::<i64>().ok().filter(|n| n.unsigned_abs() < u64::MAX >> 2).ok_or_else(error)
     };
-    let text = part.to_owned();
-    let Some((first, end)) = part.split_once("..") else {
-        return Ok(Part { first: number(part)?, end: End::First, text });
+    let text = range.to_owned();
+    let Some((first, end)) = range.split_once("..") else {
+        return Ok(IndexRange { first: number(range)?, end: RangeEnd::First, text });
     };
     let first = number(first)?;
     let end = match end.strip_prefix('=') {
-        _ if end.is_empty() => End::Open,
-        Some(end) => End::Included(number(end)?),
-        None => End::Excluded(number(end)?),
+        _ if end.is_empty() => RangeEnd::Open,
+        Some(end) => RangeEnd::Included(number(end)?),
+        None => RangeEnd::Excluded(number(end)?),
     };
     let empty = match end {
-        End::Excluded(end) => (first < 0) == (end < 0) && first >= end,
-        End::Included(end) => (first < 0) == (end < 0) && first > end,
-        End::First | End::Open => false,
+        RangeEnd::Excluded(end) => (first < 0) == (end < 0) && first >= end,
+        RangeEnd::Included(end) => (first < 0) == (end < 0) && first > end,
+        RangeEnd::First | RangeEnd::Open => false,
     };
     match empty {
-        true => Err(format!("the range `{part}` holds nothing")),
-        false => Ok(Part { first, end, text }),
+        true => Err(format!("the range `{range}` is empty")),
+        false => Ok(IndexRange { first, end, text }),
     }
 }
 
@@ -146,14 +144,14 @@ mod tests {
             resolve("-5", 4).unwrap_err(),
             "layer -5 was asked for, but there are 4, counted from 0"
         );
-        assert_eq!(resolve("3..-1", 4).unwrap_err(), "the range `3..-1` holds no layer");
+        assert_eq!(resolve("3..-1", 4).unwrap_err(), "the range `3..-1` contains no layer");
         assert!(resolve("0..0", 4).is_err() && resolve("-1..0", 4).is_err());
         assert!("0,2..-1".parse::<Indices>().unwrap().counts_from_end());
         assert!(!"0,2..".parse::<Indices>().unwrap().counts_from_end());
     }
 
     #[test]
-    fn what_is_not_there_is_refused() {
+    fn numbers_out_of_range_are_refused() {
         assert_eq!(
             resolve("46..49", 48).unwrap_err(),
             "layer 48 was asked for, but there are 48, counted from 0"
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_the_part_that_is_wrong() {
+    fn a_syntax_error_names_the_range_that_is_wrong() {
         for bad in [
             "",
             "a",

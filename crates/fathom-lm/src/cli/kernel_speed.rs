@@ -1,11 +1,11 @@
-//! Matrix products and attention by themselves, at the shapes of models.
+//! Speed of single kernels, matrix products and attention, at the shapes of real models.
 
 use std::io::Write;
 
 use fathom_backend::{Backend, BackendError};
 use fathom_kernels::Cpu;
-use fathom_measure::limits::{self, Limits, Reading};
-use fathom_measure::workload::{Attending, Measured, Products, Work, measure};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
+use fathom_measure::workload::{AttentionWorkload, Measured, ProductWorkload, Work, measure};
 use fathom_model::Result;
 use serde_json::{Value, json};
 
@@ -15,28 +15,28 @@ use crate::cli::progress;
 use crate::cli::speed_tables::{limits_json, limits_line, percent};
 use crate::cli::subject::Shape;
 
-/// Rows of the products: decoding, verification, prefill.
+/// Rows of the matrix products: decoding, verification, prefill.
 const ROWS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048];
-/// The most rows an output head computes logits for at once.
+/// The largest number of rows the engine computes logits for at once.
 const HEAD_ROWS: usize = 128;
-/// Keys of the attention.
+/// Numbers of keys in attention.
 const TOKENS: [usize; 4] = [512, 2048, 8192, 16_384];
-/// Query rows of the attention: decoding, verification, the last chunk of a prefill.
+/// Query rows in attention: decoding, verification, the last chunk of a prefill.
 const QUERIES: [(&str, usize); 3] = [("decode", 1), ("verify", 16), ("prefill", 512)];
 
-/// Products of one matrix, or attention at one length.
-struct Line {
+/// One row of a table: products with one matrix, or attention over one number of keys.
+struct KernelRow {
     shape: String,
     what: String,
-    /// By rows; `None` where that is never run.
+    /// One measurement per column; `None` for sizes the engine never runs.
     runs: Vec<Option<Measured>>,
 }
 
-/// The machine, and how often to measure on it.
-struct Bench<'a> {
+/// The backend, its limits, and the number of repetitions.
+struct KernelBench<'a> {
     cpu: &'a Cpu,
     limits: Limits,
-    now: Reading<'a>,
+    now: CurrentLimits<'a>,
     repeats: usize,
 }
 
@@ -51,16 +51,18 @@ pub fn run(
     let lines = shapes.len() * (5 + TOKENS.len());
     let bar = progress::bar(output, "measuring", "kernels", lines as u64);
     let (mut products, mut attention) = (Vec::new(), Vec::new());
-    let bench = Bench { cpu, limits: limits::measure(cpu), now: Reading::new(cpu), repeats };
+    let bench =
+        KernelBench { cpu, limits: limits::measure(cpu), now: CurrentLimits::new(cpu), repeats };
     for &shape in shapes {
         for (what, k, n) in shape.shape().products() {
             let runs = bench.multiply(k, n, what == "head")?;
-            products.push(Line { shape: shape.name(), what: format!("{what}: {k} → {n}"), runs });
+            let what = format!("{what}: {k} → {n}");
+            products.push(KernelRow { shape: shape.name(), what, runs });
             bar.inc(1);
         }
         for tokens in TOKENS {
             let runs = bench.attend(shape, tokens)?;
-            attention.push(Line { shape: shape.name(), what: format!("{tokens} keys"), runs });
+            attention.push(KernelRow { shape: shape.name(), what: format!("{tokens} keys"), runs });
             bar.inc(1);
         }
     }
@@ -76,8 +78,8 @@ pub fn run(
             "threads": cpu.threads(),
             "kernels": cpu.isa().name(),
             "limits": limits_json(&bench.limits),
-            "products": lines_json(&products, &names()),
-            "attention": lines_json(&attention, &columns),
+            "products": rows_json(&products, &names()),
+            "attention": rows_json(&attention, &columns),
         });
         writeln!(out, "{report}")?;
         return Ok(());
@@ -90,10 +92,10 @@ pub fn run(
     table(&attention, &columns, out)
 }
 
-impl Bench<'_> {
-    /// Products with a `k × n` matrix, by [`ROWS`].
+impl KernelBench<'_> {
+    /// Measures products with a `k × n` matrix, one for each of [`ROWS`].
     fn multiply(&self, k: usize, n: usize, is_head: bool) -> Result<Vec<Option<Measured>>> {
-        let mut products = Products::new(self.cpu, k, n)?;
+        let mut products = ProductWorkload::new(self.cpu, k, n)?;
         let mut run = |rows| {
             if is_head && rows > HEAD_ROWS {
                 return Ok(None);
@@ -104,19 +106,20 @@ impl Bench<'_> {
         ROWS.into_iter().map(&mut run).collect()
     }
 
-    /// Attention over `tokens` keys, by [`QUERIES`], then the second pass of the sink scores.
+    /// Measures attention over `tokens` keys, one for each of [`QUERIES`], then the column sums of
+    /// the sink scores.
     fn attend(&self, shape: Shape, tokens: usize) -> Result<Vec<Option<Measured>>> {
         let sizes = shape.shape();
         let head_dim = sizes.hidden / sizes.heads;
         let heads = (sizes.heads, sizes.kv_heads, head_dim);
-        let mut attending = Attending::new(self.cpu, heads, tokens)?;
+        let mut attending = AttentionWorkload::new(self.cpu, heads, tokens)?;
         let mut runs = Vec::with_capacity(QUERIES.len() + 1);
         let mut work = Work { bytes: 0.0, flops: 0.0 };
         for (_, rows) in QUERIES {
             work = attending.set_rows(rows)?;
             runs.push(Some(self.measure(work, || attending.run())?));
         }
-        // Of the products only the scores, of the cache only the keys.
+        // Column sums compute scores but no weighted values, and read keys but no values.
         let half = Work { bytes: work.bytes / 2.0, flops: work.flops / 2.0 };
         runs.push(Some(self.measure(half, || attending.add_column_sums())?));
         Ok(runs)
@@ -131,10 +134,10 @@ impl Bench<'_> {
     }
 }
 
-fn table(lines: &[Line], columns: &[String], out: &mut dyn Write) -> Result<(), Failure> {
+fn table(rows: &[KernelRow], columns: &[String], out: &mut dyn Write) -> Result<(), Failure> {
     writeln!(out, "| shape | | {} |", columns.join(" | "))?;
     writeln!(out, "|---|---|{}", "---:|".repeat(columns.len()))?;
-    for Line { shape, what, runs } in lines {
+    for KernelRow { shape, what, runs } in rows {
         let cell = |run: &Option<Measured>| {
             run.as_ref().map_or_else(|| "–".to_owned(), |run| percent(run.of_limit))
         };
@@ -144,16 +147,16 @@ fn table(lines: &[Line], columns: &[String], out: &mut dyn Write) -> Result<(), 
     Ok(())
 }
 
-fn lines_json(lines: &[Line], columns: &[String]) -> Vec<Value> {
-    let measured = lines.iter().flat_map(|line| {
-        let runs = columns.iter().zip(&line.runs);
-        runs.filter_map(move |(column, run)| Some((line, column, run.as_ref()?)))
+fn rows_json(rows: &[KernelRow], columns: &[String]) -> Vec<Value> {
+    let measured = rows.iter().flat_map(|row| {
+        let runs = columns.iter().zip(&row.runs);
+        runs.filter_map(move |(column, run)| Some((row, column, run.as_ref()?)))
     });
     measured
-        .map(|(line, column, run)| {
+        .map(|(row, column, run)| {
             json!({
-                "shape": line.shape,
-                "what": line.what,
+                "shape": row.shape,
+                "what": row.what,
                 "at": column,
                 "seconds": run.seconds,
                 "bytes": run.work.bytes,

@@ -1,11 +1,10 @@
-//! The `fathom` command line: one file per command under `commands/`, which reads arguments, calls
-//! the library and prints.
+//! The `fathom` command line. Each command is one file under `commands/`, which reads arguments,
+//! calls the library and prints.
 //!
 //! # Exit codes
-//! - `0`: done. Also when whoever reads our output has seen enough and closed the pipe (`fathom
-//! table … | head`).
-//! - `1`: it ran, and the answer is no: `fathom demo` does not find what was planted.
-//! - `2`: input or usage that cannot be used, one sentence on stderr; nothing was written over.
+//! - `0`: success. Also if the reader of standard output closed the pipe (`fathom table … | head`).
+//! - `1`: the command ran and a check failed: `fathom demo` does not find what was planted.
+//! - `2`: unusable input or usage. One sentence on standard error; no existing file is overwritten.
 
 mod command;
 mod commands;
@@ -13,6 +12,7 @@ mod failure;
 mod gamma_arg;
 mod indices;
 mod kernel_speed;
+mod mode_arg;
 mod model_args;
 mod output;
 mod pair_args;
@@ -24,6 +24,7 @@ mod row_args;
 mod sampling_args;
 mod speed_tables;
 mod subject;
+mod watch_args;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -34,18 +35,17 @@ use clap::Parser;
 use crate::cli::command::Cli;
 use crate::cli::failure::Failure;
 
-/// Runs the command line `args`, the program's name first.
+/// Runs the command line `args`, with the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     ExitCode::from(run(args))
 }
 
-/// As [`main`], for a process that goes on afterwards: gives its exit code.
+/// As [`main`], but returns the exit code as a number, for a process that continues afterwards.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help goes to stdout, what is wrong to stderr; nothing is left to do where that is
-            // gone.
+            // Help goes to stdout, usage errors to stderr. A failed write cannot be reported.
             let _ = usage.print();
             return u8::try_from(usage.exit_code()).unwrap_or(2);
         }
@@ -53,11 +53,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
     let result = cli.run(&mut io::stdout().lock()).and_then(|()| Ok(io::stdout().flush()?));
     match result {
         Ok(()) => 0,
-        // The reader of a pipe decides when it has seen enough. That is no failure of ours, so we
-        // leave quietly, as tools killed by SIGPIPE do.
+        // The reader closed the pipe. This is not an error: exit silently, like tools that die of
+        // SIGPIPE.
         Err(Failure::Stdout(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(failure) => {
-            // Nothing is left to do where stderr is gone as well.
+            // A closed stderr cannot be reported.
             let _ = writeln!(io::stderr(), "fathom: error: {}", failure.one_line());
             failure.exit_code()
         }

@@ -1,4 +1,4 @@
-//! `--model` and how to run it: the arguments of every command that runs one.
+//! `--model` and its options: the arguments of every command that runs a model.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use fathom_kernels::{Cpu, Isa};
 use crate::cli::output::Output;
 use crate::cli::progress::LoadingBar;
 
-/// Which model to run, and how.
+/// The model to run, and how to run it.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
@@ -18,8 +18,8 @@ pub struct ModelArgs {
     /// in the HuggingFace cache
     #[arg(long, value_name = "M")]
     pub model: String,
-    /// A LoRA adapter in PEFT's format, which is merged into the model: a directory with an
-    /// adapter_config.json, or the hub id of one in the cache
+    /// A LoRA adapter in PEFT format to merge into the model: a directory with an
+    /// adapter_config.json, or a hub id in the HuggingFace cache
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
     #[command(flatten)]
@@ -30,20 +30,20 @@ pub struct ModelArgs {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ComputeArgs {
-    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32
-    /// in both
+    /// Precision of matrix product operands, keys and values; accumulation and the residual stream
+    /// are always f32
     #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
     pub precision: Precision,
-    /// Threads to compute with [default: one per CPU this process may use]
+    /// Number of threads [default: one per CPU this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this
-    /// machine runs]
+    /// Instruction set of the kernels; see `fathom doctor` [default: the best this machine
+    /// supports]
     #[arg(long, value_name = "SET", value_parser = isa(), hide_short_help = true)]
     pub isa: Option<Isa>,
 }
 
-/// An instruction set by its name.
+/// Parses the name of an instruction set.
 pub fn isa() -> impl TypedValueParser<Value = Isa> {
     let named = |name: String| Isa::ALL.into_iter().find(|isa| isa.name() == name);
     PossibleValuesParser::new(Isa::ALL.map(Isa::name))
@@ -53,14 +53,14 @@ pub fn isa() -> impl TypedValueParser<Value = Isa> {
 /// `--precision`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Precision {
-    /// Everything in f32: the reference
+    /// Everything in f32, the reference
     F32,
-    /// Rounded to bfloat16: faster, half the cache
+    /// Rounded to bfloat16: faster, with half the key/value cache
     Bf16,
 }
 
 impl Precision {
-    /// Its name in options and manifests.
+    /// The name in options and manifests.
     pub fn name(self) -> &'static str {
         fathom_backend::Precision::from(self).name()
     }
@@ -76,20 +76,20 @@ impl From<Precision> for fathom_backend::Precision {
 }
 
 impl ComputeArgs {
-    /// As the library takes it.
+    /// The options for the library.
     pub fn options(&self) -> CpuOptions {
         let precision = self.precision.into();
         CpuOptions { threads: self.threads.map(usize::from), precision, isa: self.isa }
     }
 
-    /// The CPU, set up as asked.
+    /// The CPU backend with these options.
     pub fn backend(&self) -> Result<Cpu> {
         crate::cpu(self.options())
     }
 }
 
 impl ModelArgs {
-    /// As the library takes it.
+    /// The options for the library.
     pub fn options(&self) -> ModelOptions {
         let options = ModelOptions::new(&self.model).cpu(self.compute.options());
         match &self.adapter {
@@ -105,7 +105,7 @@ pub fn load(files: ModelFiles, output: Output) -> Result<Model> {
     files.load_with(&mut |done, layers| bar.show(done, layers))
 }
 
-/// Loads the weights of the checkpoint in `dir`, with a progress bar: to be measured.
+/// Loads only the weights of the checkpoint in `dir`, with a progress bar.
 pub fn load_weights(dir: &Path, cpu: Cpu, output: Output) -> Result<Weights> {
     let mut bar = LoadingBar::new(output);
     Weights::load_with_progress(dir, cpu, &mut |done, layers| bar.show(done, layers))

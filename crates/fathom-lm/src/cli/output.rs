@@ -1,18 +1,17 @@
-//! The options of every command.
+//! Output options, common to all commands.
 
 use clap::Args;
 
-/// How a command speaks.
+/// The format and verbosity of a command's output.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Output {
     /// Print results as JSON
     #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
-    /// No progress and no remarks on standard error; errors are still told
+    /// Print no progress and no remarks to standard error, only errors
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Refuse input that a remark would be made about: what would be ignored, repaired or is
-    /// doubtful
+    /// Treat every remark about input as an error: nothing is ignored, repaired or doubtful
     #[arg(long, global = true, help_heading = "Output")]
     pub strict: bool,
 }

@@ -1,4 +1,4 @@
-//! `--target`, `--draft` and how to run them: the arguments of every command that generates.
+//! `--target` and the options of target and draft: the arguments of commands that generate text.
 
 use crate::{CpuOptions, ModelOptions, Pair, Placement, Result, available_cores, placement};
 use clap::Args;
@@ -7,50 +7,49 @@ use fathom_kernels::Isa;
 use crate::cli::model_args::{self, Precision};
 use crate::cli::prompt_args::PromptArgs;
 
-/// Which model's text, and how to run it and its draft.
+/// The target model, and how to run it and its draft.
 #[derive(Debug, Args)]
 pub struct PairArgs {
-    /// The model whose text it is: a HuggingFace checkpoint directory, or the hub id (`org/name`,
-    /// `org/name@revision`) of one in the HuggingFace cache
+    /// The model that generates the text: a HuggingFace checkpoint directory, or the hub id
+    /// (`org/name`, `org/name@revision`) of one in the HuggingFace cache
     #[arg(long, value_name = "M")]
     pub target: String,
-    /// A LoRA adapter in PEFT's format, which is merged into the target: a directory with an
-    /// adapter_config.json, or the hub id of one in the cache
+    /// A LoRA adapter in PEFT format to merge into the target: a directory with an
+    /// adapter_config.json, or a hub id in the HuggingFace cache
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<String>,
-    /// The same for the draft
+    /// A LoRA adapter to merge into the draft, as for --adapter
     #[arg(long, value_name = "DIR", requires = "draft")]
     pub draft_adapter: Option<String>,
-    /// Operands of matrix products, keys and values; accumulation and the residual stream are f32
-    /// in both
+    /// Precision of matrix product operands, keys and values; accumulation and the residual stream
+    /// are always f32
     #[arg(long, value_enum, default_value_t = Precision::F32, value_name = "P")]
     pub precision: Precision,
-    /// Threads of the target [default: what the draft leaves of the CPUs this process may use]
+    /// Threads of the target [default: the CPUs this process may use, less the draft's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     target_threads: Option<u16>,
-    /// Threads of the draft [default: one CPU in four]
+    /// Threads of the draft [default: a quarter of the CPUs this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     draft_threads: Option<u16>,
-    /// Instruction set of the kernels, as `fathom doctor` lists them [default: the best this
-    /// machine runs]
+    /// Instruction set of the kernels; see `fathom doctor` [default: the best this machine
+    /// supports]
     #[arg(long, value_name = "SET", value_parser = model_args::isa(), hide_short_help = true)]
     isa: Option<Isa>,
-    /// Keep every thread on a core of its own: steadier where nothing else runs, slower where
-    /// something does
+    /// Pin every thread to its own core: steadier on an idle machine, slower on a busy one
     #[arg(long)]
     pin: bool,
 }
 
 impl PairArgs {
-    /// Who has which threads: alone all of them, beside the other a share, `--target-threads` and
-    /// `--draft-threads` first.
+    /// The threads of target and draft: `--target-threads` and `--draft-threads`, or a division of
+    /// the available cores.
     pub fn placement(&self) -> Placement {
         let number = |n: Option<u16>| n.map(usize::from);
         let (target, draft) = (number(self.target_threads), number(self.draft_threads));
         placement(available_cores(), target, draft, self.pin)
     }
 
-    /// Reads everything but the weights, and checks that the two speak one language.
+    /// Reads everything but the weights, and checks that both models share one vocabulary.
     pub fn open(&self, draft: Option<&str>, prompts: &PromptArgs) -> Result<Pair> {
         let cpu = CpuOptions { threads: None, precision: self.precision.into(), isa: self.isa };
         let model = |name: &str, adapter: &Option<String>| {

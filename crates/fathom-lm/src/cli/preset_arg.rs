@@ -1,4 +1,4 @@
-//! `--preset`: the rules of sinks.
+//! `--preset`: the rules for detecting and classifying sinks.
 
 use clap::ValueEnum;
 use fathom_sinks::Preset;
@@ -6,9 +6,9 @@ use fathom_sinks::Preset;
 /// `--preset`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum PresetName {
-    /// The paper's definitions: cosine above 0.95, graded by first and last layer
+    /// The paper's definitions: cosine above 0.95, classified by first and last layer
     Paper,
-    /// The published scripts' rules: |cosine| above 0.9, graded by the number of layers
+    /// The published scripts' rules: |cosine| above 0.9, classified by the number of layers
     Upstream,
 }
 

@@ -1,4 +1,5 @@
-//! Progress for people who wait: on stderr, only on a terminal, gone when done.
+//! Progress bars and remarks on standard error. Bars are shown on a terminal only and are removed
+//! when done.
 
 use std::io::Write;
 
@@ -9,8 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::cli::failure::one_line;
 use crate::cli::output::Output;
 
-/// A bar counting `unit`s ("tokens", "layers") with their rate and the time left. Nothing is drawn
-/// with `--quiet`, or where stderr is not a terminal.
+/// A bar that counts `unit`s ("tokens", "layers"), with rate and time left. Nothing is drawn with
+/// `--quiet`, or if stderr is not a terminal.
 pub fn bar(output: Output, what: &'static str, unit: &str, total: u64) -> ProgressBar {
     if output.quiet {
         return ProgressBar::hidden();
@@ -24,7 +25,7 @@ pub fn bar(output: Output, what: &'static str, unit: &str, total: u64) -> Progre
         .with_message(what)
 }
 
-/// A bar that shows how far a model is loaded, and goes with it.
+/// A progress bar for loading a model, removed when dropped.
 pub struct LoadingBar(ProgressBar);
 
 impl LoadingBar {
@@ -32,7 +33,7 @@ impl LoadingBar {
         LoadingBar(bar(output, "loading", "layers", 0))
     }
 
-    /// So many layers are done, of so many.
+    /// Shows that `done` of `layers` layers are loaded.
     pub fn show(&mut self, done: usize, layers: usize) {
         self.0.set_length(layers as u64);
         self.0.set_position(done as u64);
@@ -45,7 +46,7 @@ impl Drop for LoadingBar {
     }
 }
 
-/// A bar that watches a scan.
+/// A progress bar for a scan.
 pub struct ScanBar(ProgressBar);
 
 impl ScanBar {
@@ -57,7 +58,7 @@ impl ScanBar {
 impl Progress for ScanBar {
     fn start(&mut self, tokens: usize) {
         self.0.set_length(tokens as u64);
-        self.0.reset(); // the clock starts now
+        self.0.reset(); // starts the clock
     }
 
     fn advance(&mut self, tokens: usize) {
@@ -73,7 +74,7 @@ impl Drop for ScanBar {
     }
 }
 
-/// A bar for each step of an explanation.
+/// Progress bars for the steps of an explanation, one after the other.
 pub struct StepBar {
     output: Output,
     bar: ProgressBar,
@@ -102,10 +103,10 @@ impl Drop for StepBar {
     }
 }
 
-/// Tells remarks on stderr, a line each; nothing with `--quiet`.
+/// Prints remarks to stderr, one per line; nothing with `--quiet`.
 ///
 /// # Errors
-/// With `--strict`, where there is a remark about input: an error that names the first.
+/// With `--strict`, the first remark about input.
 pub fn remarks(output: Output, remarks: &[Remark]) -> Result<()> {
     for remark in remarks {
         note(output, &format!("fathom: remark: {}", one_line(&remark.to_string())));
@@ -116,10 +117,10 @@ pub fn remarks(output: Output, remarks: &[Remark]) -> Result<()> {
     }
 }
 
-/// Says something on stderr that is not a result; nothing with `--quiet`.
+/// Prints a line to stderr; nothing with `--quiet`.
 pub fn note(output: Output, text: &str) {
     if !output.quiet {
-        // A closed stderr is no reason to lose the results.
+        // A closed stderr must not lose the results.
         let _ = writeln!(std::io::stderr(), "{text}");
     }
 }

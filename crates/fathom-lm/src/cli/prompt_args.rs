@@ -1,30 +1,29 @@
-//! How prompts are written down for the model: the arguments of every command that reads text.
+//! How prompts are formatted: the arguments of every command that encodes text.
 
 use crate::{ModelOptions, PromptOptions};
 use clap::{Args, ValueEnum};
 use fathom_model::{parse_date, parse_template_kwargs};
 use serde_json::{Map, Value};
 
-/// What the user says about prompts, beside the checkpoint's own files.
+/// Options for formatting prompts.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Prompts")]
 pub struct PromptArgs {
-    /// Give prompts to the model as bare text even where it has a chat template
+    /// Encode prompts as bare text, even if the model has a chat template
     #[arg(long)]
     pub no_chat_template: bool,
-    /// Put this system message in front of conversations that have none
+    /// System message for conversations that have none
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Variables for the chat template, such as '{"enable_thinking": false}'; a line's own
-    /// `chat_template_kwargs` come before these
+    /// Variables for the chat template, such as '{"enable_thinking": false}'; a row's
+    /// `chat_template_kwargs` override them
     #[arg(long, value_name = "JSON", value_parser = kwargs)]
     template_kwargs: Option<Kwargs>,
-    /// The day that chat templates are told it is, YYYY-MM-DD or `today` [default: 2024-07-26,
-    /// always]
+    /// Date for chat templates that print the current date: YYYY-MM-DD or `today` [default:
+    /// 2024-07-26, so that results do not depend on the day]
     #[arg(long, value_name = "DATE", value_parser = date)]
     date: Option<jiff::civil::Date>,
-    /// Whether a bare text begins with the tokenizer's BOS [default: as HuggingFace transformers
-    /// does]
+    /// Whether bare text starts with the tokenizer's BOS [default: as in HuggingFace transformers]
     #[arg(long, value_enum, value_name = "YES|NO")]
     bos: Option<YesNo>,
 }
@@ -35,19 +34,19 @@ struct Kwargs(Map<String, Value>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum YesNo {
-    /// Exactly one, in front
+    /// Exactly one BOS
     Yes,
-    /// None in front
+    /// No BOS
     No,
 }
 
 impl PromptArgs {
-    /// A model whose prompts are written down so.
+    /// Applies these options to a model.
     pub fn apply(&self, model: ModelOptions) -> ModelOptions {
         model.chat_template(!self.no_chat_template).prompt_options(self.options())
     }
 
-    /// As the library takes it.
+    /// The options for the library.
     pub fn options(&self) -> PromptOptions {
         PromptOptions {
             system: self.system.clone(),

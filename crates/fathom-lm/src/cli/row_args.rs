@@ -1,5 +1,4 @@
-//! Where in the rows of a data set prompt and output are: the arguments of every command that reads
-//! one.
+//! How the rows of a data set are read: the arguments of every command that reads traces.
 
 use clap::Args;
 use fathom_model::RowFields;
@@ -8,23 +7,23 @@ use fathom_model::RowFields;
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Rows")]
 pub struct RowArgs {
-    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the
-    /// fields of published data sets]
+    /// Field of a row that holds the prompt, or a dotted path such as `example.question` [default:
+    /// the fields of published data sets]
     #[arg(long, value_name = "FIELD")]
     prompt_field: Option<String>,
-    /// Where a row's output is: a text, or several, each a trace
+    /// Field of a row that holds the output: one text, or a list of texts, each of which is a trace
     #[arg(long, value_name = "FIELD")]
     output_field: Option<String>,
-    /// Pass over rows that cannot be read, count them and list them
+    /// Skip rows that cannot be read; their number and the first of them are reported
     #[arg(long)]
     pub skip_bad_lines: bool,
-    /// Say from which fields rows were read
+    /// Report which fields rows were read from
     #[arg(short, long)]
     pub verbose: bool,
 }
 
 impl RowArgs {
-    /// As the library takes them.
+    /// The fields for the library.
     pub fn fields(&self) -> RowFields {
         RowFields { prompt: self.prompt_field.clone(), output: self.output_field.clone() }
     }

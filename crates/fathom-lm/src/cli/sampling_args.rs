@@ -1,4 +1,4 @@
-//! How tokens are chosen and where a text ends: the options, over what the checkpoint recommends.
+//! Sampling parameters and stop conditions, with the checkpoint's recommendation as a base.
 
 use std::collections::BTreeMap;
 
@@ -6,69 +6,69 @@ use crate::{Error, Result, SamplingParams, recommended_params};
 use clap::ValueEnum;
 use fathom_model::RecommendedSampling;
 
-/// How tokens are chosen and where a text ends. Names and meanings are vLLM's.
+/// Sampling parameters and stop conditions. Names and meanings are those of vLLM.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Where to start from; the options below come before it [default: greedy]
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    sampling: Option<Base>,
-    /// Randomness: 0 takes the most likely token, always [default: 0]
+    /// Base parameters, which the options below override [default: greedy]
+    #[arg(long, value_enum, value_name = "BASE")]
+    sampling: Option<SamplingBase>,
+    /// Sampling temperature; 0 is greedy decoding [default: 0]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
-    /// Choose among the most likely tokens that together have this probability [default: 1]
+    /// Sample from the smallest set of most likely tokens with total probability P [default: 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Choose among the K most likely tokens; 0 or -1: among all [default: 0]
+    /// Sample from the K most likely tokens; 0 or -1: from all [default: 0]
     #[arg(long, value_name = "K", value_parser = parse_top_k, allow_negative_numbers = true)]
     top_k: Option<usize>,
-    /// Choose among tokens at least P times as likely as the most likely one [default: 0]
+    /// Sample from tokens at least P times as likely as the most likely one [default: 0]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Above 1: tokens of prompt and text become less likely; below 1: more [default: 1]
+    /// Above 1, tokens of prompt and text become less likely; below 1, more likely [default: 1]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
-    /// Subtract this from the logits of tokens that are in the text, -2 to 2 [default: 0]
+    /// Subtract X from the logits of tokens that occur in the text, -2 to 2 [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtract this from the logits of tokens as often as they are in the text, -2 to 2 [default:
+    /// Subtract X from the logit of a token for each time it occurs in the text, -2 to 2 [default:
     /// 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Add BIAS, -100 to 100, to the logit of token ID; several with commas, or given several times
+    /// Add BIAS, -100 to 100, to the logit of token ID; comma separated, may be given several times
     #[arg(long, value_name = "ID=BIAS", value_delimiter = ',', value_parser = parse_bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// Key of the randomness, together with a text's number and a token's position
+    /// Random seed; a draw depends on the seed, the number of the text and the token position
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Most tokens of a text
+    /// Maximum number of tokens of a text
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_tokens: usize,
-    /// Fewest tokens of a text before an end-of-text token, a stop token or a stop string may end
-    /// it
+    /// Minimum number of tokens before an end-of-text token, a stop token or a stop string may end
+    /// the text
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_tokens: usize,
-    /// End the text before this string where it appears; may be given several times
+    /// End the text before this string; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// End the text at any of these tokens, as at an end-of-text token, with commas
+    /// Token ids that end the text like an end-of-text token, comma separated
     #[arg(long, value_name = "IDS", value_delimiter = ',', value_parser = parse_id)]
     stop_token_ids: Vec<u32>,
-    /// Go on after an end-of-text token
+    /// Continue after an end-of-text token
     #[arg(long)]
     ignore_eos: bool,
 }
 
-/// `--sampling`.
+/// `--sampling`: the base parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Base {
-    /// As the target's generation_config.json recommends
+enum SamplingBase {
+    /// The recommendation in the target's generation_config.json
     Recommended,
-    /// The most likely token, always
+    /// Always the most likely token
     Greedy,
 }
 
-/// vLLM writes -1 for all, HuggingFace 0.
+/// Parses `--top-k`. "All tokens" is -1 in vLLM and 0 in HuggingFace.
 fn parse_top_k(text: &str) -> Result<usize, String> {
     match text {
         "-1" => Ok(0),
@@ -89,8 +89,8 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 }
 
 impl SamplingArgs {
-    /// Whether anything was said about how tokens are chosen.
-    pub fn chooses(&self) -> bool {
+    /// Whether any sampling parameter was given.
+    pub fn is_given(&self) -> bool {
         let SamplingArgs { temperature, top_p, min_p, .. } = self;
         let numbers = [
             *temperature,
@@ -106,34 +106,34 @@ impl SamplingArgs {
             || !self.logit_bias.is_empty()
     }
 
-    /// Refuses what has no meaning whatever the checkpoint.
+    /// Checks the options before any file is read.
     ///
     /// # Errors
-    /// One sentence naming the option.
+    /// An option that is invalid for every checkpoint.
     pub fn check(&self) -> Result<()> {
         self.over(SamplingParams::default())?.validate()
     }
 
-    /// Whether to start from what the checkpoint recommends.
-    pub fn takes_recommended(&self) -> bool {
-        self.sampling == Some(Base::Recommended)
+    /// Whether the base is the checkpoint's recommendation.
+    pub fn is_recommended(&self) -> bool {
+        self.sampling == Some(SamplingBase::Recommended)
     }
 
-    /// What is asked for. `recommended` is of the model `target`, which is named where it cannot be
-    /// used.
+    /// The sampling parameters. `recommended` is the recommendation of the model `target`.
     ///
     /// # Errors
-    /// What has no meaning, and a recommendation asked for that is not there or cannot be used.
+    /// Invalid parameters; `--sampling recommended` with a missing or unusable recommendation.
     pub fn params(
         &self,
         recommended: &RecommendedSampling,
         target: &str,
     ) -> Result<SamplingParams> {
         let mut base = SamplingParams::default();
-        if self.takes_recommended() {
+        if self.is_recommended() {
             let refuse = |problem: String| {
                 Error::Request(format!(
-                    "--sampling recommended: the generation_config.json of {target} recommends {problem}"
+                    "--sampling recommended: the generation_config.json of {target} recommends \
+                     {problem}"
                 ))
             };
             if !recommended.can_be_taken() {
@@ -154,7 +154,7 @@ impl SamplingArgs {
         Ok(params)
     }
 
-    /// The options over `base`.
+    /// `base` with the given options in place.
     fn over(&self, base: SamplingParams) -> Result<SamplingParams> {
         let mut logit_bias = BTreeMap::new();
         for &(id, bias) in &self.logit_bias {

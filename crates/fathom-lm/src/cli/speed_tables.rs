@@ -1,4 +1,4 @@
-//! How measured speeds read: the machine's limits, whole models, single kernels.
+//! Tables of measured speeds and of the machine's limits.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::failure::Failure;
 
-/// Limits as JSON, in units of one.
+/// Limits as JSON, in bytes, operations and seconds.
 pub fn limits_json(limits: &Limits) -> Value {
     json!({
         "threads": limits.threads,
@@ -19,7 +19,7 @@ pub fn limits_json(limits: &Limits) -> Value {
     })
 }
 
-/// Limits of one thread and of all.
+/// Prints the limits, one column for each number of threads.
 pub fn limits_table(all: &[Limits], out: &mut dyn Write) -> Result<(), Failure> {
     let row = |out: &mut dyn Write, name: &str, of: &dyn Fn(&Limits) -> String| {
         let cells: Vec<String> = all.iter().map(of).collect();
@@ -43,7 +43,7 @@ pub fn limits_table(all: &[Limits], out: &mut dyn Write) -> Result<(), Failure> 
     Ok(())
 }
 
-/// One line for limits that a table's fractions refer to.
+/// The limits that the fractions of a table refer to, on one line.
 pub fn limits_line(limits: &Limits) -> String {
     let bf16 = limits.bf16_flops.map(|flops| format!(", bf16 {:.0} GFLOP/s", flops / 1e9));
     format!(
@@ -54,12 +54,12 @@ pub fn limits_line(limits: &Limits) -> String {
     )
 }
 
-/// A fraction as people read it.
+/// A fraction as a percentage.
 pub fn percent(fraction: f64) -> String {
     format!("{:.0} %", 100.0 * fraction)
 }
 
-/// Decoding, a row for each batch size.
+/// Prints decoding speeds, one row per batch size.
 pub fn decode_table(rows: &[DecodeSpeed], out: &mut dyn Write) -> Result<(), Failure> {
     let first = rows.first().map_or(1, |row| row.batch);
     writeln!(

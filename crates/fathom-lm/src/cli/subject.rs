@@ -1,4 +1,4 @@
-//! `--model` or `--shape`: what is measured.
+//! `--model` or `--shape`: the checkpoint to measure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,18 +11,18 @@ use tempfile::TempDir;
 use crate::cli::output::Output;
 use crate::cli::progress;
 
-/// Which checkpoint to measure.
+/// The checkpoint to measure.
 #[derive(Debug, Args)]
 pub struct SubjectArgs {
-    /// The checkpoint to run; a HuggingFace directory or a hub id in the cache
+    /// The checkpoint to run: a HuggingFace directory, or a hub id in the HuggingFace cache
     #[arg(long, value_name = "M", conflicts_with = "shape", help_heading = "Model")]
     model: Option<String>,
-    /// The shape of a checkpoint of random weights to make up [default: small]
+    /// The shape of a synthetic checkpoint with random weights [default: small]
     #[arg(long, value_enum, value_name = "SHAPE", help_heading = "Model")]
     pub shape: Option<Shape>,
 }
 
-/// Shapes to make up.
+/// Shapes of synthetic checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shape {
     /// Six layers of Qwen2.5-0.5B, with a vocabulary of 8192
@@ -42,10 +42,10 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// Those of real models.
+    /// The shapes of real models.
     pub const REAL: [Shape; 4] = [Shape::Qwen05B, Shape::Qwen15B, Shape::Llama1B, Shape::Qwen7B];
 
-    /// The sizes.
+    /// The sizes of this shape.
     pub fn shape(self) -> SyntheticShape {
         match self {
             Shape::Small => {
@@ -58,45 +58,45 @@ impl Shape {
         }
     }
 
-    /// Its name in options and tables.
+    /// The name in options and tables.
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
-/// A checkpoint to measure, and what to call it.
+/// The directory and display name of a checkpoint to measure.
 pub struct Subject {
     pub dir: PathBuf,
     name: String,
-    /// Holds a made-up checkpoint until it has been loaded.
+    /// Removes a synthetic checkpoint when dropped.
     _scratch: Option<TempDir>,
 }
 
 impl Subject {
-    /// What to call it, once it is loaded: a made-up checkpoint is removed then, so that nothing is
-    /// left of it should the measuring be killed.
-    pub fn loaded(self) -> String {
+    /// The display name. Call this once the weights are loaded: it removes a synthetic checkpoint,
+    /// so that none is left on disk if the measurement is killed.
+    pub fn into_name(self) -> String {
         self.name
     }
 }
 
 impl SubjectArgs {
-    /// Whether either was given.
+    /// Whether `--model` or `--shape` was given.
     pub fn is_given(&self) -> bool {
         self.model.is_some() || self.shape.is_some()
     }
 
-    /// Finds the checkpoint or makes it up: in `keep`, where given, or in a temporary directory.
+    /// Finds the checkpoint, or writes a synthetic one to `keep` or to a temporary directory.
     pub fn prepare(&self, keep: Option<&Path>, output: Output) -> Result<Subject> {
         if let Some(model) = &self.model {
             let dir = fathom_model::resolve_model_dir(model, |name| std::env::var_os(name))?;
             return Ok(Subject { dir, name: model.clone(), _scratch: None });
         }
         let shape = self.shape.unwrap_or(Shape::Small);
-        enough_memory(shape)?;
+        check_memory(shape)?;
         let (dir, scratch) = match keep {
             Some(dir) => {
-                must_be_empty(dir)?;
+                check_empty(dir)?;
                 (dir.to_owned(), None)
             }
             None => {
@@ -114,14 +114,15 @@ impl SubjectArgs {
     }
 }
 
-/// A model that does not fit in memory would be read from disk again for every token.
-fn enough_memory(shape: Shape) -> Result<()> {
+/// Returns an error if a model of this shape does not fit in memory: its weights would be read from
+/// disk again for every token.
+fn check_memory(shape: Shape) -> Result<()> {
     let (needed, available) = (shape.shape().bytes(), Machine::detect().available);
     match available {
         Some(available) if available < needed + needed / 4 => {
             let gb = |bytes| bytes as f64 / 1e9;
             Err(Error::Request(format!(
-                "--shape {}: its weights take {:.1} GB, and of this machine's memory {:.1} GB are free",
+                "--shape {}: the weights take {:.1} GB, but only {:.1} GB of memory are free",
                 shape.name(),
                 gb(needed),
                 gb(available)
@@ -131,8 +132,8 @@ fn enough_memory(shape: Shape) -> Result<()> {
     }
 }
 
-fn must_be_empty(dir: &Path) -> Result<()> {
-    // A directory that does not exist is made.
+fn check_empty(dir: &Path) -> Result<()> {
+    // A directory that does not exist is created later.
     if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::file(
             dir,

@@ -1,19 +1,19 @@
-//! A pair at work on a thread of its own, for callers on any number of threads.
+//! A decoding engine on its own thread, which many callers can share.
 
 use std::sync::Arc;
 
 use fathom_decode::SamplingParams;
 use fathom_decode::engine::{EngineHandle, Request, Watcher};
 use fathom_decode::generation::{Origin, TextUpdates};
-use fathom_model::{Encoded, Result};
+use fathom_model::{Encoded, LoadProgress, Result};
 
 use super::{GenerateOptions, Pair, PairEngine};
 use crate::Input;
 
-/// A pair whose models are loaded and decode whatever is asked for, by anybody, at any time.
+/// A loaded [`Pair`] that accepts requests from any thread at any time and batches them.
 ///
-/// Clones are handles on the same engine; any thread may use any of them. Dropping the last one,
-/// and the [`TextUpdates`] it gave, ends the engine's threads.
+/// Clones are handles to the same engine. Its threads end when the last handle and the last
+/// [`TextUpdates`] are dropped.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -23,21 +23,21 @@ use crate::Input;
 /// let pair = Pair::open(model(&models.target), Some(model(&models.draft)))?;
 /// let engine = pair.spawn(&GenerateOptions::default(), &mut |_, _| {})?;
 ///
-/// // Each request has its own parameters, and comes from whatever thread.
+/// // Each request has its own parameters. Requests may come from any thread.
 /// let greedy = SamplingParams { max_tokens: 12, ..SamplingParams::default() };
 /// let other = engine.clone();
 /// let thread = std::thread::spawn(move || {
-///     let sampled = SamplingParams { temperature: 0.8, max_tokens: 9, ..SamplingParams::default() };
+///     let sampled = SamplingParams { temperature: 0.8, max_tokens: 9, ..Default::default() };
 ///     let updates = other.submit("What is 6 plus 7?", &sampled)?;
 ///     updates.map(|update| Ok(update?.tokens.len())).sum::<Result<usize, fathom_lm::Error>>()
 /// });
 /// let mut text = String::new();
 /// for update in engine.submit("What is 6 times 7?", &greedy)? {
-///     text += &update?.text; // as it comes
+///     text += &update?.text; // streamed
 /// }
 /// assert!(!text.is_empty() && thread.join().unwrap()? <= 9);
 ///
-/// // Who loses interest drops the updates; who wants to stop waits for all.
+/// // Dropping the updates cancels a request; `drain` waits until none is left.
 /// drop(engine.submit("def is_prime(n):", &greedy)?);
 /// engine.handle().drain()?;
 /// assert_eq!(engine.handle().metrics().submitted, 3);
@@ -51,15 +51,15 @@ pub struct TextEngine {
 }
 
 impl Pair {
-    /// Loads the models and puts them to work on a thread of their own. `progress` is called with
-    /// (layers done, layers) of first the target, then the draft.
+    /// Loads the models and starts an engine on its own thread. `progress` is called with (layers
+    /// done, layers), first for the target, then for the draft.
     ///
     /// # Errors
     /// As [`Pair::start`].
     pub fn spawn(
         self,
         options: &GenerateOptions,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<TextEngine> {
         let PairEngine { engine, origin, .. } = self.start(options, progress)?;
         let handle = engine.spawn()?;
@@ -68,22 +68,22 @@ impl Pair {
 }
 
 impl TextEngine {
-    /// The pair: its files, its vocabulary, what its target's authors recommend.
+    /// The pair: its files, vocabulary and recommended sampling parameters.
     pub fn pair(&self) -> &Pair {
         &self.pair
     }
 
-    /// Whose texts it writes.
+    /// The model that the texts come from, as traces record it.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
 
-    /// The engine, to be drained, configured and measured, or to be given requests of token ids.
+    /// The engine itself: drain it, configure it, read its metrics, submit token ids.
     pub fn handle(&self) -> &EngineHandle {
         &self.handle
     }
 
-    /// The ids that [`TextEngine::submit`] gives the model, and what was remarkable about them.
+    /// The token ids that [`TextEngine::submit`] runs for this prompt, with remarks.
     ///
     /// # Errors
     /// As [`crate::Model::encode`].
@@ -91,21 +91,22 @@ impl TextEngine {
         self.pair.encode(prompt)
     }
 
-    /// The text after a prompt, as it comes. The same prompt with the same parameters has the same
-    /// text, whatever else is decoded at the time; [`TextEngine::submit_ids`] gives several of one
-    /// seed.
+    /// Streams the text for a prompt. The same prompt with the same parameters gives the same text,
+    /// whatever other requests run in the same batch. [`TextEngine::submit_ids`] can generate
+    /// several different texts with one seed.
     ///
     /// # Errors
-    /// A prompt that cannot become ids; as [`TextEngine::submit_ids`].
+    /// A prompt that cannot be encoded; as [`TextEngine::submit_ids`].
     pub fn submit(&self, prompt: impl Into<Input>, params: &SamplingParams) -> Result<TextUpdates> {
         self.submit_ids(self.encode(prompt)?.ids, params, 0)
     }
 
-    /// The same after token ids. `sample` says which of the texts of this prompt and seed is meant.
+    /// Streams the text for a prompt of token ids. `sample` numbers the texts of one prompt and
+    /// seed: each number gives a different text.
     ///
     /// # Errors
-    /// Ids that are empty, too many, or no tokens; parameters that have no meaning; an engine that
-    /// has ended.
+    /// No ids, too many, or ids outside the vocabulary; invalid parameters; an engine that has
+    /// stopped.
     pub fn submit_ids(
         &self,
         ids: Vec<u32>,
@@ -115,7 +116,7 @@ impl TextEngine {
         self.submit_watched(ids, params, sample, None)
     }
 
-    /// The same, with somebody who sees what the target computes of the text.
+    /// As [`TextEngine::submit_ids`], with a watcher that observes the target's activations.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -130,7 +131,7 @@ impl TextEngine {
     /// for update in engine.submit_watched(ids.clone(), &params, 0, Some(Box::new(watcher)))? {
     ///     ids.extend(update?.tokens);
     /// }
-    /// // The last token was never given to the target.
+    /// // The last token was never an input of the target.
     /// assert_eq!(rows.positions(), ids.len() - 1);
     /// assert_eq!(rows.since(0, 0).len(), rows.positions() * model.config().hidden);
     /// # Ok::<(), fathom_lm::Error>(())

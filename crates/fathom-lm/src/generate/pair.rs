@@ -1,34 +1,34 @@
-//! A target and, beside it, a draft: that they speak one language, and who has which cores.
+//! A target model with an optional draft model: shared vocabulary, threads and cores.
 
 use std::sync::Arc;
 
 use fathom_decode::{Placement, ThreadSplit, shared_vocabulary};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
-    Encoded, Error, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder, Tokenizer,
+    Encoded, Error, LoadProgress, PromptOptions, RecommendedSampling, Remark, Result, TextEncoder,
+    Tokenizer,
 };
 
-use crate::cpu::{Weights, cpu, refused};
+use crate::cpu::{Weights, cpu, cpu_error};
 use crate::{Input, Model, ModelFiles, ModelOptions};
 
-/// A target and perhaps a draft, but for their weights: files read, and known to name the same
-/// tokens.
+/// A target and an optional draft: files read and vocabularies checked, weights not loaded.
 pub struct Pair {
-    target: Arc<ModelFiles>,
+    pub(super) target: Arc<ModelFiles>,
     draft: Option<Arc<ModelFiles>>,
-    /// Where they are loaded already.
-    loaded: Option<Loaded>,
+    /// The weights, if the pair was made from loaded models.
+    loaded: Option<LoadedWeights>,
     tokenizer: Arc<Tokenizer>,
     /// Ids from here on are padding of the target's logits.
     vocab: usize,
 }
 
-/// A target's weights and a draft's.
-pub(super) type Loaded = (Arc<Weights>, Option<Arc<Weights>>);
+/// The weights of the target and of the draft.
+pub(super) type LoadedWeights = (Arc<Weights>, Option<Arc<Weights>>);
 
 impl Pair {
-    /// Reads everything but the weights, and checks that the two speak one language. Threads are
-    /// not a matter of a model here: see [`placement`].
+    /// Reads everything but the weights and checks that both models share one vocabulary. Thread
+    /// counts of the [`ModelOptions`] are ignored; [`placement`] sets them.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -43,30 +43,30 @@ impl Pair {
     /// assert_eq!(target.config().vocab, draft.unwrap().config().vocab);
     ///
     /// let planted = model(&dir.path().join("planted"));
-    /// assert!(Pair::open(planted, Some(model(&models.draft))).is_err(), "another vocabulary");
+    /// assert!(Pair::open(planted, Some(model(&models.draft))).is_err(), "vocabularies differ");
     /// # Ok::<(), fathom_lm::Error>(())
     /// ```
     ///
     /// # Errors
-    /// Models that are not here, or have no tokenizer; files that cannot be used; a draft with
-    /// another vocabulary.
+    /// A model that is not found or has no tokenizer; unusable files; a draft with a different
+    /// vocabulary.
     pub fn open(target: ModelOptions, draft: Option<ModelOptions>) -> Result<Pair> {
         let target = target.open()?;
         let tokenizer = tokenizer(&target)?;
-        // A draft is given ids: what its files say about prompts does not matter.
-        let of_draft = |draft: ModelOptions| {
+        // The draft only sees token ids: its chat template and prompt options are not needed.
+        let open_draft = |draft: ModelOptions| {
             let draft = draft.chat_template(false).prompt_options(PromptOptions::default());
             draft.open()
         };
-        let draft = draft.map(of_draft).transpose()?;
+        let draft = draft.map(open_draft).transpose()?;
         let vocab = vocabulary(&target, draft.as_ref())?;
         let (target, draft) = (Arc::new(target), draft.map(Arc::new));
         Ok(Pair { target, draft, loaded: None, tokenizer, vocab })
     }
 
-    /// A pair of models that are loaded already, which others may go on using: their passes take
-    /// turns. Each computes with its own threads; a pair that is opened by name shares the cores
-    /// out instead, which is faster where both work at the same time.
+    /// A pair of loaded models. Both stay usable elsewhere: passes of one model run one after the
+    /// other. Each model keeps its own threads. [`Pair::open`] divides the cores between the models
+    /// instead, which is faster in [`Mode::Pearl`](crate::Mode::Pearl).
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -82,16 +82,16 @@ impl Pair {
     /// ```
     ///
     /// # Errors
-    /// A model without a tokenizer; a draft with another vocabulary.
+    /// A model without a tokenizer; a draft with a different vocabulary.
     pub fn of(target: &Model, draft: Option<&Model>) -> Result<Pair> {
         let (target, weights) = target.shared();
-        let (draft, of_draft) = draft.map(Model::shared).unzip();
+        let (draft, draft_weights) = draft.map(Model::shared).unzip();
         let tokenizer = tokenizer(&target)?;
         let vocab = vocabulary(&target, draft.as_deref())?;
-        Ok(Pair { target, draft, loaded: Some((weights, of_draft)), tokenizer, vocab })
+        Ok(Pair { target, draft, loaded: Some((weights, draft_weights)), tokenizer, vocab })
     }
 
-    /// The model whose text it is.
+    /// The model whose text is generated.
     pub fn target(&self) -> &ModelFiles {
         &self.target
     }
@@ -101,48 +101,47 @@ impl Pair {
         self.draft.as_deref()
     }
 
-    /// Ids from here on are padding of the target's logits and name no token.
+    /// The number of token ids. Higher columns of the target's logits are padding.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Most tokens of a sequence: the target's context, whatever the draft's.
+    /// The largest sequence length in tokens: the target's context, even if the draft's is shorter.
     pub fn context(&self) -> usize {
         self.target.config().max_position_embeddings
     }
 
-    /// What is remarkable about the two checkpoints, the target's first.
+    /// Remarks about the two checkpoints, the target's first.
     pub fn remarks(&self) -> impl Iterator<Item = Remark> {
         let draft = self.draft().into_iter().flat_map(ModelFiles::remarks);
         self.target.remarks().iter().chain(draft).cloned()
     }
 
-    /// The remark that texts of up to `longest` tokens, prompt included, go beyond the draft's
-    /// context.
+    /// A remark if texts of up to `longest` tokens, prompt included, exceed the draft's context.
     pub fn draft_remark(&self, longest: usize) -> Option<Remark> {
         let draft = self.draft.as_ref()?;
         let (context, target) = (draft.config().max_position_embeddings, self.context());
         (longest.min(target) > context).then(|| {
             let text = format!(
-                "the draft `{}` has a context of {context} tokens, the target {target}: texts go on \
-                 without speculation beyond it",
+                "the draft `{}` has a context of {context} tokens, the target {target}: beyond it, \
+                 decoding continues without speculation",
                 draft.source().name,
             );
             Remark::advice("draft-context", text)
         })
     }
 
-    /// Pages of the caches of `batch` sequences that reach the end of the context.
+    /// The number of key/value cache pages that `batch` sequences of full context length need.
     pub fn kv_pages(&self, batch: usize) -> usize {
         self.context().div_ceil(Cpu::KV_PAGE).saturating_mul(batch.max(1))
     }
 
-    /// Tokens that end a text of the target.
+    /// The target's end-of-text tokens.
     pub fn eos(&self) -> &[u32] {
         &self.target.config().eos_token_ids
     }
 
-    /// How the target's authors recommend to choose tokens.
+    /// The sampling parameters in the target's `generation_config.json`.
     pub fn recommended_sampling(&self) -> &RecommendedSampling {
         &self.target.config().recommended_sampling
     }
@@ -152,12 +151,12 @@ impl Pair {
         &self.tokenizer
     }
 
-    /// Makes token ids of the target's prompts.
+    /// Encodes prompts with the target's tokenizer and chat template.
     pub fn encoder(&self) -> TextEncoder<'_> {
         self.target.text().encoder(self.vocab)
     }
 
-    /// The ids of a prompt up to where the answer begins, each a token of the vocabulary.
+    /// The token ids of a prompt up to where the answer begins.
     ///
     /// # Errors
     /// As [`crate::Model::encode`].
@@ -165,42 +164,41 @@ impl Pair {
         self.target.text().encode(input, self.vocab)
     }
 
-    /// Loads the target and, where there is one, the draft, each with its threads of `placement`.
-    /// `progress` is called with (layers done, layers) of first the one, then the other.
+    /// Loads the target and the draft, if any, with the threads that `placement` gives each.
+    /// `progress` is called with (layers done, layers), first for the target, then for the draft.
     ///
     /// # Errors
-    /// Weights that cannot be read or used; threads that are refused, or cores that are too few to
-    /// stay on.
+    /// Unusable weights; threads that cannot be created; too few cores to pin every thread.
     pub fn load(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &mut dyn LoadProgress,
     ) -> Result<(Weights, Option<Weights>)> {
         let mut load =
             |files: &ModelFiles, alone: usize, together: usize, cores: Option<Vec<usize>>| {
                 let options = CpuOptions { threads: Some(alone), ..files.cpu() };
-                let mut cpu = cpu(options)?.with_threads_beside(together).map_err(refused)?;
+                let mut cpu = cpu(options)?.with_co_running_threads(together).map_err(cpu_error)?;
                 if let Some(cores) = cores {
-                    cpu = cpu.pinned(&cores).map_err(refused)?;
+                    cpu = cpu.pinned(&cores).map_err(cpu_error)?;
                 }
                 files.weights(cpu, progress)
             };
         let Placement { alone, together, .. } = placement;
-        let (of_target, of_draft) = pinned_cores(placement)?.unzip();
-        let target = load(&self.target, alone.target, together.target, of_target)?;
-        let draft = |draft| load(draft, alone.draft, together.draft, of_draft);
+        let (target_cores, draft_cores) = pinned_cores(placement)?.unzip();
+        let target = load(&self.target, alone.target, together.target, target_cores)?;
+        let draft = |draft| load(draft, alone.draft, together.draft, draft_cores);
         Ok((target, self.draft().map(draft).transpose()?))
     }
 
-    /// The weights: those that are loaded already, or as [`Pair::load`].
+    /// The loaded weights; loads them if the pair was opened by name.
     ///
     /// # Errors
     /// As [`Pair::load`].
     pub(super) fn weights(
         &self,
         placement: Placement,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Loaded> {
+        progress: &mut dyn LoadProgress,
+    ) -> Result<LoadedWeights> {
         match &self.loaded {
             Some(loaded) => Ok(loaded.clone()),
             None => {
@@ -211,9 +209,9 @@ impl Pair {
     }
 }
 
-/// Who has which of `cores` threads: each model all of them while it works alone, and a share while
-/// both work, one in four for the draft; except where a number is given. `pinned` keeps every
-/// thread on a core of its own.
+/// Divides `cores` threads between target and draft. A model that runs alone uses all of them.
+/// While both run, the draft gets one core in four. `target` and `draft` override these numbers.
+/// `pinned` pins every thread to its own core.
 ///
 /// ```
 /// let placement = fathom_lm::placement(8, None, None, false);
@@ -231,21 +229,21 @@ pub fn placement(
     Placement { alone, together: ThreadSplit::new(cores, target, draft), pinned }
 }
 
-/// CPUs this process may use.
+/// The number of CPUs this process may use.
 pub fn available_cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The tokenizer of a model, which must have one.
+/// The tokenizer of a model; an error if it has none.
 fn tokenizer(files: &ModelFiles) -> Result<Arc<Tokenizer>> {
     match &files.text().tokenizer {
         Some(tokenizer) => Ok(Arc::clone(tokenizer)),
-        None => Tokenizer::from_dir(&files.source().dir).map(Arc::new), // says what is missing
+        None => Tokenizer::from_dir(&files.source().dir).map(Arc::new), // names the missing file
     }
 }
 
-/// The target's vocabulary, with a draft or without; a draft must name the same tokens, however
-/// many rows it has.
+/// The size of the vocabulary. The tokenizer of a draft must have the same tokens as the target's;
+/// its embedding may have more or fewer rows.
 fn vocabulary(target: &ModelFiles, draft: Option<&ModelFiles>) -> Result<usize> {
     let other = draft.unwrap_or(target);
     let (own, others) = (tokenizer(target)?, tokenizer(other)?);
@@ -256,24 +254,25 @@ fn vocabulary(target: &ModelFiles, draft: Option<&ModelFiles>) -> Result<usize> 
             u32::try_from(ids).unwrap_or(u32::MAX),
         )
     };
-    let (rows, of_other) = (target.config().vocab, other.config().vocab);
-    if of_other > rows {
-        shared(of_other)?;
+    let (target_rows, other_rows) = (target.config().vocab, other.config().vocab);
+    if other_rows > target_rows {
+        shared(other_rows)?;
     }
-    shared(rows)
+    shared(target_rows)
 }
 
-/// The cores of target and draft, where they are to stay on them.
+/// The cores that the threads of target and draft are pinned to, if they are.
 fn pinned_cores(placement: Placement) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
     if !placement.pinned {
         return Ok(None);
     }
-    let all = fathom_kernels::cores().map_err(|error| Error::Request(format!("--pin: {error}")))?;
+    let all = fathom_kernels::cores()
+        .map_err(|error| Error::Request(format!("threads cannot be pinned: {error}")))?;
     let ThreadSplit { target, draft } = placement.together;
     let cores = placement.cores(&all).ok_or_else(|| {
         Error::Request(format!(
-            "--pin needs a core for every thread, {target} of the target and {draft} of the draft; this process \
-             may use {}",
+            "pinned threads need a core each, {target} for the target and {draft} for the draft; \
+             this process may use {}",
             all.len()
         ))
     })?;

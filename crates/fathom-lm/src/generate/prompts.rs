@@ -1,4 +1,4 @@
-//! Prompts as token ids, each known to fit.
+//! Prompts as token ids, checked against the target's context.
 
 use std::path::Path;
 
@@ -11,16 +11,16 @@ use fathom_model::{
 use super::{GenerateOptions, Pair};
 use crate::Input;
 
-/// Which prompts of a data set are taken.
+/// Which prompts of a data set are read.
 #[derive(Clone, Debug, Default)]
 pub struct PromptFile {
-    /// Where in a row the prompt is; otherwise in the fields of published data sets.
+    /// The field that holds a row's prompt. Default: the fields of published data sets.
     pub fields: RowFields,
-    /// Take so many.
+    /// Read the first `limit` prompts only.
     pub limit: Option<usize>,
 }
 
-/// Prompts as token ids, each known to fit the target.
+/// Prompts as token ids. Each leaves room for at least one token in the target's context.
 #[derive(Clone, Debug, Default)]
 pub struct Prompts {
     prompts: Vec<(PromptContent, Vec<u32>)>,
@@ -28,22 +28,22 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Prompts in memory.
+    /// Encodes prompts given in memory.
     ///
     /// # Errors
-    /// One that is empty, cannot become ids, or leaves no room for an answer.
+    /// A prompt that is empty, cannot be encoded, or leaves no room for an answer.
     pub fn new<I: Into<Input>>(
         prompts: impl IntoIterator<Item = I>,
         pair: &Pair,
         options: &GenerateOptions,
     ) -> Result<Prompts> {
-        let room = Room::of(pair, options);
+        let limit = PromptLimit::of(pair, options);
         let mut remarks = Remarks::new();
         let prompts = prompts.into_iter().enumerate().map(|(index, input)| {
             let refuse = |problem: String| Error::Request(format!("prompt {index} {problem}"));
             let (content, encoded) = encode(input.into(), pair)?;
             remarks.extend(encoded.remarks);
-            match room.problem(&encoded.ids) {
+            match limit.problem(&encoded.ids) {
                 Some(problem) => Err(refuse(problem)),
                 None => Ok((content, encoded.ids)),
             }
@@ -52,7 +52,7 @@ impl Prompts {
         Ok(Prompts { prompts, remarks: remarks.into_vec() })
     }
 
-    /// Those of a data set, or of a file named `*.txt`, a line each.
+    /// Reads the prompts of a data set, or of a file named `*.txt` with one prompt per line.
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
@@ -70,24 +70,23 @@ impl Prompts {
     /// ```
     ///
     /// # Errors
-    /// A file that cannot be read or holds no prompts; a line that is none, or leaves no room for
-    /// an answer.
+    /// A file that cannot be read or has no prompts; a line that is not a prompt, or a prompt that
+    /// leaves no room for an answer.
     pub fn read(
         path: &Path,
         file: &PromptFile,
         pair: &Pair,
         options: &GenerateOptions,
     ) -> Result<Prompts> {
-        let (encoder, room) = (pair.encoder(), Room::of(pair, options));
+        let (encoder, limit) = (pair.encoder(), PromptLimit::of(pair, options));
         let mut remarks = Remarks::new();
-        let limit = file.limit.unwrap_or(usize::MAX);
         let read = read_prompts_with(path, &file.fields, &mut remarks)?;
         let mut prompts = Vec::new();
-        for mut prompt in read.into_iter().take(limit) {
+        for mut prompt in read.into_iter().take(file.limit.unwrap_or(usize::MAX)) {
             prompt.content = pair.target().text().with_system(prompt.content);
             let Encoded { ids, remarks: more, .. } = prompt.encode(&encoder)?;
             remarks.extend(more);
-            if let Some(problem) = room.problem(&ids) {
+            if let Some(problem) = limit.problem(&ids) {
                 return Err(Error::line(path, prompt.line, format!("the prompt {problem}")));
             }
             let Prompt { content, .. } = prompt;
@@ -96,23 +95,23 @@ impl Prompts {
         Ok(Prompts { prompts, remarks: remarks.into_vec() })
     }
 
-    /// What was remarkable about them.
+    /// Remarks about the prompts.
     pub fn remarks(&self) -> &[Remark] {
         &self.remarks
     }
 
-    /// Tokens of the longest.
+    /// The length of the longest prompt in tokens.
     pub fn longest(&self) -> usize {
         self.prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0)
     }
 
-    /// `samples` texts of each, to be generated.
+    /// One generation task for each prompt and sample.
     pub fn tasks(self, samples: usize) -> Vec<Task> {
         Task::list(self.prompts, samples)
     }
 }
 
-/// What is asked, as a generated trace tells it, and its ids.
+/// The prompt as a generated trace records it, and its token ids.
 fn encode(input: Input, pair: &Pair) -> Result<(PromptContent, Encoded)> {
     let text = pair.target().text();
     let content = match &input {
@@ -126,27 +125,28 @@ fn encode(input: Input, pair: &Pair) -> Result<(PromptContent, Encoded)> {
     Ok((content, pair.encode(input)?))
 }
 
-/// How long a prompt may be.
-struct Room {
-    longest: usize,
-    limit: &'static str,
+/// The largest number of tokens of a prompt and its text together.
+struct PromptLimit {
+    tokens: usize,
+    /// What sets the limit, for messages.
+    reason: &'static str,
 }
 
-impl Room {
-    fn of(pair: &Pair, options: &GenerateOptions) -> Room {
+impl PromptLimit {
+    fn of(pair: &Pair, options: &GenerateOptions) -> PromptLimit {
         let pages = pair.engine_options(options).kv_pages;
-        let longest = pair.context().min(pages.saturating_mul(Cpu::KV_PAGE));
-        let limit = match longest < pair.context() {
-            true => "what --kv-pages allows",
+        let tokens = pair.context().min(pages.saturating_mul(Cpu::KV_PAGE));
+        let reason = match tokens < pair.context() {
+            true => "the size of the key/value cache",
             false => "the target's context",
         };
-        Room { longest, limit }
+        PromptLimit { tokens, reason }
     }
 
     /// What is wrong with a prompt that leaves no room for a token.
     fn problem(&self, ids: &[u32]) -> Option<String> {
-        let Room { longest, limit } = self;
-        (ids.len() >= *longest)
-            .then(|| format!("has {} tokens; expected fewer than {longest}, {limit}", ids.len()))
+        let PromptLimit { tokens, reason } = self;
+        (ids.len() >= *tokens)
+            .then(|| format!("has {} tokens; expected fewer than {tokens}, {reason}", ids.len()))
     }
 }

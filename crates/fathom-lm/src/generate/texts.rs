@@ -1,4 +1,4 @@
-//! Several texts at once, each as it comes.
+//! Several texts generated at once, each streamed.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -10,20 +10,20 @@ use fathom_model::{Error, Result};
 
 use super::TextEngine;
 
-/// A text that is asked for.
+/// A request for one text.
 pub struct TextRequest {
     /// The prompt, as token ids.
     pub ids: Vec<u32>,
     /// How tokens are chosen and where the text ends.
     pub params: SamplingParams,
-    /// Which of the texts of this prompt and seed is meant.
+    /// The number of this text among those of the same prompt and seed.
     pub sample: u64,
-    /// Keeps what the target computes of it.
+    /// Records activations of the target for this text.
     pub watcher: Option<RowWatcher>,
 }
 
-/// Texts that are under way, and what they get, whoever gets something first. Dropping it cancels
-/// those that have not ended.
+/// Texts in progress. Updates come in the order in which the engine produces them. Dropping this
+/// cancels the texts that have not ended.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -47,36 +47,37 @@ pub struct TextRequest {
 ///     seen[update.request] = update.settled.end;
 /// }
 /// assert_eq!(tokens, [5, 3]);
-/// assert_eq!(seen[1], engine.encode("What is 6 times 7?")?.ids.len() + 2); // all but the last token
+/// // The last token of a text is never an input of the target.
+/// assert_eq!(seen[1], engine.encode("What is 6 times 7?")?.ids.len() + 2);
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
-pub struct TextsUnderWay {
-    updates: Receiver<Told>,
-    /// `None` for those that have ended.
-    open: Vec<Option<Open>>,
+pub struct TextsInProgress {
+    updates: Receiver<EngineUpdate>,
+    /// One entry per request; `None` once its text has ended.
+    running: Vec<Option<RunningText>>,
 }
 
-/// What one of several texts got.
+/// An update of one of several texts.
 pub struct TextsUpdate {
-    /// Which, in the order in which they were asked for.
+    /// The index of the request.
     pub request: usize,
-    /// What it got.
+    /// The new tokens and text.
     pub text: TextUpdate,
-    /// Positions of prompt and text that the target has computed since the update before; those of
-    /// drafts that were rejected are not among them.
+    /// Positions of prompt and text that the target has computed since the previous update, without
+    /// those of rejected drafts.
     pub settled: std::ops::Range<usize>,
-    /// Their rows, `[settled, width]` of each place that is watched.
+    /// The watched rows at these positions: `[settled, width]` for each watched place.
     pub rows: Vec<Vec<f32>>,
 }
 
 /// A text that has not ended.
-struct Open {
+struct RunningText {
     decoder: UpdateDecoder,
     canceller: Canceller,
 }
 
-/// What the engine's thread says of a request.
-struct Told {
+/// An update of a request, sent by the engine's thread.
+struct EngineUpdate {
     request: usize,
     update: Result<Update>,
     settled: std::ops::Range<usize>,
@@ -84,19 +85,19 @@ struct Told {
 }
 
 impl TextEngine {
-    /// Submits several requests: all of them, or none where one is refused.
+    /// Submits several requests. If one is refused, none runs.
     ///
     /// # Errors
-    /// As [`TextEngine::submit_ids`], of the first request that is refused.
-    pub fn submit_all(&self, requests: Vec<TextRequest>) -> Result<TextsUnderWay> {
+    /// As [`TextEngine::submit_ids`], for the first request that is refused.
+    pub fn submit_all(&self, requests: Vec<TextRequest>) -> Result<TextsInProgress> {
         let several = requests.len() > 1;
-        let (outbox, updates) = channel();
-        let mut texts = TextsUnderWay { updates, open: Vec::with_capacity(requests.len()) };
+        let (sender, updates) = channel();
+        let mut texts = TextsInProgress { updates, running: Vec::with_capacity(requests.len()) };
         for (number, request) in requests.into_iter().enumerate() {
             let TextRequest { ids, params, sample, watcher } = request;
             let tokenizer = self.pair().tokenizer();
             let decoder = UpdateDecoder::new(tokenizer, &params);
-            let mut settling = Settling {
+            let mut settled_rows = SettledRows {
                 rows: watcher.as_ref().map(RowWatcher::rows),
                 known: ids.len(),
                 settled: 0,
@@ -105,12 +106,12 @@ impl TextEngine {
             let eos = self.pair().eos().into();
             let watcher = watcher.map(|watcher| Box::new(watcher) as Box<_>);
             let request = Request { id: sample, prompt: ids, params, eos, stop, watcher };
-            let outbox = outbox.clone();
-            let sink = move |update: Result<Update>| {
-                let (settled, rows) = settling.take(update.as_ref().ok());
-                outbox.send(Told { request: number, update, settled, rows }).is_ok()
+            let sender = sender.clone();
+            let forward = move |update: Result<Update>| {
+                let (settled, rows) = settled_rows.advance(update.as_ref().ok());
+                sender.send(EngineUpdate { request: number, update, settled, rows }).is_ok()
             };
-            let canceller = self.handle().submit_with(request, Box::new(sink)).map_err(
+            let canceller = self.handle().submit_with(request, Box::new(forward)).map_err(
                 |error| match error {
                     Error::Request(problem) if several => {
                         Error::Request(format!("prompt {number}: {problem}"))
@@ -118,28 +119,28 @@ impl TextEngine {
                     other => other,
                 },
             )?;
-            texts.open.push(Some(Open { decoder, canceller }));
+            texts.running.push(Some(RunningText { decoder, canceller }));
         }
         Ok(texts)
     }
 }
 
-impl TextsUnderWay {
-    /// Texts that have not ended.
+impl TextsInProgress {
+    /// The number of texts that have not ended.
     pub fn pending(&self) -> usize {
-        self.open.iter().flatten().count()
+        self.running.iter().flatten().count()
     }
 
-    /// What a text got, if one gets something within `timeout`; `None` if not, and after the last.
+    /// The next update of any text. `None` if none comes within `timeout`, or all have ended.
     ///
     /// # Errors
-    /// What a request failed on, or an engine that has stopped: the others are cancelled then.
+    /// A request that failed, or an engine that has stopped. All other texts are then cancelled.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<TextsUpdate>> {
         if self.pending() == 0 {
             return Ok(None);
         }
         let update = match self.updates.recv_timeout(timeout) {
-            Ok(told) => self.decode(told),
+            Ok(update) => self.decode(update),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Error::Stopped("the engine has stopped".to_owned()))
@@ -151,45 +152,45 @@ impl TextsUnderWay {
         update
     }
 
-    /// Ends all texts where they are. No update comes any more.
+    /// Cancels all texts. No further update comes.
     pub fn cancel(&mut self) {
-        self.open.drain(..).flatten().for_each(|open| open.canceller.cancel());
+        self.running.drain(..).flatten().for_each(|text| text.canceller.cancel());
     }
 
-    fn decode(&mut self, told: Told) -> Result<Option<TextsUpdate>> {
-        let Told { request, update, settled, rows } = told;
-        let Some(Some(open)) = self.open.get_mut(request) else { return Ok(None) };
-        let text = open.decoder.take(update?)?;
+    fn decode(&mut self, update: EngineUpdate) -> Result<Option<TextsUpdate>> {
+        let EngineUpdate { request, update, settled, rows } = update;
+        let Some(Some(running)) = self.running.get_mut(request) else { return Ok(None) };
+        let text = running.decoder.take(update?)?;
         if text.done.is_some() {
-            self.open[request] = None;
+            self.running[request] = None;
         }
         Ok(Some(TextsUpdate { request, text, settled, rows }))
     }
 }
 
-impl Drop for TextsUnderWay {
+impl Drop for TextsInProgress {
     fn drop(&mut self) {
         self.cancel();
     }
 }
 
-/// Follows what is certain of a watched text.
-struct Settling {
+/// Tracks which watched rows of a text are final.
+struct SettledRows {
     rows: Option<WatchedRows>,
     /// Tokens of prompt and text so far.
     known: usize,
-    /// Positions told so far.
+    /// Positions reported so far.
     settled: usize,
 }
 
-impl Settling {
-    /// What has become certain with an update. It is asked for on the engine's thread, between
-    /// steps, when no row is of a draft that may yet be rejected.
-    fn take(&mut self, update: Option<&Update>) -> (std::ops::Range<usize>, Vec<Vec<f32>>) {
+impl SettledRows {
+    /// The positions that became final with this update, and their rows. Must be called on the
+    /// engine's thread between steps, when no row belongs to an unverified draft.
+    fn advance(&mut self, update: Option<&Update>) -> (std::ops::Range<usize>, Vec<Vec<f32>>) {
         let from = self.settled;
         let (Some(rows), Some(update)) = (&self.rows, update) else { return (from..from, vec![]) };
         self.known += update.tokens.len();
-        // Fewer than before where caches were full and the text is computed once more.
+        // Smaller than before if the text was preempted (caches full) and is being recomputed.
         let positions = rows.positions();
         let end = positions.min(self.known - 1).max(from);
         let values = (0..rows.places().len()).map(|place| {

@@ -1,8 +1,8 @@
-//! Numbers with a shape.
+//! A dense array of f32.
 
 use std::fmt;
 
-/// Numbers with a shape, row-major.
+/// A dense row-major array of f32.
 ///
 /// ```
 /// let logits = fathom_lm::Array { shape: vec![2, 3], values: vec![0.0, 2.0, 1.0, 5.0, 4.0, 3.0] };
@@ -11,25 +11,26 @@ use std::fmt;
 /// ```
 #[derive(Clone, PartialEq)]
 pub struct Array {
-    /// Sizes, the slowest first.
+    /// The size of each axis, slowest first.
     pub shape: Vec<usize>,
-    /// Their product of values.
+    /// The values, as many as the product of `shape`.
     pub values: Vec<f32>,
 }
 
 impl Array {
-    /// Row `index` along all axes but the last: of `[T, hidden]` the vector of position `index`, of
-    /// `[heads, T, head_dim]` that of head `index / T` at position `index % T`.
+    /// Row `index`, counted over all axes but the last. In `[T, hidden]` it is the vector at
+    /// position `index`; in `[heads, T, head_dim]` that of head `index / T` at position
+    /// `index % T`.
     ///
     /// # Panics
-    /// There is no such row.
+    /// If there is no such row.
     pub fn row(&self, index: usize) -> &[f32] {
         let width = self.shape.last().copied().unwrap_or(1);
         &self.values[index * width..(index + 1) * width]
     }
 
-    /// The column of the largest value of each row, the first of equals: of logits `[T, vocab]` the
-    /// most likely next token at each position.
+    /// The column of the largest value in each row; the first one if several are equal. For logits
+    /// `[T, vocab]` it is the most likely next token at each position.
     pub fn argmax(&self) -> Vec<usize> {
         let width = self.shape.last().copied().unwrap_or(1).max(1);
         let best = |row: &[f32]| {

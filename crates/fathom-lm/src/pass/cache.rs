@@ -1,10 +1,10 @@
-//! What a pass showed.
+//! The activations captured in a pass.
 
 use fathom_model::{Captured, Site};
 
-use super::{Array, parse_place};
+use super::{Array, parse_site};
 
-/// What a pass showed at the places that were named, in the order of the forward pass.
+/// Activations captured in a pass, in the order of the forward pass.
 #[derive(Clone, Debug, Default)]
 pub struct Cache {
     places: Vec<(Site, usize)>,
@@ -21,11 +21,11 @@ impl Cache {
         cache
     }
 
-    /// What was captured under a name, as [`crate::Model::run_with_cache`] takes them, with a
-    /// layer where the site has them: `resid_post.3` and `blocks.3.hook_resid_post` are the same.
-    /// `None` where it was not asked for, or is no name.
+    /// The activations with this name, in the syntax of [`crate::Model::run_with_cache`], with the
+    /// layer for sites that have layers. `resid_post.3` and `blocks.3.hook_resid_post` are the
+    /// same. `None` if they were not captured, or the name is unknown.
     pub fn get(&self, name: &str) -> Option<&Array> {
-        let (site, layer) = parse_place(name).ok()?;
+        let (site, layer) = parse_site(name).ok()?;
         if site.per_layer() && layer.is_none() {
             return None;
         }
@@ -39,7 +39,7 @@ impl Cache {
         self.names().zip(&self.arrays)
     }
 
-    /// Names and arrays, to be kept elsewhere.
+    /// Names and arrays, by value.
     pub fn into_arrays(self) -> impl Iterator<Item = (String, Array)> {
         let name = |(site, layer): (Site, usize)| site.name_at(layer);
         self.places.into_iter().map(name).zip(self.arrays)
@@ -50,7 +50,7 @@ impl Cache {
         self.places.iter().map(|(site, layer)| site.name_at(*layer))
     }
 
-    /// How many arrays there are.
+    /// The number of arrays.
     pub fn len(&self) -> usize {
         self.arrays.len()
     }
@@ -65,7 +65,7 @@ impl std::ops::Index<&str> for Cache {
     type Output = Array;
 
     /// # Panics
-    /// [`Cache::get`] has nothing under this name.
+    /// If [`Cache::get`] returns `None` for this name.
     fn index(&self, name: &str) -> &Array {
         match self.get(name) {
             Some(array) => array,

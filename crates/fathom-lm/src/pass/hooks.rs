@@ -1,27 +1,27 @@
-//! Functions that see, and may change, a place of a pass.
+//! Functions that read and may change the activations at a place of a pass.
 
 use fathom_backend::RowEdit;
 use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
 
-/// What is called at a place, with its values: rows as a [`Probe`] sees them.
+/// A function called with the values at a place: rows as a [`Probe`] sees them.
 pub(super) type HookFn<'a> = Box<dyn FnMut(&At, &mut [f32]) -> Result<()> + 'a>;
 
-/// A function at a place.
+/// A function and the place it is called at.
 pub(super) struct Hook<'a> {
     pub site: Site,
     pub layer: usize,
     pub call: HookFn<'a>,
 }
 
-/// Calls hooks in their order, then shows another probe what they left.
-pub(super) struct Hooked<'a, 'b> {
+/// A probe that calls hooks in order, then passes the resulting values to another probe.
+pub(super) struct HookProbe<'a, 'b> {
     pub hooks: &'b mut [Hook<'a>],
     pub then: &'b mut dyn Probe,
-    /// Asked before each layer whether to go on.
+    /// Called before each layer; an error ends the pass.
     pub check: Option<&'b mut (dyn FnMut() -> Result<()> + 'a)>,
 }
 
-impl Hooked<'_, '_> {
+impl HookProbe<'_, '_> {
     fn call(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
         let here = |hook: &&mut Hook<'_>| (hook.site, hook.layer) == (at.site, at.layer);
         self.hooks.iter_mut().filter(here).try_for_each(|hook| (hook.call)(at, values))
@@ -32,7 +32,7 @@ impl Hooked<'_, '_> {
     }
 }
 
-impl Probe for Hooked<'_, '_> {
+impl Probe for HookProbe<'_, '_> {
     fn access(&self, site: Site, layer: usize) -> Access {
         match self.has(site, layer) {
             true => Access::Edit,
@@ -49,10 +49,10 @@ impl Probe for Hooked<'_, '_> {
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         if self.has(at.site, at.layer) {
-            // A place that cannot be edited.
-            let mut seen = values.to_vec();
-            self.call(at, &mut seen)?;
-            if seen.iter().zip(values).any(|(a, b)| a.to_bits() != b.to_bits()) {
+            // This place is read-only: a hook that writes here must not be ignored silently.
+            let mut copy = values.to_vec();
+            self.call(at, &mut copy)?;
+            if copy.iter().zip(values).any(|(a, b)| a.to_bits() != b.to_bits()) {
                 let problem = format!("`{}` can be read, but not edited", at.site);
                 return Err(Error::Request(problem));
             }
@@ -76,8 +76,8 @@ impl Probe for Hooked<'_, '_> {
         self.then.changes(at)
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.then.landmarks(sequence)
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.then.reference_positions(sequence)
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
@@ -85,7 +85,7 @@ impl Probe for Hooked<'_, '_> {
     }
 }
 
-/// Several who only read, each shown what it asks for.
+/// Several read-only probes, each called for the places it wants.
 pub(super) struct Readers<'a>(pub Vec<&'a mut dyn Probe>);
 
 impl Probe for Readers<'_> {

@@ -1,19 +1,20 @@
-//! A pass, said piece by piece.
+//! A pass with captures, edits, hooks and an early stop.
 
 use fathom_model::{
     At, CaptureRequest, EditProbe, Edits, Error, LogitRows, PREFILL_CHUNK, Probe, Recorder, Result,
     Sequence, SequenceOptions, Site, Step,
 };
 
-use super::hooks::{Hook, Hooked, Readers};
-use super::{Array, Cache, parse_edits, parse_place};
+use super::hooks::{Hook, HookProbe, Readers};
+use super::{Array, Cache, parse_edits, parse_site};
 use crate::{Model, Weights};
 
-/// Rows of logits computed at a time: they are as wide as the vocabulary.
+/// Tokens per step when logits are wanted. A row of logits is as wide as the vocabulary, so fewer
+/// are computed at once than in a prefill.
 const LOGIT_CHUNK: usize = PREFILL_CHUNK / 8;
 
-/// One pass over a text: made by [`Model::pass`], carried out by [`Pass::run`]. Unless said
-/// otherwise it gives the logits of every position, and neither captures nor changes anything.
+/// One pass over a text: created by [`Model::pass`], run by [`Pass::run`]. By default it returns
+/// the logits of every position and captures and changes nothing.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -23,7 +24,7 @@ const LOGIT_CHUNK: usize = PREFILL_CHUNK / 8;
 ///
 /// let ids = model.encode("hello there")?.ids;
 ///
-/// // Logits and activations of one pass, in which a function changes what it is called for.
+/// // Logits and activations of one pass, with a hook that changes an activation.
 /// let halved = |_: &At, values: &mut [f32]| {
 ///     values.iter_mut().for_each(|value| *value /= 2.0);
 ///     Ok(())
@@ -34,8 +35,8 @@ const LOGIT_CHUNK: usize = PREFILL_CHUNK / 8;
 /// let plain = model.run_with_cache(&ids, &["mlp_out.4"])?;
 /// assert_eq!(ran.cache["mlp_out.4"].row(1)[0], plain["mlp_out.4"].row(1)[0] / 2.0);
 ///
-/// // As TransformerLens' `stop_at_layer`: the residual stream that layer 5 would read, and nothing
-/// // computed from there on. Layers count from the end where negative.
+/// // Like TransformerLens' `stop_at_layer`: returns the input of layer 5 and computes nothing
+/// // further. Negative layers count from the end.
 /// let ran = model.pass(&ids).capture(&["mlp_out"]).stop_at_layer(5).run()?;
 /// assert_eq!(ran.cache.len(), 5);
 /// assert_eq!(ran.residual.unwrap(), model.run_with_cache(&ids, &["resid_pre.5"])?["resid_pre.5"]);
@@ -53,15 +54,15 @@ pub struct Pass<'a> {
     check: Option<Box<dyn FnMut() -> Result<()> + 'a>>,
 }
 
-/// What a [`Pass`] gave.
+/// The result of a [`Pass`].
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// `[T, vocab]`, row `t` those of the token after position `t`; `[1, vocab]` where only the
-    /// last was asked for; `[0, vocab]` where none was, or the pass was stopped.
+    /// Logits `[T, vocab]`; row `t` predicts the token at `t + 1`. `[1, vocab]` for
+    /// [`LogitRows::Last`]; `[0, vocab]` for [`LogitRows::None`] or a pass that stopped early.
     pub logits: Array,
-    /// Of a pass that was stopped: the residual stream it ends with, `[T, hidden]`.
+    /// The residual stream `[T, hidden]` at the end of a pass that stopped early.
     pub residual: Option<Array>,
-    /// What was captured.
+    /// The captured activations.
     pub cache: Cache,
 }
 
@@ -80,37 +81,37 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Keeps what happens at these places, named as [`Model::run_with_cache`] takes them.
+    /// Captures these places, named in the syntax of [`Model::run_with_cache`].
     pub fn capture<S: AsRef<str>>(mut self, names: &[S]) -> Pass<'a> {
         self.names.extend(names.iter().map(|name| name.as_ref().to_owned()));
         self
     }
 
-    /// Keeps these positions only.
+    /// Captures these positions only.
     pub fn at_positions(self, positions: Vec<usize>) -> Pass<'a> {
         Pass { positions: Some(positions), ..self }
     }
 
-    /// Makes edits, written as [`Model::run_with_edits`] takes them.
+    /// Adds edits, in the syntax of [`Model::run_with_edits`].
     pub fn edit<S: AsRef<str>>(mut self, edits: &[S]) -> Pass<'a> {
         self.edits.extend(edits.iter().map(|edit| edit.as_ref().to_owned()));
         self
     }
 
-    /// Calls `hook` at a place, with the values of all positions at once as a [`Probe`] sees them:
-    /// rows `[T, width]`. The pass goes on with what it leaves there; hooks of one place are
-    /// called in their order, before edits. A pass with hooks runs its text in one step, so its
-    /// activations take memory for all of it.
+    /// Calls `hook` at a place with the values of all positions, rows `[T, width]` as a [`Probe`]
+    /// sees them. The pass continues with the values that the hook leaves. Hooks at one place are
+    /// called in the order they were added, before edits. A pass with hooks runs the whole text in
+    /// one step and needs memory for all of its activations.
     ///
     /// # Errors
-    /// An unknown name; a layer the model does not have; `sink_score`, which is known only when
-    /// the pass is over.
+    /// An unknown name; a layer the model does not have; `sink_score`, which is known only at the
+    /// end of the pass.
     pub fn hook(
         mut self,
         name: &str,
         hook: impl FnMut(&At, &mut [f32]) -> Result<()> + 'a,
     ) -> Result<Pass<'a>> {
-        let (site, layer) = parse_place(name)?;
+        let (site, layer) = parse_site(name)?;
         let config = self.model.config();
         let refuse = |problem: String| Err(Error::Request(problem));
         if site == Site::SinkScore {
@@ -134,34 +135,34 @@ impl<'a> Pass<'a> {
         Ok(self)
     }
 
-    /// Ends before this layer, as TransformerLens does: 0 computes the embedding only; -1 is the
-    /// last layer. There are no logits then, but a residual stream.
+    /// Stops before this layer, like TransformerLens: 0 computes only the embedding, -1 stops
+    /// before the last layer. The pass then returns the residual stream and no logits.
     pub fn stop_at_layer(self, layer: i64) -> Pass<'a> {
         Pass { stop_at_layer: Some(layer), ..self }
     }
 
-    /// Which positions' logits are wanted. With [`LogitRows::None`] nothing is computed that no
-    /// capture and no hook needs.
+    /// Which positions to compute logits for. With [`LogitRows::None`], layers that no capture and
+    /// no hook needs are not computed either.
     pub fn logits(self, logits: LogitRows) -> Pass<'a> {
         Pass { logits, ..self }
     }
 
-    /// Asks before each layer whether to go on: an error ends the pass.
+    /// Calls `check` before each layer; an error ends the pass.
     pub fn checked(self, check: impl FnMut() -> Result<()> + 'a) -> Pass<'a> {
         Pass { check: Some(Box::new(check)), ..self }
     }
 
-    /// Runs it.
+    /// Runs the pass.
     ///
     /// # Errors
     /// No ids, or one outside the vocabulary; a name, position, layer or edit that does not fit the
-    /// model, the text, or where the pass ends; more than there is memory for; an error of a hook.
+    /// model, the text or the layer the pass stops at; not enough memory; an error of a hook.
     pub fn run(self) -> Result<Ran> {
-        self.watched(None)
+        self.run_watched(None)
     }
 
-    /// Runs it, shown to a probe of the caller's own, which may edit, instead of to what captures.
-    pub(super) fn watched(mut self, mut watcher: Option<&mut dyn Probe>) -> Result<Ran> {
+    /// Runs the pass with the caller's own probe, which may edit, in place of captures and edits.
+    pub(super) fn run_watched(mut self, mut watcher: Option<&mut dyn Probe>) -> Result<Ran> {
         let (weights, config, ids) = (self.model.weights(), self.model.config(), self.ids);
         if ids.is_empty() {
             return Err(Error::Request("there are no tokens to run".to_owned()));
@@ -183,9 +184,9 @@ impl<'a> Pass<'a> {
             Some(n) => CaptureRequest::new(&[(Site::ResidPost, Some(n - 1))], &[], None, config)?,
         };
 
-        let kept = Rows::bytes(rows, ids.len(), config.vocab);
-        check_memory(kept.saturating_add(request.bytes(config, ids.len())))?;
-        let mut logits = Rows::new(rows, ids.len(), config.vocab)?;
+        let logit_bytes = LogitsBuffer::bytes(rows, ids.len(), config.vocab);
+        check_memory(logit_bytes.saturating_add(request.bytes(config, ids.len())))?;
+        let mut logits = LogitsBuffer::new(rows, ids.len(), config.vocab)?;
         let mut recorder = Recorder::new(&request, config, ids)?;
         let mut last = Recorder::new(&last_residual, config, ids)?;
         let whole = rows != LogitRows::None || watcher.is_some();
@@ -202,42 +203,42 @@ impl<'a> Pass<'a> {
             (true, _) => PREFILL_CHUNK,
         };
         let mut readers = Readers(vec![&mut recorder, &mut last]);
-        let mut edited = EditProbe::new(&edits).watched_by(&mut readers);
+        let mut edited = EditProbe::new(&edits).observed_by(&mut readers);
         let then: &mut dyn Probe = match &mut watcher {
             Some(watcher) => *watcher,
             None => &mut edited,
         };
         let check = self.check.as_deref_mut();
-        let mut probe = Hooked { hooks: &mut self.hooks, then, check };
+        let mut probe = HookProbe { hooks: &mut self.hooks, then, check };
         for tokens in ids.chunks(chunk) {
             logits.step(weights, &mut sequence, tokens, &mut probe)?;
         }
         let residual = last.finish(weights, &sequence)?.pop();
         Ok(Ran {
             logits: logits.array,
-            residual: residual.map(|kept| Array { shape: kept.shape, values: kept.values }),
+            residual: residual.map(|last| Array { shape: last.shape, values: last.values }),
             cache: Cache::new(recorder.finish(weights, &sequence)?),
         })
     }
 
-    /// The layers that hooks are called in.
+    /// The number of layers that must run for every hook to be called.
     fn hooked_layers(&self) -> usize {
         let layers = self.model.config().layers;
-        let of = |hook: &Hook<'_>| match hook.site {
+        let needed = |hook: &Hook<'_>| match hook.site {
             Site::Embed => 0,
             Site::FinalNorm | Site::Logits => layers,
             _ => hook.layer + 1,
         };
-        self.hooks.iter().map(of).max().unwrap_or(0)
+        self.hooks.iter().map(needed).max().unwrap_or(0)
     }
 
-    /// What is captured of a pass that ends before layer `stop`.
+    /// The captures of a pass that stops before layer `stop`.
     fn request(&self, stop: Option<usize>) -> Result<CaptureRequest> {
         let config = self.model.config();
         let end = stop.unwrap_or(config.layers);
         let mut places = Vec::new();
         for name in &self.names {
-            match parse_place(name)? {
+            match parse_site(name)? {
                 (site, None) if site.per_layer() => {
                     places.extend((0..end).map(|layer| (site, Some(layer))));
                 }
@@ -261,7 +262,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// How many layers a pass computes that ends before `layer`.
+/// The number of layers computed by a pass that stops before `layer`.
 fn stop(layer: i64, layers: usize) -> Result<usize> {
     let count = layers as i64;
     let from_start = if layer < 0 { count.saturating_add(layer) } else { layer };
@@ -274,19 +275,19 @@ fn stop(layer: i64, layers: usize) -> Result<usize> {
     })
 }
 
-/// Refuses to keep more than there is memory for: an operating system may promise memory that it
-/// does not have, and end the process that uses it.
+/// Returns an error if `bytes` do not fit in free memory. An operating system that overcommits
+/// would grant the allocation and kill the process when it is used.
 pub(super) fn check_memory(bytes: u64) -> Result<()> {
-    const UNDOUBTED: u64 = 1 << 30; // not worth asking
-    if bytes < UNDOUBTED {
+    const ALWAYS_ALLOWED: u64 = 1 << 30;
+    if bytes < ALWAYS_ALLOWED {
         return Ok(());
     }
     match fathom_measure::Machine::detect().available {
         Some(available) if bytes > available => {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             Err(Error::Request(format!(
-                "the pass would keep {:.1} GiB, but {:.1} GiB of memory are free: keep fewer places or \
-                 positions, or write them to a file with `capture`",
+                "the pass would keep {:.1} GiB, but {:.1} GiB of memory are free: keep fewer \
+                 places or positions, or write them to a file with `capture`",
                 gib(bytes),
                 gib(available)
             )))
@@ -295,7 +296,7 @@ pub(super) fn check_memory(bytes: u64) -> Result<()> {
     }
 }
 
-/// Refuses a place that a pass which ends before layer `stop` does not come to.
+/// Returns an error if a pass that stops before layer `stop` does not compute this place.
 fn within(stop: Option<usize>, name: &str, site: Site, layer: usize) -> Result<()> {
     let reached = |stop| match site {
         Site::Embed => true,
@@ -310,14 +311,15 @@ fn within(stop: Option<usize>, name: &str, site: Site, layer: usize) -> Result<(
     }
 }
 
-/// Logits as they come.
-struct Rows {
+/// Collects the logits of a pass, step by step.
+struct LogitsBuffer {
     wanted: LogitRows,
+    /// Tokens that have not run yet.
     left: usize,
     array: Array,
 }
 
-impl Rows {
+impl LogitsBuffer {
     fn bytes(wanted: LogitRows, tokens: usize, vocab: usize) -> u64 {
         let rows = match wanted {
             LogitRows::None => 0,
@@ -327,7 +329,7 @@ impl Rows {
         rows.saturating_mul(4 * vocab as u64)
     }
 
-    fn new(wanted: LogitRows, tokens: usize, vocab: usize) -> Result<Rows> {
+    fn new(wanted: LogitRows, tokens: usize, vocab: usize) -> Result<LogitsBuffer> {
         let full = || {
             let problem = format!("there is no memory for the logits of {tokens} tokens");
             Error::Request(problem)
@@ -340,10 +342,11 @@ impl Rows {
         let mut values: Vec<f32> = Vec::new();
         let len = rows.checked_mul(vocab).ok_or_else(full)?;
         values.try_reserve_exact(len).map_err(|_| full())?;
-        Ok(Rows { wanted, left: tokens, array: Array { shape: vec![rows, vocab], values } })
+        let array = Array { shape: vec![rows, vocab], values };
+        Ok(LogitsBuffer { wanted, left: tokens, array })
     }
 
-    /// Runs the next tokens of the text.
+    /// Runs the next tokens of the text and appends their logits.
     fn step(
         &mut self,
         weights: &Weights,

@@ -1,7 +1,7 @@
-//! What the black-box tests share: the built binary, checkpoints to spoil, and how an error must
-//! look.
+//! Shared code of the black-box tests: the built binary, checkpoints to corrupt, and the form of
+//! errors.
 
-// Each test binary uses the part it needs.
+// Each test binary uses only part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
-/// The built binary, without whatever the environment says about colours and caches.
+/// The built binary, without environment variables that affect colours and caches.
 pub fn fathom() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fathom"));
     for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "NO_COLOR", "RUST_BACKTRACE"] {
@@ -30,7 +30,7 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
     fathom().args(args).output().unwrap()
 }
 
-/// Runs a command that must work; its standard output.
+/// Runs a command that must succeed; returns its standard output.
 pub fn succeed<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     let output = run(args);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -38,8 +38,8 @@ pub fn succeed<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Checks that bad input was refused as it must be: exit code 2, nothing on standard output, and on
-/// standard error, last, one sentence that holds each of `parts`.
+/// Checks that bad input was refused: exit code 2, nothing on standard output, and as the last line
+/// of standard error one sentence that contains each of `parts`.
 #[track_caller]
 pub fn assert_refused(output: &Output, parts: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -55,13 +55,13 @@ pub fn assert_refused(output: &Output, parts: &[&str]) {
     }
 }
 
-/// A copy of a checkpoint, to be spoilt.
+/// A copy of a checkpoint that a test may modify.
 pub struct Checkpoint {
     dir: TempDir,
 }
 
 impl Checkpoint {
-    /// Of `tests/fixtures/{name}`, without its references.
+    /// A copy of `tests/fixtures/{name}`, without its reference files.
     pub fn copy_of(name: &str) -> Checkpoint {
         Checkpoint::copy_of_dir(&fixture(name))
     }
@@ -78,7 +78,7 @@ impl Checkpoint {
         Checkpoint { dir }
     }
 
-    /// The planted model that the fixtures hold, with its `traces.jsonl`.
+    /// The planted model of the fixtures, with its `traces.jsonl`.
     pub fn planted() -> Checkpoint {
         Checkpoint::copy_of("planted/basic")
     }
@@ -95,7 +95,7 @@ impl Checkpoint {
         self.file("traces.jsonl")
     }
 
-    /// Where a run goes; does not exist.
+    /// The output directory of scans, which does not exist yet.
     pub fn run_dir(&self) -> PathBuf {
         self.file("run")
     }
@@ -104,7 +104,7 @@ impl Checkpoint {
         fs::write(self.file(name), bytes).unwrap();
     }
 
-    /// Changes the JSON object in a file.
+    /// Edits the JSON object in a file.
     pub fn edit_json(&self, name: &str, edit: impl FnOnce(&mut Map<String, Value>)) {
         let mut json: Value = serde_json::from_slice(&fs::read(self.file(name)).unwrap()).unwrap();
         edit(json.as_object_mut().unwrap());
@@ -115,7 +115,7 @@ impl Checkpoint {
         self.edit_json("config.json", edit);
     }
 
-    /// Changes the header and the data of a safetensors file.
+    /// Edits the header and the data of a safetensors file.
     pub fn edit_weights(
         &self,
         name: &str,
@@ -145,13 +145,13 @@ impl Checkpoint {
         command
     }
 
-    /// Scans, which must work.
+    /// Runs a scan that must succeed.
     pub fn scan_succeeds(&self, args: &[&str]) {
         let output = self.scan().args(args).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Checks that a scan is refused and leaves nothing behind.
+    /// Checks that a scan is refused and writes nothing.
     #[track_caller]
     pub fn scan_is_refused(&self, parts: &[&str]) {
         let output = self.scan().output().unwrap();
@@ -160,7 +160,7 @@ impl Checkpoint {
     }
 }
 
-/// What `fathom plant` writes, tokenizer and chat template included, in a directory of its own.
+/// The output of `fathom plant`, with tokenizer and chat template, in a temporary directory.
 pub struct Planted {
     dir: TempDir,
 }

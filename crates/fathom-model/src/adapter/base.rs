@@ -1,10 +1,10 @@
 //! Names of models and adapters, as users write them.
 
 use crate::Remark;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
-/// What a model is called: by itself as it is, with an adapter `BASE + ADAPTER`, of which the last
-/// part of its path is enough.
+/// The display name of a model: `BASE`, or `BASE + ADAPTER` with the last part of the adapter's
+/// path.
 pub fn adapted_name(base: &str, adapter: Option<&str>) -> String {
     match adapter {
         None => base.to_owned(),
@@ -12,8 +12,8 @@ pub fn adapted_name(base: &str, adapter: Option<&str>) -> String {
     }
 }
 
-/// A remark where an adapter was trained on a model called `trained`, and the one at hand is called
-/// `name`: paths and organisations differ from place to place, so only the last parts are compared.
+/// A remark if an adapter was trained on a model called `trained` and is merged into one called
+/// `name`. Only the last parts of the names are compared, because paths and organisations vary.
 pub(super) fn other_base(trained: &str, name: &str) -> Option<Remark> {
     let model = name.split_once('@').map_or(name, |(model, _)| model);
     let (theirs, ours) = (last_part(trained)?, last_part(model)?);
@@ -21,18 +21,18 @@ pub(super) fn other_base(trained: &str, name: &str) -> Option<Remark> {
         return None;
     }
     let text = format!(
-        "the adapter was trained on `{}`, and is merged into `{}`; they fit in shape, but is it the \
+        "the adapter was trained on `{}`, and is merged into `{}`; the shapes match, but is it the \
          same model?",
-        brief(trained),
-        brief(name)
+        sanitize(trained),
+        sanitize(name)
     );
     Some(Remark::advice("other-base", text))
 }
 
-/// The last part of a path or a hub id that says something.
+/// The last part of a path or a hub id that is a name.
 fn last_part(path: &str) -> Option<&str> {
-    let says = |part: &&str| !matches!(*part, "" | "." | "..");
-    path.rsplit(['/', '\\']).find(says)
+    let is_name = |part: &&str| !matches!(*part, "" | "." | "..");
+    path.rsplit(['/', '\\']).find(is_name)
 }
 
 #[cfg(test)]
@@ -53,15 +53,15 @@ mod tests {
     }
 
     #[test]
-    fn another_base_is_told_by_its_last_part() {
-        for (trained, name, told) in [
+    fn another_base_is_recognized_by_its_last_part() {
+        for (trained, name, differs) in [
             ("org/Base-1B", "./models/base-1b/", false),
             ("/data/base", "org/base@main", false),
             ("org/base", "org/base-instruct", true),
             ("org/base", ".", false),
             ("", "org/base", false),
         ] {
-            assert_eq!(other_base(trained, name).is_some(), told, "{trained} {name}");
+            assert_eq!(other_base(trained, name).is_some(), differs, "{trained} {name}");
         }
     }
 }

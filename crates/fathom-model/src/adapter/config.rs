@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::pattern::Pattern;
-use crate::brief::brief;
 use crate::config::fields::{Fields, shown};
+use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
-/// Largest rank; beyond it a change is no smaller than the weights of any model.
+/// Largest rank; a low-rank change with more is not smaller than the weights of any model.
 const MAX_RANK: usize = 1 << 16;
-/// Most names and patterns that a field may list.
+/// Maximum number of names in a field.
 const MAX_NAMES: usize = 10_000;
-/// Most patterns of a field.
+/// Maximum number of patterns in a field.
 const MAX_PATTERNS: usize = 1000;
 
-/// Fields whose adapters are not W + scale · B·A, with what they are.
+/// Fields of adapters that are not W + scale · B·A, and descriptions of them.
 const REFUSED: [(&str, &str); 10] = [
     ("use_dora", "DoRA (weight-decomposed adapters)"),
     ("use_qalora", "QALoRA (quantisation-aware adapters)"),
@@ -30,8 +30,7 @@ const REFUSED: [(&str, &str); 10] = [
     ("ensure_weight_tying", "an adapter shared by embedding and output head"),
 ];
 
-/// Fields that make no difference to a merge; `fan_in_fan_out` makes none for the layers of these
-/// models.
+/// Fields that do not affect a merge. `fan_in_fan_out` does not affect linear layers.
 const NEUTRAL: [&str; 17] = [
     "peft_type",
     "peft_version",
@@ -52,7 +51,7 @@ const NEUTRAL: [&str; 17] = [
     "_custom_modules",
 ];
 
-/// What a LoRA adapter's config says.
+/// A LoRA adapter's config.
 #[derive(Debug)]
 pub struct AdapterConfig {
     path: PathBuf,
@@ -62,45 +61,47 @@ pub struct AdapterConfig {
     alpha: f64,
     /// `use_rslora`: the scale is alpha / √r, not alpha / r.
     rslora: bool,
-    /// The first that matches counts.
+    /// The first match applies.
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
     targets: Targets,
-    exclude: Option<Names>,
+    exclude: Option<ModuleNames>,
     pub(super) lora_bias: bool,
     saved: Vec<(String, Pattern)>,
-    layers: Option<Layers>,
+    layers: Option<LayerFilter>,
     pub(super) remarks: Vec<Remark>,
 }
 
-/// Names of modules: ends of them, or one pattern for the whole.
+/// Which modules a field names.
 #[derive(Debug)]
-enum Names {
-    List(Vec<String>),
+enum ModuleNames {
+    /// Modules whose names end with one of these.
+    Suffixes(Vec<String>),
+    /// Modules whose whole name matches.
     Whole(Pattern),
 }
 
 /// `target_modules`.
 #[derive(Debug)]
 enum Targets {
-    /// Every linear layer but the output head.
+    /// Every linear layer except the output head.
     AllLinear,
-    Named(Names),
+    Named(ModuleNames),
 }
 
-/// `layers_to_transform`, and how the number of a layer is found.
+/// `layers_to_transform`, with the patterns that find a module's layer number.
 #[derive(Debug)]
-struct Layers {
+struct LayerFilter {
     numbers: Vec<usize>,
     patterns: Vec<Pattern>,
 }
 
 impl AdapterConfig {
-    /// Parses the text of an `adapter_config.json`; `path` is only for messages.
+    /// Parses the text of an `adapter_config.json`; `path` is used in messages only.
     ///
     /// # Errors
-    /// An adapter of another kind than LoRA, or a variant of LoRA that is not supported; a field of
-    /// the wrong kind or out of range; a pattern that is none.
+    /// The adapter is not LoRA, or an unsupported variant of it; a field has the wrong type or is
+    /// out of range; a pattern is invalid.
     pub fn parse(path: &Path, text: &str) -> Result<AdapterConfig> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| Error::file(path, format!("is not JSON: {error}")))?;
@@ -114,17 +115,17 @@ impl AdapterConfig {
         let alpha = alpha(&fields, "lora_alpha", fields.get("lora_alpha").unwrap_or(&8.into()))?;
         let mut ranks = Vec::new();
         for (key, value) in entries(&fields, "rank_pattern")? {
-            let name = format!("rank_pattern.{}", brief(key));
+            let name = format!("rank_pattern.{}", sanitize(key));
             ranks.push((pattern(&name, Pattern::ending(key))?, self::rank(&fields, &name, value)?));
         }
         let mut alphas = Vec::new();
         for (key, value) in entries(&fields, "alpha_pattern")? {
-            let name = format!("alpha_pattern.{}", brief(key));
+            let name = format!("alpha_pattern.{}", sanitize(key));
             let alpha = self::alpha(&fields, &name, value)?;
             alphas.push((pattern(&name, Pattern::ending(key))?, alpha));
         }
         let mut saved = Vec::new();
-        for name in few(&fields, "modules_to_save", fields.texts("modules_to_save")?)? {
+        for name in bounded(&fields, "modules_to_save", fields.texts("modules_to_save")?)? {
             let module = pattern("modules_to_save", Pattern::module(name))?;
             saved.push((name.to_owned(), module));
         }
@@ -140,9 +141,9 @@ impl AdapterConfig {
             None => None,
             Some(_) => Some(names(&fields, "exclude_modules")?),
         };
-        let layers = Layers::read(&fields)?;
-        if layers.is_some() && !matches!(targets, Targets::Named(Names::List(_))) {
-            let problem = "cannot be used where `target_modules` is no list, in PEFT neither";
+        let layers = LayerFilter::read(&fields)?;
+        if layers.is_some() && !matches!(targets, Targets::Named(ModuleNames::Suffixes(_))) {
+            let problem = "needs `target_modules` to be a list, as in PEFT";
             return Err(fields.error("layers_to_transform", problem));
         }
         let bias = fields.text("bias")?.unwrap_or("none");
@@ -169,21 +170,21 @@ impl AdapterConfig {
         })
     }
 
-    /// The model it was trained on, as it was called there.
+    /// The name of the model it was trained on.
     pub fn base(&self) -> Option<&str> {
         self.base.as_deref()
     }
 
-    /// Whether a linear layer (`all-linear` means those) or embedding of this name is to be
-    /// adapted.
+    /// Whether the config targets the module `module`, a linear layer or else an embedding.
+    /// `all-linear` targets linear layers only.
     ///
     /// # Errors
-    /// A pattern that cannot be compared with it.
+    /// Matching a pattern fails, for example by too much backtracking.
     pub fn targets(&self, module: &str, linear: bool) -> Result<bool> {
         let wrong =
             |field: &'static str| move |problem: String| Error::field(&self.path, field, problem);
         if let Some(exclude) = &self.exclude
-            && exclude.name(module).map_err(wrong("exclude_modules"))?
+            && exclude.contain(module).map_err(wrong("exclude_modules"))?
         {
             return Ok(false);
         }
@@ -194,32 +195,32 @@ impl AdapterConfig {
         }
         let named = match &self.targets {
             Targets::AllLinear => linear && module != "lm_head",
-            Targets::Named(names) => names.name(module).map_err(wrong("target_modules"))?,
+            Targets::Named(names) => names.contain(module).map_err(wrong("target_modules"))?,
         };
         match &self.layers {
-            // A module that the list names in full is meant in any case.
+            // A full name in the list overrides `layers_to_transform`.
             Some(layers) if named && !self.targets.names_in_full(module) => {
-                layers.have(module).map_err(wrong("layers_pattern"))
+                layers.contain(module).map_err(wrong("layers_pattern"))
             }
             _ => Ok(named),
         }
     }
 
-    /// Whether a module, or one it is part of, is saved as a whole.
+    /// Whether `modules_to_save` names the module or one that contains it.
     pub(super) fn saves(&self, module: &str) -> bool {
         let dots = module.match_indices('.').map(|(at, _)| &module[..at]);
         let mut parts = dots.chain([module]);
         parts.any(|part| self.saved.iter().any(|(name, _)| part.ends_with(name.as_str())))
     }
 
-    /// Rank of a module's change.
+    /// Rank of a module's low-rank change.
     pub(super) fn rank(&self, module: &str) -> Result<usize> {
         let found = first(&self.ranks, module);
         let wrong = |problem| Error::field(&self.path, "rank_pattern", problem);
         Ok(found.map_err(wrong)?.unwrap_or(self.rank))
     }
 
-    /// Factor on a module's change of this rank.
+    /// Scale of a module's low-rank change of this rank.
     pub(super) fn scale(&self, module: &str, rank: usize) -> Result<f32> {
         let wrong = |problem| Error::field(&self.path, "alpha_pattern", problem);
         let alpha = first(&self.alphas, module).map_err(wrong)?.unwrap_or(self.alpha);
@@ -238,11 +239,11 @@ impl AdapterConfig {
     }
 }
 
-impl Names {
-    fn name(&self, module: &str) -> Result<bool, String> {
+impl ModuleNames {
+    fn contain(&self, module: &str) -> Result<bool, String> {
         match self {
-            Names::Whole(pattern) => pattern.is_match(module),
-            Names::List(names) => Ok(names.iter().any(|name| {
+            ModuleNames::Whole(pattern) => pattern.is_match(module),
+            ModuleNames::Suffixes(names) => Ok(names.iter().any(|name| {
                 let before = module.strip_suffix(name.as_str());
                 before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
             })),
@@ -253,14 +254,14 @@ impl Names {
 impl Targets {
     fn names_in_full(&self, module: &str) -> bool {
         match self {
-            Targets::Named(Names::List(names)) => names.iter().any(|name| name == module),
+            Targets::Named(ModuleNames::Suffixes(names)) => names.iter().any(|name| name == module),
             _ => false,
         }
     }
 }
 
-impl Layers {
-    fn read(fields: &Fields<'_>) -> Result<Option<Layers>> {
+impl LayerFilter {
+    fn read(fields: &Fields<'_>) -> Result<Option<LayerFilter>> {
         const FIELD: &str = "layers_to_transform";
         let number = |value: &Value| value.as_u64().and_then(|number| number.try_into().ok());
         let numbers: Option<Vec<usize>> = match fields.get(FIELD) {
@@ -290,10 +291,10 @@ impl Layers {
         let patterns = patterns.iter().map(|pattern| Pattern::layer(pattern));
         let patterns = patterns.collect::<Result<_, _>>();
         let wrong = |problem: String| fields.error("layers_pattern", problem);
-        Ok(Some(Layers { numbers, patterns: patterns.map_err(wrong)? }))
+        Ok(Some(LayerFilter { numbers, patterns: patterns.map_err(wrong)? }))
     }
 
-    fn have(&self, module: &str) -> Result<bool, String> {
+    fn contain(&self, module: &str) -> Result<bool, String> {
         for pattern in &self.patterns {
             if let Some(layer) = pattern.number(module)? {
                 return Ok(self.numbers.contains(&layer));
@@ -307,7 +308,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     match fields.text("peft_type")? {
         Some("LORA") => {}
         Some(kind) => {
-            let problem = format!("is {}, and only LORA adapters can be merged", brief(kind));
+            let problem = format!("is {}, and only LORA adapters can be merged", sanitize(kind));
             return Err(fields.error("peft_type", problem));
         }
         None => return Err(fields.error("peft_type", "is missing, expected LORA")),
@@ -323,8 +324,8 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         Some(Value::String(text)) if ["gaussian", "eva", "orthogonal"].contains(&&**text) => Ok(()),
         Some(other) => {
             let problem = format!(
-                "is {}, which may change the base's weights as well; save the adapter as one of the \
-                 unchanged base (`path_initial_model_for_weight_conversion`)",
+                "is {}, which may change the base's weights as well; save the adapter relative to \
+                 the unchanged base (`path_initial_model_for_weight_conversion`)",
                 shown(other)
             );
             Err(fields.error("init_lora_weights", problem))
@@ -332,24 +333,24 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     }
 }
 
-/// Fields that this version does not know, and that say something.
+/// A remark about unknown fields that are set.
 fn unread(fields: &Fields<'_>) -> Option<Remark> {
     for name in NEUTRAL {
-        fields.get(name); // has been seen
+        fields.get(name); // marks it as read
     }
     let given = |name: &&&str| fields.get(name).is_some_and(is_set);
     let unread = fields.unread();
-    let unread: Vec<String> = unread.iter().filter(given).map(|name| brief(name)).collect();
+    let unread: Vec<String> = unread.iter().filter(given).map(|name| sanitize(name)).collect();
     let first = unread.first()?;
     let others = match unread.len() {
         1 => String::new(),
         count => format!(" and {} more fields", count - 1),
     };
-    let text = format!("has a field `{first}`{others}, of which nothing is known here: not read");
+    let text = format!("has an unknown field `{first}`{others}: ignored");
     Some(fields.remark("unread-adapter-fields", text))
 }
 
-/// Whether a value says more than "none".
+/// Whether a value differs from "none", "off" and "empty".
 fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -375,7 +376,7 @@ fn alpha(fields: &Fields<'_>, name: &str, value: &Value) -> Result<f64> {
     alpha.ok_or_else(|| fields.error(name, problem()))
 }
 
-/// Patterns and what they stand for.
+/// The patterns of a field with their values.
 fn entries<'a>(fields: &Fields<'a>, name: &str) -> Result<Vec<(&'a String, &'a Value)>> {
     match fields.get(name) {
         None => Ok(Vec::new()),
@@ -391,16 +392,21 @@ fn entries<'a>(fields: &Fields<'a>, name: &str) -> Result<Vec<(&'a String, &'a V
     }
 }
 
-fn names(fields: &Fields<'_>, name: &str) -> Result<Names> {
+fn names(fields: &Fields<'_>, name: &str) -> Result<ModuleNames> {
     if let Some(Value::String(pattern)) = fields.get(name) {
         let pattern = Pattern::whole(pattern).map_err(|problem| fields.error(name, problem))?;
-        return Ok(Names::Whole(pattern));
+        return Ok(ModuleNames::Whole(pattern));
     }
-    let list = few(fields, name, fields.texts(name)?)?;
-    Ok(Names::List(list.into_iter().map(str::to_owned).collect()))
+    let list = bounded(fields, name, fields.texts(name)?)?;
+    Ok(ModuleNames::Suffixes(list.into_iter().map(str::to_owned).collect()))
 }
 
-fn few<'a>(fields: &Fields<'_>, name: &str, list: Option<Vec<&'a str>>) -> Result<Vec<&'a str>> {
+/// The names of a field, at most `MAX_NAMES`.
+fn bounded<'a>(
+    fields: &Fields<'_>,
+    name: &str,
+    list: Option<Vec<&'a str>>,
+) -> Result<Vec<&'a str>> {
     let list = list.unwrap_or_default();
     match list.len() <= MAX_NAMES {
         true => Ok(list),
@@ -411,7 +417,7 @@ fn few<'a>(fields: &Fields<'_>, name: &str, list: Option<Vec<&'a str>>) -> Resul
     }
 }
 
-/// What stands beside the first pattern that matches.
+/// The value of the first pattern that matches.
 fn first<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Result<Option<T>, String> {
     for (pattern, value) in patterns {
         if pattern.is_match(module)? {

@@ -1,4 +1,4 @@
-//! The merge itself, one tensor at a time.
+//! The arithmetic of a merge, one tensor at a time.
 
 use std::ops::Range;
 
@@ -7,25 +7,25 @@ use fathom_vector::{LowRank, add_low_rank};
 use half::{bf16, f16};
 
 use super::Adapter;
-use super::plan::{Change, Merge};
+use super::plan::{LowRankChange, TensorMerge};
 
 impl Adapter {
-    /// How a tensor of the model is made, where that is not as the checkpoint has it.
-    pub(crate) fn merge(&self, name: &str) -> Option<&Merge> {
+    /// How a tensor of the model is made; `None` if it is the checkpoint's, unchanged.
+    pub(crate) fn merge(&self, name: &str) -> Option<&TensorMerge> {
         self.plan.merges.get(name)
     }
 
-    /// Rows `rows` of a merged matrix, in the type of the checkpoint's; `base` are those of the
+    /// Rows `rows` of a merged matrix, in the checkpoint's dtype; `base` are the same rows of the
     /// checkpoint's matrix.
     pub(crate) fn merged_rows(
         &self,
-        merge: &Merge,
+        merge: &TensorMerge,
         base: WeightView<'_>,
         rows: Range<usize>,
     ) -> Vec<u8> {
-        let replaced = merge.replaced.map(|place| {
+        let replaced = merge.replaced.map(|index| {
             let start = rows.start * base.columns;
-            let values = self.floats_of(place, start..start + base.rows * base.columns);
+            let values = self.floats_of(index, start..start + base.rows * base.columns);
             narrow(&values, base.dtype)
         });
         let base = WeightView { bytes: replaced.as_deref().unwrap_or(base.bytes), ..base };
@@ -37,40 +37,40 @@ impl Adapter {
         let changes: Vec<LowRank<'_>> = factors
             .iter()
             .map(|(change, (b, a))| {
-                let Change { rank, scale, embedding, .. } = **change;
+                let LowRankChange { rank, scale, embedding, .. } = **change;
                 LowRank { b, a, rank, scale, rounded: embedding }
             })
             .collect();
         add_low_rank(base, &changes)
     }
 
-    /// A merged vector, rounded to the type of the checkpoint's.
+    /// A merged vector, rounded to the checkpoint's dtype.
     pub(crate) fn merged_vector(
         &self,
-        merge: &Merge,
+        merge: &TensorMerge,
         mut values: Vec<f32>,
         dtype: DType,
     ) -> Vec<f32> {
-        if let Some(place) = merge.replaced {
-            values = self.floats(place);
+        if let Some(index) = merge.replaced {
+            values = self.floats(index);
         }
         values.iter_mut().for_each(|value| *value = rounded(*value, dtype));
-        if let Some((place, scale)) = merge.added {
-            for (value, added) in values.iter_mut().zip(self.floats(place)) {
+        if let Some((index, scale)) = merge.added {
+            for (value, added) in values.iter_mut().zip(self.floats(index)) {
                 *value = rounded(*value + added * scale, dtype);
             }
         }
         values
     }
 
-    /// B `[rows, rank]` and A `[rank, columns]` of some rows of a change.
+    /// The factors B `[rows, rank]` and A `[rank, columns]` for some rows of a change.
     fn factors(
         &self,
-        change: &Change,
+        change: &LowRankChange,
         rows: &Range<usize>,
         columns: usize,
     ) -> (Vec<f32>, Vec<f32>) {
-        let Change { a, b, rank, embedding, .. } = *change;
+        let LowRankChange { a, b, rank, embedding, .. } = *change;
         if !embedding {
             return (self.floats_of(b, rows.start * rank..rows.end * rank), self.floats(a));
         }
@@ -79,22 +79,22 @@ impl Adapter {
         let (a, b) = (self.floats(a), self.floats(b));
         let vocab = a.len() / rank;
         let of_token = |token: usize| (0..rank).map(move |k| (k, token));
-        let ours = rows.clone().flat_map(of_token).map(|(k, token)| a[k * vocab + token]).collect();
+        let a_t = rows.clone().flat_map(of_token).map(|(k, token)| a[k * vocab + token]).collect();
         let of_rank = |k: usize| (0..columns).map(move |column| (k, column));
-        let theirs = (0..rank).flat_map(of_rank).map(|(k, column)| b[column * rank + k]).collect();
-        (ours, theirs)
+        let b_t = (0..rank).flat_map(of_rank).map(|(k, column)| b[column * rank + k]).collect();
+        (a_t, b_t)
     }
 
-    /// A tensor of the adapter's file, widened.
-    fn floats(&self, place: usize) -> Vec<f32> {
-        let elements = self.weights.tensors[place].shape.iter().product();
-        self.floats_of(place, 0..elements)
+    /// Tensor `index` of the adapter's file, as f32.
+    fn floats(&self, index: usize) -> Vec<f32> {
+        let elements = self.weights.tensors[index].shape.iter().product();
+        self.floats_of(index, 0..elements)
     }
 
-    /// Some elements of a tensor of the adapter's file, widened.
-    fn floats_of(&self, place: usize, elements: Range<usize>) -> Vec<f32> {
-        let tensor = &self.weights.tensors[place];
-        // Types are checked as the adapter is opened.
+    /// Some elements of tensor `index` of the adapter's file, as f32.
+    fn floats_of(&self, index: usize, elements: Range<usize>) -> Vec<f32> {
+        let tensor = &self.weights.tensors[index];
+        // Dtypes are checked when the adapter is opened.
         let Some(dtype) = tensor.weight_dtype() else { return Vec::new() };
         let bytes = &self.weights.map[tensor.range.clone()];
         widen(&bytes[elements.start * dtype.size()..elements.end * dtype.size()], dtype)
@@ -113,7 +113,7 @@ pub(crate) fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
     }
 }
 
-/// The bytes of numbers rounded to a type.
+/// The bytes of numbers rounded to a dtype.
 fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
     let values = values.iter();
     match dtype {

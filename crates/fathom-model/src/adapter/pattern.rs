@@ -1,17 +1,17 @@
-//! Regular expressions of configs, as Python's `re` reads them.
+//! Regular expressions of configs, with the syntax of Python's `re`.
 
 use fancy_regex::{Regex, RegexBuilder};
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
-/// Longest pattern that is read.
-const LONGEST: usize = 1 << 16;
-/// Steps back that a match may take: module names are short.
+/// Maximum length of a pattern in bytes.
+const MAX_LEN: usize = 1 << 16;
+/// Maximum backtracking steps of a match. Module names are short.
 const MAX_BACKTRACKS: usize = 10_000;
-/// Bytes of a compiled pattern.
+/// Maximum size of a compiled pattern in bytes.
 const MAX_COMPILED: usize = 1 << 20;
 
-/// A compiled pattern. Problems are the end of a sentence that begins with the field.
+/// A compiled pattern. Error strings complete a sentence that begins with the field's name.
 #[derive(Debug)]
 pub(super) struct Pattern(Regex);
 
@@ -21,7 +21,7 @@ impl Pattern {
         Pattern::within(r"\A(?:", pattern, r")\z")
     }
 
-    /// Matches where PEFT's `get_pattern_key` does: a whole name, or the end of one after a dot.
+    /// Matches where PEFT's `get_pattern_key` does: a whole name, or its end after a dot.
     pub(super) fn ending(pattern: &str) -> Result<Pattern, String> {
         Pattern::within(r"\A(?:.*\.)?(?:", pattern, r")\z")
     }
@@ -38,10 +38,10 @@ impl Pattern {
     }
 
     fn within(before: &str, pattern: &str, after: &str) -> Result<Pattern, String> {
-        if pattern.len() > LONGEST {
-            return Err(format!("is {} bytes long, expected at most {LONGEST}", pattern.len()));
+        if pattern.len() > MAX_LEN {
+            return Err(format!("is {} bytes long, expected at most {MAX_LEN}", pattern.len()));
         }
-        // By itself first: `a)|(b` would be well-formed in between.
+        // Compiled alone first: `a)|(b` is invalid, but valid between `before` and `after`.
         compile(pattern)?;
         compile(&format!("{before}{pattern}{after}")).map(Pattern)
     }
@@ -50,7 +50,7 @@ impl Pattern {
         self.0.is_match(name).map_err(|error| failed(name, &error))
     }
 
-    /// The number that the last group of a match holds.
+    /// The number in the last group of a match.
     pub(super) fn number(&self, name: &str) -> Result<Option<usize>, String> {
         let found = self.0.captures(name).map_err(|error| failed(name, &error))?;
         let last = found.and_then(|found| found.get(found.len() - 1));
@@ -62,13 +62,13 @@ fn compile(pattern: &str) -> Result<Regex, String> {
     let mut builder = RegexBuilder::new(pattern);
     builder.backtrack_limit(MAX_BACKTRACKS).delegate_size_limit(MAX_COMPILED);
     builder.build().map_err(|error| {
-        let (pattern, error) = (brief(pattern), brief(&error.to_string()));
-        format!("is not a regular expression that can be used, `{pattern}`: {error}")
+        let (pattern, error) = (sanitize(pattern), sanitize(&error.to_string()));
+        format!("is not a usable regular expression, `{pattern}`: {error}")
     })
 }
 
 fn failed(name: &str, error: &fancy_regex::Error) -> String {
-    format!("cannot be compared with `{}`: {}", brief(name), brief(&error.to_string()))
+    format!("cannot be compared with `{}`: {}", sanitize(name), sanitize(&error.to_string()))
 }
 
 #[cfg(test)]
@@ -80,7 +80,7 @@ mod tests {
     fn patterns_match_where_pythons_do() {
         let q = "model.layers.11.self_attn.q_proj";
         for (pattern, whole, ending) in [
-            // what re.fullmatch and get_pattern_key of PEFT 0.17.1 say
+            // Expected values are from re.fullmatch and get_pattern_key of PEFT 0.17.1.
             ("q_proj", false, true),
             ("self_attn.q_proj", false, true),
             ("attn.q_proj", false, false),
@@ -106,14 +106,11 @@ mod tests {
     fn patterns_that_cannot_be_used_are_refused() {
         for pattern in ["(", "a)|(b", "[", "*"] {
             let problem = Pattern::whole(pattern).unwrap_err();
-            assert!(
-                problem.starts_with("is not a regular expression that can be used"),
-                "{problem}"
-            );
+            assert!(problem.starts_with("is not a usable regular expression"), "{problem}");
         }
         let problem = Pattern::whole(&"a".repeat(1 << 17)).unwrap_err();
         assert!(problem.contains("expected at most 65536"), "{problem}");
-        // Neither memory nor time without end.
+        // Memory and time are bounded.
         assert!(Pattern::whole("((a{1000}){1000}){1000}").is_err());
         let slow = Pattern::whole(r"(a|a|aa)*(?=b)\1*c").unwrap();
         assert!(slow.is_match(&"a".repeat(60)).unwrap_err().starts_with("cannot be compared"));

@@ -1,8 +1,9 @@
-//! What an adapter's directory says about text, which is not used.
+//! Tokenizer and chat template in an adapter's directory, which are not used.
 
 use std::fs;
 use std::path::Path;
 
+use crate::sanitize::sanitize;
 use crate::{ChatTemplate, Remark, Tokenizer};
 
 /// Remarks about a tokenizer or a chat template in the directory of an adapter that differ from
@@ -29,12 +30,12 @@ fn tokenizer(adapter: &Path, base: &Path) -> Option<Remark> {
     let differing: Vec<u32> = ids.filter(differs).collect();
     let first = *differing.first()?;
     let shown = |token: Option<String>| match token {
-        Some(token) => format!("`{}`", crate::brief::brief(&token)),
+        Some(token) => format!("`{}`", sanitize(&token)),
         None => "none".to_owned(),
     };
     remark(format!(
-        "names {} of its tokens otherwise than the base's, which is used; the first is {first}, {} here and \
-         {} there",
+        "names {} of its tokens differently from the base's, which is used; the first is {first}, \
+         {} here and {} there",
         differing.len(),
         shown(theirs.id_to_token(first)),
         shown(ours.id_to_token(first))
@@ -42,7 +43,7 @@ fn tokenizer(adapter: &Path, base: &Path) -> Option<Remark> {
 }
 
 fn template(adapter: &Path, base: &Path) -> Option<Remark> {
-    // One that cannot be read is not missed.
+    // A template that cannot be read is ignored, as it would not be used.
     let theirs = ChatTemplate::from_dir(adapter).ok().flatten()?;
     let ours = ChatTemplate::from_dir(base).ok().flatten();
     if ours.is_some_and(|ours| ours.has_text_of(&theirs)) {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use fathom_backend::Backend;
 use serde_json::{Map, Value, json};
 
-use super::{CaptureRequest, Store, Tensor};
-use crate::{Error, Model, Result};
+use super::{CaptureRequest, CaptureStore, TensorSpec};
+use crate::{Error, Result, Transformer};
 
-/// A safetensors file of known shapes, filled in the order the pass produces its parts.
+/// A safetensors file of known shapes, filled in the order in which the pass computes the values.
 pub(super) struct CaptureFile {
     /// Byte offset of each tensor in the file.
     offsets: Vec<u64>,
@@ -21,23 +21,25 @@ pub(super) struct CaptureFile {
 
 impl CaptureFile {
     pub fn create<B: Backend>(
-        model: &Model<B>,
+        model: &Transformer<B>,
         ids: &[u32],
         request: &CaptureRequest,
-        tensors: &[Tensor],
+        tensors: &[TensorSpec],
         out: &Path,
     ) -> Result<CaptureFile> {
         if out.exists() {
             return Err(Error::file(out, "already exists; choose another name or remove it"));
         }
         let precision = model.backend().precision().name();
+        let positions =
+            request.positions.as_ref().map_or("all".to_owned(), |kept| json!(kept).to_string());
         let mut header = Map::new();
         let mut metadata = json!({
             "format": "pt",
             "fathom_version": env!("CARGO_PKG_VERSION"),
             "precision": precision,
             "input_ids": Value::from(ids).to_string(),
-            "positions": request.positions.as_ref().map_or("all".to_owned(), |p| json!(p).to_string()),
+            "positions": positions,
         });
         if !request.edits.is_empty() {
             let edits: Vec<String> = request.edits.iter().map(ToString::to_string).collect();
@@ -46,7 +48,7 @@ impl CaptureFile {
         header.insert("__metadata__".to_owned(), metadata);
         let mut offsets = Vec::with_capacity(tensors.len());
         let mut end = 0u64;
-        for Tensor { site, layer, shape, .. } in tensors {
+        for TensorSpec { site, layer, shape, .. } in tensors {
             let offset = end;
             end += shape.iter().map(|n| *n as u64).product::<u64>() * 4;
             let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] });
@@ -69,14 +71,14 @@ impl CaptureFile {
         Ok(file)
     }
 
-    /// Gives the file its name.
+    /// Renames the complete file to its final name.
     pub fn finish(self) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.partial, "cannot be written"))?;
         fs::rename(&self.partial, &self.out).map_err(Error::io(&self.out, "cannot be written"))
     }
 }
 
-impl Store for CaptureFile {
+impl CaptureStore for CaptureFile {
     fn put(&mut self, tensor: usize, index: usize, values: &[f32]) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let offset = self.offsets[tensor] + index as u64 * 4;
@@ -89,7 +91,7 @@ impl Store for CaptureFile {
 
 impl Drop for CaptureFile {
     fn drop(&mut self) {
-        // After `finish` there is nothing left under this name; after an error, half a capture.
+        // After `finish` no file has this name; after an error it is an incomplete capture.
         let _ = fs::remove_file(&self.partial);
     }
 }

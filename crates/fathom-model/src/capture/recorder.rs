@@ -1,23 +1,24 @@
-//! Keeping what a probe sees in memory, in a pass of the caller's own.
+//! Capturing into memory from a pass that the caller runs.
 
 use fathom_backend::Backend;
 
-use super::memory::Memory;
-use super::{Captured, Filling};
-use crate::{Access, At, CaptureRequest, Model, ModelConfig, Probe, Result, Sequence, Site};
+use super::memory::MemoryStore;
+use super::{CaptureProbe, Captured};
+use crate::{Access, At, CaptureRequest, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
-/// A probe that keeps what a [`CaptureRequest`] names, for whoever runs the pass himself: because
-/// he wants logits of it too, or watches it with other probes. The request's edits are not made.
+/// A probe that records what a [`CaptureRequest`] names, for callers that run the pass themselves,
+/// for example because they also need logits or use other probes. It does not make the request's
+/// edits.
 ///
-/// The sequence is made with at least what [`CaptureRequest::sequence_options`] says, all tokens
-/// are run, from the first, and [`Recorder::finish`] gives what was seen.
-pub struct Recorder<'a>(pub(super) Filling<'a, Memory>);
+/// Create the sequence with [`CaptureRequest::sequence_options`], run all tokens from the first
+/// one, then call [`Recorder::finish`].
+pub struct Recorder<'a>(pub(super) CaptureProbe<'a, MemoryStore>);
 
 impl<'a> Recorder<'a> {
-    /// Makes room for what `request` names of a pass over `ids`.
+    /// Allocates memory for what `request` names of a pass over `ids`.
     ///
     /// # Errors
-    /// No tokens; a position beyond them; more values than there is memory for.
+    /// No tokens; a position beyond them; not enough memory.
     pub fn new(
         request: &'a CaptureRequest,
         config: &ModelConfig,
@@ -25,17 +26,17 @@ impl<'a> Recorder<'a> {
     ) -> Result<Recorder<'a>> {
         request.check(ids)?;
         let tensors = request.tensors(config, ids.len());
-        let store = Memory::for_tensors(&tensors)?;
-        Ok(Recorder(Filling { request, tensors, tokens: ids.len(), store }))
+        let store = MemoryStore::for_tensors(&tensors)?;
+        Ok(Recorder(CaptureProbe { request, tensors, tokens: ids.len(), store }))
     }
 
-    /// What was captured, in the order of the forward pass.
+    /// The captured values, in the order of the forward pass.
     ///
     /// # Errors
-    /// The backend's.
+    /// Those of the backend.
     pub fn finish<B: Backend>(
         mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         sequence: &Sequence<B>,
     ) -> Result<Vec<Captured>> {
         self.0.sink_scores(model, sequence)?;
@@ -43,11 +44,11 @@ impl<'a> Recorder<'a> {
     }
 
     pub(super) fn into_captured(self) -> Vec<Captured> {
-        let Filling { tensors, store, .. } = self.0;
+        let CaptureProbe { tensors, store, .. } = self.0;
         tensors
             .into_iter()
             .zip(store.values)
-            .map(|(tensor, values)| tensor.filled(values))
+            .map(|(tensor, values)| tensor.with_values(values))
             .collect()
     }
 }

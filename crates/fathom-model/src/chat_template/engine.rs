@@ -15,7 +15,7 @@ use serde_json::Map;
 use super::budget::{Budget, Stop};
 use super::environment::environment;
 use super::instrument;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
 /// Maximum length of a template; the longest published one is below 30 KB.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -143,13 +143,13 @@ fn describe(error: Error) -> String {
     while let Some(cause) = source {
         match cause.downcast_ref::<Stop>() {
             Some(Stop::Refused(message)) => {
-                return format!("refuses the conversation: {}", brief(message));
+                return format!("refuses the conversation: {}", sanitize(message));
             }
             Some(stop) => return format!("{stop}{place}"),
             None => source = cause.source(),
         }
     }
-    let detail = error.detail().map_or_else(|| error.kind().to_string(), brief);
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), sanitize);
     match error.kind() {
         ErrorKind::OutOfFuel => format!("takes too many steps: an endless loop?{place}"),
         ErrorKind::SyntaxError => format!("is not valid: {detail}{place}"),

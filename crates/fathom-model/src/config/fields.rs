@@ -9,16 +9,16 @@ use serde_json::{Map, Value};
 
 use crate::{Error, Remark, Result};
 
-/// Most token ids one field may list.
+/// Maximum number of token ids in one field.
 const MAX_IDS: usize = 1000;
 
-/// A JSON object of a file, possibly nested. `null` counts as absent unless a method says
+/// A JSON object of a file, possibly nested. `null` counts as absent unless a method states
 /// otherwise.
 pub(crate) struct Fields<'a> {
     path: &'a Path,
     prefix: String,
     map: &'a Map<String, Value>,
-    /// Names that were asked for, so that the others are known to have no effect.
+    /// Names that were read. The others have no effect.
     read: RefCell<BTreeSet<String>>,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Fields<'a> {
         Fields { path, prefix, map, read: RefCell::default() }
     }
 
-    /// A field's name as messages give it: dotted where nested.
+    /// A field's name in messages: dotted if nested.
     pub(crate) fn full_name(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -50,19 +50,19 @@ impl<'a> Fields<'a> {
         Error::field(self.path, self.full_name(name), problem)
     }
 
-    /// Whether the field is there, even as `null`.
+    /// Whether the field is present, even as `null`.
     pub(crate) fn names(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }
 
-    /// Fields that are not null and that nobody asked for, in the order of their names.
+    /// Fields that are not null and were not read, in the order of their names.
     pub(crate) fn unread(&self) -> Vec<&'a str> {
         let read = self.read.borrow();
         let given = self.map.iter().filter(|(_, value)| !value.is_null());
         given.map(|(name, _)| name.as_str()).filter(|name| !read.contains(*name)).collect()
     }
 
-    /// Takes back that a field was asked for: its value had no effect.
+    /// Marks a field as unread although it was read: its value had no effect.
     pub(crate) fn had_no_effect(&self, name: &str) {
         self.read.borrow_mut().remove(name);
     }
@@ -108,7 +108,7 @@ impl<'a> Fields<'a> {
         self.number(name, &format!("a number above {above}"), |number| number > above)
     }
 
-    /// A number for which `accept` holds; `expected` says in words which those are.
+    /// A number for which `accept` returns true; `expected` describes those numbers in messages.
     pub(crate) fn number(
         &self,
         name: &str,
@@ -166,7 +166,7 @@ impl<'a> Fields<'a> {
         items.iter().map(number).collect::<Result<_>>().map(Some)
     }
 
-    /// A field that should hold one token id; it may be the first of a list.
+    /// A field that should hold one token id, but may hold a list.
     pub(crate) fn single_token_id(&self, name: &str) -> Result<Vec<u32>> {
         self.ids(name, "a token id")
     }
@@ -176,7 +176,7 @@ impl<'a> Fields<'a> {
         self.ids(name, "a token id or a list of token ids")
     }
 
-    /// Token ids, alone or in a list. `-1` is an old way of saying that there is none.
+    /// Token ids, alone or in a list. Older configs write `-1` for none.
     fn ids(&self, name: &str, expected: &str) -> Result<Vec<u32>> {
         let Some(value) = self.get(name) else { return Ok(Vec::new()) };
         let items = match value {
@@ -197,7 +197,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A value as a message shows it: itself when short, otherwise its kind.
+/// A value in a message: itself if it is short, otherwise its type.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -208,7 +208,7 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
-/// Whether products of a few such numbers stay finite and above zero, in f32 as well.
+/// Whether products of a few such numbers stay finite and nonzero, in f32 as well.
 fn is_tame(number: f64) -> bool {
     number == 0.0 || (1e-30..=1e12).contains(&number.abs())
 }

@@ -1,29 +1,29 @@
-//! The rope types with their parameters, HuggingFace's defaults filled in.
+//! The rope types with their parameters, with HuggingFace's defaults filled in.
 
 use serde_json::Value;
 
-use super::Architecture;
+use super::architecture::RopeTypes;
 use super::fields::Fields;
-use super::rope::{Context, MAX_POSITIONS};
-use crate::brief::brief;
+use super::rope::{MAX_POSITIONS, RopeContext};
 use crate::rope::{longrope_attention_factor, yarn_attention_factor};
+use crate::sanitize::sanitize;
 use crate::{Error, Result, RopeKind};
 
-/// Where the parameters of a rope type are found.
-pub(super) struct KindFields<'a> {
+/// The fields that hold the parameters of a rope type.
+pub(super) struct RopeTypeFields<'a> {
     /// The whole config.
     pub root: &'a Fields<'a>,
-    /// The object of the rotary embedding.
+    /// `rope_scaling` or `rope_parameters`.
     pub scaling: &'a Fields<'a>,
-    /// How many components of a head rotate.
+    /// How many components of a head are rotated.
     pub rotary_dim: usize,
-    pub context: &'a Context,
+    pub context: &'a RopeContext,
 }
 
-impl KindFields<'_> {
+impl RopeTypeFields<'_> {
     /// Reads the rope type and its parameters.
     pub(super) fn read(&self) -> Result<RopeKind> {
-        // Both names of the field are asked for: transformers writes both.
+        // transformers writes both names of the field, so both are marked as read.
         let (newer, older) = (self.scaling.get("rope_type"), self.scaling.get("type"));
         if newer.is_some() && older != newer {
             self.scaling.had_no_effect("type");
@@ -38,7 +38,7 @@ impl KindFields<'_> {
             "longrope" => self.longrope(),
             other => {
                 let known = "default, linear, dynamic, llama3, yarn and longrope (su)";
-                let other = brief(other);
+                let other = sanitize(other);
                 let problem =
                     format!("is `{other}`, which is not supported; supported are {known}");
                 Err(self.scaling.error(field, problem))
@@ -46,7 +46,7 @@ impl KindFields<'_> {
         }
     }
 
-    /// The rope type under its present name.
+    /// The rope type under its current name.
     fn name(&self, field: &str) -> Result<&str> {
         let name = match self.scaling.text(field)? {
             Some(name) => name,
@@ -56,12 +56,11 @@ impl KindFields<'_> {
             }
             None => "default",
         };
-        match (self.context.architecture, name) {
-            (_, "su") => Ok("longrope"),
-            // Early Phi-3 configs say yarn and mean longrope; the class knows no other type.
-            (Architecture::Phi3, "yarn") => Ok("longrope"),
-            (Architecture::Phi3, name) if name != "default" && name != "longrope" => {
-                let (name, class) = (brief(name), Architecture::Phi3);
+        let class = self.context.architecture;
+        match (class.facts().rope_types, name) {
+            (_, "su") | (RopeTypes::LongRopeOnly, "yarn") => Ok("longrope"),
+            (RopeTypes::LongRopeOnly, name) if name != "default" && name != "longrope" => {
+                let name = sanitize(name);
                 let problem = format!("is `{name}`, expected default or longrope for {class}");
                 Err(self.scaling.error(field, problem))
             }
@@ -70,7 +69,7 @@ impl KindFields<'_> {
     }
 
     fn dynamic(&self, field: &str) -> Result<RopeKind> {
-        // The base grows by the power d / (d - 2).
+        // The exponent of the base's growth is d / (d - 2).
         if self.rotary_dim <= 2 {
             let problem = "is `dynamic`, which needs a rotary width above 2";
             return Err(self.scaling.error(field, problem));
@@ -98,12 +97,12 @@ impl KindFields<'_> {
 
     fn yarn(&self) -> Result<RopeKind> {
         let original = self.original()?;
-        // Absent is an error, null is not: null asks for the ratio of the two lengths.
+        // An absent factor is an error. A null one means the ratio of the two lengths.
         if !self.scaling.names("factor") {
             return Err(self.missing("factor"));
         }
         let factor = self.factor_or_ratio(original)?;
-        // HuggingFace takes a zero for "not given".
+        // HuggingFace treats zero as absent.
         let given = |name| {
             let expected = "a number of at least 0";
             let number = self.scaling.number(name, expected, |number| number >= 0.0)?;
@@ -111,7 +110,7 @@ impl KindFields<'_> {
         };
         let (mscale, mscale_all_dim) = (given("mscale")?, given("mscale_all_dim")?);
         let attention_factor = self.attention_factor()?;
-        // They count together, and only where there is no factor.
+        // Both must be present to have an effect, and only without an attention_factor.
         if attention_factor.is_some() || mscale.is_none() || mscale_all_dim.is_none() {
             self.scaling.had_no_effect("mscale");
             self.scaling.had_no_effect("mscale_all_dim");
@@ -146,29 +145,29 @@ impl KindFields<'_> {
         })
     }
 
-    /// `factor`, or else how many times longer than the trained length sequences may be.
+    /// `factor`, or else the ratio of `max_position_embeddings` to the trained length.
     fn factor_or_ratio(&self, original: usize) -> Result<f64> {
         let ratio = self.context.max_position_embeddings as f64 / original as f64;
         Ok(self.scaling.number_above("factor", 0.0)?.unwrap_or(ratio))
     }
 
-    /// The factor on cosines and sines, where the config names it.
+    /// The factor on cosines and sines, if the config has one.
     fn attention_factor(&self) -> Result<Option<f64>> {
         let expected = "a number of at least 0";
         self.scaling.number("attention_factor", expected, |factor| factor >= 0.0)
     }
 
-    /// The trained length, `original_max_position_embeddings`, as HuggingFace looks for it: the top
-    /// level first (where Phi3's class has a default, so that the nested one never counts), then
-    /// the nested object, then `max_position_embeddings`. At least 2, because its logarithm
-    /// divides.
+    /// The trained length, `original_max_position_embeddings`, looked up as HuggingFace does: the
+    /// top level or its class's default (Phi3 has one, so it never reads the nested field), then
+    /// the nested object, then `max_position_embeddings`. At least 2, because its logarithm is a
+    /// divisor.
     fn original(&self) -> Result<usize> {
         let name = "original_max_position_embeddings";
         let range = 2..=MAX_POSITIONS;
-        let defaults = self.context.architecture.defaults();
+        let defaults = &self.context.architecture.facts().defaults;
         let top = self.root.size(name, range.clone())?;
         if let Some(top) = top.or(defaults.original_max_position_embeddings) {
-            // Asked for only to know whether it says the same.
+            // A nested field that states the same value counts as read.
             if self.scaling.get(name).and_then(Value::as_u64) != u64::try_from(top).ok() {
                 self.scaling.had_no_effect(name);
             }

@@ -1,43 +1,43 @@
-//! What `generation_config.json` recommends about choosing tokens.
+//! The sampling that `generation_config.json` recommends.
 
 use serde_json::Value;
 
 use super::fields::{Fields, shown};
 use crate::Remark;
 
-/// How the authors of a checkpoint recommend to choose tokens. Nothing of it is applied unasked.
+/// The sampling that the authors of a checkpoint recommend. It is applied only on request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RecommendedSampling {
-    /// `temperature`; `None` where tokens are not to be drawn (`do_sample` is not true).
+    /// `temperature`; `None` for greedy decoding (`do_sample` is not true).
     pub temperature: Option<f64>,
-    /// `top_p`, where it leaves anything out.
+    /// `top_p`, if it excludes any token.
     pub top_p: Option<f64>,
-    /// `top_k`, where it leaves anything out.
+    /// `top_k`, if it excludes any token.
     pub top_k: Option<u64>,
-    /// `min_p`, where it leaves anything out.
+    /// `min_p`, if it excludes any token.
     pub min_p: Option<f64>,
-    /// `repetition_penalty`, where it changes anything: greedy text too.
+    /// `repetition_penalty`, if it is not 1. It affects greedy decoding too.
     pub repetition_penalty: Option<f64>,
-    /// Whatever else changes which token is chosen, as `field value`.
+    /// Unsupported fields that change which token is chosen, as `field value`.
     pub others: Vec<String>,
 }
 
-/// Fields that draw tokens in ways Fathom does not, and their neutral values.
-const DRAWING: [(&str, f64); 3] =
+/// Unsupported fields that affect sampling only, and their neutral values.
+const SAMPLING_ONLY: [(&str, f64); 3] =
     [("typical_p", 1.0), ("epsilon_cutoff", 0.0), ("eta_cutoff", 0.0)];
 
-/// The same of fields that change scores whether tokens are drawn or not.
-const SCORES: [(&str, f64); 2] =
+/// Unsupported fields that affect sampling and greedy decoding, and their neutral values.
+const SAMPLING_AND_GREEDY: [(&str, f64); 2] =
     [("encoder_repetition_penalty", 1.0), ("no_repeat_ngram_size", 0.0)];
 
 impl RecommendedSampling {
-    /// Reads a `generation_config.json`. Values that are no numbers recommend nothing: they are not
-    /// used.
+    /// Reads a `generation_config.json`. Values that are not numbers are ignored.
     pub(super) fn read(fields: &Fields<'_>) -> RecommendedSampling {
         let number = |name| fields.get(name).and_then(Value::as_f64);
-        let draws = fields.get("do_sample").and_then(Value::as_bool) == Some(true);
-        let drawing = DRAWING.into_iter().filter(|_| draws);
-        let others = SCORES.into_iter().chain(drawing).filter_map(|(name, neutral)| {
+        let samples = fields.get("do_sample").and_then(Value::as_bool) == Some(true);
+        let sampling_only = SAMPLING_ONLY.into_iter().filter(|_| samples);
+        let unsupported = SAMPLING_AND_GREEDY.into_iter().chain(sampling_only);
+        let others = unsupported.filter_map(|(name, neutral)| {
             let value = fields.get(name)?;
             let matters = value.as_f64().is_some_and(|number| number != neutral);
             matters.then(|| format!("{name} {}", shown(value)))
@@ -45,7 +45,7 @@ impl RecommendedSampling {
         let others = others.collect();
         let repetition_penalty = number("repetition_penalty").filter(|&penalty| penalty != 1.0);
         let greedy = RecommendedSampling { repetition_penalty, others, ..Default::default() };
-        if !draws {
+        if !samples {
             return greedy;
         }
         RecommendedSampling {
@@ -57,12 +57,12 @@ impl RecommendedSampling {
         }
     }
 
-    /// Whether there is anything in it that there are options for.
+    /// Whether it recommends anything that Fathom has options for.
     pub fn can_be_taken(&self) -> bool {
         self.temperature.is_some() || self.repetition_penalty.is_some()
     }
 
-    /// Advice for text that is chosen greedily although something else is recommended.
+    /// Advice for greedy decoding of a checkpoint that recommends something else.
     pub fn remark(&self) -> Option<Remark> {
         let named = [
             ("temperature", self.temperature),
@@ -79,7 +79,7 @@ impl RecommendedSampling {
         }
         let mut notes = Vec::new();
         if self.can_be_taken() {
-            notes.push("--sampling recommended takes up the recommendation".to_owned());
+            notes.push("--sampling recommended applies the recommendation".to_owned());
         }
         if !self.others.is_empty() {
             notes.push(format!("there is no option for {}", self.others.join(" and ")));
@@ -92,7 +92,7 @@ impl RecommendedSampling {
         Some(Remark::advice("sampling-recommended", text))
     }
 
-    /// What is left out of the recommendation where it is taken up, if anything is.
+    /// A remark about the recommended fields that `--sampling recommended` cannot apply.
     pub fn rest_remark(&self) -> Option<Remark> {
         let others = self.others.join(" and ");
         let text = format!(

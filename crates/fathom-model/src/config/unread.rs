@@ -1,16 +1,16 @@
-//! Fields that would change what a model computes, and that the classes Fathom runs do not read.
+//! Config fields that change what other model families compute, and that the class at hand ignores.
 
 use serde_json::Value;
 
+use super::ModelConfig;
+use super::architecture::WindowRule;
 use super::fields::{Fields, shown};
-use super::{Architecture, ModelConfig};
 use crate::Remark;
 
-/// A field of other families, and whether a value of it would change anything.
-type Foreign = (&'static str, fn(&Value) -> bool);
+/// A field of other families, and whether a value of it would change the computation.
+type ForeignField = (&'static str, fn(&Value) -> bool);
 
-/// Such fields; of each, values that stand for "none" say nothing.
-const FOREIGN: [Foreign; 25] = [
+const FOREIGN: [ForeignField; 25] = [
     ("attn_logit_softcapping", is_given),
     ("final_logit_softcapping", is_given),
     ("query_pre_attn_scalar", is_given),
@@ -38,22 +38,23 @@ const FOREIGN: [Foreign; 25] = [
     ("num_nextn_predict_layers", is_given),
 ];
 
-/// A remark about such fields of a config. transformers' class ignores them as well, so the model
-/// is run as transformers runs it; it is perhaps not the model that was trained.
+/// A remark about fields of other families that the parser did not read. transformers ignores them
+/// as well, so the model runs as it does there, but it may not be the model that was trained.
 pub(super) fn remark(fields: &Fields<'_>, config: &ModelConfig) -> Option<Remark> {
+    let unread = fields.unread();
     let mut found: Vec<String> = Vec::new();
     let mut add = |name: &str, value: &Value| found.push(format!("`{name}` ({})", shown(value)));
-    for (name, matters) in FOREIGN {
+    for (name, matters) in FOREIGN.into_iter().filter(|(name, _)| unread.contains(name)) {
         if let Some(value) = fields.get(name).filter(|value| matters(value)) {
             add(name, value);
         }
     }
     if let Some(value) = fields.get("sliding_window").filter(|value| is_given(value))
-        && config.architecture == Architecture::Llama
+        && config.architecture.facts().windows == WindowRule::Never
     {
         add("sliding_window", value);
     }
-    // Neutral where it is what attention divides by anyway.
+    // Attention is scaled by 1/√head_dim, so this value changes nothing.
     let usual = 1.0 / (config.head_dim as f64).sqrt();
     let differs = |value: &&Value| value.as_f64().is_none_or(|by| (by / usual - 1.0).abs() > 1e-4);
     if let Some(value) = fields.get("attention_multiplier").filter(differs) {
@@ -65,7 +66,7 @@ pub(super) fn remark(fields: &Fields<'_>, config: &ModelConfig) -> Option<Remark
         _ => ("have", "them"),
     };
     let text = format!(
-        "{} {has} no effect: {} does not read {it}, in transformers neither",
+        "{} {has} no effect: {} does not read {it}, here or in transformers",
         found.join(", "),
         config.architecture
     );

@@ -1,24 +1,14 @@
-//! What an edit must keep to.
+//! Checks of edits.
 
 use std::ops::Range;
 
 use super::{Change, Edit, Positions};
-use crate::site::Layout;
-use crate::{Error, ModelConfig, Result, Site};
-
-/// Width of a row as a probe sees it.
-pub(super) fn width(site: Site, config: &ModelConfig) -> Option<usize> {
-    match site.layout(config) {
-        Layout::Rows { width } => Some(width),
-        Layout::Heads { heads, head_dim } => Some(heads * head_dim),
-        Layout::Weights { .. } | Layout::Scores { .. } => None,
-    }
-}
+use crate::{Error, ModelConfig, Result};
 
 /// Checks one edit against the model and the text.
 pub(super) fn edit(edit: &Edit, config: &ModelConfig, tokens: Option<usize>) -> Result<()> {
     let refused = |problem: String| Err(Error::Request(format!("edit `{edit}`: {problem}")));
-    let width = width(edit.site, config).filter(|_| edit.site.editable());
+    let width = edit.site.layout(config).row_width().filter(|_| edit.site.editable());
     let Some(width) = width else {
         return refused(format!("`{}` can be read, but not edited", edit.site));
     };
@@ -66,15 +56,17 @@ pub(super) fn edit(edit: &Edit, config: &ModelConfig, tokens: Option<usize>) -> 
         }
         Change::Copy(source) => {
             if *source >= first(&edit.positions) {
-                return refused("only an earlier position can be copied from".to_owned());
+                return refused("the copied position must be before all changed ones".to_owned());
             }
         }
         Change::Mean(ranges) => {
             if ranges.iter().all(Range::is_empty) {
-                return refused("the mean is over no position".to_owned());
+                return refused("the mean is over no positions".to_owned());
             }
             if ranges.iter().any(|range| range.end > first(&edit.positions)) {
-                return refused("the mean can be over earlier positions only".to_owned());
+                return refused(
+                    "the positions of the mean must be before all changed ones".to_owned(),
+                );
             }
         }
     }
@@ -113,7 +105,7 @@ fn bad_positions(positions: &Positions, tokens: Option<usize>, width: usize) -> 
     }
 }
 
-/// Refuses edits of which both write a value, unless they commute.
+/// Refuses two edits that write the same value, unless they commute.
 pub(super) fn conflicts(edits: &[Edit]) -> Result<()> {
     for (i, a) in edits.iter().enumerate() {
         let later = &edits[i + 1..];
@@ -136,7 +128,8 @@ fn commute(a: &Change, b: &Change) -> bool {
     matches!((a, b), (Change::Scale(_), Change::Scale(_)) | (Change::Add(_), Change::Add(_)))
 }
 
-/// Where the tokens are known only as the pass runs, they may be the same.
+/// Whether two edits may change the same position. Aligned positions are known only during the
+/// pass, so they count as shared.
 fn share_position(a: &Positions, b: &Positions) -> bool {
     let (Positions::These(a), Positions::These(b)) = (a, b) else {
         return true;
@@ -151,6 +144,7 @@ fn share_column(a: Option<&[usize]>, b: Option<&[usize]>) -> bool {
     }
 }
 
+/// First position that may be changed.
 fn first(positions: &Positions) -> usize {
     match positions {
         Positions::These(ranges) => ranges.iter().map(|range| range.start).min().unwrap_or(0),

@@ -1,4 +1,4 @@
-//! Vectors from captures.
+//! Loading a vector from a capture.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub(super) fn row(path: &Path, tensor: &str, row: usize) -> Result<Vec<f32>> {
     if row >= rows {
         return wrong(format!("has {rows} rows, there is no row {row}"));
     }
-    let start = info.range.start + row * width * 4; // inside the range: the header was checked
+    let start = info.range.start + row * width * 4; // in bounds: the header was checked
     let bytes = shard.map[start..start + width * 4].as_chunks().0;
     Ok(bytes.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
 }

@@ -1,4 +1,4 @@
-//! Edits as people type them: `mlp_out.3@17=zero`.
+//! The text syntax of edits: `mlp_out.3@17=zero`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -7,15 +7,15 @@ use super::{Change, Edit, Positions, load};
 use crate::{Error, Result, Site};
 
 impl Edit {
-    /// Reads `SITE.LAYER[COLUMNS]@POSITIONS=CHANGE`.
+    /// Parses `SITE.LAYER[COLUMNS]@POSITIONS=CHANGE`.
     ///
-    /// Positions and columns are numbers and ranges, comma separated (`3,17..22,30..`), or `*` for
-    /// all; the brackets may be left out. The change is one of `zero`, `scale(X)`, `clamp(NORM)`,
+    /// Positions and columns are comma-separated numbers and ranges (`3,17..22,30..`), or `*` for
+    /// all; the brackets are optional. The change is one of `zero`, `scale(X)`, `clamp(NORM)`,
     /// `copy(POSITION)`, `mean(POSITIONS)`, `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)`,
     /// the last two from a capture.
     ///
     /// # Errors
-    /// Anything else, saying which part; a file that cannot be read or lacks the row.
+    /// Any other text (the message names the part); a file that cannot be read or lacks the row.
     pub fn parse(text: &str) -> Result<Edit> {
         let wrong = |problem: String| Error::Request(format!("edit `{text}`: {problem}"));
         let form = || wrong("expected SITE.LAYER@POSITIONS=CHANGE, as in mlp_out.3@17=zero".into());
@@ -51,7 +51,7 @@ impl Edit {
     }
 }
 
-/// What stands before and after the `=` of the change, which is not that of a range `3..=5`.
+/// The text before and after the `=` of the change, which is not the `=` of a range `3..=5`.
 fn split_at_change(text: &str) -> Option<(&str, &str)> {
     let halves = text.match_indices('=').map(|(i, _)| (&text[..i], &text[i + 1..]));
     let in_range = |(before, after): &(&str, &str)| {
@@ -60,7 +60,7 @@ fn split_at_change(text: &str) -> Option<(&str, &str)> {
     halves.into_iter().find(|halves| !in_range(halves))
 }
 
-/// No model is wider; a longer list is a typo that must not fill the memory.
+/// Maximum number of columns. No model is wider, and a typo must not exhaust memory.
 const MAX_COLUMNS: usize = 1 << 20;
 
 fn change_of(text: &str, wrong: &dyn Fn(String) -> Error) -> Result<Change> {
@@ -69,8 +69,8 @@ fn change_of(text: &str, wrong: &dyn Fn(String) -> Error) -> Result<Change> {
     }
     let unknown = || {
         wrong(format!(
-            "`{text}` is none of zero, scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), \
-             replace(FILE:TENSOR:ROW) and add(FILE:TENSOR:ROW)"
+            "`{text}` is not one of zero, scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), \
+             replace(FILE:TENSOR:ROW) or add(FILE:TENSOR:ROW)"
         ))
     };
     let (name, argument) =
@@ -87,7 +87,7 @@ fn change_of(text: &str, wrong: &dyn Fn(String) -> Error) -> Result<Change> {
     })
 }
 
-/// `FILE:TENSOR:ROW`; a file name may hold colons.
+/// Loads `FILE:TENSOR:ROW`. A file name may contain colons.
 fn stored(text: &str, wrong: &dyn Fn(String) -> Error) -> Result<Vec<f32>> {
     let form = || wrong(format!("`{text}` is not FILE:TENSOR:ROW"));
     let (rest, row) = text.rsplit_once(':').ok_or_else(form)?;
@@ -95,7 +95,7 @@ fn stored(text: &str, wrong: &dyn Fn(String) -> Error) -> Result<Vec<f32>> {
     load::row(Path::new(file), tensor, index(row).map_err(wrong)?)
 }
 
-/// `3,17..22,30..` or `*`.
+/// Parses `3,17..22,30..` or `*`.
 fn ranges(text: &str) -> Result<Vec<Range<usize>>, String> {
     let range = |part: &str| {
         let part = part.trim();
@@ -112,18 +112,18 @@ fn ranges(text: &str) -> Result<Vec<Range<usize>>, String> {
             None => index(end)?,
             Some(end) => index(end)? + 1,
         };
-        if start < end { Ok(start..end) } else { Err(format!("the range `{part}` holds nothing")) }
+        if start < end { Ok(start..end) } else { Err(format!("the range `{part}` is empty")) }
     };
     text.split(',').map(range).collect()
 }
 
-/// One below the largest number, so that a range can end behind it.
+/// Parses a number small enough that a range can end after it.
 fn index(text: &str) -> Result<usize, String> {
     let number = text.trim().parse().ok().filter(|number| *number < usize::MAX - 1);
     number.ok_or_else(|| format!("`{}` is not a number or range", text.trim()))
 }
 
-/// As [`ranges`] reads them.
+/// The syntax of [`ranges`].
 pub(super) fn show(ranges: &[Range<usize>]) -> String {
     let range = |range: &Range<usize>| match (range.start, range.end) {
         (0, usize::MAX) => "*".to_owned(),

@@ -1,4 +1,4 @@
-//! Carrying out edits.
+//! The probe that carries out edits.
 
 use fathom_backend::{RowChange, RowEdit};
 use fathom_vector::{change_values, dot, squared_norm};
@@ -6,37 +6,38 @@ use fathom_vector::{change_values, dot, squared_norm};
 use super::{Change, Edit, Edits, Positions};
 use crate::{Access, At, Error, Measured, Probe, Result, Site};
 
-/// Changes what [`Edits`] name in a pass over a single sequence. A second probe may watch: it sees
-/// the values the pass goes on with.
+/// A probe that makes [`Edits`] in a pass over a single sequence. A second probe may observe the
+/// values after the edits.
 pub struct EditProbe<'a> {
-    edits: Vec<(&'a Edit, Source)>,
+    edits: Vec<(&'a Edit, SourceMean)>,
     watcher: Option<&'a mut dyn Probe>,
-    /// Positions changed because they are aligned, ascending, by place.
+    /// Positions changed by [`Positions::Aligned`], as (site, layer, position), ascending for each
+    /// site and layer.
     aligned: Vec<(Site, usize, usize)>,
 }
 
-/// What a copy or a mean has seen of the positions it comes from.
+/// Running mean of the rows that a copy or a mean reads.
 #[derive(Default)]
-struct Source {
+struct SourceMean {
     sum: Vec<f64>, // [columns]
     rows: usize,
 }
 
 impl<'a> EditProbe<'a> {
-    /// A probe that edits.
+    /// A probe that makes `edits`.
     pub fn new(edits: &'a Edits) -> EditProbe<'a> {
-        let edits = edits.edits.iter().map(|edit| (edit, Source::default())).collect();
+        let edits = edits.edits.iter().map(|edit| (edit, SourceMean::default())).collect();
         EditProbe { edits, watcher: None, aligned: Vec::new() }
     }
 
-    /// Also shows `watcher` what it asks for, as it is after the edits. The watcher cannot edit.
-    pub fn watched_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
+    /// Also passes `watcher` the values it asks for, after the edits. The watcher cannot edit.
+    pub fn observed_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
         self.watcher = Some(watcher);
         self
     }
 
-    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position), each
-    /// place's ascending.
+    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position),
+    /// ascending for each site and layer.
     pub fn aligned(&self) -> &[(Site, usize, usize)] {
         &self.aligned
     }
@@ -50,12 +51,12 @@ impl Probe for EditProbe<'_> {
             Some(Access::Edit) => Access::Read,
             Some(access) => access,
         };
-        let here = |(edit, _): &&(&Edit, Source)| (edit.site, edit.layer) == (site, layer);
+        let here = |(edit, _): &&(&Edit, SourceMean)| (edit.site, edit.layer) == (site, layer);
         if !self.edits.iter().any(|edit| here(&edit)) {
             return watched;
         }
         let mut edits = self.edits.iter().filter(here);
-        match watched == Access::Skip && edits.all(|(edit, _)| edit.is_of_its_rows_alone()) {
+        match watched == Access::Skip && edits.all(|(edit, _)| edit.is_row_local()) {
             true => Access::Change,
             false => Access::Edit,
         }
@@ -82,7 +83,7 @@ impl Probe for EditProbe<'_> {
             if (edit.site, edit.layer) != (at.site, at.layer) {
                 continue;
             }
-            source.see(edit, at, &computed, width);
+            source.accumulate(edit, at, &computed, width);
             let source = source.mean();
             for (i, position) in at.positions.clone().enumerate() {
                 let row = i * width..(i + 1) * width;
@@ -128,8 +129,8 @@ impl Probe for EditProbe<'_> {
         Ok(changes)
     }
 
-    fn landmarks(&self, sequence: usize) -> Vec<usize> {
-        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.landmarks(sequence))
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.watcher.as_ref().map_or_else(Vec::new, |watcher| watcher.reference_positions(sequence))
     }
 
     fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
@@ -141,14 +142,14 @@ impl Probe for EditProbe<'_> {
 }
 
 impl Edit {
-    /// Whether nothing need be read for it: its positions are listed, and what becomes of a row
-    /// depends on that row alone.
-    fn is_of_its_rows_alone(&self) -> bool {
+    /// Whether the backend can make the edit without reading rows back: its positions are listed,
+    /// and the new value of a row depends on that row alone.
+    fn is_row_local(&self) -> bool {
         matches!(self.positions, Positions::These(_)) && row_change(&self.change).is_some()
     }
 }
 
-/// The change as a backend makes it, unless it needs rows of other positions.
+/// The change as a backend operation; `None` if it needs rows of other positions.
 fn row_change(change: &Change) -> Option<RowChange<'_>> {
     match change {
         Change::Zero => Some(RowChange::Fill(0.0)),
@@ -160,7 +161,7 @@ fn row_change(change: &Change) -> Option<RowChange<'_>> {
     }
 }
 
-/// Whether a position, with the row computed there, is one of those that are changed.
+/// Whether an edit of `positions` changes a position with this computed row.
 fn changes(positions: &Positions, position: usize, row: &[f32]) -> bool {
     match positions {
         Positions::These(ranges) => ranges.iter().any(|range| range.contains(&position)),
@@ -176,8 +177,8 @@ fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
     match row_change(change) {
         Some(change) => change_values(&change, values),
         None if source.is_empty() => {
-            // Positions before the text's own: a sequence that did not start at 0 under this probe.
-            let problem = "an edit copies from positions this pass did not compute";
+            // The sequence had earlier positions before it ran with this probe.
+            let problem = "an edit copies from positions that this pass did not compute";
             return Err(Error::Request(problem.to_owned()));
         }
         None => values.copy_from_slice(source),
@@ -185,9 +186,9 @@ fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
     Ok(())
 }
 
-impl Source {
-    /// Takes in the rows of a chunk that the edit copies from.
-    fn see(&mut self, edit: &Edit, at: &At, computed: &[f32], width: usize) {
+impl SourceMean {
+    /// Adds the rows of a chunk that the edit copies from.
+    fn accumulate(&mut self, edit: &Edit, at: &At, computed: &[f32], width: usize) {
         for (position, row) in at.positions.clone().zip(computed.chunks_exact(width)) {
             let copied = match &edit.change {
                 Change::Copy(source) => position == *source,
@@ -211,7 +212,7 @@ impl Source {
         self.rows += 1;
     }
 
-    /// Their mean; empty where none has come.
+    /// The mean; empty if there were no rows yet.
     fn mean(&self) -> Vec<f32> {
         self.sum.iter().map(|sum| (sum / self.rows as f64) as f32).collect()
     }

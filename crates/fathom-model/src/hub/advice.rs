@@ -1,13 +1,13 @@
-//! What to type instead of a name that is nearly a model.
+//! Suggestions for names that are similar to a model's.
 
 use std::fs;
 use std::path::Path;
 
 use super::HubId;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 
-/// What is said of a folder of the HuggingFace cache that holds a model's snapshots: the one of the
-/// repository (`models--org--name`), or its `snapshots`. `None` for any other directory.
+/// The error text for a folder of the HuggingFace cache that contains a model's snapshots: the
+/// repository's folder (`models--org--name`) or its `snapshots`. `None` for any other directory.
 pub(super) fn snapshots(dir: &Path, cache: Option<&Path>) -> Option<String> {
     if dir.join("config.json").symlink_metadata().is_ok() {
         return None;
@@ -19,7 +19,7 @@ pub(super) fn snapshots(dir: &Path, cache: Option<&Path>) -> Option<String> {
         _ => return None,
     };
     let repo = root.file_name().and_then(|name| repo_of_folder(name.to_str()?));
-    // A folder of that name somewhere else need not be one of the cache.
+    // A folder called `snapshots` outside the cache is not necessarily a repository's.
     if repo.is_none() && !root.join("refs").is_dir() && !root.join("blobs").is_dir() {
         return None;
     }
@@ -38,13 +38,13 @@ pub(super) fn snapshots(dir: &Path, cache: Option<&Path>) -> Option<String> {
         (Some(_), Some(repo)) if in_cache && main.is_some() => format!("give `{repo}`"),
         (Some(commit), _) => {
             let snapshot = root.join("snapshots").join(commit);
-            format!("give `{}`", brief(&snapshot.to_string_lossy()))
+            format!("give `{}`", sanitize(&snapshot.to_string_lossy()))
         }
     };
     Some(format!("is a folder of the HuggingFace cache that holds a model's snapshots; {instead}"))
 }
 
-/// The hub id that a name means which is none itself: a URL, a path with a slash too many, or a
+/// The hub id that a malformed name probably means: a URL, a path with a trailing slash, or a
 /// folder's name in the cache.
 pub(super) fn hub_id(spec: &str) -> Option<String> {
     let folder = spec.rsplit('/').next().unwrap_or(spec);
@@ -62,7 +62,7 @@ fn repo_of_folder(folder: &str) -> Option<String> {
     HubId::parse(&repo).filter(|id| id.revision.is_none()).map(|id| id.repo.to_owned())
 }
 
-/// `org/name` of a page of the hub, `org/name@revision` where it names one:
+/// `org/name` of a page of the hub, or `org/name@revision` if the URL has a revision:
 /// `https://host/org/name`, `host.co/org/name/tree/revision`, `hf://org/name`.
 fn of_url(spec: &str) -> Option<String> {
     let path = match spec.split_once("://") {

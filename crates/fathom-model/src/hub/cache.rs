@@ -1,9 +1,9 @@
-//! The HuggingFace cache: where it is under which environment variables.
+//! The location of the HuggingFace cache.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// The cache directory `huggingface_hub` uses under these environment variables.
+/// The cache directory that `huggingface_hub` uses with these environment variables.
 pub(super) fn dir(env: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |name| env(name).filter(|value| !value.is_empty());
     let expanded = |name| set(name).map(|value| expand(value, env));
@@ -14,9 +14,9 @@ pub(super) fn dir(env: &impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|home| Path::new(&home).join(".cache/huggingface/hub")))
 }
 
-/// `os.path.expandvars(os.path.expanduser(value))` of Python: a leading `~` is the home directory,
-/// `$NAME` and `${NAME}` are variables; what is not set stays as it is written. So does another
-/// user's home, `~name`, and a value that is not UTF-8.
+/// Python's `os.path.expandvars(os.path.expanduser(value))`: a leading `~` is the home directory,
+/// `$NAME` and `${NAME}` are variables. Unset variables, another user's home (`~name`) and values
+/// that are not UTF-8 stay unchanged.
 fn expand(value: OsString, env: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let Some(text) = value.to_str() else { return value.into() };
     let variable = |name: &str| env(name).and_then(|value| value.into_string().ok());

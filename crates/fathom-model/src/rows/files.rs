@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::STDIN;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// Maximum number of files of one data set.
@@ -63,7 +63,7 @@ fn is_pattern(text: &str) -> bool {
 
 fn matching(path: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
     let paths = glob::glob(pattern).map_err(|error| {
-        Error::file(path, format!("is not a valid pattern: {}", brief(&error.to_string())))
+        Error::file(path, format!("is not a valid pattern: {}", sanitize(&error.to_string())))
     })?;
     let mut files = Vec::new();
     for file in paths.flatten().filter(|file| file.is_file()) {

@@ -9,7 +9,7 @@ use arrow_json::LineDelimitedWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::MAX_ROW_BYTES;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// Rows decoded at a time. A row group's columns are decoded page by page.
@@ -81,7 +81,7 @@ impl ParquetRows {
 fn guarded<T, E: std::fmt::Display>(path: &Path, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
     let problem = match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => brief(&error.to_string()),
+        Ok(Err(error)) => sanitize(&error.to_string()),
         Err(_) => "one of its parts is malformed".to_owned(),
     };
     Err(Error::file(path, format!("cannot be read as Parquet: {problem}")))

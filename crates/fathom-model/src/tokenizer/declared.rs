@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::files::{ADDED_TOKENS, CONFIG, SPECIAL_TOKENS_MAP, SideFiles};
 use super::token::{Flags, Token, not_a_token};
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// The standard names of special tokens, in transformers' order.
@@ -128,7 +128,7 @@ impl Declared {
             let field = format!("{WITH_IDS}.{id}");
             let Ok(id) = id.parse() else {
                 let problem =
-                    format!("must be keyed by token ids below 2³², not by `{}`", brief(id));
+                    format!("must be keyed by token ids below 2³², not by `{}`", sanitize(id));
                 return Err(side.problem(CONFIG, WITH_IDS, &problem));
             };
             let Value::Object(token) = token else { return Err(not_a_token(&path, &field)) };
@@ -329,7 +329,7 @@ impl Declared {
 
 impl SideFiles {
     fn problem(&self, file: &str, field: &str, problem: &str) -> Error {
-        Error::field(&self.dir.join(file), brief(field), problem)
+        Error::field(&self.dir.join(file), sanitize(field), problem)
     }
 
     /// The file that declares a list of special tokens.

@@ -11,7 +11,7 @@ use super::declared::{Declared, Unread};
 use super::files::{ADDED_TOKENS, CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER};
 use super::guarded;
 use super::token::Token;
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
 /// Limit on the size of all added tokens: the bytes of their texts plus [`BYTES_EACH`] per token.
@@ -95,7 +95,7 @@ pub(super) fn add_declared(
         let differ = ids.iter().filter_map(|(declared_in, id, content)| {
             let given = inner.token_to_id(content).filter(|given| given != id)?;
             (*declared_in == file).then(|| {
-                format!("token `{}` is declared as id {id}, but gets id {given}", brief(content))
+                format!("token `{}` is declared as id {id}, but gets id {given}", sanitize(content))
             })
         });
         let text = "ids are given in order from the end of the vocabulary, as transformers does";
@@ -110,7 +110,7 @@ pub(super) fn add_declared(
     let found = without_id.iter().map(|content| {
         let id =
             inner.token_to_id(content).map_or(String::new(), |id| format!("; it gets id {id}"));
-        format!("token `{}` is named, but is not in {TOKENIZER}{id}", brief(content))
+        format!("token `{}` is named, but is not in {TOKENIZER}{id}", sanitize(content))
     });
     let text = "the model may never have seen it";
     about("added-token-new", CONFIG, found.collect(), text);
@@ -118,7 +118,7 @@ pub(super) fn add_declared(
         let differ = declared.unread.iter().filter(|unread| unread.file == file);
         let differ = differ.filter(|unread| is_missed(inner, &declared, unread)).map(|unread| {
             let id = unread.id.map_or(String::new(), |id| format!(" as id {id}"));
-            format!("`{}` declares `{}`{id}", brief(&unread.field), brief(&unread.content))
+            format!("`{}` declares `{}`{id}", sanitize(&unread.field), sanitize(&unread.content))
         });
         let text = "not read, as in transformers, because another declaration takes precedence";
         about("unread-token", file, differ.collect(), text);
@@ -175,7 +175,7 @@ fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<Stri
     });
     changed
         .map(|token| {
-            format!("token `{}` has different flags in {TOKENIZER}", brief(&token.content))
+            format!("token `{}` has different flags in {TOKENIZER}", sanitize(&token.content))
         })
         .collect()
 }

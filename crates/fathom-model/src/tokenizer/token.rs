@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
 /// A token's text, and the flags that decide where it matches in a text, if they are declared.
@@ -52,7 +52,9 @@ impl Token {
         let flag = |name: &str| match object.get(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(*flag)),
-            Some(_) => Err(Error::field(path, brief(field) + "." + name, "must be true or false")),
+            Some(_) => {
+                Err(Error::field(path, sanitize(field) + "." + name, "must be true or false"))
+            }
         };
         let flags = Flags {
             single_word: flag("single_word")?.unwrap_or(false),
@@ -84,5 +86,5 @@ impl From<&AddedToken> for Token {
 }
 
 pub(super) fn not_a_token(path: &Path, field: &str) -> Error {
-    Error::field(path, brief(field), "must be a string or an object with a string `content`")
+    Error::field(path, sanitize(field), "must be a string or an object with a string `content`")
 }

@@ -1,9 +1,8 @@
 //! The header of a safetensors file.
 //!
-//! Eight bytes give the length of a JSON object that names each tensor's dtype, shape and place in
-//! the rest of the file. The `safetensors` crate reads it too, but its errors do not name the
-//! tensor and it keeps the last of duplicate names, so the header of a file from a stranger is read
-//! here.
+//! Eight bytes give the length of a JSON object with each tensor's dtype, shape and byte range in
+//! the rest of the file. The errors of the `safetensors` crate do not name the tensor, and it
+//! accepts duplicate names, so untrusted headers are parsed here.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,14 +12,14 @@ use fathom_backend::DType;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
-/// Longest header, the same as that of the `safetensors` crate.
+/// Maximum header length in bytes, the same as that of the `safetensors` crate.
 const MAX_HEADER: usize = 100_000_000;
 
-/// Element types of the format and their bits. Only BF16, F16 and F32 can be weights, but tensors
-/// that are never asked for may be of any.
+/// Element types of the format and their bits. Only BF16, F16 and F32 can be weights, but unused
+/// tensors may have any type.
 const DTYPES: [(&str, usize); 20] = [
     ("BF16", 16),
     ("F16", 16),
@@ -53,7 +52,7 @@ pub struct TensorInfo {
     pub dtype: &'static str,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Where its bytes lie in the file.
+    /// Its bytes in the file.
     pub range: Range<usize>,
 }
 
@@ -69,18 +68,17 @@ impl TensorInfo {
     }
 }
 
-/// Reads the header of a safetensors file, whose bytes are `file`; `path` is only for messages.
-/// Tensors come in the order of their bytes, which they cover without overlap or hole up to the end
-/// of the file.
+/// Parses the header of a safetensors file with the bytes `file`; `path` is used in messages only.
+/// Tensors are returned in the order of their bytes, which cover the file to its end without gap or
+/// overlap.
 ///
 /// # Errors
-/// The file is too short for its header or its tensors, or the header is not what the format asks
-/// for.
+/// The file is too short for its header or its tensors, or the header is invalid.
 pub fn parse_header(path: &Path, file: &[u8]) -> Result<Vec<TensorInfo>> {
     let json = header_text(path, file)?;
-    let Entries(entries) = serde_json::from_str(json).map_err(|error| {
+    let HeaderEntries(entries) = serde_json::from_str(json).map_err(|error| {
         let problem = format!("has a header that cannot be read: {error}");
-        Error::file(path, brief(&problem))
+        Error::file(path, sanitize(&problem))
     })?;
     let data = 8 + json.len();
     let mut tensors = Vec::with_capacity(entries.len());
@@ -120,19 +118,19 @@ fn header_text<'a>(path: &Path, file: &'a [u8]) -> Result<&'a str> {
     }
 }
 
-/// One tensor as the JSON has it.
+/// One tensor's JSON object.
 #[derive(Deserialize)]
-struct Entry {
+struct HeaderEntry {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: [usize; 2],
 }
 
-impl Entry {
-    /// Checks dtype, shape and offsets against each other and against the file, whose tensors start
-    /// at byte `data` and which is `file` bytes long.
+impl HeaderEntry {
+    /// Checks dtype, shape and offsets against each other and against the file: its tensors start
+    /// at byte `data`, and it is `file` bytes long.
     fn check(self, path: &Path, name: String, data: usize, file: usize) -> Result<TensorInfo> {
-        let wrong = |problem: String| Err(Error::tensor(path, brief(&name), brief(&problem)));
+        let wrong = |problem: String| Err(Error::tensor(path, sanitize(&name), sanitize(&problem)));
         let Some(&(dtype, bits)) = DTYPES.iter().find(|(dtype, _)| *dtype == self.dtype) else {
             return wrong(format!("has the unknown dtype `{}`", self.dtype));
         };
@@ -140,7 +138,8 @@ impl Entry {
         if start > end || end > file - data {
             let held = file - data;
             return wrong(format!(
-                "has the offsets {start} to {end}, expected a range within the {held} bytes that follow the header (is the file truncated?)"
+                "has the offsets {start} to {end}, expected a range within the {held} bytes that \
+                 follow the header (is the file truncated?)"
             ));
         }
         let elements =
@@ -161,21 +160,24 @@ impl Entry {
     }
 }
 
-/// Sorts tensors by place and checks that they cover the file from byte `data` on, each byte once.
+/// Sorts tensors by position and checks that they cover every byte from `data` on exactly once.
 fn check_coverage(path: &Path, tensors: &mut [TensorInfo], data: usize, file: usize) -> Result<()> {
     tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
     let mut covered = data;
     let mut previous = "";
     for TensorInfo { name, range, .. } in tensors.iter() {
         if range.start < covered {
-            let problem =
-                format!("overlaps tensor `{}` by {} bytes", brief(previous), covered - range.start);
-            return Err(Error::tensor(path, brief(name), problem));
+            let problem = format!(
+                "overlaps tensor `{}` by {} bytes",
+                sanitize(previous),
+                covered - range.start
+            );
+            return Err(Error::tensor(path, sanitize(name), problem));
         }
         if range.start > covered {
             let problem =
                 format!("starts {} bytes after what precedes it ends", range.start - covered);
-            return Err(Error::tensor(path, brief(name), problem));
+            return Err(Error::tensor(path, sanitize(name), problem));
         }
         covered = range.end;
         previous = name;
@@ -191,29 +193,29 @@ fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         None => Ok(()),
-        Some(pair) => Err(Error::tensor(path, brief(pair[0]), "is in the header twice")),
+        Some(pair) => Err(Error::tensor(path, sanitize(pair[0]), "is in the header twice")),
     }
 }
 
 /// The tensors of the JSON object in its order, duplicates included.
-struct Entries(Vec<(String, Entry)>);
+struct HeaderEntries(Vec<(String, HeaderEntry)>);
 
-impl<'de> Deserialize<'de> for Entries {
+impl<'de> Deserialize<'de> for HeaderEntries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EntriesVisitor)
+        deserializer.deserialize_map(HeaderEntriesVisitor)
     }
 }
 
-struct EntriesVisitor;
+struct HeaderEntriesVisitor;
 
-impl<'de> Visitor<'de> for EntriesVisitor {
-    type Value = Entries;
+impl<'de> Visitor<'de> for HeaderEntriesVisitor {
+    type Value = HeaderEntries;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<HeaderEntries, A::Error> {
         let mut entries = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
@@ -225,6 +227,6 @@ impl<'de> Visitor<'de> for EntriesVisitor {
                 entry.map_err(|error| A::Error::custom(format!("tensor `{name}`: {error}")))?;
             entries.push((name, entry));
         }
-        Ok(Entries(entries))
+        Ok(HeaderEntries(entries))
     }
 }

@@ -7,17 +7,17 @@ use std::path::{Component, Path};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use crate::brief::brief;
+use crate::sanitize::sanitize;
 use crate::{Error, Result};
 
-/// Reads an index: shard by tensor name. `path` is only for messages.
+/// Parses an index into the shard of each tensor name. `path` is used in messages only.
 ///
 /// # Errors
 /// The text is not an index, names a tensor twice, or names a shard outside the directory.
 pub fn parse_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> {
     let Index { weight_map: WeightMap(map) } = serde_json::from_str(text).map_err(|error| {
         let problem = format!("is not an index: {error}");
-        Error::file(path, brief(&problem))
+        Error::file(path, sanitize(&problem))
     })?;
     if map.is_empty() {
         return Err(Error::field(
@@ -28,17 +28,17 @@ pub fn parse_index(path: &Path, text: &str) -> Result<BTreeMap<String, String>> 
     }
     for (tensor, shard) in &map {
         if !stays_inside(shard) {
-            let shard = brief(shard);
+            let shard = sanitize(shard);
             let problem = format!("is `{shard}`, expected the name of a file inside the directory");
-            let field = format!("weight_map.{}", brief(tensor));
+            let field = format!("weight_map.{}", sanitize(tensor));
             return Err(Error::field(path, field, problem));
         }
     }
     Ok(map)
 }
 
-/// Whether a shard name leads nowhere but below the directory, judged by the name alone: the hub's
-/// cache consists of links to elsewhere, which are fine.
+/// Whether a shard name stays inside the directory, judged by the name alone. Symbolic links are
+/// allowed: the hub's cache consists of them.
 fn stays_inside(name: &str) -> bool {
     let mut components = Path::new(name).components().peekable();
     components.peek().is_some()
@@ -51,7 +51,7 @@ struct Index {
     weight_map: WeightMap,
 }
 
-/// A JSON object of strings whose names are all different.
+/// A JSON object of strings without duplicate names.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {

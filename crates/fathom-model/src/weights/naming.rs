@@ -1,12 +1,12 @@
-//! How a checkpoint writes tensor names: wrappers (`torch.compile`, PEFT, data parallelism) put a
-//! prefix in front of them, and exports of the model without its output head lack `model.`.
+//! Variants of tensor names: wrappers (`torch.compile`, PEFT, data parallelism) add a prefix, and
+//! exports of a model without its output head lack the leading `model.`.
 
-/// From HuggingFace's names to those of a checkpoint.
+/// Maps HuggingFace's names to those of a checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Naming {
-    /// What all names begin with; not part of HuggingFace's.
+    /// Prefix of all names that HuggingFace's names do not have.
     pub prefix: String,
-    /// Whether names lack the `model.` in front.
+    /// Whether names lack the leading `model.`.
     unprefixed: bool,
 }
 
@@ -18,8 +18,8 @@ impl Naming {
         Naming { prefix, unprefixed }
     }
 
-    /// Names under which a checkpoint may hold the tensor of a HuggingFace name, the first that is
-    /// there.
+    /// Names that the tensor with a HuggingFace name may have in the checkpoint, in order of
+    /// preference.
     pub(super) fn candidates(&self, name: &str) -> impl Iterator<Item = String> + use<'_> {
         let bare = name.strip_prefix("model.").filter(|_| self.unprefixed);
         let name = Some(format!("{}{name}", self.prefix));
@@ -27,9 +27,9 @@ impl Naming {
     }
 }
 
-/// What all names begin with before HuggingFace's part; `""` if they share nothing.
+/// The prefix of all names that precedes HuggingFace's names; `""` if there is none.
 fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
-    // Where HuggingFace's part begins is seen at the embedding, or else at a layer.
+    // The embedding, or else a layer, shows where HuggingFace's name begins.
     let before = |part: &str| {
         let found = names.clone().filter_map(|name| {
             let at = name.match_indices(part).map(|(at, _)| at);
@@ -47,15 +47,15 @@ fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
     }
 }
 
-/// The name that most likely means the tensor `name`: the shortest one in which its parts occur in
-/// their order, `model.` or not.
+/// The name that most likely means the tensor `name`: the shortest one that contains its dotted
+/// parts in order, with or without `model.`.
 pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// Longer names are not worth being told.
-    const LONGEST: usize = 200;
+    /// Longer names are not useful in a message.
+    const MAX_LEN: usize = 200;
     let bare = name.strip_prefix("model.").unwrap_or(name);
     let holds = |other: &&str| {
         let mut parts = other.split('.');
-        other.len() <= LONGEST && bare.split('.').all(|part| parts.any(|other| other == part))
+        other.len() <= MAX_LEN && bare.split('.').all(|part| parts.any(|other| other == part))
     };
     names.filter(holds).min_by_key(|other| (other.len(), *other))
 }

@@ -1,4 +1,4 @@
-//! What the tests of the forward pass share: the golden checkpoints and how to compare with them.
+//! Shared by the tests of the forward pass: the golden checkpoints and comparisons with them.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -7,21 +7,20 @@ use std::path::{Path, PathBuf};
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions, Isa};
-use fathom_model::Model;
+use fathom_model::Transformer;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub const GOLDENS: [&str; 9] = [
-    "codellama-sharded",
-    "llama2",
-    "llama3.2",
-    "mistral",
-    "phi3",
-    "phi4-mini",
-    "qwen2",
-    "qwen2-yarn",
-    "qwen3",
-];
+/// Names of the golden checkpoints, sorted.
+pub fn goldens() -> Vec<String> {
+    let entries = fs::read_dir(fixture("golden")).unwrap().map(|entry| entry.unwrap());
+    let dirs = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> =
+        dirs.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    assert!(names.len() >= 9, "{names:?}");
+    names
+}
 
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path)
@@ -31,8 +30,8 @@ pub fn cpu(precision: Precision, threads: usize, isa: Option<Isa>) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), precision, isa }).unwrap()
 }
 
-pub fn load(dir: &Path, precision: Precision) -> Model<Cpu> {
-    Model::load(dir, cpu(precision, 2, None)).unwrap()
+pub fn load(dir: &Path, precision: Precision) -> Transformer<Cpu> {
+    Transformer::load(dir, cpu(precision, 2, None)).unwrap()
 }
 
 /// Every instruction set this machine can run.

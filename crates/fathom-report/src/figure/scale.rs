@@ -1,18 +1,18 @@
-//! From values to places, and the values worth naming on the way.
+//! Scales of axes: positions of values, and ticks.
 
-/// How values lie along an axis.
+/// How values map to positions along an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scale {
-    /// Evenly.
+    /// Linear.
     Linear {
         /// The least.
         min: f64,
         /// The largest.
         max: f64,
-        /// Whether only whole numbers have names.
+        /// Whether only whole numbers have ticks.
         whole: bool,
     },
-    /// Equal ratios at equal distances.
+    /// Logarithmic.
     Log {
         /// The least, above zero.
         min: f64,
@@ -21,29 +21,29 @@ pub enum Scale {
     },
     /// The whole numbers from 0, each with a name.
     Names(Vec<String>),
-    /// 0 to 1 in no unit: only neighbourhood means something.
+    /// From 0 to 1 without ticks, for coordinates whose values have no meaning.
     Bare,
 }
 
-/// Names that fit beside each other.
+/// The number of tick labels that fit in a row.
 const TICKS: f64 = 6.0;
 
 impl Scale {
-    /// An even scale that reaches over all finite values, with a little room.
+    /// A linear scale over all finite values, with a margin.
     pub fn over(values: impl Iterator<Item = f64>) -> Scale {
         let (min, max) = range(values);
         let room = if max > min { 0.04 * (max - min) } else { 0.5 * max.abs().max(1.0) };
         Scale::Linear { min: min - room, max: max + room, whole: false }
     }
 
-    /// The same from 0 on.
+    /// The same, starting at 0.
     pub fn from_zero(values: impl Iterator<Item = f64>) -> Scale {
         let (_, max) = range(values);
         let max = if max > 0.0 { 1.06 * max } else { 1.0 };
         Scale::Linear { min: 0.0, max, whole: false }
     }
 
-    /// A logarithmic scale that reaches over all values above zero, with a little room.
+    /// A logarithmic scale over all positive values, with a margin.
     pub fn log_over(values: impl Iterator<Item = f64>) -> Scale {
         let (min, max) = range(values.filter(|value| *value > 0.0));
         let (min, max) = if min > 0.0 { (min, max) } else { (0.1, 1.0) };
@@ -51,17 +51,17 @@ impl Scale {
         Scale::Log { min: min / room, max: max * room }
     }
 
-    /// Whole numbers, with room for half a unit on both sides.
+    /// Whole numbers, with a margin of half a unit on both sides.
     pub fn whole(min: usize, max: usize) -> Scale {
         Scale::Linear { min: min as f64 - 0.5, max: max as f64 + 0.5, whole: true }
     }
 
-    /// A range.
+    /// A linear scale over a range.
     pub fn between(min: f64, max: f64) -> Scale {
         Scale::Linear { min, max, whole: false }
     }
 
-    /// Where a value lies: 0 is one end, 1 the other. Not finite where it lies nowhere.
+    /// The position of a value, from 0 to 1 between the ends; not finite if it has none.
     pub fn place(&self, value: f64) -> f64 {
         match self {
             Scale::Linear { min, max, .. } => (value - min) / (max - min),
@@ -71,7 +71,7 @@ impl Scale {
         }
     }
 
-    /// Values worth naming, with their names.
+    /// Values of the ticks, with their labels.
     pub fn ticks(&self) -> Vec<(f64, String)> {
         match self {
             Scale::Linear { min, max, whole } => {
@@ -107,7 +107,7 @@ impl Scale {
     }
 }
 
-/// The least and the largest finite value; 0 and 0 where there is none.
+/// The least and the largest finite value; 0 and 0 if there is none.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let finite = values.filter(|value| value.is_finite());
     let (min, max) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), value| {
@@ -116,7 +116,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if min <= max { (min, max) } else { (0.0, 0.0) }
 }
 
-/// 1, 2 or 5 times a power of ten, not below `step`.
+/// The least of 1, 2 and 5 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let ten = 10f64.powf(step.max(1e-12).log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * ten);

@@ -1,20 +1,19 @@
-//! Panels as SVG. Every text that comes from elsewhere goes through [`escape`].
+//! Panels as SVG. All text that comes from runs goes through [`escape`].
 
 use std::fmt::Write;
 
 use super::{Axis, Dot, Figure, HeatCell, Mark, Panel, Series, Symbol};
 use crate::escape::escape;
 
-/// Width of a panel, in which texts of 11 units are easy to read on a phone.
+/// Width of a panel in SVG units. Text of 11 units is then readable on a phone.
 pub const WIDTH: f64 = 344.0;
-/// Around the axes.
+/// Margins around the axes.
 const LEFT: f64 = 50.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 26.0;
 const BOTTOM: f64 = 40.0;
 
-/// A panel by itself, as it stands in the page. `label` says what it shows to those who do not see
-/// it.
+/// One panel, as in the page. `label` describes it to screen readers.
 pub fn panel_svg(panel: &Panel, legend: &[Series], label: &str) -> String {
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {}\" role=\"{}\" tabindex=\"0\" aria-label=\"{}\">{}</svg>",
@@ -25,7 +24,7 @@ pub fn panel_svg(panel: &Panel, legend: &[Series], label: &str) -> String {
     )
 }
 
-/// Whether something in a panel leads somewhere.
+/// Whether a panel has links.
 fn linked(panel: &Panel) -> bool {
     let leads = |mark: &Mark| match mark {
         Mark::Cells(cells) => cells.iter().any(|cell| cell.link.is_some()),
@@ -34,10 +33,11 @@ fn linked(panel: &Panel) -> bool {
     panel.marks.iter().any(leads)
 }
 
-/// A series' symbol, as it stands in the page's legend.
+/// A series' symbol, as in the page's legend.
 pub fn symbol_svg(series: &Series) -> String {
     format!(
-        "<svg class=\"symbol\" viewBox=\"-7 -7 14 14\" aria-hidden=\"true\"><path d=\"{}\" fill=\"{}\"/></svg>",
+        "<svg class=\"symbol\" viewBox=\"-7 -7 14 14\" aria-hidden=\"true\"><path d=\"{}\" \
+         fill=\"{}\"/></svg>",
         symbol(series.symbol, 5.0),
         series.color.css()
     )
@@ -59,21 +59,22 @@ pub fn whole_svg(figure: &Figure) -> String {
         top += row.iter().map(|panel| panel.height).fold(0.0, f64::max) + 8.0;
     }
     let height = top + legend_height;
-    let title = escape(figure.title);
+    let title = escape(figure.head.title);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
          viewBox=\"0 0 {width} {height}\" color=\"#1a1a1a\" \
          font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">\
          <title>{title} ({})</title><desc>{}</desc>\
          <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\
-         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" fill=\"currentColor\">{title}</text>\
+         <text x=\"12\" y=\"22\" font-size=\"15\" font-weight=\"bold\" \
+         fill=\"currentColor\">{title}</text>\
          {body}<g transform=\"translate(0 {top})\">{legend}</g></svg>\n",
-        escape(figure.paper),
+        escape(figure.head.paper),
         escape(figure.reading),
     )
 }
 
-/// Names and symbols in lines, and the height they take.
+/// The legend in rows, and its height.
 fn legend_svg(legend: &[Series], width: f64) -> (String, f64) {
     let (mut body, mut x, mut y) = (String::new(), 14.0, 8.0);
     for series in legend {
@@ -112,13 +113,14 @@ fn symbol(symbol: Symbol, r: f64) -> String {
         Symbol::Plus => {
             let t = 0.36 * r;
             format!(
-                "M-{t:.1} -{r:.1}H{t:.1}V-{t:.1}H{r:.1}V{t:.1}H{t:.1}V{r:.1}H-{t:.1}V{t:.1}H-{r:.1}V-{t:.1}H-{t:.1}z"
+                "M-{t:.1} -{r:.1}H{t:.1}V-{t:.1}H{r:.1}V{t:.1}H{t:.1}V{r:.1}\
+                 H-{t:.1}V{t:.1}H-{r:.1}V-{t:.1}H-{t:.1}z"
             )
         }
     }
 }
 
-/// Viridis at five places, between which colours are mixed; the dark end is for little.
+/// The Viridis colour map at five points, interpolated in between; dark is low.
 fn shade(part: f64) -> String {
     const STOPS: [[f64; 3]; 5] = [
         [68.0, 1.0, 84.0],
@@ -133,7 +135,7 @@ fn shade(part: f64) -> String {
     format!("rgb({:.0},{:.0},{:.0})", mix(0), mix(1), mix(2))
 }
 
-/// A panel on its way to SVG.
+/// A panel while it is drawn.
 struct Drawing<'a> {
     panel: &'a Panel,
     legend: &'a [Series],
@@ -156,7 +158,7 @@ impl<'a> Drawing<'a> {
         self.out
     }
 
-    /// Where the axes begin: below the title, and the note where there is one.
+    /// Top of the axes: below the title, and the note if there is one.
     fn top(&self) -> f64 {
         if self.panel.note.is_empty() { TOP } else { TOP + 10.0 }
     }
@@ -177,7 +179,8 @@ impl<'a> Drawing<'a> {
     fn text(&mut self, x: f64, y: f64, anchor: &str, size: f64, class: &str, text: &str) {
         let _ = write!(
             self.out,
-            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\" \
+            "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" \
+             font-size=\"{size}\" \
              fill=\"currentColor\">{}</text>",
             escape(text)
         );
@@ -191,7 +194,8 @@ impl<'a> Drawing<'a> {
             let at = self.x(value);
             let _ = write!(
                 self.out,
-                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" stroke-opacity=\".1\"/>"
+                "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" \
+                 stroke-opacity=\".1\"/>"
             );
             self.text(at, bottom + 14.0, "middle", 10.5, "tick", &name);
         }
@@ -199,7 +203,8 @@ impl<'a> Drawing<'a> {
             let at = self.y(value);
             let _ = write!(
                 self.out,
-                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" stroke-opacity=\".1\"/>"
+                "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" \
+                 stroke-opacity=\".1\"/>"
             );
             self.text(LEFT - 5.0, at + 3.5, "end", 10.5, "tick", &name);
         }
@@ -212,7 +217,8 @@ impl<'a> Drawing<'a> {
         let middle = (top + bottom) / 2.0;
         let _ = write!(
             self.out,
-            "<text class=\"axis\" transform=\"translate(11 {middle:.1}) rotate(-90)\" text-anchor=\"middle\" \
+            "<text class=\"axis\" transform=\"translate(11 {middle:.1}) rotate(-90)\" \
+             text-anchor=\"middle\" \
              font-size=\"11\" fill=\"currentColor\">{}</text>",
             escape(&y.label)
         );
@@ -234,7 +240,7 @@ impl<'a> Drawing<'a> {
                 self.dots(*series, dots, size, 1.0);
                 self.out.push_str("</g>");
             }
-            Mark::Thread { series, points } => {
+            Mark::ThinLine { series, points } => {
                 let path = self.path(points.iter().copied());
                 self.open(*series);
                 let _ = write!(
@@ -265,7 +271,8 @@ impl<'a> Drawing<'a> {
                 let color = self.color(*series);
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"{color}\" stroke-opacity=\".6\"/></g>"
+                    "<path d=\"M{x:.1} {low:.1}V{high:.1}\" stroke=\"{color}\" \
+                     stroke-opacity=\".6\"/></g>"
                 );
             }
             Mark::Bars { series, bars } => {
@@ -276,7 +283,8 @@ impl<'a> Drawing<'a> {
                     let (top, bottom) = (self.y(dot.y), self.y(*base));
                     let _ = write!(
                         self.out,
-                        "<rect class=\"p\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
+                        "<rect class=\"p\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" \
+                         height=\"{:.1}\" \
                          fill=\"{color}\" data-t=\"{}\"/>",
                         left + 0.5,
                         (right - left - 1.0).max(0.5),
@@ -302,7 +310,8 @@ impl<'a> Drawing<'a> {
                 let top = self.top();
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" stroke-opacity=\".5\" \
+                    "<path d=\"M{at:.1} {top}V{bottom}\" stroke=\"currentColor\" \
+                     stroke-opacity=\".5\" \
                      stroke-dasharray=\"2 3\"/>"
                 );
                 let (anchor, nudge) = if at > WIDTH * 0.6 { ("end", -3.0) } else { ("start", 3.0) };
@@ -312,7 +321,8 @@ impl<'a> Drawing<'a> {
                 let (at, right) = (self.y(*y), WIDTH - RIGHT);
                 let _ = write!(
                     self.out,
-                    "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" stroke-opacity=\".5\" \
+                    "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"currentColor\" \
+                     stroke-opacity=\".5\" \
                      stroke-dasharray=\"2 3\"/>"
                 );
                 self.text(LEFT + 4.0, at - 3.0, "start", 10.0, "rule", label);
@@ -331,7 +341,7 @@ impl<'a> Drawing<'a> {
             let (x, y) = (self.x(dot.x), self.y(dot.y));
             let place = match x.is_finite() && y.is_finite() {
                 true => format!("translate({x:.1} {y:.1})"),
-                false => "translate(-999 -999)".to_owned(), // kept: moving panels count their dots
+                false => "translate(-999 -999)".to_owned(), // moving panels address dots by number
             };
             let _ = write!(
                 self.out,
@@ -351,7 +361,8 @@ impl<'a> Drawing<'a> {
         }
         let _ = write!(
             self.out,
-            "<rect class=\"p\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" \
+            "<rect class=\"p\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" \
+             fill=\"{}\" \
              data-t=\"{}\"/>",
             (right - left - 0.5).max(0.8),
             (bottom - top - 0.5).max(0.8),
@@ -365,7 +376,8 @@ impl<'a> Drawing<'a> {
             let ink = if *part > 0.55 { "#111" } else { "#fff" };
             let _ = write!(
                 self.out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9.5\" fill=\"{ink}\" \
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"9.5\" \
+                 fill=\"{ink}\" \
                  pointer-events=\"none\">{}</text>",
                 (left + right) / 2.0,
                 (top + bottom) / 2.0 + 3.3,
@@ -377,7 +389,7 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// Points that lie nowhere interrupt the path.
+    /// Points without a position interrupt the path.
     fn path(&self, points: impl Iterator<Item = (f64, f64)>) -> String {
         let (mut path, mut pen) = (String::new(), 'M');
         for (x, y) in points {
@@ -393,7 +405,7 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// Ticks of a horizontal axis whose names have room.
+/// The ticks of a horizontal axis whose labels do not overlap.
 fn thinned(axis: &Axis, width: f64) -> Vec<(f64, String)> {
     let ticks = axis.scale.ticks();
     let longest = ticks.iter().map(|(_, name)| name.chars().count()).max().unwrap_or(1);
@@ -402,7 +414,7 @@ fn thinned(axis: &Axis, width: f64) -> Vec<(f64, String)> {
     ticks.into_iter().step_by(every).collect()
 }
 
-/// Where a panel's axes put a value, in the panel's units: for marks that move.
+/// The position of a value in a panel, in the panel's units, for marks that move.
 pub fn place(panel: &Panel, (x, y): (f64, f64)) -> (f64, f64) {
     let drawing = Drawing::new(panel, &[]);
     (drawing.x(x), drawing.y(y))

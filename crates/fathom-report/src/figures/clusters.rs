@@ -2,102 +2,119 @@
 
 use fathom_sinks::explain::{ClusterPlace, Clusters, Decision};
 
-use super::{Drawn, Head, NO_SECONDARY, number, of_secondary};
+use super::{
+    AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, NO_SECONDARY_FINDING, number,
+};
 use crate::figure::{
     Axis, Color, Dot, Figure, Frame, Mark, Moving, Panel, Scale, Series, Symbol, short,
 };
-use crate::source::Source;
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table};
 
-const HEAD: Head = Head {
-    name: "fig6-clusters",
-    title: "When future sinks can be told from other tokens",
-    paper: "Figure 6",
-};
 const SITES: [(&str, &str); 3] =
     [("resid_post", "Hidden state"), ("attn_out", "Attention output"), ("mlp_out", "MLP output")];
 
-pub(super) fn clusters(source: &Source) -> Drawn {
-    let clusters: &Clusters = of_secondary(HEAD, source, &source.explained.clusters)?;
-    let Some(first_start) = clusters.points.iter().filter_map(|point| point.l_start).min() else {
-        return Err(HEAD.absent(NO_SECONDARY, None));
-    };
-    let layers = clusters.places.iter().map(|place| place.layer + 1).max().unwrap_or(0);
-    let place = |site: &str, layer: usize| {
-        clusters.places.iter().find(|place| place.layer == layer && place.site == site)
-    };
-    if layers == 0 {
-        let why = "There are too few secondary sinks, or too few other tokens, to be told apart.";
-        return Err(HEAD.absent(why, None));
-    }
-    // Of the sinks that are decided on first.
-    let states = || clusters.decisions.iter().filter(|decision| decision.site == SITES[0].0);
-    let decided = states().filter_map(|decision| decision.layer).min();
-    let at = decided.unwrap_or(first_start).min(layers - 1);
-    let mut shown = vec![0, at / 2, at, first_start.min(layers - 1)];
-    shown.sort_unstable();
-    shown.dedup();
+/// The figure of [`Clusters`].
+pub(super) struct ClustersFigure;
 
-    let picture = |layer: usize, (site, name): (&str, &str)| {
-        let mut panel = Panel::new(
-            format!("{name}, layer {layer}"),
-            Axis::new("t-SNE", Scale::Bare),
-            Axis::new("", Scale::Bare),
-        );
-        if let Some(place) = place(site, layer) {
-            panel.note = note(place);
-            let points = spread(place);
-            for series in [0, 1] {
-                let of = clusters.points.iter().zip(&points);
-                let of = of.filter(|(point, _)| usize::from(point.l_start.is_none()) == series);
-                let dots = of.map(|(point, (x, y))| {
-                    let kind = match point.l_start {
-                        Some(l_start) => format!("sink from layer {l_start} on"),
-                        None if point.id_of_a_sink => "no sink, same token as one".to_owned(),
-                        None => "no sink".to_owned(),
-                    };
-                    let tip = format!(
-                        "{kind}\ntrace {}, position {}\ntoken id {}",
-                        point.trace, point.position, point.token_id
-                    );
-                    Dot::new(*x, *y, tip)
-                });
-                panel.marks.push(Mark::Dots { series, dots: dots.collect() });
+impl AnalysisFigure for ClustersFigure {
+    type Output = Clusters;
+    const HEAD: Head = Head {
+        name: "fig6-clusters",
+        title: "When future sinks can be separated from other tokens",
+        paper: "Figure 6",
+    };
+    const METHOD: Method = Method {
+        term: "Clusters",
+        text: "Future sinks against as many other tokens, by layer and site. Separability is the \
+               balanced accuracy of a ridge classifier in five-fold cross-validation. t-SNE starts \
+               from the principal components: the same run gives the same picture.",
+    };
+
+    fn figure(run: &RunData, clusters: &Clusters) -> MaybeFigure {
+        let Some(first_start) = clusters.points.iter().filter_map(|point| point.l_start).min()
+        else {
+            return Err(Self::HEAD.absent(NO_SECONDARY, None));
+        };
+        let layers = clusters.places.iter().map(|place| place.layer + 1).max().unwrap_or(0);
+        let place = |site: &str, layer: usize| {
+            clusters.places.iter().find(|place| place.layer == layer && place.site == site)
+        };
+        if layers == 0 {
+            let why = "There are too few secondary sinks, or too few other tokens, to compare.";
+            return Err(Self::HEAD.absent(why, None));
+        }
+        // The layer of the earliest decision.
+        let states = || clusters.decisions.iter().filter(|decision| decision.site == SITES[0].0);
+        let decided = states().filter_map(|decision| decision.layer).min();
+        let at = decided.unwrap_or(first_start).min(layers - 1);
+        let mut shown = vec![0, at / 2, at, first_start.min(layers - 1)];
+        shown.sort_unstable();
+        shown.dedup();
+
+        let picture = |layer: usize, (site, name): (&str, &str)| {
+            let mut panel = Panel::new(
+                format!("{name}, layer {layer}"),
+                Axis::new("t-SNE", Scale::Bare),
+                Axis::new("", Scale::Bare),
+            );
+            if let Some(place) = place(site, layer) {
+                panel.note = note(place);
+                let points = spread(place);
+                for series in [0, 1] {
+                    let of = clusters.points.iter().zip(&points);
+                    let of = of.filter(|(point, _)| usize::from(point.l_start.is_none()) == series);
+                    let dots = of.map(|(point, (x, y))| {
+                        let kind = match point.l_start {
+                            Some(l_start) => format!("sink from layer {l_start} on"),
+                            None if point.id_of_a_sink => "no sink, same token as one".to_owned(),
+                            None => "no sink".to_owned(),
+                        };
+                        let tip = format!(
+                            "{kind}\ntrace {}, position {}\ntoken id {}",
+                            point.trace, point.position, point.token_id
+                        );
+                        Dot::new(*x, *y, tip)
+                    });
+                    panel.marks.push(Mark::Dots { series, dots: dots.collect() });
+                }
             }
-        }
-        panel
-    };
-    let mut panels: Vec<Panel> =
-        shown.iter().flat_map(|layer| SITES.map(|site| picture(*layer, site))).collect();
-    let curves = [
-        curve(source, clusters, "Accuracy of a linear classifier", "accuracy", &|p| p.separability),
-        curve(source, clusters, "Silhouette", "silhouette", &|p| p.silhouette),
-    ];
-    panels.extend(curves.clone());
-    let frames = (0..layers).map(|layer| {
-        let places = SITES.map(|(site, _)| place(site, layer));
-        let dots = places.map(|place| {
-            let points = place.map(spread).unwrap_or_default();
-            let of = |sink: bool| {
-                let both = clusters.points.iter().zip(&points);
-                both.filter(move |(point, _)| point.l_start.is_some() == sink).map(|(_, at)| *at)
-            };
-            of(true).chain(of(false)).collect()
+            panel
+        };
+        let mut panels: Vec<Panel> =
+            shown.iter().flat_map(|layer| SITES.map(|site| picture(*layer, site))).collect();
+        let curves = [
+            curve(run, clusters, "Accuracy of a linear classifier", "accuracy", &|p| {
+                p.separability
+            }),
+            curve(run, clusters, "Silhouette", "silhouette", &|p| p.silhouette),
+        ];
+        panels.extend(curves.clone());
+        let frames = (0..layers).map(|layer| {
+            let places = SITES.map(|(site, _)| place(site, layer));
+            let dots = places.map(|place| {
+                let points = place.map(spread).unwrap_or_default();
+                let of = |sink: bool| {
+                    let both = clusters.points.iter().zip(&points);
+                    both.filter(move |(point, _)| point.l_start.is_some() == sink)
+                        .map(|(_, at)| *at)
+                };
+                of(true).chain(of(false)).collect()
+            });
+            Frame {
+                label: format!("layer {layer}"),
+                notes: places.map(|place| place.map_or(String::new(), note)).to_vec(),
+                dots: dots.to_vec(),
+                lines: Vec::new(),
+            }
         });
-        Frame {
-            label: format!("layer {layer}"),
-            notes: places.map(|place| place.map_or(String::new(), note)).to_vec(),
-            dots: dots.to_vec(),
-            lines: Vec::new(),
-        }
-    });
-    let moving = Moving {
-        what: "layer",
-        panels: SITES.map(|site| picture(at, site)).into_iter().chain(curves).collect(),
-        first: at,
-        frames: frames.collect(),
-    };
-    let findings = states()
+        let moving = Moving {
+            what: "layer",
+            panels: SITES.map(|site| picture(at, site)).into_iter().chain(curves).collect(),
+            first: at,
+            frames: frames.collect(),
+        };
+        let findings = states()
         .map(|decision| {
             let sinks = format!(
                 "{} that start at layer {}",
@@ -106,45 +123,65 @@ pub(super) fn clusters(source: &Source) -> Drawn {
             );
             match decision.layer {
                 Some(layer) => format!(
-                    "The decision about {sinks} is made at layer {layer}: from its output on, up to l_start, a linear \
-                     classifier tells them from other tokens with {:.0} % accuracy or more.",
+                    "The decision about {sinks} is made at layer {layer}: from its output on, up \
+                     to l_start, a linear classifier separates them from other tokens with an \
+                     accuracy of at least {:.0} %.",
                     100.0 * Decision::SEPARABLE
                 ),
                 None => format!(
-                    "{sinks} are not told from other tokens with {:.0} % accuracy even where they start.",
+                    "{sinks} cannot be separated from other tokens with an accuracy of {:.0} %, \
+                     not even at the layer where they start.",
                     100.0 * Decision::SEPARABLE
                 ),
             }
         })
         .collect();
-    Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "Each point is a token: those that will become secondary sinks, and others, of the same ids where \
-                  there are any. Near points have similar vectors (t-SNE; directions mean nothing). The curves say \
-                  the same in numbers: accuracy in cross-validation, 0.5 being chance, and silhouette.",
-        findings,
-        legend: vec![
-            Series::new("future secondary sink", Color::Vermillion, Symbol::Triangle),
-            Series::new("other token", Color::Blue, Symbol::Dot),
-            Series::new("hidden state", Color::Ink, Symbol::Dot),
-            Series::new("attention output", Color::Green, Symbol::Square),
-            Series::new("MLP output", Color::Orange, Symbol::Diamond),
-        ],
-        panels,
-        columns: 3,
-        moving: Some(moving),
-        quotes: Vec::new(),
-        data: table(clusters),
-    })
+        Ok(Figure {
+            head: Self::HEAD,
+            reading: "Each point is a token: one that will become a secondary sink, or another, \
+                      with the same id as a sink if there are enough. Points that are close have \
+                      similar vectors (t-SNE; the axes have no meaning). The curves measure the \
+                      separation: accuracy in cross-validation, where 0.5 is chance, and \
+                      silhouette.",
+            findings,
+            legend: vec![
+                Series::new("future secondary sink", Color::Vermillion, Symbol::Triangle),
+                Series::new("other token", Color::Blue, Symbol::Dot),
+                Series::new("hidden state", Color::Ink, Symbol::Dot),
+                Series::new("attention output", Color::Green, Symbol::Square),
+                Series::new("MLP output", Color::Orange, Symbol::Diamond),
+            ],
+            panels,
+            columns: 3,
+            moving: Some(moving),
+            quotes: Vec::new(),
+            data: table(clusters),
+        })
+    }
+
+    fn finding(clusters: &Clusters) -> String {
+        if clusters.points.iter().all(|point| point.l_start.is_none()) {
+            return NO_SECONDARY_FINDING.to_owned();
+        }
+        let states = clusters.decisions.iter().filter(|decision| decision.site == "resid_post");
+        let decided: Vec<String> = states
+            .map(|decision| match decision.layer {
+                Some(layer) => format!("of layer {} decided at layer {layer}", decision.l_start),
+                None => format!("of layer {} never separated from other tokens", decision.l_start),
+            })
+            .collect();
+        match decided.is_empty() {
+            true => "too few sinks or other tokens to compare".to_owned(),
+            false => format!("sinks {}", decided.join(", ")),
+        }
+    }
 }
 
 fn note(place: &ClusterPlace) -> String {
     format!("accuracy {}, silhouette {}", short(place.separability), short(place.silhouette))
 }
 
-/// The coordinates stretched to 0 to 1.
+/// The coordinates, scaled to the range from 0 to 1.
 fn spread(place: &ClusterPlace) -> Vec<(f64, f64)> {
     let range = |axis: usize| {
         let values = || place.tsne.iter().map(|point| f64::from(point[axis]));
@@ -158,7 +195,7 @@ fn spread(place: &ClusterPlace) -> Vec<(f64, f64)> {
 }
 
 fn curve(
-    source: &Source,
+    run: &RunData,
     clusters: &Clusters,
     title: &str,
     name: &str,
@@ -166,7 +203,7 @@ fn curve(
 ) -> Panel {
     let values = clusters.places.iter().map(read).chain([0.5, 1.0]);
     let mut panel =
-        Panel::new(title, Axis::layers(source.layers()), Axis::new(name, Scale::over(values)));
+        Panel::new(title, Axis::layers(run.layers()), Axis::new(name, Scale::over(values)));
     for (series, (site, label)) in (2..).zip(SITES) {
         let of = clusters.places.iter().filter(|place| place.site == site);
         let dot = |place: &ClusterPlace| {

@@ -1,72 +1,113 @@
-//! Attention that sinks draw, against the norm they are made with.
+//! The attention that sinks receive, against the norm of the MLP output that made them.
 
 use fathom_sinks::explain::{Effect, EffectPoint, LayerEffect, Line};
 
-use super::{Drawn, Head, level_series, number, share};
+use super::{
+    AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY_FINDING, level_series, number, share,
+};
 use crate::escape::token_label;
 use crate::figure::{
     Axis, Color, Dot, Figure, Frame, Mark, Moving, Panel, Scale, Series, Symbol, short,
 };
-use crate::source::{LevelBook, Source};
+use crate::run_data::{LevelBook, RunData};
 use crate::{Cell, Column, Table};
 
-const HEAD: Head = Head {
-    name: "fig4-effect",
-    title: "Attention drawn, and the norm behind it",
-    paper: "Figure 4",
-};
+/// The figure of [`Effect`].
+pub(super) struct EffectFigure;
 
-pub(super) fn effect(source: &Source) -> Drawn {
-    let effect: &Effect = HEAD.result(&source.explained.effect)?;
-    if effect.layers.iter().all(|layer| layer.reference.is_none() && layer.secondary.is_none()) {
-        let why = "No trace of this run has a primary sink, so there is no attention of sinks to compare.";
-        return Err(HEAD.absent(why, None));
-    }
-    let mut legend = level_series(&source.levels);
-    let levels = legend.len();
-    legend.push(Series::new("reference", Color::Vermillion, Symbol::Dot));
-    legend.push(Series::new("mean of secondary sinks alive", Color::Ink, Symbol::Square));
-    let groups = Groups { book: &source.levels, rest: levels.saturating_sub(1) };
+impl AnalysisFigure for EffectFigure {
+    type Output = Effect;
+    const HEAD: Head = Head {
+        name: "fig4-effect",
+        title: "Attention received, against the norm of the MLP output",
+        paper: "Figure 4",
+    };
+    const METHOD: Method = Method {
+        term: "Effect",
+        text: "Sink scores of secondary sinks relative to the reference's, and their lifetimes, \
+               against the norm of what the MLP wrote at their first layer.",
+    };
+    const SECONDARY_ONLY: bool = false;
 
-    let mut panels = vec![scores(source, effect, levels)];
-    let mut moving = None;
-    if !effect.sinks.is_empty() {
-        let lines: Vec<(usize, Line)> =
-            effect.layers.iter().filter_map(|l| Some((l.layer, l.line?))).collect();
-        let first = lines.iter().position(|(layer, _)| Some(*layer) == effect.steepest_layer);
-        let first = first.unwrap_or(0);
-        if let Some((layer, line)) = lines.get(first) {
-            panels.push(ratio(effect, &groups, &lines, *layer, *line));
-            panels.push(lifetimes(effect, &groups));
-            panels.push(curve(source, &lines, "Slope of the line by layer", "slope", &|l| l.slope));
-            panels.push(curve(source, &lines, "R² of the line by layer", "R²", &|l| l.r2));
-            let frame = |(layer, line): &(usize, Line)| Frame {
-                label: format!("layer {layer}"),
-                notes: vec![String::new(), note(*layer, *line)],
-                dots: vec![Vec::new(), groups.ordered(effect).map(|p| at(p, *layer)).collect()],
-                lines: vec![None, Some(ends(effect, *line))],
-            };
-            let frames = lines.iter().map(frame).collect();
-            moving = Some(Moving { what: "layer", panels: panels.clone(), first, frames });
-        } else {
-            panels.push(lifetimes(effect, &groups));
+    fn figure(run: &RunData, effect: &Effect) -> MaybeFigure {
+        if effect.layers.iter().all(|layer| layer.reference.is_none() && layer.secondary.is_none())
+        {
+            let why = "No trace of this run has a primary sink, so there are no sink scores to \
+                       compare.";
+            return Err(Self::HEAD.absent(why, None));
         }
+        let mut legend = level_series(&run.levels);
+        let levels = legend.len();
+        legend.push(Series::new("reference", Color::Vermillion, Symbol::Dot));
+        legend.push(Series::new("mean of secondary sinks alive", Color::Ink, Symbol::Square));
+        let groups = Groups { book: &run.levels, rest: levels.saturating_sub(1) };
+
+        let mut panels = vec![scores(run, effect, levels)];
+        let mut moving = None;
+        if !effect.sinks.is_empty() {
+            let lines: Vec<(usize, Line)> =
+                effect.layers.iter().filter_map(|l| Some((l.layer, l.line?))).collect();
+            let first = lines.iter().position(|(layer, _)| Some(*layer) == effect.steepest_layer);
+            let first = first.unwrap_or(0);
+            if let Some((layer, line)) = lines.get(first) {
+                panels.push(ratio(effect, &groups, &lines, *layer, *line));
+                panels.push(lifetimes(effect, &groups));
+                panels
+                    .push(curve(run, &lines, "Slope of the line by layer", "slope", &|l| l.slope));
+                panels.push(curve(run, &lines, "R² of the line by layer", "R²", &|l| l.r2));
+                let frame = |(layer, line): &(usize, Line)| Frame {
+                    label: format!("layer {layer}"),
+                    notes: vec![String::new(), note(*layer, *line)],
+                    dots: vec![Vec::new(), groups.ordered(effect).map(|p| at(p, *layer)).collect()],
+                    lines: vec![None, Some(ends(effect, *line))],
+                };
+                let frames = lines.iter().map(frame).collect();
+                moving = Some(Moving { what: "layer", panels: panels.clone(), first, frames });
+            } else {
+                panels.push(lifetimes(effect, &groups));
+            }
+        }
+        Ok(Figure {
+            head: Self::HEAD,
+            reading: "First: the share of later tokens' attention that the reference and the \
+                      secondary sinks receive, by layer. Then one point per secondary sink: its \
+                      sink score relative to the reference's at one layer, and its lifetime, \
+                      against the norm of the MLP output at its first layer.",
+            findings: findings(effect),
+            legend,
+            columns: panels.len().min(3),
+            panels,
+            moving,
+            quotes: Vec::new(),
+            data: table(run, effect),
+        })
     }
-    Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "First: the part of later tokens' attention that the reference and the secondary sinks draw, by \
-                  layer. Then, a point a secondary sink: its sink score relative to the reference's at one layer, \
-                  and its lifetime, against the norm of what the MLP wrote at its first layer.",
-        findings: findings(effect),
-        legend,
-        columns: panels.len().min(3),
-        panels,
-        moving,
-        quotes: Vec::new(),
-        data: table(source, effect),
-    })
+
+    fn finding(effect: &Effect) -> String {
+        let line = effect.steepest_layer.and_then(|l| Some((l, effect.layers.get(l)?.line?)));
+        let attention = match line {
+            Some((layer, line)) => {
+                let (slope, r2) = (line.slope, line.r2);
+                format!(
+                    "log score ratio rises by {slope:.2} per unit of log norm at layer {layer} (R² \
+                     {r2:.2})"
+                )
+            }
+            None if effect.sinks.is_empty() => return reference_alone(effect),
+            None => "too few sinks or norms for a line".to_owned(),
+        };
+        let rho = effect.lifetime_rho.map(|rho| format!("; lifetime against norm ρ {rho:.2}"));
+        attention + &rho.unwrap_or_default()
+    }
+}
+
+/// The finding of a run without secondary sinks.
+fn reference_alone(effect: &Effect) -> String {
+    let scores = effect.layers.iter().filter_map(|layer| Some((layer.layer, layer.reference?)));
+    let strongest = scores.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(layer, score)| {
+        format!("; the reference receives most attention at layer {layer}: sink score {score:.3}")
+    });
+    NO_SECONDARY_FINDING.to_owned() + &strongest.unwrap_or_default()
 }
 
 fn findings(effect: &Effect) -> Vec<String> {
@@ -74,8 +115,8 @@ fn findings(effect: &Effect) -> Vec<String> {
     let steepest = effect.steepest_layer.and_then(|l| effect.layers.iter().find(|e| e.layer == l));
     if let Some((layer, line)) = steepest.and_then(|l| Some((l.layer, l.line?))) {
         findings.push(format!(
-            "At layer {layer}, where it is steepest, the log ratio of sink scores changes by {} for each unit of \
-             the log norm (R² = {}, n = {}).",
+            "The line is steepest at layer {layer}: the log ratio of sink scores changes by {} per \
+             unit of log norm (R² = {}, n = {}).",
             short(line.slope),
             short(line.r2),
             line.n
@@ -94,8 +135,8 @@ fn findings(effect: &Effect) -> Vec<String> {
         score(a).total_cmp(&score(b))
     }) {
         findings.push(format!(
-            "Among the layers with secondary sinks the reference is weakest at layer {} ({}), where those draw \
-             {} each.",
+            "Of the layers with secondary sinks, the reference's sink score is lowest at layer {} \
+             ({}); there secondary sinks receive {} each.",
             weakest.layer,
             share(weakest.reference.unwrap_or(0.0)),
             share(weakest.secondary.unwrap_or(0.0)),
@@ -104,7 +145,7 @@ fn findings(effect: &Effect) -> Vec<String> {
     findings
 }
 
-/// Which series a sink belongs to.
+/// Assigns sinks to series.
 struct Groups<'a> {
     book: &'a LevelBook,
     rest: usize,
@@ -115,7 +156,7 @@ impl Groups<'_> {
         self.book.group(point.sink.l_start, point.sink.lifetime).min(self.rest)
     }
 
-    /// By series: the order in which dots are drawn.
+    /// The sinks by series, the order in which their dots are drawn.
     fn ordered<'e>(&self, effect: &'e Effect) -> impl Iterator<Item = &'e EffectPoint> {
         let mut points: Vec<&EffectPoint> = effect.sinks.iter().collect();
         points.sort_by_key(|point| self.of(point));
@@ -129,11 +170,11 @@ impl Groups<'_> {
     }
 }
 
-fn scores(source: &Source, effect: &Effect, levels: usize) -> Panel {
+fn scores(run: &RunData, effect: &Effect, levels: usize) -> Panel {
     let values = effect.layers.iter().flat_map(|l| [l.reference, l.secondary]).flatten();
     let mut panel = Panel::new(
         "Sink score by layer",
-        Axis::layers(source.layers()),
+        Axis::layers(run.layers()),
         Axis::new("share of later tokens' attention", Scale::from_zero(values)),
     );
     for (series, name) in [(levels, "reference"), (levels + 1, "secondary sinks")] {
@@ -167,7 +208,7 @@ fn tip(point: &EffectPoint, more: &str) -> String {
     )
 }
 
-/// (ln norm, ln ratio) of a sink that attention sees at a layer; nowhere of one it does not.
+/// (ln norm, ln ratio) of a sink at a layer whose attention reads it as a sink; NaN at others.
 fn at(point: &EffectPoint, layer: usize) -> (f64, f64) {
     let seen = point.sink.l_start + 1..=point.sink.l_start + point.sink.lifetime;
     let (Some(score), Some(reference)) = (point.score.get(layer), point.reference_score.get(layer))
@@ -235,7 +276,7 @@ fn lifetimes(effect: &Effect, groups: &Groups<'_>) -> Panel {
 }
 
 fn curve(
-    source: &Source,
+    run: &RunData,
     lines: &[(usize, Line)],
     title: &str,
     name: &str,
@@ -243,7 +284,7 @@ fn curve(
 ) -> Panel {
     let mut panel = Panel::new(
         title,
-        Axis::layers(source.layers()),
+        Axis::layers(run.layers()),
         Axis::new(name, Scale::over(lines.iter().map(|(_, line)| read(line)).chain([0.0]))),
     );
     let dot = |(layer, line): &(usize, Line)| {
@@ -251,12 +292,12 @@ fn curve(
         Dot::new(*layer as f64, read(line), tip)
     };
     // The last series of the legend: all secondary sinks together.
-    let series = super::level_series(&source.levels).len() + 1;
+    let series = super::level_series(&run.levels).len() + 1;
     panel.marks.push(Mark::Line { series, dots: lines.iter().map(dot).collect(), dashed: false });
     panel
 }
 
-fn table(source: &Source, effect: &Effect) -> Table {
+fn table(run: &RunData, effect: &Effect) -> Table {
     let mut data = Table::new(vec![
         Column::number("layer", "Layer"),
         Column::number("reference", "Reference's score"),
@@ -266,7 +307,7 @@ fn table(source: &Source, effect: &Effect) -> Table {
         Column::number("r2", "R2"),
         Column::number("n", "Sinks in the line"),
     ]);
-    for layer in effect.layers.iter().take(source.layers()) {
+    for layer in effect.layers.iter().take(run.layers()) {
         let value = |x: Option<f64>| number(x.unwrap_or(f64::NAN));
         data.push(vec![
             Cell::count(layer.layer),

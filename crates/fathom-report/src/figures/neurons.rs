@@ -2,81 +2,112 @@
 
 use fathom_sinks::explain::{HeadReading, LayerNeurons, Neuron, Neurons};
 
-use super::suppress::{appeared, changes};
-use super::{Drawn, Head, NO_SECONDARY, number, of_secondary, share};
+use super::changes::{appeared, changes, gone, perplexity};
+use super::{AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, joined, number, share};
 use crate::figure::{
     Axis, Color, Dot, Figure, HeatCell, Mark, Panel, Scale, Series, Symbol, short,
 };
-use crate::source::Source;
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
-const HEAD: Head =
-    Head { name: "neurons", title: "Which weights do it", paper: "beyond the paper" };
-/// Neurons drawn of a layer.
-const DRAWN: usize = 16;
+/// The most neurons of a layer that are shown.
+const SHOWN: usize = 16;
 
-pub(super) fn neurons(source: &Source) -> Drawn {
-    let neurons: &Neurons = of_secondary(HEAD, source, &source.explained.neurons)?;
-    if neurons.layers.is_empty() {
-        return Err(HEAD.absent(NO_SECONDARY, None));
+/// The figure of [`Neurons`].
+pub(super) struct NeuronsFigure;
+
+impl AnalysisFigure for NeuronsFigure {
+    type Output = Neurons;
+    const HEAD: Head = Head {
+        name: "neurons",
+        title: "Which neurons make sinks, and which heads read them",
+        paper: "beyond the paper",
+    };
+    const METHOD: Method = Method {
+        term: "Ablation",
+        text: "The run's traces are scanned again with the neurons zeroed that write the sink \
+               direction.",
+    };
+
+    fn figure(run: &RunData, neurons: &Neurons) -> MaybeFigure {
+        if neurons.layers.is_empty() {
+            return Err(Self::HEAD.absent(NO_SECONDARY, None));
+        }
+        let mut panels = Vec::new();
+        let mut findings = Vec::new();
+        for layer in &neurons.layers {
+            panels.push(ranked(layer));
+            let title = format!("Layer {} without them: levels", layer.layer);
+            panels.push(changes(&run.levels, &title, &layer.ablation.levels, 2));
+            let ablation = &layer.ablation;
+            let gone: usize = ablation.levels.iter().map(|level| level.gone).sum();
+            findings.push(format!(
+                "Layer {}: {} ({}) contribute {} of what the MLP writes along the sink direction. \
+             Without them, {} of {} are gone{}, and perplexity goes from {} to {}.",
+                layer.layer,
+                plural(ablation.neurons.len(), "neuron"),
+                listed(&ablation.neurons),
+                share(ablation.share),
+                gone,
+                plural(ablation.levels.iter().map(|level| level.before).sum(), "secondary sink"),
+                appeared(ablation.appeared),
+                short(ablation.perplexity_before),
+                short(ablation.perplexity_after),
+            ));
+        }
+        if let Some(head) = neurons.heads.first() {
+            panels.push(heads(run, &neurons.heads));
+            findings.push(format!(
+                "Head {} of layer {} attends most to secondary sinks: a sink receives {} of its \
+             attention, another token {}.",
+                head.head,
+                head.layer,
+                share(head.sinks),
+                share(head.others)
+            ));
+        }
+        Ok(Figure {
+            head: Self::HEAD,
+            reading: "Bars: each MLP neuron's share of what the layer writes along the sink \
+                      direction (activation × its column of the down projection · direction), \
+                      largest first, the ablated ones in another colour. Next to them: the sinks \
+                      of each level without the ablated neurons. Last: the heads that attend most \
+                      to secondary sinks.",
+            findings,
+            legend: vec![
+                Series::new("ablated neuron", Color::Vermillion, Symbol::Square),
+                Series::new("other neuron", Color::Sky, Symbol::Square),
+                Series::new("sinks kept", Color::Green, Symbol::Square),
+                Series::new("at other layers", Color::Orange, Symbol::Square),
+                Series::new("gone", Color::Grey, Symbol::Square),
+            ],
+            panels,
+            columns: 2,
+            moving: None,
+            quotes: Vec::new(),
+            data: table(neurons),
+        })
     }
-    let mut panels = Vec::new();
-    let mut findings = Vec::new();
-    for layer in &neurons.layers {
-        panels.push(ranked(layer));
-        let title = format!("Layer {} without them: levels", layer.layer);
-        panels.push(changes(&source.levels, &title, &layer.ablation.levels, 2));
-        let ablation = &layer.ablation;
-        let gone: usize = ablation.levels.iter().map(|level| level.gone).sum();
-        findings.push(format!(
-            "Layer {}: what the MLP writes along the sink direction comes from {} ({}) to {}. Ablated, {} of {} are \
-             gone{}, and perplexity goes from {} to {}.",
-            layer.layer,
-            plural(ablation.neurons.len(), "neuron"),
-            listed(&ablation.neurons),
-            share(ablation.share),
-            gone,
-            plural(ablation.levels.iter().map(|level| level.before).sum(), "secondary sink"),
-            appeared(ablation.appeared),
-            short(ablation.perplexity_before),
-            short(ablation.perplexity_after),
-        ));
+
+    fn finding(neurons: &Neurons) -> String {
+        let layer = |layer: &fathom_sinks::explain::LayerNeurons| {
+            let ablation = &layer.ablation;
+            format!(
+                "layer {}: {:.0}% of the sink direction is written by {}; without them {}, \
+                 perplexity {} → {}",
+                layer.layer,
+                100.0 * ablation.share,
+                plural(ablation.neurons.len(), "neuron"),
+                gone(layer.layer, &ablation.levels),
+                perplexity(ablation.perplexity_before),
+                perplexity(ablation.perplexity_after),
+            )
+        };
+        joined(neurons.layers.iter().map(layer))
     }
-    if let Some(head) = neurons.heads.first() {
-        panels.push(heads(source, &neurons.heads));
-        findings.push(format!(
-            "The head that reads secondary sinks most is head {} of layer {}: a sink draws {} of its attention, another \
-             token {}.",
-            head.head,
-            head.layer,
-            share(head.sinks),
-            share(head.others)
-        ));
-    }
-    Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "Bars: the share of each MLP neuron in what the layer writes along the sink direction (activation × its \
-                  column of the down projection · direction), largest first; filled ones were ablated. Beside it what \
-                  became of each level when they were zero. Last: the heads that look at secondary sinks most.",
-        findings,
-        legend: vec![
-            Series::new("ablated neuron", Color::Vermillion, Symbol::Square),
-            Series::new("other neuron", Color::Sky, Symbol::Square),
-            Series::new("sinks kept", Color::Green, Symbol::Square),
-            Series::new("at other layers", Color::Orange, Symbol::Square),
-            Series::new("gone", Color::Grey, Symbol::Square),
-        ],
-        panels,
-        columns: 2,
-        moving: None,
-        quotes: Vec::new(),
-        data: table(neurons),
-    })
 }
 
-/// The first few of a list.
+/// The first few neurons.
 fn listed(neurons: &[usize]) -> String {
     const MOST: usize = 6;
     let mut names: Vec<String> = neurons.iter().take(MOST).map(usize::to_string).collect();
@@ -87,7 +118,7 @@ fn listed(neurons: &[usize]) -> String {
 }
 
 fn ranked(layer: &LayerNeurons) -> Panel {
-    let shown = &layer.neurons[..layer.neurons.len().min(DRAWN)];
+    let shown = &layer.neurons[..layer.neurons.len().min(SHOWN)];
     let names = shown.iter().map(|neuron| neuron.index.to_string()).collect();
     let mut panel = Panel::new(
         format!("Layer {}: neurons by share ({} sinks)", layer.layer, layer.sinks),
@@ -113,12 +144,12 @@ fn ranked(layer: &LayerNeurons) -> Panel {
     panel
 }
 
-fn heads(source: &Source, heads: &[HeadReading]) -> Panel {
-    let count = source.run.manifest().model.heads;
+fn heads(run: &RunData, heads: &[HeadReading]) -> Panel {
+    let count = run.stored.manifest().model.heads;
     let most = heads.iter().map(|head| head.sinks).fold(f64::MIN_POSITIVE, f64::max);
     let mut panel = Panel::new(
         "Heads that read secondary sinks most",
-        Axis::layers(source.layers()),
+        Axis::layers(run.layers()),
         Axis::new("head", Scale::whole(0, count.saturating_sub(1).max(1))),
     );
     let cell = |head: &HeadReading| HeatCell {
@@ -126,7 +157,8 @@ fn heads(source: &Source, heads: &[HeadReading]) -> Panel {
             head.layer as f64,
             head.head as f64,
             format!(
-                "layer {}, head {}\na secondary sink draws {}\nanother token {}\nthe reference {}",
+                "layer {}, head {}\na secondary sink receives {}\nanother token {}\nthe reference \
+                 {}",
                 head.layer,
                 head.head,
                 share(head.sinks),

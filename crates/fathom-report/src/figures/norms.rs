@@ -5,33 +5,33 @@ use std::collections::{BTreeMap, BTreeSet};
 use fathom_model::Result;
 use fathom_sinks::{Class, NormRow, Sink};
 
-use super::{Drawn, Head, number, sink_label};
+use super::{Head, MaybeFigure, number, sink_label};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol, short};
-use crate::source::Source;
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table};
 
 const HEAD: Head = Head { name: "fig1-norms", title: "Norms by layer", paper: "Figure 1" };
-/// Primary sinks, and secondary ones, that have a curve.
+/// The most primary sinks, and secondary ones, that have a curve.
 const PRIMARY: usize = 3;
 const SECONDARY: usize = 6;
 
-pub(super) fn norms(source: &Source) -> Result<Drawn> {
-    let trace = example(source);
-    let rows = source.run.norms(source.traces.len(), &|t| t == trace)?;
+pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
+    let trace = example(run);
+    let rows = run.stored.norms(run.traces.len(), &|t| t == trace)?;
     if rows.is_empty() {
         return Ok(Err(HEAD.absent("The run holds no norms.", None)));
     }
-    let detection = &source.traces[trace];
+    let detection = &run.traces[trace];
     let mut chosen: Vec<(Option<usize>, Series)> = Vec::new();
     for (sink, i) in detection.of_class(Class::Primary).take(PRIMARY).zip(0..) {
         let symbol = [Symbol::Dot, Symbol::Square, Symbol::Plus][i % 3];
         chosen.push((
             Some(sink.position),
-            Series::new(sink_label(source, sink), Color::Vermillion, symbol),
+            Series::new(sink_label(run, sink), Color::Vermillion, symbol),
         ));
     }
-    for (i, sink) in secondary(source, trace).into_iter().enumerate() {
-        chosen.push((Some(sink.position), Series::cycle(sink_label(source, sink), i)));
+    for (i, sink) in secondary(run, trace).into_iter().enumerate() {
+        chosen.push((Some(sink.position), Series::cycle(sink_label(run, sink), i)));
     }
     let reference = detection.scan.map_or(0, |note| note.reference);
     if detection.sinks.is_empty() {
@@ -69,7 +69,7 @@ pub(super) fn norms(source: &Source) -> Result<Drawn> {
         let values = curves().flatten().flatten().map(|row| f64::from(read(row)));
         let mut panel = Panel::new(
             title,
-            Axis::layers(source.layers()),
+            Axis::layers(run.layers()),
             Axis::new("norm (log)", Scale::log_over(values)),
         );
         for (series, curve) in curves().enumerate() {
@@ -94,17 +94,16 @@ pub(super) fn norms(source: &Source) -> Result<Drawn> {
         detection.sample_index,
         detection.scan.map_or(detection.full_text_len, |note| note.tokens),
         match detection.sinks.is_empty() {
-            true => "in which nothing stands out as a sink",
+            true => "which has no sinks",
             false => "the one with sinks of most levels",
         }
     )];
     Ok(Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "A token becomes a sink at the layer where its hidden norm leaves the dashed line of the \
-                  average token and jumps towards the primary sink's; its keys and values then get smaller than \
-                  other tokens'. The axis is logarithmic.",
+        head: HEAD,
+        reading: "A token becomes a sink at the layer where its hidden norm leaves the dashed line \
+                  of the average token and jumps towards that of the primary sink. From then on \
+                  its keys and values are smaller than those of other tokens. The axis is \
+                  logarithmic.",
         findings,
         legend: chosen.iter().map(|(_, series)| series.clone()).collect(),
         panels,
@@ -115,10 +114,10 @@ pub(super) fn norms(source: &Source) -> Result<Drawn> {
     }))
 }
 
-/// The trace with most levels, of equals the one with most secondary sinks, of equals the first.
-fn example(source: &Source) -> usize {
+/// The trace with most levels; among equals the one with most secondary sinks, then the first.
+fn example(run: &RunData) -> usize {
     let mut found: BTreeMap<usize, (BTreeSet<(usize, usize)>, usize)> = BTreeMap::new();
-    for (trace, sink) in source.secondary() {
+    for (trace, sink) in run.secondary() {
         let (levels, count) = found.entry(trace).or_default();
         levels.insert((sink.l_start(), sink.lifetime()));
         *count += 1;
@@ -128,9 +127,9 @@ fn example(source: &Source) -> usize {
 }
 
 /// A sink of each of the trace's most frequent levels, the one of median norm.
-fn secondary(source: &Source, trace: usize) -> Vec<&Sink> {
+fn secondary(run: &RunData, trace: usize) -> Vec<&Sink> {
     let mut by_level: BTreeMap<(usize, usize), Vec<&Sink>> = BTreeMap::new();
-    for sink in source.traces[trace].of_class(Class::Secondary) {
+    for sink in run.traces[trace].of_class(Class::Secondary) {
         by_level.entry((sink.l_start(), sink.lifetime())).or_default().push(sink);
     }
     let mut levels: Vec<_> = by_level.into_iter().collect();

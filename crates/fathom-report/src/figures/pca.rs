@@ -1,85 +1,121 @@
-//! Principal components of the MLP's input, and what each becomes.
+//! Principal components of the MLP's input, and the MLP's output along each.
 
 use fathom_sinks::explain::{LayerPca, Pca, SweepPoint};
 
-use super::{Drawn, Head, NO_SECONDARY, number, of_secondary, share};
+use super::{AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, joined, number, share};
 use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale, Series, short};
-use crate::source::Source;
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table};
 
-const HEAD: Head = Head {
-    name: "fig7-pca",
-    title: "Which directions the MLP turns into the sink direction",
-    paper: "Figure 7",
-};
 const COMPONENTS: usize = 5;
 
-pub(super) fn pca(source: &Source) -> Drawn {
-    let pca: &Pca = of_secondary(HEAD, source, &source.explained.pca)?;
-    if pca.layers.is_empty() {
-        return Err(HEAD.absent(NO_SECONDARY, None));
+/// The figure of [`Pca`].
+pub(super) struct PcaFigure;
+
+impl AnalysisFigure for PcaFigure {
+    type Output = Pca;
+    const HEAD: Head = Head {
+        name: "fig7-pca",
+        title: "Which directions the MLP turns into the sink direction",
+        paper: "Figure 7",
+    };
+    const METHOD: Method = Method {
+        term: "Principal components",
+        text: "The principal components of the MLP's input at the layer where sinks start, over \
+               sinks and as many other tokens. Each is scaled by α and put through the MLP alone.",
+    };
+
+    fn figure(_: &RunData, pca: &Pca) -> MaybeFigure {
+        if pca.layers.is_empty() {
+            return Err(Self::HEAD.absent(NO_SECONDARY, None));
+        }
+        let mut findings = Vec::new();
+        let mut panels = Vec::new();
+        for layer in &pca.layers {
+            panels.push(spectrum(layer));
+            let norm = |p: &SweepPoint| f64::from(p.norm);
+            let mut norms = sweep(
+                layer,
+                "‖output‖ of ±α · PC",
+                "norm",
+                &norm,
+                Scale::from_zero(points(layer).map(norm).chain([layer.sink_norm])),
+            );
+            norms.marks.push(Mark::Level { y: layer.sink_norm, label: "mean of sinks".to_owned() });
+            panels.push(norms);
+            let cosines = || Scale::between(-1.08, 1.08);
+            panels.push(sweep(
+                layer,
+                "with the reference's output",
+                "cosine",
+                &|p| p.cosine.into(),
+                cosines(),
+            ));
+            panels.push(sweep(
+                layer,
+                "with its state",
+                "cosine",
+                &|p| p.cosine_to_state.into(),
+                cosines(),
+            ));
+            let first: f64 = layer.explained.iter().take(3).sum();
+            let driver = layer.components.iter().max_by(|a, b| best(a).total_cmp(&best(b)));
+            findings.push(format!(
+                "Layer {}: three components explain {} of the variance of {} sinks and {} other \
+             tokens{}.",
+                layer.layer,
+                share(first),
+                layer.sinks,
+                layer.others,
+                driver.map_or(String::new(), |d| format!(
+                    "; along component {} the output's norm reaches {} (the sinks' own: {})",
+                    d.component,
+                    short(best(d)),
+                    short(layer.sink_norm)
+                ))
+            ));
+        }
+        Ok(Figure {
+            head: Self::HEAD,
+            reading: "Left: the share of the variance of the MLP's input that each principal \
+                      component explains; few tall bars mean that sinks share a key. Then each \
+                      component alone, scaled by α from minus to plus the largest projection of a \
+                      sink, is put through the MLP: the norm of the output, its cosine with the \
+                      reference's MLP output, and its cosine with the reference's hidden state.",
+            findings,
+            legend: (1..=COMPONENTS)
+                .map(|i| Series::cycle(format!("component {i}"), i - 1))
+                .collect(),
+            panels,
+            columns: 4,
+            moving: None,
+            quotes: Vec::new(),
+            data: table(pca),
+        })
     }
-    let mut findings = Vec::new();
-    let mut panels = Vec::new();
-    for layer in &pca.layers {
-        panels.push(spectrum(layer));
-        let norm = |p: &SweepPoint| f64::from(p.norm);
-        let mut norms = sweep(
-            layer,
-            "‖output‖ of ±α · PC",
-            "norm",
-            &norm,
-            Scale::from_zero(points(layer).map(norm).chain([layer.sink_norm])),
-        );
-        norms.marks.push(Mark::Level { y: layer.sink_norm, label: "mean of sinks".to_owned() });
-        panels.push(norms);
-        let cosines = || Scale::between(-1.08, 1.08);
-        panels.push(sweep(
-            layer,
-            "with the reference's output",
-            "cosine",
-            &|p| p.cosine.into(),
-            cosines(),
-        ));
-        panels.push(sweep(
-            layer,
-            "with its state",
-            "cosine",
-            &|p| p.cosine_to_state.into(),
-            cosines(),
-        ));
-        let first: f64 = layer.explained.iter().take(3).sum();
-        let driver = layer.components.iter().max_by(|a, b| best(a).total_cmp(&best(b)));
-        findings.push(format!(
-            "Layer {}: three components explain {} of the variance of {} sinks and {} other tokens{}.",
-            layer.layer,
-            share(first),
-            layer.sinks,
-            layer.others,
-            driver.map_or(String::new(), |d| format!(
-                "; along component {} the output's norm reaches {} (the sinks' own: {})",
-                d.component,
-                short(best(d)),
-                short(layer.sink_norm)
-            ))
-        ));
+
+    fn finding(pca: &Pca) -> String {
+        let layer = |layer: &LayerPca| {
+            let first: f64 = layer.explained.iter().take(8).sum();
+            let norm = |component: &fathom_sinks::explain::ComponentSweep| {
+                component.points.iter().map(|point| point.norm).fold(0.0, f32::max)
+            };
+            let strongest = layer.components.iter().max_by(|a, b| norm(a).total_cmp(&norm(b)));
+            let driven = strongest.map_or(String::new(), |component| {
+                let (number, norm) = (component.component, norm(component));
+                format!(
+                    "; swept, PC {number} drives mlp_out to {norm:.0} (the sinks' {:.0})",
+                    layer.sink_norm
+                )
+            });
+            format!(
+                "layer {}: 8 components hold {:.0}% of mlp_in{driven}",
+                layer.layer,
+                100.0 * first
+            )
+        };
+        joined(pca.layers.iter().map(layer))
     }
-    Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "Left: how much of the variance of the MLP's input each principal component explains; few tall \
-                  bars mean that sinks share a key. Then each component alone, scaled by α from minus to plus the \
-                  largest projection of a sink, is put through the MLP: the norm of what comes out, its cosine \
-                  with what the MLP makes of the reference, and with the reference's hidden state.",
-        findings,
-        legend: (1..=COMPONENTS).map(|i| Series::cycle(format!("component {i}"), i - 1)).collect(),
-        panels,
-        columns: 4,
-        moving: None,
-        quotes: Vec::new(),
-        data: table(pca),
-    })
 }
 
 fn points(layer: &LayerPca) -> impl Iterator<Item = &SweepPoint> {
@@ -96,7 +132,7 @@ fn spectrum(layer: &LayerPca) -> Panel {
     let mut panel = Panel::new(
         format!("Layer {}: explained variance", layer.layer),
         Axis::new("component", Scale::whole(1, shown.max(2))),
-        Axis::new("part of the variance", Scale::from_zero(layer.explained.iter().copied())),
+        Axis::new("share of the variance", Scale::from_zero(layer.explained.iter().copied())),
     );
     for (i, part) in layer.explained.iter().take(shown).enumerate() {
         let x = (i + 1) as f64;

@@ -1,24 +1,24 @@
 //! Where in the traces secondary sinks are.
 
-use super::{Drawn, Head, NO_SECONDARY, level_series};
+use super::{Head, MaybeFigure, NO_SECONDARY, level_series};
 use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale};
-use crate::source::{Source, scanned_tokens};
+use crate::run_data::{RunData, scanned_tokens};
 use crate::{Cell, Column, Table, plural};
 
 const HEAD: Head = Head { name: "fig5-positions", title: "Where in the text", paper: "Figure 5" };
 const BINS: usize = 24;
 
-pub(super) fn positions(source: &Source) -> Drawn {
-    let legend = level_series(&source.levels);
+pub(super) fn positions(run: &RunData) -> MaybeFigure {
+    let legend = level_series(&run.levels);
     if legend.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }
-    let tokens: Vec<usize> = source.traces.iter().map(scanned_tokens).collect();
+    let tokens: Vec<usize> = run.traces.iter().map(scanned_tokens).collect();
     let longest = tokens.iter().copied().max().unwrap_or(1).max(1);
     let mut absolute = vec![vec![0usize; legend.len()]; BINS];
     let mut relative = absolute.clone();
-    for (trace, sink) in source.secondary() {
-        let group = source.levels.group(sink.l_start(), sink.lifetime()).min(legend.len() - 1);
+    for (trace, sink) in run.secondary() {
+        let group = run.levels.group(sink.l_start(), sink.lifetime()).min(legend.len() - 1);
         let bin = |of: usize| (sink.position * BINS / of.max(1)).min(BINS - 1);
         absolute[bin(longest)][group] += 1;
         relative[bin(tokens[trace])][group] += 1;
@@ -73,18 +73,16 @@ pub(super) fn positions(source: &Source) -> Drawn {
         panel("By part of the trace", "% of the trace", "percent", 100.0, &relative),
     ];
     let (mut early, mut all) = (0usize, 0usize);
-    for (trace, sink) in source.secondary() {
+    for (trace, sink) in run.secondary() {
         early += usize::from(2 * sink.position < tokens[trace]);
         all += 1;
     }
     Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "How many secondary sinks lie in each stretch of the traces, one level on top of the other. \
-                  Traces differ in length, so the right picture counts in parts of each.",
+        head: HEAD,
+        reading: "The number of secondary sinks by position, with the levels stacked. Traces \
+                  differ in length, so the right panel counts by percent of each trace.",
         findings: vec![format!(
-            "{} of {} lie in the first half of their trace.",
+            "{} of {} are in the first half of their trace.",
             plural(early, "secondary sink"),
             crate::number::grouped(all)
         )],

@@ -1,92 +1,119 @@
 //! The run without what makes its sinks.
 
-use fathom_sinks::explain::{
-    Continuation, LaterLayer, LevelChange, Suppress, SuppressedLayer, Written,
-};
+use fathom_sinks::explain::{Continuation, LaterLayer, Suppress, SuppressedLayer, Written};
 
-use super::{Drawn, Head, NO_SECONDARY, number, of_secondary};
+use super::changes::{appeared, changes, gone, perplexity};
+use super::{AnalysisFigure, Head, MaybeFigure, Method, NO_SECONDARY, joined, number};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Quote, Scale, Series, Symbol, short};
-use crate::source::{LevelBook, Source};
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
-const HEAD: Head =
-    Head { name: "suppression", title: "What happens without the sinks", paper: "definition 2.11" };
+/// The figure of [`Suppress`].
+pub(super) struct SuppressFigure;
 
-pub(super) fn suppress(source: &Source) -> Drawn {
-    let suppress: &Suppress = of_secondary(HEAD, source, &source.explained.suppress)?;
-    if suppress.layers.is_empty() {
-        return Err(HEAD.absent(NO_SECONDARY, None));
+impl AnalysisFigure for SuppressFigure {
+    type Output = Suppress;
+    const HEAD: Head = Head {
+        name: "suppression",
+        title: "What happens without the sinks",
+        paper: "beyond the paper",
+    };
+    const METHOD: Method = Method {
+        term: "Suppression",
+        text: "The run's traces are scanned again with the sink direction clamped at a layer.",
+    };
+
+    fn figure(run: &RunData, suppress: &Suppress) -> MaybeFigure {
+        if suppress.layers.is_empty() {
+            return Err(Self::HEAD.absent(NO_SECONDARY, None));
+        }
+        let mut panels = Vec::new();
+        let mut findings = Vec::new();
+        for layer in &suppress.layers {
+            let l = layer.layer;
+            let cosines = later(
+                run,
+                layer,
+                format!("Clamped at layer {l}: cosine"),
+                "cosine with the reference",
+                Scale::between(-0.25, 1.08),
+                &|x| (x.cosine_before, x.cosine_after),
+            );
+            let norms = layer.later.iter().flat_map(|x| [x.norm_before, x.norm_after]);
+            let norms = Scale::log_over(norms);
+            let norms = later(
+                run,
+                layer,
+                format!("Clamped at layer {l}: norm"),
+                "‖h‖ (log)",
+                norms,
+                &|x| (x.norm_before, x.norm_after),
+            );
+            panels.extend([
+                cosines,
+                norms,
+                changes(&run.levels, &format!("Clamped at layer {l}: levels"), &layer.levels, 2),
+            ]);
+            let gone: usize = layer.levels.iter().map(|level| level.gone + level.changed).sum();
+            let before: usize = layer.levels.iter().map(|level| level.before).sum();
+            findings.push(format!(
+                "Layer {l}: {} clamped to the norm {}; {gone} of {} are gone or changed{}; {}mean \
+             negative log-likelihood {} before, {} after.",
+                plural(layer.clamped, "token"),
+                short(layer.norm.into()),
+                plural(before, "secondary sink"),
+                appeared(layer.appeared),
+                layer.kl.map_or(String::new(), |kl| format!(
+                    "KL of the next token {} nats on average, {} in the median; ",
+                    short(kl.mean),
+                    short(kl.median)
+                )),
+                short(layer.nll_before),
+                short(layer.nll_after)
+            ));
+        }
+        Ok(Figure {
+            head: Self::HEAD,
+            reading: "The traces are scanned again with every MLP output along the sink direction \
+                      clamped, at one layer, to an ordinary token's norm. Solid: unchanged; \
+                      dashed: clamped. The bars show which sinks of each level are kept, are sinks \
+                      at other layers, or are gone.",
+            findings,
+            legend: vec![
+                Series::new("unchanged", Color::Vermillion, Symbol::Dot),
+                Series::new("clamped", Color::Blue, Symbol::Square),
+                Series::new("sinks kept", Color::Green, Symbol::Square),
+                Series::new("at other layers", Color::Orange, Symbol::Square),
+                Series::new("gone", Color::Grey, Symbol::Square),
+            ],
+            panels,
+            columns: 3,
+            moving: None,
+            quotes: quotes(suppress),
+            data: table(suppress),
+        })
     }
-    let mut panels = Vec::new();
-    let mut findings = Vec::new();
-    for layer in &suppress.layers {
-        let l = layer.layer;
-        let cosines = later(
-            source,
-            layer,
-            format!("Clamped at layer {l}: cosine"),
-            "cosine with the reference",
-            Scale::between(-0.25, 1.08),
-            &|x| (x.cosine_before, x.cosine_after),
-        );
-        let norms = layer.later.iter().flat_map(|x| [x.norm_before, x.norm_after]);
-        let norms = Scale::log_over(norms);
-        let norms = later(
-            source,
-            layer,
-            format!("Clamped at layer {l}: norm"),
-            "‖h‖ (log)",
-            norms,
-            &|x| (x.norm_before, x.norm_after),
-        );
-        panels.extend([
-            cosines,
-            norms,
-            changes(&source.levels, &format!("Clamped at layer {l}: levels"), &layer.levels, 2),
-        ]);
-        let gone: usize = layer.levels.iter().map(|level| level.gone + level.changed).sum();
-        let before: usize = layer.levels.iter().map(|level| level.before).sum();
-        findings.push(format!(
-            "Layer {l}: {} cut down to the norm {}; {gone} of {} are gone or changed{}; {}mean negative \
-             log-likelihood {} before, {} after.",
-            plural(layer.clamped, "token"),
-            short(layer.norm.into()),
-            plural(before, "secondary sink"),
-            appeared(layer.appeared),
-            layer.kl.map_or(String::new(), |kl| format!(
-                "KL of the next token {} nats on average, {} in the median; ",
-                short(kl.mean),
-                short(kl.median)
-            )),
-            short(layer.nll_before),
-            short(layer.nll_after)
-        ));
+
+    fn finding(suppress: &Suppress) -> String {
+        let layer = |layer: &fathom_sinks::explain::SuppressedLayer| {
+            let kl = layer.kl.map_or(0.0, |kl| kl.mean);
+            let differ = layer.continuations.iter().filter(|one| one.differs_at.is_some()).count();
+            format!(
+                "layer {} clamped: {}; KL {kl:.4} nats, perplexity {} → {}, {differ} of {} written \
+                 differently",
+                layer.layer,
+                gone(layer.layer, &layer.levels),
+                perplexity(layer.nll_before.exp()),
+                perplexity(layer.nll_after.exp()),
+                plural(layer.continuations.len(), "continuation"),
+            )
+        };
+        joined(suppress.layers.iter().map(layer))
     }
-    Ok(Figure {
-        name: HEAD.name,
-        title: HEAD.title,
-        paper: HEAD.paper,
-        reading: "The traces are scanned again while, at one layer, every MLP output that points along the sink direction \
-                  is cut down to an ordinary token's norm. Solid: as the model is; dashed: clamped. The bars say what \
-                  became of the sinks of each level.",
-        findings,
-        legend: vec![
-            Series::new("as it is", Color::Vermillion, Symbol::Dot),
-            Series::new("clamped", Color::Blue, Symbol::Square),
-            Series::new("sinks kept", Color::Green, Symbol::Square),
-            Series::new("at other layers", Color::Orange, Symbol::Square),
-            Series::new("gone", Color::Grey, Symbol::Square),
-        ],
-        panels,
-        columns: 3,
-        moving: None,
-        quotes: quotes(suppress),
-        data: table(suppress),
-    })
 }
 
-/// What the model goes on to write, with and without the clamp: of each layer the first places
-/// where the two differ.
+/// What the model generates with and without the clamp: for each layer the first traces, those
+/// where the two differ before the others.
 fn quotes(suppress: &Suppress) -> Vec<Quote> {
     const SHOWN: usize = 2;
     let of = |layer: &SuppressedLayer| {
@@ -106,7 +133,7 @@ fn quotes(suppress: &Suppress) -> Vec<Quote> {
                     "Layer {} clamped, trace {} from position {} on: {differs}",
                     layer.layer, one.sample_index, one.from
                 ),
-                before: ("As it is", text(&one.before)),
+                before: ("Unchanged", text(&one.before)),
                 after: ("Clamped", text(&one.after)),
             }
         };
@@ -115,13 +142,8 @@ fn quotes(suppress: &Suppress) -> Vec<Quote> {
     suppress.layers.iter().flat_map(of).collect()
 }
 
-/// `, 3 new ones appeared`
-pub(super) fn appeared(count: usize) -> String {
-    if count == 0 { String::new() } else { format!(", {count} appeared that were none before") }
-}
-
 fn later(
-    source: &Source,
+    run: &RunData,
     layer: &SuppressedLayer,
     title: String,
     name: &str,
@@ -132,11 +154,11 @@ fn later(
         title,
         Axis::new(
             "layer",
-            Scale::whole(layer.layer, source.layers().saturating_sub(1).max(layer.layer + 1)),
+            Scale::whole(layer.layer, run.layers().saturating_sub(1).max(layer.layer + 1)),
         ),
         Axis::new(name, scale),
     );
-    let kinds = [(0, "as it is"), (1, "clamped")];
+    let kinds = [(0, "unchanged"), (1, "clamped")];
     for (series, kind) in kinds {
         let dot = |x: &LaterLayer| {
             let value = if series == 0 { read(x).0 } else { read(x).1 };
@@ -144,51 +166,6 @@ fn later(
         };
         let dots = layer.later.iter().map(dot).collect();
         panel.marks.push(Mark::Line { series, dots, dashed: series == 1 });
-    }
-    panel
-}
-
-/// Bars of what became of each level; `series` is that of the kept, changed and gone following it.
-pub(super) fn changes(
-    book: &LevelBook,
-    title: &str,
-    levels: &[LevelChange],
-    series: usize,
-) -> Panel {
-    let most = levels.iter().map(|level| level.before).max().unwrap_or(0);
-    let mut levels: Vec<&LevelChange> = levels.iter().collect();
-    if levels.len() > 12 {
-        levels.sort_by_key(|level| std::cmp::Reverse(level.before));
-        levels.truncate(12);
-        levels.sort_by_key(|level| (level.l_start, level.lifetime));
-    }
-    let name = |level: &&LevelChange| match book.of(level.l_start, level.lifetime) {
-        Some((_, entry)) if entry.letter != "·" => entry.letter.clone(),
-        _ => format!("{}·{}", level.l_start, level.lifetime),
-    };
-    let mut panel = Panel::new(
-        title,
-        Axis::new("level", Scale::Names(levels.iter().map(name).collect())),
-        Axis::new("secondary sinks", Scale::from_zero([most as f64].into_iter())),
-    );
-    let mut bases = vec![0; levels.len()];
-    for (kind, what) in ["kept", "at other layers", "gone"].into_iter().enumerate() {
-        let read = |level: &LevelChange| [level.kept, level.changed, level.gone][kind];
-        let mut bars = Vec::new();
-        for (i, level) in levels.iter().enumerate().filter(|(_, level)| read(level) > 0) {
-            let (x, base) = (i as f64, bases[i]);
-            bases[i] += read(level);
-            let tip = format!(
-                "level {}: from layer {}, {} layers\n{} of {} {what}",
-                name(level),
-                level.l_start,
-                level.lifetime,
-                read(level),
-                level.before
-            );
-            bars.push((x - 0.35, x + 0.35, base as f64, Dot::new(x, bases[i] as f64, tip)));
-        }
-        panel.marks.push(Mark::Bars { series: series + kind, bars });
     }
     panel
 }

@@ -1,8 +1,8 @@
-//! What the script works on, as compact JSON: the tokens of the traces and their sinks, and where
-//! the dots of moving figures go.
+//! The script's data, as compact JSON: the tokens of the traces and their sinks, and the positions
+//! of dots in each frame of moving figures.
 //!
-//! A trace is its token numbers in a vocabulary of the texts that occur, as base64 of little-endian
-//! integers, and a byte a token for the attention it draws: 16 000 tokens are 64 KB.
+//! A trace is base64 of little-endian token numbers, in a vocabulary of the texts that occur, and
+//! one byte per token for the attention it receives: 16 000 tokens take 64 KB.
 
 use std::collections::HashMap;
 
@@ -11,35 +11,36 @@ use base64::engine::general_purpose::STANDARD;
 use fathom_sinks::{Class, Sink, TraceText};
 use serde_json::{Map, Value, json};
 
-use super::Part;
+use super::Section;
 use crate::figure::{Figure, place};
-use crate::figures::Drawn;
-use crate::source::Source;
+use crate::figures::MaybeFigure;
+use crate::run_data::RunData;
 
-/// Tokens of all runs together that stand in the page: some 8 MB.
+/// The most tokens of all runs together in the page: about 8 MB.
 const MOST_TOKENS: usize = 2_000_000;
 
-/// Everything of the page; of each run the first `texts` traces.
-pub(super) fn page_data(parts: &[Part<'_>], compared: &[Drawn], texts: usize) -> Value {
+/// The data of the page, with the first `texts` traces of each run.
+pub(super) fn page_data(sections: &[Section<'_>], compared: &[MaybeFigure], texts: usize) -> Value {
     let mut left = MOST_TOKENS;
-    let runs: Vec<Value> = parts.iter().map(|part| run(part.source, texts, &mut left)).collect();
+    let runs: Vec<Value> =
+        sections.iter().map(|section| run_json(section.run, texts, &mut left)).collect();
     let mut figures = Map::new();
-    for part in parts {
-        moving(&mut figures, &part.figures, &part.source.anchor);
+    for section in sections {
+        moving(&mut figures, &section.figures, &section.run.anchor);
     }
     moving(&mut figures, compared, "all");
     json!({ "runs": runs, "figures": figures })
 }
 
-fn moving(out: &mut Map<String, Value>, figures: &[Drawn], anchor: &str) {
+fn moving(out: &mut Map<String, Value>, figures: &[MaybeFigure], anchor: &str) {
     for figure in figures.iter().flatten() {
         if let Some(frames) = frames(figure) {
-            out.insert(format!("{anchor}-{}", figure.name), frames);
+            out.insert(format!("{anchor}-{}", figure.head.name), frames);
         }
     }
 }
 
-/// Frames in the panels' own units, to a tenth.
+/// Frames in the panels' units, rounded to a tenth.
 fn frames(figure: &Figure) -> Option<Value> {
     let moving = figure.moving.as_ref()?;
     let tenth = |x: f64| if x.is_finite() { (10.0 * x).round() / 10.0 } else { -999.0 };
@@ -73,41 +74,45 @@ fn frames(figure: &Figure) -> Option<Value> {
             })
             .collect();
         json!({
-            "label": frame.label, "notes": frame.notes, "titles": titles, "dots": dots, "lines": lines
+            "label": frame.label,
+            "notes": frame.notes,
+            "titles": titles,
+            "dots": dots,
+            "lines": lines,
         })
     };
     Some(moving.frames.iter().map(frame).collect())
 }
 
-fn run(source: &Source, texts: usize, left: &mut usize) -> Value {
+fn run_json(run: &RunData, texts: usize, left: &mut usize) -> Value {
     let mut vocabulary = Vocabulary::default();
     let mut traces = Vec::new();
-    if let Some(text) = &source.text {
-        for t in 0..source.traces.len().min(texts) {
+    if let Some(text) = &run.text {
+        for t in 0..run.traces.len().min(texts) {
             let tokens = text.ids[t].len();
             if tokens > *left {
                 break;
             }
             *left -= tokens;
-            traces.push(trace(source, text, t, &mut vocabulary));
+            traces.push(trace(run, text, t, &mut vocabulary));
         }
     }
-    let levels: Vec<Value> = source
+    let levels: Vec<Value> = run
         .levels
         .entries()
         .iter()
         .map(|e| json!([e.letter, e.level.l_start, e.level.lifetime, e.level.count, e.group]))
         .collect();
     json!({
-        "anchor": source.anchor,
-        "all": source.traces.len(),
+        "anchor": run.anchor,
+        "all": run.traces.len(),
         "vocabulary": vocabulary.texts,
         "levels": levels,
         "traces": traces,
     })
 }
 
-/// Texts that occur, numbered as they come.
+/// Texts that occur, numbered in the order of first occurrence.
 #[derive(Default)]
 struct Vocabulary {
     numbers: HashMap<u32, u32>,
@@ -124,19 +129,19 @@ impl Vocabulary {
     }
 }
 
-fn trace(source: &Source, text: &TraceText, t: usize, vocabulary: &mut Vocabulary) -> Value {
-    let detection = &source.traces[t];
+fn trace(run: &RunData, text: &TraceText, t: usize, vocabulary: &mut Vocabulary) -> Value {
+    let detection = &run.traces[t];
     let numbers: Vec<u32> = text.ids[t].iter().map(|id| vocabulary.number(*id, text)).collect();
-    // Two bytes a token while they suffice.
+    // Two bytes per token if that suffices, four otherwise.
     let wide = numbers.iter().any(|n| *n > u32::from(u16::MAX));
     let bytes: Vec<u8> = match wide {
         true => numbers.iter().flat_map(|n| n.to_le_bytes()).collect(),
         false => numbers.iter().flat_map(|n| [n.to_le_bytes()[0], n.to_le_bytes()[1]]).collect(),
     };
-    let heat = source.drawn.as_ref().and_then(|drawn| drawn.get(t)).map(|drawn| {
-        // Six decades of attention in a byte.
+    let heat = run.attention.as_ref().and_then(|traces| traces.get(t)).map(|received| {
+        // A byte spans six decades of attention.
         let byte = |x: &f32| (255.0 * (x.max(1e-6).log10() + 6.0) / 6.0).round() as u8;
-        STANDARD.encode(drawn.iter().map(byte).collect::<Vec<u8>>())
+        STANDARD.encode(received.iter().map(byte).collect::<Vec<u8>>())
     });
     json!({
         "index": detection.sample_index,
@@ -145,20 +150,20 @@ fn trace(source: &Source, text: &TraceText, t: usize, vocabulary: &mut Vocabular
         "wide": wide,
         "ids": STANDARD.encode(bytes),
         "heat": heat,
-        "sinks": detection.sinks.iter().map(|s| sink(source, s)).collect::<Vec<_>>(),
+        "sinks": detection.sinks.iter().map(|s| sink(run, s)).collect::<Vec<_>>(),
     })
 }
 
-/// Position, class, level, first and last layer, number of layers, norms, cosine, attention drawn
-/// where it is seen.
-fn sink(source: &Source, sink: &Sink) -> Value {
+/// Position, class, level, first and last layer, number of layers, norms, cosine, mean attention
+/// received in the layers after those at which it is a sink.
+fn sink(run: &RunData, sink: &Sink) -> Value {
     let class = match sink.class {
         Class::Primary => 0,
         Class::Secondary => 1,
         Class::Noise => 2,
     };
     let level = match sink.class {
-        Class::Secondary => source.levels.of(sink.l_start(), sink.lifetime()).map(|(i, _)| i),
+        Class::Secondary => run.levels.of(sink.l_start(), sink.lifetime()).map(|(i, _)| i),
         _ => None,
     };
     let digits = |x: f32| (x.is_finite()).then(|| short_float(x));
@@ -181,7 +186,7 @@ fn sink(source: &Source, sink: &Sink) -> Value {
     ])
 }
 
-/// A number to four digits, so that it is short in JSON.
+/// A number rounded to four significant digits, so that it is short in JSON.
 fn short_float(x: f32) -> f64 {
     format!("{x:.3e}").parse().unwrap_or(f64::from(x))
 }

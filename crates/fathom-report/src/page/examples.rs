@@ -8,19 +8,19 @@ use crate::escape::{escape, token_label};
 use crate::figures::level_anchor;
 use crate::number::percent;
 use crate::plural;
-use crate::source::Source;
+use crate::run_data::RunData;
 
-/// Examples of a level, and the tokens around each.
+/// The number of examples of a level, and of tokens before and after each.
 const EXAMPLES: usize = 4;
 const BEFORE: usize = 14;
 const AFTER: usize = 8;
-/// Tokens named of a level.
+/// The number of tokens of a level that are named.
 const TOKENS: usize = 6;
 
-/// A card a level, and one for the primary sinks before them.
-pub(super) fn levels(out: &mut String, source: &Source) {
+/// A card for the primary sinks, then one per level.
+pub(super) fn levels(out: &mut String, run: &RunData) {
     let primary = || {
-        let traces = source.traces.iter().enumerate();
+        let traces = run.traces.iter().enumerate();
         traces.flat_map(|(t, trace)| trace.of_class(Class::Primary).map(move |sink| (t, sink)))
     };
     if primary().next().is_none() {
@@ -29,26 +29,26 @@ pub(super) fn levels(out: &mut String, source: &Source) {
     }
     out.push_str("<div class=\"cards\">");
     let all: Vec<(usize, &Sink)> = primary().collect();
-    card(out, source, &format!("{}-primary", source.anchor), "primary", "P", "Primary sinks", &all);
-    for (index, entry) in source.levels.entries().iter().enumerate() {
+    card(out, run, &format!("{}-primary", run.anchor), "primary", "P", "Primary sinks", &all);
+    for (index, entry) in run.levels.entries().iter().enumerate() {
         let level = entry.level;
         let title = format!("From layer {}, {} layers", level.l_start, level.lifetime);
-        let of: Vec<(usize, &Sink)> = source
+        let of: Vec<(usize, &Sink)> = run
             .secondary()
             .filter(|(_, s)| (s.l_start(), s.lifetime()) == (level.l_start, level.lifetime))
             .collect();
         let class = format!("secondary g{}", entry.group);
-        card(out, source, &level_anchor(source, index), &class, &entry.letter, &title, &of);
+        card(out, run, &level_anchor(run, index), &class, &entry.letter, &title, &of);
     }
     out.push_str("</div>");
-    if source.levels.entries().is_empty() {
+    if run.levels.entries().is_empty() {
         out.push_str("<p class=\"absent\">There are no secondary sinks in this run.</p>");
     }
 }
 
 fn card(
     out: &mut String,
-    source: &Source,
+    run: &RunData,
     anchor: &str,
     class: &str,
     letter: &str,
@@ -57,7 +57,8 @@ fn card(
 ) {
     let _ = write!(
         out,
-        "<div class=\"card\" id=\"{anchor}\"><h3><span class=\"chip {class}\">{}</span> {} <small>{}</small></h3>",
+        "<div class=\"card\" id=\"{anchor}\"><h3><span class=\"chip {class}\">{}</span> {} \
+         <small>{}</small></h3>",
         escape(letter),
         escape(title),
         plural(sinks.len(), "sink")
@@ -71,25 +72,25 @@ fn card(
     let more = if counts.len() > TOKENS { ", …" } else { "" };
     let _ =
         write!(out, "<p class=\"tokens\">{}{more}</p><ol>", named.collect::<Vec<_>>().join(", "));
-    // Spread over the run rather than the first few of the first trace. Rare levels behind the
-    // lettered ones have one example.
+    // Examples are spread over the run, not the first few of the first trace. Levels without a
+    // letter of their own have one example.
     let wanted = if letter == "·" { 1 } else { EXAMPLES.min(sinks.len()) };
     for i in 0..wanted {
         let (trace, sink) = sinks[i * sinks.len() / wanted];
-        example(out, source, trace, sink);
+        example(out, run, trace, sink);
     }
     out.push_str("</ol></div>");
 }
 
-fn example(out: &mut String, source: &Source, trace: usize, sink: &Sink) {
-    let a = &source.anchor;
-    let index = source.traces[trace].sample_index;
-    let ids = source.text.as_ref().and_then(|text| text.ids.get(trace));
+fn example(out: &mut String, run: &RunData, trace: usize, sink: &Sink) {
+    let a = &run.anchor;
+    let index = run.traces[trace].sample_index;
+    let ids = run.text.as_ref().and_then(|text| text.ids.get(trace));
     let token = match &sink.token_text {
         Some(text) if !text.trim().is_empty() => text.clone(),
         text => token_label(text.as_deref(), sink.token_id),
     };
-    let (before, after) = match (ids, &source.text) {
+    let (before, after) = match (ids, &run.text) {
         (Some(ids), Some(text)) => {
             let join = |range: &[u32]| -> String {
                 let texts = range.iter().filter_map(|id| text.texts.get(id));
@@ -103,8 +104,8 @@ fn example(out: &mut String, source: &Source, trace: usize, sink: &Sink) {
     };
     let _ = write!(
         out,
-        "<li><a href=\"#{a}-t{trace}-p{}\">trace {index}, position {}</a> <span class=\"context\">{}<b>{}</b>{}\
-         </span></li>",
+        "<li><a href=\"#{a}-t{trace}-p{}\">trace {index}, position {}</a> <span \
+         class=\"context\">{}<b>{}</b>{}</span></li>",
         sink.position,
         sink.position,
         escape(&before),

@@ -4,16 +4,16 @@ use std::fmt::Write;
 
 use crate::escape::escape;
 use crate::figure::{Figure, Mark, Panel, panel_svg, symbol_svg};
-use crate::figures::Drawn;
+use crate::figures::MaybeFigure;
 use crate::table::html;
 
-/// Rows of a figure's numbers that stand in the page; the file has all.
+/// The most rows of a figure's numbers in the page; the file has all.
 const ROWS: usize = 120;
 
-/// A figure, or the line that stands for it. `anchor` is that of its run, `files` where its files
-/// are.
-pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str) {
-    match drawn {
+/// A figure, or a line with the reason why there is none. `anchor` is that of its run, `files` the
+/// directory of its files.
+pub(super) fn figure(out: &mut String, figure: &MaybeFigure, anchor: &str, files: &str) {
+    match figure {
         Ok(figure) => present(out, figure, anchor, files),
         Err(absent) => {
             let command = absent.command.as_ref().map_or(String::new(), |command| {
@@ -23,9 +23,9 @@ pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str)
                 out,
                 "<div class=\"fig missing\" id=\"{anchor}-{}\"><h3>{} <small>{}</small></h3><p \
                  class=\"absent\">{}{command}</p></div>",
-                absent.name,
-                escape(absent.title),
-                escape(absent.paper),
+                absent.head.name,
+                escape(absent.head.title),
+                escape(absent.head.paper),
                 escape(&absent.why)
             );
         }
@@ -33,12 +33,13 @@ pub(super) fn figure(out: &mut String, drawn: &Drawn, anchor: &str, files: &str)
 }
 
 fn present(out: &mut String, figure: &Figure, anchor: &str, files: &str) {
-    let id = format!("{anchor}-{}", figure.name);
+    let id = format!("{anchor}-{}", figure.head.name);
     let _ = write!(
         out,
-        "<figure class=\"fig\" id=\"{id}\"><h3>{} <small>{}</small></h3><p class=\"reading\">{}</p>",
-        escape(figure.title),
-        escape(figure.paper),
+        "<figure class=\"fig\" id=\"{id}\"><h3>{} <small>{}</small></h3>\
+         <p class=\"reading\">{}</p>",
+        escape(figure.head.title),
+        escape(figure.head.paper),
         escape(figure.reading)
     );
     if !figure.findings.is_empty() {
@@ -68,8 +69,9 @@ fn present(out: &mut String, figure: &Figure, anchor: &str, files: &str) {
             let label = moving.frames.get(moving.first).map_or("", |frame| &frame.label);
             let _ = write!(
                 out,
-                "<div class=\"slider\" hidden><label>{} <input type=\"range\" min=\"0\" max=\"{last}\" value=\"{}\" \
-                 data-frames=\"{id}\"></label> <output>{}</output></div>",
+                "<div class=\"slider\" hidden><label>{} <input type=\"range\" min=\"0\" \
+                 max=\"{last}\" value=\"{}\" data-frames=\"{id}\"></label> \
+                 <output>{}</output></div>",
                 moving.what,
                 moving.first,
                 escape(label)
@@ -97,15 +99,15 @@ fn present(out: &mut String, figure: &Figure, anchor: &str, files: &str) {
         if rows > ROWS { format!(" (the first {ROWS} of {rows} rows)") } else { String::new() };
     let _ = writeln!(
         out,
-        "<details><summary>Numbers{shown}</summary>{}</details><p class=\"files\"><code>{2}/{1}.svg</code>, \
-         <code>{2}/{1}.csv</code></p></figure>",
-        html::render(&figure.data, figure.title, ROWS),
-        figure.name,
+        "<details><summary>Numbers{shown}</summary>{}</details>\
+         <p class=\"files\"><code>{2}/{1}.svg</code>, <code>{2}/{1}.csv</code></p></figure>",
+        html::render(&figure.data, figure.head.title, ROWS),
+        figure.head.name,
         escape(files),
     );
 }
 
-/// A panel in words.
+/// A description of a panel for screen readers.
 fn described(figure: &Figure, panel: &Panel) -> String {
     let dots = panel.marks.iter().map(|mark| match mark {
         Mark::Line { dots, .. } | Mark::Dots { dots, .. } => dots.len(),
@@ -116,7 +118,8 @@ fn described(figure: &Figure, panel: &Panel) -> String {
     let count: usize = dots.sum();
     let note = if panel.note.is_empty() { String::new() } else { format!(" {}.", panel.note) };
     format!(
-        "{}: {}. {} against {}.{note} {count} values; arrow keys read them, the table below lists them.",
-        figure.title, panel.title, panel.y.label, panel.x.label
+        "{}: {}. {} against {}.{note} {count} values; arrow keys read them, the table below lists \
+         them.",
+        figure.head.title, panel.title, panel.y.label, panel.x.label
     )
 }

@@ -1,50 +1,63 @@
-//! What the page's words mean, and what was run.
+//! The section "Methods": definitions, and how the runs were made.
 
 use std::fmt::Write;
 
 use fathom_model::PromptOptions;
 use fathom_sinks::Preset;
 
-use super::{Part, size};
+use super::{Section, size};
 use crate::escape::escape;
-use crate::source::Source;
+use crate::figures::{Method, methods};
+use crate::run_data::RunData;
 
-/// Definitions, then a manifest a run.
-pub(super) fn section(out: &mut String, parts: &[Part<'_>]) {
-    out.push_str(
-        "<section id=\"methods\"><h2>Methods</h2><dl>\
-         <dt>Reference</dt><dd>The token at position 0, or of several candidates the one with the largest mean norm. It \
-         is a sink from the layer where its norm rises most to the one where it falls most, provided that the rise \
-         is large against the mean token; otherwise the model has no primary sink.</dd>\
-         <dt>Sink</dt><dd>A token is a sink at the layers in between where the cosine of its hidden state (after the layer) \
-         with the reference's is above τ. Its level is (first layer, number of layers).</dd>\
-         <dt>Classes</dt><dd>Primary: starts with the reference and lasts to its end. Secondary: starts later or ends \
-         sooner, and lasts two layers or more. Noise: one layer.</dd>\
-         <dt>Sink score</dt><dd>The mean attention a token gets from itself and all later tokens (the paper's equation 1), \
-         the mean over heads; exact, whatever the length. Attention of layer l reads the output of layer \
-         l − 1.</dd>\
-         <dt>Stages, components, clusters, swaps, effect</dt><dd>As in the paper's sections 4 and 5. Swaps replace one \
-         sink's vector at a time by the mean over the trace's tokens that are no sinks; intervals are \
-         Wilson's. Separability is the balanced accuracy of a ridge classifier in five-fold cross-validation. t-SNE is \
-         seeded: the same run gives the same picture.</dd>\
-         <dt>Entropy</dt><dd>Matrix-based, Rényi order 1, of the hidden states of a window, in nats; longer windows \
-         are sampled evenly.</dd>\
-         <dt>Suppression, ablation</dt><dd>The run's traces are scanned again with the sink direction clamped at a layer, or \
-         with neurons zeroed.</dd></dl>",
-    );
-    for part in parts {
-        manifest(out, part.source);
+/// What all figures build on.
+const DEFINITIONS: [Method; 4] = [
+    Method {
+        term: "Reference",
+        text: "The token at position 0, or of several candidates the one with the largest mean \
+               norm. It is a sink from the layer where its norm rises most to the one where it \
+               falls most, provided that the rise is large compared with the mean token; \
+               otherwise the model has no primary sink.",
+    },
+    Method {
+        term: "Sink",
+        text: "A token is a sink at the layers in between where the cosine of its hidden state \
+               (after the layer) with the reference's is above τ. Its level is (first layer, \
+               number of layers).",
+    },
+    Method {
+        term: "Classes",
+        text: "Primary: starts with the reference and lasts to its end. Secondary: starts later \
+               or ends sooner, and lasts two layers or more. Noise: one layer.",
+    },
+    Method {
+        term: "Sink score",
+        text: "The mean attention a token receives from itself and all later tokens (the paper's \
+               equation 1), averaged over heads; exact for any length. Attention of layer l reads \
+               the output of layer l − 1.",
+    },
+];
+
+/// Definitions, the methods of the analyses, then how each run was made.
+pub(super) fn section(out: &mut String, sections: &[Section<'_>]) {
+    out.push_str("<section id=\"methods\"><h2>Methods</h2><dl>");
+    for Method { term, text } in DEFINITIONS.into_iter().chain(methods()) {
+        let _ = write!(out, "<dt>{term}</dt><dd>{text}</dd>");
+    }
+    out.push_str("</dl>");
+    for section in sections {
+        manifest(out, section.run);
     }
     let _ = write!(
         out,
-        "<p class=\"files\">Made by fathom {} from what the runs hold; no model was needed. This page loads nothing \
-         and sends nothing.</p></section></main>",
+        "<p class=\"files\">Made by fathom {} from the runs' files, without their models. This \
+         page loads nothing and sends nothing.</p></section></main>",
         env!("CARGO_PKG_VERSION")
     );
 }
 
-fn manifest(out: &mut String, source: &Source) {
-    let m = source.run.manifest();
+fn manifest(out: &mut String, run: &RunData) {
+    let m = run.stored.manifest();
     let o = &m.options;
     let preset = match o.preset {
         Preset::Paper => "paper",
@@ -55,7 +68,7 @@ fn manifest(out: &mut String, source: &Source) {
     let reference = o.reference.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let limit = |limit: Option<usize>| limit.map_or("none".to_owned(), |limit| limit.to_string());
     let mut rows = vec![
-        ("run", source.run.dir().display().to_string()),
+        ("run", run.stored.dir().display().to_string()),
         ("model", m.model.name()),
         (
             "shape",
@@ -71,7 +84,7 @@ fn manifest(out: &mut String, source: &Source) {
         ("config SHA-256", m.model.fingerprints.config_sha256.clone()),
         ("weights SHA-256", m.model.fingerprints.weights_sha256.clone()),
         ("tokenizer SHA-256", m.model.fingerprints.tokenizer_sha256.clone()),
-        ("traces", format!("{} ({})", m.traces.file, size(source))),
+        ("traces", format!("{} ({})", m.traces.file, size(run))),
         ("traces SHA-256", m.traces.sha256.clone()),
         ("preset", preset.to_owned()),
         ("τ", o.threshold.to_string()),
@@ -91,11 +104,8 @@ fn manifest(out: &mut String, source: &Source) {
         rows.push(("adapter's config SHA-256", adapter.config_sha256.clone()));
         rows.push(("adapter's tensors SHA-256", adapter.weights_sha256.clone()));
     }
-    let _ = write!(
-        out,
-        "<h3>{}</h3><div class=\"wide\"><table class=\"manifest\">",
-        escape(&source.name)
-    );
+    let _ =
+        write!(out, "<h3>{}</h3><div class=\"wide\"><table class=\"manifest\">", escape(&run.name));
     for (name, value) in rows {
         let _ = write!(out, "<tr><th scope=\"row\">{name}</th><td>{}</td></tr>", escape(&value));
     }
@@ -109,10 +119,10 @@ fn manifest(out: &mut String, source: &Source) {
     }
 }
 
-/// What was said about prompts beside the model's own files.
+/// Prompt options other than those of the model's own files.
 fn prompts(options: &PromptOptions) -> String {
     match options.is_default() {
-        true => "as the model's files say".to_owned(),
+        true => "as in the model's files".to_owned(),
         false => serde_json::to_string(options).unwrap_or_default(),
     }
 }

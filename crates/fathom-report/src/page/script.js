@@ -1,5 +1,5 @@
-// Makes the page answer: tips, toggles, sliders, enlarging, and the reader of traces. Everything it touches is
-// already in the page; it only ever writes text with textContent.
+// Makes the page interactive: tooltips, toggles, sliders, enlarging, and the reader of traces. All
+// elements of figures are already in the page; text is only written with textContent.
 "use strict";
 (() => {
   const $ = (selector, root = document) => root.querySelector(selector);
@@ -11,7 +11,7 @@
   };
   const data = JSON.parse($("#data").textContent);
 
-  // ---- Tips -------------------------------------------------------------------------------------------------
+  // ---- Tips -------------------------------------------------------------------------------------
   const tip = make("div", { id: "tip", role: "status", hidden: true });
   document.body.append(tip);
   let lit = null;
@@ -37,17 +37,23 @@
     showTip(mark.dataset.t, box.left + box.width / 2, box.top + box.height / 2);
   };
 
-  // A finger leaves as soon as it has pointed: what it asked for stays until it points elsewhere.
+  // A finger leaves the screen after each tap: its tooltip stays until the next tap.
   const leave = (event) => {
     if (event.pointerType !== "touch") hideTip();
   };
   document.addEventListener("pointerdown", (event) => {
     if (!event.target.closest?.(".panel svg, dialog svg, .text")) hideTip();
   });
-  addEventListener("scroll", () => { if (lit) hideTip(); }, { passive: true });
+  addEventListener(
+    "scroll",
+    () => {
+      if (lit) hideTip();
+    },
+    { passive: true },
+  );
 
   const visibleMarks = (svg) => $$(".p", svg).filter((mark) => !mark.closest(".off"));
-  // The mark under the pointer, or the nearest within a finger's breadth.
+  // The mark under the pointer, or the nearest one within 26 pixels.
   const nearest = (svg, event) => {
     if (event.target.matches?.("rect.p")) return event.target;
     let best = null;
@@ -79,22 +85,29 @@
       event.preventDefault();
       const marks = visibleMarks(svg);
       const at = marks.indexOf(lit);
-      if (marks.length) light(marks[(at < 0 ? (step > 0 ? 0 : marks.length - 1) : at + step + marks.length) % marks.length]);
+      if (marks.length)
+        light(
+          marks[
+            (at < 0 ? (step > 0 ? 0 : marks.length - 1) : at + step + marks.length) % marks.length
+          ],
+        );
     });
   };
   $$(".panel svg").forEach(answer);
 
-  // ---- Series on and off --------------------------------------------------------------------------------------
+  // ---- Series on and off ------------------------------------------------------------------------
   for (const button of $$(".legend button")) {
     button.addEventListener("click", () => {
       const off = button.getAttribute("aria-pressed") === "true";
       button.setAttribute("aria-pressed", String(!off));
       const figure = button.closest(".fig");
-      $$(`.panel g[data-s="${button.dataset.s}"]`, figure).forEach((group) => group.classList.toggle("off", off));
+      $$(`.panel g[data-s="${button.dataset.s}"]`, figure).forEach((group) =>
+        group.classList.toggle("off", off),
+      );
     });
   }
 
-  // ---- Sliders ------------------------------------------------------------------------------------------------
+  // ---- Sliders ----------------------------------------------------------------------------------
   for (const slider of $$(".slider input")) {
     const frames = data.figures[slider.dataset.frames];
     const figure = slider.closest(".fig");
@@ -119,7 +132,7 @@
     });
   }
 
-  // ---- Enlarging ----------------------------------------------------------------------------------------------
+  // ---- Enlarging --------------------------------------------------------------------------------
   const dialog = make("dialog", { ariaLabel: "Enlarged figure" });
   document.body.append(dialog);
   const enlarge = (panel) => {
@@ -133,27 +146,53 @@
       view = { x: view.x + px * (view.w - w), y: view.y + py * (view.h - h), w, h };
       show();
     };
-    const button = (text, action) => make("button", { type: "button", textContent: text, onclick: action });
+    const button = (text, action) =>
+      make("button", { type: "button", textContent: text, onclick: action });
     const close = button("Close", () => dialog.close());
     dialog.replaceChildren(
-      make("div", { className: "row" },
+      make(
+        "div",
+        { className: "row" },
         make("span", { textContent: "Wheel or buttons zoom, dragging moves." }),
-        button("+", () => zoom(0.7)), button("−", () => zoom(1 / 0.7)),
-        button("All", () => { view = { x: 0, y: 0, w: width, h: height }; show(); }), close),
+        button("+", () => zoom(0.7)),
+        button("−", () => zoom(1 / 0.7)),
+        button("All", () => {
+          view = { x: 0, y: 0, w: width, h: height };
+          show();
+        }),
+        close,
+      ),
       svg,
     );
     answer(svg);
-    svg.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const box = svg.getBoundingClientRect();
-      zoom(event.deltaY < 0 ? 0.85 : 1 / 0.85, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
-    }, { passive: false });
+    svg.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const box = svg.getBoundingClientRect();
+        zoom(
+          event.deltaY < 0 ? 0.85 : 1 / 0.85,
+          (event.clientX - box.left) / box.width,
+          (event.clientY - box.top) / box.height,
+        );
+      },
+      { passive: false },
+    );
     let held = null;
-    svg.addEventListener("pointerdown", (event) => { held = { x: event.clientX, y: event.clientY, view }; });
+    svg.addEventListener("pointerdown", (event) => {
+      held = { x: event.clientX, y: event.clientY, view };
+    });
     svg.addEventListener("pointermove", (event) => {
-      if (!held || !event.buttons) { held = null; return; }
+      if (!held || !event.buttons) {
+        held = null;
+        return;
+      }
       const scale = view.w / svg.getBoundingClientRect().width;
-      view = { ...view, x: held.view.x - (event.clientX - held.x) * scale, y: held.view.y - (event.clientY - held.y) * scale };
+      view = {
+        ...view,
+        x: held.view.x - (event.clientX - held.x) * scale,
+        y: held.view.y - (event.clientY - held.y) * scale,
+      };
       show();
     });
     dialog.showModal();
@@ -161,21 +200,32 @@
   };
   dialog.addEventListener("close", hideTip);
   for (const panel of $$(".panel")) {
-    const button = make("button", { type: "button", className: "zoom", textContent: "⤢", title: "Enlarge" });
+    const button = make("button", {
+      type: "button",
+      className: "zoom",
+      textContent: "⤢",
+      title: "Enlarge",
+    });
     button.setAttribute("aria-label", `Enlarge: ${$(".title", panel).textContent}`);
     button.addEventListener("click", () => enlarge(panel));
     panel.append(button);
   }
 
-  // ---- The reader of traces -----------------------------------------------------------------------------------
+  // ---- The reader of traces ---------------------------------------------------------------------
   const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const CLASSES = ["primary", "secondary", "noise"];
-  const BLOCK = 400; // tokens that are put into the page at a time
+  const BLOCK = 400; // tokens that are added to the page together
   const percent = (x) => `${(100 * x).toPrecision(3)} %`;
 
   class Reader {
     constructor(root, run) {
-      Object.assign(this, { root, run, text: $(".text", root), strip: $(".strip", root), where: $(".where", root) });
+      Object.assign(this, {
+        root,
+        run,
+        text: $(".text", root),
+        strip: $(".strip", root),
+        where: $(".where", root),
+      });
       this.select = $("select.trace", root);
       this.kind = $("select.kind", root);
       this.heat = $("input.heat", root);
@@ -183,8 +233,15 @@
         const label = `${trace.index}: ${this.count(trace)} tokens, ${trace.sinks.length} sinks`;
         this.select.append(new Option(label, t));
       });
-      const kinds = [["all", "all"], ["c1", "secondary"], ["c0", "primary"], ["c2", "noise"]];
-      run.levels.forEach(([letter, start, life, n], i) => kinds.push([`l${i}`, `level ${letter}: from ${start}, ${life} layers (${n})`]));
+      const kinds = [
+        ["all", "all"],
+        ["c1", "secondary"],
+        ["c0", "primary"],
+        ["c2", "noise"],
+      ];
+      run.levels.forEach(([letter, start, life, n], i) =>
+        kinds.push([`l${i}`, `level ${letter}: from ${start}, ${life} layers (${n})`]),
+      );
       kinds.slice(0, 60).forEach(([value, label]) => this.kind.append(new Option(label, value)));
       this.select.onchange = () => this.open(Number(this.select.value));
       this.kind.onchange = () => this.choose();
@@ -204,12 +261,21 @@
         const box = this.strip.getBoundingClientRect();
         this.scrollTo(Math.floor(((event.clientX - box.left) / box.width) * this.ids.length));
       });
-      this.seen = new IntersectionObserver((entries) => {
-        for (const entry of entries) if (entry.isIntersecting) this.fill(entry.target);
-      }, { root: this.text, rootMargin: "600px 0px" });
+      this.seen = new IntersectionObserver(
+        (entries) => {
+          for (const entry of entries) if (entry.isIntersecting) this.fill(entry.target);
+        },
+        { root: this.text, rootMargin: "600px 0px" },
+      );
       root.hidden = false;
       if (run.traces.length < run.all) {
-        root.prepend(make("p", { className: "absent", textContent: `The text of the first ${run.traces.length} of ${run.all} traces is in this page.` }));
+        root.prepend(
+          make("p", {
+            className: "absent",
+            textContent:
+              `The text of the first ${run.traces.length} of ${run.all} traces is in this page.`,
+          }),
+        );
       }
       const first = run.traces.findIndex((trace) => trace.sinks.some((sink) => sink[1] === 1));
       this.open(Math.max(0, first));
@@ -218,7 +284,7 @@
     }
 
     count(trace) {
-      return ((trace.ids.length * 3) / 4 - (/=*$/.exec(trace.ids)[0].length)) / (trace.wide ? 4 : 2);
+      return ((trace.ids.length * 3) / 4 - /=*$/.exec(trace.ids)[0].length) / (trace.wide ? 4 : 2);
     }
 
     open(t, keep = false) {
@@ -229,21 +295,30 @@
       this.select.value = t;
       const bytes = bytesOf(trace.ids);
       this.ids = trace.wide ? new Uint32Array(bytes.buffer) : new Uint16Array(bytes.buffer);
-      this.drawn = trace.heat && bytesOf(trace.heat);
-      this.median = this.drawn && [...this.drawn].sort((a, b) => a - b)[this.drawn.length >> 1];
+      this.received = trace.heat && bytesOf(trace.heat);
+      this.median =
+        this.received && [...this.received].sort((a, b) => a - b)[this.received.length >> 1];
       this.at = new Map(trace.sinks.map((sink, i) => [sink[0], i]));
       this.seen.disconnect();
       const blocks = [];
       for (let from = 0; from < this.ids.length; from += BLOCK) {
         const block = make("div", { className: "block" });
         block.dataset.from = from;
-        const characters = this.ids.slice(from, from + BLOCK).reduce((sum, id) => sum + this.run.vocabulary[id].length, 0);
-        block.style.minHeight = `${(characters / Math.max(30, this.text.clientWidth / 8.4)) * 1.6}em`;
+        const characters = this.ids
+          .slice(from, from + BLOCK)
+          .reduce((sum, id) => sum + this.run.vocabulary[id].length, 0);
+        const lines = characters / Math.max(30, this.text.clientWidth / 8.4);
+        block.style.minHeight = `${lines * 1.6}em`;
         blocks.push(block);
       }
       this.text.replaceChildren(...blocks);
       if (trace.of > this.ids.length) {
-        this.text.append(make("div", { className: "end", textContent: `The scan stopped here; the trace has ${trace.of} tokens.` }));
+        this.text.append(
+          make("div", {
+            className: "end",
+            textContent: `The scan stopped here; the trace has ${trace.of} tokens.`,
+          }),
+        );
       }
       this.text.scrollTop = scrolled;
       blocks.forEach((block) => this.seen.observe(block));
@@ -251,34 +326,41 @@
       this.choose();
     }
 
-    // Puts the tokens of a block into the page: plain text but for the sinks, and for what is shaded.
+    // Adds the tokens of a block to the page, as plain text except for sinks and shaded tokens.
     fill(block) {
       if (block.firstChild) return;
-      const { run, ids, trace, drawn } = this;
-      const shaded = this.heat?.checked && drawn;
+      const { run, ids, trace, received } = this;
+      const shaded = this.heat?.checked && received;
       const from = Number(block.dataset.from);
       const out = document.createDocumentFragment();
       let plain = "";
       let prompt = from < trace.prompt;
       const flush = () => {
-        if (plain) out.append(prompt ? make("span", { className: "prompt", textContent: plain }) : plain);
+        if (plain)
+          out.append(prompt ? make("span", { className: "prompt", textContent: plain }) : plain);
         plain = "";
       };
       for (let p = from; p < Math.min(from + BLOCK, ids.length); p += 1) {
-        if (prompt !== p < trace.prompt) { flush(); prompt = p < trace.prompt; }
+        if (prompt !== p < trace.prompt) {
+          flush();
+          prompt = p < trace.prompt;
+        }
         const text = run.vocabulary[ids[p]];
         const i = this.at.get(p);
-        if (i === undefined && !shaded) { plain += text; continue; }
+        if (i === undefined && !shaded) {
+          plain += text;
+          continue;
+        }
         flush();
         const element = i === undefined ? make("span", { textContent: text }) : this.mark(i, text);
         element.dataset.p = p;
         if (shaded) {
-          // From the trace's median up; two decades above it (42.5 steps each) are the full shade.
-          const alpha = Math.max(0, Math.min(0.75, (drawn[p] - this.median) / 110));
+          // Shading begins at the trace's median and is full two decades (of 42.5 steps) above it.
+          const alpha = Math.max(0, Math.min(0.75, (received[p] - this.median) / 110));
           element.style.backgroundColor = `rgb(213 94 0 / ${alpha.toFixed(2)})`;
         }
         out.append(element);
-        // A line that ends in a sink ends behind its letter.
+        // A line break in a sink comes after the sink's letter.
         if (i !== undefined) out.append(/\n*$/.exec(text)[0]);
       }
       flush();
@@ -290,8 +372,14 @@
       const sink = this.trace.sinks[i];
       const level = sink[2] === null ? null : this.run.levels[sink[2]];
       const glyphs = { " ": "␣", "\n": "⏎", "\t": "⇥" };
-      const shown = text.trim() ? text.replace(/\n+$/, "⏎") : [...text].map((c) => glyphs[c] ?? c).join("") || "∅";
-      const element = make("mark", { className: `sink ${CLASSES[sink[1]]}`, textContent: shown, tabIndex: -1 });
+      const shown = text.trim()
+        ? text.replace(/\n+$/, "⏎")
+        : [...text].map((c) => glyphs[c] ?? c).join("") || "∅";
+      const element = make("mark", {
+        className: `sink ${CLASSES[sink[1]]}`,
+        textContent: shown,
+        tabIndex: -1,
+      });
       if (level) element.classList.add(`g${level[4]}`);
       element.dataset.l = ["P", level ? level[0] : "S", ""][sink[1]];
       element.dataset.i = i;
@@ -303,7 +391,9 @@
     shown(sink) {
       const kind = this.kind.value;
       if (kind === "all") return true;
-      return kind[0] === "c" ? sink[1] === Number(kind.slice(1)) : sink[1] === 1 && sink[2] === Number(kind.slice(1));
+      return kind[0] === "c"
+        ? sink[1] === Number(kind.slice(1))
+        : sink[1] === 1 && sink[2] === Number(kind.slice(1));
     }
 
     choose() {
@@ -317,28 +407,43 @@
 
     say() {
       const at = this.list.indexOf(this.now);
-      this.where.textContent = this.list.length ? `${at < 0 ? "" : `${at + 1} of `}${this.list.length} sinks` : "no such sinks in this trace";
+      this.where.textContent = this.list.length
+        ? `${at < 0 ? "" : `${at + 1} of `}${this.list.length} sinks`
+        : "no such sinks in this trace";
     }
 
     describe(i) {
-      const [, kind, index, start, last, life, hidden, written, cosine, score] = this.trace.sinks[i];
+      const [, kind, index, start, last, life, hidden, written, cosine, score] =
+        this.trace.sinks[i];
       const position = this.trace.sinks[i][0];
       const level = index === null ? "" : `, level ${this.run.levels[index][0]}`;
-      const lines = [`${JSON.stringify(this.run.vocabulary[this.ids[position]])} at ${position}: ${CLASSES[kind]} sink${level}`];
-      lines.push(life === 1 ? `layer ${start}` : `layers ${start} to ${last}${last - start + 1 > life ? ` (${life} of them)` : ""}`);
-      if (hidden !== null) lines.push(`‖h‖ ${hidden}, ‖mlp_out‖ ${written} at layer ${start}`);
+      const token = JSON.stringify(this.run.vocabulary[this.ids[position]]);
+      const lines = [`${token} at ${position}: ${CLASSES[kind]} sink${level}`];
+      lines.push(
+        life === 1
+          ? `layer ${start}`
+          : `layers ${start} to ${last}${last - start + 1 > life ? ` (${life} of them)` : ""}`,
+      );
+      if (hidden !== null) {
+        lines.push(`‖h‖ ${hidden}, ‖mlp_out‖ ${written} at layer ${start}`);
+      }
       if (cosine !== null) lines.push(`cosine with the reference at least ${cosine}`);
-      if (score !== null) lines.push(`draws ${percent(score)} of later tokens' attention`);
+      if (score !== null) lines.push(`receives ${percent(score)} of later tokens' attention`);
       return lines.join("\n");
     }
 
     point(event) {
       const element = event.target.closest?.("[data-p]");
-      if (!element) { hideTip(); return; }
+      if (!element) {
+        hideTip();
+        return;
+      }
       const p = Number(element.dataset.p);
       const i = this.at.get(p);
-      const drawn = this.drawn ? `\ndraws ${percent(10 ** (this.drawn[p] / 42.5 - 6))}, the mean over all layers` : "";
-      const text = i === undefined ? `${JSON.stringify(this.run.vocabulary[this.ids[p]])} at ${p}${drawn}` : this.describe(i);
+      const percentage = () => percent(10 ** (this.received[p] / 42.5 - 6));
+      const received = this.received ? `\nreceives ${percentage()}, mean over all layers` : "";
+      const token = () => JSON.stringify(this.run.vocabulary[this.ids[p]]);
+      const text = i === undefined ? `${token()} at ${p}${received}` : this.describe(i);
       showTip(text, event.clientX, event.clientY);
     }
 
@@ -357,22 +462,24 @@
       if (!sink) return;
       this.now = i;
       $$(".now", this.text).forEach((element) => element.classList.remove("now"));
-      // Blocks above are filled as they come near and may shift the place: look again once they are.
+      // Blocks above are filled when they come near and may shift the position: scroll once more.
       const arrive = () => {
         const element = this.scrollTo(sink[0]);
         element?.classList.add("now");
         return element;
       };
       arrive();
-      requestAnimationFrame(() => requestAnimationFrame(() => {
-        const element = arrive();
-        element?.focus({ preventScroll: true });
-        // Behind the scrolling, which hides tips.
-        setTimeout(() => {
-          const box = element?.getBoundingClientRect();
-          if (box) showTip(this.describe(i), box.left, box.bottom - 6);
-        }, 150);
-      }));
+      requestAnimationFrame(() =>
+        requestAnimationFrame(() => {
+          const element = arrive();
+          element?.focus({ preventScroll: true });
+          // After the scrolling, which hides tooltips.
+          setTimeout(() => {
+            const box = element?.getBoundingClientRect();
+            if (box) showTip(this.describe(i), box.left, box.bottom - 6);
+          }, 150);
+        }),
+      );
       this.say();
       this.draw();
     }
@@ -384,7 +491,7 @@
       this.go(this.list[(at + by + this.list.length) % this.list.length]);
     }
 
-    // A stroke a sink, where it is in the trace.
+    // One stroke per sink, at its position in the trace.
     draw() {
       const { strip, trace, ids } = this;
       const scale = devicePixelRatio || 1;
@@ -398,10 +505,17 @@
       trace.sinks.forEach((sink, i) => {
         if (!this.shown(sink)) return;
         const level = sink[2] === null ? null : this.run.levels[sink[2]];
-        context.fillStyle = color(["--primary", level ? `--g${level[4]}` : "--g5", "--soft"][sink[1]]);
+        context.fillStyle = color(
+          ["--primary", level ? `--g${level[4]}` : "--g5", "--soft"][sink[1]],
+        );
         const tall = [28, 18, 8][sink[1]];
         const x = (sink[0] / Math.max(1, ids.length - 1)) * (strip.width - 2 * scale);
-        context.fillRect(x, ((28 - tall) / 2) * scale, (i === this.now ? 4 : 1.5) * scale, tall * scale);
+        context.fillRect(
+          x,
+          ((28 - tall) / 2) * scale,
+          (i === this.now ? 4 : 1.5) * scale,
+          tall * scale,
+        );
       });
     }
   }
@@ -410,21 +524,24 @@
   for (const root of $$(".reader")) {
     const run = data.runs.find((run) => run.anchor === root.dataset.run);
     if (!run?.traces.length) continue;
-    // Built when it comes near: the first paint does not wait for it.
+    // Built when it comes near the viewport, so that it does not delay the first paint.
     const build = () => {
       if (!readers.has(run.anchor)) readers.set(run.anchor, new Reader(root, run));
       return readers.get(run.anchor);
     };
     root.hidden = false;
-    new IntersectionObserver((entries, observer) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      observer.disconnect();
-      build();
-    }, { rootMargin: "800px 0px" }).observe(root);
+    new IntersectionObserver(
+      (entries, observer) => {
+        if (!entries.some((entry) => entry.isIntersecting)) return;
+        observer.disconnect();
+        build();
+      },
+      { rootMargin: "800px 0px" },
+    ).observe(root);
     root.build = build;
   }
 
-  // #r0-t3-p120 leads to position 120 of the fourth trace of the first run.
+  // #r0-t3-p120 is position 120 of the fourth trace of the first run.
   const follow = () => {
     const [, anchor, t, p] = location.hash.match(/^#(r\d+)-t(\d+)-p(\d+)$/) ?? [];
     const root = anchor && $(`.reader[data-run="${anchor}"]`);
@@ -432,15 +549,19 @@
     const reader = root.build();
     root.scrollIntoView({ block: "start" });
     const trace = reader.run.traces[Number(t)];
-    if (!trace) { reader.where.textContent = "the text of that trace is not in this page"; return; }
+    if (!trace) {
+      reader.where.textContent = "the text of that trace is not in this page";
+      return;
+    }
     reader.kind.value = "all";
     reader.open(Number(t));
     reader.go(trace.sinks.findIndex((sink) => sink[0] === Number(p)));
   };
   addEventListener("hashchange", follow);
   document.addEventListener("click", (event) => {
-    // The same link twice changes no hash.
-    if (location.hash && event.target.closest?.("a")?.getAttribute("href") === location.hash) follow();
+    // A second click on the same link does not change the hash.
+    if (location.hash && event.target.closest?.("a")?.getAttribute("href") === location.hash)
+      follow();
   });
   follow();
   document.documentElement.dataset.ready = "yes";

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{Align, Table};
 use crate::escape::escape;
 
-/// The first `rows` rows, under `caption`, where it is not empty.
+/// The first `rows` rows, with `caption` unless it is empty.
 pub(crate) fn render(table: &Table, caption: &str, rows: usize) -> String {
     let class = |column: usize| match table.columns[column].align {
         Align::Left => "",

@@ -13,7 +13,8 @@ pub(super) fn render(table: &Table) -> String {
     let (titles, rows) = lines.split_at(1);
     let (titles, rows) = (titles.concat(), rows.concat());
     format!(
-        "\\begin{{tabular}}{{{columns}}}\n\\toprule\n{titles}\\midrule\n{rows}\\bottomrule\n\\end{{tabular}}\n"
+        "\\begin{{tabular}}{{{columns}}}\n\\toprule\n{titles}\\midrule\n{rows}\\bottomrule\n\
+         \\end{{tabular}}\n"
     )
 }
 

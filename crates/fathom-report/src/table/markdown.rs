@@ -30,7 +30,7 @@ pub(super) fn render(table: &Table) -> String {
     text
 }
 
-/// Keeps characters that mean something to Markdown from meaning it.
+/// Escapes characters that are special in Markdown.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     let chars: Vec<char> = text.chars().collect();
@@ -40,7 +40,7 @@ fn escape(text: &str) -> String {
             inside_word && chars.get(i + 1).is_some_and(|next| next.is_alphanumeric());
         match c {
             '_' if inside_word => {} // names stay as they are
-            // Before anything but punctuation a backslash is one already: "\n" stays readable.
+            // Markdown keeps a backslash before anything but punctuation: "\n" stays readable.
             '\\' if chars.get(i + 1).is_some_and(|next| !next.is_ascii_punctuation()) => {}
             '|' | '\\' | '`' | '*' | '_' | '<' | '[' => escaped.push('\\'),
             '\n' | '\r' => {

@@ -1,4 +1,5 @@
-//! From which layer on future sinks stand apart from other tokens (definition 2.7, paper Fig. 6).
+//! From which layer on future sinks can be separated from other tokens: "Clustering"
+//! (docs/definitions.md), paper Fig. 6.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +8,16 @@ use fathom_model::{Result, Site};
 use nalgebra::DMatrix;
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Analyzer;
 use super::collect::Collector;
+use super::driver::advanced;
 use super::gram::squared_distances;
-use super::parts::{Learner, decode, encode};
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
+use super::scanned::{Others, ScannedRun, ScannedTrace, Token, sample, secondary_tokens};
 use super::separation::{separability, silhouette};
-use super::subjects::{Others, Subject, Token, sample, secondary_tokens};
 use super::tsne::tsne;
-use super::{Analysis, AnalysisResult, ExplainOptions};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs};
 
 /// Future secondary sinks against other tokens, layer by layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,7 +27,7 @@ pub struct Clusters {
     /// By site (`resid_post`, `attn_out`, `mlp_out`), then layer. Empty with fewer than 5 of either
     /// kind.
     pub places: Vec<ClusterPlace>,
-    /// Where it is decided which tokens become sinks, by l_start, then site.
+    /// The layers from which on it is decided which tokens become sinks, by l_start, then site.
     #[serde(default)]
     pub decisions: Vec<Decision>,
 }
@@ -38,26 +41,26 @@ pub struct Decision {
     pub sinks: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// The layer the decision is made at: the first from which on, up to l_start, the separability
-    /// is not below [`Decision::SEPARABLE`]. Absent where it is not even at l_start.
+    /// The layer of the decision: the first from which on, up to l_start, the separability is at
+    /// least [`Decision::SEPARABLE`]. Absent if it is below at l_start itself.
     pub layer: Option<usize>,
-    /// Layer by layer, up to the one behind l_start.
+    /// By layer, from 0 to l_start + 1.
     pub curve: Vec<Separation>,
 }
 
-/// How far future sinks stand apart at one layer.
+/// How far future sinks and other tokens are apart at one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Separation {
     /// The layer.
     pub layer: usize,
-    /// As [`ClusterPlace::silhouette`].
+    /// See [`ClusterPlace::silhouette`].
     pub silhouette: f64,
-    /// As [`ClusterPlace::separability`].
+    /// See [`ClusterPlace::separability`].
     pub separability: f64,
 }
 
 impl Decision {
-    /// The separability from which on tokens count as told apart.
+    /// The separability from which on the two kinds count as separate.
     pub const SEPARABLE: f64 = 0.9;
 
     /// See [`Decision::layer`].
@@ -79,23 +82,22 @@ pub struct ClusterPoint {
     pub position: usize,
     /// The token there.
     pub token_id: u32,
-    /// Where it becomes a sink; absent where it does not.
+    /// The layer at which it becomes a sink; absent if it does not.
     pub l_start: Option<usize>,
     /// Whether some sink has the same token id.
     pub id_of_a_sink: bool,
 }
 
-/// The tokens at one place.
+/// The tokens at one site of a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClusterPlace {
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
     /// The layer.
     pub layer: usize,
-    /// Mean silhouette of sinks against others, -1 to 1, Euclidean.
+    /// Mean silhouette of sinks against others, Euclidean, from -1 to 1.
     pub silhouette: f64,
-    /// Accuracy of a linear (ridge) classifier in 5-fold cross-validation, kinds weighing the same;
-    /// 0.5 is chance.
+    /// Balanced accuracy of a linear (ridge) classifier in 5-fold cross-validation; 0.5 is chance.
     pub separability: f64,
     /// t-SNE coordinates, in the order of `points`.
     pub tsne: Vec<[f32; 2]>,
@@ -107,38 +109,39 @@ impl AnalysisResult for Clusters {
 
 /// Where tokens are compared.
 const SITES: [Site; 3] = [Site::ResidPost, Site::AttnOut, Site::MlpOut];
-/// Tokens of each kind at most: t-SNE takes the square of it.
+/// The most tokens of each kind: t-SNE is quadratic in them.
 const MOST: usize = 128;
-/// Tokens of each kind below which nothing can be told.
+/// The fewest tokens of each kind that are compared: one per fold of the cross-validation.
 const FEWEST: usize = 5;
 
-/// Gathers the tokens' vectors.
-pub(super) struct ClustersObserver {
+/// Collects the tokens' vectors.
+pub(super) struct ClustersAnalyzer {
     points: Vec<ClusterPoint>,
     layers: usize,
     collector: Collector,
 }
 
-impl ClustersObserver {
-    pub fn new(
-        subjects: &[Subject<'_>],
-        layers: usize,
-        options: ExplainOptions,
-    ) -> ClustersObserver {
+impl Analyzer for ClustersAnalyzer {
+    type Output = Clusters;
+    const HELP: &'static str =
+        "t-SNE, silhouette and linear separability of future sinks by layer and site";
+
+    fn new(run: &ScannedRun<'_>) -> ClustersAnalyzer {
+        let (traces, options) = (&run.traces, run.options);
         let most = options.max_sinks.min(MOST);
-        let sinks = sample(secondary_tokens(subjects), most, options.seed);
-        let others = Others::of(subjects, &sinks, options.seed);
-        // A layer behind the last at which a sink is made, there is nothing left to decide.
-        let last = subjects.iter().flat_map(Subject::secondary).map(crate::Sink::l_start).max();
-        let layers = last.map_or(0, |last| (last + 2).min(layers));
+        let sinks = sample(secondary_tokens(traces), most, options.seed);
+        let others = Others::of(traces, &sinks, options.seed);
+        // After the last l_start + 1 there is nothing left to decide.
+        let last = traces.iter().flat_map(ScannedTrace::secondary).map(crate::Sink::l_start).max();
+        let layers = last.map_or(0, |last| (last + 2).min(run.layers));
         let places = SITES.iter().flat_map(|site| (0..layers).map(|layer| (*site, layer)));
         let tokens = sinks.iter().chain(&others.tokens).copied().collect();
         let collector = Collector::new(tokens, places);
 
-        let ids: Vec<u32> = sinks.iter().map(|(trace, t)| subjects[*trace].ids[*t]).collect();
+        let ids: Vec<u32> = sinks.iter().map(|(trace, t)| traces[*trace].ids[*t]).collect();
         let point = |&(trace, position): &Token| {
-            let token_id = subjects[trace].ids[position];
-            let sink = subjects[trace].secondary().find(|sink| sink.position == position);
+            let token_id = traces[trace].ids[position];
+            let sink = traces[trace].secondary().find(|sink| sink.position == position);
             ClusterPoint {
                 trace,
                 position,
@@ -148,35 +151,26 @@ impl ClustersObserver {
             }
         };
         let points = collector.tokens().iter().map(point).collect();
-        ClustersObserver { points, layers, collector }
+        ClustersAnalyzer { points, layers, collector }
     }
 
-    /// Places that are to be looked at when all tokens are there.
-    pub fn places(&self) -> usize {
-        if self.enough() { SITES.len() * self.layers } else { 0 }
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
     }
 
-    fn kinds(&self) -> Vec<bool> {
-        self.points.iter().map(|point| point.l_start.is_some()).collect()
-    }
-
-    fn enough(&self) -> bool {
+    fn finish<B: Backend>(
+        self,
+        _: &Inputs<'_, B>,
+        progress: &mut dyn ExplainProgress,
+    ) -> Result<Clusters> {
         let kinds = self.kinds();
-        let sinks = kinds.iter().filter(|kind| **kind).count();
-        sinks.min(kinds.len() - sinks) >= FEWEST
-    }
-
-    /// `advance` is called after each place.
-    ///
-    /// # Errors
-    /// Whatever `advance` reports.
-    pub fn finish(self, advance: &mut dyn FnMut() -> Result<()>) -> Result<Clusters> {
-        let kinds = self.kinds();
+        let layers = if self.enough() { self.layers } else { 0 };
         let levels = if self.enough() { self.levels() } else { Vec::new() };
+        progress.start("clustering", "places", SITES.len() * layers);
         let (mut places, mut decisions) = (Vec::new(), Vec::new());
         for site in SITES {
             let mut curves: Vec<Vec<Separation>> = vec![Vec::new(); levels.len()];
-            for layer in 0..if self.enough() { self.layers } else { 0 } {
+            for layer in 0..layers {
                 let distances = squared_distances(&self.collector.rows(site, layer));
                 let perplexity = ((kinds.len() - 1) as f64 / 3.0).min(30.0);
                 let (coordinates, _) = tsne(&distances, perplexity);
@@ -192,7 +186,7 @@ impl ClustersObserver {
                         curve.push(level.separation(layer, &distances, &kinds));
                     }
                 }
-                advance()?;
+                advanced(progress, 1)?;
             }
             decisions.extend(levels.iter().zip(curves).map(|(level, curve)| Decision {
                 l_start: level.l_start,
@@ -205,6 +199,19 @@ impl ClustersObserver {
         decisions.sort_by_key(|decision| decision.l_start); // stable: sites stay in their order
         Ok(Clusters { points: self.points, places, decisions })
     }
+}
+
+impl ClustersAnalyzer {
+    /// Whether each point is a future sink.
+    fn kinds(&self) -> Vec<bool> {
+        self.points.iter().map(|point| point.l_start.is_some()).collect()
+    }
+
+    fn enough(&self) -> bool {
+        let kinds = self.kinds();
+        let sinks = kinds.iter().filter(|kind| **kind).count();
+        sinks.min(kinds.len() - sinks) >= FEWEST
+    }
 
     /// The sinks of each l_start that has enough of them.
     fn levels(&self) -> Vec<Level> {
@@ -213,7 +220,7 @@ impl ClustersObserver {
         starts.into_iter().filter_map(|l_start| self.level(l_start)).collect()
     }
 
-    /// Sinks of one l_start and as many others, those of the same ids first.
+    /// Sinks of one l_start and as many other tokens, those with the same ids first.
     fn level(&self, l_start: usize) -> Option<Level> {
         let of = |wanted: Option<usize>| {
             let points = self.points.iter().enumerate();
@@ -249,13 +256,13 @@ impl Level {
     }
 }
 
-impl<B: Backend> Observer<B> for ClustersObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Clusters)
+impl<B: Backend> Observer<B> for ClustersAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Clusters.name()
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.collector.begin(subject);
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        self.collector.begin(trace);
     }
 
     fn wants(&self, site: Site, layer: usize) -> bool {

@@ -1,4 +1,4 @@
-//! Keeping the rows of chosen tokens.
+//! Collects the rows of chosen tokens.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -6,26 +6,26 @@ use std::mem;
 use fathom_model::Site;
 
 use super::pass::Rows;
-use super::subjects::{Subject, Token};
+use super::scanned::{ScannedTrace, Token};
 
-/// Keeps the rows of chosen tokens at chosen places.
+/// Collects the rows of chosen tokens at chosen places.
 pub(super) struct Collector {
-    /// In order of trace and position, as they pass.
+    /// Ascending, the order in which passes reach them.
     tokens: Vec<Token>,
     /// `[tokens]`, each `[width]`.
     rows: BTreeMap<(Site, usize), Vec<Vec<f32>>>,
-    trace: Trace,
+    current: CurrentTrace,
 }
 
-/// The trace that is passing.
+/// The trace in the model.
 #[derive(Default)]
-struct Trace {
+struct CurrentTrace {
     /// Positions of its chosen tokens.
     positions: Vec<usize>,
     rows: BTreeMap<(Site, usize), Vec<Vec<f32>>>,
 }
 
-/// The rows of one trace, by place.
+/// The rows of one trace, `[places][tokens][width]`.
 pub(super) type TraceRows = Vec<Vec<Vec<f32>>>;
 
 impl Collector {
@@ -35,7 +35,7 @@ impl Collector {
     ) -> Collector {
         tokens.sort_unstable();
         let rows = places.into_iter().map(|place| (place, Vec::new())).collect();
-        Collector { tokens, rows, trace: Trace::default() }
+        Collector { tokens, rows, current: CurrentTrace::default() }
     }
 
     /// The tokens, in the order of their rows.
@@ -50,28 +50,28 @@ impl Collector {
     }
 
     /// A trace begins.
-    pub fn begin(&mut self, subject: &Subject<'_>) {
-        let here = self.tokens.iter().filter(|(trace, _)| *trace == subject.number);
+    pub fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        let here = self.tokens.iter().filter(|(number, _)| *number == trace.number);
         let positions = here.map(|(_, position)| *position).collect();
         let rows = self.rows.keys().map(|place| (*place, Vec::new())).collect();
-        self.trace = Trace { positions, rows };
+        self.current = CurrentTrace { positions, rows };
     }
 
-    /// Whether rows of this place are kept.
+    /// Whether this trace has chosen tokens, and rows of this place are collected.
     pub fn wants(&self, site: Site, layer: usize) -> bool {
-        !self.trace.positions.is_empty() && self.rows.contains_key(&(site, layer))
+        !self.current.positions.is_empty() && self.rows.contains_key(&(site, layer))
     }
 
-    /// Keeps those of these rows that are chosen.
+    /// Collects the rows of chosen tokens.
     pub fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
-        let Some(kept) = self.trace.rows.get_mut(&(site, layer)) else { return };
-        let rows = self.trace.positions.iter().filter_map(|position| rows.get(*position));
+        let Some(kept) = self.current.rows.get_mut(&(site, layer)) else { return };
+        let rows = self.current.positions.iter().filter_map(|position| rows.get(*position));
         kept.extend(rows.map(<[f32]>::to_vec));
     }
 
-    /// The rows of the trace that passed.
+    /// The rows of this trace.
     pub fn part(&mut self) -> TraceRows {
-        mem::take(&mut self.trace.rows).into_values().collect()
+        mem::take(&mut self.current.rows).into_values().collect()
     }
 
     /// Adds a trace's rows.

@@ -1,4 +1,5 @@
-//! What secondary sinks do to attention (definition 2.9, paper Fig. 4).
+//! How much attention secondary sinks receive: "Effect on attention" (docs/definitions.md), paper
+//! Fig. 4.
 
 use std::mem;
 
@@ -6,22 +7,23 @@ use fathom_backend::Backend;
 use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Learner, decode, encode};
+use super::analysis::Analyzer;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
+use super::scanned::{ScannedRun, ScannedTrace, sample};
 use super::statistics::spearman;
-use super::subjects::{Subject, sample};
-use super::{Analysis, AnalysisResult, ExplainOptions, Line, SinkNote};
+use super::{Analysis, AnalysisResult, ExplainOptions, ExplainProgress, Inputs, Line, SinkNote};
 use crate::Sink;
 
-/// Sink scores and lifetimes against the norm sinks are made with.
+/// Sink scores and lifetimes against ‖mlp_out‖ at l_start.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Effect {
-    /// One entry a layer.
+    /// One entry per layer.
     pub layers: Vec<LayerEffect>,
-    /// Spearman's ρ of lifetime and log‖mlp_out‖ at l_start over all secondary sinks; absent where
+    /// Spearman's ρ of lifetime and log‖mlp_out‖ at l_start over all secondary sinks; absent if
     /// either is the same for all.
     pub lifetime_rho: Option<f64>,
-    /// The layer whose line is steepest, where there is a line.
+    /// The layer whose line is steepest, if any layer has a line.
     pub steepest_layer: Option<usize>,
     /// Secondary sinks, at most [`super::ExplainOptions::max_sinks`]; lines and ρ are over all.
     pub sinks: Vec<EffectPoint>,
@@ -39,8 +41,8 @@ pub struct LayerEffect {
     pub secondary: Option<f64>,
     /// How many are alive.
     pub alive: usize,
-    /// log(sink score / the reference's) of those alive on log‖mlp_out at l_start‖; absent with
-    /// fewer than three or where all norms are the same.
+    /// log(sink score / the reference's) of those alive against log‖mlp_out at l_start‖; absent
+    /// with fewer than three, or if all norms are the same.
     pub line: Option<Line>,
 }
 
@@ -62,20 +64,19 @@ impl AnalysisResult for Effect {
     const ANALYSIS: Analysis = Analysis::Effect;
 }
 
-/// Gathers sink scores: those the scan measured, or else those of the pass.
-pub(super) struct EffectObserver {
+/// Collects sink scores: those the scan measured, or those of the plain pass.
+pub(super) struct EffectAnalyzer {
     layers: usize,
     options: ExplainOptions,
-    measured: bool,
     points: Vec<Point>,
     /// Scores of the traces' references, `[traces][L]`.
     references: Vec<Vec<f32>>,
-    trace: Trace,
+    current: TraceScores,
 }
 
 /// What one trace adds.
 #[derive(Default, Serialize, Deserialize)]
-struct Trace {
+struct TraceScores {
     points: Vec<Point>,
     /// The reference's scores, `[L]`.
     reference: Option<Vec<f32>>,
@@ -88,34 +89,47 @@ struct Point {
     layers: Vec<usize>,
 }
 
-impl EffectObserver {
-    /// Takes the scan's scores where `measured` says that it has them.
-    pub fn new(
-        subjects: &[Subject<'_>],
-        layers: usize,
-        measured: bool,
-        options: ExplainOptions,
-    ) -> EffectObserver {
-        let (points, references, trace) = (Vec::new(), Vec::new(), Trace::default());
-        let mut observer = EffectObserver { layers, options, measured, points, references, trace };
-        for subject in subjects.iter().filter(|_| measured) {
-            let of = |position| {
-                let mut sinks = subject.detection.sinks.iter();
-                sinks.find(|sink| sink.position == position)?.sink_score.clone()
-            };
-            if let Some(reference) = of(subject.reference) {
-                observer.take(Trace::of(subject, reference, &|sink| sink.sink_score.clone()));
-            }
+impl Analyzer for EffectAnalyzer {
+    type Output = Effect;
+    const HELP: &'static str = "Sink scores and lifetimes against the norm the MLP writes";
+
+    fn from_scan(run: &ScannedRun<'_>) -> Option<Effect> {
+        let mut analyzer = EffectAnalyzer::new(run);
+        for trace in &run.traces {
+            let mut sinks = trace.detection.sinks.iter();
+            let reference = sinks.find(|sink| sink.position == trace.reference)?;
+            let reference = reference.sink_score.clone()?;
+            analyzer.add_trace(TraceScores::of(trace, reference, &|sink| sink.sink_score.clone()));
         }
-        observer
+        Some(analyzer.effect())
     }
 
-    fn take(&mut self, trace: Trace) {
+    fn new(run: &ScannedRun<'_>) -> EffectAnalyzer {
+        EffectAnalyzer {
+            layers: run.layers,
+            options: run.options,
+            points: Vec::new(),
+            references: Vec::new(),
+            current: TraceScores::default(),
+        }
+    }
+
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
+    }
+
+    fn finish<B: Backend>(self, _: &Inputs<'_, B>, _: &mut dyn ExplainProgress) -> Result<Effect> {
+        Ok(self.effect())
+    }
+}
+
+impl EffectAnalyzer {
+    fn add_trace(&mut self, trace: TraceScores) {
         self.points.extend(trace.points);
         self.references.extend(trace.reference);
     }
 
-    pub fn finish(self) -> Effect {
+    fn effect(self) -> Effect {
         let layers: Vec<LayerEffect> = (0..self.layers).map(|l| self.layer(l)).collect();
         let slope = |effect: &LayerEffect| Some((effect.layer, effect.line?.slope));
         let steepest = layers.iter().filter_map(slope).max_by(|a, b| a.1.total_cmp(&b.1));
@@ -156,24 +170,24 @@ impl EffectObserver {
     }
 }
 
-impl Trace {
+impl TraceScores {
     /// A trace's secondary sinks.
     fn of(
-        subject: &Subject<'_>,
+        trace: &ScannedTrace<'_>,
         reference: Vec<f32>,
         score: &dyn Fn(&Sink) -> Option<Vec<f32>>,
-    ) -> Trace {
+    ) -> TraceScores {
         let point = |sink: &Sink| {
             let effect = EffectPoint {
-                sink: subject.note(sink),
+                sink: trace.note(sink),
                 mlp_out_norm: sink.measures?.mlp_out_norm,
                 score: score(sink)?,
                 reference_score: reference.clone(),
             };
             Some(Point { effect, layers: sink.layers.clone() })
         };
-        let points = subject.secondary().filter_map(point).collect();
-        Trace { points, reference: Some(reference) }
+        let points = trace.secondary().filter_map(point).collect();
+        TraceScores { points, reference: Some(reference) }
     }
 }
 
@@ -186,21 +200,18 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
     (n > 0).then(|| sum / n as f64)
 }
 
-impl<B: Backend> Observer<B> for EffectObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Effect)
+impl<B: Backend> Observer<B> for EffectAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Effect.name()
     }
 
     fn wants_scores(&self) -> bool {
-        !self.measured
+        true
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.trace = Trace::default();
-        if !self.measured {
-            let empty = vec![0.0; self.layers];
-            self.trace = Trace::of(subject, empty.clone(), &|_| Some(empty.clone()));
-        }
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        let empty = vec![0.0; self.layers];
+        self.current = TraceScores::of(trace, empty.clone(), &|_| Some(empty.clone()));
     }
 
     fn wants(&self, _: Site, _: usize) -> bool {
@@ -209,27 +220,27 @@ impl<B: Backend> Observer<B> for EffectObserver {
 
     fn read(&mut self, _: Site, _: usize, _: &Rows<'_>) {}
 
-    fn scores(&mut self, subject: &Subject<'_>, layer: usize, scores: &[f32]) {
-        let tokens = subject.ids.len();
+    fn scores(&mut self, trace: &ScannedTrace<'_>, layer: usize, scores: &[f32]) {
+        let tokens = trace.ids.len();
         let of = |position: usize| {
             let heads = scores.iter().skip(position).step_by(tokens); // [heads, T]
             mean(heads.copied()).unwrap_or(0.0) as f32
         };
-        let reference = of(subject.reference);
-        if let Some(scores) = &mut self.trace.reference {
+        let reference = of(trace.reference);
+        if let Some(scores) = &mut self.current.reference {
             scores[layer] = reference;
         }
-        for point in &mut self.trace.points {
+        for point in &mut self.current.points {
             point.effect.score[layer] = of(point.effect.sink.position);
             point.effect.reference_score[layer] = reference;
         }
     }
 
     fn part(&mut self) -> Result<Vec<u8>> {
-        encode(&mem::take(&mut self.trace))
+        encode(&mem::take(&mut self.current))
     }
 
     fn add(&mut self, part: &[u8]) -> bool {
-        decode(part).map(|trace| self.take(trace)).is_some()
+        decode(part).map(|trace| self.add_trace(trace)).is_some()
     }
 }

@@ -1,24 +1,25 @@
-//! How compressed the residual stream is (definition 2.10): the entropy of its Gram matrix's
-//! spectrum.
+//! How compressed the residual stream is: the entropy of its Gram matrix's spectrum, "Compression"
+//! (docs/definitions.md).
 
 use std::collections::BTreeSet;
 
 use fathom_backend::Backend;
-use fathom_model::{Model, Result, Sequence, Site};
+use fathom_model::{Result, Sequence, Site, Transformer};
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Analyzer;
 use super::gram::{eigenvalues, smaller_gram};
-use super::parts::{Learner, decode, encode};
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::Subject;
-use super::{Analysis, AnalysisResult};
+use super::scanned::{ScannedRun, ScannedTrace};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs};
 
-/// Matrix-based entropy (Rényi order 1, in nats) per layer and growing window.
+/// Matrix-based entropy (Rényi order 1, in nats) by layer and growing window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entropy {
-    /// Rows a window is computed from at most; longer windows are sampled evenly.
+    /// The most rows a window is computed from; longer windows are sampled evenly.
     pub max_rows: usize,
-    /// Trace by trace.
+    /// By trace.
     pub traces: Vec<TraceEntropy>,
 }
 
@@ -33,20 +34,20 @@ pub struct TraceEntropy {
     pub series: Vec<EntropySeries>,
 }
 
-/// Which tokens count.
+/// The tokens of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     /// From the first token on.
     WithPrompt,
-    /// From behind the prompt and the reference on.
+    /// From the first token after the prompt and the reference on.
     WithoutPrompt,
 }
 
-/// Growing windows.
+/// Windows of growing length.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntropySeries {
-    /// Which tokens count.
+    /// The tokens of its windows.
     pub scope: Scope,
     /// First position of every window.
     pub first: usize,
@@ -69,40 +70,49 @@ impl AnalysisResult for Entropy {
     const ANALYSIS: Analysis = Analysis::Entropy;
 }
 
-/// Eigenvalues cost the cube of this, a trace's memory so many states a doubling of its length.
+/// Eigenvalues take O(MAX_ROWS³). The states that are held grow by at most this many per layer with
+/// each doubling of a trace's length.
 const MAX_ROWS: usize = 256;
 /// The shortest window.
 const FIRST_WINDOW: usize = 16;
 
-/// Keeps the states windows are sampled from.
-pub(super) struct EntropyObserver {
-    /// Positions that are kept, ascending.
-    kept: Vec<usize>,
+/// Collects the states that windows are sampled from.
+pub(super) struct EntropyAnalyzer {
+    /// Positions that are collected, ascending.
+    sampled: Vec<usize>,
     /// `resid_post` of those, per layer.
     states: Vec<Vec<Vec<f32>>>,
-    /// What the trace that passed came to.
+    /// The result of this trace.
     trace: Option<TraceEntropy>,
     traces: Vec<TraceEntropy>,
 }
 
-impl EntropyObserver {
-    pub fn new(layers: usize) -> EntropyObserver {
-        let (kept, states) = (Vec::new(), vec![Vec::new(); layers]);
-        EntropyObserver { kept, states, trace: None, traces: Vec::new() }
+impl Analyzer for EntropyAnalyzer {
+    type Output = Entropy;
+    const HELP: &'static str =
+        "Matrix-based entropy of the residual stream by layer and growing window";
+
+    fn new(run: &ScannedRun<'_>) -> EntropyAnalyzer {
+        let (sampled, states) = (Vec::new(), vec![Vec::new(); run.layers]);
+        EntropyAnalyzer { sampled, states, trace: None, traces: Vec::new() }
     }
 
-    pub fn finish(self) -> Entropy {
-        Entropy { max_rows: MAX_ROWS, traces: self.traces }
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
+    }
+
+    fn finish<B: Backend>(self, _: &Inputs<'_, B>, _: &mut dyn ExplainProgress) -> Result<Entropy> {
+        Ok(Entropy { max_rows: MAX_ROWS, traces: self.traces })
     }
 }
 
-/// Where each kind of window begins.
-fn scopes(subject: &Subject<'_>) -> [(Scope, usize); 2] {
-    let behind = subject.prompt_len.max(subject.reference + 1);
-    [(Scope::WithPrompt, 0), (Scope::WithoutPrompt, behind)]
+/// First position of each kind of window.
+fn scopes(trace: &ScannedTrace<'_>) -> [(Scope, usize); 2] {
+    let after_prompt = trace.prompt_len.max(trace.reference + 1);
+    [(Scope::WithPrompt, 0), (Scope::WithoutPrompt, after_prompt)]
 }
 
-/// Lengths of the windows of `tokens` tokens: powers of two, and all.
+/// Lengths of the windows over `tokens` tokens: powers of two, and all tokens.
 fn lengths(tokens: usize) -> Vec<usize> {
     let doubling = |length: &usize| length.checked_mul(2);
     let mut lengths: Vec<usize> = std::iter::successors(Some(FIRST_WINDOW), doubling)
@@ -119,18 +129,18 @@ fn positions(first: usize, length: usize) -> impl Iterator<Item = usize> {
     (first..first + length).step_by(stride)
 }
 
-impl<B: Backend> Observer<B> for EntropyObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Entropy)
+impl<B: Backend> Observer<B> for EntropyAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Entropy.name()
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        let tokens = subject.ids.len();
-        let windows = scopes(subject).into_iter().flat_map(|(_, first)| {
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        let tokens = trace.ids.len();
+        let windows = scopes(trace).into_iter().flat_map(|(_, first)| {
             let lengths = lengths(tokens.saturating_sub(first));
             lengths.into_iter().flat_map(move |length| positions(first, length))
         });
-        self.kept = windows.collect::<BTreeSet<usize>>().into_iter().collect();
+        self.sampled = windows.collect::<BTreeSet<usize>>().into_iter().collect();
         self.states.iter_mut().for_each(Vec::clear);
     }
 
@@ -139,36 +149,36 @@ impl<B: Backend> Observer<B> for EntropyObserver {
     }
 
     fn read(&mut self, _: Site, layer: usize, rows: &Rows<'_>) {
-        let kept = rows.iter().filter(|(t, _)| self.kept.binary_search(t).is_ok());
-        self.states[layer].extend(kept.map(|(_, row)| row.to_vec()));
+        let sampled = rows.iter().filter(|(t, _)| self.sampled.binary_search(t).is_ok());
+        self.states[layer].extend(sampled.map(|(_, row)| row.to_vec()));
     }
 
     fn end(
         &mut self,
-        _: &Model<B>,
+        _: &Transformer<B>,
         _: &mut Sequence<B>,
-        subject: &Subject<'_>,
+        trace: &ScannedTrace<'_>,
         _: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         let window = |first: usize, tokens: usize| {
-            let places: Vec<usize> = positions(first, tokens)
-                .filter_map(|position| self.kept.binary_search(&position).ok())
+            let indices: Vec<usize> = positions(first, tokens)
+                .filter_map(|position| self.sampled.binary_search(&position).ok())
                 .collect();
             let of_layer = |states: &Vec<Vec<f32>>| {
-                let rows: Vec<&[f32]> = places.iter().map(|i| states[*i].as_slice()).collect();
+                let rows: Vec<&[f32]> = indices.iter().map(|i| states[*i].as_slice()).collect();
                 matrix_entropy(&rows) as f32
             };
             let entropy = self.states.iter().map(of_layer).collect();
-            Window { tokens, rows: places.len(), entropy }
+            Window { tokens, rows: indices.len(), entropy }
         };
-        let series = scopes(subject).map(|(scope, first)| {
-            let lengths = lengths(subject.ids.len().saturating_sub(first));
+        let series = scopes(trace).map(|(scope, first)| {
+            let lengths = lengths(trace.ids.len().saturating_sub(first));
             let windows = lengths.into_iter().map(|length| window(first, length)).collect();
             EntropySeries { scope, first, windows }
         });
         self.trace = Some(TraceEntropy {
-            trace: subject.number,
-            sample_index: subject.detection.sample_index,
+            trace: trace.number,
+            sample_index: trace.detection.sample_index,
             series: series.into(),
         });
         Ok(())

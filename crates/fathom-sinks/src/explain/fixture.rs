@@ -1,4 +1,4 @@
-//! What scikit-learn and numpy make of a few points: `tests/data/explain/`.
+//! Results of scikit-learn and numpy for a few points, from `tests/data/explain/`.
 
 use serde::Deserialize;
 

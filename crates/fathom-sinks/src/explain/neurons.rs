@@ -1,4 +1,4 @@
-//! Which weights make sinks and which read them.
+//! Which MLP neurons make sinks, and which attention heads read them.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,22 @@ use fathom_model::{Change, Checkpoint, Edit, Edits, ModelConfig, Positions, Resu
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
-use super::again::{Changes, Outcome};
-use super::creation::Creation;
-use super::parts::{Learner, decode, encode};
+use super::analysis::Analyzer;
+use super::creation::{CreationLayer, CreationObserver};
+use super::edited::{Outcome, Passes, SinkChanges};
+use super::intervention::Intervention;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
+use super::scanned::{ScannedRun, ScannedTrace, creation_layers};
 use super::statistics::Mean;
-use super::subjects::Subject;
-use super::{Analysis, AnalysisResult, LevelChange};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange};
 
 /// Neurons that write the sink direction, heads that read it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Neurons {
     /// The layers that create most secondary sinks.
     pub layers: Vec<LayerNeurons>,
-    /// Heads by how much of their attention secondary sinks draw, descending; the first 64.
+    /// Heads by the attention they give to secondary sinks, descending; the first 64.
     pub heads: Vec<HeadReading>,
 }
 
@@ -31,11 +33,11 @@ pub struct LayerNeurons {
     pub layer: usize,
     /// Secondary sinks created there.
     pub sinks: usize,
-    /// Mean of mlp_out · u over them, u being the unit vector of the reference's `resid_post`.
+    /// Mean of mlp_out · u over them, where u is the unit vector of the reference's `resid_post`.
     pub projection: f64,
     /// Neurons by contribution, descending; the first 32.
     pub neurons: Vec<Neuron>,
-    /// The traces scanned again without the strongest of them.
+    /// The effects of zeroing the strongest of them.
     pub ablation: Ablation,
 }
 
@@ -54,7 +56,7 @@ pub struct Neuron {
     pub share: f64,
 }
 
-/// What zeroing neurons does.
+/// The effects of zeroing neurons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ablation {
     /// The neurons: the fewest that make up 90 % of the projection, at most 32.
@@ -63,7 +65,7 @@ pub struct Ablation {
     pub share: f64,
     /// What became of the secondary sinks, by level.
     pub levels: Vec<LevelChange>,
-    /// Secondary sinks that were none before.
+    /// Secondary sinks that were not sinks before.
     pub appeared: usize,
     /// Perplexity of the traces' tokens, before.
     pub perplexity_before: f64,
@@ -71,7 +73,7 @@ pub struct Ablation {
     pub perplexity_after: f64,
 }
 
-/// How much one head looks at secondary sinks.
+/// How much one head attends to secondary sinks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadReading {
     /// The layer.
@@ -80,7 +82,7 @@ pub struct HeadReading {
     pub head: usize,
     /// Its mean sink score over secondary sinks alive at the layer.
     pub sinks: f64,
-    /// Its mean sink score over tokens that are no sinks.
+    /// Its mean sink score over tokens that are not sinks.
     pub others: f64,
     /// Its mean sink score over the traces' references.
     pub reference: f64,
@@ -90,14 +92,97 @@ impl AnalysisResult for Neurons {
     const ANALYSIS: Analysis = Analysis::Neurons;
 }
 
-/// Neurons and heads that are listed, and neurons that are ablated at most.
+/// The most neurons that are listed or ablated, and the most heads that are listed.
 const LISTED_NEURONS: usize = 32;
 const LISTED_HEADS: usize = 64;
-/// Part of each sink's projection that is ablated.
+/// Share of each sink's projection that is ablated.
 const ABLATED_SHARE: f64 = 0.9;
 
-/// The neurons of a creation layer, and what becomes of the traces without them.
-pub(super) struct Ranked {
+/// Ranks the neurons of each creation layer and ablates the strongest; measures the heads.
+pub(super) struct NeuronsAnalyzer {
+    creation: CreationObserver,
+    heads: HeadObserver,
+    /// Known when the plain passes are done.
+    layers: Vec<RankedLayer>,
+}
+
+impl Analyzer for NeuronsAnalyzer {
+    type Output = Neurons;
+    const HELP: &'static str =
+        "MLP neurons that write the sink direction, heads that read it, and ablation";
+    const SHARED_PARTS: &'static [&'static str] = &[CreationObserver::NAME, HeadObserver::NAME];
+
+    fn edited_passes(run: &ScannedRun<'_>) -> usize {
+        creation_layers(&run.traces).len()
+    }
+
+    fn new(run: &ScannedRun<'_>) -> NeuronsAnalyzer {
+        let (creation, heads) = (CreationObserver::new(run), HeadObserver::new(run));
+        NeuronsAnalyzer { creation, heads, layers: Vec::new() }
+    }
+
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![&mut self.creation, &mut self.heads]
+    }
+
+    fn interventions<B: Backend>(
+        &mut self,
+        inputs: &Inputs<'_, B>,
+    ) -> Result<Vec<&mut dyn Intervention<B>>> {
+        let layers = self.creation.layers().iter();
+        self.layers = layers
+            .map(|layer| RankedLayer::new(layer, inputs.checkpoint, inputs.model.config()))
+            .collect::<Result<_>>()?;
+        Ok(vec![self])
+    }
+
+    fn finish<B: Backend>(self, _: &Inputs<'_, B>, _: &mut dyn ExplainProgress) -> Result<Neurons> {
+        let layers = self.layers.into_iter().map(RankedLayer::finish).collect();
+        Ok(Neurons { layers, heads: self.heads.finish() })
+    }
+}
+
+impl<B: Backend> Intervention<B> for NeuronsAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Neurons.name()
+    }
+
+    fn settings(&self) -> Result<Vec<u8>> {
+        let settings = |layer: &RankedLayer| (layer.layer, layer.ablated.clone());
+        encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
+    }
+
+    fn passes(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn edits(&self, _: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
+        self.layers.iter().map(|layer| layer.edits(config)).collect()
+    }
+
+    fn part(
+        &self,
+        trace: &ScannedTrace<'_>,
+        passes: Passes<'_, B>,
+        _: &dyn Fn(&[u32]) -> Option<String>,
+    ) -> Result<Vec<u8>> {
+        let parts =
+            passes.edited.iter().map(|edited| AblatedTrace::of(trace, passes.plain, edited));
+        encode(&parts.collect::<Vec<_>>())
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let Some(layers) = decode::<Vec<AblatedTrace>>(part) else { return false };
+        if layers.len() != self.layers.len() {
+            return false;
+        }
+        self.layers.iter_mut().zip(layers).for_each(|(layer, trace)| layer.add(trace));
+        true
+    }
+}
+
+/// The neurons of a creation layer, and the effects of ablating the strongest on the traces so far.
+struct RankedLayer {
     layer: usize,
     sinks: usize,
     projection: f64,
@@ -110,31 +195,30 @@ pub(super) struct Ranked {
 
 /// What ablating one layer's neurons did to one trace, or to several.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct AblatedTrace {
-    changes: Changes,
+struct AblatedTrace {
+    changes: SinkChanges,
     nll: [Mean; 2],
 }
 
 impl AblatedTrace {
-    /// What a trace's passes came to.
-    pub fn of(subject: &Subject<'_>, before: &Outcome, after: &Outcome) -> AblatedTrace {
+    fn of(trace: &ScannedTrace<'_>, before: &Outcome, after: &Outcome) -> AblatedTrace {
         let mut nll = [Mean::default(); 2];
         nll[0].add(&before.nll);
         nll[1].add(&after.nll);
-        AblatedTrace { changes: Changes::of(subject, &after.detection), nll }
+        AblatedTrace { changes: SinkChanges::of(trace, &after.detection), nll }
     }
 }
 
-impl Ranked {
+impl RankedLayer {
     /// Ranks the neurons of a layer by what they write along the sink direction.
     ///
     /// # Errors
     /// A down projection that cannot be read.
-    pub fn new(
-        creation: &Creation,
+    fn new(
+        creation: &CreationLayer,
         checkpoint: &Checkpoint,
         config: &ModelConfig,
-    ) -> Result<Ranked> {
+    ) -> Result<RankedLayer> {
         let ModelConfig { hidden, intermediate, .. } = *config;
         let name = format!("model.layers.{}.mlp.down_proj.weight", creation.layer);
         let down = checkpoint.matrix(&name, hidden, intermediate)?;
@@ -157,7 +241,7 @@ impl Ranked {
         let mut ablated: Vec<usize> =
             strongest.take(LISTED_NEURONS).map(|neuron| neuron.index).collect();
         ablated.sort_unstable();
-        Ok(Ranked {
+        Ok(RankedLayer {
             layer: creation.layer,
             sinks: creation.created,
             projection,
@@ -167,16 +251,8 @@ impl Ranked {
         })
     }
 
-    /// All that its edits depend on, as parts are sealed with it.
-    pub fn change(&self) -> (usize, &[usize]) {
-        (self.layer, &self.ablated)
-    }
-
-    /// What to change in every trace's pass.
-    ///
-    /// # Errors
-    /// None: the neurons are the model's.
-    pub fn edits(&self, config: &ModelConfig) -> Result<Edits> {
+    /// Zeroes the ablated neurons at all positions.
+    fn edits(&self, config: &ModelConfig) -> Result<Edits> {
         let edit = Edit {
             site: Site::MlpElementwise,
             layer: self.layer,
@@ -187,8 +263,7 @@ impl Ranked {
         Edits::new(vec![edit], config, None)
     }
 
-    /// Takes in what a trace's passes came to.
-    pub fn add(&mut self, trace: AblatedTrace) {
+    fn add(&mut self, trace: AblatedTrace) {
         self.sum.changes.merge(trace.changes);
         self.sum.nll.iter_mut().zip(&trace.nll).for_each(|(mean, more)| mean.merge(more));
     }
@@ -240,7 +315,7 @@ fn widen(bytes: &[u8], dtype: DType, row: &mut [f32]) {
     }
 }
 
-/// The fewest neurons that make up [`ABLATED_SHARE`] of one token's projection.
+/// The fewest neurons that sum to [`ABLATED_SHARE`] of one token's projection.
 fn needed(activations: &[f32], weights: &[f32]) -> Vec<usize> {
     let write = |(index, (a, w)): (usize, (&f32, &f32))| (f64::from(*a) * f64::from(*w), index);
     let mut writes: Vec<(f64, usize)> =
@@ -255,18 +330,21 @@ fn needed(activations: &[f32], weights: &[f32]) -> Vec<usize> {
     strongest.map(|(_, index)| index).collect()
 }
 
-/// Sums of the heads' sink scores.
-pub(super) struct HeadObserver {
+/// Means of the heads' sink scores.
+struct HeadObserver {
     /// `[layers][heads]`: of sinks, of others, of the reference.
     heads: Vec<Vec<[Mean; 3]>>,
-    /// The same of the trace that is passing.
-    trace: Vec<Vec<[Mean; 3]>>,
+    /// The same, of this trace.
+    part: Vec<Vec<[Mean; 3]>>,
 }
 
 impl HeadObserver {
-    pub fn new(config: &ModelConfig) -> HeadObserver {
-        let none = vec![vec![Default::default(); config.heads]; config.layers];
-        HeadObserver { heads: none.clone(), trace: none }
+    /// Names its parts.
+    const NAME: &'static str = "heads";
+
+    fn new(run: &ScannedRun<'_>) -> HeadObserver {
+        let none = vec![vec![Default::default(); run.heads]; run.layers];
+        HeadObserver { heads: none.clone(), part: none }
     }
 
     fn finish(self) -> Vec<HeadReading> {
@@ -286,16 +364,16 @@ impl HeadObserver {
 }
 
 impl<B: Backend> Observer<B> for HeadObserver {
-    fn learner(&self) -> Learner {
-        Learner::Heads
+    fn name(&self) -> &'static str {
+        HeadObserver::NAME
     }
 
     fn wants_scores(&self) -> bool {
         true
     }
 
-    fn begin(&mut self, _: &Subject<'_>) {
-        let means = self.trace.iter_mut().flatten();
+    fn begin(&mut self, _: &ScannedTrace<'_>) {
+        let means = self.part.iter_mut().flatten();
         means.for_each(|means| *means = Default::default());
     }
 
@@ -305,23 +383,24 @@ impl<B: Backend> Observer<B> for HeadObserver {
 
     fn read(&mut self, _: Site, _: usize, _: &Rows<'_>) {}
 
-    fn scores(&mut self, subject: &Subject<'_>, layer: usize, scores: &[f32]) {
-        let alive: Vec<usize> = subject
+    fn scores(&mut self, trace: &ScannedTrace<'_>, layer: usize, scores: &[f32]) {
+        let alive: Vec<usize> = trace
             .secondary()
             .filter(|sink| layer > 0 && sink.layers.contains(&(layer - 1)))
             .map(|sink| sink.position)
             .collect();
-        let heads = scores.chunks_exact(subject.ids.len()); // [heads, T]
-        for (means, scores) in self.trace[layer].iter_mut().zip(heads) {
+        let heads = scores.chunks_exact(trace.ids.len()); // [heads, T]
+        for (means, scores) in self.part[layer].iter_mut().zip(heads) {
             let score = |t: usize| f64::from(scores[t]);
             means[0].add(&alive.iter().map(|t| score(*t)).collect::<Vec<_>>());
-            let others = (0..scores.len()).filter(|t| !subject.is_sink(*t));
+            let others = (0..scores.len()).filter(|t| !trace.is_sink(*t));
             means[1].add(&others.map(score).collect::<Vec<_>>());
-            means[2].add(&[score(subject.reference)]);
+            means[2].add(&[score(trace.reference)]);
         }
     }
+
     fn part(&mut self) -> Result<Vec<u8>> {
-        encode(&self.trace)
+        encode(&self.part)
     }
 
     fn add(&mut self, part: &[u8]) -> bool {
@@ -329,12 +408,5 @@ impl<B: Backend> Observer<B> for HeadObserver {
         let heads = self.heads.iter_mut().flatten().flatten();
         heads.zip(trace.iter().flatten().flatten()).for_each(|(mean, more)| mean.merge(more));
         true
-    }
-}
-
-impl Neurons {
-    pub(super) fn of(layers: Vec<Ranked>, heads: HeadObserver) -> Neurons {
-        let layers = layers.into_iter().map(Ranked::finish).collect();
-        Neurons { layers, heads: heads.finish() }
     }
 }

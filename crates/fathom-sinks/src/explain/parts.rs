@@ -1,9 +1,9 @@
-//! `RUN/explain/parts/`: what has been learnt of single traces while an explanation is under way,
-//! so that one that was killed goes on where it stopped.
+//! `RUN/explain/parts/`: what was collected from single traces, so that an interrupted explanation
+//! continues where it stopped.
 //!
-//! What is asked for next may be something else. So a part is written only by who learnt it, it is
-//! believed only where its seal says that it is this learner's, of this trace, and made with the
-//! same, and it stays until every analysis that was begun and could use it has its result.
+//! The next call may ask for other analyses. So a part is used only if its checksum confirms which
+//! observer or intervention made it, of which trace, and with which settings; and it is kept until
+//! all unfinished analyses that use it have their results.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -15,70 +15,39 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Analysis;
-use super::subjects::Subject;
+use super::scanned::ScannedTrace;
 use crate::run::durable;
 
 /// Version of the parts' layout.
-pub(super) const FORMAT: u32 = 2;
-/// What says with what the parts of a directory were made, and for which analyses.
+pub(super) const FORMAT: u32 = 3;
+/// The file that holds a [`Note`].
 const NOTE: &str = "made-with";
-/// Bytes of a part's seal, which stands before what was learnt.
-const SEAL: usize = 32;
+/// Bytes of the checksum at the beginning of a part's file.
+const CHECKSUM: usize = 32;
 
-/// Who learns of traces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Learner {
-    /// An analysis, for itself alone.
-    For(Analysis),
-    /// [`super::creation::CreationObserver`]
-    Creation,
-    /// [`super::neurons::HeadObserver`]
-    Heads,
+/// Whether an analysis uses the parts of an observer or intervention.
+fn uses(analysis: Analysis, producer: &str) -> bool {
+    analysis.name() == producer || analysis.description().shared_parts.contains(&producer)
 }
 
-impl Learner {
-    fn name(self) -> &'static str {
-        match self {
-            Learner::For(analysis) => analysis.name(),
-            Learner::Creation => "creation",
-            Learner::Heads => "heads",
-        }
-    }
-
-    /// Whose file this is, if it is a part.
-    fn of_file(name: &str) -> Option<Learner> {
-        let (learner, _) = name.split_once('-')?;
-        let all = Analysis::ALL.map(Learner::For).into_iter();
-        all.chain([Learner::Creation, Learner::Heads]).find(|any| any.name() == learner)
-    }
-
-    /// Whether an analysis uses what it learns.
-    fn serves(self, analysis: Analysis) -> bool {
-        match self {
-            Learner::For(own) => own == analysis,
-            Learner::Creation => matches!(analysis, Analysis::Suppress | Analysis::Neurons),
-            Learner::Heads => analysis == Analysis::Neurons,
-        }
-    }
-
-    /// What it learns of a trace in a plain pass.
-    pub fn of<'a>(self, subject: &'a Subject<'a>) -> PartId<'a> {
-        PartId { learner: self, subject, changes: &[] }
-    }
-}
-
-/// Which part: who learnt it, of which trace, and in which pass.
+/// Identifies a part: which observer or intervention made it, of which trace, with which settings.
 #[derive(Clone, Copy)]
 pub(super) struct PartId<'a> {
-    learner: Learner,
-    subject: &'a Subject<'a>,
-    changes: &'a [u8],
+    /// Name of the observer or intervention.
+    producer: &'static str,
+    trace: &'a ScannedTrace<'a>,
+    settings: &'a [u8],
 }
 
 impl<'a> PartId<'a> {
-    /// The same of a pass with something changed.
-    pub fn with(self, changes: &'a [u8]) -> PartId<'a> {
-        PartId { changes, ..self }
+    /// A part of the plain pass.
+    pub fn new(producer: &'static str, trace: &'a ScannedTrace<'a>) -> PartId<'a> {
+        PartId { producer, trace, settings: &[] }
+    }
+
+    /// A part of edited passes, made with these settings.
+    pub fn with(self, settings: &'a [u8]) -> PartId<'a> {
+        PartId { settings, ..self }
     }
 }
 
@@ -87,28 +56,30 @@ impl<'a> PartId<'a> {
 pub(super) struct Parts {
     dir: PathBuf,
     note: Note,
-    /// The directory above, locked: two processes must not explain one run.
+    /// `RUN/explain`, locked: two processes must not explain one run.
     _lock: File,
 }
 
+/// What the parts of a directory have in common.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Note {
     /// What every part depends on.
     made_with: String,
-    /// Analyses that were begun and have no result yet.
-    under_way: BTreeSet<Analysis>,
+    /// Analyses that have started and have no result yet.
+    in_progress: BTreeSet<Analysis>,
 }
 
 impl Note {
-    /// `None` where there is none that could be read.
+    /// `None` if there is no readable one.
     fn read(dir: &Path) -> Option<Note> {
         serde_json::from_slice(&fs::read(dir.join(NOTE)).ok()?).ok()
     }
 }
 
 impl Parts {
-    /// The parts of the run in `run_dir` that were made with `key`, for `analyses` that now begin;
-    /// those made with anything else go, and those of use only to analyses that `have_result`.
+    /// The parts of the run in `run_dir` that were made with `key`, for `analyses` that start now.
+    /// Parts made with another key are removed, and those that only analyses that `have_result`
+    /// use.
     ///
     /// # Errors
     /// A directory that cannot be written, or that another process is writing.
@@ -129,63 +100,63 @@ impl Parts {
                     fs::remove_dir_all(&dir).map_err(Error::io(&dir, "cannot be removed"))?;
                 }
                 fs::create_dir_all(&dir).map_err(Error::io(&dir, "cannot be created"))?;
-                Note { made_with: key.to_owned(), under_way: BTreeSet::new() }
+                Note { made_with: key.to_owned(), in_progress: BTreeSet::new() }
             }
         };
-        note.under_way.retain(|analysis| !have_result(*analysis));
-        note.under_way.extend(analyses);
+        note.in_progress.retain(|analysis| !have_result(*analysis));
+        note.in_progress.extend(analyses);
         let parts = Parts { dir, note, _lock };
-        parts.keep_what_serves()?;
+        parts.remove_unused()?;
         Ok(parts)
     }
 
-    /// What was learnt; `None` where that is not, or not wholly, there.
+    /// A part; `None` if it is missing, damaged, or not this one.
     pub fn read(&self, id: PartId<'_>) -> Option<Vec<u8>> {
         let mut part = fs::read(self.file(id)).ok()?;
-        let seal = part.get(..SEAL)?.to_vec();
-        part.drain(..SEAL);
-        (seal == self.seal(id, &part)).then_some(part)
+        let checksum = part.get(..CHECKSUM)?.to_vec();
+        part.drain(..CHECKSUM);
+        (checksum == self.checksum(id, &part)).then_some(part)
     }
 
-    /// Whether [`Parts::read`] finds anything.
+    /// Whether [`Parts::read`] finds it.
     pub fn has(&self, id: PartId<'_>) -> bool {
         self.read(id).is_some()
     }
 
-    /// Keeps what was learnt.
+    /// Stores a part.
     ///
     /// # Errors
     /// A file that cannot be written.
     pub fn write(&self, id: PartId<'_>, part: &[u8]) -> Result<()> {
-        let sealed = [self.seal(id, part).as_slice(), part].concat();
-        durable::replace_bytes(&self.file(id), &sealed)
+        let file = [self.checksum(id, part).as_slice(), part].concat();
+        durable::replace_bytes(&self.file(id), &file)
     }
 
-    /// These analyses have their results: drops what was kept for them alone.
+    /// Removes the parts that only these analyses use, which now have their results.
     ///
     /// # Errors
     /// A directory that cannot be written.
     pub fn finish(mut self, analyses: &[Analysis]) -> Result<()> {
-        self.note.under_way.retain(|analysis| !analyses.contains(analysis));
-        self.keep_what_serves()
+        self.note.in_progress.retain(|analysis| !analyses.contains(analysis));
+        self.remove_unused()
     }
 
-    /// Drops the parts of a run where all they were kept for `have_result`: those of an explanation
-    /// that was killed at its very end. Best effort: nothing depends on it.
+    /// Removes the parts of a run if all analyses in progress `have_result`: an explanation was
+    /// killed after its last result and before its clean-up. Best effort: nothing depends on it.
     pub fn tidy(run_dir: &Path, have_result: &dyn Fn(Analysis) -> bool) {
         let explain = run_dir.join("explain");
         let dir = explain.join("parts");
         let (true, Ok(_lock)) = (dir.exists(), lock(&explain)) else { return };
-        let under_way = Note::read(&dir).unwrap_or_default().under_way;
-        if under_way.into_iter().all(have_result) {
+        let in_progress = Note::read(&dir).unwrap_or_default().in_progress;
+        if in_progress.into_iter().all(have_result) {
             drop(fs::remove_dir_all(&dir));
         }
     }
 
-    /// Notes what is under way and drops what serves nothing of it.
-    fn keep_what_serves(&self) -> Result<()> {
+    /// Writes the note, and removes the parts that no analysis in progress uses.
+    fn remove_unused(&self) -> Result<()> {
         let Parts { dir, note, .. } = self;
-        if note.under_way.is_empty() {
+        if note.in_progress.is_empty() {
             return match dir.exists() {
                 true => fs::remove_dir_all(dir).map_err(Error::io(dir, "cannot be removed")),
                 false => Ok(()),
@@ -197,8 +168,9 @@ impl Parts {
         for entry in fs::read_dir(dir).map_err(Error::io(dir, "cannot be read"))? {
             let path = entry.map_err(Error::io(dir, "cannot be read"))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let serves = |learner: Learner| note.under_way.iter().any(|one| learner.serves(*one));
-            if Learner::of_file(&name).is_some_and(|learner| !serves(learner)) {
+            let Some((producer, _)) = name.split_once('-') else { continue };
+            let known = Analysis::ALL.iter().any(|analysis| uses(*analysis, producer));
+            if known && !note.in_progress.iter().any(|analysis| uses(*analysis, producer)) {
                 fs::remove_file(&path).map_err(Error::io(&path, "cannot be removed"))?;
             }
         }
@@ -206,23 +178,23 @@ impl Parts {
     }
 
     fn file(&self, id: PartId<'_>) -> PathBuf {
-        self.dir.join(format!("{}-{}.cbor", id.learner.name(), id.subject.number))
+        self.dir.join(format!("{}-{}.cbor", id.producer, id.trace.number))
     }
 
-    /// SHA-256 of all that makes a part what it is, and of the part.
-    fn seal(&self, id: PartId<'_>, part: &[u8]) -> [u8; SEAL] {
-        let Subject { number, prompt_len, ids, .. } = id.subject;
-        let mut seal = Sha256::new();
-        for field in [self.note.made_with.as_bytes(), id.learner.name().as_bytes(), id.changes] {
-            seal.update((field.len() as u64).to_le_bytes());
-            seal.update(field);
+    /// SHA-256 of all that identifies a part, and of its bytes.
+    fn checksum(&self, id: PartId<'_>, part: &[u8]) -> [u8; CHECKSUM] {
+        let ScannedTrace { number, prompt_len, ids, .. } = id.trace;
+        let mut checksum = Sha256::new();
+        for field in [self.note.made_with.as_bytes(), id.producer.as_bytes(), id.settings] {
+            checksum.update((field.len() as u64).to_le_bytes());
+            checksum.update(field);
         }
         for number in [*number, *prompt_len, ids.len()] {
-            seal.update((number as u64).to_le_bytes());
+            checksum.update((number as u64).to_le_bytes());
         }
-        ids.iter().for_each(|id| seal.update(id.to_le_bytes()));
-        seal.update(part);
-        seal.finalize().into()
+        ids.iter().for_each(|id| checksum.update(id.to_le_bytes()));
+        checksum.update(part);
+        checksum.finalize().into()
     }
 }
 
@@ -237,18 +209,18 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// A part as it is kept: CBOR, which gives every float back in all its bits.
+/// A part as stored: CBOR, which keeps all bits of every float.
 ///
 /// # Errors
-/// None: parts have no state that could not be written.
+/// None: parts hold nothing that cannot be written.
 pub(super) fn encode<T: Serialize>(part: &T) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let written = ciborium::into_writer(part, &mut bytes);
-    written.map_err(|error| Error::Request(format!("a part cannot be kept: {error}")))?;
+    written.map_err(|error| Error::Request(format!("a part cannot be stored: {error}")))?;
     Ok(bytes)
 }
 
-/// A part that was kept; `None` where it is damaged.
+/// A stored part; `None` if it is damaged.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     ciborium::from_reader(bytes).ok()
 }
@@ -270,8 +242,6 @@ mod tests {
         assert_eq!(decode::<Vec<f32>>(&encode(&values).unwrap()[..9]), None);
     }
 
-    const STAGES: Learner = Learner::For(Analysis::Stages);
-
     fn detection() -> TraceDetection {
         TraceDetection {
             sample_index: 0,
@@ -284,8 +254,12 @@ mod tests {
         }
     }
 
-    fn subject<'a>(number: usize, detection: &'a TraceDetection, ids: &'a [u32]) -> Subject<'a> {
-        Subject { number, ids, prompt_len: 0, detection, reference: 0 }
+    fn scanned<'a>(
+        number: usize,
+        detection: &'a TraceDetection,
+        ids: &'a [u32],
+    ) -> ScannedTrace<'a> {
+        ScannedTrace { number, ids, prompt_len: 0, detection, reference: 0 }
     }
 
     fn open(run: &Path, key: &str) -> Result<Parts> {
@@ -293,22 +267,24 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_something_else_go() {
+    fn parts_made_with_another_key_are_removed() {
         let run = tempfile::tempdir().unwrap();
         let detection = detection();
-        let of = |number| subject(number, &detection, &[1, 2]);
+        let of = |number| scanned(number, &detection, &[1, 2]);
         let parts = open(run.path(), "one").unwrap();
-        parts.write(STAGES.of(&of(3)), b"part").unwrap();
+        parts.write(PartId::new("stages", &of(3)), b"part").unwrap();
         let error = open(run.path(), "one").unwrap_err().to_string();
         assert!(error.ends_with("explain: is being written by another process"), "{error}");
         drop(parts);
         let parts = open(run.path(), "one").unwrap();
-        assert_eq!(parts.read(STAGES.of(&of(3))).as_deref(), Some(&b"part"[..]));
-        assert!(parts.has(STAGES.of(&of(3))) && !parts.has(STAGES.of(&of(2))));
-        assert!(!parts.has(Learner::For(Analysis::Pca).of(&of(3))));
+        assert_eq!(parts.read(PartId::new("stages", &of(3))).as_deref(), Some(&b"part"[..]));
+        assert!(
+            parts.has(PartId::new("stages", &of(3))) && !parts.has(PartId::new("stages", &of(2)))
+        );
+        assert!(!parts.has(PartId::new("pca", &of(3))));
         drop(parts);
         let parts = open(run.path(), "another").unwrap();
-        assert_eq!(parts.read(STAGES.of(&of(3))), None);
+        assert_eq!(parts.read(PartId::new("stages", &of(3))), None);
         parts.finish(&[Analysis::Stages]).unwrap();
         assert!(!run.path().join("explain/parts").exists());
         let nothing = Parts::open(run.path(), "another", &[], &|_| false).unwrap();
@@ -317,45 +293,46 @@ mod tests {
     }
 
     #[test]
-    fn a_part_is_believed_only_as_what_it_was_written() {
+    fn a_part_is_read_only_as_what_it_was_written() {
         let run = tempfile::tempdir().unwrap();
         let detection = detection();
-        let trace = subject(0, &detection, &[1, 2]);
+        let trace = scanned(0, &detection, &[1, 2]);
         let parts = open(run.path(), "one").unwrap();
-        let suppress = Learner::For(Analysis::Suppress).of(&trace);
+        let suppress = PartId::new("suppress", &trace);
         parts.write(suppress.with(b"layer 3"), b"part").unwrap();
         assert_eq!(parts.read(suppress.with(b"layer 3")).as_deref(), Some(&b"part"[..]));
         assert!(!parts.has(suppress), "a plain pass");
-        assert!(!parts.has(suppress.with(b"layer 4")), "another change");
-        let other = subject(0, &detection, &[1, 3]);
-        let other = Learner::For(Analysis::Suppress).of(&other);
+        assert!(!parts.has(suppress.with(b"layer 4")), "other settings");
+        let other = scanned(0, &detection, &[1, 3]);
+        let other = PartId::new("suppress", &other);
         assert!(!parts.has(other.with(b"layer 3")), "other tokens");
 
         let file = parts.file(suppress);
-        let other = parts.file(Learner::For(Analysis::Neurons).of(&trace));
+        let other = parts.file(PartId::new("neurons", &trace));
         fs::copy(&file, &other).unwrap();
-        assert!(!parts.has(Learner::For(Analysis::Neurons).of(&trace).with(b"layer 3")));
+        assert!(!parts.has(PartId::new("neurons", &trace).with(b"layer 3")));
         let bytes = fs::read(&file).unwrap();
-        for damaged in [&bytes[..bytes.len() - 1], &bytes[..SEAL], &bytes[..SEAL - 1], b""] {
+        for damaged in [&bytes[..bytes.len() - 1], &bytes[..CHECKSUM], &bytes[..CHECKSUM - 1], b""]
+        {
             fs::write(&file, damaged).unwrap();
             assert_eq!(parts.read(suppress.with(b"layer 3")), None);
         }
     }
 
     #[test]
-    fn parts_stay_until_all_they_serve_is_there() {
+    fn parts_stay_until_every_analysis_that_uses_them_has_its_result() {
         let run = tempfile::tempdir().unwrap();
         let detection = detection();
-        let trace = subject(0, &detection, &[1, 2]);
+        let trace = scanned(0, &detection, &[1, 2]);
         let begin = |analyses: &[Analysis], done: &[Analysis]| {
             Parts::open(run.path(), "one", analyses, &|one| done.contains(&one)).unwrap()
         };
         let (suppress, neurons) = (Analysis::Suppress, Analysis::Neurons);
         let parts = begin(&[suppress, neurons], &[]);
-        let all = [Learner::For(suppress), Learner::For(neurons), Learner::Creation];
-        all.iter().for_each(|learner| parts.write(learner.of(&trace), b"part").unwrap());
+        let all = ["suppress", "neurons", "creation"];
+        all.iter().for_each(|name| parts.write(PartId::new(name, &trace), b"part").unwrap());
         drop(parts);
-        let there = |parts: &Parts| all.map(|learner| parts.has(learner.of(&trace)));
+        let there = |parts: &Parts| all.map(|name| parts.has(PartId::new(name, &trace)));
 
         let parts = begin(&[neurons], &[]);
         parts.finish(&[neurons]).unwrap();
@@ -363,7 +340,7 @@ mod tests {
         assert_eq!(there(&parts), [true, false, true]);
         parts.finish(&[Analysis::Stages]).unwrap();
         Parts::tidy(run.path(), &|analysis| analysis == neurons);
-        // `suppress` was killed when its result was there.
+        // `suppress` was killed after its result was stored.
         let parts = begin(&[Analysis::Stages], &[suppress]);
         assert_eq!(there(&parts), [false; 3]);
         drop(parts);

@@ -1,26 +1,30 @@
-//! One plain pass over each trace, shared by every analysis that looks at one.
+//! One plain pass over each trace, shared by all observers.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Access, At, Model, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site,
+    Access, At, PREFILL_CHUNK, Probe, Result, Sequence, SequenceOptions, Site, Transformer,
 };
 
 use super::ExplainProgress;
 use super::driver::advanced;
-use super::parts::{Learner, Parts};
-use super::subjects::Subject;
+use super::parts::{PartId, Parts};
+use super::scanned::ScannedTrace;
 use crate::checked::Checked;
 
-/// What an analysis does with the pass: it learns of one trace after the other, and adds them up.
+/// Collects what an analysis needs from the plain pass over each trace.
+///
+/// For each trace it makes a part: `begin`, `read` of each place it wants, `scores`, `end`, `part`.
+/// The part is stored and then passed to `add`. After an interruption `add` gets the stored parts
+/// instead, in the same order, so the sums have the same bits.
 pub(super) trait Observer<B: Backend> {
-    /// Whose its parts are.
-    fn learner(&self) -> Learner;
+    /// Names its parts. Observers with the same name must collect the same.
+    fn name(&self) -> &'static str;
 
-    /// Tokens it runs beside the pass over a trace.
-    fn more_tokens(&self, _subject: &Subject<'_>) -> usize {
+    /// Tokens it runs in [`Observer::end`], for the progress.
+    fn extra_tokens(&self, _trace: &ScannedTrace<'_>) -> usize {
         0
     }
 
@@ -30,38 +34,40 @@ pub(super) trait Observer<B: Backend> {
     }
 
     /// A trace begins.
-    fn begin(&mut self, subject: &Subject<'_>);
+    fn begin(&mut self, trace: &ScannedTrace<'_>);
 
-    /// Whether it wants to see this place.
+    /// Whether it wants to read a site of a layer.
     fn wants(&self, site: Site, layer: usize) -> bool;
 
-    /// Some consecutive rows of a place it wants.
+    /// Consecutive rows of a place it wants.
     fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>);
 
     /// Sink scores `[heads, T]` of a layer, after the whole trace.
-    fn scores(&mut self, _subject: &Subject<'_>, _layer: usize, _scores: &[f32]) {}
+    fn scores(&mut self, _trace: &ScannedTrace<'_>, _layer: usize, _scores: &[f32]) {}
 
-    /// The trace is through. The sequence holds all of it and may be run on, or truncated.
+    /// The trace is done. The sequence holds it, and may be truncated or extended: an observer that
+    /// needs it must not assume that those before it in the list of analyses left it whole.
+    /// `advance` counts tokens that run here.
     ///
     /// # Errors
     /// A pass that fails.
     fn end(
         &mut self,
-        _model: &Model<B>,
+        _model: &Transformer<B>,
         _sequence: &mut Sequence<B>,
-        _subject: &Subject<'_>,
+        _trace: &ScannedTrace<'_>,
         _advance: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
         Ok(())
     }
 
-    /// What it learnt of the trace that passed, to be kept and then added.
+    /// What it collected from this trace, as [`super::parts::encode`] writes it.
     ///
     /// # Errors
     /// None: see [`super::parts::encode`].
     fn part(&mut self) -> Result<Vec<u8>>;
 
-    /// Adds what was learnt of the next trace; whether it could be read.
+    /// Adds the part of the next trace; whether it could be read.
     fn add(&mut self, part: &[u8]) -> bool;
 }
 
@@ -90,41 +96,66 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Runs through the model once each trace that some observer has not learnt of before. `progress`
-/// is told how many tokens that is, and of those done since.
+/// Observers with the same name: the first collects for all of them.
+struct SameName<'a, B: Backend> {
+    observers: Vec<&'a mut dyn Observer<B>>,
+}
+
+impl<B: Backend> SameName<'_, B> {
+    fn name(&self) -> &'static str {
+        self.observers[0].name()
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        self.observers.iter_mut().all(|observer| observer.add(part))
+    }
+}
+
+/// Runs each trace that some observer has no stored part of through the model, once for all such
+/// observers. `progress` gets the number of tokens this takes, and counts them.
 ///
 /// # Errors
-/// A pass that fails; a part that cannot be kept.
+/// A pass that fails; a part that cannot be stored.
 pub(super) fn observe<B: Backend>(
-    model: &Model<B>,
-    subjects: &[Subject<'_>],
-    observers: &mut [&mut dyn Observer<B>],
+    model: &Transformer<B>,
+    traces: &[ScannedTrace<'_>],
+    observers: Vec<&mut dyn Observer<B>>,
     parts: &Parts,
     progress: &mut dyn ExplainProgress,
 ) -> Result<()> {
-    let left = |subject: &Subject<'_>| {
-        let learnt = |observer: &&mut dyn Observer<B>| parts.has(observer.learner().of(subject));
-        let left = || observers.iter().filter(|observer| !learnt(observer));
-        let more: usize = left().map(|observer| observer.more_tokens(subject)).sum();
-        if left().next().is_some() { subject.ids.len() + more } else { 0 }
+    let mut groups: Vec<SameName<'_, B>> = Vec::new();
+    for observer in observers {
+        match groups.iter_mut().find(|group| group.name() == observer.name()) {
+            Some(group) => group.observers.push(observer),
+            None => groups.push(SameName { observers: vec![observer] }),
+        }
+    }
+    let tokens = |trace: &ScannedTrace<'_>| {
+        let missing = || groups.iter().filter(|g| !parts.has(PartId::new(g.name(), trace)));
+        let extra: usize = missing().map(|group| group.observers[0].extra_tokens(trace)).sum();
+        if missing().next().is_some() { trace.ids.len() + extra } else { 0 }
     };
-    progress.start("observing", "tokens", subjects.iter().map(left).sum());
-    for subject in subjects {
-        let mut left: Vec<&mut dyn Observer<B>> = Vec::new();
-        for observer in observers.iter_mut() {
-            let part = parts.read(observer.learner().of(subject));
-            if !part.is_some_and(|part| observer.add(&part)) {
-                left.push(&mut **observer);
+    progress.start("observing", "tokens", traces.iter().map(tokens).sum());
+    for trace in traces {
+        let mut missing: Vec<&mut SameName<'_, B>> = Vec::new();
+        for group in &mut groups {
+            let part = parts.read(PartId::new(group.name(), trace));
+            if !part.is_some_and(|part| group.add(&part)) {
+                missing.push(group);
             }
         }
-        if left.is_empty() {
+        if missing.is_empty() {
             continue;
         }
-        observe_one(model, subject, &mut left, progress)?;
-        for observer in left {
-            let part = observer.part()?;
-            parts.write(observer.learner().of(subject), &part)?;
-            observer.add(&part);
+        let mut observers: Vec<&mut dyn Observer<B>> = Vec::new();
+        for group in &mut missing {
+            observers.push(&mut *group.observers[0]);
+        }
+        observe_one(model, trace, &mut observers, progress)?;
+        for group in missing {
+            let part = group.observers[0].part()?;
+            parts.write(PartId::new(group.name(), trace), &part)?;
+            group.add(&part);
         }
     }
     Ok(())
@@ -132,47 +163,47 @@ pub(super) fn observe<B: Backend>(
 
 /// Runs one trace through the model.
 fn observe_one<B: Backend>(
-    model: &Model<B>,
-    subject: &Subject<'_>,
+    model: &Transformer<B>,
+    trace: &ScannedTrace<'_>,
     observers: &mut [&mut dyn Observer<B>],
     progress: &mut dyn ExplainProgress,
 ) -> Result<()> {
-    observers.iter_mut().for_each(|observer| observer.begin(subject));
+    observers.iter_mut().for_each(|observer| observer.begin(trace));
     let sink_scores = observers.iter().any(|observer| observer.wants_scores());
-    let planned_len = Some(subject.ids.len());
+    let planned_len = Some(trace.ids.len());
     let mut sequence = model.new_sequence(SequenceOptions {
         planned_len,
         sink_scores,
         ..SequenceOptions::default()
     });
     let mut done = 0;
-    let mut probe = Shared { observers: &mut *observers };
+    let mut probe = AllObservers { observers: &mut *observers };
     let shared = RefCell::new(&mut *progress);
     let mut check = || shared.borrow_mut().check();
     let mut checked = Checked { probe: &mut probe, check: &mut check };
-    model.prefill(&mut sequence, subject.ids, PREFILL_CHUNK, Some(&mut checked), &mut |total| {
+    model.prefill(&mut sequence, trace.ids, PREFILL_CHUNK, Some(&mut checked), &mut |total| {
         shared.borrow_mut().advance(total - done);
         done = total;
     })?;
     for layer in 0..model.config().layers {
         if let Some(scores) = model.sink_score(&sequence, layer)? {
             let wanting = observers.iter_mut().filter(|observer| observer.wants_scores());
-            wanting.for_each(|observer| observer.scores(subject, layer, &scores));
+            wanting.for_each(|observer| observer.scores(trace, layer, &scores));
         }
     }
     sequence.stop_sink_scores();
     for observer in observers.iter_mut() {
-        observer.end(model, &mut sequence, subject, &mut |tokens| advanced(progress, tokens))?;
+        observer.end(model, &mut sequence, trace, &mut |tokens| advanced(progress, tokens))?;
     }
     Ok(())
 }
 
 /// All observers, as one probe.
-struct Shared<'a, 'b, B: Backend> {
+struct AllObservers<'a, 'b, B: Backend> {
     observers: &'a mut [&'b mut dyn Observer<B>],
 }
 
-impl<B: Backend> Probe for Shared<'_, '_, B> {
+impl<B: Backend> Probe for AllObservers<'_, '_, B> {
     fn access(&self, site: Site, layer: usize) -> Access {
         match self.observers.iter().any(|observer| observer.wants(site, layer)) {
             true => Access::Read,

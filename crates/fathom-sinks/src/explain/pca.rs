@@ -1,19 +1,22 @@
-//! What a creation layer's MLP does along the principal components of its input (definition 2.6,
-//! paper Fig. 7).
+//! What a creation layer's MLP outputs along the principal components of its input: "PCA sweep"
+//! (docs/definitions.md), paper Fig. 7.
 
 use std::mem;
 
 use fathom_backend::Backend;
-use fathom_model::{Model, Result, Site};
+use fathom_model::{Result, Site, Transformer};
 use fathom_vector::{dot, norm};
 use serde::{Deserialize, Serialize};
 
+use super::analysis::Analyzer;
 use super::collect::{Collector, TraceRows};
 use super::gram::{eigenpairs, gram};
-use super::parts::{Learner, decode, encode};
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::{Others, Subject, Token, created_at, creation_layers, sample};
-use super::{Analysis, AnalysisResult, ExplainOptions};
+use super::scanned::{
+    Others, ScannedRun, ScannedTrace, Token, created_at, creation_layers, sample,
+};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs};
 use crate::vector::cosine_of;
 
 /// A sweep for each of the layers that create most secondary sinks.
@@ -30,28 +33,28 @@ pub struct LayerPca {
     pub layer: usize,
     /// Sink tokens the components are computed from.
     pub sinks: usize,
-    /// Tokens that are no sinks, as many where there are.
+    /// Tokens that are not sinks, as many as sinks if possible.
     pub others: usize,
-    /// How many of the others have the id of a sink token; the rest are any tokens.
+    /// Those of the others that have the id of a sink token; the rest are any tokens.
     pub others_of_same_ids: usize,
-    /// Part of the variance each component explains, descending; the first 64.
+    /// Share of the variance that each component explains, descending; the first 64.
     pub explained: Vec<f64>,
-    /// Mean ‖mlp_out‖ of the sink tokens, to hold the sweep's norms against.
+    /// Mean ‖mlp_out‖ of the sink tokens, to compare the sweep's norms with.
     pub sink_norm: f64,
     /// Sweeps along the first components.
     pub components: Vec<ComponentSweep>,
 }
 
-/// ±α · PC through the MLP.
+/// MLP(α · PC) for a range of α.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ComponentSweep {
-    /// Which component, the first being 1.
+    /// 1-based number of the component.
     pub component: usize,
-    /// Projections (not centred) of the sinks' `mlp_in`: mean.
+    /// Mean projection (not centred) of the sinks' `mlp_in`.
     pub sink_projection: f64,
     /// The same of the other tokens.
     pub other_projection: f64,
-    /// By α, ascending, reaching the largest projection of a sink on both sides.
+    /// By α, ascending, from minus to plus the largest projection of a sink.
     pub points: Vec<SweepPoint>,
 }
 
@@ -72,39 +75,43 @@ impl AnalysisResult for Pca {
     const ANALYSIS: Analysis = Analysis::Pca;
 }
 
-/// Components that are listed, and swept.
+/// Components that are listed, and those of them that are swept.
 const LISTED: usize = 64;
 const SWEPT: usize = 5;
 /// Inputs of a sweep on each side of zero.
 const STEPS: i32 = 20;
 
-/// Gathers the inputs of the MLPs that create sinks.
-pub(super) struct PcaObserver {
-    layers: Vec<Layer>,
+/// Collects the inputs of the MLPs that create sinks.
+pub(super) struct PcaAnalyzer {
+    layers: Vec<CollectedLayer>,
     reference: usize,
     any_sinks: bool,
 }
 
-struct Layer {
+struct CollectedLayer {
     layer: usize,
     sinks: Vec<Token>,
     others_of_same_ids: usize,
     inputs: Collector,
     outputs: Collector,
-    /// The reference's vectors in the trace that is passing, scaled to norm 1: `mlp_out` and
-    /// `resid_post`.
+    /// The reference's `mlp_out` and `resid_post` in this trace, each scaled to norm 1.
     reference: [Vec<f32>; 2],
-    /// Their sums over traces.
+    /// Their sums over the traces.
     references: [Vec<f32>; 2],
 }
 
-impl PcaObserver {
-    pub fn new(subjects: &[Subject<'_>], options: ExplainOptions) -> PcaObserver {
+impl Analyzer for PcaAnalyzer {
+    type Output = Pca;
+    const HELP: &'static str =
+        "Principal components of the MLP's input at l_start, each swept through the MLP";
+
+    fn new(run: &ScannedRun<'_>) -> PcaAnalyzer {
+        let (traces, options) = (&run.traces, run.options);
         let layer = |layer| {
-            let sinks = sample(created_at(subjects, layer), options.max_sinks, options.seed);
-            let others = Others::of(subjects, &sinks, options.seed);
+            let sinks = sample(created_at(traces, layer), options.max_sinks, options.seed);
+            let others = Others::of(traces, &sinks, options.seed);
             let both = sinks.iter().chain(&others.tokens).copied().collect();
-            Layer {
+            CollectedLayer {
                 layer,
                 others_of_same_ids: others.of_same_ids,
                 inputs: Collector::new(both, [(Site::MlpIn, layer)]),
@@ -114,32 +121,38 @@ impl PcaObserver {
                 references: Default::default(),
             }
         };
-        let layers = creation_layers(subjects).into_iter().map(layer).collect();
-        PcaObserver { layers, reference: 0, any_sinks: false }
+        let layers = creation_layers(traces).into_iter().map(layer).collect();
+        PcaAnalyzer { layers, reference: 0, any_sinks: false }
     }
 
-    /// # Errors
-    /// None: the layers are the model's.
-    pub fn finish<B: Backend>(self, model: &Model<B>) -> Result<Pca> {
-        let layers = self.layers.into_iter().map(|layer| layer.finish(model));
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
+    }
+
+    fn finish<B: Backend>(
+        self,
+        inputs: &Inputs<'_, B>,
+        _: &mut dyn ExplainProgress,
+    ) -> Result<Pca> {
+        let layers = self.layers.into_iter().map(|layer| layer.finish(inputs.model));
         Ok(Pca { layers: layers.collect::<Result<_>>()? })
     }
 }
 
-/// What is learnt of a trace for one layer.
-type Part = (TraceRows, TraceRows, [Vec<f32>; 2]);
+/// What a trace adds to one layer: inputs, outputs, the reference's vectors.
+type LayerPart = (TraceRows, TraceRows, [Vec<f32>; 2]);
 
-impl<B: Backend> Observer<B> for PcaObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Pca)
+impl<B: Backend> Observer<B> for PcaAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Pca.name()
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.reference = subject.reference;
-        self.any_sinks = !subject.detection.sinks.is_empty();
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        self.reference = trace.reference;
+        self.any_sinks = !trace.detection.sinks.is_empty();
         for layer in &mut self.layers {
-            layer.inputs.begin(subject);
-            layer.outputs.begin(subject);
+            layer.inputs.begin(trace);
+            layer.outputs.begin(trace);
             layer.reference = Default::default();
         }
     }
@@ -165,14 +178,14 @@ impl<B: Backend> Observer<B> for PcaObserver {
     }
 
     fn part(&mut self) -> Result<Vec<u8>> {
-        let layer = |layer: &mut Layer| -> Part {
+        let layer = |layer: &mut CollectedLayer| -> LayerPart {
             (layer.inputs.part(), layer.outputs.part(), mem::take(&mut layer.reference))
         };
-        encode(&self.layers.iter_mut().map(layer).collect::<Vec<Part>>())
+        encode(&self.layers.iter_mut().map(layer).collect::<Vec<LayerPart>>())
     }
 
     fn add(&mut self, part: &[u8]) -> bool {
-        let Some(layers) = decode::<Vec<Part>>(part) else { return false };
+        let Some(layers) = decode::<Vec<LayerPart>>(part) else { return false };
         if layers.len() != self.layers.len() {
             return false;
         }
@@ -188,8 +201,8 @@ impl<B: Backend> Observer<B> for PcaObserver {
     }
 }
 
-impl Layer {
-    fn finish<B: Backend>(self, model: &Model<B>) -> Result<LayerPca> {
+impl CollectedLayer {
+    fn finish<B: Backend>(self, model: &Transformer<B>) -> Result<LayerPca> {
         let rows = self.inputs.rows(Site::MlpIn, self.layer);
         let is_sink: Vec<bool> = self
             .inputs
@@ -218,10 +231,10 @@ impl Layer {
         })
     }
 
-    /// ±α · component through the layer's MLP.
+    /// Puts α · component through the layer's MLP, for a range of α.
     fn sweep<B: Backend>(
         &self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         number: usize,
         component: &[f32],
         projections: &[f32],
@@ -233,7 +246,7 @@ impl Layer {
         };
         let mean =
             |kind: bool| of(kind).map(f64::from).sum::<f64>() / of(kind).count().max(1) as f64;
-        // The sign of a component is arbitrary: sinks lie on its positive side.
+        // The sign of a component is arbitrary: we make the sinks' mean positive.
         let sign = if mean(true) < 0.0 { -1.0 } else { 1.0 };
         let reach = of(true).fold(0.0, |reach: f32, projection| reach.max(projection.abs()));
         let alphas: Vec<f32> =
@@ -260,8 +273,8 @@ impl Layer {
     }
 }
 
-/// Variances along the principal components of rows, descending, and the components of those that
-/// are not rounding, of norm 1.
+/// Variances along the principal components of rows, descending, and the components of norm 1 whose
+/// variance is not mere rounding.
 fn principal_components(rows: &[&[f32]]) -> (Vec<f64>, Vec<Vec<f32>>) {
     let (n, width) = (rows.len(), rows.first().map_or(0, |row| row.len()));
     let mean: Vec<f32> = (0..width)

@@ -1,6 +1,7 @@
-//! Comparing predictions: rows of logits as wide as the vocabulary, by the hundred thousand.
+//! Log-sum-exp and KL divergence of rows of logits `[vocab]`, fast: edited passes compare each
+//! token's.
 
-/// Additions that are made in f32 before the sum goes on in f64.
+/// The number of terms that are added in f32 before the sum continues in f64.
 const BLOCK: usize = 4096;
 const LANES: usize = 16;
 
@@ -14,7 +15,7 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
 /// A row of logits that others are compared with.
 pub(super) struct Prediction<'a> {
     pub logits: &'a [f32],
-    /// exp(logit - max), as many.
+    /// exp(logit - max), `[vocab]`.
     weights: Vec<f32>,
     /// ln Σ exp(logits).
     pub log_sum: f64,
@@ -32,7 +33,7 @@ impl<'a> Prediction<'a> {
     /// KL(this ‖ other) in nats: Σ p · (log p - log q), never below zero. `log_sum` is that of
     /// `other`.
     pub fn divergence(&self, other: &[f32], log_sum: f64) -> f64 {
-        // Σ w · (a - b), p being w over the sum of weights
+        // Σ w · (a - b), where p = w / Σ w
         let mut weighted = 0.0;
         let blocks = self.logits.chunks(BLOCK).zip(other.chunks(BLOCK));
         for ((a, b), weights) in blocks.zip(self.weights.chunks(BLOCK)) {
@@ -48,7 +49,7 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Σ term(a, b), in one fixed order.
+/// Σ term(a, b), in a fixed order.
 fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     let mut total = 0.0;
     for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
@@ -66,8 +67,8 @@ fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
-/// e^x for x ≤ 0, as a polynomial that compilers make vectors of, where the library's function is
-/// called value by value: x = n·ln 2 + r, e^x = 2^n · e^r. Below -87 it is 0.
+/// e^x for x ≤ 0; 0 below -87. A polynomial, x = n·ln 2 + r, e^x = 2^n · e^r, because compilers
+/// vectorize it, and the library's `exp` they do not.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding and subtracting it rounds to an integer
@@ -97,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_the_textbook_s(
+        fn log_sums_and_divergences_are_the_textbook_s(
             rows in proptest::collection::vec((-30.0f32..30.0, -30.0f32..30.0), 1..9000)
         ) {
             let (a, b): (Vec<f32>, Vec<f32>) = rows.into_iter().unzip();
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_said_weighs_nothing() {
+    fn tokens_of_probability_zero_add_nothing() {
         let (a, b) = ([0.0, f32::NEG_INFINITY, 1.0], [0.0, f32::NEG_INFINITY, 2.0]);
         let found = Prediction::new(&a).divergence(&b, log_sum_exp(&b));
         let (p, q) = (log_probabilities(&[0.0, 1.0]), log_probabilities(&[0.0, 2.0]));

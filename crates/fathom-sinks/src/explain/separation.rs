@@ -1,15 +1,15 @@
-//! How far apart two kinds of points are.
+//! How well two kinds of points are separated.
 
 use nalgebra::{DMatrix, DVector};
 
 use super::gram::centred;
 
-/// Parts of a cross-validation.
+/// Folds of the cross-validation.
 const FOLDS: usize = 5;
-/// Ridge, in parts of the mean variance of a training point.
+/// Ridge, relative to the mean variance of a training point.
 const RIDGE: f64 = 1e-3;
 
-/// Mean silhouette (Rousseeuw 1987) of points with these squared distances, in two clusters.
+/// Mean silhouette (Rousseeuw 1987) of two clusters of points with these squared distances.
 pub(super) fn silhouette(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     let n = kinds.len();
     let of = |i: usize| {
@@ -27,8 +27,8 @@ pub(super) fn silhouette(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     (0..n).map(of).sum::<f64>() / n as f64
 }
 
-/// Accuracy of a ridge classifier on points it was not fitted to, the two kinds weighing the same.
-/// The i-th point of each kind belongs to fold i mod 5.
+/// Balanced accuracy of a ridge classifier on held-out points. The i-th point of each kind is in
+/// fold i mod 5.
 pub(super) fn separability(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     let mut seen = [0; 2];
     let folds: Vec<usize> = kinds
@@ -51,9 +51,8 @@ pub(super) fn separability(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     (accuracy(0) + accuracy(1)) / 2.0
 }
 
-/// Decision values of a ridge classifier with intercept, fitted to the points `fitted` of which
-/// those of the kind `true` are +1, the others -1, at the points `asked`: y̅ + (y - y̅)ᵀ (K + αI)⁻¹
-/// k.
+/// Decision values at the points `asked` of a ridge classifier with intercept, fitted to the points
+/// `fitted` with y = +1 for the kind `true` and -1 for the other: y̅ + (y - y̅)ᵀ (K + αI)⁻¹ k.
 fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[usize]) -> Vec<f64> {
     let n = fitted.len();
     let among = DMatrix::from_fn(n, n, |i, j| distances[(fitted[i], fitted[j])]);
@@ -66,8 +65,8 @@ fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[u
     else {
         return vec![mean; asked.len()]; // points that all coincide
     };
-    // Products with a point x of the centred training points, less what is the same for all of
-    // them: the weights sum to zero.
+    // Products of the centred training points with a point x, up to a constant that cancels: the
+    // weights sum to zero.
     let column_means: Vec<f64> = among.column_iter().map(|column| column.mean()).collect();
     let value = |x: &usize| {
         let products = (0..n).map(|i| -0.5 * (distances[(*x, fitted[i])] - column_means[i]));
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_coincide_cannot_be_told_apart() {
+    fn points_that_coincide_are_not_separable() {
         let distances = DMatrix::zeros(20, 20);
         let kinds: Vec<bool> = (0..20).map(|i| i % 2 == 0).collect();
         assert!(separability(&distances, &kinds) == 0.5);

@@ -1,4 +1,5 @@
-//! Where in an MLP a token turns into a sink (definition 2.5, paper Fig. 3 right).
+//! Where in an MLP a token turns into a sink: "MLP stages" (docs/definitions.md), paper Fig. 3
+//! right.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +7,11 @@ use fathom_backend::Backend;
 use fathom_model::{Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Learner, decode, encode};
+use super::analysis::Analyzer;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::{Subject, sample};
-use super::{Analysis, AnalysisResult, ExplainOptions, SinkNote, Summary};
+use super::scanned::{ScannedRun, ScannedTrace, sample};
+use super::{Analysis, AnalysisResult, ExplainOptions, ExplainProgress, Inputs, SinkNote, Summary};
 use crate::Class;
 use crate::vector::cosine_of;
 
@@ -29,8 +31,8 @@ pub enum Stage {
     MlpElementwise,
     /// Down: what is added to the residual stream.
     MlpOut,
-    /// The sink's `mlp_out` against the reference's `resid_post`, which is the sink direction
-    /// whatever the layer's MLP makes of the reference itself.
+    /// The sink's `mlp_out` against the reference's `resid_post`. That is the sink direction even
+    /// in layers whose MLP does not write it for the reference.
     MlpOutToState,
 }
 
@@ -47,14 +49,14 @@ impl Stage {
     ];
 }
 
-/// Cosines with the reference at every stage, for each sink at its l_start and the layers beside
+/// Cosines with the reference at every stage, for each sink at its l_start and the layers next to
 /// it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stages {
-    /// Sinks, noise left out; at most [`super::ExplainOptions::max_sinks`], while the summaries are
-    /// over all.
+    /// Primary and secondary sinks, at most [`super::ExplainOptions::max_sinks`]. The summaries are
+    /// over all of them.
     pub sinks: Vec<SinkStages>,
-    /// Over all sinks of an l_start, by l_start, layer, stage.
+    /// By l_start, layer, stage.
     pub summaries: Vec<StageSummary>,
 }
 
@@ -64,7 +66,7 @@ pub struct SinkStages {
     /// The sink.
     #[serde(flatten)]
     pub sink: SinkNote,
-    /// l_start - 1, l_start and l_start + 1, those there are.
+    /// l_start - 1, l_start and l_start + 1, as far as the model has them.
     pub layers: Vec<LayerStages>,
 }
 
@@ -82,7 +84,7 @@ pub struct LayerStages {
 pub struct StageSummary {
     /// First layer of the sinks.
     pub l_start: usize,
-    /// The layer looked at.
+    /// The layer of the cosines.
     pub layer: usize,
     /// The stage.
     pub stage: Stage,
@@ -94,18 +96,17 @@ impl AnalysisResult for Stages {
     const ANALYSIS: Analysis = Analysis::Stages;
 }
 
-/// Compares every sink with its trace's reference as they pass.
-pub(super) struct StagesObserver {
-    max_sinks: usize,
-    seed: u64,
+/// Compares every sink with its trace's reference.
+pub(super) struct StagesAnalyzer {
+    options: ExplainOptions,
     layers: usize,
-    trace: Trace,
+    current: CurrentTrace,
     sinks: Vec<SinkStages>,
 }
 
-/// What is known of the trace that is passing.
+/// The trace in the model.
 #[derive(Default)]
-struct Trace {
+struct CurrentTrace {
     reference: usize,
     /// By position.
     sinks: Vec<SinkStages>,
@@ -129,13 +130,21 @@ impl Stage {
     }
 }
 
-impl StagesObserver {
-    pub fn new(layers: usize, options: ExplainOptions) -> StagesObserver {
-        let ExplainOptions { seed, max_sinks } = options;
-        StagesObserver { max_sinks, seed, layers, trace: Trace::default(), sinks: Vec::new() }
+impl Analyzer for StagesAnalyzer {
+    type Output = Stages;
+    const HELP: &'static str =
+        "Cosines with the reference at every MLP stage, at l_start and the layers next to it";
+
+    fn new(run: &ScannedRun<'_>) -> StagesAnalyzer {
+        let (options, layers) = (run.options, run.layers);
+        StagesAnalyzer { options, layers, current: CurrentTrace::default(), sinks: Vec::new() }
     }
 
-    pub fn finish(self) -> Stages {
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
+    }
+
+    fn finish<B: Backend>(self, _: &Inputs<'_, B>, _: &mut dyn ExplainProgress) -> Result<Stages> {
         let mut values: BTreeMap<(usize, usize, Stage), Vec<f64>> = BTreeMap::new();
         for SinkStages { sink, layers } in &self.sinks {
             for LayerStages { layer, cosines } in layers {
@@ -151,41 +160,41 @@ impl StagesObserver {
         };
         let token = |sink: &SinkNote| (sink.trace, sink.position);
         let tokens = self.sinks.iter().map(|sink| token(&sink.sink));
-        let listed = sample(tokens, self.max_sinks, self.seed);
+        let listed = sample(tokens, self.options.max_sinks, self.options.seed);
         let mut sinks = self.sinks;
         sinks.retain(|sink| listed.binary_search(&token(&sink.sink)).is_ok());
-        Stages { sinks, summaries: values.into_iter().filter_map(summary).collect() }
+        Ok(Stages { sinks, summaries: values.into_iter().filter_map(summary).collect() })
     }
 }
 
-impl<B: Backend> Observer<B> for StagesObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Stages)
+impl<B: Backend> Observer<B> for StagesAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Stages.name()
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.trace = Trace { reference: subject.reference, ..Trace::default() };
-        let sinks = subject.detection.sinks.iter();
-        let looked_at =
-            sinks.filter(|sink| sink.class != Class::Noise && sink.position != subject.reference);
-        self.trace.sinks = looked_at
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        self.current = CurrentTrace { reference: trace.reference, ..CurrentTrace::default() };
+        let sinks = trace.detection.sinks.iter();
+        let compared =
+            sinks.filter(|sink| sink.class != Class::Noise && sink.position != trace.reference);
+        self.current.sinks = compared
             .map(|sink| {
                 let l_start = sink.l_start();
                 let layers = l_start.saturating_sub(1)..(l_start + 2).min(self.layers);
                 let layers = layers.map(|layer| LayerStages { layer, cosines: [0.0; 7] });
-                SinkStages { sink: subject.note(sink), layers: layers.collect() }
+                SinkStages { sink: trace.note(sink), layers: layers.collect() }
             })
             .collect();
     }
 
     fn wants(&self, site: Site, layer: usize) -> bool {
         let stage = Stage::of(site).is_some() || site == Site::ResidPost;
-        let looked_at = |sink: &SinkStages| sink.layers.iter().any(|place| place.layer == layer);
-        stage && self.trace.sinks.iter().any(looked_at)
+        let compared = |sink: &SinkStages| sink.layers.iter().any(|place| place.layer == layer);
+        stage && self.current.sinks.iter().any(compared)
     }
 
     fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
-        let Trace { reference, sinks, references, pending } = &mut self.trace;
+        let CurrentTrace { reference, sinks, references, pending } = &mut self.current;
         if let Some(row) = rows.get(*reference) {
             references.insert((site, layer), row.to_vec());
         }
@@ -214,7 +223,7 @@ impl<B: Backend> Observer<B> for StagesObserver {
     }
 
     fn part(&mut self) -> Result<Vec<u8>> {
-        encode(&self.trace.sinks)
+        encode(&self.current.sinks)
     }
 
     fn add(&mut self, part: &[u8]) -> bool {

@@ -1,17 +1,17 @@
-//! The statistics results are told in.
+//! The statistics that results report.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a sample lies.
+/// Summary of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Values.
+    /// Number of values.
     pub n: usize,
     /// Their mean.
     pub mean: f64,
     /// The least.
     pub min: f64,
-    /// Lower quartile; quartiles are linearly interpolated, as numpy's.
+    /// Lower quartile; quartiles are linearly interpolated, as in numpy.
     pub q25: f64,
     /// Median.
     pub median: f64,
@@ -21,12 +21,12 @@ pub struct Summary {
     pub max: f64,
 }
 
-/// A proportion with its 95 % interval after Wilson.
+/// A proportion with its Wilson 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Share {
-    /// Cases.
+    /// Number of cases.
     pub n: usize,
-    /// Of which so many have it.
+    /// Number of cases that have the property.
     pub count: usize,
     /// `count / n`.
     pub share: f64,
@@ -39,18 +39,18 @@ pub struct Share {
 /// A line fitted by least squares: y ≈ `slope` · x + `intercept`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// Points.
+    /// Number of points.
     pub n: usize,
     /// Slope.
     pub slope: f64,
     /// Value at x = 0.
     pub intercept: f64,
-    /// R², the part of y's variance the line explains.
+    /// R², the share of y's variance that the line explains.
     pub r2: f64,
 }
 
 impl Summary {
-    /// Of these values; `None` where there are none.
+    /// Of these values; `None` if there are none.
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -68,7 +68,7 @@ impl Summary {
 }
 
 impl Share {
-    /// `count` of `n`; all zero but the upper end where there are no cases.
+    /// `count` of `n`. Without cases, the interval is from 0 to 1.
     pub(super) fn of(count: usize, n: usize) -> Share {
         const Z: f64 = 1.959_963_984_540_054; // 97.5 % quantile of the normal distribution
         if n == 0 {
@@ -84,7 +84,7 @@ impl Share {
 }
 
 impl Line {
-    /// Through points (x, y); `None` with fewer than three, or where all x are the same.
+    /// Fitted to points (x, y); `None` with fewer than three, or if all x are the same.
     pub(super) fn fit(points: &[(f64, f64)]) -> Option<Line> {
         let n = points.len() as f64;
         let mean = |of: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / n;
@@ -92,7 +92,7 @@ impl Line {
         let xx = mean(&|p| (p.0 - x).powi(2));
         let yy = mean(&|p| (p.1 - y).powi(2));
         let xy = mean(&|p| (p.0 - x) * (p.1 - y));
-        // Below this a spread is rounding.
+        // A smaller spread of x is rounding.
         if points.len() < 3 || xx <= 1e-20 * x.powi(2).max(1.0) {
             return None;
         }
@@ -102,7 +102,7 @@ impl Line {
     }
 }
 
-/// A mean over all tokens of all traces, as it grows.
+/// A running mean.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Mean {
     sum: f64,
@@ -120,14 +120,14 @@ impl Mean {
         self.n += other.n;
     }
 
-    /// 0 where there was nothing.
+    /// The mean; 0 without values.
     pub fn get(&self) -> f64 {
         if self.n == 0 { 0.0 } else { self.sum / self.n as f64 }
     }
 }
 
-/// Spearman's ρ: the correlation of ranks, equal values sharing their mean rank. `None` with fewer
-/// than three points, or where either side is the same for all.
+/// Spearman's ρ: the correlation of ranks, where equal values share their mean rank. `None` with
+/// fewer than three points, or if all x or all y are the same.
 pub(super) fn spearman(points: &[(f64, f64)]) -> Option<f64> {
     let x = ranks(&points.iter().map(|p| p.0).collect::<Vec<_>>());
     let y = ranks(&points.iter().map(|p| p.1).collect::<Vec<_>>());

@@ -7,79 +7,29 @@ use fathom_model::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::Analysis;
 use crate::run::durable;
 
 /// Version of the files' layout.
 const FORMAT: u32 = 1;
 
-/// An analysis of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Analysis {
-    /// [`crate::explain::Stages`]
-    Stages,
-    /// [`crate::explain::Pca`]
-    Pca,
-    /// [`crate::explain::Clusters`]
-    Clusters,
-    /// [`crate::explain::Swap`]
-    Swap,
-    /// [`crate::explain::Effect`]
-    Effect,
-    /// [`crate::explain::Entropy`]
-    Entropy,
-    /// [`crate::explain::Suppress`]
-    Suppress,
-    /// [`crate::explain::Neurons`]
-    Neurons,
-}
-
-impl Analysis {
-    /// All analyses.
-    pub const ALL: [Analysis; 8] = [
-        Analysis::Stages,
-        Analysis::Pca,
-        Analysis::Clusters,
-        Analysis::Swap,
-        Analysis::Effect,
-        Analysis::Entropy,
-        Analysis::Suppress,
-        Analysis::Neurons,
-    ];
-
-    /// Its name: that of its file, and of its flag on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Analysis::Stages => "stages",
-            Analysis::Pca => "pca",
-            Analysis::Clusters => "clusters",
-            Analysis::Swap => "swap",
-            Analysis::Effect => "effect",
-            Analysis::Entropy => "entropy",
-            Analysis::Suppress => "suppress",
-            Analysis::Neurons => "neurons",
-        }
-    }
-}
-
-/// A result that is stored.
+/// The result of an analysis, as it is stored.
 pub trait AnalysisResult: Serialize + DeserializeOwned {
-    /// Which analysis it is the result of.
+    /// The analysis.
     const ANALYSIS: Analysis;
 }
 
-/// Where the result of an analysis of the run in `run_dir` lies.
+/// The file with the result of an analysis of the run in `run_dir`.
 pub fn result_file(run_dir: &Path, analysis: Analysis) -> PathBuf {
     run_dir.join("explain").join(format!("{}.json", analysis.name()))
 }
 
-/// What bounds and seeds the analyses. With the same options the same run gives the same results.
+/// What bounds and seeds the analyses. The same run with the same options gives the same results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExplainOptions {
-    /// Seed of every choice among tokens, and of t-SNE.
+    /// Seed of every choice among tokens.
     pub seed: u64,
-    /// At most so many sinks are looked at where an analysis keeps vectors or runs the model per
-    /// sink.
+    /// The most sinks an analysis uses if it keeps vectors, or runs the model, for each.
     pub max_sinks: usize,
 }
 
@@ -90,11 +40,11 @@ pub struct Stored<T> {
     pub format: u32,
     /// Version of Fathom.
     pub fathom: String,
-    /// Which analysis it is.
+    /// The analysis.
     pub analysis: Analysis,
     /// SHA-256 of the run's `detections.jsonl`: a result of other detections is out of date.
     pub detections_sha256: String,
-    /// What it was asked with.
+    /// The options it was made with.
     pub options: ExplainOptions,
     /// The result.
     pub result: T,
@@ -103,7 +53,7 @@ pub struct Stored<T> {
 /// The stored result of an analysis of the run in `run_dir`; `None` where there is none.
 ///
 /// # Errors
-/// A file that cannot be read, is of another version, or is no such result.
+/// A file that cannot be read, is of another version, or is not such a result.
 pub fn read<T: AnalysisResult>(run_dir: &Path) -> Result<Option<Stored<T>>> {
     let path = result_file(run_dir, T::ANALYSIS);
     let text = match std::fs::read_to_string(&path) {
@@ -111,7 +61,7 @@ pub fn read<T: AnalysisResult>(run_dir: &Path) -> Result<Option<Stored<T>>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(&path, "cannot be read")(error)),
     };
-    /// What every version has.
+    /// The field that every version has.
     #[derive(Deserialize)]
     struct Head {
         format: u32,
@@ -128,38 +78,44 @@ pub fn read<T: AnalysisResult>(run_dir: &Path) -> Result<Option<Stored<T>>> {
     serde_json::from_str(&text).map(Some).map_err(wrong)
 }
 
-/// Stores a result, in place of an older one.
-pub(super) fn write<T: AnalysisResult>(
-    run_dir: &Path,
-    detections_sha256: &str,
-    options: ExplainOptions,
-    result: T,
-) -> Result<()> {
-    let path = result_file(run_dir, T::ANALYSIS);
-    let stored = Stored {
-        format: FORMAT,
-        fathom: env!("CARGO_PKG_VERSION").to_owned(),
-        analysis: T::ANALYSIS,
-        detections_sha256: detections_sha256.to_owned(),
-        options,
-        result,
-    };
-    let dir = run_dir.join("explain");
-    std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "cannot be created"))?;
-    let text = serde_json::to_string(&stored)
-        .map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
-    durable::replace_bytes(&path, format!("{text}\n").as_bytes())
+/// The stored results of one run, for one set of detections and options.
+pub(super) struct ResultStore<'a> {
+    /// The run's directory.
+    pub run_dir: &'a Path,
+    /// SHA-256 of its detections.
+    pub detections_sha256: &'a str,
+    /// What bounds and seeds the analyses.
+    pub options: ExplainOptions,
 }
 
-/// Whether the stored result is that of these detections and options, by this version.
-pub(super) fn is_current<T: AnalysisResult>(
-    run_dir: &Path,
-    detections_sha256: &str,
-    options: ExplainOptions,
-) -> bool {
-    read::<T>(run_dir).ok().flatten().is_some_and(|stored| {
-        stored.fathom == env!("CARGO_PKG_VERSION")
-            && stored.detections_sha256 == detections_sha256
-            && stored.options == options
-    })
+impl ResultStore<'_> {
+    /// Stores a result, replacing an older one.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write<T: AnalysisResult>(&self, result: T) -> Result<()> {
+        let path = result_file(self.run_dir, T::ANALYSIS);
+        let stored = Stored {
+            format: FORMAT,
+            fathom: env!("CARGO_PKG_VERSION").to_owned(),
+            analysis: T::ANALYSIS,
+            detections_sha256: self.detections_sha256.to_owned(),
+            options: self.options,
+            result,
+        };
+        let dir = self.run_dir.join("explain");
+        std::fs::create_dir_all(&dir).map_err(Error::io(&dir, "cannot be created"))?;
+        let text = serde_json::to_string(&stored)
+            .map_err(|error| Error::file(&path, format!("cannot be written: {error}")))?;
+        durable::replace_bytes(&path, format!("{text}\n").as_bytes())
+    }
+
+    /// Whether a result is stored that this version made of these detections with these options.
+    pub fn is_current<T: AnalysisResult>(&self) -> bool {
+        read::<T>(self.run_dir).ok().flatten().is_some_and(|stored| {
+            stored.fathom == env!("CARGO_PKG_VERSION")
+                && stored.detections_sha256 == self.detections_sha256
+                && stored.options == self.options
+        })
+    }
 }

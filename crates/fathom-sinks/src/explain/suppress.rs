@@ -1,37 +1,42 @@
-//! What happens without the secondary sinks of a layer (definition 2.11).
+//! What happens without the secondary sinks of a layer: "Suppression" (docs/definitions.md).
 
+use fathom_backend::Backend;
 use fathom_model::{Change, Edit, Edits, ModelConfig, Positions, Result, Site};
 use serde::{Deserialize, Serialize};
 
-use super::again::{Changes, Outcome};
-use super::creation::Creation;
+use super::analysis::Analyzer;
+use super::creation::{CreationLayer, CreationObserver};
+use super::edited::{Outcome, Passes, SinkChanges};
+use super::intervention::Intervention;
+use super::parts::{decode, encode};
+use super::pass::Observer;
+use super::scanned::{ScannedRun, ScannedTrace, creation_layers};
 use super::statistics::Mean;
-use super::subjects::Subject;
-use super::{Analysis, AnalysisResult, Summary};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange, Summary};
 
 /// The run's traces, scanned again with the sink direction clamped at a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Suppress {
-    /// A token is clamped where the cosine of its `mlp_out` with the sink direction is above this.
+    /// A token is clamped if the cosine of its `mlp_out` with the sink direction is above this.
     pub cosine: f32,
-    /// The layers that create most secondary sinks, each clamped on its own.
+    /// The layers that create most secondary sinks, each clamped alone.
     pub layers: Vec<SuppressedLayer>,
 }
 
-/// Consequences of clamping one layer.
+/// The effects of clamping one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SuppressedLayer {
     /// The layer.
     pub layer: usize,
-    /// ‖mlp_out‖ that was left to the clamped tokens: the mean of tokens that are no sinks.
+    /// ‖mlp_out‖ of the clamped tokens: the mean of tokens that are not sinks.
     pub norm: f32,
     /// Tokens clamped.
     pub clamped: usize,
     /// What became of the secondary sinks, by level.
     pub levels: Vec<LevelChange>,
-    /// Secondary sinks that were none before.
+    /// Secondary sinks that were not sinks before.
     pub appeared: usize,
-    /// The clamped tokens from this layer on.
+    /// The clamped tokens, from this layer on.
     pub later: Vec<LaterLayer>,
     /// KL(before ‖ after) of the next-token distributions in nats, over positions from the first
     /// clamped token on.
@@ -40,56 +45,39 @@ pub struct SuppressedLayer {
     pub nll_before: f64,
     /// The same, after.
     pub nll_after: f64,
-    /// What the model writes by itself, without and with the clamp: one a trace in which a token
-    /// before it was clamped.
+    /// What the model generates without and with the clamp: one per trace in which a token before
+    /// the generated text was clamped.
     #[serde(default)]
     pub continuations: Vec<Continuation>,
 }
 
-/// Greedy text from somewhere in a trace, with and without a layer clamped.
+/// Text generated greedily after part of a trace, with and without a layer clamped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Continuation {
     /// 0-based number of the trace in the run.
     pub trace: usize,
     /// The trace's own index.
     pub sample_index: u64,
-    /// Position of the first token that is written, half-way from the first token that any layer's
-    /// clamp changed to the end of the trace; before it stands the trace's own text.
+    /// Position of the first generated token: half-way from the first token that any layer's clamp
+    /// changed to the end of the trace.
     pub from: usize,
     /// Clamped tokens before it.
     pub clamped: usize,
-    /// What is written without the clamp.
+    /// The text without the clamp.
     pub before: Written,
-    /// What is written with it, the clamp acting on what is written too.
+    /// The text with the clamp, which also acts on the generated tokens.
     pub after: Written,
-    /// Number of the first token in which they differ; absent where they are the same.
+    /// 0-based number of the first token in which they differ; absent if they are the same.
     pub differs_at: Option<usize>,
 }
 
-/// A model's own text.
+/// Text that the model generated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     /// Its tokens.
     pub ids: Vec<u32>,
-    /// Its text, where the model has a tokenizer.
+    /// Their text, if the model has a tokenizer.
     pub text: Option<String>,
-}
-
-/// What became of the secondary sinks of a level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LevelChange {
-    /// First layer.
-    pub l_start: usize,
-    /// Number of layers.
-    pub lifetime: usize,
-    /// Sinks there were.
-    pub before: usize,
-    /// Of which are sinks at the very same layers.
-    pub kept: usize,
-    /// Of which are sinks at other layers.
-    pub changed: usize,
-    /// Of which are no sinks any more.
-    pub gone: usize,
 }
 
 /// The clamped tokens at one layer.
@@ -111,17 +99,116 @@ impl AnalysisResult for Suppress {
     const ANALYSIS: Analysis = Analysis::Suppress;
 }
 
-/// Beyond this cosine with the sink direction an `mlp_out` makes a sink (definition 2.11).
+/// Above this cosine with the sink direction an `mlp_out` makes a sink.
 ///
-/// The direction is the reference's state rather than its own `mlp_out`: the two agree where that
-/// MLP writes the reference's sink direction again, and where it does not only the state has it.
+/// The direction is that of the reference's state, not of its `mlp_out`: the two agree in layers
+/// whose MLP writes the sink direction for the reference, and in all others only the state has it.
 const COSINE: f32 = 0.98;
 
 /// Tokens of a continuation.
-pub(super) const CONTINUED: usize = 48;
+const CONTINUED: usize = 48;
 
-/// Clamping one layer, trace by trace.
-pub(super) struct Clamped {
+/// Clamps each creation layer at which secondary sinks start.
+pub(super) struct SuppressAnalyzer {
+    creation: CreationObserver,
+    /// Known when the plain passes are done.
+    layers: Vec<ClampedLayer>,
+}
+
+impl Analyzer for SuppressAnalyzer {
+    type Output = Suppress;
+    const HELP: &'static str = "Clamp what makes sinks at a layer: later layers, logits";
+    const SHARED_PARTS: &'static [&'static str] = &[CreationObserver::NAME];
+
+    fn edited_passes(run: &ScannedRun<'_>) -> usize {
+        creation_layers(&run.traces).len()
+    }
+
+    fn new(run: &ScannedRun<'_>) -> SuppressAnalyzer {
+        SuppressAnalyzer { creation: CreationObserver::new(run), layers: Vec::new() }
+    }
+
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![&mut self.creation]
+    }
+
+    fn interventions<B: Backend>(
+        &mut self,
+        _: &Inputs<'_, B>,
+    ) -> Result<Vec<&mut dyn Intervention<B>>> {
+        self.layers = self.creation.layers().iter().map(ClampedLayer::new).collect();
+        Ok(vec![self])
+    }
+
+    fn finish<B: Backend>(
+        self,
+        _: &Inputs<'_, B>,
+        _: &mut dyn ExplainProgress,
+    ) -> Result<Suppress> {
+        let layers = self.layers.into_iter().map(ClampedLayer::finish).collect();
+        Ok(Suppress { cosine: COSINE, layers })
+    }
+}
+
+impl<B: Backend> Intervention<B> for SuppressAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Suppress.name()
+    }
+
+    fn settings(&self) -> Result<Vec<u8>> {
+        let settings = |layer: &ClampedLayer| (layer.layer, layer.norm, layer.direction.clone());
+        encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
+    }
+
+    fn passes(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
+        self.layers.iter().map(|layer| layer.edits(trace, config)).collect()
+    }
+
+    fn part(
+        &self,
+        trace: &ScannedTrace<'_>,
+        passes: Passes<'_, B>,
+        text: &dyn Fn(&[u32]) -> Option<String>,
+    ) -> Result<Vec<u8>> {
+        let each = || self.layers.iter().zip(passes.edited);
+        let mut parts: Vec<ClampedTrace> =
+            each().map(|(layer, edited)| layer.part(trace, passes.plain, edited)).collect();
+        let clamped: Vec<Vec<usize>> =
+            each().map(|(layer, edited)| layer.clamped(passes.plain, edited)).collect();
+        let Some(first) = clamped.iter().filter_map(|positions| positions.first()).min() else {
+            return encode(&parts);
+        };
+        // Half-way from the first clamped token to the end of the trace.
+        let from = (first + 1 + passes.plain.scalars.tokens()).div_ceil(2);
+        let texts = passes.continue_greedily(from, CONTINUED)?;
+        if let Some((plain, edited)) = texts.split_first() {
+            for ((part, positions), edited) in parts.iter_mut().zip(&clamped).zip(edited) {
+                let clamped = positions.iter().filter(|position| **position < from).count();
+                if clamped > 0 {
+                    let texts = [plain.as_slice(), edited];
+                    part.continuation = Some(Continuation::of(trace, from, clamped, texts, text));
+                }
+            }
+        }
+        encode(&parts)
+    }
+
+    fn add(&mut self, part: &[u8]) -> bool {
+        let Some(layers) = decode::<Vec<ClampedTrace>>(part) else { return false };
+        if layers.len() != self.layers.len() {
+            return false;
+        }
+        self.layers.iter_mut().zip(layers).for_each(|(layer, trace)| layer.add(trace));
+        true
+    }
+}
+
+/// One clamped layer, over the traces so far.
+struct ClampedLayer {
     layer: usize,
     norm: f32,
     direction: Vec<f32>,
@@ -131,19 +218,19 @@ pub(super) struct Clamped {
 
 /// What clamping one layer did to one trace, or to several.
 #[derive(Default, Serialize, Deserialize)]
-pub(super) struct ClampedTrace {
+struct ClampedTrace {
     clamped: usize,
-    changes: Changes,
-    /// Per layer from the clamped one on: cosine and norm, before and after.
+    changes: SinkChanges,
+    /// By layer, from the clamped one on: cosine before and after, norm before and after.
     later: Vec<[Mean; 4]>,
     kl: Vec<f64>,
     nll: [Mean; 2],
     continuation: Option<Continuation>,
 }
 
-impl Clamped {
-    pub fn new(creation: &Creation) -> Clamped {
-        Clamped {
+impl ClampedLayer {
+    fn new(creation: &CreationLayer) -> ClampedLayer {
+        ClampedLayer {
             layer: creation.layer,
             norm: creation.other_norm(),
             direction: creation.direction(),
@@ -152,19 +239,10 @@ impl Clamped {
         }
     }
 
-    /// All that its edits depend on beside the trace, as parts are sealed with it.
-    pub fn change(&self) -> (usize, f32, &[f32]) {
-        (self.layer, self.norm, &self.direction)
-    }
-
-    /// What to change in a trace's pass, and in what is written after it.
-    ///
-    /// # Errors
-    /// Activations that are not finite.
-    pub fn edits(&self, subject: &Subject<'_>, config: &ModelConfig) -> Result<Edits> {
+    /// Clamps every token after the reference whose `mlp_out` has the sink direction.
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Edits> {
         let direction = self.direction.clone();
-        let positions =
-            Positions::Aligned { direction, cosine: COSINE, from: subject.reference + 1 };
+        let positions = Positions::Aligned { direction, cosine: COSINE, from: trace.reference + 1 };
         let edit = Edit {
             site: Site::MlpOut,
             layer: self.layer,
@@ -175,16 +253,16 @@ impl Clamped {
         Edits::new(vec![edit], config, None)
     }
 
-    /// The tokens of a trace that were clamped: aligned ones no longer than the clamp stay as they
-    /// are.
-    pub fn positions(&self, before: &Outcome, after: &Outcome) -> Vec<usize> {
+    /// The tokens of a trace that were clamped. Aligned ones whose norm does not exceed the clamp
+    /// were not changed.
+    fn clamped(&self, before: &Outcome, after: &Outcome) -> Vec<usize> {
         let norms = before.scalars.mlp_out_norm.row(self.layer);
         after.aligned.iter().copied().filter(|t| norms[*t] > self.norm).collect()
     }
 
-    /// What a trace's passes came to.
-    pub fn part(&self, subject: &Subject<'_>, before: &Outcome, after: &Outcome) -> ClampedTrace {
-        let clamped = self.positions(before, after);
+    /// The effects on one trace, without a continuation.
+    fn part(&self, trace: &ScannedTrace<'_>, before: &Outcome, after: &Outcome) -> ClampedTrace {
+        let clamped = self.clamped(before, after);
         let first = clamped.first().copied().unwrap_or(after.kl.len());
         let mut nll = [Mean::default(); 2];
         nll[0].add(&before.nll);
@@ -196,7 +274,7 @@ impl Clamped {
                 for (i, outcome) in [before, after].into_iter().enumerate() {
                     let scalars = &outcome.scalars;
                     let mut candidates = scalars.candidates.iter();
-                    if let Some(found) = candidates.find(|c| c.position == subject.reference) {
+                    if let Some(found) = candidates.find(|c| c.position == trace.reference) {
                         means[i].add(&[f64::from(found.cosine.at(l, *t))]);
                     }
                     means[2 + i].add(&[f64::from(scalars.hidden_norm.at(l, *t))]);
@@ -205,7 +283,7 @@ impl Clamped {
         }
         ClampedTrace {
             clamped: clamped.len(),
-            changes: Changes::of(subject, &after.detection),
+            changes: SinkChanges::of(trace, &after.detection),
             later,
             kl: after.kl[first..].to_vec(),
             nll,
@@ -213,8 +291,7 @@ impl Clamped {
         }
     }
 
-    /// Takes in what a trace's passes came to.
-    pub fn add(&mut self, trace: ClampedTrace) {
+    fn add(&mut self, trace: ClampedTrace) {
         let sum = &mut self.sum;
         sum.clamped += trace.clamped;
         sum.changes.merge(trace.changes);
@@ -249,43 +326,25 @@ impl Clamped {
     }
 }
 
-/// Where a trace is continued from: half-way from the first token that some clamp changed to its
-/// end.
-pub(super) fn continued_from(
-    clamps: &[Clamped],
-    before: &Outcome,
-    after: &[Outcome],
-) -> Option<usize> {
-    let clamped = clamps.iter().zip(after);
-    let first =
-        clamped.filter_map(|(clamp, after)| clamp.positions(before, after).first().copied()).min();
-    first.map(|first| (first + 1 + before.scalars.tokens()).div_ceil(2))
-}
-
-impl ClampedTrace {
-    /// Adds what the model writes behind the first `from` tokens, of which `clamped` were clamped.
-    pub fn continues(
-        &mut self,
-        subject: &Subject<'_>,
-        (from, clamped): (usize, usize),
+impl Continuation {
+    /// The texts without and with the clamp after the first `from` tokens of a trace, of which
+    /// `clamped` were clamped.
+    fn of(
+        trace: &ScannedTrace<'_>,
+        from: usize,
+        clamped: usize,
         [before, after]: [&[u32]; 2],
         text: &dyn Fn(&[u32]) -> Option<String>,
-    ) {
+    ) -> Continuation {
         let written = |ids: &[u32]| Written { ids: ids.to_vec(), text: text(ids) };
-        self.continuation = Some(Continuation {
-            trace: subject.number,
-            sample_index: subject.detection.sample_index,
+        Continuation {
+            trace: trace.number,
+            sample_index: trace.detection.sample_index,
             from,
             clamped,
             before: written(before),
             after: written(after),
             differs_at: before.iter().zip(after).position(|(before, after)| before != after),
-        });
-    }
-}
-
-impl Suppress {
-    pub(super) fn of(layers: Vec<Clamped>) -> Suppress {
-        Suppress { cosine: COSINE, layers: layers.into_iter().map(Clamped::finish).collect() }
+        }
     }
 }

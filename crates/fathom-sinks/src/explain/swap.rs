@@ -1,19 +1,21 @@
-//! Which sinks are gone when a token's vector is swapped early on (definition 2.8, paper Fig. 8).
+//! Which sinks do not form when their vector is replaced at an earlier place: "Swapping"
+//! (docs/definitions.md), paper Fig. 8.
 
 use std::collections::BTreeMap;
 use std::mem;
 
 use fathom_backend::Backend;
 use fathom_model::{
-    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Model, Probe, Result, Sequence, Site,
-    Step,
+    Access, At, Change, Edit, EditProbe, Edits, LogitRows, Probe, Result, Sequence, Site, Step,
+    Transformer,
 };
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Learner, decode, encode};
+use super::analysis::Analyzer;
+use super::parts::{decode, encode};
 use super::pass::{Observer, Rows};
-use super::subjects::{Subject, Token, sample, secondary_tokens};
-use super::{Analysis, AnalysisResult, ExplainOptions, Share};
+use super::scanned::{ScannedRun, ScannedTrace, Token, sample, secondary_tokens};
+use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, Share};
 use crate::Preset;
 use crate::vector::cosine_of;
 
@@ -22,7 +24,7 @@ use crate::vector::cosine_of;
 pub struct Swap {
     /// Secondary sinks that were swapped, one at a time.
     pub sinks: usize,
-    /// Of so many that the run has.
+    /// Secondary sinks of the run.
     pub sinks_of: usize,
     /// By l_start, site (`resid_post`, `attn_out`, `mlp_out`), layer.
     pub cells: Vec<SwapCell>,
@@ -35,10 +37,10 @@ pub struct SwapCell {
     pub l_start: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// Where the vector was replaced by the mean of the trace's tokens that are no sinks: 0 to
-    /// l_start + 1.
+    /// The layer at which the vector was replaced by the mean of the trace's tokens that are not
+    /// sinks: 0 to l_start + 1.
     pub layer: usize,
-    /// Sinks whose cosine at l_start is not above the threshold any more.
+    /// Sinks whose cosine at l_start is then no longer above the threshold.
     pub suppressed: Share,
 }
 
@@ -51,23 +53,25 @@ const SITES: [Site; 3] = [Site::ResidPost, Site::AttnOut, Site::MlpOut];
 
 /// Swaps sinks one at a time.
 ///
-/// What becomes of a token depends on the tokens before it alone, and those are not touched. So
-/// after the plain pass the sequence is cut off before the sink, whose token is then run by itself
-/// with the vector replaced, place by place; sinks come in descending order, each cutting off more.
-pub(super) struct SwapObserver {
+/// A token depends only on those before it, which a swap does not change. So after the plain pass
+/// the sequence is truncated to the tokens before the sink, and the sink's token runs alone, once
+/// for each place, with its vector there replaced. Sinks are swapped from the last to the first,
+/// so that each truncates the sequence further.
+pub(super) struct SwapAnalyzer {
     preset: Preset,
     threshold: f32,
-    /// Layers whose states and means are kept: up to one behind the last l_start.
+    /// Layers whose states and means are collected: 0 to the last l_start + 1.
     layers: usize,
+    /// The sinks that are swapped.
     sinks: Vec<Token>,
     sinks_of: usize,
-    trace: Trace,
+    current: CurrentTrace,
     cells: Cells,
 }
 
-/// What is known of the trace that is passing.
+/// The trace in the model.
 #[derive(Default)]
-struct Trace {
+struct CurrentTrace {
     number: usize,
     reference: usize,
     /// Sinks of any class, ascending.
@@ -100,35 +104,42 @@ impl Sum {
     }
 }
 
-impl SwapObserver {
-    pub fn new(
-        subjects: &[Subject<'_>],
-        layers: usize,
-        (preset, threshold): (Preset, f32),
-        options: ExplainOptions,
-    ) -> SwapObserver {
-        let all = secondary_tokens(subjects);
-        let last = subjects.iter().flat_map(Subject::secondary).map(crate::Sink::l_start).max();
-        SwapObserver {
-            preset,
-            threshold,
-            layers: last.map_or(0, |last| (last + 2).min(layers)),
+impl Analyzer for SwapAnalyzer {
+    type Output = Swap;
+    const HELP: &'static str =
+        "Replace future sinks by the mean token, by layer and site: which are suppressed";
+    const EXTRA_TOKENS: Option<&'static str> = Some("3 · (l_start + 2) single tokens per sink");
+
+    fn new(run: &ScannedRun<'_>) -> SwapAnalyzer {
+        let (traces, options) = (&run.traces, run.options);
+        let all = secondary_tokens(traces);
+        let last = traces.iter().flat_map(ScannedTrace::secondary).map(crate::Sink::l_start).max();
+        SwapAnalyzer {
+            preset: run.scan.preset,
+            threshold: run.scan.threshold,
+            layers: last.map_or(0, |last| (last + 2).min(run.layers)),
             sinks_of: all.len(),
             sinks: sample(all, options.max_sinks, options.seed),
-            trace: Trace::default(),
+            current: CurrentTrace::default(),
             cells: BTreeMap::new(),
         }
     }
 
-    pub fn finish(self) -> Swap {
+    fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>> {
+        vec![self]
+    }
+
+    fn finish<B: Backend>(self, _: &Inputs<'_, B>, _: &mut dyn ExplainProgress) -> Result<Swap> {
         let cell = |((l_start, site, layer), (suppressed, n)): ((usize, usize, usize), _)| {
             let site = SITES[site].to_string();
             SwapCell { l_start, site, layer, suppressed: Share::of(suppressed, n) }
         };
         let cells = self.cells.into_iter().map(cell).collect();
-        Swap { sinks: self.sinks.len(), sinks_of: self.sinks_of, cells }
+        Ok(Swap { sinks: self.sinks.len(), sinks_of: self.sinks_of, cells })
     }
+}
 
+impl SwapAnalyzer {
     /// The sinks of a trace that are swapped.
     fn positions(&self, trace: usize) -> Vec<usize> {
         let chosen = self.sinks.iter().filter(|(number, _)| *number == trace);
@@ -136,36 +147,36 @@ impl SwapObserver {
     }
 }
 
-impl<B: Backend> Observer<B> for SwapObserver {
-    fn learner(&self) -> Learner {
-        Learner::For(Analysis::Swap)
+impl<B: Backend> Observer<B> for SwapAnalyzer {
+    fn name(&self) -> &'static str {
+        Analysis::Swap.name()
     }
 
-    fn more_tokens(&self, subject: &Subject<'_>) -> usize {
+    fn extra_tokens(&self, trace: &ScannedTrace<'_>) -> usize {
         let swaps = |position: usize| {
-            let sink = subject.secondary().find(|sink| sink.position == position);
+            let sink = trace.secondary().find(|sink| sink.position == position);
             sink.map_or(0, |sink| SITES.len() * self.layers.min(sink.l_start() + 2))
         };
-        self.positions(subject.number).into_iter().map(swaps).sum()
+        self.positions(trace.number).into_iter().map(swaps).sum()
     }
 
-    fn begin(&mut self, subject: &Subject<'_>) {
-        self.trace = Trace {
-            number: subject.number,
-            reference: subject.reference,
-            sinks: subject.detection.sinks.iter().map(|sink| sink.position).collect(),
-            ..Trace::default()
+    fn begin(&mut self, trace: &ScannedTrace<'_>) {
+        self.current = CurrentTrace {
+            number: trace.number,
+            reference: trace.reference,
+            sinks: trace.detection.sinks.iter().map(|sink| sink.position).collect(),
+            ..CurrentTrace::default()
         };
     }
 
     fn wants(&self, site: Site, layer: usize) -> bool {
         SITES.contains(&site)
             && layer < self.layers
-            && !self.positions(self.trace.number).is_empty()
+            && !self.positions(self.current.number).is_empty()
     }
 
     fn read(&mut self, site: Site, layer: usize, rows: &Rows<'_>) {
-        let Trace { reference, sinks, sums, references, .. } = &mut self.trace;
+        let CurrentTrace { reference, sinks, sums, references, .. } = &mut self.current;
         if let (Site::ResidPost, Some(row)) = (site, rows.get(*reference)) {
             references.insert(layer, row.to_vec());
         }
@@ -176,34 +187,34 @@ impl<B: Backend> Observer<B> for SwapObserver {
 
     fn end(
         &mut self,
-        model: &Model<B>,
+        model: &Transformer<B>,
         sequence: &mut Sequence<B>,
-        subject: &Subject<'_>,
+        trace: &ScannedTrace<'_>,
         advance: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<()> {
-        for position in self.positions(self.trace.number).into_iter().rev() {
-            let Some(sink) = subject.secondary().find(|sink| sink.position == position) else {
+        for position in self.positions(self.current.number).into_iter().rev() {
+            let Some(sink) = trace.secondary().find(|sink| sink.position == position) else {
                 continue;
             };
             let l_start = sink.l_start();
-            let Some(reference) = self.trace.references.get(&l_start) else { continue };
-            for ((site, layer), sum) in &self.trace.sums {
+            let Some(reference) = self.current.references.get(&l_start) else { continue };
+            for ((site, layer), sum) in &self.current.sums {
                 if *layer > l_start + 1 || sum.rows == 0 {
                     continue;
                 }
                 let edit = Edit::new(*site, *layer, position, Change::Replace(sum.mean()));
                 let edits = Edits::new(vec![edit], model.config(), None)?;
-                let mut state = State { layer: l_start, row: Vec::new() };
-                let mut probe = EditProbe::new(&edits).watched_by(&mut state);
+                let mut state = LastState { layer: l_start, row: Vec::new() };
+                let mut probe = EditProbe::new(&edits).observed_by(&mut state);
                 model.truncate(sequence, position)?;
-                let tokens = &subject.ids[position..=position];
+                let tokens = &trace.ids[position..=position];
                 let mut step = [Step { sequence: &mut *sequence, tokens, logits: LogitRows::None }];
                 model.forward(&mut step, Some(&mut probe))?;
                 advance(1)?;
                 let cosine = cosine_of(&state.row, reference);
                 let suppressed = !self.preset.aligned(cosine, self.threshold);
                 let index = SITES.iter().position(|s| s == site).unwrap_or(0);
-                let cell = self.trace.cells.entry((l_start, index, *layer)).or_default();
+                let cell = self.current.cells.entry((l_start, index, *layer)).or_default();
                 cell.0 += usize::from(suppressed);
                 cell.1 += 1;
             }
@@ -212,7 +223,7 @@ impl<B: Backend> Observer<B> for SwapObserver {
     }
 
     fn part(&mut self) -> Result<Vec<u8>> {
-        encode(&mem::take(&mut self.trace.cells).into_iter().collect::<Vec<_>>())
+        encode(&mem::take(&mut self.current.cells).into_iter().collect::<Vec<_>>())
     }
 
     fn add(&mut self, part: &[u8]) -> bool {
@@ -227,13 +238,13 @@ impl<B: Backend> Observer<B> for SwapObserver {
     }
 }
 
-/// Keeps the last row of `resid_post` at a layer.
-struct State {
+/// Reads the last row of `resid_post` at a layer.
+struct LastState {
     layer: usize,
     row: Vec<f32>,
 }
 
-impl Probe for State {
+impl Probe for LastState {
     fn access(&self, site: Site, layer: usize) -> Access {
         match (site, layer) == (Site::ResidPost, self.layer) {
             true => Access::Read,

@@ -5,13 +5,13 @@ use nalgebra::DMatrix;
 
 use super::gram::{centred, eigenpairs};
 
-/// Steps with exaggerated attraction, and after.
+/// Steps with exaggerated attraction, and steps after those.
 const EARLY: usize = 250;
 const LATE: usize = 750;
 const EXAGGERATION: f64 = 12.0;
 
-/// Coordinates of points given by their squared distances `[n, n]`, and the Kullback-Leibler
-/// divergence that is left. Nothing is random.
+/// Coordinates `[n]` of points with these squared distances `[n, n]`, and the remaining
+/// Kullback-Leibler divergence. Nothing is random.
 pub(super) fn tsne(distances: &DMatrix<f64>, perplexity: f64) -> (Vec<[f64; 2]>, f64) {
     let n = distances.nrows();
     let p = joint_probabilities(distances, perplexity);
@@ -37,7 +37,7 @@ pub(super) fn tsne(distances: &DMatrix<f64>, perplexity: f64) -> (Vec<[f64; 2]>,
     (y, left)
 }
 
-/// p_ij = (p_j|i + p_i|j) / 2n, each row's Gaussian as wide as makes its perplexity.
+/// p_ij = (p_j|i + p_i|j) / 2n, with the width of each row's Gaussian chosen for its perplexity.
 fn joint_probabilities(distances: &DMatrix<f64>, perplexity: f64) -> DMatrix<f64> {
     let n = distances.nrows();
     let mut conditional = DMatrix::zeros(n, n);
@@ -82,7 +82,7 @@ fn principal_coordinates(distances: &DMatrix<f64>) -> Vec<[f64; 2]> {
     let pairs = eigenpairs(centred(distances));
     let column = |k: usize| {
         let (value, vector) = pairs.get(k)?;
-        // The sign of an eigenvector is arbitrary: its largest entry is made positive.
+        // The sign of an eigenvector is arbitrary: we make its largest entry positive.
         let largest =
             vector.iter().copied().fold(0.0f64, |a, b| if b.abs() > a.abs() { b } else { a });
         let scale = value.max(0.0).sqrt() * largest.signum();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_ends_as_near_as_scikit_learn_s() {
+    fn the_remaining_divergence_is_no_larger_than_scikit_learn_s() {
         let fixture = fixture();
         let distances = squared_distances(&fixture.rows());
         let (y, left) = tsne(&distances, fixture.perplexity);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_weigh_as_in_scikit_learn() {
+    fn joint_probabilities_are_scikit_learn_s() {
         let fixture = fixture();
         let p = joint_probabilities(&squared_distances(&fixture.rows()), fixture.perplexity);
         for (i, expected) in fixture.joint_probabilities_of_first.iter().enumerate() {

@@ -16,7 +16,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use super::fingerprint::file_sha256;
 use super::merge::part;
 use super::rows::parquet_error;
-use super::{Run, RunTable};
+use super::{RunDir, RunTable};
 use crate::TraceDetection;
 
 /// Rows per batch: large enough that readers rarely have to concatenate batches.
@@ -48,7 +48,7 @@ pub struct TraceText {
     pub texts: BTreeMap<u32, String>,
 }
 
-impl Run {
+impl RunDir {
     /// The traces that an unfinished run has recorded: its complete lines. A partial line after
     /// them, left by an interruption, is ignored.
     pub(super) fn recorded_detections(&self, path: &Path) -> Result<Vec<TraceDetection>> {
@@ -201,7 +201,7 @@ impl Run {
     ///
     /// # Errors
     /// A file is missing or is not such a table.
-    pub fn drawn_attention(&self, tokens: &[usize]) -> Result<Option<Vec<Vec<f32>>>> {
+    pub fn attention_received(&self, tokens: &[usize]) -> Result<Option<Vec<Vec<f32>>>> {
         if !self.manifest.options.attention {
             return Ok(None);
         }

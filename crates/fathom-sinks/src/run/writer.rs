@@ -11,7 +11,7 @@ use super::manifest::{Growth, TracesNote, ids_sha256};
 use super::merge::{merge, part, split};
 use super::rows::{TableWriter, TraceId};
 use super::{
-    Counts, DETECTIONS, MANIFEST, Manifest, PARTS, Run, RunTable, Status, TraceScores, durable,
+    Counts, DETECTIONS, MANIFEST, Manifest, PARTS, RunDir, RunTable, Status, TraceScores, durable,
 };
 use crate::{NormCurves, TraceDetection, read_detections};
 
@@ -239,7 +239,7 @@ impl RunWriter {
     ///
     /// # Errors
     /// The disk is full or gone (the run can be resumed), or no trace was recorded.
-    pub fn finish(mut self) -> Result<Run> {
+    pub fn finish(mut self) -> Result<RunDir> {
         if !self.is_complete() {
             for table in RunTable::all(self.manifest.options.attention) {
                 merge(&self.dir, *table, self.traces)?;
@@ -252,7 +252,7 @@ impl RunWriter {
             self.manifest.write(&self.dir.join(MANIFEST))?;
             self.remove_parts()?;
         }
-        Run::open(&self.dir)
+        RunDir::open(&self.dir)
     }
 
     fn remove_parts(&self) -> Result<()> {

@@ -1,20 +1,20 @@
-//! One request's side of an engine on a thread of its own.
+//! The caller's side of one request to an engine that runs on its own thread.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
 use fathom_model::Result;
 
-use super::Order;
+use super::EngineCommand;
 use crate::engine::{Ticket, Update};
 
-/// The updates of a request, as they come: an iterator that waits for each.
+/// The updates of a request: an iterator that blocks until the next update.
 ///
-/// The last update has [`Update::done`]. A request that fails ends with its error. One that is
-/// cancelled ends without either. Updates that nobody reads yet are kept: a slow reader holds up no
-/// other request, and costs the memory of its own tokens.
+/// The last update has [`Update::done`]. A failed request ends with its error, a cancelled one with
+/// neither. Unread updates are queued without limit, so a slow reader delays no other request and
+/// costs the memory of its own tokens.
 ///
-/// Dropping it cancels the request, unless that has ended.
+/// Dropping it cancels the request, if it has not ended.
 #[derive(Debug)]
 pub struct Generating {
     pub(super) updates: Receiver<Result<Update>>,
@@ -23,19 +23,19 @@ pub struct Generating {
 }
 
 impl Generating {
-    /// The next update if it is there already: `None` if not, and after the last.
+    /// The next update, without waiting. `None` if there is none yet, and after the last.
     ///
     /// # Errors
-    /// What the request failed on, once.
+    /// The error of a failed request, once.
     pub fn try_next(&mut self) -> Result<Option<Update>> {
         let received = self.updates.try_recv();
         self.take(received.map_err(|error| error == TryRecvError::Disconnected))
     }
 
-    /// The next update if it comes within `timeout`: `None` if not, and after the last.
+    /// The next update, waiting for at most `timeout`. `None` if none came, and after the last.
     ///
     /// # Errors
-    /// What the request failed on, once.
+    /// The error of a failed request, once.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Update>> {
         if self.ended {
             return Ok(None);
@@ -44,12 +44,12 @@ impl Generating {
         self.take(received.map_err(|error| error == RecvTimeoutError::Disconnected))
     }
 
-    /// Whether no update will come any more.
+    /// Whether there are no more updates.
     pub fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Ends the request where it is. No update comes any more, not even those made already.
+    /// Cancels the request. There are no more updates, not even queued ones.
     pub fn cancel(&mut self) {
         if !self.ended {
             self.canceller.cancel();
@@ -57,12 +57,12 @@ impl Generating {
         }
     }
 
-    /// Cancels this request from elsewhere, such as another thread while this one waits.
+    /// A handle to cancel this request from another thread.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
     }
 
-    /// What was received, or whether that is because there is no sender any more.
+    /// Handles a received update. An error holds whether the channel is disconnected.
     fn take(&mut self, received: Result<Result<Update>, bool>) -> Result<Option<Update>> {
         if self.ended {
             return Ok(None);
@@ -98,18 +98,17 @@ impl Drop for Generating {
     }
 }
 
-/// Cancels a request, from any thread.
+/// Cancels a request from any thread.
 #[derive(Clone, Debug)]
 pub struct Canceller {
     pub(super) ticket: Ticket,
-    pub(super) orders: Sender<Order>,
+    pub(super) commands: Sender<EngineCommand>,
 }
 
 impl Canceller {
-    /// Ends the request where it is, before the engine's next step. One that has ended stays as it
-    /// is.
+    /// Cancels the request before the engine's next step. No effect if it has ended.
     pub fn cancel(&self) {
-        // Fails only where the engine has ended, and the request with it.
-        drop(self.orders.send(Order::Cancel(self.ticket)));
+        // Fails only if the engine has ended, and the request with it.
+        drop(self.commands.send(EngineCommand::Cancel(self.ticket)));
     }
 }

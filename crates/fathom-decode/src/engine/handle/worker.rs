@@ -8,20 +8,20 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
-use super::{Order, Shared, Sink, State};
+use super::{EngineCommand, Shared, Sink, State};
 use crate::engine::draft_worker::panic_message;
 use crate::engine::{Engine, Ticket, Update};
 
 pub(super) struct Worker<B: Backend> {
     engine: Engine<B>,
-    orders: Receiver<Order>,
+    commands: Receiver<EngineCommand>,
     shared: Arc<Shared>,
-    /// Of every request that has not ended.
+    /// Sinks of the unfinished requests.
     sinks: BTreeMap<Ticket, Sink>,
-    /// Who waits for the last request's end.
+    /// Replies to callers that wait until no request is left.
     draining: Vec<Sender<Result<()>>>,
-    /// Requests taken from `orders` since the last time the status was written.
-    taken: usize,
+    /// Requests received from `commands` since the status was last published.
+    received: usize,
     finished: u64,
     cancelled: u64,
     failed: u64,
@@ -29,27 +29,31 @@ pub(super) struct Worker<B: Backend> {
 
 /// Why the thread ends.
 enum End {
-    /// Nobody is left who could ask for anything.
-    Left,
+    /// All handles were dropped.
+    Dropped,
     Failed(String),
 }
 
 impl<B: Backend> Worker<B> {
-    pub fn new(engine: Engine<B>, orders: Receiver<Order>, shared: Arc<Shared>) -> Worker<B> {
+    pub fn new(
+        engine: Engine<B>,
+        commands: Receiver<EngineCommand>,
+        shared: Arc<Shared>,
+    ) -> Worker<B> {
         Worker {
             engine,
-            orders,
+            commands,
             shared,
             sinks: BTreeMap::new(),
             draining: Vec::new(),
-            taken: 0,
+            received: 0,
             finished: 0,
             cancelled: 0,
             failed: 0,
         }
     }
 
-    /// Works until nobody is left, or until a model fails.
+    /// Runs until all handles are dropped or a model fails.
     pub fn run(mut self) {
         let work = catch_unwind(AssertUnwindSafe(|| self.work()));
         let end = work.unwrap_or_else(|panic| {
@@ -59,50 +63,51 @@ impl<B: Backend> Worker<B> {
     }
 
     fn work(&mut self) -> End {
-        while self.obey() {
+        while self.process_commands() {
             match self.engine.advance() {
-                Ok(updates) => self.tell(updates),
+                Ok(updates) => self.deliver(updates),
                 Err(error) => return End::Failed(error.to_string()),
             }
         }
-        End::Left
+        End::Dropped
     }
 
-    /// Obeys what there is to obey, and sleeps until there is something to do. Whether to go on.
-    fn obey(&mut self) -> bool {
+    /// Processes all queued commands, and waits for one while there are no requests. Returns
+    /// whether to continue.
+    fn process_commands(&mut self) -> bool {
         loop {
             let idle = self.engine.pending() == 0;
-            let order = match self.orders.try_recv() {
-                Ok(order) => order,
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
                 Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => {
                     self.publish();
                     if !idle {
                         return true;
                     }
-                    // Those who drain asked after the last request was submitted.
+                    // No requests are submitted after a drain: all have ended now.
                     self.draining.drain(..).for_each(|reply| drop(reply.send(Ok(()))));
-                    match self.orders.recv() {
-                        Ok(order) => order,
+                    match self.commands.recv() {
+                        Ok(command) => command,
                         Err(_) => return false,
                     }
                 }
             };
-            match order {
-                Order::Submit(request, sink) => {
-                    self.taken += 1;
+            match command {
+                EngineCommand::Submit(request, sink) => {
+                    self.received += 1;
                     self.sinks.insert(self.engine.enqueue(*request), sink);
                 }
-                Order::Cancel(ticket) => self.cancel(ticket),
-                Order::Configure(options, reply) => {
+                EngineCommand::Cancel(ticket) => self.cancel(ticket),
+                EngineCommand::Configure(options, reply) => {
                     let result = self.engine.configure(options);
                     let mut status = self.shared.lock();
                     (status.rules, status.options) = (self.engine.rules(), self.engine.options);
                     drop(status);
                     drop(reply.send(result));
                 }
-                Order::Drain(reply) => self.draining.push(reply),
-                Order::Stop => return false,
+                EngineCommand::Drain(reply) => self.draining.push(reply),
+                EngineCommand::Stop => return false,
             }
         }
     }
@@ -115,32 +120,32 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Hands out what a step brought.
-    fn tell(&mut self, updates: Vec<(Ticket, Result<Update>)>) {
+    /// Delivers the updates of a step to the sinks.
+    fn deliver(&mut self, updates: Vec<(Ticket, Result<Update>)>) {
         for (_, update) in &updates {
             match update {
                 Ok(update) => self.finished += u64::from(update.done.is_some()),
                 Err(_) => self.failed += 1,
             }
         }
-        // Whoever is told of an end finds it in the metrics.
+        // The metrics count the end of a request before its sink sees it.
         self.publish();
         for (ticket, update) in updates {
             let ends = update.as_ref().map_or(true, |update| update.done.is_some());
             let Some(sink) = self.sinks.get_mut(&ticket) else { continue };
-            let goes_on = call(sink, update);
+            let continues = call(sink, update);
             if ends {
                 self.sinks.remove(&ticket).into_iter().for_each(discard);
-            } else if !goes_on {
+            } else if !continues {
                 self.cancel(ticket);
             }
         }
     }
 
-    /// Writes down how far things are.
+    /// Publishes the metrics to the handles.
     fn publish(&mut self) {
         let mut status = self.shared.lock();
-        status.queued -= std::mem::take(&mut self.taken);
+        status.queued -= std::mem::take(&mut self.received);
         let queued = status.queued;
         let (engine, metrics) = (&self.engine, &mut status.metrics);
         metrics.engine.clone_from(&engine.metrics);
@@ -151,36 +156,40 @@ impl<B: Backend> Worker<B> {
         metrics.failed = self.failed;
     }
 
-    /// Ends every request that is left, and says why to all who have one or come later.
+    /// Ends all remaining requests with the reason, which later calls get too.
     fn end(mut self, end: End) {
         let why = match &end {
-            End::Left => "the engine has stopped: its last handle was dropped",
+            End::Dropped => "the engine has stopped: its last handle was dropped",
             End::Failed(why) => why,
         };
         let stopped = || Error::Stopped(why.to_owned());
-        // Orders are sent under the lock: these are the last.
-        let last: Vec<Order> = {
+        // Commands are sent under the lock: these are the last.
+        let last: Vec<EngineCommand> = {
             let mut status = self.shared.lock();
             status.state = State::Ended(why.to_owned());
-            self.orders.try_iter().collect()
+            self.commands.try_iter().collect()
         };
         let mut refused = std::mem::take(&mut self.draining);
-        for order in last {
-            match order {
-                Order::Submit(request, sink) => drop(self.sinks.insert(request.ticket, sink)),
-                Order::Cancel(ticket) => self.cancel(ticket),
-                Order::Configure(_, reply) | Order::Drain(reply) => refused.push(reply),
-                Order::Stop => {}
+        for command in last {
+            match command {
+                EngineCommand::Submit(request, sink) => {
+                    drop(self.sinks.insert(request.ticket, sink));
+                }
+                EngineCommand::Cancel(ticket) => self.cancel(ticket),
+                EngineCommand::Configure(_, reply) | EngineCommand::Drain(reply) => {
+                    refused.push(reply);
+                }
+                EngineCommand::Stop => {}
             }
         }
         self.engine.cancel_all();
         let sinks = std::mem::take(&mut self.sinks);
         let ended = sinks.len() as u64;
         match &end {
-            End::Left => self.cancelled += ended,
+            End::Dropped => self.cancelled += ended,
             End::Failed(_) => self.failed += ended,
         }
-        self.taken = self.shared.lock().queued;
+        self.received = self.shared.lock().queued;
         self.publish();
         for mut sink in sinks.into_values() {
             call(&mut sink, Err(stopped()));
@@ -190,12 +199,12 @@ impl<B: Backend> Worker<B> {
     }
 }
 
-/// Tells a sink. One that panics wants no more, and disturbs nobody else.
+/// Calls a sink. A panic counts as `false` and affects no other request.
 fn call(sink: &mut Sink, update: Result<Update>) -> bool {
     catch_unwind(AssertUnwindSafe(|| sink(update))).unwrap_or(false)
 }
 
-/// Drops a sink; what it owns may panic.
+/// Drops a sink. The destructors of its captures may panic.
 fn discard(sink: Sink) {
     drop(catch_unwind(AssertUnwindSafe(|| drop(sink))));
 }

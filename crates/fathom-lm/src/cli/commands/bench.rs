@@ -1,4 +1,4 @@
-//! `fathom bench`: every way of decoding on the same prompts, against plain decoding.
+//! `fathom bench`: all decoding modes on the same prompts, compared with plain decoding.
 
 mod print;
 
@@ -6,9 +6,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::Pair;
 use clap::ValueEnum;
-use fathom_decode::bench::{Batches, Measured, Plan, Protocol, first_difference};
+use fathom_decode::bench::{Batches, BenchProtocol, BenchResult, Plan, first_difference};
 use fathom_decode::engine::{Engine, EngineOptions, ModeChoice};
 use fathom_decode::{GammaLimits, Mode, Placement};
 use fathom_kernels::Cpu;
@@ -16,8 +15,10 @@ use fathom_measure::median;
 use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prompts_with};
 use fathom_report::BenchRow;
 
+use crate::Pair;
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
+use crate::cli::mode_arg::ModeName;
 use crate::cli::output::Output;
 use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
@@ -25,27 +26,29 @@ use crate::cli::prompt_args::PromptArgs;
 
 /// Measure plain, speculative and parallel speculative decoding on the same prompts
 ///
-/// The published benchmark's protocol and columns: complete batches, a warm-up, speculation for a
-/// fixed number of steps with end-of-text ignored, plain decoding for a fixed number of tokens, all
-/// at temperature 0. Time is that of decoding; prefill is listed apart. No speedup is printed
-/// unless all texts agree. Two accountings: in the published one, draft and target have cores of
-/// their own, and plain decoding has the target's while the draft's idle; in the other, plain and
-/// speculative decoding get the whole machine.
+/// Follows the protocol and the columns of the published benchmark: complete batches, a warm-up,
+/// speculative decoding for a fixed number of steps and plain decoding for a fixed number of
+/// tokens, both at temperature 0 and with end-of-text ignored. Times are those of decoding; prefill
+/// is listed separately. Speedups are printed only if the texts of all modes agree. There are two
+/// accountings. In the published one, draft and target have separate cores; plain decoding uses the
+/// target's, and the draft's are idle. In the other, plain and speculative decoding use the whole
+/// machine.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom bench --target ./target --draft ./draft --data prompts --batch-sizes 1,8 --limit 16\n  \
-    fathom bench --target ./target --draft ./draft --data prompts --protocol natural --csv > bench.csv\n\n\
-    Exit code 1: the modes' texts differ.")]
+    fathom bench --target ./target --draft ./draft --data prompts --protocol natural --csv \
+    > bench.csv\n\n\
+    Exit code 1: the texts of the modes differ.")]
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
-    /// A smaller model with the target's vocabulary, which drafts
+    /// The draft: a smaller model with the target's vocabulary
     #[arg(long, value_name = "D")]
     draft: String,
-    /// Directory of the benchmarks' prompts, NAME.jsonl each
+    /// Directory with the prompts of the benchmarks, one file NAME.jsonl each
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Which benchmarks, by name, comma separated
+    /// Names of benchmarks, comma separated
     #[arg(
         long,
         value_delimiter = ',',
@@ -53,10 +56,10 @@ pub struct Args {
         default_value = "AIME,CNNDM,GSM8K,HumanEval"
     )]
     benchmarks: Vec<String>,
-    /// Texts at a time, comma separated
+    /// Batch sizes, comma separated
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,4,8,16")]
     batch_sizes: Vec<usize>,
-    /// Ways of decoding to compare with ar, which is always measured
+    /// Decoding modes to compare with ar, which is always measured
     #[arg(
         long,
         value_enum,
@@ -65,7 +68,7 @@ pub struct Args {
         default_value = "ar,sd,pearl"
     )]
     modes: Vec<ModeName>,
-    /// Which accountings to print
+    /// Accountings to print, comma separated
     #[arg(
         long,
         value_enum,
@@ -78,57 +81,38 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ProtocolName::Fixed, value_name = "NAME")]
     protocol: ProtocolName,
     /// Fixed protocol: steps of speculative decoding
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// Fixed protocol: tokens of plain decoding
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 200,
+          value_parser = clap::value_parser!(u32).range(1..))]
     ar_tokens: u32,
-    /// Natural protocol: most tokens of a text
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Natural protocol: maximum number of tokens of a text
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
-    /// Prompts of each benchmark; those that fill no batch are left out
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Maximum number of prompts of each benchmark; an incomplete last batch is left out
+    #[arg(long, value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Leave out prompts with more tokens [default: what leaves room for the text in the target's
-    /// context]
+    /// Leave out prompts with more than N tokens [default: the target's context less the length of
+    /// the text]
     #[arg(long, value_name = "N")]
     max_prompt_tokens: Option<usize>,
-    /// Tokens to draft at a time; `auto` measures which length is fastest
+    /// Draft length in tokens; `auto` measures which is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
-    /// Measure everything so often, in turns, and print the median run
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Measure everything N times, the modes in turn, and print the median run
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..))]
     repeats: u32,
     /// Print comma-separated values
     #[arg(long, conflicts_with = "json")]
     csv: bool,
 }
 
-/// `--modes`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ModeName {
-    /// A pass of the target for every token
-    Ar,
-    /// Draft, then verify
-    Sd,
-    /// Draft and verify at the same time
-    Pearl,
-    /// Measure, and do what is fastest
-    Auto,
-}
-
-impl From<ModeName> for ModeChoice {
-    fn from(name: ModeName) -> ModeChoice {
-        match name {
-            ModeName::Ar => ModeChoice::Always(Mode::Ar),
-            ModeName::Sd => ModeChoice::Always(Mode::Sd),
-            ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
-            ModeName::Auto => ModeChoice::Auto,
-        }
-    }
-}
-
-/// `--protocol`.
+/// `--protocol`: when a text ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ProtocolName {
     /// After a fixed number of steps or tokens
@@ -137,16 +121,16 @@ enum ProtocolName {
     Natural,
 }
 
-/// `--accounting`: who has which cores.
+/// `--accounting`: which cores each mode uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Accounting {
-    /// Draft and target have cores of their own; ar has the target's
+    /// Draft and target have separate cores; ar uses the target's
     OneCoreEach,
-    /// ar has all cores, and so have draft and target in sd, taking turns
+    /// ar uses all cores; so do draft and target in sd, one after the other
     WholeMachine,
 }
 
-/// A benchmark's prompts as token ids.
+/// The prompts of a benchmark as token ids.
 struct Benchmark {
     name: String,
     prompts: Vec<Vec<u32>>,
@@ -162,7 +146,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     progress::remarks(output, &remarks.into_vec())?;
     let eos: Arc<[u32]> = pair.eos().into();
 
-    let mut accountings = Vec::with_capacity(args.accounting.len());
+    let mut setups = Vec::with_capacity(args.accounting.len());
     for accounting in &args.accounting {
         let mut placement = args.pair.placement();
         if *accounting == Accounting::OneCoreEach {
@@ -172,12 +156,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         let (target, draft) = pair.load(placement, &mut |done, of| bar.show(done, of))?;
         drop(bar);
         let engine = Engine::new(target, draft, options)?;
-        accountings.push(Accounted {
-            accounting: *accounting,
-            placement,
-            engine,
-            rows: Vec::new(),
-        });
+        setups.push(Setup { accounting: *accounting, placement, engine, rows: Vec::new() });
     }
     let count = benchmarks.len() * args.batch_sizes.len();
     let bar = progress::bar(output, "measuring", "rows", count as u64);
@@ -185,12 +164,12 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         for benchmark in &benchmarks {
             let batches = Batches::complete(&benchmark.prompts, *batch_size)
                 .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
-            let runs = args.measure(&mut accountings, batches, &eos)?;
-            for (accounted, modes) in accountings.iter_mut().zip(runs) {
+            let runs = args.measure(&mut setups, batches, &eos)?;
+            for (setup, modes) in setups.iter_mut().zip(runs) {
                 let Some(ar) = modes.first().and_then(|runs| median_run(runs)) else { continue };
                 for runs in &modes {
                     let Some(measured) = median_run(runs) else { continue };
-                    accounted.rows.push(BenchRow {
+                    setup.rows.push(BenchRow {
                         batch_size: *batch_size,
                         benchmark: benchmark.name.clone(),
                         speedup: relative(runs, &modes[0]),
@@ -204,11 +183,11 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         }
     }
     bar.finish_and_clear();
-    args.print(&accountings, output, out)
+    args.print(&setups, output, out)
 }
 
-/// One way to share the machine, and what was measured so.
-struct Accounted {
+/// The engine for one accounting, and the rows measured with it.
+struct Setup {
     accounting: Accounting,
     placement: Placement,
     engine: Engine<Cpu>,
@@ -216,34 +195,35 @@ struct Accounted {
 }
 
 /// The run with the median throughput.
-fn median_run(runs: &[Measured]) -> Option<&Measured> {
-    let mut runs: Vec<&Measured> = runs.iter().collect();
+fn median_run(runs: &[BenchResult]) -> Option<&BenchResult> {
+    let mut runs: Vec<&BenchResult> = runs.iter().collect();
     runs.sort_by(|a, b| a.throughput().total_cmp(&b.throughput()));
     runs.get(runs.len() / 2).copied()
 }
 
-/// Throughput relative to other runs', each to the one of the same turn, a second or so before or
-/// after it: the median. What slows the machine for longer than that slows both.
-fn relative(runs: &[Measured], others: &[Measured]) -> f64 {
+/// The median ratio of the throughput of `runs` to that of `others`. Runs of the same repetition
+/// are about a second apart, so a slow phase of the machine affects both and cancels.
+fn relative(runs: &[BenchResult], others: &[BenchResult]) -> f64 {
     let turns = runs.iter().zip(others);
     median(turns.map(|(run, other)| run.throughput() / other.throughput()).collect())
 }
 
-/// What `auto` makes of the best single way; `None` of another.
-fn of_best(runs: &[Measured], modes: &[Vec<Measured>]) -> Option<f64> {
-    let is_auto = |runs: &[Measured]| runs.first().is_some_and(|run| run.mode == ModeChoice::Auto);
+/// The throughput of `auto` relative to the best fixed mode. `None` for a fixed mode.
+fn of_best(runs: &[BenchResult], modes: &[Vec<BenchResult>]) -> Option<f64> {
+    let is_auto =
+        |runs: &[BenchResult]| runs.first().is_some_and(|run| run.mode == ModeChoice::Auto);
     let others = modes.iter().filter(|others| !is_auto(others));
     is_auto(runs).then(|| others.map(|others| relative(runs, others)).fold(f64::INFINITY, f64::min))
 }
 
-/// Greedy texts must not depend on how they were decoded.
-fn check_texts<'m>(mut runs: impl Iterator<Item = &'m Measured>) -> Result<(), Failure> {
+/// Checks that all modes generated the same greedy texts.
+fn check_texts<'m>(mut runs: impl Iterator<Item = &'m BenchResult>) -> Result<(), Failure> {
     let Some(first) = runs.next() else { return Ok(()) };
     for run in runs {
         if let Some((prompt, position)) = first_difference(&first.texts, &run.texts) {
-            return Err(Failure::Answer(format!(
-                "the text of prompt {prompt} differs from plain decoding's at token {position} with {:?}; no \
-                 speedup is printed for texts that differ",
+            return Err(Failure::Check(format!(
+                "the text of prompt {prompt} differs from plain decoding's at token {position} \
+                 with {:?}; no speedup is printed for texts that differ",
                 run.mode
             )));
         }
@@ -252,7 +232,7 @@ fn check_texts<'m>(mut runs: impl Iterator<Item = &'m Measured>) -> Result<(), F
 }
 
 impl Args {
-    /// ar, then the others once each.
+    /// `ar`, then the other modes without duplicates.
     fn modes(&self) -> Vec<ModeChoice> {
         let mut modes = vec![ModeChoice::Always(Mode::Ar)];
         for mode in self.modes.iter().map(|mode| ModeChoice::from(*mode)) {
@@ -263,13 +243,13 @@ impl Args {
         modes
     }
 
-    /// All runs of every mode, ar first, for each accounting.
+    /// Measures every mode in every setup; returns runs by setup, mode (`ar` first), repetition.
     fn measure(
         &self,
-        accountings: &mut [Accounted],
+        setups: &mut [Setup],
         batches: Batches<'_>,
         eos: &Arc<[u32]>,
-    ) -> Result<Vec<Vec<Vec<Measured>>>, Failure> {
+    ) -> Result<Vec<Vec<Vec<BenchResult>>>, Failure> {
         let plan = Plan {
             batches,
             modes: &self.modes(),
@@ -277,20 +257,20 @@ impl Args {
             repeats: usize::try_from(self.repeats).unwrap_or(1),
             eos: Arc::clone(eos),
         };
-        let mut engines: Vec<_> =
-            accountings.iter_mut().map(|accounted| &mut accounted.engine).collect();
+        let mut engines: Vec<_> = setups.iter_mut().map(|setup| &mut setup.engine).collect();
         let runs = plan.measure(&mut engines)?;
         check_texts(runs.iter().flatten().flatten())?;
         Ok(runs)
     }
 
-    fn protocol(&self) -> Protocol {
+    fn protocol(&self) -> BenchProtocol {
         let number = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         match self.protocol {
-            ProtocolName::Fixed => {
-                Protocol::Fixed { steps: number(self.steps), ar_tokens: number(self.ar_tokens) }
-            }
-            ProtocolName::Natural => Protocol::Natural { max_tokens: number(self.max_tokens) },
+            ProtocolName::Fixed => BenchProtocol::Fixed {
+                steps: number(self.steps),
+                ar_tokens: number(self.ar_tokens),
+            },
+            ProtocolName::Natural => BenchProtocol::Natural { max_tokens: number(self.max_tokens) },
         }
     }
 
@@ -329,7 +309,7 @@ impl Args {
         longest: usize,
         remarks: &mut Remarks,
     ) -> Result<Benchmark> {
-        // A name, not a path: it stays in the directory.
+        // A name with a path separator could leave the directory.
         if Path::new(name).file_name().is_none_or(|file| file != name) {
             return Err(Error::Request(format!(
                 "--benchmarks: `{name}` is not a benchmark's name"

@@ -1,15 +1,14 @@
-//! `fathom bench-engine`: the engine's speed on this machine, as fractions of what the machine
-//! could do.
+//! `fathom bench-engine`: the engine's speed on this machine, as fractions of the machine's limits.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::Weights;
-use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
 use fathom_measure::{DecodeSpeed, Overhead, decode_speed, overhead, prefill_flops};
 use fathom_model::Error;
 use serde_json::json;
 
+use crate::Weights;
 use crate::cli::failure::Failure;
 use crate::cli::kernel_speed;
 use crate::cli::model_args::{ComputeArgs, load_weights};
@@ -20,40 +19,44 @@ use crate::cli::subject::{Shape, SubjectArgs};
 
 /// Measure prefill, decoding and scans on this machine, as fractions of its limits
 ///
-/// Every way of running is measured in turn, several times; medians are printed, as fractions of
-/// the machine's own limits: the best matrix rate in the same run, and what memory delivers just
-/// before and after a step. Without --model, a checkpoint of random weights at a real model's shape
-/// is written to a temporary directory.
+/// Measures each configuration several times in turn and prints medians, as fractions of the
+/// machine's limits: the best matrix rate of the same run, and the memory bandwidth measured just
+/// before and after a step. Without --model, a synthetic checkpoint with random weights in the
+/// shape of a real model is written to a temporary directory.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
-    fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16")]
+#[command(
+    after_help = "Examples:\n  fathom bench-engine --shape qwen2.5-0.5b --precision bf16\n  \
+    fathom bench-engine --kernels --shape qwen2.5-1.5b --precision bf16"
+)]
 pub struct Args {
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Write the made-up checkpoint to this directory, and leave it there
+    /// Write the synthetic checkpoint to this directory and keep it
     #[arg(long, value_name = "DIR", conflicts_with = "model", help_heading = "Model")]
     keep: Option<PathBuf>,
-    /// Lengths to prefill and to scan
+    /// Lengths to prefill and to scan, in tokens, comma separated
     #[arg(long, value_delimiter = ',', default_value = "512,2048,4096", value_name = "T,…")]
     tokens: Vec<usize>,
-    /// Numbers of sequences to decode at once
+    /// Batch sizes to decode, comma separated
     #[arg(long, value_delimiter = ',', default_value = "1,4,16", value_name = "N,…")]
     batches: Vec<usize>,
     /// Tokens of each sequence before decoding
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 64, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     context: u32,
-    /// Measure matrix products and attention by themselves instead, at --shape or at those of all
-    /// models
+    /// Measure single kernels instead, matrix products and attention, at --shape or at the shapes
+    /// of all real models
     #[arg(long, conflicts_with_all = ["model", "keep", "tokens", "batches", "context"])]
     kernels: bool,
-    /// How often to measure each
-    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Number of repetitions
+    #[arg(long, default_value_t = 3, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
     #[command(flatten)]
     compute: ComputeArgs,
 }
 
-/// Steps of decoding in each repetition.
+/// Decoding steps in each repetition.
 const STEPS: usize = 24;
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -74,11 +77,11 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 
     let subject = args.subject.prepare(args.keep.as_deref(), output)?;
     let model = load_weights(&subject.dir, args.compute.backend()?, output)?;
-    let name = subject.loaded();
+    let name = subject.into_name();
     let before = limits::measure(model.backend());
     let repeats = args.repeats.into();
     let decode = {
-        let memory = Reading::new(model.backend());
+        let memory = CurrentLimits::new(model.backend());
         let (context, steps) = (args.context as usize, STEPS * repeats);
         decode_speed(&model, &args.batches, context, steps, &mut || memory.bytes_per_s())?
     };
@@ -91,11 +94,11 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     bar.finish_and_clear();
     let limits = before.or_better(between).or_better(limits::measure(model.backend()));
-    Measured { name: &name, model: &model, limits, decode, prefill }.write(args, output, out)
+    EngineSpeed { name: &name, model: &model, limits, decode, prefill }.write(args, output, out)
 }
 
-/// What was measured.
-struct Measured<'a> {
+/// The results.
+struct EngineSpeed<'a> {
     name: &'a str,
     model: &'a Weights,
     limits: Limits,
@@ -103,8 +106,8 @@ struct Measured<'a> {
     prefill: Vec<Overhead>,
 }
 
-impl Measured<'_> {
-    /// Operations of a prefill over the time it took, as a fraction of the matrix rate.
+impl EngineSpeed<'_> {
+    /// The operations per second of a prefill, as a fraction of the matrix rate.
     fn of_matrix_rate(&self, row: &Overhead, args: &Args) -> f64 {
         let seconds = row.tokens as f64 / row.prefill_tokens_per_s;
         let flops = prefill_flops(self.model.config(), row.tokens);

@@ -1,11 +1,8 @@
-//! `fathom capture`: what a probe sees, written to a safetensors file.
+//! `fathom capture`: activations of a forward pass, written to a safetensors file.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::{
-    CaptureRequest, Error, ModelFiles, Remark, Remarks, Result, Site, Traces, parse_edits,
-};
 use serde_json::json;
 
 use crate::cli::failure::Failure;
@@ -15,12 +12,15 @@ use crate::cli::output::Output;
 use crate::cli::progress;
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::row_args::RowArgs;
+use crate::{
+    CaptureRequest, Error, ModelFiles, Remark, Remarks, Result, Site, Traces, parse_edits,
+};
 
-/// Write activations of one pass to a safetensors file
+/// Write activations of one forward pass to a safetensors file
 ///
-/// Tensors are called `site.layer` (`resid_post.17`), f32, one row a position; per-head sites are
-/// [heads, positions, head_dim]. TransformerLens names (`blocks.17.hook_resid_post`) are understood
-/// too.
+/// Tensors are named `site.layer` (`resid_post.17`) and are f32, with one row per position;
+/// per-head sites are [heads, positions, head_dim]. TransformerLens names
+/// (`blocks.17.hook_resid_post`) are accepted too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom capture --model ./qwen --traces traces.jsonl --index 3 --sites resid_post,mlp_out \
@@ -29,8 +29,8 @@ use crate::cli::row_args::RowArgs;
     --out logits.safetensors")]
 pub struct Args {
     #[command(flatten)]
-    text: Text,
-    /// With --traces: which line to run, counted from 0, or from -1 at the end
+    tokens: TokenSource,
+    /// With --traces: the index of the trace to run, counted from 0, or from -1 at the end
     #[arg(
         long,
         value_name = "I",
@@ -39,23 +39,28 @@ pub struct Args {
         allow_negative_numbers = true
     )]
     index: i64,
-    /// What to capture, comma separated: embed, resid_pre, resid_mid, resid_post, attn_in,
-    /// attn_out, attn_ctx, q_pre_rope, k_pre_rope, q, k, v, attn_weights, sink_score, mlp_in,
-    /// mlp_gate, mlp_up, mlp_act, mlp_elementwise, mlp_out, final_norm, logits
-    #[arg(long, value_delimiter = ',', required = true, value_parser = parse_site, value_name = "SITES")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        required = true,
+        value_parser = parse_site,
+        value_name = "SITES",
+        help = sites_help()
+    )]
     sites: Vec<(Site, Option<usize>)>,
-    /// Layers, counted from 0, such as `3,17..22` (22 excluded); from the end, `-1` or `-3..`
-    /// [default: all]
+    /// Layers, counted from 0, such as `3,17..22` (22 excluded), or from the end, such as `-1` or
+    /// `-3..` [default: all]
     #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
     layers: Option<Indices>,
-    /// Positions, counted from 0, such as `0,100..200`; from the end, `-1` or `-10..` [default:
-    /// all]
+    /// Positions, counted from 0, such as `0,100..200`, or from the end, such as `-1` or `-10..`
+    /// [default: all]
     #[arg(long, value_name = "POSITIONS", allow_hyphen_values = true)]
     positions: Option<Indices>,
-    /// Change the pass, and capture what it goes on with: SITE.LAYER@POSITIONS=CHANGE, the change
-    /// being zero, scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS), replace(FILE:TENSOR:ROW)
-    /// or add(FILE:TENSOR:ROW), the last two from a capture; may be given several times. Neurons
-    /// and other columns are named in brackets: `mlp_elementwise.3[17,40]@*=zero`
+    /// Intervene in the pass, and capture the edited values: SITE.LAYER@POSITIONS=CHANGE, where the
+    /// change is zero, scale(X), clamp(NORM), copy(POSITION), mean(POSITIONS),
+    /// replace(FILE:TENSOR:ROW) or add(FILE:TENSOR:ROW) with a row of a capture file. Neurons and
+    /// other columns are selected in brackets: `mlp_elementwise.3[17,40]@*=zero`. May be given
+    /// several times
     #[arg(long = "edit", value_name = "EDIT")]
     edits: Vec<String>,
     /// The file to write; must not exist yet
@@ -75,13 +80,18 @@ pub struct Args {
 /// Where the tokens come from.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-struct Text {
-    /// A file of token ids: a JSON list, or numbers separated by spaces or lines
+struct TokenSource {
+    /// A file of token ids: a JSON list, or numbers separated by spaces or newlines
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
-    /// A JSONL file of traces; see --index
+    /// A file of traces; --index selects one
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
+}
+
+fn sites_help() -> String {
+    let names: Vec<&str> = Site::all().map(Site::name).collect();
+    format!("What to capture, comma separated: {}", names.join(", "))
 }
 
 fn parse_site(text: &str) -> Result<(Site, Option<usize>), String> {
@@ -106,7 +116,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let bytes = request.bytes(config, ids.len());
     if bytes > args.max_gib << 30 {
         return Err(Failure::Input(Error::Request(format!(
-            "the capture would hold {}, more than --max-gib {} allows: name fewer sites, layers or \
+            "the capture would be {}, more than --max-gib {} allows: name fewer sites, layers or \
              positions, or raise the limit",
             gib(bytes),
             args.max_gib
@@ -136,22 +146,21 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    /// The model's files, those that are needed.
+    /// The model's files. The tokenizer is read only if it is needed.
     fn files(&self) -> Result<ModelFiles> {
-        match &self.text.ids {
+        match &self.tokens.ids {
             Some(_) => self.model.options().ids_only().open(),
             None => self.prompts.apply(self.model.options()).open(),
         }
     }
 
-    /// The tokens to run, and what is remarkable about them and the model.
+    /// The tokens to run, and remarks about them and the model.
     fn token_ids(&self, files: &ModelFiles) -> Result<(Vec<u32>, Vec<Remark>)> {
         let mut remarks = Remarks::new();
         remarks.extend(files.remarks().iter().cloned());
-        if let Some(path) = &self.text.ids {
+        if let Some(path) = &self.tokens.ids {
             if self.prompts.no_chat_template || !self.prompts.options().is_default() {
-                let problem =
-                    "--ids gives the token ids themselves: options about prompts need --traces";
+                let problem = "--ids reads token ids: options about prompts need --traces";
                 return Err(Error::Request(problem.to_owned()));
             }
             let (ids, vocab) = (read_ids(path)?, files.config().vocab);
@@ -163,8 +172,8 @@ impl Args {
                 None => Ok((ids, remarks.into_vec())),
             };
         }
-        // clap sees to it that one of the two is there.
-        let path = self.text.traces.as_deref().unwrap_or(Path::new(""));
+        // clap ensures that one of the two is given.
+        let path = self.tokens.traces.as_deref().unwrap_or(Path::new(""));
         let trace = Traces::read_one(path, files, &self.rows.fields(), self.index)?;
         remarks.extend(trace.remarks().iter().cloned());
         let ids = trace.iter().next().map(|trace| trace.ids.clone());
@@ -172,7 +181,7 @@ impl Args {
     }
 }
 
-/// Token ids of a file: `[1, 2, 3]`, or the same without brackets or commas.
+/// Reads token ids from a file: `[1, 2, 3]`, or without brackets or commas.
 fn read_ids(path: &Path) -> Result<Vec<u32>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot be read"))?;
     let separator = |c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']');
@@ -187,7 +196,7 @@ fn read_ids(path: &Path) -> Result<Vec<u32>> {
     }
 }
 
-/// Bytes as people read them.
+/// A size in KiB, MiB or GiB.
 fn gib(bytes: u64) -> String {
     match bytes {
         0..0x0010_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),

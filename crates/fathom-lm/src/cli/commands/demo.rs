@@ -1,4 +1,4 @@
-//! `fathom demo`: everything on models that come with the program.
+//! `fathom demo`: scanning and generation on built-in models, checked.
 
 mod generation;
 
@@ -6,12 +6,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
-use crate::tables::{self, Detections};
-use crate::{
-    Error, Format, ModelOptions, Phases, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
-    write_report,
-};
 use fathom_report::summary;
 use fathom_sinks::Detection;
 use serde_json::json;
@@ -20,18 +14,24 @@ use crate::cli::failure::Failure;
 use crate::cli::model_args::{ComputeArgs, load};
 use crate::cli::output::Output;
 use crate::cli::progress::ScanBar;
+use crate::demo::{Mismatch, PlantOptions, PlantedSequence, PlantedTruth, plant};
+use crate::tables::{self, Detections};
+use crate::{
+    Error, Format, ModelOptions, Phases, Preset, ReportOptions, Result, Run, ScanOptions, Traces,
+    write_report,
+};
 
-/// Find planted sinks and generate from a small pair of models, both checked
+/// Find planted sinks and generate text with a small pair of models, and check both
 ///
-/// Plants a model, finds its sinks and compares them with what was planted; then generates from a
-/// built-in pair of models with parallel speculative decoding, compares with plain decoding, and
-/// scans the text. Needs nothing and downloads nothing. Writes to a temporary directory, or to
-/// --out to keep everything and to get a report of the planted run as a page. Exit code 1 if a sink
-/// is missed, wrong or invented, or a token differs.
+/// Plants a model, finds its sinks and compares them with those planted. Then generates text with a
+/// built-in pair of models by parallel speculative decoding, compares it with plain decoding, and
+/// scans it. Nothing is downloaded. Writes to a temporary directory, or with --out to a directory
+/// that is kept, with a report of the planted run. Exit code 1: a sink is missing, wrong or
+/// spurious, or a token differs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  fathom demo --out demo --precision bf16")]
 pub struct Args {
-    /// Keep models, traces and runs in this directory; new or empty
+    /// Keep models, traces and runs in this directory, which must be new or empty
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Seed of the planted model
@@ -78,7 +78,7 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
             let options = ReportOptions::default();
             Some(write_report(&[run_dir], &dir.join("report.html"), &options)?.page)
         }
-        None => None, // it would go with the temporary directory
+        None => None, // it would be removed with the temporary directory
     };
 
     let (sinks, decoys) = planted(&truth);
@@ -95,23 +95,23 @@ fn demo(args: &Args, dir: &Path, output: Output, out: &mut dyn Write) -> Result<
         });
         writeln!(out, "{report}")?;
     } else {
-        tell(&truth, &run, &mismatches, seconds, out)?;
+        print_scan(&truth, &run, &mismatches, seconds, out)?;
         writeln!(out, "\n{}", generated.summary)?;
         write!(out, "{}", summary(text_run.manifest(), &text_run.detections()?))?;
         if let Some(page) = report {
-            writeln!(out, "\nTo look at in a browser: {}", page.display())?;
+            writeln!(out, "\nReport: {}", page.display())?;
         }
-        next(args, out)?;
+        print_next_steps(args, out)?;
     }
     if !generated.same {
-        let answer = "speculative decoding gave other tokens than plain decoding";
-        return Err(Failure::Answer(answer.to_owned()));
+        let problem = "speculative decoding gave other tokens than plain decoding";
+        return Err(Failure::Check(problem.to_owned()));
     }
     match mismatches.len() {
         0 => Ok(()),
-        n => Err(Failure::Answer(format!(
-            "what was found differs from what was planted in {n} places"
-        ))),
+        n => {
+            Err(Failure::Check(format!("the sinks found differ from those planted in {n} places")))
+        }
     }
 }
 
@@ -131,7 +131,7 @@ fn scan(
     model.scan(&traces, options).out(run_dir).progress(&mut ScanBar::new(output)).run()
 }
 
-/// What the run says of each trace, in the form the truth compares with.
+/// The run's detections in the form that [`PlantedTruth::compare`] expects.
 fn detections(run: &Run) -> Result<Vec<Detection>> {
     let detection = |trace: fathom_sinks::TraceDetection| {
         let note = trace.scan?;
@@ -147,7 +147,7 @@ fn detections(run: &Run) -> Result<Vec<Detection>> {
     Ok(run.detections_of(Phases::Largest)?.into_iter().filter_map(detection).collect())
 }
 
-/// (sinks, decoys) planted in all traces.
+/// The number of (sinks, decoys) planted in all traces.
 fn planted(truth: &PlantedTruth) -> (usize, usize) {
     let count = |(sinks, decoys), sequence: &PlantedSequence| {
         (sinks + sequence.sinks.len(), decoys + sequence.decoys.len())
@@ -155,7 +155,7 @@ fn planted(truth: &PlantedTruth) -> (usize, usize) {
     truth.sequences.iter().fold((0, 0), count)
 }
 
-fn tell(
+fn print_scan(
     truth: &PlantedTruth,
     run: &Run,
     mismatches: &[Mismatch],
@@ -173,8 +173,8 @@ fn tell(
 
     writeln!(
         out,
-        "A model with {sinks} attention sinks and {decoys} decoys at known places was planted, and its {} \
-         traces were scanned.\n",
+        "A model with {sinks} attention sinks and {decoys} decoys at known places was planted, \
+         and its {} traces were scanned.\n",
         traces.len()
     )?;
     writeln!(out, "{}", summary(run.manifest(), &traces))?;
@@ -188,8 +188,8 @@ fn tell(
     if mismatches.is_empty() {
         writeln!(
             out,
-            "Checked against the truth: all {sinks} sinks found, each at its position, with its class and \
-             its layers; none of the {decoys} decoys taken for one. {seconds:.1} s."
+            "Checked against the truth: all {sinks} sinks found, each with the right position, \
+             class and layers; none of the {decoys} decoys reported as a sink. {seconds:.1} s."
         )?;
     }
     if let ([early, late], true) = (&truth.phases[..], mismatches.is_empty()) {
@@ -199,8 +199,8 @@ fn tell(
     Ok(())
 }
 
-/// What to type next, with the program as it was called.
-fn next(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+/// Prints commands to try next, with the program's name as the user typed it.
+fn print_next_steps(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let program = std::env::args().next().unwrap_or_else(|| "fathom".to_owned());
     let dir = args.out.as_deref().unwrap_or(Path::new("demo"));
     let [model, traces, run, page] =

@@ -1,11 +1,10 @@
-//! `fathom doctor`: what this machine offers, what the kernels make of it, and how fast they are on
-//! it.
+//! `fathom doctor`: the machine's hardware, the kernels chosen for it, and their speed.
 
 use std::io::Write;
 
 use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions, Isa, KernelPath, cpu_features};
-use fathom_measure::limits::{self, Limits, Reading};
+use fathom_measure::limits::{self, CurrentLimits, Limits};
 use fathom_measure::{DecodeSpeed, Machine, Overhead, decode_speed, overhead, prefill_flops};
 use serde_json::{Map, Value, json};
 
@@ -16,16 +15,16 @@ use crate::cli::progress;
 use crate::cli::speed_tables::{decode_table, limits_json, limits_table, percent};
 use crate::cli::subject::SubjectArgs;
 
-/// Say what this machine offers and what the engine makes of it
+/// Show this machine's hardware and the kernels chosen for it
 ///
-/// With --measure also how fast the machine is, with one core and with all, and what fraction of
-/// that a model reaches: of the matrix rate in prefill, of weights ÷ bandwidth in decoding.
+/// With --measure, also shows how fast the machine is with one core and with all, and what fraction
+/// of that a model reaches: of the matrix rate in prefill, of weights ÷ bandwidth in decoding.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  fathom doctor\n  fathom doctor --measure --precision bf16 --shape qwen2.5-0.5b"
-)]
+#[command(after_help = "Examples:\n  \
+    fathom doctor\n  \
+    fathom doctor --measure --precision bf16 --shape qwen2.5-0.5b")]
 pub struct Args {
-    /// Measure the machine's limits and a model on it; takes some ten seconds
+    /// Measure the machine's limits and the speed of a model; takes about ten seconds
     #[arg(long)]
     measure: bool,
     #[command(flatten)]
@@ -34,7 +33,7 @@ pub struct Args {
     compute: ComputeArgs,
 }
 
-/// Tokens of the prefill that is measured.
+/// The length of the measured prefill, in tokens.
 const PREFILL: usize = 1024;
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -42,10 +41,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let machine = Machine::detect();
     let paths = [Precision::F32, Precision::Bf16].map(|precision| paths(&cpu, precision));
     if !output.json {
-        offers(&cpu, &machine, &paths, out)?;
+        print_machine(&cpu, &machine, &paths, out)?;
     }
     let measured = match args.measure || args.subject.is_given() {
-        true => Some(Measured::new(args, output)?),
+        true => Some(MachineSpeed::measure(args, output)?),
         false => None,
     };
     if output.json {
@@ -58,7 +57,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
             "kernels_this_cpu_runs": runnable(),
             "unavailable": unavailable_json(),
             "paths": { "f32": paths_json(&paths[0]), "bf16": paths_json(&paths[1]) },
-            "measured": measured.as_ref().map(Measured::json),
+            "measured": measured.as_ref().map(MachineSpeed::json),
         });
         writeln!(out, "{report}")?;
     } else if let Some(measured) = measured {
@@ -67,8 +66,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     Ok(())
 }
 
-/// The ways of `precision` with the instruction set of `cpu`; none if another set of threads is
-/// refused.
+/// The kernel paths of `precision` with the instruction set of `cpu`; empty if no second thread
+/// pool can be created.
 fn paths(cpu: &Cpu, precision: Precision) -> Vec<KernelPath> {
     let options = CpuOptions { threads: Some(1), precision, isa: Some(cpu.isa()) };
     Cpu::new(options).map(|cpu| cpu.kernel_paths()).unwrap_or_default()
@@ -78,7 +77,7 @@ fn runnable() -> Vec<&'static str> {
     Isa::ALL.iter().filter(|isa| isa.is_supported()).map(|isa| isa.name()).collect()
 }
 
-fn offers(
+fn print_machine(
     cpu: &Cpu,
     machine: &Machine,
     paths: &[Vec<KernelPath>; 2],
@@ -131,19 +130,19 @@ fn offers(
     Ok(())
 }
 
-/// What was measured.
-struct Measured {
+/// The results of `--measure`.
+struct MachineSpeed {
     name: String,
     precision: &'static str,
-    /// One thread's limits, and those of all, where there are more.
+    /// The limits with one thread and, if there are more, with all.
     limits: Vec<Limits>,
     prefill: Overhead,
     of_matrix_rate: f64,
     decode: Vec<DecodeSpeed>,
 }
 
-impl Measured {
-    fn new(args: &Args, output: Output) -> Result<Measured, Failure> {
+impl MachineSpeed {
+    fn measure(args: &Args, output: Output) -> Result<MachineSpeed, Failure> {
         progress::note(output, "measuring the machine");
         let mut limits = Vec::new();
         for threads in [Some(1), args.compute.threads] {
@@ -153,10 +152,10 @@ impl Measured {
         limits.dedup_by_key(|limits| limits.threads);
         let subject = args.subject.prepare(None, output)?;
         let model = load_weights(&subject.dir, args.compute.backend()?, output)?;
-        let name = subject.loaded();
+        let name = subject.into_name();
         progress::note(output, "measuring the model");
         let decode = {
-            let memory = Reading::new(model.backend());
+            let memory = CurrentLimits::new(model.backend());
             decode_speed(&model, &[1, 16], 64, 48, &mut || memory.bytes_per_s())?
         };
         let prefill = overhead(&model, PREFILL, 3)?;
@@ -164,7 +163,7 @@ impl Measured {
         limits[last] = limits[last].or_better(limits::measure(model.backend()));
         let rate = limits[last].flops(args.compute.precision.into());
         let seconds = PREFILL as f64 / prefill.prefill_tokens_per_s;
-        Ok(Measured {
+        Ok(MachineSpeed {
             name,
             precision: args.compute.precision.name(),
             of_matrix_rate: prefill_flops(model.config(), PREFILL) / seconds / rate,
@@ -190,8 +189,8 @@ impl Measured {
         writeln!(out, "\n{}, {}\n", self.name, self.precision)?;
         writeln!(
             out,
-            "Prefill of {PREFILL} tokens: {:.0} tokens/s, {} of the matrix rate; a scan with sink scores \
-             takes {:.2} times as long.\n",
+            "Prefill of {PREFILL} tokens: {:.0} tokens/s, {} of the matrix rate; a scan with sink \
+             scores takes {:.2} times as long.\n",
             self.prefill.prefill_tokens_per_s,
             percent(self.of_matrix_rate),
             self.prefill.scan_attention,
@@ -216,7 +215,7 @@ fn machine_json(machine: &Machine) -> Value {
     })
 }
 
-/// Why this CPU does not run an instruction set, for each that it does not run.
+/// The unsupported instruction sets, each with the reason.
 fn unavailable_json() -> Map<String, Value> {
     let why = |isa: Isa| Some((isa.name().to_owned(), isa.unavailable()?.into()));
     Isa::ALL.into_iter().filter_map(why).collect()

@@ -13,8 +13,8 @@ use crate::cli::progress::{self, StepBar};
 /// Explain the sinks of a run: how they form and what they do
 ///
 /// Runs the run's traces through its model again and writes RUN/explain/ANALYSIS.json for each
-/// analysis. Analyses share one pass over the traces; what takes more says so. What is there
-/// already is kept, so an interrupted explain goes on where it stopped.
+/// analysis. Analyses share one pass over the traces; a message names what takes more. Results that
+/// are up to date are kept, so an interrupted explain continues where it stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \
@@ -26,19 +26,24 @@ pub struct Args {
     run: PathBuf,
     #[command(flatten)]
     analyses: Analyses,
-    /// The run's model, where it is not to be found under the name it was scanned by
+    /// The run's model, if it has moved since the scan
     #[arg(long, value_name = "M")]
     model: Option<String>,
-    /// The run's adapter, where it is not to be found under the name it was scanned by
+    /// The run's adapter, if it has moved since the scan
     #[arg(long, value_name = "DIR")]
     adapter: Option<String>,
-    /// The run's traces, where they are not to be found under the name they were scanned by
+    /// The run's traces, if they have moved since the scan
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
-    /// Look at no more than N sinks where vectors are kept or the model is run for each
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    /// The most sinks for which vectors are kept or the model is run
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 200,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     max_sinks: u32,
-    /// Seed of what is chosen by chance
+    /// Seed of the random choice of sinks and other tokens
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
     /// Threads to compute with [default: one per CPU this process may use]
@@ -46,50 +51,37 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// What to explain; everything where none is named.
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Analyses (all, unless some are named)")]
-struct Analyses {
-    /// Cosines with the reference at every MLP stage, at l_start and the layers beside it
-    #[arg(long)]
-    stages: bool,
-    /// Principal components of the MLP's input at l_start, each swept through the MLP
-    #[arg(long)]
-    pca: bool,
-    /// t-SNE, silhouette and linear separability of future sinks by layer and site
-    #[arg(long)]
-    clusters: bool,
-    /// Replace future sinks by the mean token, by layer and site: which are suppressed
-    #[arg(long)]
-    swap: bool,
-    /// Sink scores and lifetimes against the norm the MLP writes
-    #[arg(long)]
-    effect: bool,
-    /// Matrix-based entropy of the residual stream by layer and growing window
-    #[arg(long)]
-    entropy: bool,
-    /// Clamp what makes sinks at a layer: later layers, logits
-    #[arg(long)]
-    suppress: bool,
-    /// MLP neurons that write the sink direction, heads that read it, and ablation
-    #[arg(long)]
-    neurons: bool,
+/// The analyses asked for: a flag for each in the list of `fathom-sinks`, all if none is given.
+#[derive(Debug)]
+struct Analyses(Vec<Analysis>);
+
+impl clap::Args for Analyses {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let flag = |analysis: Analysis| {
+            clap::Arg::new(analysis.name())
+                .long(analysis.name())
+                .help(analysis.help())
+                .help_heading("Analyses (all, unless some are named)")
+                .action(clap::ArgAction::SetTrue)
+        };
+        command.args(Analysis::ALL.map(flag))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Analyses::augment_args(command)
+    }
 }
 
-impl Analyses {
-    fn asked(&self) -> Vec<Analysis> {
-        let named = [
-            (Analysis::Stages, self.stages),
-            (Analysis::Pca, self.pca),
-            (Analysis::Clusters, self.clusters),
-            (Analysis::Swap, self.swap),
-            (Analysis::Effect, self.effect),
-            (Analysis::Entropy, self.entropy),
-            (Analysis::Suppress, self.suppress),
-            (Analysis::Neurons, self.neurons),
-        ];
-        let all = !named.iter().any(|(_, asked)| *asked);
-        named.iter().filter(|(_, asked)| all || *asked).map(|(analysis, _)| *analysis).collect()
+impl clap::FromArgMatches for Analyses {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Analyses, clap::Error> {
+        let named = |analysis: &Analysis| matches.get_flag(analysis.name());
+        let named: Vec<Analysis> = Analysis::ALL.into_iter().filter(named).collect();
+        Ok(Analyses(if named.is_empty() { Analysis::ALL.to_vec() } else { named }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Analyses::from_arg_matches(matches)?;
+        Ok(())
     }
 }
 
@@ -97,7 +89,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let run = Run::open(&args.run)?;
     let max_sinks = usize::try_from(args.max_sinks).unwrap_or(usize::MAX);
     let options = ExplainOptions { seed: args.seed, max_sinks };
-    let explain = Explain::new(&run, &args.analyses.asked(), options)?;
+    let explain = Explain::new(&run, &args.analyses.0, options)?;
     let left: Vec<&str> = explain.left().iter().map(|analysis| analysis.name()).collect();
     if !left.is_empty() {
         progress::note(output, &format!("{}: {}", left.join(", "), explain.cost()));
@@ -109,11 +101,16 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         threads: args.threads.map(usize::from),
     };
     explain.run(&inputs, &mut StepBar::new(output))?;
-    say(&run, &explain.findings()?, output, out)
+    print(&run, &explain.findings()?, output, out)
 }
 
-/// Says what was found, a sentence an analysis, and where the result lies.
-fn say(run: &Run, found: &[Explained], output: Output, out: &mut dyn Write) -> Result<(), Failure> {
+/// Prints the file of each analysis, and what it found.
+fn print(
+    run: &Run,
+    found: &[Explained],
+    output: Output,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let mut files = Map::new();
     let mut findings = Map::new();
     for Explained { analysis, file, finding } in found {

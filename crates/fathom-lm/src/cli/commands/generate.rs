@@ -1,111 +1,106 @@
-//! `fathom generate`: text from prompts, plainly or speculatively.
+//! `fathom generate`: text generation, with or without a draft model.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::{
-    Error, GenerateOptions, Generation, Mode, ModeChoice, Pair, Piece, PromptFile, Prompts, Remark,
-    Remarks, Result, RowFields, SamplingParams, Task,
-};
-use clap::ValueEnum;
 use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
+use fathom_sinks::SinkRow;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
+use crate::cli::mode_arg::ModeName;
 use crate::cli::output::Output;
 use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::sampling_args::SamplingArgs;
+use crate::cli::watch_args::{self, WatchArgs};
+use crate::{
+    Error, GenerateOptions, Generation, Pair, Piece, PromptFile, Prompts, Remark, Remarks, Result,
+    RowFields, SamplingParams, Task,
+};
 
-/// Generate text, with a draft model to make it faster
+/// Generate text, optionally with a draft model to make it faster
 ///
-/// At temperature 0 the text is the target's own, token for token, whatever the mode, the draft,
-/// the batch and the threads; above 0 it has the target's distribution. One text is printed as it
-/// comes; several are JSON lines, with the exact token ids, which `fathom scan` reads. With --out
-/// each line is on disk before the next; a run that was killed goes on with --resume and ends with
-/// the same bytes.
+/// At temperature 0 the text is that of the target alone, token for token, for every mode, draft,
+/// batch size and number of threads; above 0 it follows the target's distribution. A single text is
+/// streamed. Several texts are JSON lines with the exact token ids, which `fathom scan` reads. With
+/// --out, each line is on disk before the next; a run that was killed continues with --resume and
+/// ends with the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
     fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom generate --target ./target --prompts GSM8K.jsonl --watch --out watched.jsonl\n  \
     fathom scan --model ./target --traces traces.jsonl --out run\n\n\
-    A prompt is a line with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named *.txt, \
-    a line of text.\n\
-    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed --gamma; \
-    otherwise it depends on how many tokens are drafted at a time, which is measured.")]
+    A prompt is a row with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named \
+    *.txt, a line of text.\n\
+    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed \
+    --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
-    /// A smaller model with the target's vocabulary, which drafts; a text beyond its context goes
-    /// on without
+    /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
+    /// decoding continues without it
     #[arg(long, value_name = "D")]
     draft: Option<String>,
-    /// How to decode [default: pearl with a draft, ar without]
+    /// Decoding mode [default: pearl with a draft, ar without]
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeName>,
     #[command(flatten)]
-    source: Source,
-    /// Take the first N prompts
-    #[arg(long, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
+    source: PromptSource,
+    /// Use the first N prompts only
+    #[arg(long, value_name = "N", requires = "prompts",
+          value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Texts for each prompt
+    /// Number of texts for each prompt
     #[arg(short = 'n', long = "samples", value_name = "K", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     samples: u32,
-    /// Write the texts to this file, a JSON line each; new, unless --resume; `-` is standard output
+    /// Write the texts to this file, one JSON line each; it must be new, unless --resume; `-` is
+    /// standard output
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Go on with the file in --out
+    /// Continue the file in --out
     #[arg(long, requires = "out")]
     resume: bool,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    /// Where a row's prompt is: a field, or a dotted path such as `example.question` [default: the
-    /// fields of published data sets]
+    /// Field of a row that holds the prompt, or a dotted path such as `example.question` [default:
+    /// the fields of published data sets]
     #[arg(long, value_name = "FIELD", requires = "prompts")]
     prompt_field: Option<String>,
-    #[command(flatten)]
-    prompt_args: PromptArgs,
-    /// Most texts at a time
+    /// Maximum number of texts in a batch
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
-    /// Tokens to draft at a time; `auto` measures which length is fastest
+    /// Draft length in tokens; `auto` measures which is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
-    /// Most pages of 128 tokens that the key/value caches of all running texts may hold, in each
-    /// model [default: no limit but the target's context]
+    /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
+    /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
     kv_pages: Option<usize>,
+    // Last: the heading of a flattened group also applies to the options that follow it.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    prompt_args: PromptArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 /// Where the prompts come from.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-struct Source {
-    /// A file of prompts
+struct PromptSource {
+    /// A file of prompts, or `-` for standard input
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// One prompt
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-}
-
-/// `--mode`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ModeName {
-    /// A pass of the target for every token
-    Ar,
-    /// Draft, then verify
-    Sd,
-    /// Draft and verify at the same time
-    Pearl,
-    /// Measure, and do what is fastest
-    Auto,
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -115,6 +110,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
     params.validate_ids(pair.vocab())?;
+    let mut watch = args.watch.start(&pair)?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let prompts = args.prompts(&pair, &options)?;
@@ -130,41 +126,52 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let mut bar = LoadingBar::new(output);
     let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
     drop(bar);
-    let line = TraceLine { origin: engine.origin().clone(), params: params.clone() };
+    let line = TraceLine {
+        origin: engine.origin().clone(),
+        params: params.clone(),
+        watch: watch.as_ref().map(|watch| watch.collector.rules()),
+    };
     let mut destination = args.destination(line, &tasks, output)?;
     let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
     let bar = args.bar(&tasks, &destination, output);
     let mut generator = engine.run(tasks, params);
+    if let Some(watch) = &watch {
+        generator = watch.collector.watch(generator);
+    }
 
     let start = Instant::now();
-    let mut ended = Ended::default();
+    let mut finished = FinishedTexts::default();
     while generator.pending() > 0 {
-        for piece in generator.step()? {
+        for mut piece in generator.step()? {
             bar.inc(piece.tokens as u64);
-            if let Some(generation) = &piece.done {
-                ended.record(generation);
+            if let Some(generation) = &mut piece.done {
+                if let Some(watch) = &mut watch {
+                    watch.finish(generation)?;
+                }
+                finished.record(generation);
                 let unused = args.sampling.max_tokens.saturating_sub(generation.tokens.len());
                 bar.set_length(bar.length().unwrap_or(0).saturating_sub(unused as u64));
             }
-            destination.take(piece, out)?;
+            destination.write(piece, out)?;
         }
     }
     bar.finish_and_clear();
     let decoding = Decoding {
         metrics: generator.engine().metrics(),
-        texts: ended.texts,
-        mat: ended.mat(),
+        texts: finished.texts,
+        mat: finished.mean_mat(),
         seconds: start.elapsed().as_secs_f64(),
         placement: Some(options.placement),
     };
-    destination.finish(&decoding, remarks, output, out)
+    let sinks = watch.map(|watch| watch.row());
+    destination.finish(&decoding, sinks.as_ref(), remarks, output, out)
 }
 
 impl Args {
-    /// What the user may want to ask for otherwise.
+    /// Advice about options that may not be what the user wants.
     fn advice(&self, pair: &Pair, params: &SamplingParams, longest: usize) -> Vec<Remark> {
         let recommended = pair.recommended_sampling();
-        let recommended = match (self.sampling.takes_recommended(), self.sampling.chooses()) {
+        let recommended = match (self.sampling.is_recommended(), self.sampling.is_given()) {
             (true, _) => recommended.rest_remark(),
             (false, true) => None,
             (false, false) => recommended.remark(),
@@ -173,7 +180,8 @@ impl Args {
         let same = same.then(|| {
             let samples = self.samples;
             let text = format!(
-                "the {samples} texts of each prompt will be the same at temperature 0; give --temperature"
+                "the {samples} texts of each prompt will be the same at temperature 0; set \
+                 --temperature"
             );
             Remark::advice("same-samples", text)
         });
@@ -189,18 +197,13 @@ impl Args {
     }
 
     fn mode(&self) -> ModeName {
-        let usual = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
-        self.mode.unwrap_or(usual)
+        let default = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
+        self.mode.unwrap_or(default)
     }
 
     fn options(&self) -> GenerateOptions {
         GenerateOptions {
-            mode: Some(match self.mode() {
-                ModeName::Ar => ModeChoice::Always(Mode::Ar),
-                ModeName::Sd => ModeChoice::Always(Mode::Sd),
-                ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
-                ModeName::Auto => ModeChoice::Auto,
-            }),
+            mode: Some(self.mode().into()),
             gamma: self.gamma.into(),
             batch_size: self.batch_size,
             kv_pages: self.kv_pages,
@@ -208,7 +211,7 @@ impl Args {
         }
     }
 
-    /// The prompts as token ids, each known to fit.
+    /// The prompts as token ids.
     fn prompts(&self, pair: &Pair, options: &GenerateOptions) -> Result<Prompts> {
         match (&self.source.prompts, &self.source.prompt) {
             (Some(path), _) => {
@@ -223,7 +226,7 @@ impl Args {
         }
     }
 
-    /// The file to write to, unless that is standard output.
+    /// The file to write to; `None` for standard output.
     fn file(&self) -> Option<&PathBuf> {
         self.out.as_ref().filter(|path| path.as_os_str() != "-")
     }
@@ -245,10 +248,10 @@ impl Args {
         })
     }
 
-    /// Counts tokens against the most there may be, which shrinks as texts end before.
+    /// A bar that counts tokens towards the maximum. The maximum shrinks when a text ends early.
     fn bar(&self, tasks: &[Task], destination: &Destination, output: Output) -> ProgressBar {
         match destination {
-            Destination::Text => ProgressBar::hidden(), // the text itself is the progress
+            Destination::Text => ProgressBar::hidden(), // the text is streamed instead
             _ => {
                 let most = self.sampling.max_tokens.saturating_mul(tasks.len());
                 progress::bar(output, "generating", "tokens", most as u64)
@@ -257,38 +260,38 @@ impl Args {
     }
 }
 
-/// Texts that have ended.
+/// Statistics of the finished texts.
 #[derive(Default)]
-struct Ended {
+struct FinishedTexts {
     texts: usize,
-    mats: f64,
+    mat_sum: f64,
 }
 
-impl Ended {
+impl FinishedTexts {
     fn record(&mut self, generation: &Generation) {
         self.texts += 1;
-        self.mats += generation.mat;
+        self.mat_sum += generation.mat;
     }
 
-    fn mat(&self) -> Option<f64> {
-        (self.texts > 0).then(|| self.mats / self.texts as f64)
+    fn mean_mat(&self) -> Option<f64> {
+        (self.texts > 0).then(|| self.mat_sum / self.texts as f64)
     }
 }
 
-/// Where texts go.
+/// Where texts are written.
 enum Destination {
-    /// Standard output, as it comes.
+    /// Standard output, one text, streamed.
     Text,
-    /// Standard output, a JSON line each.
+    /// Standard output, one JSON line per text.
     Lines(TraceLine, InOrder<String>),
-    /// Standard output, with the metrics in one JSON object.
+    /// Standard output, one JSON object with all texts and the metrics.
     Object(TraceLine, InOrder<Value>, Vec<Value>),
-    /// A file.
+    /// A file, one JSON line per text.
     File(PathBuf, TraceFile),
 }
 
 impl Destination {
-    /// Texts that are there already.
+    /// The number of texts that a resumed file already holds.
     fn written(&self) -> usize {
         match self {
             Destination::File(_, file) => usize::try_from(file.written()).unwrap_or(usize::MAX),
@@ -296,10 +299,10 @@ impl Destination {
         }
     }
 
-    fn take(&mut self, piece: Piece, out: &mut dyn Write) -> Result<(), Failure> {
+    fn write(&mut self, piece: Piece, out: &mut dyn Write) -> Result<(), Failure> {
         match (self, &piece.done) {
             (Destination::Text, _) => {
-                write!(out, "{}", on_terminal(&piece.text))?;
+                write!(out, "{}", printable(&piece.text))?;
                 out.flush()?;
             }
             (Destination::File(_, file), Some(generation)) => file.push(generation)?,
@@ -318,50 +321,63 @@ impl Destination {
         Ok(())
     }
 
-    /// Says what was done.
+    /// Prints the summary.
     fn finish(
         self,
         decoding: &Decoding<'_>,
+        sinks: Option<&SinkRow>,
         remarks: Vec<Remark>,
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
-        let tell = || progress::note(output, &decoding.summary());
+        let print_summary = || {
+            progress::note(output, &decoding.summary());
+            if let Some(sinks) = sinks {
+                progress::note(output, &watch_args::summary(sinks));
+            }
+        };
         let metrics = || decoding.to_json();
+        let with_sinks = |mut object: Value| {
+            if let Some(sinks) = sinks {
+                object["sinks"] = json!(sinks);
+            }
+            object
+        };
         match self {
             Destination::Text => {
                 writeln!(out)?;
-                tell();
+                print_summary();
             }
-            Destination::Lines(..) => tell(),
+            Destination::Lines(..) => print_summary(),
             Destination::Object(_, _, texts) => {
                 writeln!(
                     out,
                     "{}",
-                    json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
+                    with_sinks(json!({ "texts": texts, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) if output.json => {
                 writeln!(
                     out,
                     "{}",
-                    json!({ "file": path, "metrics": metrics(), "remarks": remarks })
+                    with_sinks(json!({ "file": path, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) => {
                 writeln!(out, "{}", path.display())?;
-                tell();
+                print_summary();
             }
         }
         Ok(())
     }
 }
 
-/// A text as it may be shown: on a terminal, what a model writes must not move the cursor.
-fn on_terminal(text: &str) -> String {
+/// The text without control characters if standard output is a terminal: generated text is
+/// untrusted and must not control the terminal.
+fn printable(text: &str) -> String {
     if !io::stdout().is_terminal() {
         return text.to_owned();
     }
-    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
-    text.chars().filter(|&c| harmless(c)).collect()
+    let is_printable = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().filter(|&c| is_printable(c)).collect()
 }

@@ -1,4 +1,4 @@
-//! `fathom plant`: a model whose sinks are known.
+//! `fathom plant`: writes a model with known sinks.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,22 +11,21 @@ use crate::cli::output::Output;
 
 /// Write a small model with attention sinks at known places
 ///
-/// The directory then holds a HuggingFace checkpoint with tokenizer and chat template,
-/// traces.jsonl, and truth.json, which says what a detector must find in them. Nothing is trained
-/// or downloaded.
+/// Writes a HuggingFace checkpoint with tokenizer and chat template, traces.jsonl, and truth.json,
+/// which lists the sinks that a detector must find in the traces. Nothing is trained or downloaded.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom plant --out planted\n  \
     fathom scan --model planted --traces planted/traces.jsonl --out run --attention\n  \
     fathom table run")]
 pub struct Args {
-    /// The directory to write; new or empty
+    /// The directory to write, which must be new or empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Same seed, same bytes
+    /// Random seed; the same seed gives the same bytes
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
-    /// How many traces to write
+    /// Number of traces to write
     #[arg(long, value_name = "N", default_value_t = PlantOptions::default().traces)]
     traces: usize,
     #[command(flatten)]
@@ -89,7 +88,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     } else {
         writeln!(
             out,
-            "{dir}: {} layers, {} traces with {sinks} sinks and {decoys} decoys; truth.json names them",
+            "{dir}: {} layers, {} traces with {sinks} sinks and {decoys} decoys, listed in \
+             truth.json",
             truth.layers,
             truth.sequences.len()
         )?;

@@ -11,11 +11,11 @@ use crate::cli::output::Output;
 
 /// Show runs in one self-contained HTML page
 ///
-/// The page holds a summary, every figure of the paper for which the run has the numbers, the text
-/// of the traces with their sinks marked, and what was run. It loads nothing and needs neither
-/// network nor model. Each figure also becomes an SVG file, with its numbers as CSV beside it. What
-/// `fathom explain` has not computed yet is one line that names the command. With several runs the
-/// page compares them.
+/// The page has a summary, every figure of the paper for which the run has the numbers, the text of
+/// the traces with their sinks marked, and how the run was made. It loads nothing and needs neither
+/// network nor model. Each figure is also written as an SVG file, with its numbers as CSV. For an
+/// analysis that `fathom explain` has not run yet, the page names the command. With several runs
+/// the page compares them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom report run --out report.html\n  \
@@ -27,10 +27,10 @@ pub struct Args {
     /// The page to write; an older report there is replaced, another file is not
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     out: PathBuf,
-    /// Where the figures go [default: `figures` beside the page]
+    /// Directory of the figures [default: `figures`, next to the page]
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Traces of each run whose text is in the page
+    /// The number of traces of each run whose text is in the page
     #[arg(long, value_name = "N", default_value_t = 30)]
     texts: u16,
 }

@@ -1,9 +1,8 @@
-//! `fathom scan`: traces through a model, into a run directory.
+//! `fathom scan`: finds attention sinks in traces and writes a run directory.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_piped};
 use fathom_report::{sink_table, summary};
 use fathom_sinks::{ReadNote, RunWriter, SinkRow};
 use serde_json::json;
@@ -17,59 +16,60 @@ use crate::cli::preset_arg::PresetName;
 use crate::cli::progress::{self, ScanBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::row_args::RowArgs;
+use crate::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_piped};
 
-/// Find the attention sinks in traces of a model
+/// Find the attention sinks in a model's traces
 ///
-/// Runs every trace of a JSONL file through the model once and writes a run directory: run.json,
-/// detections.jsonl, sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace
-/// is on disk before the next begins; a scan that was killed goes on with --resume and ends with
-/// the same bytes.
+/// Runs every trace through the model once and writes a run directory: run.json, detections.jsonl,
+/// sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace is on disk before
+/// the next starts; a scan that was killed continues with --resume and ends with the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \
     fathom table run\n\n\
-    A trace is a line {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with the \
-    assistant's answer, or {\"input_ids\": […]}.")]
+    A trace is a row {\"prompt\": \"…\", \"output\": \"…\"}, {\"messages\": […]} that ends with \
+    the assistant's answer, or {\"input_ids\": […]}.")]
 pub struct Args {
-    /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a pattern of such
+    /// Traces: a JSONL, JSON or Parquet file (.gz and .zst too), a directory or a glob of such
     /// files, or `-` for standard input
     #[arg(long, value_name = "FILE")]
     traces: PathBuf,
-    /// Run directory to write; new or empty, unless --resume
+    /// Run directory to write; it must be new or empty, unless --resume
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
-    /// Rules of the paper, or of its published scripts
+    /// Rules for detecting and classifying sinks
     #[arg(long, value_enum, default_value_t = PresetName::Paper, value_name = "NAME")]
     preset: PresetName,
-    /// A token is a sink where its cosine with the reference is above this [default: the preset's,
-    /// 0.95 or 0.9]
+    /// Minimum cosine with the reference sink for a token to be a sink [default: the preset's, 0.95
+    /// or 0.9]
     #[arg(long, value_name = "τ", value_parser = parse_threshold)]
     threshold: Option<f32>,
-    /// Positions that may be the reference sink, such as `0,1,2`; of several, the one with the
-    /// largest norm
+    /// Candidate positions of the reference sink, such as `0,1,2`; the one with the largest norm is
+    /// used
     #[arg(long, value_name = "POSITIONS", default_value = "0", value_parser = parse_reference,
           allow_hyphen_values = true)]
     reference: Indices,
-    /// The reference is a primary sink where its norm rises by at least so many times the mean
-    /// token's
+    /// Minimum rise of the reference's norm, in multiples of the mean token's norm, for it to be a
+    /// primary sink
     #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
     rise: f32,
-    /// Whose sinks count where the reference is large in several runs of layers; all are stored
+    /// Which sinks to list if the reference's norm is large in several runs of layers (phases);
+    /// all are stored
     #[arg(long, value_enum, default_value_t = PhasesName::Largest, value_name = "WHICH")]
     phases: PhasesName,
-    /// Measure sink scores as well: the attention every token receives, per layer and head
+    /// Also compute sink scores: the attention every token receives, per layer and head
     #[arg(long)]
     attention: bool,
-    /// With --attention: keep each head's score for every token, not for sinks only
+    /// With --attention: write each head's score for every token, not only for sinks
     #[arg(long, requires = "attention")]
     all_heads: bool,
-    /// Look at the first N tokens of each trace
+    /// Scan the first N tokens of each trace only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: Option<u32>,
-    /// Look at the first N traces
+    /// Scan the first N traces only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Go on with the run in --out
+    /// Continue the run in --out
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -80,7 +80,11 @@ pub struct Args {
     model: ModelArgs,
 }
 
-fn parse_reference(text: &str) -> Result<Indices, String> {
+/// Reference positions must be below this: hidden states are kept up to the last candidate, so it
+/// has to be a leading one.
+pub const MAX_REFERENCE: usize = 256;
+
+pub fn parse_reference(text: &str) -> Result<Indices, String> {
     let positions: Indices = text.parse()?;
     match positions.counts_from_end() {
         true => Err("the reference is among the first positions, counted from 0".to_owned()),
@@ -88,14 +92,14 @@ fn parse_reference(text: &str) -> Result<Indices, String> {
     }
 }
 
-fn parse_threshold(text: &str) -> Result<f32, String> {
+pub fn parse_threshold(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(threshold) if threshold > 0.0 && threshold < 1.0 => Ok(threshold),
         _ => Err("must be a number between 0 and 1".to_owned()),
     }
 }
 
-fn parse_rise(text: &str) -> Result<f32, String> {
+pub fn parse_rise(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
         _ => Err("must be a number above 0".to_owned()),
@@ -114,8 +118,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     }
     let files = args.prompts.apply(args.model.options()).open()?;
     let options = args.options()?;
-    let traces = Traces::read_with(&args.traces, &files, &args.reading())?;
-    args.say_how(traces.note(), output);
+    let traces = Traces::read_with(&args.traces, &files, &args.read_options())?;
+    args.print_fields(traces.note(), output);
     progress::remarks(output, &files.scan_remarks(&traces, &options)?)?;
     let model = load(files, output)?;
     let mut bar = ScanBar::new(output);
@@ -126,7 +130,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    fn reading(&self) -> ReadOptions {
+    fn read_options(&self) -> ReadOptions {
         ReadOptions {
             fields: self.rows.fields(),
             limit: self.limit.and_then(|limit| usize::try_from(limit).ok()),
@@ -134,8 +138,8 @@ impl Args {
         }
     }
 
-    /// With --verbose: from which fields rows were read.
-    fn say_how(&self, note: &ReadNote, output: Output) {
+    /// With --verbose, prints the fields that rows were read from.
+    fn print_fields(&self, note: &ReadNote, output: Output) {
         if self.rows.verbose {
             for (fields, rows) in &note.fields {
                 progress::note(
@@ -152,8 +156,8 @@ impl Args {
         Ok(ScanOptions {
             threshold: self.threshold.unwrap_or(defaults.threshold),
             rise_factor: self.rise,
-            // Hidden states are kept up to the last candidate, so it has to be a leading one.
-            reference: self.reference.resolve("reference position", 256)?,
+            // Hidden states are stored up to the last candidate: the limit bounds the memory.
+            reference: self.reference.resolve("reference position", MAX_REFERENCE)?,
             phases: self.phases.into(),
             attention: self.attention,
             all_heads: self.all_heads,
@@ -164,7 +168,7 @@ impl Args {
     }
 }
 
-/// Says what a run holds.
+/// Prints the summary of a run.
 fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let manifest = run.manifest();
     let traces = run.detections()?;
@@ -174,7 +178,10 @@ fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure>
             out,
             "{}",
             json!({
-                "run": run.dir(), "counts": manifest.counts, "sinks": row, "remarks": manifest.remarks
+                "run": run.dir(),
+                "counts": manifest.counts,
+                "sinks": row,
+                "remarks": manifest.remarks,
             })
         )?;
     } else {

@@ -1,4 +1,4 @@
-//! `fathom simulate`: PEARL's state machine driven by an acceptance process.
+//! `fathom simulate`: PEARL's state machine with simulated acceptance.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use serde_json::json;
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
-/// Say how fast speculative decoding is for a given agreement of draft and target
+/// Predict the speed of speculative decoding for a given acceptance
 ///
-/// The state machines that decode run here too, with every draft accepted with one probability.
-/// Costs are in passes of the target over one token. Draft and target each have their own
-/// resources, and `ar` has the target's.
+/// Runs the state machines of the decoder with every draft token accepted with the same
+/// probability. Costs are in units of one pass of the target over one token. Draft and target have
+/// separate resources; `ar` uses the target's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom simulate --mat 7.3 --gamma 9\n  \
@@ -25,18 +25,18 @@ use crate::cli::output::Output;
     fathom simulate --seed-table bench_summary_l40s.md")]
 pub struct Args {
     #[command(flatten)]
-    question: Question,
-    /// Draft length
+    input: SimulationInput,
+    /// Draft length in tokens
     #[arg(long, value_name = "N", required_unless_present = "seed_table",
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     gamma: Option<u16>,
-    /// What drafting one token costs [default: 1/γ, where PEARL's draft and target keep pace]
+    /// Cost of drafting one token [default: 1/γ, where PEARL's draft and target take equally long]
     #[arg(long, value_name = "C", conflicts_with = "seed_table")]
     draft_cost: Option<f64>,
-    /// What the target's pass over a chunk costs
+    /// Cost of the target's pass over a chunk
     #[arg(long, value_name = "C", default_value_t = 1.0, conflicts_with = "seed_table")]
     verify_cost: f64,
-    /// Key of the randomness
+    /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "seed_table")]
     seed: u64,
     /// Print comma-separated values
@@ -44,11 +44,12 @@ pub struct Args {
     csv: bool,
 }
 
-/// What is asked.
+/// What to simulate.
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-struct Question {
-    /// Mean accepted tokens: the mean length of a run, the corrected token at its end included
+struct SimulationInput {
+    /// Mean accepted tokens: the mean length of a run of accepted tokens, including the corrected
+    /// token at its end
     #[arg(long, value_name = "X")]
     mat: Option<f64>,
     /// The published benchmark table (markdown): fit one γ per model pair and predict tokens per
@@ -59,10 +60,10 @@ struct Question {
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let format = if args.csv { Format::Csv } else { Format::Markdown };
-    if let Some(path) = &args.question.seed_table {
+    if let Some(path) = &args.input.seed_table {
         return predict(path, output, format, out);
     }
-    let table = args.one()?;
+    let table = args.simulate()?;
     if output.json {
         writeln!(out, "{:#}", table.to_json())?;
     } else {
@@ -72,10 +73,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
-    /// One MAT and γ: a row per way of decoding.
-    fn one(&self) -> Result<Table> {
-        let gamma = usize::from(self.gamma.unwrap_or(1)); // clap requires it beside --mat
-        let mat = positive("--mat", self.question.mat.unwrap_or(1.0), 1.0)?;
+    /// Simulates one MAT and γ: one row per decoding mode.
+    fn simulate(&self) -> Result<Table> {
+        let gamma = usize::from(self.gamma.unwrap_or(1)); // clap requires --gamma with --mat
+        let mat = positive("--mat", self.input.mat.unwrap_or(1.0), 1.0)?;
         let draft = positive("--draft-cost", self.draft_cost.unwrap_or(1.0 / gamma as f64), 0.0)?;
         let verify = positive("--verify-cost", self.verify_cost, 0.0)?;
         let acceptance = 1.0 - 1.0 / mat;
@@ -90,10 +91,11 @@ impl Args {
             Column::number("speedup", "Speedup"),
         ]);
         for mode in Mode::ALL {
-            // A pass costs 1 over one token and --verify-cost over a chunk: in SD with the token
-            // before it.
-            let most = if mode == Mode::Sd { gamma } else { gamma.max(2) - 1 } as f64;
-            let costs = StepCosts::new(draft, |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / most);
+            // A pass costs 1 over one token and --verify-cost over a full chunk, linear in between.
+            // A chunk of SD has one row more than one of PEARL: the last verified token.
+            let extra_rows = if mode == Mode::Sd { gamma } else { gamma.max(2) - 1 } as f64;
+            let cost = |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / extra_rows;
+            let costs = StepCosts::new(draft, cost);
             let lengths = Lengths::same(gamma);
             let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs)?;
             let drafts = |cell| if mode.drafts() { cell } else { Cell::none() };
@@ -103,14 +105,14 @@ impl Args {
                 drafts(number(acceptance, 3)),
                 number(simulated.tokens_per_step, 3),
                 number(simulated.mat, 2),
-                number(simulated.tokens_per_second, 2), // plain decoding makes 1
+                number(simulated.tokens_per_second, 2), // plain decoding has 1
             ]);
         }
         Ok(table)
     }
 }
 
-/// A number that must be at least `least`, and above 0.
+/// Checks that a number is above 0 and at least `least`.
 fn positive(flag: &str, x: f64, least: f64) -> Result<f64> {
     if x.is_finite() && x > 0.0 && x >= least {
         return Ok(x);
@@ -127,10 +129,10 @@ fn signed_percent(x: f64) -> String {
     format!("{:+.1} %", 100.0 * x)
 }
 
-/// Errors beyond this are explained.
+/// Relative errors above this are explained.
 const FAR_OFF: f64 = 0.07;
 
-/// Every PEARL row of the published table beside what the state machine makes of its MAT.
+/// Prints every PEARL row of the published table with the prediction from its MAT.
 fn predict(
     path: &Path,
     output: Output,
@@ -207,26 +209,26 @@ fn prediction_table(predictions: &[Prediction]) -> Table {
     table
 }
 
-/// Why a row is far off.
+/// The reason for the large error of a row.
 fn explanation(p: &Prediction) -> String {
     let row = &p.row;
     let which =
         format!("{}, {} at batch size {}", short(&row.draft), row.benchmark, row.batch_size);
     match p.batch_samples {
         Some(samples) => format!(
-            "{which}: its AR row was counted over {} samples, while the benchmark's prompts fill \
+            "{which}: the published AR row counts {} samples, but the benchmark's prompts fill \
              complete batches with {samples}. Over {samples} samples the error is {}.",
             row.samples,
             signed_percent(p.error_on_complete_batches())
         ),
         None => format!(
-            "{which}: MAT is a mean of each prompt's mean, and acceptance differs between prompts and \
-             within a text; it does not determine tokens per step alone."
+            "{which}: MAT is the mean of the prompts' means, and acceptance varies between prompts \
+             and within a text, so MAT alone does not determine tokens per step."
         ),
     }
 }
 
-/// `models--org--name`, as a HuggingFace cache calls it, without the organisation.
+/// The name without the organisation, of a HuggingFace cache directory `models--org--name`.
 fn short(model: &str) -> &str {
     model.rsplit("--").next().unwrap_or(model)
 }

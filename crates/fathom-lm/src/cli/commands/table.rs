@@ -3,8 +3,6 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::tables::{self, Detections};
-use crate::{Format, Phases, Preset, Result, Run, Table};
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 
@@ -12,41 +10,45 @@ use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 use crate::cli::phases_arg::PhasesName;
 use crate::cli::preset_arg::PresetName;
+use crate::tables::{self, Detections};
+use crate::{Format, Phases, Preset, Result, Run, Table};
 
 /// Print the paper's tables, from runs or from published detections
 ///
-/// Table 1/2: a row a model, with the layers at which secondary sinks start ("X": there are none).
-/// Table 3: which tokens secondary sinks are. Detections in the published format need --layers, the
-/// number of the model's layers, for grading.
+/// Tables 1 and 2: one row per model, with the layers at which secondary sinks start ("X": none).
+/// Table 3: the tokens of secondary sinks. Detections in the published format need --layers, the
+/// number of layers of the model, to be classified.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom table run-qwen run-llama --latex\n  \
-    fathom table --detections deepseek-14b.jsonl --layers 48 --name DeepSeek-14B --preset upstream")]
+    fathom table --detections deepseek-14b.jsonl --layers 48 --name DeepSeek-14B \
+    --preset upstream")]
 pub struct Args {
     #[command(flatten)]
-    source: Source,
-    /// With --detections: how many layers the model has
-    #[arg(long, value_name = "L", requires = "detections", value_parser = clap::value_parser!(u16).range(1..))]
+    input: TableInput,
+    /// With --detections: the number of layers of the model
+    #[arg(long, value_name = "L", requires = "detections",
+          value_parser = clap::value_parser!(u16).range(1..))]
     layers: Option<u16>,
-    /// With --detections: what to call the model [default: the file's name]
+    /// With --detections: the name of the model [default: the file's name]
     #[arg(long, value_name = "NAME", requires = "detections")]
     name: Option<String>,
     /// With --detections: the model's rotary base
     #[arg(long, value_name = "θ", requires = "detections")]
     rope_base: Option<f64>,
-    /// Grade the sinks anew by these rules [default: with runs, the classes they were given; with
-    /// --detections, paper]
+    /// Reclassify the sinks by these rules [default: the recorded classes for runs; paper for
+    /// --detections]
     #[arg(long, value_enum, value_name = "NAME")]
     preset: Option<PresetName>,
-    /// Whose sinks count where the reference is large in several runs of layers [default: with runs,
-    /// as they were scanned; with --detections, largest]
+    /// Which sinks to count if the reference's norm is large in several runs of layers (phases)
+    /// [default: with runs, as they were scanned; with --detections, largest]
     #[arg(long, value_enum, value_name = "WHICH")]
     phases: Option<PhasesName>,
-    /// Which tables, comma separated
+    /// Tables to print, comma separated
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TABLES",
           default_values_t = [Show::Sinks, Show::Tokens])]
     show: Vec<Show>,
-    /// Tokens to list of each model
+    /// Number of tokens to list for each model
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
     /// Print comma-separated values
@@ -59,11 +61,11 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-struct Source {
+struct TableInput {
     /// Run directories of `fathom scan`
     #[arg(value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// A detections file instead, in the published format or ours
+    /// A detections file instead of runs, in the published format or Fathom's
     #[arg(long, value_name = "FILE")]
     detections: Option<PathBuf>,
 }
@@ -71,13 +73,13 @@ struct Source {
 /// A table to print.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Show {
-    /// Table 1/2: a row a model
+    /// Tables 1 and 2: counts and layers, one row per model
     Sinks,
-    /// Table 3: the tokens secondary sinks are
+    /// Table 3: the tokens of secondary sinks
     Tokens,
-    /// Figure 2 in numbers: first layer and lifetime of secondary sinks
+    /// The numbers of Figure 2: first layer and lifetime of secondary sinks
     Levels,
-    /// Where in the traces secondary sinks are
+    /// The positions of secondary sinks in the traces
     Positions,
 }
 
@@ -105,9 +107,9 @@ impl Args {
     fn models(&self) -> Result<Vec<Detections>> {
         let preset = self.preset.map(Preset::from);
         let phases = self.phases.map(Phases::from);
-        let Some(path) = &self.source.detections else {
+        let Some(path) = &self.input.detections else {
             let of_run = |dir: &PathBuf| Detections::of_run(&*Run::open(dir)?, preset, phases);
-            return self.source.runs.iter().map(of_run).collect();
+            return self.input.runs.iter().map(of_run).collect();
         };
         let (preset, layers) = (preset.unwrap_or_default(), self.layers.map(usize::from));
         let found = Detections::read(path, preset, layers)?.counting(phases.unwrap_or_default());
@@ -126,7 +128,7 @@ impl Args {
 }
 
 impl Show {
-    /// Its key in JSON.
+    /// The key in JSON.
     fn name(self) -> String {
         match self {
             Show::Sinks => "sinks",

@@ -1,13 +1,8 @@
-//! The other half of the demo: text of a small trained pair, by PEARL and plainly.
+//! The second half of the demo: text of a small trained pair, with PEARL and with plain decoding.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::demo::trained_pair;
-use crate::{
-    GenerateOptions, Generation, ModelOptions, Pair, Prompts, Result, SamplingParams,
-    available_cores, placement,
-};
 use fathom_decode::engine::EngineMetrics;
 use fathom_decode::generation::{Origin, TraceFile, TraceLine};
 use fathom_report::Decoding;
@@ -16,6 +11,11 @@ use serde_json::{Value, json};
 use crate::cli::model_args::ComputeArgs;
 use crate::cli::output::Output;
 use crate::cli::progress::LoadingBar;
+use crate::demo::trained_pair;
+use crate::{
+    GenerateOptions, Generation, ModelOptions, Pair, Prompts, Result, SamplingParams,
+    available_cores, placement,
+};
 
 const PROMPTS: [&str; 4] = [
     "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away. How many pencils are left?",
@@ -24,21 +24,21 @@ const PROMPTS: [&str; 4] = [
     "Summarize: The city council met on Monday to decide about the new bridge.",
 ];
 
-/// What was generated.
+/// The result of generating with both modes.
 pub struct Generated {
-    /// The target, for a scan of the texts.
+    /// The directory of the target, to scan the texts with.
     pub model_dir: PathBuf,
-    /// The texts.
+    /// The file of the generated traces.
     pub traces: PathBuf,
-    /// Whether PEARL gave the tokens that plain decoding gave.
+    /// Whether PEARL generated the same tokens as plain decoding.
     pub same: bool,
-    /// What people are told.
+    /// The summary to print.
     pub summary: String,
-    /// The same for programs.
+    /// The summary as JSON.
     pub json: Value,
 }
 
-/// Writes the pair into `dir` and generates from it.
+/// Writes the pair into `dir` and generates with it.
 pub fn run(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Generated> {
     let models = trained_pair(dir)?;
     let options = |dir: &Path| ModelOptions::new(dir.display().to_string()).cpu(compute.options());
@@ -47,20 +47,22 @@ pub fn run(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Generated
     let plain = decode(&plain, compute, output)?;
     let pearl = decode(&pearl, compute, output)?;
 
-    let tokens = |run: &Run| run.texts.iter().map(|text| text.tokens.clone()).collect::<Vec<_>>();
+    let tokens = |decoded: &DecodedTexts| {
+        decoded.texts.iter().map(|text| text.tokens.clone()).collect::<Vec<_>>()
+    };
     let same = tokens(&plain) == tokens(&pearl);
     let origin = Origin { model: "the built-in target".to_owned(), ..pearl.origin.clone() };
     let traces = dir.join("traces.jsonl");
-    let mut file = TraceFile::create(&traces, TraceLine { origin, params: params() })?;
+    let mut file = TraceFile::create(&traces, TraceLine { origin, params: params(), watch: None })?;
     pearl.texts.iter().try_for_each(|text| file.push(text))?;
 
     let decoding = pearl.decoding();
     let agreement = match same {
-        true => "the same tokens as plain decoding, every one",
+        true => "exactly the tokens of plain decoding",
         false => "OTHER tokens than plain decoding",
     };
     let summary = format!(
-        "A small trained model wrote {} with PEARL, a smaller one drafting: {agreement}.\n{}\n",
+        "A small trained model wrote {} with PEARL and a draft model: {agreement}.\n{}\n",
         fathom_report::plural(pearl.texts.len(), "text"),
         decoding.summary(),
     );
@@ -72,15 +74,15 @@ fn params() -> SamplingParams {
     SamplingParams { max_tokens: 96, ..SamplingParams::default() }
 }
 
-/// Texts of one way of decoding, in the order of the prompts.
-struct Run {
+/// The texts of one decoding mode, in the order of the prompts.
+struct DecodedTexts {
     origin: Origin,
     texts: Vec<Generation>,
     metrics: EngineMetrics,
     seconds: f64,
 }
 
-impl Run {
+impl DecodedTexts {
     fn decoding(&self) -> Decoding<'_> {
         let mat = self.texts.iter().map(|text| text.mat).sum::<f64>() / self.texts.len() as f64;
         Decoding {
@@ -93,8 +95,8 @@ impl Run {
     }
 }
 
-/// The texts of the prompts: plainly by a target alone, with PEARL beside a draft.
-fn decode(pair: &Pair, compute: ComputeArgs, output: Output) -> Result<Run> {
+/// Generates the texts: plain decoding without a draft, PEARL with one.
+fn decode(pair: &Pair, compute: ComputeArgs, output: Output) -> Result<DecodedTexts> {
     let cores = compute.threads.map_or_else(available_cores, usize::from);
     let options = GenerateOptions {
         batch_size: PROMPTS.len(),
@@ -114,5 +116,5 @@ fn decode(pair: &Pair, compute: ComputeArgs, output: Output) -> Result<Run> {
     }
     let seconds = start.elapsed().as_secs_f64();
     texts.sort_by_key(|text: &Generation| text.task.index);
-    Ok(Run { origin, texts, metrics: generator.engine().metrics().clone(), seconds })
+    Ok(DecodedTexts { origin, texts, metrics: generator.engine().metrics().clone(), seconds })
 }

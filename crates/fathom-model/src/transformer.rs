@@ -1,17 +1,17 @@
-//! A checkpoint's weights, packed for a backend.
+//! A model: a checkpoint's weights, packed for a backend.
 
 use std::path::Path;
 use std::sync::Mutex;
 
 use fathom_backend::{Backend, KvShape};
 
-use crate::landmarks::Landmarks;
-use crate::weights::{LayerTensors, ModelTensors, Projection, Vector};
-use crate::work::Work;
-use crate::{Checkpoint, Error, ModelConfig, Result, Sequence, SequenceOptions};
+use crate::reference_rows::ReferenceRows;
+use crate::weights::{LayerTensors, ModelTensors, ProjectionSpec, VectorSpec};
+use crate::workspace::Workspace;
+use crate::{Checkpoint, Error, LoadProgress, ModelConfig, Result, Sequence, SequenceOptions};
 
-/// A decoder-only language model, ready to run.
-pub struct Model<B: Backend> {
+/// A decoder-only language model on a backend.
+pub struct Transformer<B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: ModelConfig,
     weights_fingerprint: String,
@@ -19,8 +19,8 @@ pub struct Model<B: Backend> {
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) final_norm: B::Vector,      // [hidden]
     pub(crate) lm_head: Option<B::Linear>, // [vocab, hidden]; None: tied to `embed`
-    /// Memory of passes that are over, for the next ones.
-    pub(crate) work: Mutex<Vec<Work<B>>>,
+    /// Idle memory of finished passes.
+    pub(crate) workspaces: Mutex<Vec<Workspace<B>>>,
 }
 
 /// One decoder layer.
@@ -40,44 +40,43 @@ pub(crate) struct Layer<B: Backend> {
     pub down: B::Linear,     // [hidden, intermediate]
 }
 
-impl<B: Backend> Model<B> {
+impl<B: Backend> Transformer<B> {
     /// Loads a HuggingFace checkpoint directory.
     ///
     /// # Errors
-    /// A config, tensor or value that cannot be used; the message names file and field or tensor.
-    pub fn load(dir: &Path, backend: B) -> Result<Model<B>> {
-        Model::load_with_progress(dir, backend, &mut |_, _| {})
+    /// The config, a tensor or a value is invalid; the message names file and field or tensor.
+    pub fn load(dir: &Path, backend: B) -> Result<Transformer<B>> {
+        Transformer::load_with_progress(dir, backend, &mut |_, _| {})
     }
 
-    /// As [`Model::load`], calling `progress(layers done, layers)` after each layer is packed.
+    /// As [`Transformer::load`], calling `progress(layers done, layers)` after each layer is packed.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// As [`Transformer::load`].
     pub fn load_with_progress(
         dir: &Path,
         backend: B,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Model<B>> {
-        Model::load_adapted(dir, None, backend, progress)
+        progress: &mut dyn LoadProgress,
+    ) -> Result<Transformer<B>> {
+        Transformer::load_adapted(dir, None, backend, progress)
     }
 
-    /// As [`Model::load_with_progress`], with the LoRA adapter that the directory `adapter` holds,
-    /// where one is given, merged into the weights: as PEFT's `merge_and_unload` does, a matrix at
-    /// a time.
+    /// As [`Transformer::load_with_progress`], with the LoRA adapter in the directory `adapter`, if
+    /// given, merged into the weights one matrix at a time, as by PEFT's `merge_and_unload`.
     ///
     /// # Errors
-    /// As [`Model::load`] and [`Checkpoint::open_adapted`].
+    /// As [`Transformer::load`] and [`Checkpoint::open_adapted`].
     pub fn load_adapted(
         dir: &Path,
         adapter: Option<&Path>,
         backend: B,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Model<B>> {
+        progress: &mut dyn LoadProgress,
+    ) -> Result<Transformer<B>> {
         let config = ModelConfig::from_dir(dir)?;
         let checkpoint = Checkpoint::open_adapted(dir, adapter, &config)?;
         checkpoint.check(&config)?;
         let tensors = ModelTensors::of(&config);
-        let packer = Packer { backend: &backend, checkpoint: &checkpoint };
+        let mut packer = Packer { backend: &backend, checkpoint: &checkpoint, progress };
 
         let embed = packer.linear(&tensors.embed)?;
         let final_norm = packer.vector(&tensors.final_norm)?;
@@ -88,30 +87,38 @@ impl<B: Backend> Model<B> {
         let mut layers = Vec::with_capacity(config.layers);
         for layer in &tensors.layers {
             layers.push(packer.layer(layer)?);
-            progress(layers.len(), config.layers);
+            packer.progress.layer(layers.len(), config.layers);
         }
         let weights_fingerprint = checkpoint.fingerprint();
-        let work = Mutex::default();
-        Ok(Model { backend, config, weights_fingerprint, embed, layers, final_norm, lm_head, work })
+        Ok(Transformer {
+            backend,
+            config,
+            weights_fingerprint,
+            embed,
+            layers,
+            final_norm,
+            lm_head,
+            workspaces: Mutex::default(),
+        })
     }
 
-    /// The model's shape.
+    /// The model's config.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// [`Checkpoint::fingerprint`] of the weights it was loaded from.
+    /// [`Checkpoint::fingerprint`] of the weights.
     pub fn weights_fingerprint(&self) -> &str {
         &self.weights_fingerprint
     }
 
-    /// The machine the model lives on.
+    /// The backend that holds the weights and runs the passes.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Bytes of the weight matrices that a pass with logits reads, whatever its rows: each layer's,
-    /// and the output head's.
+    /// Size in bytes of the weight matrices that a pass with logits reads, for any number of rows:
+    /// those of all layers and of the output head.
     pub fn bytes_read(&self) -> usize {
         let bytes = |linear: &B::Linear| self.backend.linear_bytes(linear);
         let layer = |layer: &Layer<B>| {
@@ -133,15 +140,14 @@ impl<B: Backend> Model<B> {
             planned_len: options.planned_len,
             layers,
             regime: None,
-            landmarks: Landmarks::new(),
+            reference_rows: ReferenceRows::new(),
         }
     }
 
-    /// Takes a sequence back to its first `len` tokens; nothing of the others remains. Does nothing
-    /// when it is not longer than that.
+    /// Truncates a sequence to its first `len` tokens. Does nothing if it is not longer.
     ///
     /// # Errors
-    /// The sequence accumulates sink scores, which cannot be taken back.
+    /// The sequence accumulates sink scores, which cannot be undone.
     pub fn truncate(&self, sequence: &mut Sequence<B>, len: usize) -> Result<()> {
         if len >= sequence.len() {
             return Ok(());
@@ -152,16 +158,16 @@ impl<B: Backend> Model<B> {
         }
         sequence.tokens.truncate(len);
         self.backend.truncate_kv(&mut sequence.kv, len);
-        sequence.landmarks.truncate(len);
+        sequence.reference_rows.truncate(len);
         Ok(())
     }
 
-    /// Sink scores of one layer, `[heads, T]`: paper eq. 1, the mean over t = k..T-1 of the
-    /// attention that position t pays to position k. `None` unless [`SequenceOptions::sink_scores`]
-    /// was set, and for a layer that the sequence's passes do not compute.
+    /// Sink scores of one layer, `[heads, T]`: the mean over t = k..T-1 of the attention that
+    /// position t pays to position k. Sink score (docs/definitions.md). `None` unless
+    /// [`SequenceOptions::sink_scores`] was set, and for layers that the sequence does not compute.
     ///
     /// # Errors
-    /// The backend's.
+    /// Those of the backend.
     pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Result<Option<Vec<f32>>> {
         let Some(sums) = sequence.column_sums.as_ref().filter(|_| layer < sequence.layers) else {
             return Ok(None);
@@ -173,23 +179,22 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Reads tensors, checks them and packs them.
+/// Reads tensors, checks them and packs them for the backend.
 struct Packer<'a, B: Backend> {
     backend: &'a B,
     checkpoint: &'a Checkpoint,
+    progress: &'a mut dyn LoadProgress,
 }
 
 impl<B: Backend> Packer<'_, B> {
-    fn layer(&self, tensors: &LayerTensors) -> Result<Layer<B>> {
-        let head_norm =
-            |norm: &Option<Vector>| norm.as_ref().map(|norm| self.vector(norm)).transpose();
+    fn layer(&mut self, tensors: &LayerTensors) -> Result<Layer<B>> {
         Ok(Layer {
             attn_norm: self.vector(&tensors.attn_norm)?,
             q: self.linear(&tensors.q)?,
             k: self.linear(&tensors.k)?,
             v: self.linear(&tensors.v)?,
-            q_norm: head_norm(&tensors.q_norm)?,
-            k_norm: head_norm(&tensors.k_norm)?,
+            q_norm: self.optional(&tensors.q_norm)?,
+            k_norm: self.optional(&tensors.k_norm)?,
             o: self.linear(&tensors.o)?,
             mlp_norm: self.vector(&tensors.mlp_norm)?,
             gate: self.linear(&tensors.gate)?,
@@ -198,8 +203,9 @@ impl<B: Backend> Packer<'_, B> {
         })
     }
 
-    fn linear(&self, projection: &Projection) -> Result<B::Linear> {
-        let Projection { name, rows, total_rows, columns, bias } = projection;
+    fn linear(&mut self, projection: &ProjectionSpec) -> Result<B::Linear> {
+        self.progress.check()?;
+        let ProjectionSpec { name, rows, total_rows, columns, bias } = projection;
         let weight =
             self.checkpoint.rows(&format!("{name}.weight"), rows.clone(), *total_rows, *columns)?;
         let bias = match bias {
@@ -213,7 +219,12 @@ impl<B: Backend> Packer<'_, B> {
         Ok(linear)
     }
 
-    fn vector(&self, vector: &Vector) -> Result<B::Vector> {
+    fn vector(&mut self, vector: &VectorSpec) -> Result<B::Vector> {
+        self.progress.check()?;
         Ok(self.backend.vector_from(&self.checkpoint.vector(&vector.name, vector.len)?)?)
+    }
+
+    fn optional(&mut self, vector: &Option<VectorSpec>) -> Result<Option<B::Vector>> {
+        vector.as_ref().map(|vector| self.vector(vector)).transpose()
     }
 }

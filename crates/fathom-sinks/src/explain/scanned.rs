@@ -1,13 +1,14 @@
-//! The tokens that are looked at.
+//! A run as the scan left it, and which of its tokens analyses use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fathom_model::{Error, Result, TokenizedTrace};
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Sink, TraceDetection};
+use super::ExplainOptions;
+use crate::{Class, ScanOptions, Sink, TraceDetection};
 
-/// Which sink a result is about.
+/// The sink a result is about.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SinkNote {
     /// 0-based number of the trace in the run: its line in `detections.jsonl`.
@@ -18,9 +19,9 @@ pub struct SinkNote {
     pub position: usize,
     /// The token there.
     pub token_id: u32,
-    /// The token's text, where the run knows it.
+    /// The token's text, if the run has it.
     pub token_text: Option<String>,
-    /// Class.
+    /// Its class.
     pub class: Class,
     /// First layer at which it is a sink.
     pub l_start: usize,
@@ -28,54 +29,68 @@ pub struct SinkNote {
     pub lifetime: usize,
 }
 
-/// One trace of a run, as it was scanned.
-pub(super) struct Subject<'a> {
+/// A run as the scan left it: what an analysis knows before any pass.
+pub(super) struct ScannedRun<'a> {
+    /// Its traces, in order.
+    pub traces: Vec<ScannedTrace<'a>>,
+    /// Layers of the model.
+    pub layers: usize,
+    /// Attention heads of each layer.
+    pub heads: usize,
+    /// How it was scanned.
+    pub scan: &'a ScanOptions,
+    /// What bounds and seeds the analyses.
+    pub options: ExplainOptions,
+}
+
+/// One trace of a run.
+pub(super) struct ScannedTrace<'a> {
     /// 0-based number of the trace in the run.
     pub number: usize,
-    /// The tokens that were scanned.
+    /// The tokens that were scanned; empty if no pass is made.
     pub ids: &'a [u32],
-    /// Prompt tokens; 0 where not known.
+    /// Prompt tokens; 0 if not known.
     pub prompt_len: usize,
-    /// What was found.
+    /// The sinks found.
     pub detection: &'a TraceDetection,
     /// Position of the reference.
     pub reference: usize,
 }
 
-impl<'a> Subject<'a> {
-    /// The traces of a run without their tokens.
-    pub fn scanned(detections: &'a [TraceDetection]) -> Vec<Subject<'a>> {
-        let subject = |(number, detection): (usize, &'a TraceDetection)| Subject {
+impl<'a> ScannedTrace<'a> {
+    /// The traces of a run, without their tokens.
+    pub fn without_tokens(detections: &'a [TraceDetection]) -> Vec<ScannedTrace<'a>> {
+        let trace = |(number, detection): (usize, &'a TraceDetection)| ScannedTrace {
             number,
             ids: &[],
             prompt_len: detection.prompt_len,
             detection,
             reference: detection.scan.map_or(0, |note| note.reference),
         };
-        detections.iter().enumerate().map(subject).collect()
+        detections.iter().enumerate().map(trace).collect()
     }
 
-    /// Puts traces and detections together.
+    /// The traces of a run, with their tokens.
     ///
     /// # Errors
     /// Detections that do not belong to these traces.
-    pub fn all(
+    pub fn with_tokens(
         traces: &'a [TokenizedTrace],
         detections: &'a [TraceDetection],
-    ) -> Result<Vec<Subject<'a>>> {
+    ) -> Result<Vec<ScannedTrace<'a>>> {
         if traces.len() < detections.len() {
             let (given, scanned) = (traces.len(), detections.len());
             let problem = format!("the run scanned {scanned} traces, but there are only {given}");
             return Err(Error::Request(problem));
         }
-        let subject = |(number, (trace, detection)): (usize, (&'a TokenizedTrace, _))| {
+        let scanned = |(number, (trace, detection)): (usize, (&'a TokenizedTrace, _))| {
             let detection: &TraceDetection = detection;
             let ids = detection.scan.and_then(|note| trace.ids.get(..note.tokens));
             let same = |ids: &[u32]| {
                 detection.sinks.iter().all(|sink| ids.get(sink.position) == Some(&sink.token_id))
             };
             match (ids, detection.scan) {
-                (Some(ids), Some(note)) if !ids.is_empty() && same(ids) => Ok(Subject {
+                (Some(ids), Some(note)) if !ids.is_empty() && same(ids) => Ok(ScannedTrace {
                     number,
                     ids,
                     prompt_len: trace.prompt_len,
@@ -87,10 +102,10 @@ impl<'a> Subject<'a> {
                 ))),
             }
         };
-        traces.iter().zip(detections).enumerate().map(subject).collect()
+        traces.iter().zip(detections).enumerate().map(scanned).collect()
     }
 
-    /// Its secondary sinks, the reference left out.
+    /// Its secondary sinks, without the reference.
     pub fn secondary(&self) -> impl Iterator<Item = &'a Sink> {
         self.detection.of_class(Class::Secondary).filter(|sink| sink.position != self.reference)
     }
@@ -101,13 +116,7 @@ impl<'a> Subject<'a> {
             || self.detection.sinks.binary_search_by_key(&position, |sink| sink.position).is_ok()
     }
 
-    /// Whether the scan measured the sink score of its reference, and so of all its sinks.
-    pub fn is_measured(&self) -> bool {
-        let mut sinks = self.detection.sinks.iter();
-        sinks.any(|sink| sink.position == self.reference && sink.sink_score.is_some())
-    }
-
-    /// What results say of a sink of this trace.
+    /// How results name a sink of this trace.
     pub fn note(&self, sink: &Sink) -> SinkNote {
         SinkNote {
             trace: self.number,
@@ -126,25 +135,25 @@ impl<'a> Subject<'a> {
 pub(super) type Token = (usize, usize);
 
 /// The secondary sinks of all traces.
-pub(super) fn secondary_tokens(subjects: &[Subject<'_>]) -> Vec<Token> {
-    let of = |subject: &Subject<'_>| {
-        let number = subject.number;
-        subject.secondary().map(move |sink| (number, sink.position)).collect::<Vec<Token>>()
+pub(super) fn secondary_tokens(traces: &[ScannedTrace<'_>]) -> Vec<Token> {
+    let of = |trace: &ScannedTrace<'_>| {
+        let number = trace.number;
+        trace.secondary().map(move |sink| (number, sink.position)).collect::<Vec<Token>>()
     };
-    subjects.iter().flat_map(of).collect()
+    traces.iter().flat_map(of).collect()
 }
 
-/// Those that are made at a layer.
-pub(super) fn created_at(subjects: &[Subject<'_>], layer: usize) -> Vec<Token> {
-    let of = |subject: &Subject<'_>| {
-        let number = subject.number;
-        let created = subject.secondary().filter(|sink| sink.l_start() == layer);
+/// The secondary sinks of all traces whose first layer is `layer`.
+pub(super) fn created_at(traces: &[ScannedTrace<'_>], layer: usize) -> Vec<Token> {
+    let of = |trace: &ScannedTrace<'_>| {
+        let number = trace.number;
+        let created = trace.secondary().filter(|sink| sink.l_start() == layer);
         created.map(|sink| (number, sink.position)).collect::<Vec<Token>>()
     };
-    subjects.iter().flat_map(of).collect()
+    traces.iter().flat_map(of).collect()
 }
 
-/// `n` of the tokens, or all, in their order: the same for the same seed, whatever else is done.
+/// At most `n` of the tokens, ascending. The same seed always chooses the same ones.
 pub(super) fn sample(tokens: impl IntoIterator<Item = Token>, n: usize, seed: u64) -> Vec<Token> {
     let mut chosen: Vec<(u64, Token)> =
         tokens.into_iter().map(|token| (shuffle_key(seed, token), token)).collect();
@@ -166,10 +175,10 @@ fn shuffle_key(seed: u64, (trace, position): Token) -> u64 {
     mix(mix(seed, trace as u64), position as u64)
 }
 
-/// The layers that create most secondary sinks, at most three, ascending.
-pub(super) fn creation_layers(subjects: &[Subject<'_>]) -> Vec<usize> {
+/// The layers at which most secondary sinks start, at most three, ascending.
+pub(super) fn creation_layers(traces: &[ScannedTrace<'_>]) -> Vec<usize> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-    for sink in subjects.iter().flat_map(Subject::secondary) {
+    for sink in traces.iter().flat_map(ScannedTrace::secondary) {
         *counts.entry(sink.l_start()).or_default() += 1;
     }
     let mut layers: Vec<(usize, usize)> = counts.into_iter().collect();
@@ -180,25 +189,25 @@ pub(super) fn creation_layers(subjects: &[Subject<'_>]) -> Vec<usize> {
     layers
 }
 
-/// Tokens that are no sinks, as many as `sinks` where there are: those with a sink's id first.
+/// Tokens that are not sinks, as many as there are sinks if possible: those with a sink's id first.
 pub(super) struct Others {
-    /// The tokens, in their order.
+    /// The tokens, ascending.
     pub tokens: Vec<Token>,
     /// How many have the id of one of the sinks.
     pub of_same_ids: usize,
 }
 
 impl Others {
-    /// Chooses them.
-    pub fn of(subjects: &[Subject<'_>], sinks: &[Token], seed: u64) -> Others {
-        let id = |(trace, position): &Token| subjects[*trace].ids[*position];
+    /// Chooses as many as there are `sinks`.
+    pub fn of(traces: &[ScannedTrace<'_>], sinks: &[Token], seed: u64) -> Others {
+        let id = |(trace, position): &Token| traces[*trace].ids[*position];
         let ids: BTreeSet<u32> = sinks.iter().map(id).collect();
         let of_ids = |same: bool| {
             let ids = &ids;
-            subjects.iter().flat_map(move |subject| {
+            traces.iter().flat_map(move |trace| {
                 let wanted =
-                    move |t: &usize| !subject.is_sink(*t) && ids.contains(&subject.ids[*t]) == same;
-                (0..subject.ids.len()).filter(wanted).map(|t| (subject.number, t))
+                    move |t: &usize| !trace.is_sink(*t) && ids.contains(&trace.ids[*t]) == same;
+                (0..trace.ids.len()).filter(wanted).map(|t| (trace.number, t))
             })
         };
         let mut tokens = sample(of_ids(true), sinks.len(), seed);

@@ -1,0 +1,29 @@
+//! `--mode` and `--modes`: decoding modes.
+
+use clap::ValueEnum;
+
+use crate::{Mode, ModeChoice};
+
+/// A decoding mode on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeName {
+    /// Autoregressive: one pass of the target per token
+    Ar,
+    /// Speculative: draft, then verify
+    Sd,
+    /// Parallel speculative: draft and verify at the same time
+    Pearl,
+    /// Measure the modes while decoding and use the fastest
+    Auto,
+}
+
+impl From<ModeName> for ModeChoice {
+    fn from(name: ModeName) -> ModeChoice {
+        match name {
+            ModeName::Ar => ModeChoice::Always(Mode::Ar),
+            ModeName::Sd => ModeChoice::Always(Mode::Sd),
+            ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+            ModeName::Auto => ModeChoice::Auto,
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The sinks found while texts are generated are those of a scan of the finished texts: in every
+//! mode and batch, with drafts that are rejected and caches that are too small.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{assert_refused, contents, fathom, fixture};
+use fathom_decode::engine::EngineMetrics;
+use fathom_lm::{
+    Class, Gamma, GenerateOptions, Generation, Mode, ModeChoice, Model, ModelOptions, Pair, Preset,
+    PromptContent, SamplingParams, ScanOptions, SinkCollector, Task, TraceDetection, Traces, demo,
+    placement,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MODES: [ModeChoice; 4] = [
+    ModeChoice::Always(Mode::Ar),
+    ModeChoice::Always(Mode::Sd),
+    ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Auto,
+];
+
+/// A target, a draft, and prompts for them.
+struct Subject {
+    pair: Pair,
+    model: Model,
+    prompts: Vec<Vec<u32>>,
+    _dir: TempDir,
+}
+
+fn subject(target: &Path, draft: &Path, prompts: Vec<Vec<u32>>, dir: TempDir) -> Subject {
+    let model = |dir: &Path| ModelOptions::new(dir.display().to_string()).threads(1);
+    let pair = Pair::open(model(target), Some(model(draft))).unwrap();
+    Subject { pair, model: model(target).load().unwrap(), prompts, _dir: dir }
+}
+
+/// Two planted models of one vocabulary: the draft knows nothing of the target.
+fn planted() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in [1, 2] {
+        let options = demo::PlantOptions { seed, traces: 4, ..Default::default() };
+        demo::plant(&dir.path().join(seed.to_string()), &options).unwrap();
+    }
+    let (target, draft) = (dir.path().join("1"), dir.path().join("2"));
+    let model = Model::load(target.display().to_string()).unwrap();
+    let traces = Traces::read(target.join("traces.jsonl"), &model).unwrap();
+    let prompts = traces.iter().zip([60, 75, 90, 105]).map(|(trace, n)| trace.ids[..n].to_vec());
+    let prompts = prompts.collect();
+    subject(&target, &draft, prompts, dir)
+}
+
+fn trained() -> Subject {
+    let dir = tempfile::tempdir().unwrap();
+    let models = demo::trained_pair(dir.path()).unwrap();
+    let model = Model::load(models.target.display().to_string()).unwrap();
+    let text = "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away. ";
+    let ids = model.encode(text.repeat(4)).unwrap().ids;
+    let prompts = [50, 61, 72, 80].map(|n| ids[..n].to_vec());
+    subject(&models.target, &models.draft, prompts.into(), dir)
+}
+
+impl Subject {
+    /// The texts of the prompts with their sinks, by index.
+    fn generate(
+        &self,
+        (mode, batch_size): (ModeChoice, usize),
+        temperature: f32,
+        rules: &ScanOptions,
+    ) -> (Vec<(Generation, TraceDetection)>, EngineMetrics) {
+        let options = GenerateOptions {
+            mode: Some(mode),
+            gamma: Gamma::Fixed(3),
+            batch_size,
+            kv_pages: Some(4), // of 128 tokens: enough for two of the four texts
+            placement: placement(2, None, None, false),
+        };
+        let prompts = self.prompts.iter();
+        let prompts = prompts.map(|ids| (PromptContent::Text(String::new()), ids.clone()));
+        let tasks = Task::list(prompts.collect(), 1);
+        let params = SamplingParams {
+            max_tokens: 110,
+            ignore_eos: true,
+            temperature,
+            ..SamplingParams::default()
+        };
+        let collector = SinkCollector::new(&self.pair, rules);
+        let engine = self.pair.start(&options, &mut |_, _| {}).unwrap();
+        let mut generator = collector.watch(engine.run(tasks, params));
+        let mut texts = Vec::new();
+        while generator.pending() > 0 {
+            for generation in generator.step().unwrap().into_iter().filter_map(|piece| piece.done) {
+                let detection = collector.detection(&generation).unwrap();
+                assert!(collector.detection(&generation).is_err(), "dropped");
+                texts.push((generation, detection));
+            }
+        }
+        texts.sort_by_key(|(text, _)| text.task.index);
+        (texts, generator.engine().metrics().clone())
+    }
+
+    /// What a scan of a text without its last token finds.
+    fn scan(&self, text: &Generation, rules: &ScanOptions) -> TraceDetection {
+        let ids: Vec<u32> = text.task.ids.iter().chain(&text.tokens).copied().collect();
+        let row = json!({
+            "index": text.task.index, "input_ids": ids, "prompt_len": text.task.ids.len(),
+        });
+        let traces = Traces::from_rows([row], &self.model).unwrap();
+        let options = ScanOptions { max_tokens: Some(ids.len() - 1), ..rules.clone() };
+        self.model.scan(&traces, options).run().unwrap().detections().unwrap().remove(0)
+    }
+}
+
+fn rules(preset: Preset, reference: &[usize]) -> ScanOptions {
+    ScanOptions { reference: reference.to_vec(), ..ScanOptions::new(preset) }
+}
+
+/// Every mode and batch, against one scan for each text.
+fn check(subject: &Subject, temperature: f32, rules: &ScanOptions) -> Vec<TraceDetection> {
+    let mut scans: HashMap<(u64, Vec<u32>), TraceDetection> = HashMap::new();
+    for mode in MODES {
+        for batch in [1, 4] {
+            let (texts, metrics) = subject.generate((mode, batch), temperature, rules);
+            assert_eq!(texts.len(), subject.prompts.len());
+            assert_eq!(metrics.preemptions > 0, batch == 4, "{mode:?}");
+            if mode != ModeChoice::Always(Mode::Ar) {
+                let rate = metrics.acceptance.rate().unwrap_or(0.0);
+                assert!(rate < 0.9, "{mode:?}: {rate} of the drafts were accepted");
+            }
+            for (text, detection) in texts {
+                let key = (text.task.index, text.tokens.clone());
+                let scan = scans.entry(key).or_insert_with(|| subject.scan(&text, rules));
+                assert_eq!(detection.to_json(), scan.to_json(), "{mode:?}, batch {batch}");
+                assert!(detection == *scan, "{mode:?}, batch {batch}");
+                assert_eq!(detection.scanned_tokens(), detection.full_text_len - 1);
+            }
+        }
+    }
+    scans.into_values().collect()
+}
+
+#[test]
+fn sinks_of_a_planted_model_are_those_of_a_scan() {
+    let subject = planted();
+    let found = check(&subject, 0.0, &rules(Preset::Paper, &[0]));
+    let of_class = |class| found.iter().flat_map(move |trace| trace.of_class(class));
+    assert_eq!(of_class(Class::Primary).filter(|sink| sink.position == 0).count(), 4);
+    assert!(of_class(Class::Secondary).count() >= 4, "{found:?}");
+    // Sampled tokens are of every kind: some of the sinks are in the generated part.
+    let found = check(&subject, 1.5, &rules(Preset::Paper, &[0, 1, 70, 150]));
+    let generated = |trace: &TraceDetection| {
+        trace.sinks.iter().filter(|sink| sink.position >= trace.prompt_len).count()
+    };
+    assert!(found.iter().map(generated).sum::<usize>() > 0);
+}
+
+#[test]
+fn sinks_of_a_trained_model_are_those_of_a_scan() {
+    let subject = trained();
+    // A low threshold and rise, so that something is found.
+    let low = |rules| ScanOptions { threshold: 0.02, rise_factor: 0.5, ..rules };
+    let found = check(&subject, 0.0, &low(rules(Preset::Paper, &[0])));
+    assert!(found.iter().any(|trace| trace.sinks.len() > 1), "{found:?}");
+    check(&subject, 0.0, &low(rules(Preset::Upstream, &[0, 2, 130])));
+}
+
+#[test]
+fn a_reference_beyond_the_end_of_a_text_is_none() {
+    let subject = trained();
+    let rules = rules(Preset::Paper, &[250]);
+    let (texts, _) = subject.generate((ModeChoice::Always(Mode::Ar), 4), 0.0, &rules);
+    for (text, detection) in texts {
+        assert_eq!(detection, subject.scan(&text, &rules));
+        assert_eq!((detection.sinks.len(), detection.scan.unwrap().clip), (0, None));
+    }
+}
+
+/// A planted model with a draft, and prompts that are the beginnings of its traces.
+struct CommandLine(TempDir);
+
+impl CommandLine {
+    fn new() -> CommandLine {
+        let dir = tempfile::tempdir().unwrap();
+        for seed in [1, 2] {
+            let options = demo::PlantOptions { seed, traces: 3, ..Default::default() };
+            demo::plant(&dir.path().join(seed.to_string()), &options).unwrap();
+        }
+        let traces = fs::read_to_string(dir.path().join("1/traces.jsonl")).unwrap();
+        let prompts = traces.lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let (prompt, output) = (&line["prompt"], line["output"].as_str().unwrap());
+            let words: Vec<&str> = output.split(' ').take(60).collect();
+            let prompt = format!("{} {}", prompt.as_str().unwrap(), words.join(" "));
+            json!({ "prompt": prompt }).to_string() + "\n"
+        });
+        fs::write(dir.path().join("prompts.jsonl"), prompts.collect::<String>()).unwrap();
+        CommandLine(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `fathom generate` with `args`, a draft among them or not.
+    fn generate(&self, out: Option<&str>, args: &[&str]) -> Command {
+        let mut command = fathom();
+        command.arg("generate").arg("--target").arg(self.path("1"));
+        command
+            .args(["--max-tokens", "40", "-n", "2", "--prompts"])
+            .arg(self.path("prompts.jsonl"));
+        if let Some(out) = out {
+            command.arg("--out").arg(self.path(out));
+        }
+        command.args(args);
+        command
+    }
+
+    /// The same, which must work: what is in the file, and what is on standard error.
+    fn write(&self, out: &str, args: &[&str]) -> (String, String) {
+        let output = self.generate(Some(out), args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{stderr}");
+        (fs::read_to_string(self.path(out)).unwrap(), stderr)
+    }
+
+    fn scan(&self, traces: &str, run: &str, args: &[&str]) -> String {
+        let mut command = fathom();
+        command.arg("scan").arg("--model").arg(self.path("1")).arg("--strict");
+        command.arg("--traces").arg(self.path(traces)).arg("--out").arg(self.path(run)).args(args);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        fs::read_to_string(self.path(run).join("detections.jsonl")).unwrap()
+    }
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn generate_writes_the_sinks_of_each_text_to_its_line() {
+    let cli = CommandLine::new();
+    let (plain, stderr) = cli.write("plain.jsonl", &["--mode", "ar"]);
+    assert!(!plain.contains("detection") && !plain.contains("watch") && !stderr.contains("sinks"));
+    let draft = cli.path("2");
+    let draft = draft.to_str().unwrap();
+    let (watched, stderr) = cli.write("watched.jsonl", &["--watch"]);
+    for (name, mode, batch) in [("sd", "sd", "1"), ("pearl", "pearl", "4"), ("auto", "auto", "3")] {
+        let args = ["--watch", "--draft", draft, "--mode", mode, "--batch-size", batch];
+        assert_eq!(cli.write(name, &args).0, watched, "{mode}");
+    }
+
+    let (mut primary, mut secondary, mut texts) = (0, 0, 0);
+    for (mut line, plain) in lines(&watched).into_iter().zip(plain.lines()) {
+        let rules = json!({
+            "preset": "paper", "threshold": 0.95, "rise_factor": 5.0, "reference": [0],
+        });
+        let object = line.as_object_mut().unwrap();
+        assert_eq!(object.keys().next_back().unwrap(), "detection");
+        let detection = object.shift_remove("detection").unwrap();
+        assert_eq!(object.shift_remove("watch"), Some(rules));
+        assert_eq!(line.to_string(), plain);
+
+        // A scan of the line's tokens but the last.
+        let name = format!("{}.jsonl", line["index"]);
+        fs::write(cli.path(&name), plain.to_owned() + "\n").unwrap();
+        let tokens = (line["input_ids"].as_array().unwrap().len() - 1).to_string();
+        let scan = cli.scan(&name, &format!("run-{name}"), &["--max-tokens", &tokens]);
+        assert_eq!(detection.to_string() + "\n", scan);
+        let sinks = detection["candidate_sinks"].as_object().unwrap();
+        let of_class = |class| sinks.values().filter(|sink| sink["class"] == class).count();
+        primary += of_class("primary");
+        secondary += of_class("secondary");
+        texts += usize::from(!sinks.is_empty());
+    }
+    assert!(primary >= 6 && secondary > 0, "{watched}");
+    let summary =
+        format!("sinks: {primary} primary and {secondary} secondary in {texts} of 6 texts");
+    assert!(stderr.contains(&summary), "{summary}: {stderr}");
+
+    // A scan reads the exact ids of a watched file and passes over what is known already.
+    cli.scan("plain.jsonl", "plain", &[]);
+    cli.scan("watched.jsonl", "watched", &[]);
+    let (plain, watched) = (contents(&cli.path("plain")), contents(&cli.path("watched")));
+    let differ = |name: &&PathBuf| plain.get(*name) != watched.get(*name);
+    let names: Vec<&PathBuf> = plain.keys().filter(differ).collect();
+    assert_eq!(names, [Path::new("run.json")]); // names the file
+}
+
+#[test]
+fn the_rules_are_those_of_scan() {
+    let cli = CommandLine::new();
+    let rules = ["--preset", "upstream", "--threshold", "0.8", "--rise", "2", "--reference", "0,1"];
+    let args = [&["--watch", "--phases", "all", "--json"], &rules[..]].concat();
+    let output = cli.generate(None, &args).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = &result["texts"][4];
+    let mut trace = text.clone();
+    trace.as_object_mut().unwrap().shift_remove("detection");
+    fs::write(cli.path("trace.jsonl"), trace.to_string() + "\n").unwrap();
+    let tokens = (text["input_ids"].as_array().unwrap().len() - 1).to_string();
+    let args = [&["--max-tokens", &tokens], &rules[..]].concat();
+    assert_eq!(text["detection"].to_string() + "\n", cli.scan("trace.jsonl", "run", &args));
+    let row = &result["sinks"];
+    assert_eq!(row["traces"], 6);
+    assert!(row["primary_count"].as_u64().unwrap() >= 6, "{row}");
+    assert_eq!(result.as_object().unwrap().keys().next_back().unwrap(), "sinks");
+
+    let with_file: Value = serde_json::from_slice(
+        &cli.generate(Some("file.jsonl"), &["--watch", "--json"]).output().unwrap().stdout,
+    )
+    .unwrap();
+    assert_eq!(with_file["sinks"]["traces"], 6);
+    let args = [&["--threshold", "0.8"][..], &["--phases", "all"], &["--reference", "0"]];
+    for args in args {
+        let output = cli.generate(None, args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8(output.stderr).unwrap().contains("--watch"), "{args:?}");
+    }
+    let output = cli.generate(None, &["--watch", "--reference", "256"]).output().unwrap();
+    assert_refused(&output, &["reference position 256"]);
+}
+
+#[test]
+fn a_resumed_file_ends_with_the_same_bytes() {
+    let cli = CommandLine::new();
+    let sampled = ["--temperature", "1", "--watch", "--batch-size", "4"];
+    let (expected, _) = cli.write("out.jsonl", &sampled);
+    let resume = [&sampled[..], &["--resume"]].concat();
+    let ends: Vec<usize> = expected.match_indices('\n').map(|(at, _)| at + 1).collect();
+    for cut in [0, ends[1], ends[3] - 200, expected.len()] {
+        fs::write(cli.path("out.jsonl"), &expected[..cut]).unwrap();
+        let (resumed, stderr) = cli.write("out.jsonl", &resume);
+        assert!(resumed == expected, "cut at {cut}");
+        let left = 6 - expected[..cut].matches('\n').count();
+        let of = format!(" of {left} text");
+        assert!(stderr.contains("sinks: ") && stderr.contains(&of), "{stderr}");
+    }
+    let refused = |args: &[&str]| {
+        assert_refused(&cli.generate(Some("out.jsonl"), args).output().unwrap(), &["`watch`"]);
+        assert!(fs::read_to_string(cli.path("out.jsonl")).unwrap() == expected);
+    };
+    refused(&[&resume[..], &["--threshold", "0.9"]].concat());
+    refused(&["--temperature", "1", "--resume"]);
+}
+
+#[test]
+fn one_watched_text_is_streamed() {
+    let mut command = fathom();
+    command.arg("generate").arg("--target").arg(fixture("models/draft")).arg("--watch");
+    command.args(["--prompt", "def add(a, b):", "--max-tokens", "20"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success());
+    assert!(!String::from_utf8(output.stdout).unwrap().contains("detection"));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("sinks: ") && stderr.contains(" of 1 text"), "{stderr}");
+    let help = common::succeed(&["generate", "--help"]);
+    for option in ["--watch", "--preset", "--threshold", "--reference", "--rise", "--phases"] {
+        assert!(help.contains(option), "{option}: {help}");
+    }
+}

@@ -1,0 +1,320 @@
+//! One trace through the model, plain and with each of several edits: its sinks and predictions.
+
+use fathom_backend::{Backend, RowEdit};
+use fathom_model::{
+    Access, At, EditProbe, Edits, LogitRows, Measured, PREFILL_CHUNK, Probe, Result, Sequence,
+    SequenceOptions, Site, Step, Transformer,
+};
+use serde::{Deserialize, Serialize};
+
+use super::predictions::{Prediction, log_sum_exp};
+use super::scanned::ScannedTrace;
+use crate::{Class, Detection, ScalarProbe, ScanOptions, Sink, TraceScalars, detect};
+
+/// Tokens of each sequence in one step: the logits of a step are `[sequences, CHUNK, vocab]`.
+const CHUNK: usize = 32;
+
+/// The outcome of one pass over a trace.
+pub(super) struct Outcome {
+    /// Norms and cosines.
+    pub scalars: TraceScalars,
+    /// The sinks.
+    pub detection: Detection,
+    /// Positions that [`fathom_model::Positions::Aligned`] edits changed, ascending.
+    pub aligned: Vec<usize>,
+    /// Negative log-likelihood of each token but the first, in nats, `[T - 1]`.
+    pub nll: Vec<f64>,
+    /// KL(plain ‖ this) of the next-token distribution at each position, in nats, `[T]`.
+    pub kl: Vec<f64>,
+}
+
+/// Runs a trace through the model in one batch: without edits, and with each of `edits`. `advance`
+/// is called with the number of tokens done since the last call.
+///
+/// # Errors
+/// A pass that fails.
+pub(super) fn run_edited<'a, B: Backend>(
+    model: &'a Transformer<B>,
+    trace: &ScannedTrace<'a>,
+    scan: &ScanOptions,
+    edits: &[&Edits],
+    advance: &mut dyn FnMut(usize) -> Result<()>,
+) -> Result<EditedTrace<'a, B>> {
+    let ids = trace.ids;
+    let (layers, vocab) = (model.config().layers, model.config().vocab);
+    let plain = Edits::default();
+    let all: Vec<&Edits> = [&plain].into_iter().chain(edits.iter().copied()).collect();
+    let mut scalars: Vec<ScalarProbe> =
+        all.iter().map(|_| ScalarProbe::new(layers, ids, &scan.scalars())).collect();
+    let probes = all.iter().zip(&mut scalars);
+    let mut probe = ProbePerSequence {
+        probes: probes.map(|(edits, scalars)| EditProbe::new(edits).observed_by(scalars)).collect(),
+    };
+    let options = SequenceOptions {
+        planned_len: Some(ids.len()),
+        sink_scores: false,
+        ..SequenceOptions::default()
+    };
+    let mut sequences: Vec<_> = all.iter().map(|_| model.new_sequence(options)).collect();
+    let mut nll = vec![Vec::with_capacity(ids.len()); all.len()];
+    let mut kl = vec![Vec::with_capacity(ids.len()); all.len()];
+
+    let mut first = 0;
+    for tokens in ids.chunks(CHUNK) {
+        let step = |sequence| Step { sequence, tokens, logits: LogitRows::All };
+        let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().map(step).collect();
+        let logits = model.forward(&mut steps, Some(&mut probe))?;
+        let unedited = logits.step(model.backend(), 0)?; // [tokens, vocab]
+        let plain: Vec<Prediction<'_>> =
+            unedited.chunks_exact(vocab).map(Prediction::new).collect();
+        for pass in 0..all.len() {
+            let after = match pass {
+                0 => Vec::new(),
+                _ => logits.step(model.backend(), pass)?,
+            };
+            for (i, before) in plain.iter().enumerate() {
+                let (row, log_sum, divergence) = match after.get(i * vocab..(i + 1) * vocab) {
+                    None => (before.logits, before.log_sum, 0.0),
+                    Some(row) => {
+                        let log_sum = log_sum_exp(row);
+                        (row, log_sum, before.divergence(row, log_sum))
+                    }
+                };
+                if let Some(next) = ids.get(first + i + 1) {
+                    nll[pass].push(log_sum - f64::from(row[*next as usize]));
+                }
+                kl[pass].push(divergence);
+            }
+        }
+        first += tokens.len();
+        advance(tokens.len() * all.len())?;
+    }
+
+    let aligned: Vec<Vec<usize>> = probe
+        .probes
+        .into_iter()
+        .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
+        .collect();
+    let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
+    let outcomes = measured
+        .map(|((scalars, aligned), (nll, kl))| {
+            let scalars = scalars.finish()?;
+            let mut detection = detect(&scalars, &scan.detect());
+            detection.sinks = detection.sinks_of(scan.phases);
+            Ok(Outcome { scalars, detection, aligned, nll, kl })
+        })
+        .collect::<Result<_>>()?;
+    Ok(EditedTrace { model, ids, outcomes, sequences })
+}
+
+/// A trace after all its passes.
+pub(super) struct EditedTrace<'a, B: Backend> {
+    model: &'a Transformer<B>,
+    ids: &'a [u32],
+    /// Of the plain pass, then of each edited one.
+    outcomes: Vec<Outcome>,
+    /// Of the same passes, each holding the whole trace.
+    sequences: Vec<Sequence<B>>,
+}
+
+impl<'a, B: Backend> EditedTrace<'a, B> {
+    /// The plain pass and those with `edits`, the first of which is the edited pass number `first`.
+    pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [Edits]) -> Passes<'b, B> {
+        let own = first..first + edits.len();
+        let (plain, edited) = self.outcomes.split_at(1);
+        let (plain_sequence, sequences) = self.sequences.split_at_mut(1);
+        Passes {
+            plain: &plain[0],
+            edited: &edited[own.clone()],
+            model: self.model,
+            ids: self.ids,
+            edits,
+            plain_sequence: &mut plain_sequence[0],
+            sequences: &mut sequences[own],
+        }
+    }
+}
+
+/// What one intervention sees of the passes over a trace.
+pub(super) struct Passes<'a, B: Backend> {
+    /// Outcome of the plain pass.
+    pub plain: &'a Outcome,
+    /// Outcomes of the intervention's passes, in the order of its edits.
+    pub edited: &'a [Outcome],
+    model: &'a Transformer<B>,
+    ids: &'a [u32],
+    edits: &'a [Edits],
+    plain_sequence: &'a mut Sequence<B>,
+    sequences: &'a mut [Sequence<B>],
+}
+
+impl<B: Backend> Passes<'_, B> {
+    /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of
+    /// the trace: plain, then with each of the edits, which also act on what is generated.
+    ///
+    /// # Errors
+    /// A pass that fails.
+    pub fn continue_greedily(self, from: usize, tokens: usize) -> Result<Vec<Vec<u32>>> {
+        let Passes { model, ids, edits, plain_sequence, sequences, .. } = self;
+        let Some((last, before)) = ids.get(..from).and_then(<[u32]>::split_last) else {
+            return Ok(Vec::new());
+        };
+        // Another intervention may have continued the plain sequence from an earlier position.
+        if let Some(missing) = before.get(plain_sequence.len()..) {
+            model.prefill(plain_sequence, missing, PREFILL_CHUNK, None, &mut |_| {})?;
+        }
+        let plain = Edits::default();
+        let all: Vec<&Edits> = [&plain].into_iter().chain(edits).collect();
+        let mut probe =
+            ProbePerSequence { probes: all.iter().map(|e| EditProbe::new(e)).collect() };
+        let mut sequences: Vec<&mut Sequence<B>> =
+            [plain_sequence].into_iter().chain(sequences).collect();
+        for sequence in &mut sequences {
+            model.truncate(sequence, before.len())?;
+        }
+        let mut written = vec![Vec::with_capacity(tokens); all.len()];
+        let mut next = vec![[*last]; all.len()];
+        for _ in 0..tokens {
+            let mut steps: Vec<Step<'_, B>> = sequences
+                .iter_mut()
+                .zip(&next)
+                .map(|(sequence, tokens)| Step { sequence, tokens, logits: LogitRows::Last })
+                .collect();
+            let logits = model.forward(&mut steps, Some(&mut probe))?;
+            for (pass, written) in written.iter_mut().enumerate() {
+                let token = argmax(&logits.step(model.backend(), pass)?);
+                written.push(token);
+                next[pass] = [token];
+            }
+        }
+        for sequence in &mut sequences {
+            model.truncate(sequence, before.len())?;
+        }
+        Ok(written)
+    }
+}
+
+/// The index of the largest value, the first of equals.
+fn argmax(values: &[f32]) -> u32 {
+    let best = values.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
+    best.and_then(|(index, _)| u32::try_from(index).ok()).unwrap_or(0)
+}
+
+/// A probe for each sequence of a batch.
+struct ProbePerSequence<'a> {
+    probes: Vec<EditProbe<'a>>,
+}
+
+impl Probe for ProbePerSequence<'_> {
+    fn access(&self, site: Site, layer: usize) -> Access {
+        let wanted = self.probes.iter().map(|probe| probe.access(site, layer));
+        wanted.fold(Access::Skip, Access::union)
+    }
+
+    fn access_of(&self, sequence: usize, site: Site, layer: usize) -> Access {
+        self.probes.get(sequence).map_or(Access::Skip, |probe| probe.access(site, layer))
+    }
+
+    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
+        self.probes.get(sequence).map_or_else(Vec::new, |probe| probe.reference_positions(sequence))
+    }
+
+    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.read(at, values))
+    }
+
+    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.edit(at, values))
+    }
+
+    fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
+        self.probes.get_mut(at.sequence).map_or_else(|| Ok(Vec::new()), |probe| probe.changes(at))
+    }
+
+    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
+        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.measured(at, measured))
+    }
+}
+
+/// What became of the secondary sinks of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelChange {
+    /// First layer.
+    pub l_start: usize,
+    /// Number of layers.
+    pub lifetime: usize,
+    /// Sinks in the plain pass.
+    pub before: usize,
+    /// Those that are sinks at the very same layers.
+    pub kept: usize,
+    /// Those that are sinks at other layers.
+    pub changed: usize,
+    /// Those that are not sinks any more.
+    pub gone: usize,
+}
+
+/// What an edit did to the secondary sinks of one trace, or of several.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct SinkChanges {
+    /// Ascending, each level once.
+    levels: Vec<LevelChange>,
+    appeared: usize,
+}
+
+impl SinkChanges {
+    /// Compares a trace's sinks with those of an edited pass.
+    pub fn of(trace: &ScannedTrace<'_>, edited: &Detection) -> SinkChanges {
+        let mut changes = SinkChanges::default();
+        for sink in trace.secondary() {
+            let level = changes.level(sink.l_start(), sink.lifetime());
+            level.before += 1;
+            // A token that is a sink in several phases is the same sink only where layers overlap.
+            let phases = trace.detection.sinks.iter().filter(|s| s.position == sink.position);
+            let one_phase = phases.count() == 1;
+            let same = |other: &&Sink| {
+                other.position == sink.position
+                    && (one_phase || other.layers.iter().any(|l| sink.layers.contains(l)))
+            };
+            match edited.sinks.iter().find(same) {
+                None => level.gone += 1,
+                Some(other) if other.layers == sink.layers => level.kept += 1,
+                Some(_) => level.changed += 1,
+            }
+        }
+        let new = |position| !trace.is_sink(position);
+        let secondary = edited.sinks.iter().filter(|sink| sink.class == Class::Secondary);
+        changes.appeared = secondary.filter(|sink| new(sink.position)).count();
+        changes
+    }
+
+    fn level(&mut self, l_start: usize, lifetime: usize) -> &mut LevelChange {
+        let key = |level: &LevelChange| (level.l_start, level.lifetime);
+        let index = match self.levels.binary_search_by_key(&(l_start, lifetime), key) {
+            Ok(index) => index,
+            Err(index) => {
+                let none =
+                    LevelChange { l_start, lifetime, before: 0, kept: 0, changed: 0, gone: 0 };
+                self.levels.insert(index, none);
+                index
+            }
+        };
+        &mut self.levels[index]
+    }
+
+    /// Adds another trace's changes.
+    pub fn merge(&mut self, other: SinkChanges) {
+        for more in other.levels {
+            let level = self.level(more.l_start, more.lifetime);
+            level.before += more.before;
+            level.kept += more.kept;
+            level.changed += more.changed;
+            level.gone += more.gone;
+        }
+        self.appeared += other.appeared;
+    }
+
+    /// The levels, and the number of secondary sinks that were not sinks before.
+    pub fn finish(self) -> (Vec<LevelChange>, usize) {
+        (self.levels, self.appeared)
+    }
+}

@@ -1,0 +1,104 @@
+//! Passes with edits, next to a plain one: what an intervention is, and the loop over the traces.
+
+use fathom_backend::Backend;
+use fathom_model::{Edits, ModelConfig, Result, Transformer};
+
+use super::ExplainProgress;
+use super::driver::advanced;
+use super::edited::{Passes, run_edited};
+use super::parts::{PartId, Parts};
+use super::scanned::{ScannedRun, ScannedTrace};
+
+/// What an analysis changes in passes over the traces, and what it keeps of the outcomes.
+///
+/// All interventions run a trace together, in one batch with a plain pass. Parts are stored and
+/// added as those of a [`super::pass::Observer`].
+pub(super) trait Intervention<B: Backend> {
+    /// Names its parts.
+    fn name(&self) -> &'static str;
+
+    /// All that its edits depend on besides the trace. A part made with other settings is not used.
+    ///
+    /// # Errors
+    /// None: see [`super::parts::encode`].
+    fn settings(&self) -> Result<Vec<u8>>;
+
+    /// How many edited passes it makes over each trace.
+    fn passes(&self) -> usize;
+
+    /// The edits of each pass over a trace.
+    ///
+    /// # Errors
+    /// Edits that are not finite.
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>>;
+
+    /// What it keeps of the passes over a trace, as [`super::parts::encode`] writes it. `text`
+    /// decodes token ids, if the model has a tokenizer.
+    ///
+    /// # Errors
+    /// A pass that fails.
+    fn part(
+        &self,
+        trace: &ScannedTrace<'_>,
+        passes: Passes<'_, B>,
+        text: &dyn Fn(&[u32]) -> Option<String>,
+    ) -> Result<Vec<u8>>;
+
+    /// Adds the part of the next trace; whether it could be read.
+    fn add(&mut self, part: &[u8]) -> bool;
+}
+
+/// Runs each trace that some intervention has no stored part of through the model: once without
+/// edits, and with all edits of those interventions.
+///
+/// # Errors
+/// A pass that fails; a part that cannot be stored.
+pub(super) fn intervene<B: Backend>(
+    model: &Transformer<B>,
+    run: &ScannedRun<'_>,
+    interventions: &mut [&mut dyn Intervention<B>],
+    parts: &Parts,
+    text: &dyn Fn(&[u32]) -> Option<String>,
+    progress: &mut dyn ExplainProgress,
+) -> Result<()> {
+    let settings: Vec<Vec<u8>> =
+        interventions.iter().map(|intervention| intervention.settings()).collect::<Result<_>>()?;
+    let tokens = |trace: &ScannedTrace<'_>| {
+        let all = interventions.iter().zip(&settings);
+        let missing = all.filter(|(i, s)| !parts.has(PartId::new(i.name(), trace).with(s)));
+        let passes: usize = missing.map(|(intervention, _)| intervention.passes()).sum();
+        if passes == 0 { 0 } else { trace.ids.len() * (1 + passes) }
+    };
+    let tokens = run.traces.iter().map(tokens).sum();
+    if tokens > 0 {
+        progress.start("intervening", "tokens", tokens);
+    }
+    for trace in &run.traces {
+        let mut missing = Vec::new();
+        for (intervention, settings) in interventions.iter_mut().zip(&settings) {
+            let id = PartId::new(intervention.name(), trace).with(settings);
+            let part = parts.read(id);
+            if !part.is_some_and(|part| intervention.add(&part)) {
+                missing.push((intervention, id));
+            }
+        }
+        if missing.is_empty() {
+            continue;
+        }
+        let edits: Vec<Vec<Edits>> = missing
+            .iter()
+            .map(|(intervention, _)| intervention.edits(trace, model.config()))
+            .collect::<Result<_>>()?;
+        let all: Vec<&Edits> = edits.iter().flatten().collect();
+        let mut advance = |tokens| advanced(progress, tokens);
+        let mut edited = run_edited(model, trace, run.scan, &all, &mut advance)?;
+        let mut first = 0;
+        for ((intervention, id), edits) in missing.into_iter().zip(&edits) {
+            let part = intervention.part(trace, edited.passes(first, edits), text)?;
+            parts.write(id, &part)?;
+            intervention.add(&part);
+            first += edits.len();
+        }
+    }
+    Ok(())
+}
