@@ -4,8 +4,9 @@
 //! with its own pool. They exchange token ids over channels and share nothing else. Requests join
 //! and leave at any step.
 //!
-//! The accepted requests and their texts depend on the target alone. A text that the draft cannot
-//! follow continues without drafts, in any batch and mode.
+//! Which requests are valid depends on the target alone, and so do greedy texts and the
+//! distribution of sampled ones. A text that the draft cannot follow continues without drafts, in
+//! any batch and mode.
 
 mod admission;
 mod draft_worker;
@@ -84,7 +85,7 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// ```
 pub struct Engine<B: Backend> {
     target: Arc<Transformer<B>>,
-    /// The thread that runs the steps.
+    /// The thread that the target's backend is attached to: the one that ran the last step.
     driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
@@ -103,7 +104,7 @@ impl<B: Backend> Engine<B> {
     /// vocabulary ([`crate::shared_vocabulary`]).
     ///
     /// The vocabulary and the context are the target's. A text that exceeds the draft's vocabulary
-    /// or context continues without drafts and is the same text.
+    /// or context continues without drafts.
     ///
     /// # Errors
     /// Invalid options, a missing draft, or a thread that cannot be started.
@@ -217,7 +218,7 @@ impl<B: Backend> Engine<B> {
         &self.options
     }
 
-    /// Changes the decoding mode from the next step on. Texts do not depend on it.
+    /// Changes the decoding mode from the next step on. Greedy texts do not depend on it.
     ///
     /// # Errors
     /// See [`Engine::configure`].
@@ -225,9 +226,9 @@ impl<B: Backend> Engine<B> {
         self.configure(EngineOptions { mode, ..self.options })
     }
 
-    /// Changes the options from the next step on. Texts do not depend on it, and the planner keeps
-    /// its measurements. The next steps bring caches within the new limits. Queued requests keep
-    /// the limits they were submitted under.
+    /// Changes the options from the next step on. Greedy texts do not depend on them, and the
+    /// planner keeps its measurements. The next steps bring caches within the new limits. Queued
+    /// requests keep the limits they were submitted under.
     ///
     /// # Errors
     /// Invalid options, or a mode that needs a missing draft.
@@ -253,7 +254,7 @@ impl<B: Backend> Engine<B> {
         std::mem::replace(&mut self.metrics, metrics)
     }
 
-    /// Mean accepted tokens so far of a running request.
+    /// The mean accepted tokens (MAT) of a running request so far.
     pub fn mat(&self, ticket: Ticket) -> Option<f64> {
         self.running.iter().find(|slot| slot.ticket == ticket)?.runs.mean()
     }
@@ -288,7 +289,7 @@ impl<B: Backend> Engine<B> {
         self.preempt();
         let (mode, gamma) = self.plan();
         self.target.backend().set_co_running(mode == Mode::Pearl);
-        // `work`: seconds in the models, without their overlap.
+        // `work`: seconds in the models. Time in which both run counts once.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {
                 let (scores, scoring) = self.score(mode, None)?;

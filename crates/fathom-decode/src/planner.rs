@@ -113,7 +113,7 @@ mod tests {
         }
     }
 
-    /// Log-normal factor with median 1 and standard deviation `share`.
+    /// Approximately log-normal factor with median 1. Its logarithm has standard deviation `share`.
     fn noise(rng: &RequestRng, at: usize, share: f64) -> f64 {
         let centred = |purpose| rng.uniform(at, purpose) - 0.5;
         // The sum of two uniform numbers has variance 1/6.

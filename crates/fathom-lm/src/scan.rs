@@ -13,7 +13,7 @@ use crate::model::ModelFiles;
 use crate::traces::Traces;
 
 /// The result of a scan: a directory with a manifest, detections and tables; see
-/// [`fathom_sinks::RunDir`]. If the scan had no output directory, it is a temporary one, which is
+/// [`fathom_sinks::RunDir`]. A scan without an output directory writes to a temporary one, which is
 /// removed when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Run {

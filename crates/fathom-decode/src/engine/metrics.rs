@@ -26,7 +26,7 @@ pub struct EngineMetrics {
     pub gamma_post_verify: Mean,
     /// Requests preempted because the caches were full.
     pub preemptions: usize,
-    /// Largest number of pages in the target's caches. The draft's hold no more.
+    /// Largest number of pages in the target's caches after a pass.
     pub kv_pages: usize,
     /// Seconds of prefill in both models, which overlap.
     pub prefill_seconds: f64,

@@ -48,8 +48,8 @@ impl Sampler {
     /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`], and min-tokens
-    /// if every token ends a text.
+    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`]; `min_tokens`
+    /// above 0 although every token ends the text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
         params.validate_ids(limit)?;
@@ -61,7 +61,7 @@ impl Sampler {
     /// Adds end-of-text tokens, which min-tokens excludes too, even if `ignore_eos` is set.
     ///
     /// # Errors
-    /// Min-tokens if every token ends a text.
+    /// `min_tokens` is above 0 but every token ends the text.
     pub fn with_eos(mut self, eos: &[u32]) -> Result<Sampler> {
         self.processing = Processing::new(&self.params, eos, self.limit)?;
         Ok(self)

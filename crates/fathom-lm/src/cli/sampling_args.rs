@@ -154,7 +154,7 @@ impl SamplingArgs {
         Ok(params)
     }
 
-    /// `base` with the given options in place.
+    /// `base`, overridden by the given options.
     fn over(&self, base: SamplingParams) -> Result<SamplingParams> {
         let mut logit_bias = BTreeMap::new();
         for &(id, bias) in &self.logit_bias {
