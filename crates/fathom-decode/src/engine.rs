@@ -133,7 +133,8 @@ impl<B: Backend> Engine<B> {
         }
         if options.vocab > vocab {
             return Err(Error::Request(format!(
-                "the vocabulary has {} tokens; expected at most {vocab}, the rows of the target's logits",
+                "the vocabulary has {} tokens; expected at most {vocab}, the width of the target's \
+                 logits",
                 options.vocab
             )));
         }

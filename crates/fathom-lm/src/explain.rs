@@ -283,15 +283,15 @@ impl<'a> Explain<'a> {
             let problem = match scanned.file == IN_MEMORY {
                 true => "the run's traces were in memory: give the traces themselves",
                 false => {
-                    "the run's traces came from standard input, and are gone: it cannot be \
-                     explained"
+                    "the run's traces came from standard input and were not stored: the run cannot \
+                     be explained"
                 }
             };
             return Err(Error::Request(problem.to_owned()));
         }
         let all_there = |files: Vec<PathBuf>| files.iter().all(|file| file.exists());
         if !data_files(path)?.is_some_and(all_there) {
-            let problem = "the run's traces are not here any more: give `--traces`";
+            let problem = "the run's traces no longer exist: give `--traces`";
             return Err(Error::file(path, problem));
         }
         Ok(path.to_owned())
@@ -328,7 +328,7 @@ fn find_adapter(inputs: &RunInputs, scanned: &ModelNote) -> Result<Option<Adapte
     match (&inputs.adapter, &scanned.adapter) {
         (None, None) => Ok(None),
         (Some(_), None) => {
-            let problem = "--adapter: the run's model had no adapter, and is explained as it was";
+            let problem = "--adapter: the run's model had no adapter and is explained without one";
             Err(Error::Request(problem.to_owned()))
         }
         (Some(name), Some(_)) => AdapterSource::find(name).map(Some),

@@ -183,7 +183,7 @@ impl<'a> Scan<'a> {
     pub fn run(self) -> Result<Run> {
         let files = self.model.files();
         if self.resume && self.traces.are_piped()? {
-            let problem = "a run from standard input cannot be resumed; expected traces of a file";
+            let problem = "a run from standard input cannot be resumed; expected traces in a file";
             return Err(Error::Request(problem.to_owned()));
         }
         let remarks = files.scan_remarks(self.traces, &self.options)?;

@@ -170,7 +170,7 @@ impl<B: Backend> Engine<B> {
         let pending = self.pending();
         if pending > 0 {
             return Err(Error::Request(format!(
-                "the engine has {pending} requests; expected none, they are submitted to the handle"
+                "the engine has {pending} requests; expected none: submit them to the handle"
             )));
         }
         let (commands, inbox) = channel();

@@ -48,7 +48,7 @@ impl EngineOptions {
         match self.gamma {
             Gamma::Fixed(0) => return refuse("gamma is 0; expected at least 1"),
             Gamma::Adaptive(GammaLimits { start, max }) if start == 0 || max < start => {
-                return refuse("gamma must start at 1 or more and at most at its largest value");
+                return refuse("the first gamma must be at least 1 and at most the largest one");
             }
             _ => {}
         }

@@ -56,8 +56,8 @@ impl Rules {
         }
         if prompt.len() >= longest {
             return refuse(format!(
-                "has {} tokens; expected fewer than {longest}, the target's context or what the \
-                 key/value cache may hold",
+                "has {} tokens; expected fewer than {longest}, the target's context or the \
+                 size of the key/value cache",
                 prompt.len()
             ));
         }

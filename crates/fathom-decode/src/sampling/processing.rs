@@ -44,7 +44,8 @@ impl Processing {
             ends.dedup();
             if ends.len() >= limit {
                 return Err(Error::Request(format!(
-                    "min-tokens is {min_tokens} and every token ends a text; expected one that does not"
+                    "min-tokens is {min_tokens} and every token ends a text; expected one that \
+                     does not"
                 )));
             }
         }

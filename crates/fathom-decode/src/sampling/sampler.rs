@@ -174,7 +174,7 @@ impl<'a> LogitsJudge<'a> {
         let logits: &'a [f32] = self.logits;
         let logits = logits.get(columns).ok_or_else(|| missing_row(row, rows()))?;
         let Some(history) = &mut self.history else {
-            let unprocessed = || Error::Request("penalties need the text they count".to_owned());
+            let unprocessed = || Error::Request("penalties need the text's history".to_owned());
             return if self.sampler.processes(0) { Err(unprocessed()) } else { Ok(logits.into()) };
         };
         history.truncate(self.position + row);
@@ -224,7 +224,7 @@ impl Judge for GreedyJudge<'_> {
 }
 
 fn missing_row(row: usize, rows: usize) -> Error {
-    Error::Request(format!("the target scored {rows} rows, and row {row} was to be judged"))
+    Error::Request(format!("row {row} cannot be judged: the target scored {rows} rows"))
 }
 
 /// Index of the largest of the first `limit` logits. Ties go to the lowest index.

@@ -147,7 +147,7 @@ impl SamplingArgs {
                 }));
             }
             base = recommended_params(recommended);
-            base.validate().map_err(|error| refuse(format!("what has no meaning: {error}")))?;
+            base.validate().map_err(|error| refuse(format!("invalid values: {error}")))?;
         }
         let params = self.over(base)?;
         params.validate()?;

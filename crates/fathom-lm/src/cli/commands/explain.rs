@@ -12,9 +12,9 @@ use crate::cli::progress::{self, StepBar};
 
 /// Explain the sinks of a run: how they form and what they do
 ///
-/// Runs the run's traces through its model again and writes RUN/explain/ANALYSIS.json for each
-/// analysis. Analyses share one pass over the traces; a message names what takes more. Results that
-/// are up to date are kept, so an interrupted explain continues where it stopped.
+/// Re-runs the run's traces through its model and writes RUN/explain/ANALYSIS.json for each
+/// analysis. Analyses share one pass over the traces; a message states what needs more passes.
+/// Results that are up to date are kept, so an interrupted explain continues where it stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \
@@ -35,7 +35,7 @@ pub struct Args {
     /// The run's traces, if they have moved since the scan
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
-    /// The most sinks for which vectors are kept or the model is run
+    /// Maximum number of sinks for which vectors are stored or the model is re-run
     #[arg(
         long,
         value_name = "N",
