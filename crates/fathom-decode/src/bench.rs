@@ -26,13 +26,13 @@ pub enum BenchProtocol {
     },
     /// To the end-of-text token, or `max_tokens`.
     Natural {
-        /// Most tokens of a text.
+        /// Maximum number of tokens of a text.
         max_tokens: usize,
     },
 }
 
 impl BenchProtocol {
-    /// Most tokens of a text with chunks of at most `max_gamma`.
+    /// Upper bound of the tokens of a text with chunks of at most `max_gamma`.
     pub fn reach(self, max_gamma: usize) -> usize {
         match self {
             BenchProtocol::Fixed { steps, ar_tokens } => {
@@ -42,7 +42,7 @@ impl BenchProtocol {
         }
     }
 
-    /// Most steps of a batch.
+    /// Maximum number of steps of a batch.
     fn steps(self, mode: ModeChoice) -> usize {
         match self {
             BenchProtocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => {

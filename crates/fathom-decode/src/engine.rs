@@ -184,7 +184,7 @@ impl<B: Backend> Engine<B> {
         ticket
     }
 
-    /// Drops a request in any state, without further updates. No effect if it has ended.
+    /// Cancels a request in any state. It gets no further updates. No effect if it has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|slot| slot.ticket != ticket);
         for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
@@ -194,7 +194,7 @@ impl<B: Backend> Engine<B> {
         self.release_where(|slot| slot.ticket == ticket);
     }
 
-    /// Drops all requests.
+    /// Cancels all requests.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
         self.prefilling.iter().for_each(|slot| self.forget_in_draft(slot.number));

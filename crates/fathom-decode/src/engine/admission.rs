@@ -1,5 +1,4 @@
-//! Membership of the batch: admission by cache room, prefill, and preemption when the caches are
-//! full.
+//! Admission to the batch by free cache pages, prefill, and preemption when the caches are full.
 
 use std::time::Instant;
 

@@ -43,7 +43,7 @@ pub(super) struct DraftJob {
 /// The texts that the draft can follow. Others continue without drafts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DraftLimits {
-    /// The draft's context length: most input tokens.
+    /// The draft's context length: its maximum number of input tokens.
     pub context: usize,
     /// Ids ≥ `vocab` are not inputs of the draft and never drafted.
     pub vocab: usize,

@@ -29,10 +29,10 @@ pub struct EngineOptions {
     pub mode: ModeChoice,
     /// The length of a chunk of drafts.
     pub gamma: Gamma,
-    /// Most requests in the batch, at least 1.
+    /// Maximum number of requests in the batch, at least 1.
     pub batch_size: usize,
-    /// Most pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value caches of all
-    /// running requests together, in each model. At least 1.
+    /// Maximum number of pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value
+    /// caches of all running requests together, in each model. At least 1.
     pub kv_pages: usize,
     /// Size of the vocabulary. Ids ≥ `vocab` are padding of the target's logits.
     pub vocab: usize,

@@ -25,7 +25,7 @@ impl Tickets {
 pub(super) struct Rules {
     /// Ids < `vocab` are tokens.
     pub vocab: usize,
-    /// Most tokens of prompt and text together.
+    /// Maximum number of tokens of prompt and text together.
     pub longest: usize,
     pub tickets: Tickets,
 }

@@ -107,7 +107,7 @@ impl<B: Backend> Slot<B> {
         &tokens[..tokens.len().saturating_sub(1)]
     }
 
-    /// The next tokens to prefill, at most `most`.
+    /// The next tokens to prefill, at most `most` of them.
     pub fn unfilled(&self, most: usize) -> &[u32] {
         let filled = self.sequence.as_ref().map_or(0, Sequence::len);
         let rest = self.prefix().get(filled..).unwrap_or_default();
@@ -151,8 +151,8 @@ impl<B: Backend> Slot<B> {
         DraftItem { slot, planned_len, keep, tail, gamma, sampler }
     }
 
-    /// Most drafts after the text: limited by the remaining tokens of the text and by the draft's
-    /// context, which need not hold the last draft.
+    /// Maximum number of drafts after the text: limited by the remaining tokens of the text and by
+    /// the draft's context, which need not hold the last draft.
     fn room(&self) -> usize {
         let draftable = match self.limits {
             Some(limits) if self.speculates => limits.context + 1 - self.text.tokens().len(),

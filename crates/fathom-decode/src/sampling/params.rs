@@ -44,7 +44,7 @@ pub struct SamplingParams {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Key of the random numbers, with the request's number and the token's position.
     pub seed: u64,
-    /// Most tokens to generate.
+    /// Maximum number of tokens to generate.
     pub max_tokens: usize,
     /// No end-of-text token, stop token or stop string ends a text of fewer tokens.
     pub min_tokens: usize,

@@ -98,7 +98,7 @@ impl Sampler {
     /// The draft's token for `position`, from its processed logits there.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn draft(&self, logits: &[f32], position: usize) -> Result<Drafted> {
         if self.params.is_greedy() {
             return Ok(Drafted { token: argmax(logits, self.limit)?, q: None });
@@ -111,7 +111,7 @@ impl Sampler {
     /// The target's own token for `position`, from its processed logits there.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn sample(&self, logits: &[f32], position: usize) -> Result<u32> {
         if self.params.is_greedy() {
             return argmax(logits, self.limit);
@@ -124,7 +124,7 @@ impl Sampler {
     /// exact speculative sampling: the resulting token is distributed as p.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn judge(&self, logits: &[f32], draft: &Drafted, position: usize) -> Result<Verdict> {
         if self.params.is_greedy() {
             let best = argmax(logits, self.limit)?;

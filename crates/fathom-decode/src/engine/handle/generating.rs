@@ -12,7 +12,7 @@ use crate::engine::{Ticket, Update};
 ///
 /// The last update has [`Update::done`]. A failed request ends with its error, a cancelled one ends
 /// without either. Unread updates are queued without limit, so a slow reader delays no other
-/// request and costs the memory of its own tokens.
+/// request and costs only the memory of its own tokens.
 ///
 /// Dropping it cancels the request, if it has not ended.
 #[derive(Debug)]

@@ -51,7 +51,7 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// The analyses asked for: a flag for each in the list of `fathom-sinks`, all if none is given.
+/// The requested analyses: one flag for each of [`Analysis::ALL`]. Without flags, all of them.
 #[derive(Debug)]
 struct Analyses(Vec<Analysis>);
 
@@ -104,7 +104,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     print(&run, &explain.findings()?, output, out)
 }
 
-/// Prints the file of each analysis, and what it found.
+/// Prints the file and the finding of each analysis.
 fn print(
     run: &Run,
     found: &[Explained],
