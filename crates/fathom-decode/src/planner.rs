@@ -42,7 +42,8 @@ impl Planner {
     /// The mode of the next step, and γ (0 for `ar`).
     ///
     /// `runs` holds the length in tokens of the current run of each sequence that speculates, and
-    /// `phases` their PEARL phases. `plain` more sequences in the batch have no drafts.
+    /// `phases` their PEARL phases. `plain` is the number of other sequences in the batch, which
+    /// have no drafts.
     pub fn plan(
         &mut self,
         choice: ModeChoice,
