@@ -1,8 +1,9 @@
-//! Compares greedy texts of every mode, batch size and γ, over several thread splits and both
-//! precisions, with plain decoding token by token, on the prompts of four benchmarks.
+//! Checks that greedy texts equal those of plain decoding, token for token, for every mode, several
+//! batch sizes, γ and thread splits, and both precisions, on the prompts of four benchmarks.
 //!
 //! ```text
-//! cargo run --release -p fathom-decode --example lossless -- TARGET DRAFT DATA [PROMPTS_PER_BENCHMARK] [TOKENS] [TAIL]
+//! cargo run --release -p fathom-decode --example lossless -- \
+//!     TARGET DRAFT DATA [PROMPTS_PER_BENCHMARK] [TOKENS] [TAIL]
 //! ```
 //!
 //! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. The last TAIL tokens of
@@ -29,7 +30,7 @@ const MODES: [ModeChoice; 3] =
     [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto];
 const BATCHES: [usize; 3] = [1, 4, 16];
 const GAMMAS: [Option<usize>; 5] = [Some(1), Some(2), Some(5), Some(9), None];
-/// Threads of target and draft.
+/// (target, draft) threads of a model that runs alone.
 const SPLITS: [(usize, usize); 3] = [(1, 1), (2, 1), (1, 2)];
 
 fn main() -> ExitCode {

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A sweep times one pass of the target over 1, 2, 4, 8 and 16 tokens of every sequence, and the
-//! draft drafting one token for every sequence, for BATCH sequences. Each line is one sweep in
-//! microseconds: the batch size, whether both models run at the same time, the drafted token, the
-//! five passes.
+//! draft drafting one token for every sequence, for BATCH sequences. Each line is one sweep: the
+//! batch size, whether both models run at the same time, and the microseconds of the drafted token
+//! and of the five passes.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,9 +23,9 @@ use fathom_model::{Error, LogitRows, Result, Sequence, SequenceOptions, Step, Tr
 
 /// Tokens of each sequence that a pass of the target scores.
 const ROWS: [usize; 5] = [1, 2, 4, 8, 16];
-/// Tokens in the caches.
+/// Tokens in each sequence's cache before a measured pass.
 const CONTEXT: usize = 128;
-/// Tokens of the vocabulary that are fed.
+/// Fed token ids are below this.
 const IDS: u32 = 1000;
 
 fn main() -> ExitCode {
@@ -145,7 +145,8 @@ fn tokens(index: usize, len: usize) -> Vec<u32> {
     (0..len as u32).map(|at| philox4x32([at, 0, 0, 0], [index as u32, 0])[0] % IDS).collect()
 }
 
-/// Seconds of a pass over `rows` tokens of every sequence, which is then truncated again.
+/// Seconds of a pass over `rows` tokens of every sequence. Truncates the sequences to [`CONTEXT`]
+/// afterwards.
 fn seconds_of_pass(
     model: &Transformer<Cpu>,
     sequences: &mut [Sequence<Cpu>],

@@ -19,20 +19,20 @@ pub enum BenchProtocol {
     /// The published benchmark's protocol: end-of-text tokens are ignored, so that no sequence
     /// leaves its batch early.
     Fixed {
-        /// Steps of the speculative modes.
+        /// Decoding steps of a batch in the speculative modes.
         steps: usize,
-        /// Tokens of `ar`.
+        /// Tokens of each text in `ar`.
         ar_tokens: usize,
     },
     /// To the end-of-text token, or `max_tokens`.
     Natural {
-        /// Most tokens of a text.
+        /// Maximum number of tokens of a text.
         max_tokens: usize,
     },
 }
 
 impl BenchProtocol {
-    /// Most tokens of a text with chunks of at most `max_gamma`.
+    /// Upper bound of the tokens of a text with chunks of at most `max_gamma`.
     pub fn reach(self, max_gamma: usize) -> usize {
         match self {
             BenchProtocol::Fixed { steps, ar_tokens } => {
@@ -42,7 +42,7 @@ impl BenchProtocol {
         }
     }
 
-    /// Most steps of a batch.
+    /// Maximum number of steps of a batch.
     fn steps(self, mode: ModeChoice) -> usize {
         match self {
             BenchProtocol::Fixed { ar_tokens, .. } if mode == ModeChoice::Always(Mode::Ar) => {
@@ -97,8 +97,8 @@ pub struct Plan<'p> {
     pub eos: Arc<[u32]>,
 }
 
-/// Steps of every mode before the first batch is measured: they touch memory and give the planner
-/// costs and acceptance.
+/// Unmeasured steps of every mode before the first batch. They fault in memory, and the planner
+/// measures costs and acceptance.
 const WARM_UP: BenchProtocol = BenchProtocol::Fixed { steps: 20, ar_tokens: 8 };
 
 impl Plan<'_> {
@@ -159,7 +159,7 @@ impl Plan<'_> {
         run: &mut BenchResult,
     ) -> Result<()> {
         if let BenchProtocol::Natural { .. } = self.protocol {
-            // Ended texts have left the batch: it is submitted again.
+            // Finished texts have left the batch, so the batch is submitted again.
             engine.cancel_all();
             self.prefill(engine, batch, self.protocol)?;
             return decode(engine, batch, self.protocol, run);

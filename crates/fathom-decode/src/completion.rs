@@ -28,7 +28,7 @@ pub struct EndRules {
     pub eos: Arc<[u32]>,
     /// Other tokens that end the text.
     pub stop_tokens: Arc<[u32]>,
-    /// Most tokens after the prompt.
+    /// Maximum number of tokens after the prompt.
     pub max_tokens: usize,
     /// Check for stop strings.
     pub stop: Option<StopCheck>,
@@ -59,7 +59,7 @@ impl Completion {
         &self.tokens[self.prompt_len..]
     }
 
-    /// Most tokens that can still be committed.
+    /// Maximum number of tokens that can still be committed.
     pub fn remaining(&self) -> usize {
         match self.finish {
             Some(_) => 0,

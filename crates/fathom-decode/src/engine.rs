@@ -4,8 +4,9 @@
 //! with its own pool. They exchange token ids over channels and share nothing else. Requests join
 //! and leave at any step.
 //!
-//! The accepted requests and their texts depend on the target alone. A text that the draft cannot
-//! follow continues without drafts, in any batch and mode.
+//! Which requests are valid depends on the target alone, and so do greedy texts and the
+//! distribution of sampled ones. A text that the draft cannot follow continues without drafts, in
+//! any batch and mode.
 
 mod admission;
 mod draft_worker;
@@ -84,7 +85,7 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// ```
 pub struct Engine<B: Backend> {
     target: Arc<Transformer<B>>,
-    /// The thread that runs the steps.
+    /// The thread that the target's backend is attached to: the one that ran the last step.
     driver: Option<ThreadId>,
     draft: Option<DraftWorker>,
     options: EngineOptions,
@@ -103,7 +104,7 @@ impl<B: Backend> Engine<B> {
     /// vocabulary ([`crate::shared_vocabulary`]).
     ///
     /// The vocabulary and the context are the target's. A text that exceeds the draft's vocabulary
-    /// or context continues without drafts and is the same text.
+    /// or context continues without drafts.
     ///
     /// # Errors
     /// Invalid options, a missing draft, or a thread that cannot be started.
@@ -132,7 +133,8 @@ impl<B: Backend> Engine<B> {
         }
         if options.vocab > vocab {
             return Err(Error::Request(format!(
-                "the vocabulary has {} tokens; expected at most {vocab}, the rows of the target's logits",
+                "the vocabulary has {} tokens; expected at most {vocab}, the width of the target's \
+                 logits",
                 options.vocab
             )));
         }
@@ -182,7 +184,7 @@ impl<B: Backend> Engine<B> {
         ticket
     }
 
-    /// Drops a request in any state, without further updates. No effect if it has ended.
+    /// Cancels a request in any state. It gets no further updates. No effect if it has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|slot| slot.ticket != ticket);
         for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
@@ -192,7 +194,7 @@ impl<B: Backend> Engine<B> {
         self.release_where(|slot| slot.ticket == ticket);
     }
 
-    /// Drops all requests.
+    /// Cancels all requests.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
         self.prefilling.iter().for_each(|slot| self.forget_in_draft(slot.number));
@@ -217,7 +219,7 @@ impl<B: Backend> Engine<B> {
         &self.options
     }
 
-    /// Changes the decoding mode from the next step on. Texts do not depend on it.
+    /// Changes the decoding mode from the next step on. Greedy texts do not depend on it.
     ///
     /// # Errors
     /// See [`Engine::configure`].
@@ -225,9 +227,9 @@ impl<B: Backend> Engine<B> {
         self.configure(EngineOptions { mode, ..self.options })
     }
 
-    /// Changes the options from the next step on. Texts do not depend on it, and the planner keeps
-    /// its measurements. The next steps bring caches within the new limits. Queued requests keep
-    /// the limits they were submitted under.
+    /// Changes the options from the next step on. Greedy texts do not depend on them, and the
+    /// planner keeps its measurements. The next steps bring caches within the new limits. Queued
+    /// requests keep the limits they were submitted under.
     ///
     /// # Errors
     /// Invalid options, or a mode that needs a missing draft.
@@ -253,7 +255,7 @@ impl<B: Backend> Engine<B> {
         std::mem::replace(&mut self.metrics, metrics)
     }
 
-    /// Mean accepted tokens so far of a running request.
+    /// The mean accepted tokens (MAT) of a running request so far.
     pub fn mat(&self, ticket: Ticket) -> Option<f64> {
         self.running.iter().find(|slot| slot.ticket == ticket)?.runs.mean()
     }
@@ -288,7 +290,7 @@ impl<B: Backend> Engine<B> {
         self.preempt();
         let (mode, gamma) = self.plan();
         self.target.backend().set_co_running(mode == Mode::Pearl);
-        // `work`: seconds in the models, without their overlap.
+        // `work`: seconds in the models. Time in which both run counts once.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {
                 let (scores, scoring) = self.score(mode, None)?;

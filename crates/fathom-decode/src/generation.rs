@@ -164,8 +164,7 @@ impl<B: Backend> Generator<B> {
         }
     }
 
-    /// The same generator, with a watcher for every text that has not started: the one that `watch`
-    /// returns for its task.
+    /// Adds a watcher to every text that has not started. `watch` creates it from the text's task.
     pub fn watched_by(
         mut self,
         watch: impl FnMut(&Task) -> Box<dyn Watcher> + Send + 'static,
@@ -189,7 +188,7 @@ impl<B: Backend> Generator<B> {
     /// # Errors
     /// A prompt that the engine rejects, or a failure of either model.
     pub fn step(&mut self) -> Result<Vec<Piece>> {
-        // A full batch is enough: more tasks need not wait in the engine.
+        // Submit only as many tasks as fit in the batch. The others wait here.
         while self.engine.pending() < self.engine.options().batch_size {
             let Some(task) = self.waiting.pop_front() else { break };
             self.submit(task)?;

@@ -42,7 +42,8 @@ impl Planner {
     /// The mode of the next step, and γ (0 for `ar`).
     ///
     /// `runs` holds the length in tokens of the current run of each sequence that speculates, and
-    /// `phases` their PEARL phases. `plain` more sequences in the batch have no drafts.
+    /// `phases` their PEARL phases. `plain` is the number of other sequences in the batch, which
+    /// have no drafts.
     pub fn plan(
         &mut self,
         choice: ModeChoice,
@@ -113,7 +114,7 @@ mod tests {
         }
     }
 
-    /// Log-normal factor with median 1 and standard deviation `share`.
+    /// Approximately log-normal factor with median 1. Its logarithm has standard deviation `share`.
     fn noise(rng: &RequestRng, at: usize, share: f64) -> f64 {
         let centred = |purpose| rng.uniform(at, purpose) - 0.5;
         // The sum of two uniform numbers has variance 1/6.

@@ -45,8 +45,9 @@ pub struct Prediction {
     pub acceptance: f64,
     /// Tokens per step of the simulation with this γ and acceptance.
     pub predicted: f64,
-    /// Samples in complete batches of the benchmark's prompts (their number is that at batch size
-    /// 1), if it differs from the number of samples of the autoregressive row.
+    /// Number of samples in complete batches of the benchmark's prompts, if it differs from
+    /// [`PublishedRow::samples`]. The benchmark has as many prompts as its row at batch size 1 has
+    /// samples.
     pub batch_samples: Option<usize>,
 }
 
@@ -56,7 +57,8 @@ impl Prediction {
         self.predicted / self.row.tokens_per_step - 1.0
     }
 
-    /// The error if PEARL ran on [`Prediction::batch_samples`], else [`Prediction::error`].
+    /// The error under the assumption that PEARL ran on [`Prediction::batch_samples`]. Without
+    /// them, [`Prediction::error`].
     pub fn error_on_complete_batches(&self) -> f64 {
         let samples = self.batch_samples.unwrap_or(self.row.samples);
         let published = self.row.tokens_per_step * self.row.samples as f64 / samples as f64;
@@ -138,8 +140,8 @@ fn cells(line: &str) -> Vec<&str> {
 /// Predicts every row from its MAT and one γ per model pair, the γ with the least mean absolute
 /// error over the pair's rows.
 ///
-/// Drafts are accepted independently with one probability per row, at which the simulated protocol
-/// (100 steps per sample) has the row's MAT.
+/// Drafts are accepted independently, with one probability per row: the one at which the simulated
+/// protocol (100 steps per sample) has the row's MAT.
 ///
 /// # Errors
 /// Errors of the state machines.

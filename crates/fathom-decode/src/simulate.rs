@@ -25,8 +25,8 @@ pub struct Protocol {
 pub struct Simulated {
     /// Verified tokens per step of a sequence, without the first token.
     pub tokens_per_step: f64,
-    /// The same by the published benchmark's count: with the first token, and with the drafts that
-    /// are pending after the last step.
+    /// Tokens per step as the published benchmark counts them: including the first token and the
+    /// drafts that are pending after the last step.
     pub published_tokens_per_step: f64,
     /// Mean accepted tokens: mean run length of each sequence, averaged over sequences.
     pub mat: f64,
@@ -104,8 +104,8 @@ impl Simulation {
     }
 }
 
-/// Simulates `protocol`. Every draft is accepted with probability `acceptance`, independently, and
-/// every step costs its own work.
+/// Simulates `protocol`. Every draft is accepted independently with probability `acceptance`. A
+/// step costs what `costs` states for its mode, γ and rows.
 ///
 /// # Errors
 /// Errors of the state machines.
@@ -149,8 +149,9 @@ pub fn run(
     })
 }
 
-/// The drafted token, and the target's own token.
+/// The token of every draft.
 const DRAFTED: u32 = 0;
+/// The target's own token, after a rejected draft or without a draft.
 const CORRECTED: u32 = 1;
 
 /// A target that accepts each draft with the same probability.

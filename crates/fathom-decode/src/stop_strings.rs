@@ -17,7 +17,7 @@ pub struct StopStrings {
     stops: Vec<String>,
     /// Text held back.
     held: String,
-    /// Length in bytes of the start of `held` within which complete stop strings are ignored.
+    /// Stop strings that end within the first `exempt` bytes of `held` are ignored.
     exempt: usize,
     stopped: bool,
 }
@@ -78,8 +78,8 @@ impl StopStrings {
     }
 }
 
-/// Start of the stop string that is complete first after the first `exempt` bytes. Of two that are
-/// complete at the same byte, the longer one.
+/// Start of the stop string that ends first, of those that end after byte `exempt`. Of two that end
+/// at the same byte, the longer one.
 fn first_stop(text: &str, exempt: usize, stops: &[String]) -> Option<usize> {
     let found = stops.iter().filter_map(|stop| {
         let mut from = (exempt + 1).saturating_sub(stop.len());
@@ -166,7 +166,8 @@ mod tests {
         }
     }
 
-    /// `béb` starts first, but `é` is complete first. Reading further would depend on the pieces.
+    /// `béb` starts first, but `é` ends first. If the check waited for `béb`, the result would
+    /// depend on how the text is divided into pieces.
     #[test]
     fn the_stop_string_that_is_complete_first_counts() {
         for pieces in [vec!["bbéb"], vec!["bb", "é", "b"]] {

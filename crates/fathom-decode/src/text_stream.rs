@@ -28,7 +28,7 @@ use crate::{SamplingParams, StopCheck, StopStrings};
 pub struct TextStream {
     decode: DecodeStream,
     stops: StopStrings,
-    /// Number of next tokens in whose text stop strings are ignored.
+    /// Number of further tokens in whose text stop strings are ignored.
     exempt: usize,
 }
 

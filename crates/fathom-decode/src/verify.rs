@@ -39,7 +39,7 @@ pub struct Outcome {
     pub accepted: usize,
     /// Tokens committed: accepted drafts, and the target's own token if there is one.
     pub committed: usize,
-    /// Drafts that did not become text.
+    /// Drafts that did not become text. Set by the modes: [`verify`] leaves it 0.
     pub wasted: usize,
     /// Whether this step ends a run: a draft was rejected, or there was none.
     pub ends_run: bool,

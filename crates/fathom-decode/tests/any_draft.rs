@@ -1,8 +1,8 @@
 //! A draft changes neither the tokens of a text nor where and why it ends.
 //!
-//! Random drafts are compared with plain decoding without a draft in every mode: contexts from one
-//! token up, truncated or padded logits, other rotary scalings, end-of-text ids, weights and
-//! precisions, and logits that are not numbers.
+//! Every mode is compared with plain decoding, with random draft models: contexts from one token
+//! up, truncated or padded logits, other rotary scalings, end-of-text ids, weights and precisions,
+//! and logits that are not numbers.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -28,7 +28,7 @@ struct Base {
     /// Width of its logits. The last few are padding.
     rows: usize,
     hidden: usize,
-    /// Pairs of rotated components.
+    /// Number of rotated pairs of components per head.
     pairs: usize,
 }
 
@@ -382,8 +382,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// In PEARL, sampled text does not depend on γ and the batch, because draws are keyed by
-    /// position, and where drafting stops depends on the text alone.
+    /// In PEARL, sampled text does not depend on γ or on the batch: draws are keyed by position,
+    /// and where drafting stops depends on the text alone.
     #[test]
     fn where_drafting_stops_depends_on_the_text_alone(case in prop_oneof![case(LLAMA), case(PHI)]) {
         let pearl = |gamma, batch_size| {

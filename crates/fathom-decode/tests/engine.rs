@@ -1,5 +1,5 @@
-//! The engine over real checkpoints: the goldens' own continuations, made by HuggingFace, in every
-//! mode.
+//! The engine on the golden checkpoints: every mode returns the continuations that HuggingFace
+//! computed.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
@@ -56,7 +56,7 @@ fn length(max_tokens: usize) -> SamplingParams {
     SamplingParams { max_tokens, ..SamplingParams::default() }
 }
 
-/// Runs an engine dry: the texts by request, and how each ended.
+/// Runs an engine until no request is pending. Returns the texts by request, and how each ended.
 fn run(engine: &mut Engine<Cpu>) -> HashMap<u64, (Vec<u32>, Done)> {
     let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
     let mut done = HashMap::new();

@@ -18,9 +18,10 @@ use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Error, Transformer};
 
-/// A CPU on which a pass fails after a number of passes.
+/// A CPU on which every pass fails after the first few.
 struct Failing {
     cpu: Cpu,
+    /// Passes that still succeed.
     passes: AtomicUsize,
     /// Panic instead of returning an error.
     panics: bool,
@@ -33,7 +34,7 @@ impl Failing {
     }
 }
 
-/// Writes methods that delegate to the CPU.
+/// Defines methods that delegate to the CPU.
 macro_rules! as_the_cpu_does {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $result:ty)?;)*) => {$(
         fn $name(&self, $($arg: $ty),*) $(-> $result)? {
@@ -145,8 +146,8 @@ impl Backend for Failing {
     }
 }
 
-/// Decodes until a failure and checks that the engine is gone afterwards. Returns the message of
-/// the error or panic.
+/// Decodes until a failure, then drops the engine. Returns the message of the error or panic.
+/// Panics if decoding and dropping take longer than 60 s.
 fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) -> String {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");
     let load = |passes| Transformer::load(&dir, Failing::after(passes, panics)).unwrap();

@@ -115,7 +115,7 @@ fn failure(of_target: bool, at: u64, failure: Failure) -> Option<String> {
 
 #[test]
 fn a_failure_at_any_operation_of_either_model_ends_the_run_with_one_sentence() {
-    // Number of operations of loading, as the lower bound of a run.
+    // Number of operations that loading needs. A run needs more.
     let loading = load("llama3.2", Foreign::new(cpu(Precision::F32))).unwrap();
     let loading = loading.backend().operations();
     let mut failed = 0;

@@ -22,7 +22,7 @@ struct Case {
     params: SamplingParams,
 }
 
-/// The toy's logits are a few units wide, so these parameters change many choices.
+/// The toy's logits are between -2 and 2, so these parameters change many choices.
 fn params() -> impl Strategy<Value = SamplingParams> {
     (
         prop_oneof![Just(1.0), 1.0..3.0_f32, 0.5..1.0_f32],
@@ -130,7 +130,7 @@ fn penalised(case: &Case, mut logits: Vec<f32>, text: &[u32]) -> Vec<f32> {
     logits
 }
 
-/// All modes, with every fixed γ and with a changing one, give the expected tokens.
+/// Checks that all modes return `expected`, with fixed γ and with γ that changes at every step.
 fn every_mode_gives(case: &Case, schedule: u32, expected: &[u32]) -> Result<(), TestCaseError> {
     let (ar, finish) = generate(case, Mode::Ar, |_| 1);
     prop_assert_eq!(&ar, expected);
@@ -167,7 +167,7 @@ proptest! {
     }
 }
 
-/// Every end condition is met within a PEARL chunk, and the text stops exactly there.
+/// Every end condition occurs inside a PEARL chunk, and the text ends exactly there.
 #[test]
 fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
     let base = Case {

@@ -48,7 +48,8 @@ proptest! {
         }
         streamed.push_str(&stream.finish().unwrap());
 
-        // The text contains the stop string from the token that completes it on, not earlier.
+        // The text before the last token contains no stop string: the check stops as soon as one is
+        // complete.
         let whole = tokenizer.decode(&taken).unwrap();
         let cut = stops.iter().filter_map(|stop| whole.find(stop).map(|at| (at + stop.len(), at)));
         let cut = cut.min().map_or(whole.len(), |(_, start)| start);
@@ -72,7 +73,7 @@ fn a_stop_string_is_found_before_the_next_character_is_complete() {
 }
 
 /// Stop strings complete within the first `min_tokens` are ignored by both the check and the text.
-/// One completed by the next token counts, wherever it starts.
+/// One that a later token completes counts, wherever it starts.
 #[test]
 fn stop_strings_wait_for_min_tokens() {
     let tokenizer = tokenizer();

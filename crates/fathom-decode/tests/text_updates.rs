@@ -51,7 +51,7 @@ fn request(tokenizer: &Tokenizer, prompt: usize, params: &SamplingParams) -> Req
     }
 }
 
-/// A high temperature: characters are spread over tokens.
+/// A high temperature, so that many characters are spread over several tokens.
 fn hot() -> SamplingParams {
     SamplingParams { temperature: 1.5, seed: 3, max_tokens: 120, ..SamplingParams::default() }
 }

@@ -162,8 +162,8 @@ fn extreme_penalties_keep_logits_finite() {
     }
 }
 
-/// Without penalties, bias or min-tokens there is no history and no processing. Min-tokens ends by
-/// itself.
+/// Without penalties, bias or min-tokens there is no history and no processing. Processing for
+/// min-tokens stops once the text is long enough.
 #[test]
 fn no_history_is_needed_without_processing() {
     let sampler = |params| Sampler::new(params, 0, 9).unwrap().with_eos(&[2]).unwrap();

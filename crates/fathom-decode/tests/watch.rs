@@ -134,7 +134,7 @@ fn write<B: Backend>(
     all
 }
 
-/// A pass over the finished text.
+/// Probes one pass over the finished text with `watcher`.
 fn expected<B: Backend>(model: &Transformer<B>, tokens: &[u32], watcher: &mut dyn Probe) {
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let mut step = [Step { sequence: &mut sequence, tokens, logits: LogitRows::None }];

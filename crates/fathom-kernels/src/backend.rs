@@ -14,7 +14,7 @@ use crate::memory::{Rows, Vector};
 use crate::ops::{activation, norm, rope, rows as row_ops};
 
 impl Cpu {
-    /// Tokens per block of the paged KV cache.
+    /// Tokens per page of the KV cache.
     pub const KV_PAGE: usize = attention::BLOCK;
 }
 

@@ -86,9 +86,10 @@ fn multiply_adds<const BF16: bool>(cpu: &Cpu) -> f64 {
     (cpu.threads() * STEPS * accumulators * lanes * per_lane) as f64
 }
 
-/// Independent accumulators with 32 registers of 512 bits, and elsewhere: more than latency times
-/// number of units (six cycles times two for `vdpbf16ps`), fewer than registers.
+/// Number of independent accumulators with 32 registers of 512 bits: more than latency times number
+/// of units (six cycles times two for `vdpbf16ps`), fewer than registers.
 const ACCUMULATORS_512: usize = 16;
+/// The same with 16 registers.
 const ACCUMULATORS: usize = 12;
 
 struct MultiplyAdds<const BF16: bool> {

@@ -100,7 +100,8 @@ proptest! {
 
 #[test]
 fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
-    // In a positive row every tenth column is equally large, and the largest; some columns are NaN.
+    // For a row of positive x, columns 7, 17, 27, … are equally large, column 18 is infinite, and
+    // column 3 is NaN.
     let (n, k) = (20_000, 64);
     let mut values: Vec<f32> =
         (0..n * k).map(|i| if i / k % 10 == 7 { 1.0 } else { 0.5 }).collect();
@@ -113,8 +114,7 @@ fn the_lowest_of_equally_likely_tokens_wins_and_nan_never_does() {
         let x = rows_of(&cpu, &x, k);
         for limit in [1, 8, 18, n] {
             let want = cpu.argmax(&product(&cpu, &w, &x), limit).unwrap();
-            // A row of NaN yields only NaN, so token 0 is chosen. The other results follow from the
-            // weights.
+            // A row of NaN has only NaN results, so column 0 is chosen.
             let first = if limit > 18 {
                 18
             } else if limit > 7 {

@@ -114,7 +114,7 @@ fn attention_is_the_same_in_any_chunks_and_threads() {
     }
 }
 
-/// Keys per KV split: see `attention/attend.rs`.
+/// Keys per KV split, as in `src/attention/queries.rs`.
 const KV_SPLIT: usize = 512;
 
 #[test]

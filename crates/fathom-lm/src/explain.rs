@@ -63,7 +63,8 @@ pub fn explain(
     explanation.findings()
 }
 
-/// The places of a run's model and traces, for those that have moved since the scan.
+/// Where a run's model and traces are, if they have moved since the scan. `None`: where the run
+/// recorded them.
 #[derive(Clone, Debug, Default)]
 pub struct RunInputs {
     /// The model: a directory or a hub id.
@@ -76,7 +77,7 @@ pub struct RunInputs {
     pub threads: Option<usize>,
 }
 
-/// An explanation in single steps; [`explain`] does all of them.
+/// An explanation, step by step. [`explain`] runs all steps.
 ///
 /// ```
 /// # let dir = tempfile::tempdir().unwrap();
@@ -92,7 +93,7 @@ pub struct RunInputs {
 /// assert_eq!(explain.left(), [Analysis::Entropy]);
 /// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
 ///
-/// // The run knows where its model and its traces are; `RunInputs` names those that have moved.
+/// // The run records where its model and traces are. `RunInputs` is for those that have moved.
 /// explain.run(&RunInputs::default(), &mut ())?;
 /// assert!(explain.findings()?[0].finding.contains("nats"));
 /// // The result is up to date: same run, options and version.
@@ -106,7 +107,7 @@ pub struct Explain<'a> {
 }
 
 impl<'a> Explain<'a> {
-    /// Finds out which of the analyses are still to do.
+    /// Determines which of the analyses have no up-to-date result.
     ///
     /// # Errors
     /// Detections that cannot be read.
@@ -119,18 +120,18 @@ impl<'a> Explain<'a> {
         Ok(Explain { run, asked: analyses.to_vec(), explanation })
     }
 
-    /// The analyses that are still to do.
+    /// The analyses that remain to be run.
     pub fn left(&self) -> &[Analysis] {
         self.explanation.analyses()
     }
 
-    /// The passes they take, in words.
+    /// The passes that the remaining analyses need, in words.
     pub fn cost(&self) -> String {
         self.explanation.cost()
     }
 
-    /// Does these analyses with the model and the traces that the run names, or those of `inputs`.
-    /// They are loaded only if an analysis needs them.
+    /// Runs the remaining analyses, with the model and traces that the run records or those in
+    /// `inputs`. Both are loaded only if an analysis needs them.
     ///
     /// # Errors
     /// A model or traces that are missing or are not those of the run; a pass that fails; a result
@@ -150,8 +151,8 @@ impl<'a> Explain<'a> {
         self.pass(&model, &traces, progress)
     }
 
-    /// Does these analyses with a loaded model, and the traces that the run names or those of
-    /// `inputs`.
+    /// Runs the remaining analyses with a loaded model, and the traces that the run records or
+    /// those in `inputs`.
     ///
     /// # Errors
     /// As [`Explain::run`].
@@ -170,7 +171,7 @@ impl<'a> Explain<'a> {
         self.with_model(model, &traces, progress)
     }
 
-    /// Does these analyses with a loaded model and loaded traces.
+    /// Runs the remaining analyses with a loaded model and loaded traces.
     ///
     /// # Errors
     /// As [`Explain::run`].
@@ -200,7 +201,7 @@ impl<'a> Explain<'a> {
         self.pass(model, traces, progress)
     }
 
-    /// What the analyses that were asked for found.
+    /// The findings of all requested analyses.
     ///
     /// # Errors
     /// A result that cannot be read.
@@ -247,7 +248,7 @@ impl<'a> Explain<'a> {
         }
     }
 
-    /// Finds the run's model.
+    /// The location of the run's model and adapter, or of those in `inputs`.
     fn find_model(&self, inputs: &RunInputs) -> Result<ModelSource> {
         let scanned = &self.run.manifest().model;
         let name = inputs.model.as_deref().unwrap_or(&scanned.id);
@@ -273,7 +274,7 @@ impl<'a> Explain<'a> {
             .cpu(CpuOptions { precision, threads: inputs.threads, isa: None })
     }
 
-    /// Finds the run's traces.
+    /// The path of the run's traces, or of those in `inputs`. Recorded files must still exist.
     fn find_traces(&self, inputs: &RunInputs) -> Result<PathBuf> {
         if let Some(traces) = &inputs.traces {
             return Ok(traces.clone());
@@ -284,15 +285,15 @@ impl<'a> Explain<'a> {
             let problem = match scanned.file == IN_MEMORY {
                 true => "the run's traces were in memory: give the traces themselves",
                 false => {
-                    "the run's traces came from standard input, and are gone: it cannot be \
-                     explained"
+                    "the run's traces came from standard input and were not stored: the run cannot \
+                     be explained"
                 }
             };
             return Err(Error::Request(problem.to_owned()));
         }
         let all_there = |files: Vec<PathBuf>| files.iter().all(|file| file.exists());
         if !data_files(path)?.is_some_and(all_there) {
-            let problem = "the run's traces are not here any more: give `--traces`";
+            let problem = "the run's traces no longer exist: give `--traces`";
             return Err(Error::file(path, problem));
         }
         Ok(path.to_owned())
@@ -311,7 +312,7 @@ impl<'a> Explain<'a> {
     }
 }
 
-/// Loading as a step of an explanation.
+/// Reports the loading of a model as a step of an explanation.
 struct Loading<'a>(&'a mut dyn ExplainProgress);
 
 impl LoadProgress for Loading<'_> {
@@ -324,12 +325,12 @@ impl LoadProgress for Loading<'_> {
     }
 }
 
-/// Finds the run's adapter, if it had one.
+/// The location of the run's adapter, or of the one in `inputs`. `None` if the run had none.
 fn find_adapter(inputs: &RunInputs, scanned: &ModelNote) -> Result<Option<AdapterSource>> {
     match (&inputs.adapter, &scanned.adapter) {
         (None, None) => Ok(None),
         (Some(_), None) => {
-            let problem = "--adapter: the run's model had no adapter, and is explained as it was";
+            let problem = "--adapter: the run's model had no adapter and is explained without one";
             Err(Error::Request(problem.to_owned()))
         }
         (Some(name), Some(_)) => AdapterSource::find(name).map(Some),

@@ -21,11 +21,11 @@ pub use one_pass::{Pass, Ran};
 /// layer is `None` for all layers: `resid_post.*`, `blocks.*.hook_resid_post` or `resid_post`.
 ///
 /// ```
-/// use fathom_lm::{Site, parse_place};
+/// use fathom_lm::{Site, parse_site};
 ///
-/// assert_eq!(parse_place("blocks.3.hook_resid_post")?, (Site::ResidPost, Some(3)));
-/// assert_eq!(parse_place("mlp_out.*")?, (Site::MlpOut, None));
-/// let error = parse_place("mlp.3").unwrap_err().to_string();
+/// assert_eq!(parse_site("blocks.3.hook_resid_post")?, (Site::ResidPost, Some(3)));
+/// assert_eq!(parse_site("mlp_out.*")?, (Site::MlpOut, None));
+/// let error = parse_site("mlp.3").unwrap_err().to_string();
 /// assert!(error.contains("expected one of embed, resid_pre"), "{error}");
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```

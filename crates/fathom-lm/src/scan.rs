@@ -13,7 +13,7 @@ use crate::model::ModelFiles;
 use crate::traces::Traces;
 
 /// The result of a scan: a directory with a manifest, detections and tables; see
-/// [`fathom_sinks::RunDir`]. If the scan had no output directory, it is a temporary one, which is
+/// [`fathom_sinks::RunDir`]. A scan without an output directory writes to a temporary one, which is
 /// removed when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -183,7 +183,7 @@ impl<'a> Scan<'a> {
     pub fn run(self) -> Result<Run> {
         let files = self.model.files();
         if self.resume && self.traces.are_piped()? {
-            let problem = "a run from standard input cannot be resumed; expected traces of a file";
+            let problem = "a run from standard input cannot be resumed; expected traces in a file";
             return Err(Error::Request(problem.to_owned()));
         }
         let remarks = files.scan_remarks(self.traces, &self.options)?;

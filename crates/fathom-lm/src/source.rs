@@ -37,7 +37,7 @@ impl AdapterSource {
     /// Finds an adapter: a directory, or a hub id in the cache.
     ///
     /// # Errors
-    /// `name` is neither.
+    /// `name` is neither a directory nor a hub id in the cache.
     pub fn find(name: &str) -> Result<AdapterSource> {
         let dir = match Path::new(name).is_dir() {
             true => PathBuf::from(name),

@@ -47,8 +47,8 @@ pub struct Detections {
 }
 
 impl Detections {
-    /// The detections of a run, with their recorded classes or reclassified by the rules of
-    /// `preset`, in the phases chosen for its scan or in `phases`.
+    /// The detections of a run. `preset` reclassifies the sinks; `None` keeps their recorded
+    /// classes. `phases` selects the phases whose sinks count; `None`: as chosen for the scan.
     ///
     /// # Errors
     /// Detections that cannot be read; sinks that cannot be classified.
@@ -79,7 +79,7 @@ impl Detections {
         Ok(Detections { name: stem.into_owned(), rope_base: None, traces })
     }
 
-    /// The same with the sinks of these phases counted.
+    /// Selects the phases whose sinks count.
     pub fn counting(self, phases: Phases) -> Detections {
         let traces = self.traces.into_iter().map(|trace| trace.counting(phases)).collect();
         Detections { traces, ..self }

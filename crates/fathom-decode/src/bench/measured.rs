@@ -19,7 +19,7 @@ pub struct BenchResult {
     pub sequence_steps: usize,
     /// Mean γ of the steps.
     pub gamma: f64,
-    /// Mean accepted tokens: the mean run of each sequence, averaged over sequences.
+    /// Mean accepted tokens: the mean run length of each sequence, averaged over sequences.
     pub mat: f64,
     /// The tokens of every prompt's text.
     pub texts: Vec<Vec<u32>>,
@@ -60,8 +60,8 @@ impl BenchResult {
 
     /// The speedup over `ar` predicted by the simulator from the measured costs of a drafted token
     /// and of a target pass by its rows, the measured acceptance rate, and γ. A simulated step
-    /// costs the models' work in that step and nothing else. `None` without drafts, for `auto`, and
-    /// for texts that the draft could not follow to their end.
+    /// costs only the models' passes, not the engine's overhead. `None` without drafts, for `auto`,
+    /// and for texts that the draft could not follow to their end.
     ///
     /// # Errors
     /// See [`simulate::run`].

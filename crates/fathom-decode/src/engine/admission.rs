@@ -1,5 +1,4 @@
-//! Membership of the batch: admission by cache room, prefill, and preemption when the caches are
-//! full.
+//! Admission to the batch by free cache pages, prefill, and preemption when the caches are full.
 
 use std::time::Instant;
 
@@ -34,8 +33,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Prefills at most one chunk of tokens in both models, oldest requests first. The draft skips
-    /// texts that it cannot follow. Requests with only the last token missing from the caches, as
-    /// before every step, start running.
+    /// texts that it cannot follow. Requests whose caches lack only the last token start running:
+    /// the first step feeds that token.
     pub(super) fn prefill_chunk(&mut self) -> Result<()> {
         let start = Instant::now();
         let mut room = PREFILL_CHUNK;

@@ -14,8 +14,9 @@ use fathom_model::{
 use super::scores::PassScores;
 use crate::{Drafted, History, Proposal, Sampler};
 
-/// Longest tail that is fed with the first drafted token's pass: after a step that accepted
-/// everything the draft is behind by two tokens. A longer tail needs a catch-up prefill.
+/// Longest tail, in tokens, that is fed in the pass that drafts the first token. After a step that
+/// accepted every draft, the draft's cache lacks two tokens. A longer tail needs a catch-up
+/// prefill.
 const MAX_TAIL: usize = 2;
 
 /// The draft's work for one request: truncate its sequence to `keep` tokens, feed `tail`, which is
@@ -42,7 +43,7 @@ pub(super) struct DraftJob {
 /// The texts that the draft can follow. Others continue without drafts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DraftLimits {
-    /// The draft's context length: most input tokens.
+    /// The draft's context length: its maximum number of input tokens.
     pub context: usize,
     /// Ids ≥ `vocab` are not inputs of the draft and never drafted.
     pub vocab: usize,
@@ -178,7 +179,7 @@ struct Draft<B: Backend> {
 /// The draft's state of a request between jobs.
 struct SlotState<B: Backend> {
     sequence: Sequence<B>,
-    /// Token counts of the sequence and of the drafts after it, if logits are processed by them.
+    /// Token counts of the sequence and of the drafts after it. `None` if logits are not processed.
     history: Option<History>,
 }
 
@@ -234,8 +235,9 @@ impl<B: Backend> Draft<B> {
         Ok(Drafting { item, sequence, history, chunk: Proposal::new() })
     }
 
-    /// Catch-up prefill: feeds the tails that are longer than a step leaves behind, in one pass if
-    /// they fit in a prefill chunk. Shorter tails are fed with the first drafted token's pass.
+    /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last
+    /// token of tails longer than [`MAX_TAIL`]. This is one pass if the tokens fit in a prefill
+    /// chunk. The rest of a tail is fed in the pass that drafts the first token.
     fn catch_up(&self, all: &mut [Drafting<B>]) -> Result<()> {
         let mut prefills = Vec::new();
         for d in all.iter_mut() {
@@ -327,7 +329,7 @@ mod tests {
     use super::*;
     use crate::SamplingParams;
 
-    /// A failing draft returns its error, and later that it has stopped. Nothing waits forever.
+    /// A failing draft returns its error, and every later job returns that it has stopped.
     #[test]
     fn a_draft_that_fails_ends_with_its_error() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/qwen2");

@@ -93,8 +93,8 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Prefills the prompts of running requests of which the draft holds nothing, in the draft, if
-    /// it can follow them.
+    /// Prefills, in the draft, the prompts of running requests that it can follow but holds no
+    /// tokens of.
     pub(super) fn prefill_draft_prompts(&mut self) -> Result<()> {
         let Some(draft) = &mut self.draft else { return Ok(()) };
         let items: Vec<_> = self.running.iter_mut().filter_map(Slot::prompt_item).collect();

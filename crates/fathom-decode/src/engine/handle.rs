@@ -21,10 +21,10 @@ pub use generating::{Canceller, Generating};
 use worker::Worker;
 
 /// Callback for the updates of a request. It runs on the engine's thread and returns whether to
-/// continue. The last call has an update with [`Update::done`] or an error. There are no more calls
-/// after it returned `false` or the request was cancelled. Then it is dropped.
+/// continue. The last call has an update with [`Update::done`] or an error. After it has returned
+/// `false`, or the request was cancelled, it is not called again and is dropped.
 ///
-/// All requests of the engine wait while it runs: it must pass the update on and return without
+/// All requests of the engine wait while the callback runs, so it must pass the update on without
 /// blocking. It may submit and cancel requests. Draining or configuring the engine from it is an
 /// error.
 pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
@@ -170,7 +170,7 @@ impl<B: Backend> Engine<B> {
         let pending = self.pending();
         if pending > 0 {
             return Err(Error::Request(format!(
-                "the engine has {pending} requests; expected none, they are submitted to the handle"
+                "the engine has {pending} requests; expected none: submit them to the handle"
             )));
         }
         let (commands, inbox) = channel();
@@ -260,7 +260,8 @@ impl EngineHandle {
         let commands = &self.0.commands;
         let mut status = self.0.shared.lock();
         status.check_open()?;
-        // Sent under the lock, so that an engine that ends or drains has all accepted requests.
+        // Sent under the lock, so that an engine that ends or drains has received every accepted
+        // request.
         let sent = commands.send(EngineCommand::Submit(checked, sink));
         if sent.is_ok() {
             status.queued += 1;
@@ -353,7 +354,7 @@ impl Drop for Inner {
         if !self.is_engine_thread()
             && let Some(thread) = self.thread.take()
         {
-            // All requests have received a panic as an error.
+            // A panic was already reported to all requests as an error.
             drop(thread.join());
         }
     }

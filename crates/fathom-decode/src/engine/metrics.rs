@@ -26,13 +26,14 @@ pub struct EngineMetrics {
     pub gamma_post_verify: Mean,
     /// Requests preempted because the caches were full.
     pub preemptions: usize,
-    /// Largest number of pages in the target's caches. The draft's hold no more.
+    /// Largest number of pages in the target's caches after a pass.
     pub kv_pages: usize,
     /// Seconds of prefill in both models, which overlap.
     pub prefill_seconds: f64,
-    /// Seconds of drafting. In PEARL they overlap with the target's.
+    /// Seconds of the draft's jobs in decoding steps: catch-up prefill and drafting. In PEARL they
+    /// overlap with the target's.
     pub draft_seconds: f64,
-    /// Seconds to draft one token for every sequence.
+    /// Seconds to draft one token for every sequence, without catch-up prefill.
     pub draft_cost: Mean,
     /// Seconds of a target pass by the tokens it scores.
     pub pass_cost: Line,

@@ -29,10 +29,10 @@ pub struct EngineOptions {
     pub mode: ModeChoice,
     /// The length of a chunk of drafts.
     pub gamma: Gamma,
-    /// Most requests in the batch, at least 1.
+    /// Maximum number of requests in the batch, at least 1.
     pub batch_size: usize,
-    /// Most pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value caches of all
-    /// running requests together, in each model. At least 1.
+    /// Maximum number of pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value
+    /// caches of all running requests together, in each model. At least 1.
     pub kv_pages: usize,
     /// Size of the vocabulary. Ids ≥ `vocab` are padding of the target's logits.
     pub vocab: usize,
@@ -48,7 +48,7 @@ impl EngineOptions {
         match self.gamma {
             Gamma::Fixed(0) => return refuse("gamma is 0; expected at least 1"),
             Gamma::Adaptive(GammaLimits { start, max }) if start == 0 || max < start => {
-                return refuse("gamma must start at 1 or more and at most at its largest value");
+                return refuse("the first gamma must be at least 1 and at most the largest one");
             }
             _ => {}
         }

@@ -25,7 +25,7 @@ impl Tickets {
 pub(super) struct Rules {
     /// Ids < `vocab` are tokens.
     pub vocab: usize,
-    /// Most tokens of prompt and text together.
+    /// Maximum number of tokens of prompt and text together.
     pub longest: usize,
     pub tickets: Tickets,
 }
@@ -56,8 +56,8 @@ impl Rules {
         }
         if prompt.len() >= longest {
             return refuse(format!(
-                "has {} tokens; expected fewer than {longest}, the target's context or what the \
-                 key/value cache may hold",
+                "has {} tokens; expected fewer than {longest}, the target's context or the \
+                 size of the key/value cache",
                 prompt.len()
             ));
         }

@@ -14,8 +14,8 @@ use crate::{Acceptance, AcceptedRuns, Completion, Drafted, History, Pearl, Sampl
 /// The state of one request.
 ///
 /// Invariant between steps of a running request: the target's cache holds the text without its last
-/// token. The draft's cache holds the first `drafted_len` tokens of the text and the pending
-/// drafts, at most all but the last.
+/// token. The draft's cache holds the first `drafted_len` tokens of text and pending drafts
+/// together, and never the last of them.
 pub(super) struct Slot<B: Backend> {
     pub ticket: Ticket,
     /// The caller's number for it.
@@ -26,7 +26,7 @@ pub(super) struct Slot<B: Backend> {
     pub planned_len: usize,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
-    /// Token counts of the text, if logits are processed by them.
+    /// Token counts of the text. `None` if logits are not processed.
     pub history: Option<History>,
     pub pearl: Pearl,
     /// The target's cache. `None` while waiting.
@@ -107,7 +107,7 @@ impl<B: Backend> Slot<B> {
         &tokens[..tokens.len().saturating_sub(1)]
     }
 
-    /// The next tokens to prefill, at most `most`.
+    /// The next tokens to prefill, at most `most` of them.
     pub fn unfilled(&self, most: usize) -> &[u32] {
         let filled = self.sequence.as_ref().map_or(0, Sequence::len);
         let rest = self.prefix().get(filled..).unwrap_or_default();
@@ -151,8 +151,8 @@ impl<B: Backend> Slot<B> {
         DraftItem { slot, planned_len, keep, tail, gamma, sampler }
     }
 
-    /// Most drafts after the text: limited by the remaining tokens of the text and by the draft's
-    /// context, which need not hold the last draft.
+    /// Maximum number of drafts after the text: limited by the remaining tokens of the text and by
+    /// the draft's context, which need not hold the last draft.
     fn room(&self) -> usize {
         let draftable = match self.limits {
             Some(limits) if self.speculates => limits.context + 1 - self.text.tokens().len(),
@@ -161,16 +161,15 @@ impl<B: Backend> Slot<B> {
         draftable.min(self.text.remaining())
     }
 
-    /// Upper bound of the tokens in a cache at the end of a step with chunks of at most `gamma`:
-    /// text, pending drafts and chunk as far as there is room, or else the text and the target's
-    /// next token.
+    /// Upper bound of the tokens in either cache during a step with chunks of at most `gamma`: the
+    /// text and the drafts (pending and chunk) that there is room for, or the text and one token.
     pub fn reach(&self, gamma: usize) -> usize {
         let drafts = (self.pearl.pending().len() + gamma).min(self.room());
         self.text.tokens().len() + drafts.max(1)
     }
 
-    /// Whether the last step made the text one that the draft cannot follow. The draft's sequence
-    /// is then to be dropped.
+    /// Whether the draft can no longer follow the text since the last step. The caller must then
+    /// drop the draft's sequence.
     pub fn outgrows_draft(&mut self) -> bool {
         if !self.speculates || self.draft_can_follow() {
             return false;

@@ -7,8 +7,8 @@ use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
 /// Observes the target's computation of one request's text during its generation.
 ///
 /// A watcher is a [`Probe`] of that text alone: [`At::sequence`] is 0, and positions count from the
-/// prompt's first token. In every mode and batch it sees every position, with the same bits as a
-/// pass over the finished text, except the last token, which the target is never fed. It can read
+/// prompt's first token. In every mode and batch it sees every position except the last token's,
+/// which the target is never fed, with the same bits as a pass over the finished text. It can read
 /// and measure but not edit: the text is always the target's own.
 ///
 /// An error ends this request and no other.

@@ -25,7 +25,7 @@ pub struct TraceLine {
     pub origin: Origin,
     /// The sampling parameters.
     pub params: SamplingParams,
-    /// How texts were watched, if their lines have fields with what was found: field `watch`.
+    /// How the texts were watched, written as field `watch`. `None` if they were not.
     pub watch: Option<Value>,
 }
 

@@ -20,7 +20,7 @@ impl Distribution {
     /// `limit` are padding of the vocabulary and are ignored.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// The largest logit is not finite: logits are NaN or infinite.
     pub fn from_logits(
         logits: &[f32], // [vocab]
         params: &SamplingParams,

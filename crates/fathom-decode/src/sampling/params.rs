@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use fathom_model::{Error, Result};
 
-/// Most entries of a logit-bias, as in vLLM's GPU sampler.
+/// Maximum number of `logit_bias` entries, as in vLLM's GPU sampler.
 const MAX_LOGIT_BIAS: usize = 1024;
 
-/// Most stop token ids, as in vLLM's GPU sampler.
+/// Maximum number of stop token ids, as in vLLM's GPU sampler.
 const MAX_STOP_TOKEN_IDS: usize = 128;
 
 /// How tokens are chosen and when a text ends. Names, meanings and ranges are those of vLLM.
@@ -44,7 +44,7 @@ pub struct SamplingParams {
     pub logit_bias: BTreeMap<u32, f32>,
     /// Key of the random numbers, with the request's number and the token's position.
     pub seed: u64,
-    /// Most tokens to generate.
+    /// Maximum number of tokens to generate.
     pub max_tokens: usize,
     /// No end-of-text token, stop token or stop string ends a text of fewer tokens.
     pub min_tokens: usize,

@@ -33,7 +33,7 @@ impl Processing {
     /// The processing of `params` for a request whose text also ends at `eos`, for ids < `limit`.
     ///
     /// # Errors
-    /// Min-tokens if every token ends a text.
+    /// `min_tokens` is above 0 but every token ends the text.
     pub fn new(params: &SamplingParams, eos: &[u32], limit: usize) -> Result<Processing> {
         let min_tokens = params.min_tokens;
         let mut ends = Vec::new();
@@ -44,7 +44,8 @@ impl Processing {
             ends.dedup();
             if ends.len() >= limit {
                 return Err(Error::Request(format!(
-                    "min-tokens is {min_tokens} and every token ends a text; expected one that does not"
+                    "min-tokens is {min_tokens} and every token ends a text; expected one that \
+                     does not"
                 )));
             }
         }

@@ -48,8 +48,8 @@ impl Sampler {
     /// processing, temperature, min-p, top-k and top-p, over the same `limit` ids.
     ///
     /// # Errors
-    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`], and min-tokens
-    /// if every token ends a text.
+    /// Errors of [`SamplingParams::validate`] and [`SamplingParams::validate_ids`]; `min_tokens`
+    /// above 0 although every token ends the text.
     pub fn new(params: SamplingParams, request: u64, limit: usize) -> Result<Sampler> {
         params.validate()?;
         params.validate_ids(limit)?;
@@ -61,7 +61,7 @@ impl Sampler {
     /// Adds end-of-text tokens, which min-tokens excludes too, even if `ignore_eos` is set.
     ///
     /// # Errors
-    /// Min-tokens if every token ends a text.
+    /// `min_tokens` is above 0 but every token ends the text.
     pub fn with_eos(mut self, eos: &[u32]) -> Result<Sampler> {
         self.processing = Processing::new(&self.params, eos, self.limit)?;
         Ok(self)
@@ -98,7 +98,7 @@ impl Sampler {
     /// The draft's token for `position`, from its processed logits there.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn draft(&self, logits: &[f32], position: usize) -> Result<Drafted> {
         if self.params.is_greedy() {
             return Ok(Drafted { token: argmax(logits, self.limit)?, q: None });
@@ -111,7 +111,7 @@ impl Sampler {
     /// The target's own token for `position`, from its processed logits there.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn sample(&self, logits: &[f32], position: usize) -> Result<u32> {
         if self.params.is_greedy() {
             return argmax(logits, self.limit);
@@ -124,7 +124,7 @@ impl Sampler {
     /// exact speculative sampling: the resulting token is distributed as p.
     ///
     /// # Errors
-    /// No logit is a number.
+    /// Logits that are not numbers.
     pub fn judge(&self, logits: &[f32], draft: &Drafted, position: usize) -> Result<Verdict> {
         if self.params.is_greedy() {
             let best = argmax(logits, self.limit)?;
@@ -174,7 +174,7 @@ impl<'a> LogitsJudge<'a> {
         let logits: &'a [f32] = self.logits;
         let logits = logits.get(columns).ok_or_else(|| missing_row(row, rows()))?;
         let Some(history) = &mut self.history else {
-            let unprocessed = || Error::Request("penalties need the text they count".to_owned());
+            let unprocessed = || Error::Request("penalties need the text's history".to_owned());
             return if self.sampler.processes(0) { Err(unprocessed()) } else { Ok(logits.into()) };
         };
         history.truncate(self.position + row);
@@ -224,7 +224,7 @@ impl Judge for GreedyJudge<'_> {
 }
 
 fn missing_row(row: usize, rows: usize) -> Error {
-    Error::Request(format!("the target scored {rows} rows, and row {row} was to be judged"))
+    Error::Request(format!("row {row} cannot be judged: the target scored {rows} rows"))
 }
 
 /// Index of the largest of the first `limit` logits. Ties go to the lowest index.

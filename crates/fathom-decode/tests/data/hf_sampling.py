@@ -28,7 +28,8 @@ for temperature, top_k, top_p in [
 ]:
     logits = torch.randn(1, 40) * 3
     if top_k == 3:
-        logits[0, [4, 9, 30, 31]] = logits.max() + 1  # four equal logits, of which HuggingFace keeps all
+        # Four equal logits. HuggingFace's top-k keeps all of them.
+        logits[0, [4, 9, 30, 31]] = logits.max() + 1
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
         warpers.append(TopKLogitsWarper(top_k))
@@ -36,7 +37,8 @@ for temperature, top_k, top_p in [
         warpers.append(TopPLogitsWarper(top_p))
     probs = torch.softmax(warpers(None, logits.clone()), dim=-1)
     if top_k == 3:
-        # Which of equal logits top-p keeps depends on the sort. Only their number and sum are compared.
+        # Which of equal logits top-p keeps depends on the sort. Only the number of kept tokens and
+        # the sorted probabilities are compared.
         assert int((probs > 0).sum()) == 2
     cases.append(
         {

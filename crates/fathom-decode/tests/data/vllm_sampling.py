@@ -1,12 +1,12 @@
-"""Writes vllm_sampling.json: vLLM's definitions of all sampling parameters, in NumPy, on random logits.
+"""Writes vllm_sampling.json: vLLM's sampling parameters in NumPy, on random logits.
 
     pip install numpy==2.4.6; python vllm_sampling.py > vllm_sampling.json
 
 Written from the definitions in vLLM 0.11 (vllm/v1/sample/sampler.py, logits_processor/builtin.py,
-ops/topk_topp_sampler.py, vllm/model_executor/layers/utils.py), a whole vocabulary at a time:
-min-tokens, bias, repetition, frequency and presence penalty, in float32 as in vLLM; then temperature,
-min-p, top-k and top-p, in float64. Cases in which rounding could decide which tokens are kept are drawn again.
-Of equal logits at the limit of top-p, where vLLM depends on its sort, the lower id is kept.
+ops/topk_topp_sampler.py, vllm/model_executor/layers/utils.py): min-tokens, bias, repetition,
+frequency and presence penalty, in float32 as in vLLM; then temperature, min-p, top-k and top-p, in
+float64. A case in which rounding could decide which tokens are kept is replaced by a new one. Of
+equal logits at the limit of top-p, where vLLM's result depends on its sort, the lower id is kept.
 """
 
 import json
@@ -43,7 +43,7 @@ def softmax(x):
 
 
 class Close(Exception):
-    """Rounding could decide."""
+    """Rounding could decide which tokens are kept."""
 
 
 def apart(values, threshold):
@@ -84,7 +84,7 @@ def pick(*choices):
 def draw():
     limit = int(rng.integers(1, 13))
     width = limit + int(pick(0, 0, 1, 3))
-    scale, digits = pick((1, 3), (4, 3), (4, 3), (12, 2), (2, 0))  # the last: many equal logits
+    scale, digits = pick((1, 3), (4, 3), (4, 3), (12, 2), (2, 0))  # 0 digits: many equal logits
     ids = lambda most: rng.integers(0, limit, rng.integers(0, most + 1)).tolist()
     case = {
         "limit": limit,
@@ -104,7 +104,7 @@ def draw():
         "min_tokens": int(pick(0, 3, 9)),
     }
     if limit == len(set(case["eos"]) | set(case["stop_token_ids"])):
-        case["min_tokens"] = 0  # no token would be left: Fathom refuses
+        case["min_tokens"] = 0  # Fathom refuses parameters that exclude every token
     return case
 
 
@@ -117,7 +117,7 @@ def solve(case):
 
 
 edges = [
-    # A token alone; all equal; all ruled out but one, the last; a bias does not bring a token back.
+    # One token; equal logits; only the last token not excluded; a bias on an excluded token.
     {"limit": 1, "logits": [-3.0]},
     {"limit": 6, "logits": [1.5] * 6, "top_k": 2, "top_p": 0.4},
     {"limit": 4, "logits": [9.0, 8.0, 7.0, -5.0], "eos": [0, 2], "stop_token_ids": [1], "min_tokens": 1},
@@ -133,7 +133,7 @@ edges = [
         "frequency_penalty": 0.25,
     },
     {"limit": 3, "logits": [5.0, 1.0, 0.0], "eos": [0], "output": [1, 1], "min_tokens": 2},
-    # What is ruled out counts nowhere: not in min-p's largest, not in top-k, not in top-p.
+    # Excluded tokens do not count: not for the maximum of min-p, not for top-k, not for top-p.
     {"limit": 4, "logits": [9.0, 3.0, 2.5, -1.0], "eos": [0], "min_tokens": 1, "min_p": 0.5},
     {"limit": 4, "logits": [9.0, 3.0, 2.5, -1.0], "eos": [0], "min_tokens": 1, "top_k": 3, "top_p": 0.6},
 ]

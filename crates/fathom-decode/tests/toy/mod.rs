@@ -88,7 +88,7 @@ pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<H
     Some(history)
 }
 
-/// Decodes `text` to its end in `mode`; `gamma` gives γ of each step.
+/// Decodes `text` to its end in `mode`. `gamma` returns γ for a step number.
 pub fn decode(
     mode: Mode,
     text: &mut Completion,

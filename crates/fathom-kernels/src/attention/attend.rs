@@ -21,9 +21,10 @@
 //!
 //! **KV splits** (as in Flash-Decoding). Keys are further divided into splits of [`KV_SPLIT`] keys
 //! at fixed positions. Each split has its own maximum, sum and O; the splits of a row are merged in
-//! order. So even a long context with few rows (decoding, verification) is work for many threads,
-//! one or more splits per task. A task of many rows processes all splits in sequence and merges as
-//! it goes. The arithmetic and its order are the same in both cases, so a row has the same bits.
+//! order. So even a long context with few rows (decoding, verification) is divided among many
+//! threads, one or more splits per task. A task of many rows processes all splits in sequence and
+//! merges as it goes. The arithmetic and its order are the same in both cases, so a row has the
+//! same bits.
 //!
 //! Blocks and splits are at fixed positions, every element of S and O is accumulated sequentially
 //! over k, and masked keys never enter a row's arithmetic, not even as `0 · v`, because v may be

@@ -58,9 +58,8 @@ impl Kv {
         assert!(self.len <= self.pages.len() * BLOCK, "advance beyond what was appended");
     }
 
-    /// Allocates pages for the batch rows `rows` and returns, page by page, where they are to be
-    /// appended. Several threads can then write: touching fresh memory takes longer than filling
-    /// it.
+    /// Allocates pages for the batch rows `rows` and returns their slots, page by page, so that
+    /// several threads can write them: touching fresh memory takes longer than filling it.
     ///
     /// # Errors
     /// A page could not be allocated.
@@ -190,8 +189,8 @@ fn put_key(storage: Storage, panel: &mut [u32], lane: usize, key: &[f32]) {
                 let mut bits = [0; AT_ONCE];
                 bits.iter_mut().zip(key).for_each(|(bits, &k)| *bits = bf16_bits(k));
                 let pairs = bits.chunks_exact(2).take(key.len().div_ceil(2));
-                // `pairs` must be the first iterator: `zip` advances its first one even when the
-                // second has ended.
+                // `pairs` must come first: `zip` advances its first iterator before it finds that
+                // the second has ended, so `words` would lose a word.
                 pairs.zip(&mut words).for_each(|(pair, word)| *word = pair[0] | pair[1] << 16);
             }
         }

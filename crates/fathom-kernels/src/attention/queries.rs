@@ -12,7 +12,8 @@ use crate::memory::{Aligned, Rows};
 use crate::simd::{MAX_LANES, Simd};
 
 /// Keys per KV split, in whole blocks: small enough that 2048 keys of 2 heads keep 8 threads busy,
-/// large enough that merging (2 operations per 4 · 512) is negligible.
+/// large enough that merging is negligible (2 operations per element of O, against 4 · 512 for the
+/// split's two products).
 pub(super) const KV_SPLIT: usize = 4 * BLOCK;
 
 /// Target number of rows per task, so that several register tiles share a block of keys in L1.
@@ -205,8 +206,8 @@ pub(super) fn within_block(keys: &Range<usize>, block: usize) -> Range<usize> {
     clamp(keys.start)..clamp(keys.end)
 }
 
-/// The keys of block `block` that are visible to each row, if they are the same for all rows. They
-/// are in all blocks except those where the rows' visible ranges begin or end.
+/// The keys of block `block` that are visible to each row, if they are the same for all rows. This
+/// holds for all blocks except those in which a visible range begins or ends.
 #[inline(always)]
 pub(super) fn same_within_block(visible: &[Range<usize>], block: usize) -> Option<Range<usize>> {
     let first = within_block(&visible[0], block);

@@ -65,7 +65,8 @@ fn add_to(
             SharedMut::new(head)
         })
         .collect();
-    // Blocks per task, which share the packed queries: as many as leave several tasks per thread.
+    // Blocks per task. The blocks of a task share the packed queries, but at least four tasks per
+    // thread should remain.
     let per_task = (attention.kv_heads * (blocks - first_block) / (4 * cpu.threads())).clamp(1, 8);
     let tasks: Vec<_> = (first_block..blocks)
         .step_by(per_task)

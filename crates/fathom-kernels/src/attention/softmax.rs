@@ -4,10 +4,10 @@
 //! A row of 128 scores is 8 vectors of 16 lanes: a load and a maximum each, then about 14
 //! operations each for `2^y`, the sum and the rounding. That is 60 to 70 cycles, against 256 for
 //! the row's share of the two products at a head dimension of 64 in bf16. This holds only if rows
-//! overlap, because the maximum of a row has a latency of about 40 cycles, and so has the power of
-//! a vector. So all rows of the tile go through each phase together, several vectors go through
-//! `2^y` in lockstep ([`crate::simd::exp`]), and per-row scalars (maximum, rescaling factor) are
-//! computed for many rows in one vector.
+//! overlap, because the maximum of a row has a latency of about 40 cycles, as does `2^y` of a
+//! vector. So all rows of the tile go through each phase together, several vectors go through `2^y`
+//! in lockstep ([`crate::simd::exp`]), and per-row scalars (maximum, rescaling factor) are computed
+//! for many rows in one vector.
 
 use std::ops::Range;
 
@@ -22,8 +22,8 @@ use crate::simd::{MAX_LANES, Simd};
 const MAX_TILE_ROWS: usize = 32;
 
 /// Converts the scores of `tile` in `block` to probabilities relative to the rows' new maxima, and
-/// rescales the rows' sums and O to those. `scale` includes log₂e; `width` is the number of columns
-/// of O.
+/// rescales the rows' sums and O to the new maxima. `scale` includes log₂e; `width` is the number
+/// of columns of O.
 #[inline(always)]
 pub(super) fn softmax<S: Simd, P: Product>(
     s: S,

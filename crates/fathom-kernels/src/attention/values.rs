@@ -32,7 +32,7 @@ impl<'a> Values<'a> {
             return;
         }
         let (first, last) = (self.keys(rows.start), self.keys(rows.end - 1));
-        // Whole groups of k only: a group that is fully visible to some rows only is an edge.
+        // Whole groups of k that every row sees in full. Any other group is an edge.
         let start = last.start.next_multiple_of(P::K_GROUP);
         let end = first.end / P::K_GROUP * P::K_GROUP;
         if start < end {

@@ -61,7 +61,7 @@ impl Cpu {
     }
 
     /// Uses only `threads` threads while another model runs at the same time; see
-    /// [`Backend::set_co_running`](fathom_backend::Backend::set_shared).
+    /// [`Backend::set_co_running`](fathom_backend::Backend::set_co_running).
     ///
     /// # Errors
     /// `threads` is 0, or more than the operating system or [`Cpu::pinned`] allows.
@@ -75,9 +75,9 @@ impl Cpu {
         Ok(self)
     }
 
-    /// Pins thread `i` to `cores[i]`, whether all threads work or, with
-    /// [`Cpu::with_co_running_threads`], the first few. Two co-running models on two cores are pinned
-    /// to `[0, 1]` and `[1, 0]`: alone, each uses both cores; together, each uses its first.
+    /// Pins thread `i` to `cores[i]`, in both pools: all threads, and the first few that
+    /// [`Cpu::with_co_running_threads`] selects. Two co-running models on two cores are pinned to
+    /// `[0, 1]` and `[1, 0]`: alone, each uses both cores; together, each uses its first.
     ///
     /// Thread 0 is the calling thread. It is pinned only when it calls
     /// [`Backend::attach_thread`](fathom_backend::Backend::attach_thread).

@@ -156,7 +156,7 @@ impl Supported {
         }
     }
 
-    /// This set for vectors, with the software model for tiles.
+    /// The same instruction set for vectors, with the software model of tile registers.
     pub(crate) fn with_tile_model(self) -> Supported {
         Supported { modelled_tiles: true, ..self }
     }
@@ -195,7 +195,7 @@ impl Supported {
         }
     }
 
-    /// Runs a kernel with the product that its operands and this CPU call for.
+    /// Runs a kernel with the product for its operands' storage and precision on this CPU.
     pub(crate) fn run_product<K: ProductKernel>(self, product: ForProduct<K>) {
         match self.tiles().filter(|_| is_pairs(product.storage, product.precision)) {
             None => self.run(product),

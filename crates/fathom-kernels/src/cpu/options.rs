@@ -1,4 +1,4 @@
-//! Options and errors of making a [`Cpu`](super::Cpu).
+//! Options for creating a [`Cpu`](super::Cpu), and its errors.
 
 use fathom_backend::Precision;
 
@@ -22,7 +22,7 @@ impl Default for CpuOptions {
     }
 }
 
-/// Why a [`Cpu`](super::Cpu) could not be made.
+/// Why a [`Cpu`](super::Cpu) could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuError {

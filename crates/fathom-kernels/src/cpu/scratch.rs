@@ -52,8 +52,9 @@ pub(crate) struct AttentionScratch {
 }
 
 /// Online-softmax state of each row: the largest scaled score so far in base 2 (`max`), the sum of
-/// `2^(score - max)` (`sum`), and the values weighted alike, `[rows][width]` (`out`). `sum` is 0
-/// for a row that has seen no keys. The operations on it are in `attention/state.rs`.
+/// `2^(score - max)` (`sum`), and the values weighted by `2^(score - max)`, `[rows][width]`
+/// (`out`). `sum` is 0 for a row that has seen no keys. The operations on it are in
+/// `attention/state.rs`.
 #[derive(Default)]
 pub(crate) struct SoftmaxState {
     pub(crate) max: Aligned<f32>,

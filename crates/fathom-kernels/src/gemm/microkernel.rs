@@ -117,9 +117,9 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
                 s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
-            // Prefetch A only with many rows, which exceed L2 and whose tiles are full or nearly
-            // so; a tile of few rows has no spare cycles for it. The condition is a constant,
-            // because a branch in this loop would spill accumulators.
+            // Prefetch A only in tiles that are full or nearly so, as with many rows, whose A
+            // exceeds L2. A tile of few rows has no spare cycles for it. The condition is a
+            // constant, because a branch in this loop would spill accumulators.
             if ROWS * 4 > S::TILE_ROWS * 3 {
                 s.prefetch_l2(next_a);
                 next_a = next_a.wrapping_add(t.prefetch_a.1);

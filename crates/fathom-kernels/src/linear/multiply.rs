@@ -97,13 +97,15 @@ fn run(cpu: &Cpu, w: &Linear, kernel: impl ProductKernel) {
     cpu.isa.run_product(ForProduct { storage, precision, kernel });
 }
 
-/// Chooses the block sizes, which depend on the product.
+/// The block sizes of a job. Running it as a kernel computes the outputs for the product in use.
 struct Blocking {
-    /// Inputs: rows of the job, and bytes of its weights.
+    /// Input: rows of the job.
     rows: usize,
+    /// Input: bytes of the job's weights.
     bytes: usize,
+    /// Output: the most rows processed together (MC).
     row_block: usize,
-    /// Panels per micro-kernel call.
+    /// Output: panels per micro-kernel call.
     panels_per_call: usize,
 }
 

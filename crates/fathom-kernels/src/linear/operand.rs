@@ -38,7 +38,8 @@ impl Operand {
 
     /// Changes the shape; contents become unspecified.
     pub(crate) fn resize(&mut self, rows: usize, columns: usize) -> Result<()> {
-        // A block holds at least `ROW_WORDS` k with every product, so this is enough.
+        // With every product a block holds at least `ROW_WORDS` k, so there are at most this many
+        // blocks.
         self.words.try_reserve(columns.div_ceil(ROW_WORDS) * rows * ROW_STRIDE, ACTIVATIONS)?;
         (self.rows, self.columns) = (rows, columns);
         Ok(())

@@ -28,7 +28,8 @@ const CACHE_LINE: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
 
 impl<T: Pod> Aligned<T> {
-    /// Allocates memory whose size does not depend on input; aborts if there is none.
+    /// Allocates `len` zeroed elements. Aborts if there is no memory, so weights, activations and
+    /// caches use [`Aligned::try_zeroed`] or [`Aligned::try_zeroed_to_stream`] instead.
     pub(crate) fn zeroed(len: usize) -> Aligned<T> {
         Aligned::allocate(len, Self::bytes(len) / HUGE_PAGE)
             .unwrap_or_else(|layout| handle_alloc_error(layout))
@@ -78,7 +79,7 @@ impl<T: Pod> Aligned<T> {
             let (allocation, data) = (NonNull::dangling(), NonNull::dangling());
             return Ok(Aligned { allocation, layout, data, len });
         }
-        // Aligned manually: asked for zeros with a large alignment, an allocator clears the memory
+        // Aligned manually: for zeros with a large alignment, an allocator would clear the memory
         // itself instead of taking zeroed pages from the system.
         // SAFETY: the layout's size is at least `boundary`, so it is not zero.
         let pointer = unsafe { alloc_zeroed(layout) };

@@ -1,9 +1,9 @@
 //! Element-wise operations and argmax.
 //!
-//! Memory-bound if rows come from memory: 8 or 12 bytes per element for about ten instructions. A
-//! pass without probes does these operations in the products' epilogues instead, where the operands
-//! are in L2. The operations here serve passes with probes, and the epilogues are tested against
-//! them.
+//! They are memory-bound if rows come from memory: 8 or 12 bytes per element for about ten
+//! instructions. A pass without probes does these operations in the products' epilogues instead,
+//! where the operands are in L2. The operations here serve passes with probes, and the epilogues
+//! are tested against them.
 
 use crate::cpu::Cpu;
 use crate::memory::{Rows, SharedMut};

@@ -1,9 +1,9 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864), in HuggingFace's rotate-half
 //! pairing.
 //!
-//! Six operations per pair against 16 bytes read and 8 written: memory-bound if rows come from
-//! memory, but a batch's rows have just been written and are mostly in L2. So work is divided by
-//! rows, and no table is larger than the batch.
+//! A pair takes six operations for 16 bytes read and 8 written. That is memory-bound if rows come
+//! from memory, but a batch's rows have just been written and are mostly in L2. So work is divided
+//! by rows, and no table is larger than the batch.
 
 use fathom_backend::Rotary;
 

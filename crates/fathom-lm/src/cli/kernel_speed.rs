@@ -17,7 +17,7 @@ use crate::cli::subject::Shape;
 
 /// Rows of the matrix products: decoding, verification, prefill.
 const ROWS: [usize; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048];
-/// The largest number of rows the engine computes logits for at once.
+/// Largest number of rows measured with the output head: logits are computed for few rows at once.
 const HEAD_ROWS: usize = 128;
 /// Numbers of keys in attention.
 const TOKENS: [usize; 4] = [512, 2048, 8192, 16_384];
@@ -28,7 +28,7 @@ const QUERIES: [(&str, usize); 3] = [("decode", 1), ("verify", 16), ("prefill", 
 struct KernelRow {
     shape: String,
     what: String,
-    /// One measurement per column; `None` for sizes the engine never runs.
+    /// One measurement per column; `None` for sizes that are not measured.
     runs: Vec<Option<Measured>>,
 }
 

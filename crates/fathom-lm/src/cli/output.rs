@@ -11,7 +11,7 @@ pub struct Output {
     /// Print no progress and no remarks to standard error, only errors
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Treat every remark about input as an error: nothing is ignored, repaired or doubtful
+    /// Treat every remark about input as an error, so that nothing is silently ignored or repaired
     #[arg(long, global = true, help_heading = "Output")]
     pub strict: bool,
 }

@@ -147,14 +147,14 @@ impl SamplingArgs {
                 }));
             }
             base = recommended_params(recommended);
-            base.validate().map_err(|error| refuse(format!("what has no meaning: {error}")))?;
+            base.validate().map_err(|error| refuse(format!("invalid values: {error}")))?;
         }
         let params = self.over(base)?;
         params.validate()?;
         Ok(params)
     }
 
-    /// `base` with the given options in place.
+    /// `base`, overridden by the given options.
     fn over(&self, base: SamplingParams) -> Result<SamplingParams> {
         let mut logit_bias = BTreeMap::new();
         for &(id, bias) in &self.logit_bias {

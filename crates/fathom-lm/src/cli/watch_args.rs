@@ -55,7 +55,7 @@ pub struct Watch {
 }
 
 impl WatchArgs {
-    /// With --watch, what finds the sinks of the texts of `pair`.
+    /// Starts collecting the sinks of the texts of `pair`. `None` without --watch.
     pub fn start(&self, pair: &Pair) -> Result<Option<Watch>> {
         if !self.watch {
             return Ok(None);
@@ -93,7 +93,7 @@ impl Watch {
     }
 }
 
-/// How many sinks there are in how many texts.
+/// The number of sinks and of texts with sinks, on one line.
 pub fn summary(row: &SinkRow) -> String {
     let SinkRow { primary_count, secondary_count, findings, traces, .. } = row;
     let texts = |finding| findings.get(&finding).copied().unwrap_or(0);

@@ -92,7 +92,8 @@ impl TextEngine {
     }
 
     /// Streams the text for a prompt. The same prompt with the same parameters gives the same text,
-    /// whatever other requests run in the same batch. [`TextEngine::submit_ids`] can generate
+    /// independent of other requests in the batch. Above temperature 0 this holds in the modes `ar`
+    /// and `pearl`, and in `sd` with a fixed draft length. [`TextEngine::submit_ids`] can generate
     /// several different texts with one seed.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::{Input, Model, ModelFiles, ModelOptions};
 pub struct Pair {
     pub(super) target: Arc<ModelFiles>,
     draft: Option<Arc<ModelFiles>>,
-    /// The weights, if the pair was made from loaded models.
+    /// The weights, if the pair was created from loaded models.
     loaded: Option<LoadedWeights>,
     tokenizer: Arc<Tokenizer>,
     /// Ids from here on are padding of the target's logits.
@@ -261,7 +261,7 @@ fn vocabulary(target: &ModelFiles, draft: Option<&ModelFiles>) -> Result<usize> 
     shared(target_rows)
 }
 
-/// The cores that the threads of target and draft are pinned to, if they are.
+/// The cores that the threads of target and draft are pinned to. `None` if they are not pinned.
 fn pinned_cores(placement: Placement) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
     if !placement.pinned {
         return Ok(None);

@@ -51,8 +51,8 @@ pub struct WatchedSinks {
 }
 
 impl SinkWatcher {
-    /// A watcher of one text of `pair`. Of `options`, the preset, the threshold, the rise factor
-    /// and the reference count.
+    /// A watcher of one text of `pair`. Only the preset, threshold, rise factor and reference of
+    /// `options` are used.
     pub fn new(pair: &Pair, options: &ScanOptions) -> SinkWatcher {
         SinkWatcher::of(Arc::clone(&pair.target), Arc::new(options.clone()))
     }
@@ -72,14 +72,14 @@ impl SinkWatcher {
 
 impl WatchedSinks {
     /// The sinks of the text, as a scan of its first `ids.len() - 1` tokens finds them: the last
-    /// token has not been through the target. `ids` are the tokens of prompt and text so far, and
-    /// `sample_index` becomes that of the detection.
+    /// token was never an input of the target. `ids` are the tokens of prompt and text so far.
+    /// `sample_index` is copied to the detection.
     ///
-    /// With a rotary scaling that depends on the length of the text, the measurements are those of
-    /// the passes that wrote it; a scan uses the frequencies of its full length everywhere.
+    /// With a rotary scaling that depends on the length of the text, the measurements are from the
+    /// passes that generated it. A scan uses the frequencies of the full length at every position.
     ///
     /// # Errors
-    /// Fewer tokens have been through the target.
+    /// The target has processed fewer than `ids.len() - 1` tokens.
     pub fn detection(
         &self,
         sample_index: u64,
@@ -100,7 +100,7 @@ impl WatchedSinks {
     }
 
     fn probe(&self) -> MutexGuard<'_, ScalarProbe> {
-        // A panic while measuring ends the pass, and its positions do not count.
+        // A panic while measuring aborts the pass, so its positions are never used.
         self.probe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -156,7 +156,7 @@ impl SinkCollector {
         Value::Object(rules)
     }
 
-    /// `generator` with a watcher for each of its texts.
+    /// Adds a watcher to each text of `generator`.
     pub fn watch(&self, generator: Generator<Cpu>) -> Generator<Cpu> {
         let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
         let running = Arc::clone(&self.running);
@@ -170,7 +170,7 @@ impl SinkCollector {
     /// The sinks of a text that is finished. Its measurements are dropped.
     ///
     /// # Errors
-    /// A text that was not watched, or was asked for before.
+    /// A text that was not watched, or whose sinks were already returned.
     pub fn detection(&self, generation: &Generation) -> Result<TraceDetection> {
         let Generation { task, tokens, .. } = generation;
         let sinks = lock(&self.running).remove(&task.index);

@@ -161,7 +161,7 @@ impl<'a> Pass<'a> {
         self.run_watched(None)
     }
 
-    /// Runs the pass with the caller's own probe, which may edit, in place of captures and edits.
+    /// Runs the pass. `watcher`, which may edit, replaces the probes of captures and edits.
     pub(super) fn run_watched(mut self, mut watcher: Option<&mut dyn Probe>) -> Result<Ran> {
         let (weights, config, ids) = (self.model.weights(), self.model.config(), self.ids);
         if ids.is_empty() {

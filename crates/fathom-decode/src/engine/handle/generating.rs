@@ -10,9 +10,9 @@ use crate::engine::{Ticket, Update};
 
 /// The updates of a request: an iterator that blocks until the next update.
 ///
-/// The last update has [`Update::done`]. A failed request ends with its error, a cancelled one with
-/// neither. Unread updates are queued without limit, so a slow reader delays no other request and
-/// costs the memory of its own tokens.
+/// The last update has [`Update::done`]. A failed request ends with its error, a cancelled one ends
+/// without either. Unread updates are queued without limit, so a slow reader delays no other
+/// request and costs only the memory of its own tokens.
 ///
 /// Dropping it cancels the request, if it has not ended.
 #[derive(Debug)]
@@ -62,7 +62,8 @@ impl Generating {
         self.canceller.clone()
     }
 
-    /// Handles a received update. An error holds whether the channel is disconnected.
+    /// Returns a received update and tracks the end. `Err` holds whether the channel is
+    /// disconnected.
     fn take(&mut self, received: Result<Result<Update>, bool>) -> Result<Option<Update>> {
         if self.ended {
             return Ok(None);

@@ -156,14 +156,15 @@ impl<B: Backend> Worker<B> {
         metrics.failed = self.failed;
     }
 
-    /// Ends all remaining requests with the reason, which later calls get too.
+    /// Ends all remaining requests with an error that states the reason. Later calls return it too.
     fn end(mut self, end: End) {
         let why = match &end {
             End::Dropped => "the engine has stopped: its last handle was dropped",
             End::Failed(why) => why,
         };
         let stopped = || Error::Stopped(why.to_owned());
-        // Commands are sent under the lock: these are the last.
+        // Requests and commands with a reply are sent under the lock and only before the end, so
+        // these are the last ones.
         let last: Vec<EngineCommand> = {
             let mut status = self.shared.lock();
             status.state = State::Ended(why.to_owned());

@@ -11,7 +11,8 @@ use crate::cli::output::Output;
 
 /// Print a completion script for a shell
 ///
-/// Load the script in the shell's startup file, or install it where the shell looks for completions.
+/// Load the script in the shell's startup file, or install it where the shell looks for
+/// completions.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     source <(fathom completions bash)\n  \

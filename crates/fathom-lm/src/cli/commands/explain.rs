@@ -12,9 +12,9 @@ use crate::cli::progress::{self, StepBar};
 
 /// Explain the sinks of a run: how they form and what they do
 ///
-/// Runs the run's traces through its model again and writes RUN/explain/ANALYSIS.json for each
-/// analysis. Analyses share one pass over the traces; a message names what takes more. Results that
-/// are up to date are kept, so an interrupted explain continues where it stopped.
+/// Re-runs the run's traces through its model and writes RUN/explain/ANALYSIS.json for each
+/// analysis. Analyses share one pass over the traces; a message states what needs more passes.
+/// Results that are up to date are kept, so an interrupted explain continues where it stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \
@@ -35,7 +35,7 @@ pub struct Args {
     /// The run's traces, if they have moved since the scan
     #[arg(long, value_name = "FILE")]
     traces: Option<PathBuf>,
-    /// The most sinks for which vectors are kept or the model is run
+    /// Maximum number of sinks for which vectors are stored or the model is re-run
     #[arg(
         long,
         value_name = "N",
@@ -51,7 +51,7 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// The analyses asked for: a flag for each in the list of `fathom-sinks`, all if none is given.
+/// The requested analyses: one flag for each of [`Analysis::ALL`]. Without flags, all of them.
 #[derive(Debug)]
 struct Analyses(Vec<Analysis>);
 
@@ -104,7 +104,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     print(&run, &explain.findings()?, output, out)
 }
 
-/// Prints the file of each analysis, and what it found.
+/// Prints the file and the finding of each analysis.
 fn print(
     run: &Run,
     found: &[Explained],

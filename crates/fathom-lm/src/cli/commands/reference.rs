@@ -72,7 +72,7 @@ fn section(command: &mut Command) -> String {
     section
 }
 
-/// `fathom scan`.
+/// The full name of a command, such as `fathom scan`.
 fn full_name(command: &Command) -> String {
     command.get_bin_name().unwrap_or(command.get_name()).to_owned()
 }
@@ -95,7 +95,7 @@ fn usage(command: &mut Command) -> String {
     format!("\n```text\n{}\n```\n", usage.trim_start_matches("Usage: ").trim())
 }
 
-/// The text after the options: examples are indented by two spaces and become a code block.
+/// The text after the options. Lines indented by two spaces are examples and become code blocks.
 fn notes(command: &Command) -> String {
     let notes = command.get_after_long_help().or(command.get_after_help());
     let notes = notes.map(ToString::to_string).unwrap_or_default();
@@ -177,7 +177,7 @@ fn with_stop(text: &str) -> String {
     }
 }
 
-/// Text that does not break a table.
+/// Escapes text for a table cell.
 fn cell(text: &str) -> String {
     text.replace('|', "\\|")
 }

@@ -92,7 +92,8 @@ impl Args {
         ]);
         for mode in Mode::ALL {
             // A pass costs 1 over one token and --verify-cost over a full chunk, linear in between.
-            // A chunk of SD has one row more than one of PEARL: the last verified token.
+            // A full pass of SD has γ + 1 rows, the last committed token and γ drafts. One of PEARL
+            // has γ rows.
             let extra_rows = if mode == Mode::Sd { gamma } else { gamma.max(2) - 1 } as f64;
             let cost = |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / extra_rows;
             let costs = StepCosts::new(draft, cost);
@@ -129,7 +130,7 @@ fn signed_percent(x: f64) -> String {
     format!("{:+.1} %", 100.0 * x)
 }
 
-/// Relative errors above this are explained.
+/// Rows with a larger relative error get an explanation.
 const FAR_OFF: f64 = 0.07;
 
 /// Prints every PEARL row of the published table with the prediction from its MAT.
@@ -209,7 +210,7 @@ fn prediction_table(predictions: &[Prediction]) -> Table {
     table
 }
 
-/// The reason for the large error of a row.
+/// A sentence about the cause of a row's large error.
 fn explanation(p: &Prediction) -> String {
     let row = &p.row;
     let which =
