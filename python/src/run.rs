@@ -78,8 +78,8 @@ fn class(name: &str) -> Result<Class> {
 /// done, total).
 #[pyfunction]
 #[pyo3(signature = (
-    model, traces, *, preset, phases, threshold, rise, reference, attention, all_heads, max_tokens, limit, out,
-    resume, report_remarks, progress
+    model, traces, *, preset, phases, threshold, rise, reference, attention, all_heads,
+    max_tokens, limit, out, resume, report_remarks, progress
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub fn scan(

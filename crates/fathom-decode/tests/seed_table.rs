@@ -19,7 +19,8 @@ fn predictions_are_close_to_the_published_numbers() {
     let predictions = predict(&rows).unwrap();
     for p in &predictions {
         println!(
-            "{:28} {:2} {:9} MAT {:5.2} γ {:2} α {:.3} published {:.3} predicted {:.3} {:+.1} % ({:+.1} %)",
+            "{:28} {:2} {:9} MAT {:5.2} γ {:2} α {:.3} published {:.3} predicted {:.3} \
+             {:+.1} % ({:+.1} %)",
             p.row.draft.trim_start_matches("models--"),
             p.row.batch_size,
             p.row.benchmark,

@@ -130,7 +130,8 @@ fn every_mode_gives_the_text_of_plain_decoding() {
                     assert_eq!(
                         texts(&mut engine, &prompts[chosen.clone()]),
                         expected[chosen],
-                        "{mode:?} {gamma:?} batch {batch} {precision:?} threads {target_threads}+{draft_threads}"
+                        "{mode:?} {gamma:?} batch {batch} {precision:?} \
+                         threads {target_threads}+{draft_threads}"
                     );
                 }
             }

@@ -103,7 +103,8 @@ fn the_natural_protocol_gives_every_mode_the_same_tokens() {
     }
 }
 
-/// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a draft.
+/// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a
+/// draft.
 #[test]
 fn a_draft_with_a_shorter_context() {
     let short = Checkpoint::copy_of_dir(&fixture("models/draft-weak"));

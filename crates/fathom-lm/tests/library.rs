@@ -98,7 +98,8 @@ fn a_run_is_explained_by_its_own_model_and_traces_only() {
     assert!(explain(&run, &model, &all, &[Analysis::Stages], OPTIONS, &mut ()).is_ok());
 }
 
-/// Traces in memory are scanned like those of a file, and can be explained if they are passed again.
+/// Traces in memory are scanned like those of a file, and can be explained if they are passed
+/// again.
 #[test]
 fn traces_in_memory_give_the_same_run() {
     let dir = planted();

@@ -193,8 +193,8 @@ impl<'a> AttentionWorkload<'a> {
         self.cpu.attend(&self.attention, &self.q, &pass, &mut self.out, Some(&mut self.lse))
     }
 
-    /// Runs the second pass of the sink scores on the layer of the last [`AttentionWorkload::run`]: half
-    /// its operations.
+    /// Runs the second pass of the sink scores on the layer of the last [`AttentionWorkload::run`]:
+    /// half its operations.
     ///
     /// # Errors
     /// As [`Backend::add_column_sums`].

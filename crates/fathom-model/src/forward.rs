@@ -10,8 +10,8 @@ use crate::taps::{PassTaps, Taps};
 use crate::workspace::Workspace;
 use crate::{Error, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
-/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix products, and
-/// few enough to keep the activations of long texts small.
+/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix
+/// products, and few enough to keep the activations of long texts small.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// Which rows of a step get logits.
@@ -109,7 +109,8 @@ impl<B: Backend> Transformer<B> {
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy decoding.
+    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy
+    /// decoding.
     ///
     /// # Errors
     /// As [`Transformer::forward`].

@@ -20,7 +20,8 @@ pub enum Access {
     Change,
     /// Receive the Euclidean norm of every row ([`Probe::measured`]); the rows stay on the device.
     Norms,
-    /// Receive the norms, and the dot products of every row with the rows of [`Probe::reference_positions`].
+    /// Receive the norms, and the dot products of every row with the rows of
+    /// [`Probe::reference_positions`].
     Dots,
 }
 
@@ -44,7 +45,8 @@ impl Access {
 pub struct Measured<'a> {
     /// The norm of each row, `[positions]`.
     pub norms: &'a [f32],
-    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`]; otherwise empty.
+    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`]; otherwise
+    /// empty.
     pub dots: Vec<Dots<'a>>,
 }
 

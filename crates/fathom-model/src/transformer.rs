@@ -49,7 +49,8 @@ impl<B: Backend> Transformer<B> {
         Transformer::load_with_progress(dir, backend, &mut |_, _| {})
     }
 
-    /// As [`Transformer::load`], calling `progress(layers done, layers)` after each layer is packed.
+    /// As [`Transformer::load`], calling `progress(layers done, layers)` after each layer is
+    /// packed.
     ///
     /// # Errors
     /// As [`Transformer::load`].

@@ -82,8 +82,8 @@ fn every_class() {
     assert!((detection.rise - (50.0 - 2.0) / 2.6).abs() < 1e-4);
 }
 
-/// The reference is large at layers 1 to 3 and again, more so, from 5 on. Position 1 is aligned with
-/// it all the time but at layer 4, 2 in the first phase alone, 3 in the second alone.
+/// The reference is large at layers 1 to 3 and again, more so, from 5 on. Position 1 is aligned
+/// with it all the time but at layer 4, 2 in the first phase alone, 3 in the second alone.
 fn two_phases() -> TraceScalars {
     let norms = [
         [2.0, 1.0, 1.0, 1.0, 1.0],

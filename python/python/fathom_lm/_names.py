@@ -60,7 +60,7 @@ def parse(name: str) -> tuple[str, int | None]:
     advice = lens_only(name)
     if advice is not None:
         raise RequestError(advice)
-    return _native.parse_place(name)
+    return _native.parse_site(name)
 
 
 def every(layers: int, stop: int | None) -> list[tuple[str, int]]:

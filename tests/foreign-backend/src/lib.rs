@@ -4,8 +4,8 @@
 //!   thread. The host can copy rows to and from it, but has no other access.
 //! - **It is lazy.** Calls are queued, and nothing is executed until a caller waits for a result or
 //!   the queue is full.
-//! - **It fails on demand**, at any operation. It can be out of memory once or lost permanently, and
-//!   like a real device it may report a loss only later.
+//! - **It fails on demand**, at any operation. It can be out of memory once or lost permanently,
+//!   and like a real device it may report a loss only later.
 //!
 //! It computes with a [`Cpu`] backend, so its results must have the same bits. Code whose results
 //! differ has made an assumption about the host.

@@ -90,7 +90,10 @@ mod tests {
         #[test]
         fn counts_are_those_of_the_remaining_tokens(
             prompt_len in 0..6_usize,
-            moves in prop::collection::vec((0..12_usize, prop::collection::vec(0..4_u32, 0..5)), 0..12),
+            moves in prop::collection::vec(
+                (0..12_usize, prop::collection::vec(0..4_u32, 0..5)),
+                0..12,
+            ),
         ) {
             let mut history = History::new(prompt_len);
             let mut tokens: Vec<u32> = Vec::new();
