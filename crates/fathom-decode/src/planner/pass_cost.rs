@@ -122,7 +122,10 @@ impl PassCost {
         let nearest = below.or(above)?;
         let (a, b) = match (below, above) {
             (Some(below), Some(above)) => (below, above),
-            _ => (self.points.values().find_map(Point::value)?, points.last().unwrap_or(nearest)),
+            _ => {
+                let first = self.points.values().find_map(Point::value)?;
+                (first, points.next_back().unwrap_or(nearest))
+            }
         };
         let slope = if b.0 > a.0 { (b.1 - a.1) / (b.0 - a.0) } else { 0.0 };
         let seconds = nearest.1 + slope * (rows - nearest.0);
