@@ -1,166 +1,142 @@
 //! Seconds of a target pass by its rows, on a machine whose speed changes.
 
-use super::running::Mean;
+use std::collections::BTreeMap;
 
-/// n: standard deviation of one pass's measured time, as a share of it.
-const NOISE: f64 = 0.1;
-/// s: standard deviation of the change of the machine's speed between two passes, as a share. Other
-/// programs, or other guests of the same host, slow passes over few and many rows by the same
-/// factor.
-const SPEED_DRIFT: f64 = 0.015;
-/// g: standard deviation of the change of `pass` or `row` alone between two passes, as a share of
-/// the pass. Growing contexts cause it.
-const SHAPE_DRIFT: f64 = 0.005;
-/// Standard deviation of the rows' share of the first pass, before a second number of rows is seen.
-const UNKNOWN_SPLIT: f64 = 0.5;
-/// Residuals are clipped to this many standard deviations: an interruption by another program says
-/// little about the next pass.
-const OUTLIER: f64 = 3.0;
+use super::running::Mean;
+use super::speeds::size_class;
+
+/// Share of a pass's relative residual by which the machine's slowness changes.
+const SPEED_GAIN: f64 = 0.22;
+/// Decay of a point of the curve per pass over its rows: growing contexts change the curve slowly.
+const CURVE_DECAY: f64 = 0.99;
+/// A pass counts at most this multiple of the expected seconds: an interruption by another program
+/// says little about the next pass.
+const OUTLIER: f64 = 4.0 / 3.0;
+/// Share by which the optimistic cost is lower, per square root of the number of passes since the
+/// rows last ran.
+const OPTIMISM: f64 = 0.005;
 /// Lower bound of a pass in seconds, for coarse clocks.
 const SHORTEST: f64 = 1e-9;
-/// Standard deviations by which the optimistic estimate is below the expected one.
-const OPTIMISM: f64 = 2.0;
 
-/// Seconds of a target pass over `rows` rows, `pass + row · rows`, estimated by a Kalman filter.
+/// Seconds of a target pass by its rows: the machine's slowness times a curve.
 ///
-/// While every pass has the same number of rows, a least-squares line with forgetting cannot tell a
-/// slower machine from more expensive rows. The filter can: its process noise is large along the
-/// direction in which both parts change by the same factor and small in either part alone, so the
-/// ratio of the two is remembered. The uncertainty of that ratio grows slowly, and
-/// [`PassCost::optimistic`] makes row counts that have not run for long worth another try.
+/// Every pass changes the slowness, and with it the cost of all rows: other programs, or other
+/// guests of the same host, slow passes over few and many rows by the same factor. The curve has
+/// one point for each class of rows, which only passes of that class change, and slowly. It need
+/// not be a line: kernels work in blocks of rows.
 ///
 /// Formulas and an ablation: `planner/README.md`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PassCost {
-    /// `None` before the first pass.
-    estimate: Option<Estimate>,
+    slowness: f64,
+    /// Points of the curve by the class of their rows ([`size_class`]).
+    points: BTreeMap<usize, Point>,
     /// Mean rows of the last passes.
+    recent_rows: Mean,
+    /// Number of passes recorded.
+    passes: usize,
+}
+
+/// A point of the curve: means over the passes of one class of rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Point {
     rows: Mean,
+    /// Seconds / slowness.
+    seconds: Mean,
+    /// [`PassCost::passes`] at the last pass of this class.
+    last_pass: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Estimate {
-    /// Seconds of a pass without its rows.
-    pass: f64,
-    /// Seconds of one row.
-    row: f64,
-    covariance: Covariance,
-}
-
-/// Covariance matrix P of (`pass`, `row`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Covariance {
-    pass: f64,
-    both: f64,
-    row: f64,
-}
-
-impl Covariance {
-    /// (P·h)₁, (P·h)₂ and hᵀ·P·h with h = (1, rows): the covariances of `pass` and of `row` with
-    /// the seconds of a pass over `rows` rows, and the variance of those seconds.
-    fn with_seconds(self, rows: f64) -> (f64, f64, f64) {
-        let (pass, row) = (self.pass + self.both * rows, self.both + self.row * rows);
-        (pass, row, pass + row * rows)
+impl Point {
+    fn new() -> Point {
+        let mean = Mean::new(CURVE_DECAY);
+        Point { rows: mean, seconds: mean, last_pass: 0 }
     }
 
-    /// Variance of `row` given the seconds of a pass over `rows` rows.
-    fn row_given_seconds(self, rows: f64) -> f64 {
-        let (_, row, seconds) = self.with_seconds(rows);
-        if seconds > 0.0 { (self.row - row * row / seconds).max(0.0) } else { 0.0 }
-    }
-
-    /// The nearest positive semidefinite matrix. Rounding of nearly equal numbers can leave it.
-    fn positive_semidefinite(self) -> Covariance {
-        let (pass, row) = (self.pass.max(0.0), self.row.max(0.0));
-        let most = (pass * row).sqrt();
-        Covariance { pass, both: self.both.max(-most).min(most), row }
+    fn value(&self) -> Option<(f64, f64)> {
+        Some((self.rows.value()?, self.seconds.value()?))
     }
 }
 
 impl Default for PassCost {
     fn default() -> PassCost {
-        PassCost { estimate: None, rows: Mean::new(0.9) }
+        let recent_rows = Mean::new(0.9);
+        PassCost { slowness: 1.0, points: BTreeMap::new(), recent_rows, passes: 0 }
     }
 }
 
 impl PassCost {
     /// Records a pass over `rows` ≥ 1 rows.
     pub fn record(&mut self, rows: f64, seconds: f64) {
-        self.rows.record(rows);
-        self.estimate = Some(match self.estimate {
-            None => Estimate::first(rows, seconds),
-            Some(estimate) => estimate.next(rows, seconds),
-        });
+        let mut seconds = seconds.max(SHORTEST);
+        // The first pass of a class says more about the curve than about the machine's speed.
+        if let (Some(_), Some(expected)) = (self.point(rows), self.at(rows)) {
+            seconds = seconds.min(OUTLIER * expected);
+            self.slowness *= 1.0 + SPEED_GAIN * (seconds / expected - 1.0);
+        }
+        self.passes += 1;
+        self.recent_rows.record(rows);
+        let point = self.points.entry(row_class(rows)).or_insert_with(Point::new);
+        point.rows.record(rows);
+        point.seconds.record(seconds / self.slowness);
+        point.last_pass = self.passes;
     }
 
     /// Expected seconds of a pass over `rows` rows; `None` before the first.
     pub fn at(&self, rows: f64) -> Option<f64> {
-        self.below(rows, 0.0)
+        self.discounted(rows, 0.0)
     }
 
-    /// Optimistic seconds of a pass over `rows` rows: lower where the cost is less certain relative
-    /// to recent passes.
+    /// Optimistic seconds of a pass over `rows` rows: lower the longer no pass had about as many
+    /// rows.
     pub fn optimistic(&self, rows: f64) -> Option<f64> {
-        self.below(rows, OPTIMISM)
+        let last_pass = self.point(rows).map_or(0, |point| point.last_pass);
+        let age = (self.passes - last_pass) as f64;
+        self.discounted(rows, OPTIMISM * age.sqrt())
     }
 
-    fn below(&self, rows: f64, deviations: f64) -> Option<f64> {
-        let (estimate, recent) = (self.estimate?, self.rows.value()?);
-        // The uncertainty of the machine's speed is common to all passes and does not count.
-        let deviation = estimate.covariance.row_given_seconds(recent).sqrt();
-        let discount = deviations * (rows - recent).abs() * deviation;
-        let recently = estimate.seconds(recent);
+    fn discounted(&self, rows: f64, discount: f64) -> Option<f64> {
+        let recent = self.recent_rows.value()?;
         // A pass over more rows is never cheaper than a recent pass, and one over fewer rows costs
         // at least its share.
-        Some((estimate.seconds(rows) - discount).max(recently * (rows / recent).min(1.0)))
+        let least = self.curve(recent)? * (rows / recent).min(1.0);
+        Some(self.slowness * (self.curve(rows)? * (1.0 - discount)).max(least))
+    }
+
+    fn point(&self, rows: f64) -> Option<&Point> {
+        self.points.get(&row_class(rows))
+    }
+
+    /// Seconds / slowness: linear between the points, and outside with the slope from the first to
+    /// the last point.
+    fn curve(&self, rows: f64) -> Option<f64> {
+        let mut points = self.points.values().filter_map(Point::value);
+        let (mut below, mut above) = (None, None);
+        for point in points.by_ref() {
+            if point.0 > rows {
+                above = Some(point);
+                break;
+            }
+            below = Some(point);
+        }
+        let nearest = below.or(above)?;
+        let (a, b) = match (below, above) {
+            (Some(below), Some(above)) => (below, above),
+            _ => {
+                let first = self.points.values().find_map(Point::value)?;
+                (first, points.next_back().unwrap_or(nearest))
+            }
+        };
+        let slope = if b.0 > a.0 { (b.1 - a.1) / (b.0 - a.0) } else { 0.0 };
+        let seconds = nearest.1 + slope * (rows - nearest.0);
+        // More rows are never cheaper than the point below, and fewer cost at least their share.
+        Some(seconds.max(nearest.1 * (rows / nearest.0).min(1.0)))
     }
 }
 
-impl Estimate {
-    /// From the first pass. Its split is unknown: all of it counts as `pass`.
-    fn first(rows: f64, seconds: f64) -> Estimate {
-        let seconds = seconds.max(SHORTEST);
-        let (noise, split) = (NOISE * seconds, UNKNOWN_SPLIT * seconds);
-        let covariance = Covariance {
-            pass: noise * noise + split * split,
-            both: -split * split / rows,
-            row: split * split / (rows * rows),
-        };
-        Estimate { pass: seconds, row: 0.0, covariance }
-    }
-
-    fn seconds(&self, rows: f64) -> f64 {
-        self.pass + self.row * rows
-    }
-
-    /// Prediction and update with another pass.
-    fn next(self, rows: f64, seconds: f64) -> Estimate {
-        let Estimate { mut pass, mut row, mut covariance } = self;
-        let expected = self.seconds(rows).max(SHORTEST);
-        let (speed, shape) = (SPEED_DRIFT * SPEED_DRIFT, SHAPE_DRIFT * expected);
-        covariance.pass += speed * pass * pass + shape * shape;
-        covariance.both += speed * pass * row;
-        covariance.row += speed * row * row + (shape / rows).powi(2);
-
-        let (with_pass, with_row, variance) = covariance.with_seconds(rows);
-        let variance = variance.max(0.0) + (NOISE * expected).powi(2);
-        let bound = OUTLIER * variance.sqrt();
-        let residual = (seconds - expected).max(-bound).min(bound);
-        pass += with_pass / variance * residual;
-        row += with_row / variance * residual;
-        covariance.pass -= with_pass * with_pass / variance;
-        covariance.both -= with_pass * with_row / variance;
-        covariance.row -= with_row * with_row / variance;
-        let covariance = covariance.positive_semidefinite();
-        // Neither part is negative. The seconds of this pass stay the same.
-        let seconds = (pass + row * rows).max(0.0);
-        if row < 0.0 {
-            (pass, row) = (seconds, 0.0);
-        } else if pass < 0.0 {
-            (pass, row) = (0.0, seconds / rows);
-        }
-        Estimate { pass, row, covariance }
-    }
+/// Rows rounded up to a power of two.
+fn row_class(rows: f64) -> usize {
+    size_class(rows.ceil() as usize)
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ pub struct Speeds {
 }
 
 /// Seconds of each model's work.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Costs {
     /// The draft drafts one token for every sequence.
     draft: Mean,
@@ -79,7 +79,7 @@ impl Speeds {
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
         let class = size_class(runs.len() + plain);
         let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
-        let target = costs(runs.len() + plain)?.target;
+        let target = costs(runs.len() + plain)?.target.clone();
         target.at(1.0)?;
         let (draft, survival) = match mode {
             Mode::Ar => (0.0, None),
