@@ -205,7 +205,7 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
     Ok(config)
 }
 
-/// Refuses fields that ask for a network Fathom does not implement.
+/// Rejects fields that describe a network Fathom does not implement.
 fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
     let act = fields.text("hidden_act")?.unwrap_or("silu");
     if act != "silu" && act != "swish" {
@@ -286,7 +286,8 @@ struct TokenFields<'a> {
 }
 
 impl TokenFields<'_> {
-    /// A single token. Of a list the first is used, with a remark if there are several.
+    /// A single token. If the field is a list, its first token is used, with a remark if there are
+    /// several.
     fn one(
         &self,
         name: &str,

@@ -10,8 +10,8 @@ use crate::taps::{PassTaps, Taps};
 use crate::workspace::Workspace;
 use crate::{Error, ModelConfig, Probe, Result, Sequence, Site, Transformer};
 
-/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix products, and
-/// few enough to keep the activations of long texts small.
+/// Usual chunk size of [`Transformer::prefill`] in tokens: enough rows for efficient matrix
+/// products, and few enough to keep the activations of long texts small.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// Which rows of a step get logits.
@@ -43,7 +43,7 @@ pub struct Logits<B: Backend> {
 }
 
 impl<B: Backend> Logits<B> {
-    /// The logits of step `index`, `[rows, vocab]`: no row, one, or one per token, as requested.
+    /// The logits of step `index`, `[rows, vocab]`, with the rows that [`Step::logits`] requested.
     ///
     /// # Errors
     /// Those of the backend.
@@ -97,9 +97,10 @@ impl<B: Backend> Transformer<B> {
     /// the tokens were cut into steps, or on `probe`, unless it edits.
     ///
     /// # Errors
-    /// A step without tokens, a token id outside the vocabulary, or sequences with different
-    /// numbers of layers; nothing is computed then. An error of the backend or the probe, after
-    /// which the sequences must not be used.
+    /// A step without tokens, a token id outside the vocabulary, logits requested of a sequence
+    /// that does not compute all layers, or sequences with different numbers of layers; nothing is
+    /// computed then. An error of the backend or the probe, after which the sequences must not be
+    /// used.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
@@ -109,7 +110,8 @@ impl<B: Backend> Transformer<B> {
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy decoding.
+    /// [`Transformer::forward`] followed by [`Logits::argmax`], without storing the logits: greedy
+    /// decoding.
     ///
     /// # Errors
     /// As [`Transformer::forward`].
@@ -146,7 +148,8 @@ impl<B: Backend> Transformer<B> {
             })
             .collect();
 
-        // Rotary scalings that depend on the length change at some positions, where pieces end.
+        // If a rotary scaling that depends on the length changes within a step, the step must be
+        // split there.
         let ends: Vec<usize> = pieces.iter().map(|piece| self.regime_end(piece)).collect();
         if pieces.iter().zip(&ends).all(|(piece, end)| *end == piece.tokens.len()) {
             return self.forward_pieces(&mut pieces, &mut taps, head);

@@ -57,8 +57,8 @@ impl PromptOptions {
     /// Rejects options that would have no effect.
     ///
     /// # Errors
-    /// A template option is set, but there is no chat template or it does not use the option; or
-    /// `bos` is set, but the tokenizer names no BOS token or a chat template is used.
+    /// A template option is set, but there is no chat template or the template does not use the
+    /// option; `bos` is set, but the tokenizer names no BOS token or a chat template is used.
     pub fn check(
         &self,
         tokenizer: Option<&Tokenizer>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Maximum number of different remarks of one kind and file; [`Remarks`] drops further ones.
+/// Maximum number of different remarks of one kind about one file; [`Remarks`] drops further ones.
 const MAX_TEXTS: usize = 8;
 
 /// One sentence about something that was ignored, repaired or looks wrong.
@@ -124,8 +124,8 @@ impl Remarks {
         Remarks::default()
     }
 
-    /// Adds a remark. A remark about another line of a file increases the count of the first of its
-    /// kind. Duplicates are dropped.
+    /// Adds a remark. If there is one of the same kind about another line of the same file, only
+    /// the count of that one increases. Duplicates are dropped.
     pub fn add(&mut self, remark: Remark) {
         let line = remark.line;
         let mut of_kind = 0;

@@ -60,8 +60,8 @@ impl<B: Backend> Transformer<B> {
         Ok(workspace)
     }
 
-    /// Keeps the memory of a finished pass over `n` rows for later passes, unless it is unusually
-    /// large.
+    /// Keeps the memory of a finished pass over `n` rows for later passes if `n` is at most
+    /// [`MAX_REUSED_ROWS`].
     pub(crate) fn return_workspace(&self, workspace: Workspace<B>, n: usize) {
         if n <= MAX_REUSED_ROWS {
             self.idle_workspaces().push(workspace);

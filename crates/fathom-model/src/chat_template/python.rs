@@ -50,7 +50,9 @@ fn write_repr(value: &Value, out: &mut Text) -> Result<(), Error> {
     }
 }
 
-/// `repr` of a string: in single quotes, or in double quotes if it contains only single ones.
+/// `repr` of a string: in single quotes, or in double quotes if it contains single but no double
+/// ones. Unlike in Python, characters that are not printable are escaped only if they are control
+/// characters.
 fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push_char(quote)?;

@@ -109,8 +109,8 @@ impl Checkpoint {
         let instead = match nearest.map(sanitize) {
             None => String::new(),
             Some(nearest) if nearest.contains(".base_layer.") => format!(
-                "; the file has `{nearest}`, from a model with an adapter that is not merged: merge it \
-                 (`merge_and_unload`) and save again"
+                "; the file has `{nearest}`, from a model with an adapter that is not merged: \
+                 merge it (`merge_and_unload`) and save again"
             ),
             Some(nearest) => format!("; the file has `{nearest}`"),
         };
