@@ -253,8 +253,9 @@ impl<S: CaptureStore> CaptureProbe<'_, S> {
         Ok(())
     }
 
-    /// Runs of consecutive kept positions within `positions`: (offset within `positions`, index
-    /// among all kept positions, length).
+    /// The kept positions within `positions` as runs: one run if all positions are kept, otherwise
+    /// one per position. A run is (offset within `positions`, index among all kept positions,
+    /// length).
     fn kept_runs(&self, positions: &Range<usize>) -> Vec<(usize, usize, usize)> {
         let Some(kept) = &self.request.positions else {
             return vec![(0, positions.start, positions.len())];

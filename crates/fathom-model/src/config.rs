@@ -56,7 +56,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Sliding window per layer: with `Some(w)` a query sees `w` keys, its own included.
     pub windows: Vec<Option<usize>>,
-    /// Whether the output head is the embedding matrix.
+    /// Whether the config ties the output head to the embedding. The weights may differ; see
+    /// [`crate::Checkpoint::ties_word_embeddings`].
     pub tie_word_embeddings: bool,
     /// Whether `q_proj`, `k_proj` and `v_proj` have biases.
     pub qkv_bias: bool,

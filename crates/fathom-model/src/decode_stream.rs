@@ -57,7 +57,7 @@ impl DecodeStream {
         Ok(self.pending()?.get(self.returned..).unwrap_or_default().to_owned())
     }
 
-    /// The text that the pending tokens add to that of the last complete piece.
+    /// The text of the pending tokens, decoded after the last complete piece.
     fn pending(&self) -> Result<String> {
         let before = self.tokenizer.decode(&self.window[..self.complete])?;
         let mut text = self.tokenizer.decode(&self.window)?;

@@ -94,7 +94,9 @@ impl<B: Backend> Transformer<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
     /// The bits of a row depend only on its own sequence's tokens: not on the other steps, on how
-    /// the tokens were cut into steps, or on `probe`, unless it edits.
+    /// the tokens were cut into steps, or on `probe`, unless it edits. If the rotary scaling
+    /// depends on the length, they also depend on
+    /// [`SequenceOptions::planned_len`](crate::SequenceOptions).
     ///
     /// # Errors
     /// A step without tokens, a token id outside the vocabulary, logits requested of a sequence

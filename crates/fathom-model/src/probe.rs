@@ -101,7 +101,8 @@ pub trait Probe {
         Ok(())
     }
 
-    /// Called for [`Access::Read`].
+    /// Called for [`Access::Read`], and for any other access to `attn_weights`, which can only be
+    /// read.
     ///
     /// # Errors
     /// An error of the probe ends the pass.

@@ -70,7 +70,7 @@ impl PromptOptions {
         }
         if let (Some(_), Some(template)) = (self.bos, template) {
             return refuse(format!(
-                "--bos is about bare text, but here the chat template writes the special tokens \
+                "--bos applies to bare text only, but the chat template writes the special tokens \
                  ({}); add --no-chat-template",
                 template.path().display()
             ));

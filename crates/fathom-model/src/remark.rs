@@ -37,7 +37,7 @@ pub struct Remark {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum About {
-    /// A file that was interpreted differently from what it states, or may be a mistake.
+    /// Input that was interpreted differently from what it states, or that may be a mistake.
     Input,
     /// A setting that the user may want to change.
     Advice,
@@ -74,7 +74,7 @@ impl Remark {
 /// reason, such as `--strict`.
 ///
 /// # Errors
-/// There is such a remark; the message is that of the first.
+/// There is a remark about input. The message contains the first one.
 pub fn refuse_remarks(remarks: &[Remark], because: &str) -> Result<()> {
     match remarks.iter().find(|remark| remark.about == About::Input) {
         None => Ok(()),

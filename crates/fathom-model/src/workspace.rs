@@ -29,7 +29,7 @@ pub(crate) struct Workspace<B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Memory for a pass over `n` rows: that of an earlier pass if one is idle.
+    /// Memory for a pass over `n` rows, reused from an earlier pass if possible.
     ///
     /// # Errors
     /// The backend is out of memory.

@@ -97,7 +97,8 @@ fn render(
 }
 
 /// Replaces the tags of `{% generation %}` blocks, which mark the assistant's text for training, by
-/// those of an `if true`. They cannot just be removed, because tags also strip white space.
+/// tags of `{% if true %}`. Removing them would change the text, because tags also strip white
+/// space.
 fn without_generation_tags(source: &str) -> Cow<'_, str> {
     let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
         return Cow::Borrowed(source);
