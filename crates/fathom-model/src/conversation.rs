@@ -106,7 +106,7 @@ pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
 /// Rejects the names of [`RESERVED`] template variables.
 fn check_variable(name: &str) -> Result<(), &'static str> {
     match RESERVED.contains(&name) {
-        true => Err("cannot be set: it comes from the line itself"),
+        true => Err("cannot be set: Fathom determines it"),
         false => Ok(()),
     }
 }

@@ -38,7 +38,8 @@ pub(crate) struct TensorMerge {
     pub added: Option<(usize, f32)>,
 }
 
-/// A low-rank change of a matrix.
+/// A low-rank change of a matrix: scale · B·A. `a` and `b` are indices of tensors in the adapter's
+/// file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LowRankChange {
     pub a: usize,
