@@ -162,8 +162,8 @@ pub fn capture<B: Backend>(
     probe.store.finish()
 }
 
-/// As [`capture`], into memory. The results are sorted by site, in the order of the forward pass
-/// through a layer, then by layer.
+/// As [`capture`], into memory. The results are sorted by site, in the order of [`Site::all`], then
+/// by layer.
 ///
 /// # Errors
 /// A position beyond the text; a token id outside the vocabulary; no tokens; not enough memory

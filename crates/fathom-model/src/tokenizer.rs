@@ -46,7 +46,7 @@ pub struct Tokenizer {
     framing: Option<Framing>,
     /// The user's choice about BOS before a bare text; overrides the post-processor.
     bos: Option<bool>,
-    /// An ordinary token. A token that is decoded after it has the text it has in mid-sentence.
+    /// An ordinary token. Decoding another token after it returns that token's mid-sentence text.
     anchor: Option<u32>,
     remarks: Vec<Remark>,
 }

@@ -50,9 +50,8 @@ fn write_repr(value: &Value, out: &mut Text) -> Result<(), Error> {
     }
 }
 
-/// `repr` of a string: in single quotes, or in double quotes if it contains single but no double
-/// ones. Unlike in Python, characters that are not printable are escaped only if they are control
-/// characters.
+/// `repr` of a string: in single quotes, or in double quotes if it contains single quotes but no
+/// double quotes. Unlike Python, it escapes no unprintable characters except control characters.
 fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push_char(quote)?;

@@ -47,8 +47,8 @@ fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
     }
 }
 
-/// The most similar name to `name`: the shortest one that contains the dotted parts of `name` in
-/// order, `model.` excepted.
+/// The most similar name to `name`: the shortest one that contains the dotted parts of `name`,
+/// without a leading `model.`, in order.
 pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Longer names are not useful in a message.
     const MAX_LEN: usize = 200;
