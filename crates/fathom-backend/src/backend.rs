@@ -59,12 +59,12 @@ pub trait Backend: Send + Sync + 'static {
     /// attaches to another backend. The backend may bind itself to the thread, or pin the thread to
     /// a core.
     fn attach_thread(&self) {}
-    /// Declares whether another model runs on this device at the same time from now on. The backend
-    /// may then leave part of the device to it. Never changes any bits.
+    /// Declares whether, from now on, another model runs on this device at the same time. The
+    /// backend may then leave part of the device to it. Never changes any bits.
     fn set_co_running(&self, _shared: bool) {}
     /// Waits for all earlier operations.
     fn synchronize(&self) -> Result<()>;
-    /// Records the point at which the work of all earlier calls is done.
+    /// Records the point in time at which the work of all earlier calls is done.
     fn mark(&self) -> Result<Self::Mark>;
     /// Seconds between two marks. Waits for the later one.
     fn seconds_between(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;

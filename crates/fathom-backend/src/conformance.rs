@@ -21,8 +21,9 @@ pub enum Violation {
 
 type Result<T> = std::result::Result<T, Violation>;
 
-/// Runs every operation on single rows, on groups of rows, on all rows and in chunks, with ragged
-/// shapes, and compares the bits. Takes about a second on a CPU.
+/// Runs the matrix products, attention and most row operations on single rows, on groups of rows,
+/// on all rows and in chunks, with ragged shapes, and compares the bits. Takes about a second on a
+/// CPU.
 ///
 /// # Errors
 /// The first operation that breaks row invariance, or fails.
@@ -163,7 +164,7 @@ fn products<B: Backend>(b: &B, k: usize, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// Norms, dot products and their output positions, and row edits.
+/// Norms and dot products, with their output positions, and row edits.
 fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
     let x = numbers(7, ROWS * columns);
     let all = upload(b, &x, columns)?;
@@ -244,8 +245,8 @@ fn pass<B: Backend>(
     Ok((bits(b, &out)?, bits(b, &lse)?))
 }
 
-/// Attention and its column sums in chunks of several sizes, and attention after a truncated cache,
-/// in a batch with another sequence.
+/// Attention and column sums in chunks of several sizes; then attention after truncating the cache,
+/// in one batch with another sequence.
 fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
     let Attention { heads, kv_heads, head_dim, .. } = *attention;
     let shape = KvShape { layers: 1, kv_heads, head_dim };

@@ -1,6 +1,6 @@
 //! Matrix products and attention at the shapes of real models, with weights and keys that exceed
-//! the caches. Throughput is in floating-point operations (criterion's elements) or, for few rows,
-//! in bytes of weights or keys. Compare with the limits printed first.
+//! the caches. Throughput is in floating-point operations (criterion's elements) or, for up to 4
+//! rows, in bytes of weights or of keys and values. Compare with the limits printed first.
 //!
 //! A full run takes long; `cargo bench -p fathom-measure -- Bf16/qwen2.5-0.5b` takes a minute. For
 //! fractions of the limits, measured in the same run: `fathom bench-engine --kernels`.
@@ -92,7 +92,8 @@ fn attention(c: &mut Criterion) {
                         b.iter(|| attending.run().unwrap());
                     });
                 }
-                // In operations of the first pass, so that the two are comparable.
+                // Throughput is still in operations of the prefill's attention, so that the two are
+                // comparable.
                 group.bench_function(BenchmarkId::new("column sums", tokens), |b| {
                     let attending = attending.get_or_insert_with(|| {
                         AttentionWorkload::new(&cpu, shape, tokens).unwrap()

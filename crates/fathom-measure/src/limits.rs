@@ -25,7 +25,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// The matrix rate for `precision`: that of f32 if bfloat16 has no instruction.
+    /// The rate for `precision`: the f32 rate if the CPU has no bfloat16 instruction.
     pub fn flops(&self, precision: Precision) -> f64 {
         match (precision, self.bf16_flops) {
             (Precision::Bf16, Some(flops)) => flops,
@@ -48,8 +48,8 @@ impl Limits {
     }
 }
 
-/// Measures for about a second. Takes the best of several attempts, because interference from other
-/// programs only reduces a rate.
+/// Measures for about a second. Each rate is the best of several attempts, because interference
+/// from other programs only reduces a rate; the hand-off time is a median.
 pub fn measure(cpu: &Cpu) -> Limits {
     Limits {
         threads: cpu.threads(),
@@ -88,7 +88,7 @@ impl<'a> CurrentLimits<'a> {
         CurrentLimits { cpu, memory: Memory::new(bytes) }
     }
 
-    /// Reads all of it once with all threads; returns the bandwidth in bytes per second.
+    /// Reads the memory once with all threads; returns the bandwidth in bytes per second.
     pub fn bytes_per_s(&self) -> f64 {
         best_rate(1, || self.memory.read(self.cpu))
     }

@@ -17,7 +17,7 @@ pub struct Machine {
     pub memory: Option<u64>,
     /// Available memory in bytes.
     pub available: Option<u64>,
-    /// Transparent huge pages: `always`, `madvise` (on request, which Fathom makes) or `never`.
+    /// Transparent huge pages: `always`, `madvise` (on request; Fathom requests them) or `never`.
     pub huge_pages: Option<String>,
 }
 
@@ -49,7 +49,8 @@ impl Machine {
         }
     }
 
-    /// Number of bytes that exceed all caches, so that data read first has been evicted.
+    /// Size in bytes of a buffer that exceeds all caches: when its end has been read, its start has
+    /// been evicted.
     pub fn beyond_caches(&self) -> usize {
         const AT_LEAST: u64 = 128 << 20;
         let last = self.caches.last().map_or(0, |cache| cache.bytes);

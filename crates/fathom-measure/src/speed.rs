@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use crate::median;
 
-/// Floating-point operations of a prefill of `tokens` tokens without logits: two per weight of the
-/// layers' matrices and token, plus, per query head, token and visible key, two of `q · k` and two
-/// of `p · v` per component. Masked keys are never computed. The last layer needs only keys and
-/// values.
+/// Floating-point operations of a prefill of `tokens` tokens without logits.
+///
+/// Matrix products take two operations per weight and token. Attention takes four per token,
+/// visible key, query head and component: two for `q · k` and two for `p · v`. Masked keys are not
+/// computed. The last layer computes only keys and values.
 pub fn prefill_flops(config: &ModelConfig, tokens: usize) -> f64 {
     let ModelConfig { layers, hidden, intermediate, heads, kv_heads, head_dim, .. } = *config;
     let kv = hidden * head_dim * 2 * kv_heads;
@@ -46,10 +47,10 @@ pub struct DecodeSpeed {
     pub step_s: f64,
     /// Tokens per second of all sequences together.
     pub tokens_per_s: f64,
-    /// Fraction of the memory limit: the time to read all weights once, at the bandwidth measured
-    /// just before and after a step, divided by the time of the step; the median.
+    /// Median fraction of the memory limit that was reached: the time to read all weights once, at
+    /// the bandwidth measured just before and after a step, divided by the time of the step.
     pub of_bandwidth: f64,
-    /// Step time relative to the first batch size; the median.
+    /// Median of the step time relative to that of the first batch size.
     pub times_first: f64,
 }
 
@@ -142,7 +143,8 @@ mod tests {
 
     use super::*;
 
-    /// Counted by hand: 3 layers, hidden 4, intermediate 8, 2 heads of 2 over 1, 3 tokens.
+    /// Counted by hand: 3 layers, hidden 4, intermediate 8, 2 query heads and 1 key/value head of
+    /// width 2, 3 tokens.
     #[test]
     fn a_prefills_operations_are_counted() {
         let shape = SyntheticShape {

@@ -1,5 +1,4 @@
-//! Kernel workloads for measurement: the shapes of real models, with weights and keys that exceed
-//! the caches, as those of a whole model do.
+//! Kernel workloads to measure. Weights and keys exceed the caches, as those of a whole model do.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -27,8 +26,8 @@ pub struct Measured {
     pub work: Work,
     /// Median time of a call in seconds.
     pub seconds: f64,
-    /// Fraction of the limit measured just before and after, which is the slower of reading and
-    /// computing; the median.
+    /// Median fraction of the limit that was reached: the minimum time of a call, from the limits
+    /// measured just before and after it, divided by the actual time.
     pub of_limit: f64,
 }
 
@@ -82,7 +81,7 @@ pub struct ProductWorkload<'a> {
 }
 
 impl<'a> ProductWorkload<'a> {
-    /// Packs as many copies of a matrix as exceed the caches.
+    /// Packs enough copies of a matrix to exceed the caches.
     ///
     /// # Errors
     /// Out of memory.
@@ -134,7 +133,7 @@ pub struct AttentionWorkload<'a> {
 }
 
 impl<'a> AttentionWorkload<'a> {
-    /// Fills a cache of `tokens` tokens, with as many layers as exceed the caches.
+    /// Fills a KV cache of `tokens` tokens with enough layers to exceed the CPU's caches.
     ///
     /// # Errors
     /// Out of memory.
@@ -193,8 +192,8 @@ impl<'a> AttentionWorkload<'a> {
         self.cpu.attend(&self.attention, &self.q, &pass, &mut self.out, Some(&mut self.lse))
     }
 
-    /// Runs the second pass of the sink scores on the layer of the last [`AttentionWorkload::run`]:
-    /// half its operations.
+    /// Accumulates the column sums of the sink scores for the layer of the last
+    /// [`AttentionWorkload::run`], with half of its operations.
     ///
     /// # Errors
     /// As [`Backend::add_column_sums`].

@@ -2,7 +2,8 @@
 //!
 //! A merge computes what PEFT's `merge_and_unload` computes: W + scale · B·A in f32, rounded to the
 //! weight's type (see `fathom_vector::LowRank` for the order of the sum). The tensors in the file
-//! determine what is merged. The config determines the scale, and must target their modules.
+//! determine what is merged; low-rank tensors of a module that the config does not target are
+//! skipped with a remark. The config determines ranks and scales.
 
 mod base;
 mod config;
@@ -40,7 +41,7 @@ const PICKLE: &str = "adapter_model.bin";
 /// An adapter that was checked against a checkpoint.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    /// Name of the model it was trained on, as its config has it.
+    /// Name of the model it was trained on, as its config states it.
     base: Option<String>,
     /// SHA-256 of the config's text.
     config_sha256: String,
@@ -49,8 +50,8 @@ pub(crate) struct Adapter {
 }
 
 impl Adapter {
-    /// Opens the adapter in `dir` for a checkpoint. All checks, including those of the values,
-    /// happen here, before any of the checkpoint's weights are read.
+    /// Opens the adapter in `dir` for a checkpoint. All checks of the adapter, including those of
+    /// its values, happen here, before any of the checkpoint's weights are read.
     ///
     /// # Errors
     /// The directory has no adapter, or one that is unsupported, of another model, or damaged. The

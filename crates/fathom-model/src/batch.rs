@@ -9,6 +9,7 @@ use crate::{LogitRows, Sequence};
 
 /// A step, or the part of a step within one rotary regime.
 pub(crate) struct Piece<'a, B: Backend> {
+    /// Index of the step.
     pub index: usize,
     pub sequence: &'a mut Sequence<B>,
     pub tokens: &'a [u32],

@@ -30,9 +30,9 @@ pub struct CaptureRequest {
 }
 
 impl CaptureRequest {
-    /// Captures `sites` at `layers` (if empty, at all of the model's). A site with its own layer
-    /// ([`Site::parse`]) is captured there only. `positions` are the tokens to keep, `None` for
-    /// all.
+    /// Captures `sites` at `layers` (if empty, at every layer of the model). A site with its own
+    /// layer ([`Site::parse`]) is captured at that layer only. `positions` are the tokens to keep,
+    /// `None` for all.
     ///
     /// # Errors
     /// No site, or a layer the model does not have.
@@ -136,9 +136,10 @@ impl CaptureRequest {
     }
 }
 
-/// Runs `ids` through the model and writes what `request` names to `out`: f32 tensors called
-/// `site.layer` (`site` outside the layers), with the shapes of [`Site`] and the kept positions for
-/// `T`. `attn_weights` has the kept queries and all keys: `[heads, kept, T]`.
+/// Runs `ids` through the model and writes the values that `request` names to `out`: f32 tensors
+/// called `site.layer` (`site` outside the layers), with the shapes of [`Site`], in which `T` is
+/// the number of kept positions. `attn_weights` has the kept queries and all keys:
+/// `[heads, kept, T]`.
 ///
 /// Values are written as they are computed, so memory does not grow with the size of the capture.
 /// The file gets its final name once it is complete. `progress` is called with the tokens done.
@@ -161,7 +162,8 @@ pub fn capture<B: Backend>(
     probe.store.finish()
 }
 
-/// As [`capture`], into memory: the requested values in the order of the forward pass.
+/// As [`capture`], into memory. The results are sorted by site, in the order of [`Site::all`], then
+/// by layer.
 ///
 /// # Errors
 /// A position beyond the text; a token id outside the vocabulary; no tokens; not enough memory
@@ -184,7 +186,7 @@ pub struct Captured {
     pub site: Site,
     /// 0-based decoder layer; 0 for sites outside the layers.
     pub layer: usize,
-    /// The shape of [`Site`], with the kept positions for `T`.
+    /// The shape of [`Site`], in which `T` is the number of kept positions.
     pub shape: Vec<usize>,
     /// Row-major.
     pub values: Vec<f32>,
@@ -236,14 +238,16 @@ impl<S: CaptureStore> CaptureProbe<'_, S> {
         self.sink_scores(model, &sequence)
     }
 
-    /// Captures the sink scores after the last chunk of the sequence.
+    /// Captures the sink scores, which are complete only after the last chunk.
     fn sink_scores<B: Backend>(
         &mut self,
         model: &Transformer<B>,
         sequence: &Sequence<B>,
     ) -> Result<()> {
         for (site, layer) in &self.request.places {
-            if let (Site::SinkScore, Some(scores)) = (site, model.sink_score(sequence, *layer)?) {
+            if *site == Site::SinkScore
+                && let Some(scores) = model.sink_score(sequence, *layer)?
+            {
                 let at = At { site: *site, layer: *layer, sequence: 0, positions: 0..self.tokens };
                 self.read(&at, &scores)?;
             }
@@ -251,8 +255,9 @@ impl<S: CaptureStore> CaptureProbe<'_, S> {
         Ok(())
     }
 
-    /// The kept ones of `positions` as runs: (offset within `positions`, index among all kept
-    /// positions, length).
+    /// The kept positions within `positions` as runs: one run if all positions are kept, otherwise
+    /// one per position. A run is (offset within `positions`, index among all kept positions,
+    /// length).
     fn kept_runs(&self, positions: &Range<usize>) -> Vec<(usize, usize, usize)> {
         let Some(kept) = &self.request.positions else {
             return vec![(0, positions.start, positions.len())];

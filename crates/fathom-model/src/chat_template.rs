@@ -1,6 +1,6 @@
 //! Chat templates, which render a conversation to the prompt of a particular model.
 //!
-//! A template is a Jinja program shipped with the checkpoint. It is rendered as by HuggingFace's
+//! A template is a Jinja program shipped with the checkpoint. Rendering follows HuggingFace's
 //! `apply_chat_template`. Templates are untrusted input, so work, memory and recursion are limited.
 
 mod budget;
@@ -92,8 +92,8 @@ impl ChatTemplate {
         &self.sources.remarks
     }
 
-    /// Whether the template's source contains `name` as a whole word. If not, the template cannot
-    /// read a variable or field of that name.
+    /// Whether the template's source contains `name` as a whole word. If not, the template is taken
+    /// not to read a variable or field of that name.
     pub fn mentions(&self, name: &str) -> bool {
         let TemplateSources { default, tool_use, .. } = &self.sources;
         [default, tool_use].into_iter().flatten().any(|source| has_word(&source.text, name))
@@ -134,7 +134,7 @@ impl ChatTemplate {
             .map_err(|problem| Error::file(&source.path, format!("the chat template {problem}")))
     }
 
-    /// The template that these options call for.
+    /// The template to render with these options.
     fn source(&self, options: &RenderOptions) -> Result<&TemplateSource> {
         let tools = options.variables.get("tools").is_some_and(|tools| !tools.is_null());
         let TemplateSources { default, tool_use, .. } = &self.sources;

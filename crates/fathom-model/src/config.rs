@@ -56,7 +56,8 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Sliding window per layer: with `Some(w)` a query sees `w` keys, its own included.
     pub windows: Vec<Option<usize>>,
-    /// Whether the output head is the embedding matrix.
+    /// Whether the config ties the output head to the embedding. The weights may differ; see
+    /// [`crate::Checkpoint::ties_word_embeddings`].
     pub tie_word_embeddings: bool,
     /// Whether `q_proj`, `k_proj` and `v_proj` have biases.
     pub qkv_bias: bool,
@@ -205,7 +206,7 @@ fn parse_fields(fields: &Fields<'_>, generation: Option<&Fields<'_>>) -> Result<
     Ok(config)
 }
 
-/// Refuses fields that ask for a network Fathom does not implement.
+/// Rejects fields that describe a network Fathom does not implement.
 fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
     let act = fields.text("hidden_act")?.unwrap_or("silu");
     if act != "silu" && act != "swish" {
@@ -286,7 +287,8 @@ struct TokenFields<'a> {
 }
 
 impl TokenFields<'_> {
-    /// A single token. Of a list the first is used, with a remark if there are several.
+    /// A single token. If the field is a list, its first token is used, with a remark if there are
+    /// several.
     fn one(
         &self,
         name: &str,

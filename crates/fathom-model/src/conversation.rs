@@ -9,7 +9,7 @@ use crate::jsonl::Record;
 use crate::message::{Content, Message};
 use crate::{Error, Remark, Result};
 
-/// Template variables that a line cannot set.
+/// Template variables that neither a line nor `--template-kwargs` can set.
 const RESERVED: [&str; 3] = ["messages", "add_generation_prompt", "continue_final_message"];
 
 /// Messages, with the template variables of their line.
@@ -50,7 +50,7 @@ impl Conversation {
         (self, answer)
     }
 
-    /// The JSON fields of a line that reads as this conversation.
+    /// The JSON fields of a line that is read back as this conversation.
     pub fn to_fields(&self) -> Vec<(&'static str, Value)> {
         let mut kwargs = self.variables.clone();
         let mut fields = vec![("messages", self.messages.iter().map(Message::to_json).collect())];
@@ -75,7 +75,7 @@ impl Conversation {
         }
     }
 
-    /// Whether it is one user message with a text and nothing else.
+    /// Whether it is a single user message that consists of a text only, without variables.
     pub(crate) fn is_plain(&self) -> bool {
         match &self.messages[..] {
             [Message { role, content: Content::Text(_), fields }] => {
@@ -106,7 +106,7 @@ pub(crate) fn variables(record: &Record) -> Result<Map<String, Value>> {
 /// Rejects the names of [`RESERVED`] template variables.
 fn check_variable(name: &str) -> Result<(), &'static str> {
     match RESERVED.contains(&name) {
-        true => Err("cannot be set: it comes from the line itself"),
+        true => Err("cannot be set: Fathom determines it"),
         false => Ok(()),
     }
 }

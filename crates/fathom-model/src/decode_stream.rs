@@ -7,8 +7,8 @@ use crate::{Result, Tokenizer};
 ///
 /// Tokens cannot be decoded one by one: a character may be spread over several tokens, and a
 /// decoder may treat the first token of a text differently. So a short window of tokens is decoded
-/// with and without the new ones, and the difference is the new piece. If the window ends in the
-/// middle of a character, the text before that character is returned.
+/// with and without the new tokens, and the difference is the new piece. If the window ends in the
+/// middle of a character, only the text before that character is returned.
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     /// The tokens of the last complete piece, then the pending ones.
@@ -57,7 +57,7 @@ impl DecodeStream {
         Ok(self.pending()?.get(self.returned..).unwrap_or_default().to_owned())
     }
 
-    /// The text that the pending tokens add to that of the last complete piece.
+    /// The text of the pending tokens, decoded after the last complete piece.
     fn pending(&self) -> Result<String> {
         let before = self.tokenizer.decode(&self.window[..self.complete])?;
         let mut text = self.tokenizer.decode(&self.window)?;

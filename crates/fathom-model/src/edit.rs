@@ -1,8 +1,9 @@
 //! Interventions: changes of a forward pass, declared and checked before it starts.
 //!
-//! An [`Edit`] names a site, layer, positions and optionally columns, and a [`Change`]. Every edit
-//! reads the values that the pass computed, not those another edit left, and two edits that write
-//! the same value are refused unless they commute. So the order of [`Edits`] does not matter.
+//! An [`Edit`] names a site, layer, positions and optionally columns, and a [`Change`]. Copies,
+//! means and cosines read the values as they were before any edit at the same site and layer. Two
+//! edits that write the same value are refused unless they commute. So the order of [`Edits`] does
+//! not matter.
 
 mod check;
 mod load;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use fathom_backend::BackendError;
 
 /// An error of this crate. Displayed, it is one sentence that names the file, the field, line or
-/// tensor in it, and what was expected. A failed operation overwrites no file.
+/// tensor in it, and what was expected.
 ///
 /// | variant | cause and remedy |
 /// |---|---|

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// The beginning of every Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// Pointers are shorter than this, in bytes, by the Git LFS specification.
+/// Limit of the Git LFS specification: pointers are shorter than this number of bytes.
 const LONGEST_LFS: u64 = 1024;
 
 /// Checks an input file before it is opened.
@@ -34,7 +34,7 @@ pub fn check_file(path: &Path) -> Result<()> {
     refuse_lfs_pointer(path, &start)
 }
 
-/// Rejects the contents of a file that are a Git LFS pointer.
+/// Rejects file contents that are a Git LFS pointer.
 pub(crate) fn refuse_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<()> {
     match bytes.starts_with(LFS) && (bytes.len() as u64) < LONGEST_LFS {
         false => Ok(()),

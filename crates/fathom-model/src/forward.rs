@@ -43,7 +43,7 @@ pub struct Logits<B: Backend> {
 }
 
 impl<B: Backend> Logits<B> {
-    /// The logits of step `index`, `[rows, vocab]`: no row, one, or one per token, as requested.
+    /// The logits of step `index`, `[rows, vocab]`, with the rows that [`Step::logits`] requested.
     ///
     /// # Errors
     /// Those of the backend.
@@ -94,12 +94,15 @@ impl<B: Backend> Transformer<B> {
     /// Runs `steps` through the model together and appends their tokens to their sequences.
     ///
     /// The bits of a row depend only on its own sequence's tokens: not on the other steps, on how
-    /// the tokens were cut into steps, or on `probe`, unless it edits.
+    /// the tokens were cut into steps, or on `probe`, unless it edits. If the rotary scaling
+    /// depends on the length, they also depend on
+    /// [`SequenceOptions::planned_len`](crate::SequenceOptions).
     ///
     /// # Errors
-    /// A step without tokens, a token id outside the vocabulary, or sequences with different
-    /// numbers of layers; nothing is computed then. An error of the backend or the probe, after
-    /// which the sequences must not be used.
+    /// A step without tokens, a token id outside the vocabulary, logits requested of a sequence
+    /// that does not compute all layers, or sequences with different numbers of layers; nothing is
+    /// computed then. An error of the backend or the probe, after which the sequences must not be
+    /// used.
     pub fn forward(
         &self,
         steps: &mut [Step<'_, B>],
@@ -109,7 +112,7 @@ impl<B: Backend> Transformer<B> {
         Ok(Logits { rows: logits, steps })
     }
 
-    /// [`Transformer::forward`] then [`Logits::argmax`], without storing the logits: greedy
+    /// [`Transformer::forward`] followed by [`Logits::argmax`], without storing the logits: greedy
     /// decoding.
     ///
     /// # Errors
@@ -147,7 +150,8 @@ impl<B: Backend> Transformer<B> {
             })
             .collect();
 
-        // Rotary scalings that depend on the length change at some positions, where pieces end.
+        // If a rotary scaling that depends on the length changes within a step, the step must be
+        // split there.
         let ends: Vec<usize> = pieces.iter().map(|piece| self.regime_end(piece)).collect();
         if pieces.iter().zip(&ends).all(|(piece, end)| *end == piece.tokens.len()) {
             return self.forward_pieces(&mut pieces, &mut taps, head);

@@ -81,7 +81,7 @@ impl HubId<'_> {
         (well_formed && revision_fits).then_some(HubId { repo, revision })
     }
 
-    /// The snapshot directory of this model, if the cache has it.
+    /// The snapshot directory of this model, if it is in the cache.
     fn snapshot(&self, cache: &Path) -> Option<PathBuf> {
         let root = cache.join(format!("models--{}", self.repo.replace('/', "--")));
         let revision = self.revision.unwrap_or("main");

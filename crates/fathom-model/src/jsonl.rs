@@ -19,7 +19,7 @@ pub(crate) fn standard_json<'a>(
     text: &'a str,
 ) -> (Cow<'a, str>, Option<Remark>) {
     let (text, surrogates) = without_lone_surrogates(text);
-    // Standard JSON has no such literals outside strings, so it is never changed.
+    // Standard JSON has no `NaN` or `Infinity` outside strings, so it is never changed.
     let text = without_non_finite(&text).map_or(text, Cow::Owned);
     let remark = (surrogates > 0).then(|| {
         let plural = if surrogates == 1 { "" } else { "s" };
@@ -87,7 +87,8 @@ impl<'a> Record<'a> {
         let parsed = self.fields.get(field).map(|raw| serde_json::from_str(raw.get())).transpose();
         parsed.map_err(|error| {
             let mut problem = format!("`{field}` must be {expected}");
-            // Details are shown only if one of our own types wrote them; serde's are obscure.
+            // Details are shown only if one of our own types wrote them; those of serde are
+            // obscure.
             if let Some(detail) = own_detail(&error) {
                 problem = format!("{problem}; {detail}");
             }
@@ -116,8 +117,8 @@ impl<'a> Record<'a> {
     }
 }
 
-/// The beginning of all error messages of our own `Deserialize` implementations, which tells them
-/// from serde's.
+/// The beginning of all error messages of our own `Deserialize` implementations. It distinguishes
+/// them from serde's.
 pub(crate) const OWN: &str = "found ";
 
 fn own_detail(error: &serde_json::Error) -> Option<String> {

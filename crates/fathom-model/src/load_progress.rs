@@ -1,9 +1,9 @@
-//! Following and interrupting the loading of a model.
+//! Progress and cancellation of loading a model.
 
 use crate::Result;
 
-/// Follows the loading of a model, and can stop it. A closure `|done, layers|` follows without
-/// stopping it.
+/// Receives the progress of loading a model, and can stop it. A closure `|done, layers|` only
+/// receives the progress.
 pub trait LoadProgress {
     /// Called after each layer is packed, with the layers done so far and their total number.
     fn layer(&mut self, done: usize, layers: usize);

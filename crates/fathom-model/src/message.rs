@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::jsonl::OWN;
 use crate::sanitize::sanitize;
 
-/// The field names for the thinking of a message.
+/// The names under which data sets store a message's reasoning.
 pub(crate) const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// One turn of a conversation, `messages[i]` in HuggingFace's templates.
@@ -47,7 +47,7 @@ impl Message {
     }
 
     /// The message as `apply_chat_template` of transformers 5.24 passes it to a template. Null
-    /// fields are left out. Thinking under any name of [`REASONING`] is passed both as
+    /// fields are left out. Reasoning under any name of [`REASONING`] is passed both as
     /// `reasoning_content` and as `thinking`.
     pub(crate) fn for_template(&self) -> Value {
         let mut object = Map::new();
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24.
+    /// As `_normalize_chat_messages` and `_alias_reasoning_fields` of transformers 5.24.
     #[test]
     fn messages_for_a_template_match_transformers() {
         for (source, expected) in [

@@ -9,7 +9,7 @@ use crate::{Error, Site};
 /// The access a probe wants at a site of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// None: the pass does not materialise anything for it.
+    /// No access: the pass need not materialise the values.
     Skip,
     /// Read the values ([`Probe::read`]).
     Read,
@@ -53,8 +53,8 @@ pub struct Measured<'a> {
 /// Dot products of rows with the row of a reference position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dots<'a> {
-    /// Dot products of all earlier rows, from position 0 on, if the reference position is in this
-    /// chunk; otherwise empty. They could not be computed with the earlier chunks.
+    /// Dot products of all rows of earlier chunks, from position 0 on, if the reference position is
+    /// in this chunk; otherwise empty. The reference row was not known when those chunks ran.
     pub before: &'a [f32],
     /// Dot products of the rows of this chunk, `[positions]`; empty if the reference position is in
     /// a later chunk.
@@ -76,19 +76,19 @@ pub struct At {
 
 /// Reads or edits chosen sites of a forward pass.
 ///
-/// A probe declares its access before the pass. Only that is materialised, and reading does not
-/// change a bit of the result. Values arrive chunk by chunk, one call per (site, layer, sequence),
-/// as f32 `[positions, width]` row-major. A row of a per-head site has its heads one after the
-/// other (`width = heads · head_dim`). `attn_weights` is `[heads, positions, keys]` with keys
-/// `0..positions.end`, and cannot be edited. `sink_score` needs the whole sequence:
-/// [`crate::Transformer::sink_score`] returns it after the last chunk.
+/// A probe declares its access before the pass. Only the values it asks for are materialised, and
+/// reading them does not change a bit of the result. Values arrive chunk by chunk, one call per
+/// (site, layer, sequence), as f32 `[positions, width]` row-major. A row of a per-head site has its
+/// heads one after the other (`width = heads · head_dim`). `attn_weights` is
+/// `[heads, positions, keys]` with keys `0..positions.end`, and cannot be edited. `sink_score`
+/// needs the whole sequence: [`crate::Transformer::sink_score`] returns it after the last chunk.
 pub trait Probe {
     /// The access wanted at `site` of `layer`. Called once per pass, before it starts.
     fn access(&self, site: Site, layer: usize) -> Access;
 
-    /// The access wanted for sequence `sequence` of the batch, if sequences differ:
-    /// [`Probe::access`] must then return the [`Access::union`] of all of them. Called only where
-    /// that is not [`Access::Skip`].
+    /// The access wanted for sequence `sequence` of the batch, if it differs between sequences.
+    /// [`Probe::access`] must then return the [`Access::union`] over all sequences. Called only
+    /// where [`Probe::access`] does not return [`Access::Skip`].
     fn access_of(&self, _sequence: usize, site: Site, layer: usize) -> Access {
         self.access(site, layer)
     }
@@ -101,7 +101,8 @@ pub trait Probe {
         Ok(())
     }
 
-    /// Called for [`Access::Read`].
+    /// Called for [`Access::Read`], and for any other access to `attn_weights`, which can only be
+    /// read.
     ///
     /// # Errors
     /// An error of the probe ends the pass.
@@ -115,8 +116,8 @@ pub trait Probe {
         self.read(at, values)
     }
 
-    /// Called for [`Access::Change`]. Returns changes of rows, counted from the first of
-    /// `at.positions`. They are applied in order.
+    /// Called for [`Access::Change`]. Returns changes of rows, which are applied in order. Row 0 is
+    /// the first of `at.positions`.
     ///
     /// # Errors
     /// An error of the probe ends the pass.
@@ -124,9 +125,9 @@ pub trait Probe {
         Ok(Vec::new())
     }
 
-    /// Reference positions of sequence `sequence`: [`Access::Dots`] computes the dot products of
-    /// all rows with theirs. Called once per pass. All rows up to the last reference position are
-    /// stored on the device, so reference positions should be small.
+    /// Reference positions of sequence `sequence`: with [`Access::Dots`], the dot products of every
+    /// row with the rows at these positions are computed. All rows up to the last reference
+    /// position are stored on the device, so reference positions should be small.
     fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }

@@ -57,8 +57,8 @@ impl PromptOptions {
     /// Rejects options that would have no effect.
     ///
     /// # Errors
-    /// A template option is set, but there is no chat template or it does not use the option; or
-    /// `bos` is set, but the tokenizer names no BOS token or a chat template is used.
+    /// A template option is set, but there is no chat template or the template does not use the
+    /// option; `bos` is set, but the tokenizer names no BOS token or a chat template is used.
     pub fn check(
         &self,
         tokenizer: Option<&Tokenizer>,
@@ -70,7 +70,7 @@ impl PromptOptions {
         }
         if let (Some(_), Some(template)) = (self.bos, template) {
             return refuse(format!(
-                "--bos is about bare text, but here the chat template writes the special tokens \
+                "--bos applies to bare text only, but the chat template writes the special tokens \
                  ({}); add --no-chat-template",
                 template.path().display()
             ));

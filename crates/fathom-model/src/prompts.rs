@@ -57,8 +57,9 @@ impl Prompt {
     ///
     /// The prompt is the first field present of `prompt`, `problem`, `question` (strings), `turns`
     /// (the first of a list of strings), `messages` (a list of `role` and `content`),
-    /// `conversations` and `instruction`. `tools`, `documents` and `chat_template_kwargs` are read
-    /// too. An answer at the end of a conversation is left out, with a remark.
+    /// `conversations` and `instruction`, or else a list of messages in `input`. `tools`,
+    /// `documents` and `chat_template_kwargs` are read too. An answer at the end of a conversation
+    /// is left out, with a remark.
     ///
     /// # Errors
     /// The line is not such an object. The message names the file and the line.
@@ -103,7 +104,7 @@ fn content(record: &Record, fields: &RowFields, remarks: &mut Remarks) -> Result
         ["prompt", "problem", "question", "turns", "messages", "conversations", "instruction"];
     let chosen = fields.prompt.as_deref();
     let Some(field) = chosen.or_else(|| NAMES.into_iter().find(|name| record.has(name))) else {
-        // The name of the conversation in Llama-Nemotron.
+        // Llama-Nemotron has its conversation in `input`.
         let is_list = record.value("input").is_some_and(|input| input.is_array());
         return match is_list {
             true => conversation(record, "input", remarks),
@@ -124,7 +125,7 @@ fn first_turn(record: &Record, text: String) -> Result<PromptContent> {
     }
 }
 
-/// The text or conversation of a field, without an answer at its end.
+/// The text or conversation of a field. An answer at its end is left out, with a remark.
 fn conversation(record: &Record, field: &str, remarks: &mut Remarks) -> Result<PromptContent> {
     let (conversation, answer) = conversation_of(record, field)?.split_answer();
     if answer.is_some() {

@@ -1,4 +1,4 @@
-//! Rows of a sequence that later rows are compared with.
+//! Rows of a sequence that other rows are compared with.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ impl<B: Backend> ReferenceRows<B> {
         ReferenceRows { by_place: HashMap::new() }
     }
 
-    /// Stores the rows of `span` in `x` whose positions are below `leading`.
+    /// Stores the rows of `x` that belong to `span` and whose positions are below `leading`.
     pub fn store(
         &mut self,
         b: &B,
@@ -52,7 +52,7 @@ impl<B: Backend> ReferenceRows<B> {
         }
         let Some(stored) = self.by_place.get_mut(&place) else { return Ok(()) };
         if span.first_position > stored.filled {
-            return Ok(()); // rows after a gap cannot be used, see `rows`
+            return Ok(()); // earlier rows are missing; `rows` refuses these positions
         }
         let rows = span.rows.start..span.rows.start + (end - span.first_position);
         b.copy_rows(x, rows, &mut stored.rows, span.first_position)?;
@@ -60,7 +60,7 @@ impl<B: Backend> ReferenceRows<B> {
         Ok(())
     }
 
-    /// The stored rows of a site and layer, which include that of `position`.
+    /// The stored rows of a site and layer, from position 0 to at least `position`.
     ///
     /// # Errors
     /// `position` is not stored: the sequence did not start at position 0 with this probe.

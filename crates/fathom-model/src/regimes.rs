@@ -1,5 +1,5 @@
 //! Rotary scalings that depend on the sequence length (longrope, dynamic): the frequencies of each
-//! position, and passes in which they change.
+//! position, and passes in which the frequencies change.
 
 use std::mem;
 
@@ -11,13 +11,13 @@ use crate::taps::{SequenceRows, Taps};
 use crate::{LogitRows, Result, Sequence, Transformer};
 
 impl<B: Backend> Transformer<B> {
-    /// The rotary regime of position `p`: that of the shortest text that contains it, but at least
-    /// of the planned length.
+    /// The rotary regime of position `p`: that of a sequence of `p + 1` tokens, or of the planned
+    /// length if that is larger.
     fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
         self.config.rope.regime(sequence.planned_len.unwrap_or(0).max(p + 1))
     }
 
-    /// Number of leading tokens of the piece in the regime of the first one.
+    /// Number of leading tokens of the piece that have the regime of its first token.
     pub(crate) fn regime_end(&self, piece: &Piece<'_, B>) -> usize {
         let first = piece.sequence.len();
         let regime = self.regime_at(piece.sequence, first);
@@ -26,7 +26,7 @@ impl<B: Backend> Transformer<B> {
     }
 
     /// Runs pieces that cross a change of rotary regime: first up to the change, then the rest. The
-    /// result is that of decoding token by token.
+    /// result is the same as when decoding token by token.
     pub(crate) fn forward_across_regimes(
         &self,
         mut pieces: Vec<Piece<'_, B>>,

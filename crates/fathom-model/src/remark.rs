@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Maximum number of different remarks of one kind and file; [`Remarks`] drops further ones.
+/// Maximum number of different remarks of one kind about one file; [`Remarks`] drops further ones.
 const MAX_TEXTS: usize = 8;
 
 /// One sentence about something that was ignored, repaired or looks wrong.
@@ -37,7 +37,7 @@ pub struct Remark {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum About {
-    /// A file that was interpreted differently from what it states, or may be a mistake.
+    /// Input that was interpreted differently from what it states, or that may be a mistake.
     Input,
     /// A setting that the user may want to change.
     Advice,
@@ -74,7 +74,7 @@ impl Remark {
 /// reason, such as `--strict`.
 ///
 /// # Errors
-/// There is such a remark; the message is that of the first.
+/// There is a remark about input. The message contains the first one.
 pub fn refuse_remarks(remarks: &[Remark], because: &str) -> Result<()> {
     match remarks.iter().find(|remark| remark.about == About::Input) {
         None => Ok(()),
@@ -124,8 +124,8 @@ impl Remarks {
         Remarks::default()
     }
 
-    /// Adds a remark. A remark about another line of a file increases the count of the first of its
-    /// kind. Duplicates are dropped.
+    /// Adds a remark. If there is one of the same kind about another line of the same file, only
+    /// the count of that one increases. Duplicates are dropped.
     pub fn add(&mut self, remark: Remark) {
         let line = remark.line;
         let mut of_kind = 0;

@@ -27,7 +27,7 @@ pub(crate) fn may_repeat_tags(output: &str) -> bool {
 
 /// Finds the longest suffix of `prompt` that begins with a tag (`<think>`, `<|channel|>`,
 /// `[THINK]`) and that `output` begins with. White space at the end of `prompt` and at the start of
-/// `output` is ignored. Only whole tags count, not a common `>`.
+/// `output` is ignored. Only whole tags count: a `>` that both share is not a match.
 pub(crate) fn repeated_tags<'a>(prompt: &'a str, output: &str) -> Option<RepeatedTags<'a>> {
     let tags = prompt.trim_end();
     let space = &prompt[tags.len()..];

@@ -35,7 +35,7 @@ pub enum RopeKind {
     },
     /// Dynamic NTK-aware scaling: beyond the trained length the base grows with the sequence.
     Dynamic {
-        /// Strength of the growth.
+        /// How fast the base grows with the length.
         factor: f64,
         /// Trained length in tokens; the base is unchanged up to it.
         max_position_embeddings: usize,
@@ -169,8 +169,8 @@ impl RopeConfig {
         }
     }
 
-    /// Identifies the frequencies for a length: lengths of equal regime have equal frequencies.
-    /// When the regime of a sequence changes, its cached keys are stale.
+    /// A number that identifies the frequencies for a length: lengths with equal numbers have equal
+    /// frequencies. When the regime of a sequence changes, its cached keys are stale.
     pub fn regime(&self, total_len: usize) -> u64 {
         match &self.kind {
             RopeKind::Default

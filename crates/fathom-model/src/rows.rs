@@ -1,8 +1,8 @@
 //! Reads the rows of data sets: JSONL and JSON arrays (plain, gzip or zstd), Parquet, several files
 //! at once, and standard input. Every row is the text of one JSON value.
 //!
-//! Files are untrusted input. Only one row is in memory at a time, and the compression ratio is
-//! limited against decompression bombs.
+//! Files are untrusted input. Rows are read one at a time (Parquet: 32 at a time), and the
+//! compression ratio is limited against decompression bombs.
 
 mod array;
 mod files;
@@ -33,7 +33,7 @@ pub(crate) struct Row {
     pub text: String,
 }
 
-/// Reads the rows of one file after the other.
+/// Reads the rows of several files, one file after the other.
 pub(crate) struct Rows {
     files: VecDeque<PathBuf>,
     open: Option<(Arc<Path>, Reader)>,

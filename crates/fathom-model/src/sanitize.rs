@@ -1,7 +1,7 @@
 //! Untrusted text in error messages and remarks.
 
-/// `text` made fit for one line of a message: control characters escaped, and cut after 200
-/// characters.
+/// `text` as one short line: control characters are escaped, and everything after the first 200
+/// characters is replaced by `…`.
 pub(crate) fn sanitize(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     let mut sanitized = String::new();

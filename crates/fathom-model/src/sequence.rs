@@ -7,16 +7,16 @@ use crate::reference_rows::ReferenceRows;
 /// Options of a new sequence.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SequenceOptions {
-    /// Minimum length in tokens that the sequence will reach (that of the prompt, or of the whole
-    /// trace). Rotary scalings that depend on the length (longrope, dynamic) use it, however the
-    /// tokens are cut into chunks, as HuggingFace does for a prompt given in one call. `None`: the
-    /// length of the first step.
+    /// Length in tokens that the sequence will reach at least: that of the prompt or of the whole
+    /// trace. Rotary scalings that depend on the length (longrope, dynamic) use it from the first
+    /// chunk on, so they do not depend on the chunk size. HuggingFace does the same for a prompt
+    /// given in one call. `None`: the length of the first step.
     pub planned_len: Option<usize>,
     /// Accumulate attention column sums, for [`crate::Transformer::sink_score`].
     pub sink_scores: bool,
     /// Compute only this many layers: a pass over the sequence ends there, calls no probe for later
-    /// sites, and has no logits. What it computes is bitwise equal to a complete pass. `None`: all
-    /// layers.
+    /// sites, and has no logits. The values it computes are bitwise equal to those of a complete
+    /// pass. `None`: all layers.
     pub layers: Option<usize>,
 }
 

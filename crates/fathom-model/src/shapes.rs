@@ -1,9 +1,9 @@
-//! The shapes in which reasoning data sets are published, each read as a conversation and its
+//! The shapes of rows in published reasoning data sets. Each is read as a conversation and its
 //! answers.
 //!
-//! A shape is recognised by its field names. Data sets whose rows have the fields of several shapes
-//! are checked first, by name. If any other row matches two shapes with different contents, it is
-//! an error.
+//! A shape is recognised by its field names. Known data sets whose rows have the fields of several
+//! shapes are recognised first. Any other row that matches two shapes with different contents is an
+//! error.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,12 +17,13 @@ use crate::traces::Answer;
 /// Fields with the prompt as a text. The first one present is used.
 const PROMPTS: [&str; 5] = ["prompt", "problem", "question", "query", "instruction"];
 
-/// Fields with one answer or several, as texts.
+/// Fields with one answer or a list of answers.
 const OUTPUTS: [&str; 6] =
     ["output", "completion", "response", "generated_solution", "solution", "generations"];
 
-/// Fields with prompt, thinking and answer in data sets that separate them: s1K-1.1, s1K, the
-/// Gemini answers of s1K-1.1, OpenThoughts with its metadata. The first entry present is used.
+/// Fields with prompt, thinking and answer in data sets that separate thinking from the answer:
+/// s1K-1.1, s1K, the Gemini answers of s1K-1.1, OpenThoughts with its metadata. The first entry
+/// whose fields are all present is used.
 const THOUGHTS: [[&str; 3]; 4] = [
     ["question", "deepseek_thinking_trajectory", "deepseek_attempt"],
     ["question", "thinking_trajectories", "attempt"],
@@ -77,7 +78,8 @@ pub(crate) fn read(record: &Record, fields: &RowFields) -> Result<Option<Reading
     }
 }
 
-/// Shapes of particular data sets, whose rows would be ambiguous by the general rules.
+/// Reads rows of known data sets that would be ambiguous by the rules of [`general`]. Empty for any
+/// other row.
 fn published(record: &Record) -> Result<Vec<Reading>> {
     // The output of `fathom generate` and of the paper's authors.
     if record.text("prompt").is_some() && record.text("output").is_some() {
@@ -100,7 +102,7 @@ fn published(record: &Record) -> Result<Vec<Reading>> {
     Ok(Vec::new())
 }
 
-/// All readings of a row by the usual field names.
+/// Reads a row by the usual field names: one element for each shape that it matches.
 fn general(record: &Record) -> Result<Vec<Reading>> {
     let mut readings = Vec::new();
     let mut outputs: Vec<&str> = OUTPUTS.into_iter().filter(|name| record.has(name)).collect();

@@ -156,7 +156,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// Width of a row as a probe sees it; `None` for values that are not one row per token.
+    /// Width of a row as a probe receives it; `None` for values that are not one row per token.
     pub(crate) fn row_width(self) -> Option<usize> {
         match self {
             Layout::Rows { width } => Some(width),
@@ -165,8 +165,8 @@ impl Layout {
         }
     }
 
-    /// Shape of a capture that keeps `kept` of a text's `tokens` positions. Of `attn_weights` it
-    /// keeps queries only.
+    /// Shape of a capture that keeps `kept` of a text's `tokens` positions. For `attn_weights` the
+    /// positions select queries; all keys are kept.
     pub(crate) fn captured_shape(self, kept: usize, tokens: usize) -> Vec<usize> {
         match self {
             Layout::Rows { width } => vec![kept, width],

@@ -27,7 +27,7 @@ impl SequenceRows {
     }
 }
 
-/// A probe together with the access it asked for.
+/// A probe and the access it asked for.
 pub(crate) struct Taps<'p> {
     probe: Option<&'p mut dyn Probe>,
     access: Vec<Access>, // [sites, layers]
@@ -83,13 +83,13 @@ fn granted(site: Site, layer: usize, access: Access) -> Access {
 #[derive(Default)]
 struct WantedAccess {
     access: Vec<Access>, // [sites, layers]
-    /// Positions whose rows the dot products are taken with.
+    /// Dot products are computed with the rows at these positions.
     reference_positions: Vec<usize>,
 }
 
 impl WantedAccess {
-    /// Rows of `PassTaps::numbers` that a place needs: one for norms, and one for each reference
-    /// position.
+    /// Number of rows of `PassTaps::numbers` for the site and layer with index `place`: one for the
+    /// norms, and one for each reference position.
     fn measures(&self, place: usize) -> usize {
         match self.access[place] {
             Access::Norms => 1,
@@ -103,7 +103,7 @@ impl WantedAccess {
         self.reference_positions.iter().max().map_or(0, |last| last + 1)
     }
 
-    /// Columns of `PassTaps::numbers` for the rows before `span`.
+    /// Number of columns of `PassTaps::numbers` for the stored rows before `span`.
     fn earlier_columns(&self, span: &SequenceRows) -> usize {
         span.first_position.min(self.leading())
     }
@@ -126,13 +126,14 @@ pub(crate) struct PassTaps<'a, 'p, B: Backend> {
     scratch: Vec<f32>,
 }
 
-/// Where `PassTaps::numbers` has the measures of one span at one site and layer.
+/// The location in `PassTaps::numbers` of the norms and dot products of one span at one site and
+/// layer.
 struct Measurement {
     /// Index of the span.
     span: usize,
     site: Site,
     layer: usize,
-    /// The row of the norms; those of the reference positions follow.
+    /// The row of the norms. The rows of the dot products follow, one per reference position.
     row: usize,
     /// For each reference position: columns of the rows before the span, and of the span.
     dots: Vec<(Range<usize>, Range<usize>)>,
@@ -242,8 +243,8 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         Ok(())
     }
 
-    /// Computes the norms of a span's rows into row `row` of the numbers and, with `dots_too`,
-    /// their dot products with the available reference rows into the rows after it.
+    /// Writes the norms of a span's rows to row `row` of `numbers` and, with `dots_too`, their dot
+    /// products with the reference rows known so far to the rows after it.
     fn measure(
         &mut self,
         index: usize,
@@ -277,7 +278,7 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
                 b.row_dots(x, span.rows.clone(), by, numbers, (at, span.rows.start))?;
                 let mut before = first..first;
                 if reference >= positions.start {
-                    // This span contains the reference: catch up on the rows before the span.
+                    // This span contains the reference row: also compute the rows before the span.
                     before.end += positions.start;
                     b.row_dots(stored, 0..positions.start, by, numbers, (at, first))?;
                 }
@@ -288,7 +289,7 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         Ok(())
     }
 
-    /// Passes values to the probe that are not rows of the batch (`attn_weights`) and cannot be
+    /// Passes values that are not rows of the batch (`attn_weights`) to the probe. They cannot be
     /// edited.
     pub fn show(&mut self, site: Site, layer: usize, span: usize, values: &[f32]) -> Result<()> {
         let place = self.taps.index(site, layer);
@@ -300,7 +301,7 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         }
     }
 
-    /// Passes all measures to the probe. This is the only read of `numbers` from the device.
+    /// Passes all norms and dot products to the probe. `numbers` is read from the device only here.
     pub fn finish(&mut self) -> Result<()> {
         let (Some(numbers), Some(probe)) = (&self.numbers, &mut self.taps.probe) else {
             return Ok(());

@@ -1,6 +1,6 @@
 //! Checks that every field of a conversation reaches the prompt.
 //!
-//! A chat template silently ignores fields it does not use. Here such a field is an error or a
+//! A chat template silently ignores fields it does not use. Here such a field causes an error or a
 //! remark that names it.
 
 use std::collections::BTreeSet;
@@ -13,7 +13,8 @@ use crate::message::{Content, Message, REASONING};
 use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
-/// Fields with content of the conversation. A template that does not use one of them is an error.
+/// Fields that carry content. It is an error if a message has one that the template does not
+/// mention.
 const CONTENT_FIELDS: [&str; 6] =
     ["reasoning_content", "reasoning", "thinking", "tool_calls", "function_call", "name"];
 
@@ -71,7 +72,7 @@ pub(crate) fn render_checked(
     Ok((text, remarks))
 }
 
-/// Whether a template mentions a field of a message, under any of its names.
+/// Whether a template mentions a field of a message; for reasoning, under any of its names.
 fn mentions(template: &ChatTemplate, field: &str) -> bool {
     match REASONING.contains(&field) {
         true => REASONING.iter().any(|name| template.mentions(name)),
@@ -79,8 +80,8 @@ fn mentions(template: &ChatTemplate, field: &str) -> bool {
     }
 }
 
-/// Whether leaving something out did not change the text. If rendering fails without it, the
-/// template needs it.
+/// Whether rendering `without` some input returned the same text. If it failed, the template needs
+/// that input.
 fn is_same(text: &str, without: Result<String>) -> bool {
     without.is_ok_and(|without| without == text)
 }
@@ -148,7 +149,7 @@ fn adapt_contents(
     messages.iter().enumerate().map(adapt).collect()
 }
 
-/// Whether a template iterates over the parts of a content instead of printing the list.
+/// Whether a template iterates over a list of content parts instead of printing the list.
 fn supports_parts(render: &Render) -> bool {
     const WORD: &str = "fathom-part";
     let content = Content::Parts(vec![WORD.to_owned()]);

@@ -58,7 +58,7 @@ impl Encoded {
     }
 }
 
-/// A placeholder answer, rendered to see what a template writes after an answer. Templates leave
+/// An answer that is rendered only to see what a template writes after an answer. Templates leave
 /// such a word unchanged.
 const PLACEHOLDER: &str = "fathom-answer-stands-here";
 
@@ -210,10 +210,11 @@ impl TextEncoder<'_> {
         Ok(encoded)
     }
 
-    /// Appends an answer with fields besides its text, as the template renders it, without the text
-    /// that ends the turn.
+    /// Appends an answer that has fields besides its text, as the template renders it, but without
+    /// the text that ends a turn.
     ///
-    /// What ends a turn is found by rendering [`PLACEHOLDER`] as the answer.
+    /// The text that ends a turn is what follows [`PLACEHOLDER`] when that is rendered as the
+    /// answer.
     fn conversation_with_turn(
         &self,
         conversation: &Conversation,
@@ -242,7 +243,7 @@ impl TextEncoder<'_> {
         Ok(encoded)
     }
 
-    /// Appends an answer to its prompt.
+    /// Appends the ids and the text of an answer to its prompt.
     fn append_answer(&self, encoded: &mut Encoded, output: &str) -> Result<()> {
         encoded.ids.extend(self.output_ids(output)?);
         if let Some(text) = &mut encoded.text {
@@ -298,8 +299,8 @@ impl TextEncoder<'_> {
         }
     }
 
-    /// The generation prompt at the end of a rendered prompt: the text that
-    /// `add_generation_prompt` adds, or, if it adds none, the text after the last message.
+    /// The generation prompt at the end of the rendered prompt `text`: what `add_generation_prompt`
+    /// adds, or, if it adds nothing, the text after the last message.
     fn generation_prompt<'t>(&self, conversation: &Conversation, text: &'t str) -> Result<&'t str> {
         let (turns, _) = self.render_turns(conversation)?;
         let same = text.chars().zip(turns.chars()).take_while(|(a, b)| a == b);
@@ -337,7 +338,7 @@ impl TextEncoder<'_> {
             for name in ["tools", "documents"] {
                 options.variables.entry(name).or_insert(Value::Null);
             }
-            // The line's setting overrides the one for all lines.
+            // The setting of the line overrides the setting for all lines.
             if variables.contains_key("enable_thinking") {
                 options.enable_thinking = None;
             }
@@ -356,8 +357,8 @@ impl TextEncoder<'_> {
     }
 }
 
-/// Turns an error about a line into one that begins with the line's file and number. The template
-/// or tokenizer that failed is appended in parentheses.
+/// Adds the file and number of a line to an error. If a template or tokenizer failed, its file is
+/// appended in parentheses.
 pub(crate) fn locate(error: Error, path: &Path, line: usize) -> Error {
     match error {
         Error::Request(problem) => Error::line(path, line, problem),

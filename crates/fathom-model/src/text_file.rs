@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::file_check::{exists, refuse_lfs_pointer};
 use crate::{Error, Result};
 
-/// Maximum file size. The largest published tokenizers and indexes have a tenth of it.
+/// Maximum file size. The largest published tokenizers and indexes are a tenth as large.
 const MAX_BYTES: u64 = 256 << 20;
 
 /// The byte order mark that some editors write at the start of a file.
@@ -15,11 +15,11 @@ const MARK: char = '\u{FEFF}';
 /// Reads a regular file as text, without a byte order mark; `None` if it does not exist.
 ///
 /// The file is UTF-8, or UTF-16 with a byte order mark as PowerShell writes it. Other file types
-/// and files over 256 MiB are rejected before they are opened: a pipe may never end, and a sparse
-/// file can be larger than memory.
+/// and files over 256 MiB are rejected before they are opened: reading a pipe may never end, and a
+/// sparse file can be larger than memory.
 ///
 /// # Errors
-/// The path is not a regular file of at most 256 MiB, a broken link or a Git LFS pointer, or the
+/// The path is a broken link, a Git LFS pointer, larger than 256 MiB or not a regular file; or the
 /// bytes are not text.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
     let text = read_text_with_mark(path)?;

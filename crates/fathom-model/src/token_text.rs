@@ -12,7 +12,7 @@ pub(crate) fn token_bytes(token: &str) -> Option<Vec<u8>> {
 /// The byte of a byte-fallback token, `<0x00>` to `<0xFF>`.
 pub(crate) fn byte_fallback(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    // `from_str_radix` alone would also take a sign.
+    // `from_str_radix` alone would also accept a sign.
     if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

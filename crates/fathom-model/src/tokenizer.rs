@@ -46,7 +46,7 @@ pub struct Tokenizer {
     framing: Option<Framing>,
     /// The user's choice about BOS before a bare text; overrides the post-processor.
     bos: Option<bool>,
-    /// An ordinary token. Decoding another token after it shows that token's text mid-sentence.
+    /// An ordinary token. Decoding another token after it returns that token's mid-sentence text.
     anchor: Option<u32>,
     remarks: Vec<Remark>,
 }
@@ -126,7 +126,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Adds a remark for each key of `tokenizer_config.json` that contradicts what encoding does.
+    /// Adds a remark for each key of `tokenizer_config.json` that encoding does not follow.
     fn remark_on_config(&mut self, path: &Path, config: &serde_json::Map<String, Value>) {
         let flag = |key: &str| config.get(key).and_then(Value::as_bool);
         let mut remark = |kind, text| self.remarks.push(Remark::file(kind, path, text));
@@ -244,9 +244,9 @@ impl Tokenizer {
         DecodeStream::new(self)
     }
 
-    /// The text of one token as it reads in the middle of a text, including a leading space.
-    /// Bytes that do not form whole characters are written `<0xE4>`, and an id outside the
-    /// vocabulary is written `<unknown 123>`.
+    /// The text of one token in the middle of a text, including a leading space. Bytes that do not
+    /// form whole characters are written as `<0xE4>`, an id outside the vocabulary as
+    /// `<unknown 123>`.
     pub fn token_text(&self, id: u32) -> String {
         let Some(token) = self.inner.id_to_token(id) else { return format!("<unknown {id}>") };
         let text = self.text_after_anchor(id).unwrap_or_else(|| token.clone());

@@ -108,8 +108,8 @@ impl Trace {
     ///
     /// The row is an object with `input_ids` (and `prompt_len`, `attention_mask`), or has one of
     /// the published shapes, or the fields that `fields` names. `tools`, `documents` and
-    /// `chat_template_kwargs` are read too; other keys are ignored. A batch of ids and a list of
-    /// answers give several traces.
+    /// `chat_template_kwargs` are read too; other keys are ignored. A row with a batch of ids or a
+    /// list of answers has several traces.
     ///
     /// # Errors
     /// The row has no known shape, or it matches two shapes with different contents. The message
@@ -324,7 +324,7 @@ fn no_trace(record: &Record) -> Error {
     ))
 }
 
-/// Reads traces row by row, with one row in memory at a time.
+/// Reads traces row by row, without loading whole files.
 pub struct TraceReader {
     rows: Rows,
     fields: RowFields,
@@ -373,7 +373,7 @@ impl TraceReader {
         })
     }
 
-    /// How many rows were read so far, by the fields they were read from.
+    /// The number of rows read so far for each combination of fields that they were read from.
     pub fn shapes(&self) -> &BTreeMap<String, usize> {
         &self.shapes
     }
@@ -383,7 +383,7 @@ impl TraceReader {
         &self.remarks
     }
 
-    /// The models that wrote the ids of the lines read so far, as the lines state.
+    /// The models that wrote the ids of the lines read so far, as stated in those lines.
     pub fn writers(&self) -> &[Writer] {
         &self.writers
     }

@@ -19,7 +19,7 @@ pub struct Transformer<B: Backend> {
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) final_norm: B::Vector,      // [hidden]
     pub(crate) lm_head: Option<B::Linear>, // [vocab, hidden]; None: tied to `embed`
-    /// Idle memory of finished passes.
+    /// Memory of finished passes, to be reused.
     pub(crate) workspaces: Mutex<Vec<Workspace<B>>>,
 }
 
@@ -49,8 +49,7 @@ impl<B: Backend> Transformer<B> {
         Transformer::load_with_progress(dir, backend, &mut |_, _| {})
     }
 
-    /// As [`Transformer::load`], calling `progress(layers done, layers)` after each layer is
-    /// packed.
+    /// As [`Transformer::load`], reporting to `progress`, which can also stop the loading.
     ///
     /// # Errors
     /// As [`Transformer::load`].
@@ -145,7 +144,7 @@ impl<B: Backend> Transformer<B> {
         }
     }
 
-    /// Truncates a sequence to its first `len` tokens. Does nothing if it is not longer.
+    /// Truncates a sequence to its first `len` tokens. Does nothing if the sequence is not longer.
     ///
     /// # Errors
     /// The sequence accumulates sink scores, which cannot be undone.
@@ -163,8 +162,8 @@ impl<B: Backend> Transformer<B> {
         Ok(())
     }
 
-    /// Sink scores of one layer, `[heads, T]`: the mean over t = k..T-1 of the attention that
-    /// position t pays to position k. Sink score (docs/definitions.md). `None` unless
+    /// Sink scores of one layer, `[heads, T]`: for each position k, the mean over t = k..=T-1 of
+    /// the attention weight from t to k. Sink score (docs/definitions.md). `None` unless
     /// [`SequenceOptions::sink_scores`] was set, and for layers that the sequence does not compute.
     ///
     /// # Errors

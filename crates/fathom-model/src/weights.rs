@@ -178,7 +178,7 @@ impl Checkpoint {
     }
 
     /// The tensor with this HuggingFace name, as stored in the files. It is found even if the
-    /// checkpoint's names lack the leading `model.` or all share a prefix.
+    /// checkpoint's names lack the leading `model.` or all have an additional prefix.
     ///
     /// # Errors
     /// There is no such tensor, or its elements are not BF16, F16 or F32.
@@ -250,7 +250,7 @@ impl Checkpoint {
     }
 
     /// Whether the output head is the embedding. As in HuggingFace, the config decides, except that
-    /// a checkpoint with a different `lm_head.weight` keeps that.
+    /// an `lm_head.weight` that differs from the embedding is used.
     ///
     /// # Errors
     /// As [`Checkpoint::tensor`].
@@ -338,8 +338,8 @@ impl Shard {
         Ok(Shard { path, map, tensors })
     }
 
-    /// [`Checkpoint::release`] for one file: the whole of it, because reading a few bytes can map a
-    /// few megabytes.
+    /// [`Checkpoint::release`] for one file. It drops the pages of the whole file, because reading
+    /// a few bytes can map a few megabytes.
     pub(crate) fn release(&self) {
         #[cfg(unix)]
         {

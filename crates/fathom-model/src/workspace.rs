@@ -29,7 +29,7 @@ pub(crate) struct Workspace<B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Memory for a pass over `n` rows: that of an earlier pass if one is idle.
+    /// Memory for a pass over `n` rows, reused from an earlier pass if possible.
     ///
     /// # Errors
     /// The backend is out of memory.
@@ -60,8 +60,8 @@ impl<B: Backend> Transformer<B> {
         Ok(workspace)
     }
 
-    /// Keeps the memory of a finished pass over `n` rows for later passes, unless it is unusually
-    /// large.
+    /// Keeps the memory of a finished pass over `n` rows for later passes if `n` is at most
+    /// [`MAX_REUSED_ROWS`].
     pub(crate) fn return_workspace(&self, workspace: Workspace<B>, n: usize) {
         if n <= MAX_REUSED_ROWS {
             self.idle_workspaces().push(workspace);

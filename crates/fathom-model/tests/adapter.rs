@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// `generate.py`
+/// The token ids of `generate.py`.
 const IDS: [u32; 8] = [1, 17, 5, 42, 63, 8, 8, 30];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -204,7 +204,7 @@ impl Copy {
         }
     }
 
-    /// Remarks of the checkpoint with the adapter. The base alone has none.
+    /// Remarks of the checkpoint with the adapter. The checkpoint alone has none.
     #[track_caller]
     fn remarks(&self) -> Vec<String> {
         let config = ModelConfig::from_dir(&self.base).unwrap();

@@ -44,7 +44,7 @@ fn bytes_of(tensors: &[Tensor]) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
-/// The tensors of a golden checkpoint of one file.
+/// The tensors of a golden checkpoint that consists of one file.
 fn tensors_of(name: &str) -> Vec<Tensor> {
     let bytes = fs::read(golden(name).join(SINGLE)).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
@@ -58,7 +58,7 @@ fn ones(name: &str, shape: &[usize]) -> Tensor {
     (name.to_owned(), shape.to_vec(), bf16::ONE.to_le_bytes().repeat(shape.iter().product()))
 }
 
-/// The config of a golden with these tensors.
+/// A checkpoint with the config of a golden checkpoint and these tensors.
 fn checkpoint_of(name: &str, tensors: &[Tensor]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden(name).join("config.json"), dir.path().join("config.json")).unwrap();
@@ -89,7 +89,7 @@ fn refusal(dir: &Path) -> String {
     relative(&message, dir)
 }
 
-/// For every supported class, the list of tensors to read is complete and has no others.
+/// For every supported class, the list of tensors to read is exactly that of its golden checkpoint.
 #[test]
 fn goldens_hold_the_tensors_that_are_read_and_no_others() {
     let mut seen = 0;

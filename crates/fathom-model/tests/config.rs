@@ -430,7 +430,7 @@ fn configs_without_ignored_fields_have_no_remarks() {
     }
 }
 
-/// Fields of a rotary embedding that its type does not use have no effect and cause a remark.
+/// Rotary fields that the rope type does not use have no effect and cause a remark.
 #[test]
 fn rope_fields_without_effect_are_named() {
     let yarn = |more: Value| {

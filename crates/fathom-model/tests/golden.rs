@@ -25,7 +25,7 @@ fn capture_all<B: Backend>(model: &Transformer<B>, ids: &[u32]) -> BTreeMap<Stri
     read_tensors(&out)
 }
 
-/// Compares every reference tensor whose site passes `chosen`; returns how many there were.
+/// Compares every reference tensor for whose site `chosen` returns true; returns their number.
 fn compare<B: Backend>(
     what: &str,
     model: &Transformer<B>,
@@ -62,7 +62,7 @@ fn f32_equals_huggingface_at_every_site_of_every_layer() {
             let model = Transformer::load(&dir, cpu(Precision::F32, 2, Some(isa))).unwrap();
             let what = format!("{golden} {isa:?}");
             let compared = compare(&what, &model, &dir, 1e-4, |_| true);
-            // The references have 18 sites per layer (not resid_pre), and embed, final_norm and
+            // The references have 18 sites per layer (all but resid_pre), embed, final_norm and
             // logits.
             assert!(
                 compared >= 18 * model.config().layers + 3,

@@ -13,8 +13,8 @@ fn tokens_without_logits_are_the_tokens_of_the_logits() {
         for precision in [Precision::F32, Precision::Bf16] {
             let model = load(&fixture("golden").join(golden), precision);
             let vocab = model.config().vocab;
-            // Three sequences; the last one only prefills. 60 tokens cross the 48 at which
-            // phi4-mini changes its frequencies, within a step when steps have seven tokens.
+            // Three sequences; the last one only prefills. phi4-mini changes its rotary frequencies
+            // at 48 tokens: with seven tokens per step, in the middle of a step.
             let text = |seed: usize| -> Vec<u32> {
                 (0..60).map(|i| ((i * i * 31 + seed * 7) % vocab) as u32).collect()
             };

@@ -145,7 +145,7 @@ impl Probe for Onlooker {
     }
 }
 
-/// Asks to edit every site, and changes nothing.
+/// Asks to edit every site, but changes nothing.
 struct Toucher;
 
 impl Probe for Toucher {

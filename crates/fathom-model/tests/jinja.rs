@@ -1,8 +1,8 @@
 //! Compares small templates with their rendering in HuggingFace transformers.
 //!
 //! All published templates render identically (`chat_template.rs`). These snippets test corners of
-//! the language, some of which only Jinja2 has. `data/jinja/departures.json` lists the snippets
-//! that differ, so that every change is noticed.
+//! the language, some of which only Jinja2 supports. `data/jinja/departures.json` lists the
+//! snippets that differ, so that every change is noticed.
 
 #![allow(clippy::unwrap_used)]
 

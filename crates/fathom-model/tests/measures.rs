@@ -58,7 +58,7 @@ impl FromRows {
     }
 }
 
-/// Has norms computed on the device, and dot products at every second layer.
+/// Requests norms at every layer and dot products at every second layer, computed on the device.
 #[derive(Default)]
 struct OnDevice {
     norms: BTreeMap<(usize, Site, usize, usize), u32>,

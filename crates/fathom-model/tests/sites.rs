@@ -1,4 +1,4 @@
-//! Every document that lists the sites by hand lists all of them.
+//! Documents that list the sites by hand are complete.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

@@ -154,7 +154,8 @@ fn a_character_is_returned_when_it_is_complete() {
     assert_eq!(pieces, ["", "", "\u{FFFD}"]);
 }
 
-/// An invalid run of byte tokens becomes replacement characters, including its complete characters.
+/// An invalid run of byte tokens is decoded to replacement characters, even where it contains
+/// complete characters.
 #[test]
 fn a_broken_run_of_byte_tokens() {
     let tokenizer = metaspace();

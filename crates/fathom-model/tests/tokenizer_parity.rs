@@ -36,7 +36,8 @@ fn text_of(value: &Value) -> Option<String> {
     (!value.is_null()).then(|| value.to_string())
 }
 
-/// A tokenizer with the contents of the three other files; null for a file that does not exist.
+/// A tokenizer from `tokenizer.json` and the contents of the three other files (null: no such
+/// file).
 fn load(tokenizer: &str, config: &Value, map: &Value, added: &Value) -> Result<Tokenizer, String> {
     Tokenizer::from_files(&TokenizerFiles {
         dir: "m".into(),
@@ -100,8 +101,8 @@ fn overlays() {
     }
 }
 
-/// The post-processor decides about BOS and EOS for every tokenizer class except CodeLlama's, whose
-/// post-processor transformers replaces by one that adds BOS.
+/// The post-processor decides about BOS and EOS for every tokenizer class but CodeLlama's: there,
+/// transformers replaces the post-processor by one that adds BOS.
 #[test]
 fn bos_and_eos_are_the_post_processors() {
     let expected = expected();
@@ -202,7 +203,7 @@ fn check_seam(
     seam
 }
 
-/// A tokenizer of some kind, loaded by this crate and by the `tokenizers` crate.
+/// The tokenizer `kind`, loaded by this crate and by the `tokenizers` crate.
 fn both(kind: &str) -> (&str, Tokenizer, tokenizers::Tokenizer) {
     (kind, with_config(kind, Value::Null), json_of(kind).parse().unwrap())
 }

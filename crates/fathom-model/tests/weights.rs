@@ -61,7 +61,7 @@ fn dir_of(files: &[(&str, Vec<u8>)]) -> TempDir {
     dir
 }
 
-/// The message of opening a directory, without the directory.
+/// The error message of opening a directory, without the path of the directory.
 fn refusal(dir: &Path) -> String {
     let message = Checkpoint::open(dir).unwrap_err().to_string();
     message.replace(&format!("{}/", dir.display()), "")

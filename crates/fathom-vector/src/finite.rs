@@ -30,8 +30,8 @@ fn first_on(isa: Supported, matrix: WeightView<'_>) -> Option<(usize, usize)> {
     Some((index / matrix.columns, index % matrix.columns))
 }
 
-/// Bytes searched without a branch per element; the search ends at the first chunk with a hit. A
-/// multiple of every element size.
+/// Bytes tested together, without a branch per element. Only the first chunk with a hit is then
+/// searched element by element. A multiple of every element size.
 const CHUNK: usize = 4096;
 
 /// Byte offset of the first NaN or infinity.

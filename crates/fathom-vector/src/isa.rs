@@ -4,9 +4,10 @@
 pub(crate) trait Work {
     type Output;
     /// The computation, with fused multiply-add or without (`FUSED`). `WIDTH` is the number of f32
-    /// in four vectors: enough independent sums to hide the latency of addition. It and everything
-    /// it calls must be `#[inline(always)]`, so that it is inlined into the function with the
-    /// target features.
+    /// in four vectors: enough independent sums to hide the latency of addition.
+    ///
+    /// `run` and everything it calls must be `#[inline(always)]`: only code inlined into the
+    /// function with the target features is compiled for them.
     fn run<const WIDTH: usize, const FUSED: bool>(self) -> Self::Output;
 }
 
@@ -52,7 +53,7 @@ impl Supported {
         all
     }
 
-    /// The number of f32 in four vectors, and whether it has fused multiply-add.
+    /// `WIDTH` and `FUSED` of this set.
     #[cfg(test)]
     pub(crate) fn shape(self) -> (usize, bool) {
         struct Shape;

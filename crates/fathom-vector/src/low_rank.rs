@@ -2,8 +2,8 @@
 //!
 //! Every element is computed in f32 in the same order on every CPU: the sum over the rank,
 //! accumulated in order by fused multiply-adds; times the scale; plus the weight; rounded to the
-//! weight's type. PyTorch computes the same up to the rank at which its BLAS splits the sum into
-//! blocks (above 100), so a merge has the bits of PEFT's.
+//! weight's type. PyTorch computes the same, so a merge has the bits of PEFT's, up to the rank at
+//! which PyTorch's BLAS splits the sum into blocks (above 100).
 
 use fathom_backend::{DType, WeightView};
 use half::f16;
@@ -81,8 +81,8 @@ const ROWS: usize = 64;
 
 impl Work for AddRows<'_> {
     type Output = ();
-    // The compiler vectorizes this. `mul_add` is one instruction where the set has it, and returns
-    // the same number elsewhere.
+    // The compiler vectorizes this. Without a fused instruction, `mul_add` is a slow library call
+    // with the same result.
     #[inline(always)]
     fn run<const WIDTH: usize, const FUSED: bool>(self) {
         let AddRows { first, out, dtype, columns, changes } = self;
@@ -104,8 +104,8 @@ impl Work for AddRows<'_> {
     }
 }
 
-/// Packs columns `from..from + BLOCK` of A contiguously, zero-padded beyond the last column. So
-/// they stay in L1, where rows a power of two apart would evict each other.
+/// Packs columns `from..from + BLOCK` of A contiguously, zero-padded beyond the last column. The
+/// packed block stays in L1; rows of A that are a power of two apart would evict each other.
 #[inline(always)]
 fn copy_block(a: &[f32], columns: usize, from: usize, block: &mut Vec<f32>) {
     block.clear();

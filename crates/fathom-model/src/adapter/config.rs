@@ -9,14 +9,14 @@ use crate::config::fields::{Fields, shown};
 use crate::sanitize::sanitize;
 use crate::{Error, Remark, Result};
 
-/// Largest rank; a low-rank change with more is not smaller than the weights of any model.
+/// Maximum rank. A low-rank change of higher rank would be larger than the weights of any model.
 const MAX_RANK: usize = 1 << 16;
 /// Maximum number of names in a field.
 const MAX_NAMES: usize = 10_000;
 /// Maximum number of patterns in a field.
 const MAX_PATTERNS: usize = 1000;
 
-/// Fields of adapters that are not W + scale · B·A, and descriptions of them.
+/// Fields that make an adapter something other than W + scale · B·A, and what they ask for.
 const REFUSED: [(&str, &str); 10] = [
     ("use_dora", "DoRA (weight-decomposed adapters)"),
     ("use_qalora", "QALoRA (quantisation-aware adapters)"),
@@ -61,8 +61,9 @@ pub struct AdapterConfig {
     alpha: f64,
     /// `use_rslora`: the scale is alpha / √r, not alpha / r.
     rslora: bool,
-    /// The first match applies.
+    /// `rank_pattern`. The first match applies.
     ranks: Vec<(Pattern, usize)>,
+    /// `alpha_pattern`. The first match applies.
     alphas: Vec<(Pattern, f64)>,
     targets: Targets,
     exclude: Option<ModuleNames>,
@@ -175,8 +176,8 @@ impl AdapterConfig {
         self.base.as_deref()
     }
 
-    /// Whether the config targets the module `module`, a linear layer or else an embedding.
-    /// `all-linear` targets linear layers only.
+    /// Whether the config targets the module `module`, which is a linear layer if `linear`,
+    /// otherwise an embedding. `all-linear` targets linear layers only.
     ///
     /// # Errors
     /// Matching a pattern fails, for example by too much backtracking.
@@ -333,7 +334,7 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     }
 }
 
-/// A remark about unknown fields that are set.
+/// A remark about fields that are set but not known to this parser.
 fn unread(fields: &Fields<'_>) -> Option<Remark> {
     for name in NEUTRAL {
         fields.get(name); // marks it as read

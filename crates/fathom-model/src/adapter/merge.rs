@@ -10,7 +10,7 @@ use super::Adapter;
 use super::plan::{LowRankChange, TensorMerge};
 
 impl Adapter {
-    /// How a tensor of the model is made; `None` if it is the checkpoint's, unchanged.
+    /// How the tensor `name` is merged; `None` if the adapter does not change it.
     pub(crate) fn merge(&self, name: &str) -> Option<&TensorMerge> {
         self.plan.merges.get(name)
     }
@@ -101,7 +101,7 @@ impl Adapter {
     }
 }
 
-/// Elements as f32.
+/// Stored elements as f32.
 pub(crate) fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
     let halves = bytes.as_chunks().0.iter();
     match dtype {
@@ -113,7 +113,7 @@ pub(crate) fn widen(bytes: &[u8], dtype: DType) -> Vec<f32> {
     }
 }
 
-/// The bytes of numbers rounded to a dtype.
+/// `values` rounded to `dtype`, as bytes.
 fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
     let values = values.iter();
     match dtype {

@@ -26,7 +26,7 @@ impl Pattern {
         Pattern::within(r"\A(?:.*\.)?(?:", pattern, r")\z")
     }
 
-    /// Matches a module that `pattern` names, or one inside it, as PEFT looks for
+    /// Matches a module that `pattern` names, or one inside it, as PEFT does for
     /// `modules_to_save`.
     pub(super) fn module(pattern: &str) -> Result<Pattern, String> {
         Pattern::within(r"\A(?:|.*\.)(?:", pattern, r")(?:\z|\.)")

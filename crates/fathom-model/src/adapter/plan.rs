@@ -27,8 +27,8 @@ pub(super) struct MergePlan {
 /// its file.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TensorMerge {
-    /// The checkpoint's tensor to start from: the one of the same name, or the embedding for a tied
-    /// output head.
+    /// The checkpoint's tensor to start from: the tensor of the same name, or the embedding for a
+    /// tied output head.
     pub base: String,
     /// The adapter's tensor that replaces the checkpoint's.
     pub replaced: Option<usize>,
@@ -38,7 +38,8 @@ pub(crate) struct TensorMerge {
     pub added: Option<(usize, f32)>,
 }
 
-/// A low-rank change of a matrix.
+/// A low-rank change of a matrix: scale · B·A. `a` and `b` are indices of tensors in the adapter's
+/// file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct LowRankChange {
     pub a: usize,
@@ -71,8 +72,8 @@ impl MergePlan {
     /// Plans the merge of the adapter in `file`, checked against config and model.
     ///
     /// # Errors
-    /// Tensors of an unsupported adapter or of another model, with wrong shapes or values that are
-    /// not finite; a file of which nothing would be merged.
+    /// A tensor of an unsupported kind of adapter or of another model, of the wrong shape, or with
+    /// a value that is not finite; a file with nothing to merge.
     pub(super) fn new(
         config: &AdapterConfig,
         file: &Shard,
@@ -108,7 +109,7 @@ impl MergePlan {
         Ok(plan)
     }
 
-    /// Refuses values that are not finite in the tensors that are used.
+    /// Checks that every value of the tensors to merge is finite.
     fn check_values(&self, file: &Shard) -> Result<()> {
         let mut used: Vec<usize> = self.merges.values().flat_map(TensorMerge::indices).collect();
         used.sort_unstable();
@@ -234,7 +235,7 @@ impl Planner<'_> {
         let mut weight = TensorMerge::of(&format!("{name}.weight"));
         let mut bias = TensorMerge::of(&format!("{name}.bias"));
 
-        // PEFT stores the own tensors of a module with a change under `base_layer`.
+        // PEFT stores the original weight and bias of an adapted module under `base_layer`.
         let (own, own_bias) = match adapted {
             true => (TensorRole::BaseWeight, TensorRole::BaseBias),
             false => (TensorRole::Weight, TensorRole::Bias),
@@ -392,7 +393,7 @@ impl Planner<'_> {
         });
         let untouched = self.untouched.first().map(|first| {
             let text = format!(
-                "targets `{first}`{}, but the file holds no tensors for that: not changed",
+                "targets `{first}`{}, but the file holds no tensors for it: not changed",
                 more(self.untouched.len())
             );
             self.config.remark("adapter-without-tensors", text)
@@ -403,7 +404,7 @@ impl Planner<'_> {
 
 /// Adjusts the merges of a model whose output head is tied to its embedding. A low-rank change of
 /// one applies to both; `modules_to_save` unties them. Returns the text of a remark, and whether
-/// the two are different matrices now.
+/// the two become different matrices.
 fn tie(
     config: &AdapterConfig,
     names: &TensorNames,

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::sanitize::sanitize;
 use crate::{ChatTemplate, Remark, Tokenizer};
 
-/// Remarks about a tokenizer or a chat template in the directory of an adapter that differ from
-/// those of its base, which are used.
+/// Remarks about a tokenizer or chat template in an adapter's directory that differs from the base
+/// model's. Those of the base model are used.
 pub fn adapter_text_remarks(adapter: &Path, base: &Path) -> Vec<Remark> {
     tokenizer(adapter, base).into_iter().chain(template(adapter, base)).collect()
 }
@@ -22,7 +22,7 @@ fn tokenizer(adapter: &Path, base: &Path) -> Option<Remark> {
     let remark = |text: String| Some(Remark::file("adapter-tokenizer", &path, text));
     let (Ok(Some(theirs)), Ok(Some(ours))) = (Tokenizer::find(adapter), Tokenizer::find(base))
     else {
-        return remark("cannot be used; the base's is".to_owned());
+        return remark("cannot be used; the base's tokenizer is used instead".to_owned());
     };
     let ids = theirs.vocab_size().max(ours.vocab_size());
     let ids = 0..u32::try_from(ids).unwrap_or(u32::MAX);
@@ -43,7 +43,7 @@ fn tokenizer(adapter: &Path, base: &Path) -> Option<Remark> {
 }
 
 fn template(adapter: &Path, base: &Path) -> Option<Remark> {
-    // A template that cannot be read is ignored, as it would not be used.
+    // A template that cannot be read is ignored: it would not be used anyway.
     let theirs = ChatTemplate::from_dir(adapter).ok().flatten()?;
     let ours = ChatTemplate::from_dir(base).ok().flatten();
     if ours.is_some_and(|ours| ours.has_text_of(&theirs)) {

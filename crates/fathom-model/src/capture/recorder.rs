@@ -15,7 +15,7 @@ use crate::{Access, At, CaptureRequest, ModelConfig, Probe, Result, Sequence, Si
 pub struct Recorder<'a>(pub(super) CaptureProbe<'a, MemoryStore>);
 
 impl<'a> Recorder<'a> {
-    /// Allocates memory for what `request` names of a pass over `ids`.
+    /// Allocates memory for the values that `request` names, for a pass over `ids`.
     ///
     /// # Errors
     /// No tokens; a position beyond them; not enough memory.
@@ -30,7 +30,7 @@ impl<'a> Recorder<'a> {
         Ok(Recorder(CaptureProbe { request, tensors, tokens: ids.len(), store }))
     }
 
-    /// The captured values, in the order of the forward pass.
+    /// The captured values, sorted as by [`crate::capture_in_memory`].
     ///
     /// # Errors
     /// Those of the backend.

@@ -21,7 +21,7 @@ pub(super) const ELEMENT: u64 = 32;
 #[derive(Clone)]
 pub(super) struct Budget(Arc<AtomicU64>);
 
-/// Why we stopped a template, as opposed to Jinja's own errors.
+/// Why a template was stopped, as opposed to Jinja's own errors.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Stop {
     #[error("{0}")]

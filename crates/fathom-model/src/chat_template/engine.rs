@@ -28,7 +28,7 @@ const STEPS_PER_MESSAGE: u64 = 10_000;
 /// Limit on the bytes built or read; published templates read a conversation a few times.
 const BASE_BYTES: u64 = 32 << 20;
 const BYTES_PER_INPUT_BYTE: u64 = 256;
-/// Maximum recursion of the engine: a macro call counts four levels, a block one.
+/// Maximum recursion of the engine: a macro call counts as four levels, a block as one.
 const MAX_RECURSION: usize = 240;
 /// Stack size of the rendering thread, enough for the nesting and recursion allowed above.
 const STACK_BYTES: usize = 64 << 20;
@@ -97,7 +97,8 @@ fn render(
 }
 
 /// Replaces the tags of `{% generation %}` blocks, which mark the assistant's text for training, by
-/// those of an `if true`. They cannot just be removed, because tags also strip white space.
+/// tags of `{% if true %}`. Removing them would change the text, because tags also strip white
+/// space.
 fn without_generation_tags(source: &str) -> Cow<'_, str> {
     let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
         return Cow::Borrowed(source);

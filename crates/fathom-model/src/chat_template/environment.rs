@@ -250,7 +250,8 @@ fn method(
             charge_split(value, budget)?;
             pycompat::unknown_method_callback(state, value, name, args)
         }
-        // Its widths could request any amount of padding, and no known chat template uses it.
+        // A format width could request any amount of padding, and no known chat template uses
+        // `format`.
         "format" => Err(Error::new(ErrorKind::UnknownMethod, "string has no method named format")),
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }

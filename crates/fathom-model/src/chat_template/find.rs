@@ -1,5 +1,6 @@
 //! Finds the chat template among a checkpoint's files, like `AutoTokenizer.from_pretrained` of
-//! transformers 5, with a remark for each template that is not used.
+//! transformers 5, with remarks about files whose template is not used. Templates with names other
+//! than `default` and `tool_use` are ignored: transformers uses them only on request.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -155,7 +156,7 @@ fn from_config(dir: &Path) -> Result<Option<BTreeMap<String, TemplateSource>>> {
         Some(_) => return Err(wrong("must be a string or a list of `name` and `template`")),
     };
     let entries = entries.ok_or_else(|| {
-        wrong("is a list; each of its entries must have a `name` and a `template`")
+        wrong("must have a `name` and a `template`, both strings, in each of its entries")
     })?;
     let named: BTreeMap<String, TemplateSource> = entries
         .into_iter()

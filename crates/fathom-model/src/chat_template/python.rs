@@ -50,7 +50,8 @@ fn write_repr(value: &Value, out: &mut Text) -> Result<(), Error> {
     }
 }
 
-/// `repr` of a string: in single quotes, or in double quotes if it contains only single ones.
+/// `repr` of a string: in single quotes, or in double quotes if it contains single quotes but no
+/// double quotes. Unlike Python, it escapes no unprintable characters except control characters.
 fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push_char(quote)?;

@@ -208,7 +208,7 @@ pub(crate) struct Facts {
     pub windows: WindowRule,
     /// Whether `partial_rotary_factor` may be other than 1.
     pub partial_rotary: bool,
-    /// Which rope types the class knows.
+    /// Which rope types the class supports.
     pub rope_types: RopeTypes,
     /// What a config without `rope_theta` means.
     pub missing_theta: MissingTheta,
@@ -293,7 +293,7 @@ pub(crate) enum WindowRule {
     FromLayer,
 }
 
-/// Which rope types a class knows.
+/// Which rope types a class supports.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RopeTypes {
     All,
@@ -301,8 +301,8 @@ pub(crate) enum RopeTypes {
     LongRopeOnly,
 }
 
-/// What a config without `rope_theta` means. HuggingFace assumes 10000 for every class, which is
-/// right for early checkpoints only and silently ruins any other.
+/// What a config without `rope_theta` means. HuggingFace assumes 10000 for every class. That is
+/// right for early checkpoints only; others would silently compute wrong results.
 #[derive(Clone, Copy)]
 pub(crate) enum MissingTheta {
     /// An error.

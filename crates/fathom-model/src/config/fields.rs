@@ -208,7 +208,8 @@ pub(crate) fn shown(value: &Value) -> String {
     }
 }
 
-/// Whether products of a few such numbers stay finite and nonzero, in f32 as well.
+/// Whether a number is 0 or moderate enough that products of a few such numbers stay finite and
+/// nonzero, in f32 as well.
 fn is_tame(number: f64) -> bool {
     number == 0.0 || (1e-30..=1e12).contains(&number.abs())
 }

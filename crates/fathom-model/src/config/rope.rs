@@ -1,4 +1,4 @@
-//! The rotary embedding of a config, from either layout.
+//! Reads the rotary embedding of a config, in either of two layouts.
 //!
 //! transformers 4 writes `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side;
 //! transformers 5 puts everything into `rope_parameters`, possibly once per layer type.
@@ -101,7 +101,7 @@ fn read_fields(
 /// transformers ignores them too.
 fn unused_fields(scaling: &Fields<'_>, kind: &RopeKind) -> Option<Remark> {
     const SHOWN: usize = 5;
-    // `finetuned` records the model's history.
+    // `finetuned` only records the history of the model.
     let unread: Vec<&str> =
         scaling.unread().into_iter().filter(|&name| name != "finetuned").collect();
     let more = unread.len().saturating_sub(SHOWN);

@@ -97,7 +97,7 @@ impl RopeTypeFields<'_> {
 
     fn yarn(&self) -> Result<RopeKind> {
         let original = self.original()?;
-        // An absent factor is an error. A null one means the ratio of the two lengths.
+        // An absent factor is an error. A null factor means the ratio of the two lengths.
         if !self.scaling.names("factor") {
             return Err(self.missing("factor"));
         }
@@ -110,7 +110,7 @@ impl RopeTypeFields<'_> {
         };
         let (mscale, mscale_all_dim) = (given("mscale")?, given("mscale_all_dim")?);
         let attention_factor = self.attention_factor()?;
-        // Both must be present to have an effect, and only without an attention_factor.
+        // They have an effect only together, and only without attention_factor.
         if attention_factor.is_some() || mscale.is_none() || mscale_all_dim.is_none() {
             self.scaling.had_no_effect("mscale");
             self.scaling.had_no_effect("mscale_all_dim");

@@ -54,7 +54,7 @@ pub(super) fn remark(fields: &Fields<'_>, config: &ModelConfig) -> Option<Remark
     {
         add("sliding_window", value);
     }
-    // Attention is scaled by 1/√head_dim, so this value changes nothing.
+    // Attention is always scaled by 1/√head_dim, so this value of the field changes nothing.
     let usual = 1.0 / (config.head_dim as f64).sqrt();
     let differs = |value: &&Value| value.as_f64().is_none_or(|by| (by / usual - 1.0).abs() > 1e-4);
     if let Some(value) = fields.get("attention_multiplier").filter(differs) {

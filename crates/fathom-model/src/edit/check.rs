@@ -100,7 +100,7 @@ fn bad_positions(positions: &Positions, tokens: Option<usize>, width: usize) -> 
             let sound =
                 direction.iter().all(|x| x.is_finite()) && direction.iter().any(|x| *x != 0.0);
             (!sound || !(-1.0..1.0).contains(cosine))
-                .then(|| "the direction must be finite and not zero, the cosine below 1".to_owned())
+                .then(|| "the direction must be finite and not 0, the cosine in [-1, 1)".to_owned())
         }
     }
 }

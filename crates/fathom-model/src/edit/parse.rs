@@ -9,10 +9,10 @@ use crate::{Error, Result, Site};
 impl Edit {
     /// Parses `SITE.LAYER[COLUMNS]@POSITIONS=CHANGE`.
     ///
-    /// Positions and columns are comma-separated numbers and ranges (`3,17..22,30..`), or `*` for
-    /// all; the brackets are optional. The change is one of `zero`, `scale(X)`, `clamp(NORM)`,
-    /// `copy(POSITION)`, `mean(POSITIONS)`, `replace(FILE:TENSOR:ROW)` and `add(FILE:TENSOR:ROW)`,
-    /// the last two from a capture.
+    /// Positions and columns are comma-separated numbers and ranges (`3,17..22,25..=27,30..`), or
+    /// `*` for all; the brackets are optional. The change is one of `zero`, `scale(X)`,
+    /// `clamp(NORM)`, `copy(POSITION)`, `mean(POSITIONS)`, `replace(FILE:TENSOR:ROW)` and
+    /// `add(FILE:TENSOR:ROW)`, the last two from a capture.
     ///
     /// # Errors
     /// Any other text (the message names the part); a file that cannot be read or lacks the row.
@@ -51,7 +51,7 @@ impl Edit {
     }
 }
 
-/// The text before and after the `=` of the change, which is not the `=` of a range `3..=5`.
+/// The text before and after the `=` of the change. The `=` of a range (`3..=5`) is skipped.
 fn split_at_change(text: &str) -> Option<(&str, &str)> {
     let halves = text.match_indices('=').map(|(i, _)| (&text[..i], &text[i + 1..]));
     let in_range = |(before, after): &(&str, &str)| {
@@ -117,7 +117,8 @@ fn ranges(text: &str) -> Result<Vec<Range<usize>>, String> {
     text.split(',').map(range).collect()
 }
 
-/// Parses a number small enough that a range can end after it.
+/// Parses a number. It is below `usize::MAX - 1`, so that the end of a range after it does not
+/// overflow or mean the end of the text.
 fn index(text: &str) -> Result<usize, String> {
     let number = text.trim().parse().ok().filter(|number| *number < usize::MAX - 1);
     number.ok_or_else(|| format!("`{}` is not a number or range", text.trim()))

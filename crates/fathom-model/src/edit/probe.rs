@@ -11,12 +11,12 @@ use crate::{Access, At, Error, Measured, Probe, Result, Site};
 pub struct EditProbe<'a> {
     edits: Vec<(&'a Edit, SourceMean)>,
     watcher: Option<&'a mut dyn Probe>,
-    /// Positions changed by [`Positions::Aligned`], as (site, layer, position), ascending for each
-    /// site and layer.
+    /// Positions changed by [`Positions::Aligned`] edits, as (site, layer, position), in the order
+    /// of the changes.
     aligned: Vec<(Site, usize, usize)>,
 }
 
-/// Running mean of the rows that a copy or a mean reads.
+/// Running mean of the rows that a [`Change::Copy`] or [`Change::Mean`] reads.
 #[derive(Default)]
 struct SourceMean {
     sum: Vec<f64>, // [columns]
@@ -30,14 +30,16 @@ impl<'a> EditProbe<'a> {
         EditProbe { edits, watcher: None, aligned: Vec::new() }
     }
 
-    /// Also passes `watcher` the values it asks for, after the edits. The watcher cannot edit.
+    /// Also passes `watcher` the values it asks for, after the edits. The watcher cannot edit. At
+    /// an edited site, a watcher that asks for norms or dot products receives the values
+    /// ([`Probe::read`]) instead.
     pub fn observed_by(mut self, watcher: &'a mut dyn Probe) -> EditProbe<'a> {
         self.watcher = Some(watcher);
         self
     }
 
-    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position),
-    /// ascending for each site and layer.
+    /// The positions that [`Positions::Aligned`] edits changed, as (site, layer, position), in the
+    /// order of the changes. For one edit they are ascending.
     pub fn aligned(&self) -> &[(Site, usize, usize)] {
         &self.aligned
     }
@@ -177,7 +179,7 @@ fn change(change: &Change, source: &[f32], values: &mut [f32]) -> Result<()> {
     match row_change(change) {
         Some(change) => change_values(&change, values),
         None if source.is_empty() => {
-            // The sequence had earlier positions before it ran with this probe.
+            // The source positions were computed in a pass without this probe.
             let problem = "an edit copies from positions that this pass did not compute";
             return Err(Error::Request(problem.to_owned()));
         }

@@ -1,4 +1,4 @@
-//! Suggestions for names that are similar to a model's.
+//! Suggestions for paths and URLs given in place of a model's name.
 
 use std::fs;
 use std::path::Path;

@@ -70,7 +70,7 @@ impl Elements {
             self.error(&format!("is not UTF-8 text (byte {offset})"))
         })?;
         match (element.trim().is_empty(), self.state) {
-            (true, State::After) => Ok(None), // an empty array, or a comma before its end
+            (true, State::After) => Ok(None), // an empty array or a trailing comma
             _ => Ok(Some((self.count, element))),
         }
     }

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 
 /// Number of bytes read to detect the format.
 const HEAD: u64 = 64;
-/// Decompressed bytes allowed for any file.
+/// Decompressed bytes allowed for every file, regardless of its compression ratio.
 const FREE_BYTES: u64 = 256 << 20;
 /// Further decompressed bytes allowed per compressed byte. JSONL compresses about 10 times and
 /// repetitive JSONL 50 times; a gzip bomb reaches 1000 times, and a zstd bomb much more.

@@ -69,7 +69,7 @@ fn without_prefix(step: &PreTokenizerWrapper) -> Option<PreTokenizerWrapper> {
 }
 
 /// Runs the pre-tokenizer `steps` and then the model. At a step that adds a prefix, the first piece
-/// is split off and taken through that step without the prefix and through all later steps.
+/// is tokenized separately: by that step without its prefix, all later steps and the model.
 fn run(
     pieces: &mut PreTokenizedString,
     steps: &[&PreTokenizerWrapper],

@@ -57,8 +57,8 @@ impl Declared {
         let mut declared = Declared::default();
         let mut from_map = HashSet::new();
         let mut given = Map::new();
-        // Names specific to the model. A key such as `add_bos_token` also ends in `_token`, but its
-        // value is no string, so it names no token.
+        // Tokens under names specific to the model. The key `add_bos_token` also ends in `_token`,
+        // but its value is not a string, so it names no token.
         let mut own = Map::new();
         for (key, value) in &side.config {
             if is_own_name(key) && value.is_string() {
@@ -159,8 +159,8 @@ impl Declared {
         let Some(tokens) = &side.added_tokens else { return Ok(()) };
         let named = NAMES.iter().filter_map(|name| match given.get(*name)? {
             Value::String(content) => Some(content),
-            // transformers makes this comparison before it converts the objects of
-            // tokenizer_config.json to tokens, so those do not count here.
+            // transformers compares before it converts the objects of tokenizer_config.json to
+            // tokens, so only objects of special_tokens_map.json count here.
             Value::Object(token) if from_map.contains(*name) => match token.get("content")? {
                 Value::String(content) => Some(content),
                 _ => None,
@@ -219,7 +219,8 @@ impl Declared {
         }
     }
 
-    /// Records as unread what the two older files declare: `added_tokens_decoder` replaces them.
+    /// Records the declarations of the two older files as unread: `added_tokens_decoder` replaces
+    /// them.
     fn mark_old_files_unread(&mut self, side: &SideFiles) {
         let file = SPECIAL_TOKENS_MAP;
         for (field, value) in side.special_tokens_map.iter().flatten() {
@@ -262,8 +263,8 @@ impl Declared {
         let by_content: HashMap<&str, &Token> =
             self.with_ids.values().map(|token| (token.content.as_str(), token)).collect();
         for (name, value) in given.iter().filter(|(name, value)| {
-            // Under a name specific to the model, an object is a token only if its `__type` says so
-            // or if it comes from special_tokens_map.json.
+            // Under a name specific to the model, an object is a token only if its `__type` is
+            // `AddedToken` or if it comes from special_tokens_map.json.
             let tagged = value.get("__type").and_then(Value::as_str) == Some("AddedToken");
             let own =
                 is_own_name(name) && (value.is_string() || tagged || from_map.contains(*name));
@@ -277,7 +278,7 @@ impl Declared {
                 }
                 return Err(not_a_token(&path, name));
             };
-            // A named token takes the flags that were declared with its id.
+            // A named token has the flags that were declared together with its id.
             let flagged = by_content.get(token.content.as_str());
             let token = match flagged {
                 Some(flagged) if !is_own_name(name) => (*flagged).clone(),

@@ -10,8 +10,8 @@ pub(super) struct Framing {
 }
 
 impl Framing {
-    /// Runs the post-processor on one placeholder token. `None` if the result does not contain the
-    /// placeholder exactly once.
+    /// Runs the post-processor on one placeholder token and splits the result there. `None` if the
+    /// result does not contain the placeholder exactly once.
     ///
     /// # Errors
     /// The post-processor fails.

@@ -31,8 +31,10 @@ pub(super) struct AddedTokenEntry {
 /// Adds the declared tokens that `tokenizer.json` lacks, and sets the declared flags of those it
 /// has.
 ///
-/// New tokens get consecutive ids from the next free one, regardless of the declared ids. So do
-/// transformers and the `tokenizers` crate. Each difference is reported as a remark.
+/// New tokens get consecutive ids from the next free id on, regardless of the declared ids, as in
+/// transformers and the `tokenizers` crate. An id that differs from the declared one causes a
+/// remark, and so do changed flags, new tokens and ignored declarations. Returns the declarations,
+/// completed by those of `tokenizer.json`, and the remarks.
 ///
 /// # Errors
 /// There are more than [`MAX_BYTES`] of new tokens, or the `tokenizers` crate rejects them.
@@ -126,7 +128,7 @@ pub(super) fn add_declared(
     Ok((declared, remarks))
 }
 
-/// The tokens to add, in transformers' order: those declared with ids, then named ones, then the
+/// The tokens to add, in transformers' order: tokens declared with ids, then named tokens, then the
 /// others.
 fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken> {
     let held = inner.get_added_vocabulary().get_added_tokens_decoder();
@@ -155,8 +157,8 @@ fn missing(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<AddedToken
     tokens.into_iter().map(special).collect()
 }
 
-/// Descriptions of the tokens whose matching flags differ between `added_tokens_decoder` and
-/// `tokenizer.json`.
+/// Describes the tokens whose flags for matching (all but `special`) differ between
+/// `added_tokens_decoder` and `tokenizer.json`.
 fn changed_flags(inner: &tokenizers::Tokenizer, declared: &Declared) -> Vec<String> {
     if declared.ids_from != CONFIG {
         return Vec::new();

@@ -1,8 +1,8 @@
 //! The header of a safetensors file.
 //!
-//! Eight bytes give the length of a JSON object with each tensor's dtype, shape and byte range in
-//! the rest of the file. The errors of the `safetensors` crate do not name the tensor, and it
-//! accepts duplicate names, so untrusted headers are parsed here.
+//! The first eight bytes are the length of a JSON object with each tensor's dtype, shape and byte
+//! range in the rest of the file. The errors of the `safetensors` crate do not name the tensor, and
+//! it accepts duplicate names, so untrusted headers are parsed here.
 
 use std::fmt;
 use std::ops::Range;
@@ -127,8 +127,8 @@ struct HeaderEntry {
 }
 
 impl HeaderEntry {
-    /// Checks dtype, shape and offsets against each other and against the file: its tensors start
-    /// at byte `data`, and it is `file` bytes long.
+    /// Checks dtype, shape and offsets against each other and against the file. `data` is the
+    /// offset of the first tensor byte, `file` the length of the file in bytes.
     fn check(self, path: &Path, name: String, data: usize, file: usize) -> Result<TensorInfo> {
         let wrong = |problem: String| Err(Error::tensor(path, sanitize(&name), sanitize(&problem)));
         let Some(&(dtype, bits)) = DTYPES.iter().find(|(dtype, _)| *dtype == self.dtype) else {
@@ -197,7 +197,7 @@ fn check_names(path: &Path, tensors: &[TensorInfo]) -> Result<()> {
     }
 }
 
-/// The tensors of the JSON object in its order, duplicates included.
+/// The tensors in the order of the JSON object, with duplicates.
 struct HeaderEntries(Vec<(String, HeaderEntry)>);
 
 impl<'de> Deserialize<'de> for HeaderEntries {

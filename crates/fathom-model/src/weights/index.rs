@@ -66,7 +66,7 @@ impl<'de> Visitor<'de> for WeightMapVisitor {
     type Value = WeightMap;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object that gives the shard of each tensor")
+        f.write_str("an object that maps each tensor to its shard")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {

@@ -1,13 +1,12 @@
-//! The tensors of a model with a given config. Loading, checking and merging an adapter all use
-//! this list; tensors of a checkpoint outside it are not used.
+//! The tensors of a model with a given config. Loading a checkpoint, checking it and merging an
+//! adapter all use this list; other tensors of a checkpoint are not used.
 
 use std::ops::Range;
 
 use crate::ModelConfig;
 use crate::config::architecture::Stacking;
 
-/// A weight matrix, or the rows of a fused one that belong to one projection; optionally with a
-/// bias.
+/// A projection: a weight matrix, or its rows of a fused weight matrix, and possibly a bias.
 pub(crate) struct ProjectionSpec {
     /// HuggingFace name without `.weight` and `.bias`.
     pub name: String,

@@ -4,7 +4,7 @@
 /// Maps HuggingFace's names to those of a checkpoint.
 #[derive(Debug, Default)]
 pub(super) struct Naming {
-    /// Prefix of all names that HuggingFace's names do not have.
+    /// Additional prefix of all names, before HuggingFace's name; may be empty.
     pub prefix: String,
     /// Whether names lack the leading `model.`.
     unprefixed: bool,
@@ -18,8 +18,8 @@ impl Naming {
         Naming { prefix, unprefixed }
     }
 
-    /// Names that the tensor with a HuggingFace name may have in the checkpoint, in order of
-    /// preference.
+    /// The names that the tensor called `name` in HuggingFace may have in the checkpoint, in order
+    /// of preference.
     pub(super) fn candidates(&self, name: &str) -> impl Iterator<Item = String> + use<'_> {
         let bare = name.strip_prefix("model.").filter(|_| self.unprefixed);
         let name = Some(format!("{}{name}", self.prefix));
@@ -27,7 +27,7 @@ impl Naming {
     }
 }
 
-/// The prefix of all names that precedes HuggingFace's names; `""` if there is none.
+/// The additional prefix that all names have before HuggingFace's name; `""` if there is none.
 fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
     // The embedding, or else a layer, shows where HuggingFace's name begins.
     let before = |part: &str| {
@@ -47,8 +47,8 @@ fn common_prefix<'a>(names: impl Iterator<Item = &'a str> + Clone) -> &'a str {
     }
 }
 
-/// The name that most likely means the tensor `name`: the shortest one that contains its dotted
-/// parts in order, with or without `model.`.
+/// The most similar name to `name`: the shortest one that contains the dotted parts of `name`,
+/// without a leading `model.`, in order.
 pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Longer names are not useful in a message.
     const MAX_LEN: usize = 200;
