@@ -79,7 +79,7 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
         site, _, layer = name.partition(".")
         lens = _lens_name(site, int(layer or 0), model)
         if lens is not None:
-            # TransformerLens stores normed heads as [heads, T, head_dim], all others as [T, heads, …].
+            # TransformerLens has normed heads as [heads, T, head_dim], others as [T, heads, …].
             values = array.copy() if lens.endswith("_normed") else lens_layout(site, array, model)
             tensors[lens] = torch.from_numpy(values)[None]
     cfg: Any = getattr(model, "cfg", None)

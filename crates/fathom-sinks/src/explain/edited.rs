@@ -119,8 +119,8 @@ pub(super) struct EditedTrace<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> EditedTrace<'a, B> {
-    /// The plain pass, and the edited passes of one intervention: `edits.len()` of them, the first
-    /// of which is number `first`, counted from 0 without the plain pass.
+    /// What one intervention sees: the plain pass, and the `edits.len()` edited passes from number
+    /// `first` on. Edited passes are numbered from 0; the plain pass has no number.
     pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [Edits]) -> Passes<'b, B> {
         let own = first..first + edits.len();
         let (plain, edited) = self.outcomes.split_at(1);

@@ -210,7 +210,7 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// A part as stored: CBOR, which keeps all bits of every float.
+/// A part as stored: CBOR, which preserves all bits of every float.
 ///
 /// # Errors
 /// None in practice: every part can be encoded.
