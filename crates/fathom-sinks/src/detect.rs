@@ -56,9 +56,9 @@ impl Clip {
         Some(Clip { start, end })
     }
 
-    /// The span within a run of layers in which the norm of the reference is large: from the largest
-    /// step into or within the run to the largest fall after it, or to the end of the run if the
-    /// norm never falls.
+    /// The span within a run of layers in which the norm of the reference is large: from the
+    /// largest step into or within the run to the largest fall after it, or to the end of the run
+    /// if the norm never falls.
     fn within(run: Range<usize>, reference_norm: &[f32]) -> Clip {
         let step = |l: usize| reference_norm[l] - reference_norm[l - 1];
         let rises: Vec<f32> = (run.start.max(1)..run.end).map(step).collect();
