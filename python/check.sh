@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the Python package in development mode into target/venv, runs its tests, which check its types too, and
-# builds its pages. Exit code 75: there is no Python, or packages cannot be fetched. PYTHON is the interpreter
-# (python3); arguments are passed to pytest.
+# Builds the Python package in development mode into target/venv, runs its tests and type checks, and
+# builds its pages. Exit code 75: there is no Python, or packages cannot be fetched. PYTHON is the
+# interpreter (default python3). Arguments are passed to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -31,8 +31,8 @@ pub fn to_dict<'py>(py: Python<'py>, config: &ModelConfig) -> PyResult<Bound<'py
     Ok(dict)
 }
 
-/// `theta`, `rotary_dim`, `kind` and the parameters of that kind. `kind` and the parameters have
-/// the names of HuggingFace's `rope_parameters`, where `kind` is `rope_type`.
+/// `theta`, `rotary_dim`, `kind` and the parameters of that kind. The values of `kind` are those of
+/// HuggingFace's `rope_type`, and the parameters have the names of its `rope_parameters`.
 fn rope<'py>(py: Python<'py>, rope: &RopeConfig) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("theta", rope.theta)?;

@@ -34,7 +34,7 @@ pub fn raise(py: Python<'_>, class: &str, sentence: String) -> PyErr {
 }
 
 /// Refuses the use of an object of `process` in another one, a forked child: the child has none of
-/// the threads that do the work, so it would wait for ever.
+/// the threads that do the work, so it would wait forever.
 pub fn refuse_in_fork(py: Python<'_>, process: u32, made: &str, instead: &str) -> PyResult<()> {
     let here = std::process::id();
     if here == process {

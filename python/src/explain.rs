@@ -13,8 +13,8 @@ use crate::traces::NativeTraces;
 /// Name, file and finding of an analysis.
 type PyExplained = (&'static str, PathBuf, String);
 
-/// Does those of the analyses that the run has no result of, with the run's model and traces
-/// unless others are passed. `progress` is called with (step, unit, done, total).
+/// Runs those of the analyses that have no current result, with the run's model and traces unless
+/// others are passed. `progress` is called with (step, unit, done, total).
 #[pyfunction]
 #[pyo3(signature = (
     run, analyses, *, max_sinks, seed, model, traces, model_path, adapter, traces_path, threads,

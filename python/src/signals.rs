@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 /// milliseconds, too much for every layer.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// The Python exception that stopped the library, which only knows an error in its place.
+/// The Python exception that stopped the work. The library itself sees a placeholder error.
 #[derive(Default)]
 pub struct Raised(Option<PyErr>);
 

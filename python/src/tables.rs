@@ -29,8 +29,8 @@ pub struct NativeTable {
     batches: Vec<RecordBatch>,
 }
 
-/// Values; the offsets of each list, for a column of lists; and which rows are not null, if some
-/// are.
+/// A column: its values; for a column of lists, the offsets of each list; and which rows are not
+/// null, if some are null.
 type PyColumn<'py> =
     (Bound<'py, PyAny>, Option<Bound<'py, PyArray1<i64>>>, Option<Bound<'py, PyArray1<bool>>>);
 

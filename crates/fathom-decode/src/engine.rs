@@ -45,7 +45,7 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
 /// use fathom_decode::{Finish, Mode, SamplingParams};
 /// # use fathom_kernels::{Cpu, CpuOptions};
-/// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+/// # use fathom_model::{SyntheticShape, Transformer, write_synthetic};
 /// # use std::sync::Arc;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
@@ -55,7 +55,7 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 /// # };
 /// # write_synthetic(dir.path(), &shape, 1)?;
 /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
-/// # let target = Model::load(dir.path(), cpu)?;
+/// # let target = Transformer::load(dir.path(), cpu)?;
 /// let options = EngineOptions {
 ///     mode: ModeChoice::Always(Mode::Ar),
 ///     gamma: Gamma::Fixed(1),

@@ -90,12 +90,12 @@ pub struct Piece {
 /// # use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 /// # use fathom_decode::Mode;
 /// # use fathom_kernels::{Cpu, CpuOptions};
-/// # use fathom_model::Model;
+/// # use fathom_model::Transformer;
 /// # use std::path::Path;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/models/draft");
 /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
-/// # let target = Model::load(&dir, cpu)?;
+/// # let target = Transformer::load(&dir, cpu)?;
 /// let tokenizer = Tokenizer::from_dir(&dir)?;
 /// # let options = EngineOptions {
 /// #     mode: ModeChoice::Always(Mode::Ar),

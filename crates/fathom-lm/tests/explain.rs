@@ -270,6 +270,6 @@ fn a_capture_can_be_edited() {
     let refused = capture("bad", &["mlp_out.6@23=zero", "mlp_out.6@*=scale(2)"]);
     assert_refused(&refused, &["mlp_out.6@23=zero", "mlp_out.6@*=scale(2)", "order would matter"]);
     assert_refused(&capture("bad", &["mlp_out.16@1=zero"]), &["0..=15"]);
-    assert_refused(&capture("bad", &["mlp_out.6@1=nothing"]), &["none of zero"]);
+    assert_refused(&capture("bad", &["mlp_out.6@1=nothing"]), &["`nothing` is not one of zero"]);
     assert!(!dir.path().join("bad").exists());
 }

@@ -31,7 +31,7 @@ pub fn bench_table(draft: &str, target: &str, rows: &[BenchRow]) -> Table {
     table
 }
 
-/// The same for several accountings, with their names in the last column.
+/// Like [`bench_table`], for several accountings, whose names are in the last column.
 pub fn bench_table_of_all(draft: &str, target: &str, all: &[(&str, &[BenchRow])]) -> Table {
     let mut columns = columns();
     columns.push(Column::text("accounting", "Accounting"));

@@ -2,8 +2,8 @@
 //!
 //! We do not use a plotting library: those draw pixels or static pictures, or need megabytes of
 //! script in the page. Here every mark carries its value and its series, so that one small script
-//! makes the SVG interactive. Text takes the colour of the page, light or dark. The same panel
-//! is used alone in the page, and with the others of its figure in the file for a paper.
+//! makes the SVG interactive. Text takes the colour of the page, light or dark. In the page each
+//! panel is an SVG of its own; in the file for a paper, all panels of a figure are one SVG.
 
 mod scale;
 mod svg;
@@ -29,7 +29,7 @@ pub struct Figure {
     pub panels: Vec<Panel>,
     /// Panels per row in the file.
     pub columns: usize,
-    /// The panels with a slider that the page shows in place of `panels`.
+    /// Panels with a slider, which the page shows instead of `panels`.
     pub moving: Option<Moving>,
     /// Texts it compares.
     pub quotes: Vec<Quote>,
@@ -49,7 +49,7 @@ pub struct Head {
 }
 
 impl Head {
-    /// The figure is missing: `why`, and the command that makes it if there is one.
+    /// States that the figure is missing: why, and the command that makes it, if there is one.
     pub fn absent(self, why: impl Into<String>, command: Option<String>) -> Absent {
         Absent { head: self, why: why.into(), command }
     }
@@ -136,7 +136,7 @@ pub enum Color {
     Grey,
 }
 
-/// Symbols distinguish series without colours.
+/// The symbol of a series, which distinguishes it without colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symbol {
     /// ●

@@ -62,7 +62,7 @@ const FIGURES: &[Source] = &[
 ///
 /// # Errors
 /// Tables of the run that are missing or damaged. A damaged result of an analysis is not an error:
-/// the figure says so.
+/// a sentence in place of its figure reports it.
 pub fn of_run(run: &RunData) -> Result<Vec<MaybeFigure>> {
     let figure = |source: &Source| match source {
         Source::Scan(figure) => figure(run),
@@ -88,7 +88,8 @@ pub fn methods() -> impl Iterator<Item = Method> {
     views().map(|view| view.method)
 }
 
-/// What the stored result of an analysis of the run in `run_dir` says; `None` if there is none.
+/// The finding of an analysis of the run in `run_dir`, from its stored result; `None` if there is
+/// none.
 ///
 /// # Errors
 /// A result that cannot be read.
@@ -114,10 +115,10 @@ fn joined(findings: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// The most first layers that are shown.
+/// Maximum number of first layers (l_start) that have panels.
 const SHOWN_LAYERS: usize = 4;
 
-/// A series for each group of levels, and one for the rest if there is any.
+/// A series for each level with a group of its own, and one for the rest, if any.
 fn level_series(book: &LevelBook) -> Vec<Series> {
     let mut series: Vec<Series> = Vec::new();
     let mut grouped: Vec<_> =

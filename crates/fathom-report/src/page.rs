@@ -1,8 +1,8 @@
 //! The page: one HTML file that needs nothing else.
 //!
 //! Its content is plain HTML and SVG; the script at its end only makes it interactive. The content
-//! security policy in its head blocks all loading and all other scripts, so that even text of a run
-//! that got past the escaping could do nothing.
+//! security policy in its head blocks all loading and all other scripts, so that text of a run
+//! could do no harm even if the escaping missed something.
 
 mod data;
 mod examples;
@@ -35,11 +35,12 @@ pub struct Section<'a> {
     pub run: &'a RunData,
     /// Its figures.
     pub figures: Vec<MaybeFigure>,
-    /// The directory of their files, as the page names it.
+    /// The directory of the figures' files, as the page names it.
     pub files: String,
 }
 
-/// The page of a report. `compared` are figures of all runs together, with their files in `files`.
+/// The page of a report. `compared` are figures of all runs together, whose files are in the
+/// directory `files`. The page has the text of the first `texts` traces of each run.
 pub fn page(
     sections: &[Section<'_>],
     compared: &[MaybeFigure],

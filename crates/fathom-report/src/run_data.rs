@@ -22,10 +22,11 @@ pub struct RunData {
     pub levels: LevelBook,
     /// Its tokens, if the run has them.
     pub text: Option<TraceText>,
-    /// The attention each token receives from later tokens, mean over layers, `[traces][T]`; if the
-    /// scan measured it.
+    /// The sink score of each token, mean over heads and layers, `[traces][T]`, if the scan
+    /// measured it.
     pub attention: Option<Vec<Vec<f32>>>,
-    /// SHA-256 of its detections, which results of `fathom explain` must have been made from.
+    /// SHA-256 of its detections. Results of `fathom explain` are shown only if they were computed
+    /// from these.
     pub detections_sha256: String,
 }
 
@@ -78,7 +79,7 @@ pub fn scanned_tokens(trace: &TraceDetection) -> usize {
     trace.scan.map_or(trace.full_text_len, |note| note.tokens)
 }
 
-/// A model's short name: a hub id unchanged, of a directory the last component.
+/// A model's short name: a hub id unchanged, or the last component of a directory.
 fn model_name(id: &str) -> String {
     let path = Path::new(id);
     match path.is_absolute() || id.starts_with('.') {
@@ -142,7 +143,7 @@ impl LevelBook {
         Some((found, &self.entries[found]))
     }
 
-    /// The group of a level; that of the rest if there is no such level.
+    /// The group of a level, or the group of the rest if there is no such level.
     pub fn group(&self, l_start: usize, lifetime: usize) -> usize {
         self.of(l_start, lifetime).map_or(LevelBook::GROUPS, |(_, entry)| entry.group)
     }

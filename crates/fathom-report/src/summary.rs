@@ -132,8 +132,8 @@ fn secondary(traces: &[TraceDetection], row: &SinkRow, with_secondary: usize) ->
     )
 }
 
-/// How much attention sinks receive, if the scan measured it. A token that is aligned with the
-/// reference need not receive any.
+/// How much attention sinks receive, if the scan measured it: alignment with the reference does not
+/// imply attention.
 fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
     let received = |class: Class| {
         let scores = traces.iter().flat_map(|trace| trace.of_class(class)).flat_map(|sink| {

@@ -84,12 +84,12 @@ impl Cell {
         Cell::new(count.to_string(), count)
     }
 
-    /// There is no value: the paper's "X"; `null` in JSON.
+    /// No value: the paper's "X", `null` in JSON.
     pub fn none() -> Cell {
         Cell::new("X", Value::Null)
     }
 
-    /// The value is not known.
+    /// An unknown value: "?", `null` in JSON.
     pub fn unknown() -> Cell {
         Cell::new("?", Value::Null)
     }

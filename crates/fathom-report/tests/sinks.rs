@@ -203,8 +203,8 @@ fn a_summary_of_every_kind_of_trace() {
         ]
     );
 
-    // Where attention was measured, the layers after those at which it is a sink are those that see
-    // it.
+    // Attention of layer l + 1 reads the output of layer l, so the scores that count are those one
+    // layer after each layer at which the token is a sink.
     let mut measured = sink(0, Class::Primary, 2..4, "<s>");
     measured.sink_score = Some((0..12).map(|l| if l == 3 { 0.5 } else { 0.25 }).collect());
     let text = summary(&manifest(), &[trace(0, Finding::PrimaryOnly, 40.0, vec![measured])]);

@@ -1,4 +1,4 @@
-//! A scan of a synthetic checkpoint, with and without sink scores, beside its bare prefill.
+//! Scans of a synthetic checkpoint, with and without sink scores, and its prefill alone.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,5 +1,5 @@
-//! Sink detection: which tokens are sinks, at which layers, and of which class. Reference sink and
-//! span, Sink tokens and Classes (docs/definitions.md).
+//! Sink detection: which tokens are sinks, at which layers, and of which class. See "Reference sink
+//! and span", "Sink tokens" and "Classes" in docs/definitions.md.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -25,7 +25,8 @@ pub struct TraceDetection {
     pub full_text_len: usize,
     /// The sinks by position, including the reference.
     pub sinks: Vec<Sink>,
-    /// The other phases with their sinks; empty after [`TraceDetection::counting`] all phases.
+    /// The other phases with their sinks; empty once [`TraceDetection::counting`] has moved them
+    /// into `sinks`.
     pub other_phases: Vec<Phase>,
     /// How they were found; absent in published files.
     pub scan: Option<ScanNote>,

@@ -55,7 +55,7 @@ impl Grid {
         self.rows.first().map_or(0, Vec::len)
     }
 
-    /// Cuts the tokens, or adds zeros for more.
+    /// Truncates the rows to `tokens`, or extends them with zeros.
     pub(crate) fn resize(&mut self, tokens: usize) {
         self.rows.iter_mut().for_each(|row| row.resize(tokens, 0.0));
     }

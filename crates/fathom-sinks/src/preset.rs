@@ -12,8 +12,9 @@ pub enum Preset {
     /// (docs/definitions.md).
     #[default]
     Paper,
-    /// The published scripts' rules: |cosine| > 0.9, classified by the number of layers alone; the
-    /// last layer is taken after the final norm, and tokens before the reference are excluded.
+    /// The published scripts' rules: |cosine| > 0.9, classified by the number of layers alone. The
+    /// last layer's state is taken after the final norm, and tokens before the reference are
+    /// excluded.
     Upstream,
 }
 

@@ -84,7 +84,8 @@ impl ScalarProbe {
         }
     }
 
-    /// Discards the measurements of positions ≥ `len`, which are measured again if they come again.
+    /// Discards the measurements of positions ≥ `len`. A later pass over these positions measures
+    /// them again.
     pub fn keep(&mut self, len: usize) {
         self.seen = self.seen.min(len);
         self.scalars.resize(len.min(self.scalars.hidden_norm.tokens()));
@@ -202,7 +203,8 @@ impl Probe for ScalarProbe {
             for CandidateCosines { position, .. } in &self.scalars.candidates {
                 let row_of = |t: usize| &leading[t * width..(t + 1) * width];
                 let with = |row: &[f32]| dot(row, row_of(*position));
-                // Rows before a candidate are measured once the candidate arrives.
+                // Rows before a candidate get their dot products with it in the chunk that contains
+                // it.
                 let comes_now = at.positions.contains(position);
                 let before = if comes_now { 0..at.positions.start } else { 0..0 };
                 let these = if *position < at.positions.end { values } else { &[] };

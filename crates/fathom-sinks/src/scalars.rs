@@ -1,4 +1,4 @@
-//! The scalars that a streaming pass keeps of a trace.
+//! The scalars that a streaming pass stores for a trace.
 
 use crate::Grid;
 
@@ -55,8 +55,8 @@ impl TraceScalars {
         self.token_ids.len()
     }
 
-    /// Cuts the measurements to `tokens` positions, or adds zeros for more. Without a candidate's
-    /// position there are no cosines with it: they are 0.
+    /// Truncates the measurements to `tokens` positions, or extends them with zeros. If that
+    /// removes a candidate's position, all cosines with it become 0.
     pub(crate) fn resize(&mut self, tokens: usize) {
         for grid in [
             &mut self.hidden_norm,

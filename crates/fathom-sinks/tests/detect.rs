@@ -82,8 +82,9 @@ fn every_class() {
     assert!((detection.rise - (50.0 - 2.0) / 2.6).abs() < 1e-4);
 }
 
-/// The reference is large at layers 1 to 3 and again, more so, from 5 on. Position 1 is aligned
-/// with it all the time but at layer 4, 2 in the first phase alone, 3 in the second alone.
+/// The reference is large at layers 1 to 3, and larger still from layer 5 on. Position 1 is aligned
+/// with it at every layer except 4, position 2 only in the first phase, position 3 only in the
+/// second.
 fn two_phases() -> TraceScalars {
     let norms = [
         [2.0, 1.0, 1.0, 1.0, 1.0],
@@ -194,8 +195,8 @@ fn a_reference_that_never_rises_is_no_sink() {
 }
 
 /// Norms measured on a small trained model: position 0 is large from the first layer, more than
-/// doubles at the second, and is then more than five times as large as the others. Yet it draws
-/// only a hundredth of the attention. Only the rise counts.
+/// doubles at the second, and is then more than five times as large as the others. Yet it receives
+/// only a hundredth of the attention. What counts is the rise, not the norm.
 #[test]
 fn being_large_is_not_rising() {
     let norms = [[849.0, 420.0, 420.0], [2147.0, 388.0, 388.0], [2258.0, 824.0, 824.0]];

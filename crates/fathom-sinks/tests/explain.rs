@@ -28,7 +28,7 @@ use tempfile::TempDir;
 
 const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
 
-/// A planted model with a run of it.
+/// A planted model, and a run of it.
 struct Planted {
     model: Transformer<Cpu>,
     model_dir: PathBuf,
@@ -38,12 +38,12 @@ struct Planted {
 }
 
 impl Planted {
-    /// The fixture's.
+    /// The planted model of the fixtures.
     fn basic(attention: bool) -> Planted {
         Planted::new(tempfile::tempdir().unwrap(), planted(), traces(), attention)
     }
 
-    /// A newly planted one.
+    /// A newly planted model.
     fn fresh(seed: u64, traces: usize) -> (Planted, PlantedTruth) {
         let dir = tempfile::tempdir().unwrap();
         let model_dir = dir.path().join("model");
@@ -145,7 +145,8 @@ fn stages_rise_to_the_sink_direction_in_the_layer_that_was_planted() {
             assert!(at(sink, l_start - 1, Stage::MlpOutToState) < 0.9, "{sink:?}");
             assert!(at(sink, l_start + 1, Stage::MlpOutToState) < 0.9, "{sink:?}");
         }
-        // The template token becomes a sink with the reference, in whose MLP output it shares.
+        // The template token becomes a sink at the same layer as the reference, by the same MLP
+        // output.
         let primary = stages.sinks.iter().filter(|sink| sink.sink.class == Class::Primary);
         let together: Vec<f32> =
             primary.map(|sink| at(sink, sink.sink.l_start, Stage::MlpOut)).collect();
@@ -178,14 +179,16 @@ fn swapping_before_the_planted_cause_suppresses_and_after_l_start_does_not() {
     for cell in &swap.cells {
         let share = cell.suppressed.share;
         match cell.site.as_str() {
-            // The state carries everything until the MLP of l_start has written the sink direction.
+            // Everything a sink needs is in the state, until the MLP of l_start has written the
+            // sink direction.
             "resid_post" => assert_eq!(share, f64::from(cell.layer <= cell.l_start), "{cell:?}"),
-            // `early` needs the feature that the MLP of layer 3 writes. To the other sinks the mean
-            // of that layer matters too: `huge`, a decoy, gets its norm of 900 there.
+            // `early` needs the feature that the MLP of layer 3 writes. Replacing that layer's
+            // output may affect other sinks too: the mean includes `huge`, a decoy that gets its
+            // norm of 900 there.
             "mlp_out" if cell.layer == 3 => assert!(share == 1.0 || cell.l_start != 7, "{cell:?}"),
             "mlp_out" => assert_eq!(share, f64::from(cell.layer == cell.l_start), "{cell:?}"),
-            // `context`, which shares l_start 6 with `level1`, needs what attention copies at layer
-            // 4.
+            // `context` needs what attention copies at layer 4. Its l_start is 6, as that of
+            // `level1`.
             "attn_out" => {
                 let some = (cell.l_start, cell.layer) == (6, 4);
                 assert_eq!(share > 0.0, some, "{cell:?}");
@@ -214,7 +217,7 @@ fn larger_norms_draw_more_attention_and_last_longer() {
     assert!(layer.secondary.unwrap() < layer.reference.unwrap());
 }
 
-/// The planted causes are found for other seeds, which mean other bases and texts.
+/// The planted causes are also found with other seeds, and so with other bases and texts.
 #[test]
 fn every_seed_gives_back_its_causes() {
     for seed in [1, 2, 3] {
@@ -314,7 +317,7 @@ fn a_stored_result_is_kept_until_something_it_depends_on_changes() {
     assert!(error.contains("is not the result of `fathom explain --effect`"), "{error}");
 }
 
-/// Sinks created at `layer` are gone, all others as they were.
+/// Checks that the sinks created at `layer` are gone and all others are unchanged.
 fn assert_only_those_of(layer: usize, levels: &[LevelChange], appeared: usize) {
     assert_eq!(appeared, 0, "{layer}");
     assert!(levels.iter().any(|level| level.l_start == layer && level.before > 0));
@@ -459,8 +462,9 @@ fn the_residual_stream_is_compressed_where_the_reference_is_a_sink() {
     }
 }
 
-/// The planted neurons read a marker. Along the component that has it the MLP writes the sink
-/// direction, with much of the sinks' own norm; along the others it writes next to nothing.
+/// The planted neurons read a marker. For the component that contains the marker, the MLP writes
+/// the sink direction with much of the sinks' own norm; for the other components it writes almost
+/// nothing.
 #[test]
 fn the_mlp_s_input_is_low_rank_and_the_planted_key_drives_the_output() {
     let (fresh, _) = Planted::explained_fresh();

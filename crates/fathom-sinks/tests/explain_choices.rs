@@ -27,7 +27,7 @@ const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 12 };
 const TOKENS: usize = 64;
 const TRACES: usize = 3;
 
-/// A scan, and the result of each analysis when no other is ever asked for.
+/// A scan, and the result of each analysis when it is the only one ever requested.
 struct Scanned {
     model: Transformer<Cpu>,
     traces: Vec<TokenizedTrace>,
@@ -37,12 +37,12 @@ struct Scanned {
 
 struct Clean {
     bytes: Vec<u8>,
-    /// Its calls of the progress, at each of which it can be killed.
+    /// Number of progress calls it makes; it can be killed at each of them.
     moments: usize,
 }
 
 impl Scanned {
-    /// With or without sink scores from the scan.
+    /// The scan with or without sink scores, made once per test binary.
     fn get(attention: bool) -> &'static Scanned {
         static SCANNED: [OnceLock<Scanned>; 2] = [OnceLock::new(), OnceLock::new()];
         SCANNED[usize::from(attention)].get_or_init(|| Scanned::new(attention))
@@ -85,7 +85,7 @@ impl Scanned {
         CopiedRun { run, dir }
     }
 
-    /// As the command does.
+    /// Runs the analyses as `fathom explain` does.
     fn explain(
         &self,
         run: &RunDir,
@@ -176,11 +176,11 @@ impl ExplainProgress for KilledAt {
 /// How an explanation ends.
 #[derive(Clone, Debug)]
 enum End {
-    /// By itself.
+    /// It completes.
     Done,
     /// Killed at some moment.
     Killed(Index),
-    /// One of the results cannot be written, nor those after it.
+    /// One result cannot be written, and none after it.
     Refused(Index),
 }
 
@@ -193,8 +193,8 @@ enum Damage {
     Flipped(Index),
     /// It has the content of another.
     Is(Index),
-    /// All files are as the last killed explanation left them: as if it was killed before it
-    /// removed them.
+    /// All files are restored to what the last killed explanation left, as if the next one had been
+    /// killed before it removed them.
     AllAsBefore,
 }
 
@@ -341,7 +341,7 @@ proptest! {
     }
 }
 
-/// Kills an explanation at every moment, then asks for something else and then for the same.
+/// Kills an explanation at every progress call, then requests something else, then the same again.
 fn killed_then_other(killed: &[Analysis], then: &[Analysis]) {
     let scanned = Scanned::get(false);
     let mut left = 0;
@@ -387,7 +387,7 @@ fn parts_of_a_killed_explanation_survive_another_that_finishes() {
         names.iter().filter(|name| name.starts_with(producer)).count()
     };
     assert_eq!((parts("creation-"), parts("heads-"), parts("neurons-")), (3, 3, 2));
-    // The plain pass is stored; three layers are clamped, next to a plain pass.
+    // The plain pass is stored. The edited pass runs three clamped sequences and a plain one.
     assert_eq!(tokens(&[Analysis::Suppress]), 4 * all);
     assert_eq!((parts("creation-"), parts("heads-"), parts("neurons-")), (3, 3, 2));
     assert_eq!(parts("suppress-"), 0);

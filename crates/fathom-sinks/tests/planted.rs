@@ -78,8 +78,8 @@ fn found(detection: &Detection) -> BTreeMap<usize, (u32, Class, Vec<usize>)> {
     sinks.map(|sink| (sink.position, (sink.token_id, sink.class, sink.layers.clone()))).collect()
 }
 
-/// truth.json classifies sinks of up to two layers as noise, Fathom those of one. The results agree
-/// because no planted sink has two layers.
+/// truth.json classifies sinks of at most two layers as noise; Fathom, those of one layer. The
+/// results agree because no planted sink has two layers.
 #[test]
 fn every_planted_sink_and_no_other_is_found_in_both_precisions() {
     let truth = truth();

@@ -93,8 +93,8 @@ proptest! {
         prop_assert_eq!(run(tokens, &chunks, &candidates), run(tokens, &[tokens], &candidates));
     }
 
-    /// Each step measures tokens that stay and drafts that are rejected, as other activations; some
-    /// steps begin again at an earlier position.
+    /// Each step measures tokens that stay, and rejected drafts with other activations. Some steps
+    /// restart at an earlier position.
     #[test]
     fn rejected_positions_leave_nothing_behind(
         steps in prop::collection::vec((1usize..6, 0usize..6, any::<bool>()), 1..8),
@@ -123,7 +123,7 @@ proptest! {
     }
 }
 
-/// As [`run`], also of no tokens.
+/// Like [`run`], but also accepts 0 tokens.
 fn measured(tokens: usize, candidates: &[usize]) -> TraceScalars {
     match tokens {
         0 => {

@@ -207,7 +207,8 @@ fn every_interruption_resumes_to_the_same_bytes() {
             resumes(&lost, "a line without a part");
         }
 
-        // While the tables are written, up to the manifest, and then while the parts are removed.
+        // Interrupted while the tables and then the manifest are written, and while parts are
+        // removed.
         let mut finishing = states[TRACES].clone();
         for (name, bytes) in expected.iter().filter(|(name, _)| **name != manifest) {
             finishing.insert(PathBuf::from(format!("{}.tmp", name.display())), vec![1, 2, 3]);

@@ -14,8 +14,8 @@ from ._errors import UnsupportedError
 class BFloat16:
     """An array that other libraries read as bfloat16: `torch.from_dlpack(fl.bf16(array))`.
 
-    Each export is a copy, rounded to the nearest, that belongs to its consumer. NumPy reads the
-    original `float32` values.
+    Each export is a new copy, rounded to the nearest bfloat16, which its consumer owns. NumPy reads
+    the original `float32` values.
     """
 
     __slots__ = ("_values",)

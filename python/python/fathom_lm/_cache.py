@@ -37,13 +37,13 @@ class Cache(Mapping[str, Array]):
     def _find(self, key: Key) -> str:
         if isinstance(key, tuple):
             if len(key) != 2 or not isinstance(key[0], str):
-                raise KeyError(f"{key!r} is no key: expected a name, or a pair (site, layer)")
+                raise KeyError(f"{key!r} is not a key: expected a name, or a pair (site, layer)")
             site, layer = key
             key = f"{site}.{layer}"
             if site.startswith("hook_") or "." in site:
                 key = f"blocks.{layer}.{site}"
         if not isinstance(key, str):
-            raise KeyError(f"{key!r} is no key: expected a name, or a pair (site, layer)")
+            raise KeyError(f"{key!r} is not a key: expected a name, or a pair (site, layer)")
         try:
             site, at = _names.parse(key)
         except FathomError as error:

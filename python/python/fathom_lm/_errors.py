@@ -1,4 +1,5 @@
-"""The exceptions, by who can fix the problem. The sentences are those of the command line."""
+"""The exceptions. The class tells who can fix the problem; the message is the same sentence as on
+the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class DataError(FathomError):
 
 
 class RequestError(FathomError, ValueError):
-    """An argument has no meaning, or does not fit the model or the text."""
+    """An argument is invalid, or does not fit the model or the text."""
 
 
 class UnsupportedError(RequestError, AttributeError, TypeError):

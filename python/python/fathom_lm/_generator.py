@@ -38,8 +38,8 @@ class Generator:
         mode: `"ar"`, `"sd"` or `"pearl"`; or `"auto"`, which measures which mode is fastest (`"ar"`
             without a draft).
         gamma: How many tokens to draft at a time; `"auto"` adapts it.
-        batch_size: The most texts to decode at a time.
-        kv_pages: The most pages of 128 tokens in the KV caches of all running texts.
+        batch_size: Maximum number of texts decoded at a time.
+        kv_pages: Maximum number of KV cache pages, of 128 tokens each, for all running texts.
         precision, adapter, draft_adapter, chat_template, system, template_kwargs, date, bos, isa:
             As for `fl.Model`, for models given by path.
         target_threads, draft_threads: Threads of each model, for models given by path.
@@ -158,20 +158,20 @@ class Generator:
                 parameters that override those of the call (also `tools`, `documents`,
                 `template_kwargs`, `chat_template`).
             temperature: 0 always takes the most likely token.
-            max_tokens: The most tokens of a text.
+            max_tokens: Maximum number of tokens per text.
             n: Number of texts for each prompt.
             names_filter: Places whose activations are in the updates, as for `run_with_cache`,
-                except that `None` is no place. The target's own decoding passes compute them; their
-                bits are those of a pass over the finished text.
+                except that `None` selects none. They are from the target's own decoding passes, and
+                have the bits of a pass over the finished text.
             chat_template: `False` encodes texts without the chat template.
             **params: `top_k`, `top_p`, `min_p`, `repetition_penalty`, `presence_penalty`,
                 `frequency_penalty`, `logit_bias`, `seed`, `min_tokens`, `stop`, `stop_token_ids`,
                 `ignore_eos`, with vLLM's names and meanings.
 
         Returns:
-            An iterator of updates, those of different texts in the order they are made. Closing it
-            (`stream.close()`, or leaving `with`) cancels the unfinished texts. Text number
-            `index * n + sample` has the random numbers of that line of `fathom generate`.
+            An iterator over the updates of all texts, in the order in which they are made. Closing
+            it (`stream.close()`, or leaving `with`) cancels the unfinished texts. Text number
+            `index * n + sample` uses the same random numbers as that line of `fathom generate`.
 
         Raises:
             RequestError: A prompt or parameter that cannot be used; nothing is generated.
@@ -201,8 +201,8 @@ class Generator:
         return Stream(native, owners, [ids for ids, _, _ in requests], places)
 
     def generate(self, prompts: Prompts, **arguments: Any) -> list[Generated]:
-        """The finished texts in the order of the prompts, the samples of one prompt together. The
-        arguments are those of `stream`."""
+        """Generates the texts and returns them when all are finished, in the order of the prompts,
+        the samples of a prompt next to each other. The arguments are those of `stream`."""
         with self.stream(prompts, **arguments) as stream:
             return stream.texts()
 
@@ -213,7 +213,7 @@ class Generator:
     def metrics(self) -> dict[str, Any]:
         """Counts and times since the engine started: requests by state (`submitted`, `waiting`,
         `prefilling`, `running`, `finished`, `cancelled`, `failed`), `tokens`, `steps` by mode,
-        acceptance of drafts, and seconds by model and by step."""
+        acceptance of drafts, and seconds of prefill, target, draft, waiting and sampling."""
         found: dict[str, Any] = json.loads(self._native.metrics())
         return found
 

@@ -40,7 +40,8 @@ Hooks = Sequence[tuple[Union[str, Callable[[str], bool]], HookFunction]]
 def prepare(
     model: _native.Model, layers: int, tokens: int, hooks: Hooks, stop: int | None
 ) -> list[tuple[str, Callable[[Array], Array | None]]]:
-    """Hooks as the compiled module takes them: a place and a function of its flat values."""
+    """Hooks in the form that the compiled module expects: pairs of a place and a function of its
+    flat values."""
     prepared: list[tuple[str, Callable[[Array], Array | None]]] = []
     for hook in hooks:
         try:

@@ -32,8 +32,8 @@ class Model:
     Args:
         path_or_hub_id: A checkpoint directory, or the hub id (`org/name`, `org/name@revision`) of a
             checkpoint in the HuggingFace cache.
-        precision: `"f32"`, the reference, or `"bf16"` for the operands of matrix products, keys and
-            values.
+        precision: `"f32"`, the reference; or `"bf16"`, which rounds the operands of matrix products
+            and the stored keys and values.
         threads: Threads to compute with. The default is one per CPU that this process may use.
         adapter: A LoRA adapter in PEFT's format to merge into the weights: a directory or a hub id.
         chat_template: Whether text is rendered by the checkpoint's chat template, if it has one.
@@ -43,8 +43,8 @@ class Model:
             is a fixed day, so that ids do not change from day to day.
         bos: Whether bare text begins with BOS. The default is what HuggingFace transformers does.
         name: The model's name in tables, instead of its path or hub id.
-        isa: The kernels' instruction set, as `fathom doctor` lists them. The default is the
-            fastest.
+        isa: The kernels' instruction set, one of those that `fathom doctor` lists. The default is
+            the fastest.
         ids_only: Do not read the tokenizer and the chat template.
         strict: Raise an error for what is a warning (`FathomRemark`) otherwise, before the weights
             are read.
@@ -151,8 +151,8 @@ class Model:
         return self._remarks
 
     def names(self, lens: bool = False) -> list[str]:
-        """All places of a pass that can be captured, in the order of the pass. With `lens`, the
-        TransformerLens names of those that TransformerLens has too."""
+        """All places of a pass that can be captured, in the order of the pass. With `lens`, only
+        those that TransformerLens has too, by its names."""
         places = _names.every(self.layers, None)
         if not lens:
             return [_names.at(*place) for place in places]
@@ -199,13 +199,13 @@ class Model:
             tools, documents, template_kwargs: Passed to the chat template with the messages.
 
         Returns:
-            The ids, with the text that the template rendered; every added token is among them. For
-            a list of traces, a list of results.
+            The ids, including every token that the template or the tokenizer added, and the text
+            that the template rendered. For a list of traces, a list of results.
 
         Raises:
-            RequestError: Something that is no input, no tokens at all, two BOS at the start, an id
-                outside the vocabulary, a text without a tokenizer, or messages without a chat
-                template.
+            RequestError: The input is of another type, is empty, starts with two BOS, or has an id
+                outside the vocabulary; or a text was given without a tokenizer, or messages without
+                a chat template.
         """
 
         def one(trace: Any) -> Encoded:
@@ -218,8 +218,9 @@ class Model:
         return self._native.decode(_input.as_ids([ids] if isinstance(ids, int) else ids))
 
     def tokens(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> list[str]:
-        """The text of each token in the middle of a text, with its leading space. Bytes that are no
-        whole characters are `<0xE4>`, and tokens of a model without a tokenizer `<id 17>`."""
+        """The text of each token as it is in the middle of a text, with its leading space. Bytes
+        that are not whole characters are shown as `<0xE4>`. Without a tokenizer, tokens are
+        `<id 17>`."""
         array = _input.as_ids(ids)
         texts = self._native.tokens(array)
         return [f"<id {i}>" if text is None else text for i, text in zip(array.tolist(), texts)]
@@ -314,7 +315,7 @@ class Model:
                 Nothing from there on is computed.
             logits: Which rows of logits to compute. With `None`, the pass stops after the last
                 layer that is captured.
-            edits: Changes, as for `run_with_edits`. The cache holds the changed values.
+            edits: Edits, as for `run_with_edits`. The cache holds the edited values.
             fwd_hooks: Hooks, as for `run_with_hooks`.
 
         Returns:
@@ -376,7 +377,7 @@ class Model:
     def run_with_edits(
         self, input: Input | Inputs, edits: Sequence[str], *, rows: LogitRows = "all"
     ) -> Array | list[Array]:
-        """Logits `[T, vocab]` of a pass with declared changes.
+        """Logits `[T, vocab]` of a pass with edits, which are declared before it.
 
         An edit is `SITE.LAYER[COLUMNS]@POSITIONS=CHANGE`: `mlp_out.22@1042=zero`,
         `resid_post.5@3..9=scale(0.5)`, `mlp_elementwise.3[17,40]@*=zero`. The change is `zero`,
@@ -423,7 +424,7 @@ class Model:
 
     def _run_each(self, input: Any, **arguments: Any) -> Any:
         """The result of `_run`, or a list of results for a list of traces. All traces are encoded
-        before the first one runs, so that none runs in vain."""
+        before the first one runs, so that a bad trace is refused before any work is done."""
         encoded = self._encode_each(input, self._encode)
         arguments = {
             name: list(value) if isinstance(value, Iterator) else value

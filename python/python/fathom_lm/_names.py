@@ -10,8 +10,8 @@ from . import _native
 from ._errors import RequestError
 
 NamesFilter = Union[None, str, Sequence[str], Callable[[str], bool]]
-"""Which places: a name, names, or a function of a name; `None` for every place of size linear in
-T."""
+"""Which places: a name, names, or a function of a name; `None` for every place whose size is linear
+in T."""
 
 _PER_LAYER = dict(_native.site_names())
 
@@ -82,7 +82,7 @@ def _wanted(wants: Callable[[str], bool], site: str, layer: int) -> bool:
 
 
 def chosen(names: NamesFilter, layers: int, stop: int | None) -> list[str]:
-    """The names that a filter selects, as the library takes them."""
+    """The names that a filter selects, in a form that the library accepts."""
     if names is None:
         # attn_weights grow with T², and logits are returned anyway.
         left_out = {"attn_weights", "logits"}

@@ -27,7 +27,7 @@ def load_options(
     bos: bool | None,
     isa: str | None,
 ) -> _native._LoadOptions:
-    """The arguments as the compiled module takes them; `None` is the default of each."""
+    """The arguments in the form that the compiled module expects. `None` selects a default."""
     kwargs = None
     if template_kwargs is not None:
         kwargs = _input.to_json(dict(template_kwargs), "template_kwargs")

@@ -11,7 +11,8 @@ ProgressFunction = Callable[[str, str, int, int], Any]
 """`fn(step, unit, done, total)`, such as `("scanning", "tokens", 512, 9000)`. An exception that it
 raises stops the work."""
 Progress = Union[bool, ProgressFunction]
-"""`True`: a bar if stderr is a terminal, a line in a notebook, nothing elsewhere."""
+"""A function to call; or `True`: a bar if stderr is a terminal, a line in a notebook, otherwise
+nothing."""
 
 
 class Bar:

@@ -1,4 +1,4 @@
-"""Remarks: input was used, but something about it should be known."""
+"""Remarks: notes about input that was used although something about it is questionable."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Remark:
     """Line of the file, from 1."""
     text: str
     count: int
-    """How many lines of the file it is about."""
+    """Number of lines of the file that it concerns."""
     sentence: str
-    """All of it in one line, as the command line prints it."""
+    """The whole remark in one line, as the command line prints it."""
 
     def __str__(self) -> str:
         return self.sentence

@@ -86,7 +86,8 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its directory. That of a scan without `out` is removed with the run."""
+        """Its directory. If the scan had no `out`, the directory is temporary and removed with the
+        run."""
         return Path(self._native.path)
 
     @property
@@ -199,16 +200,15 @@ class Run:
         seed: int = 0,
         progress: Progress = True,
     ) -> list[Explained]:
-        """How the sinks form and what they do. Results are stored in the run. A result that is up
-        to date is kept, and an interrupted explanation continues.
+        """Analyses how the sinks form and what they do. Results are stored in the run. A result
+        that is up to date is not computed again, and an interrupted explanation continues.
 
         Args:
-            analyses: Names of analyses, which are those of the flags of `fathom explain`; `None`
-                for all.
+            analyses: Names of analyses, as in the flags of `fathom explain`; `None` for all.
             model: A loaded model, or its path if it has moved since the scan.
             traces: The traces' file, if it has moved since the scan.
             adapter, threads: As for `fl.Model`, if the model is loaded here.
-            max_sinks: The most sinks for which vectors are kept or the model is run.
+            max_sinks: The most sinks for which an analysis stores vectors or runs the model.
             seed: Seed of the random choice of sinks and other tokens.
             progress: See `fl.scan`.
 
@@ -305,9 +305,9 @@ def table(
         show: `sinks` (tables 1 and 2), `tokens` (table 3), `levels` (figure 2 in numbers),
             `positions` (figure 5 in numbers).
         format: The format of `str(table)`: `markdown`, `csv`, `latex`, `json`.
-        preset: Classify the sinks again by these rules.
+        preset: Classify the sinks by these rules instead of those of the scan.
         phases: Count the sinks of these phases instead of those chosen for the scan.
-        top: For `tokens`: how many rows of each class.
+        top: For `tokens`: how many of the most frequent tokens of each run are listed.
     """
     if format not in ("markdown", "csv", "latex", "json"):
         raise RequestError(f"format={format!r}: expected 'markdown', 'csv', 'latex' or 'json'")

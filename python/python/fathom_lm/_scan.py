@@ -55,20 +55,22 @@ def scan(
         out: The run's directory, new or empty. Without one, it is temporary and removed with the
             run.
         attention: Measure sink scores too; `[T, T]` is never in memory.
-        all_heads: With `attention`: store each head's score for every token, not for sinks only.
+        all_heads: With `attention`: store each head's score for every token, not only for sinks.
         preset: The rules of the paper, or of its published scripts.
-        threshold: The smallest cosine with the reference that makes a token a sink. The default is
-            the preset's, 0.95 or 0.9.
-        rise: The smallest ratio of the reference's norm to the mean norm that makes it a primary
-            sink. The default is 5.
-        reference: Positions that may be the reference sink; the one with the largest norm is.
+        threshold: A token is a sink where its cosine with the reference exceeds this. The default
+            is the preset's, 0.95 or 0.9.
+        rise: The reference is a primary sink if its norm rises, from one layer to the next, by at
+            least this many times the mean norm of the other tokens. The default is 5.
+        reference: Positions that may be the reference sink. The one with the largest mean norm over
+            the layers is chosen.
         max_tokens: Scan only the first tokens of each trace.
         limit: Scan only the first traces.
         resume: Continue the run in `out`.
         progress: `True`: a bar if stderr is a terminal, a line in a notebook. Or a function
             `(step, unit, done, total)`.
-        phases: Which sinks to list if the reference's norm is large in several runs of layers. All
-            are stored; `fl.table` has the same argument.
+        phases: Which sinks to list if the reference's norm is large in several runs of layers:
+            those of the run with the largest rise, or all. All are stored, and `fl.table` has the
+            same argument.
         skip_bad_lines: Skip rows of files that cannot be read.
         prompt_field, output_field: The fields of prompt and output in rows of files.
 

@@ -35,10 +35,12 @@ class Update:
     finish_reason: FinishReason | None
     """Why the text ended: `eos`, `stop` (a stop text or token), `length`."""
     mat: float | None
-    """In the last update: mean accepted tokens per step, 1 without a draft."""
+    """In the last update: mean accepted tokens (MAT), the mean number of tokens from one rejected
+    draft to the next; 1 without a draft."""
     activations: Cache | None
-    """The activations that were asked for, of the positions that were settled since the last update
-    (`activations.positions`), from the passes that generated the text."""
+    """The requested activations of the positions that were settled since the last update
+    (`activations.positions`), from the passes that generated the text. A position is settled when
+    its token can no longer be rejected and the target has run on it."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,11 @@ class Generated:
     finish_reason: FinishReason
     """`eos`, `stop` or `length`."""
     mat: float
-    """Mean accepted tokens per step, 1 without a draft."""
+    """Mean accepted tokens (MAT): the mean number of tokens from one rejected draft to the next; 1
+    without a draft."""
     activations: Cache | None
-    """The activations that were asked for, of prompt and text, `[P + n - 1, …]`: the model never
-    runs on the last token."""
+    """The requested activations of prompt and text, `[P + n - 1, …]`: the model never runs on the
+    last token."""
 
     def __repr__(self) -> str:
         shown = self.text if len(self.text) <= 80 else f"{self.text[:77]}…"

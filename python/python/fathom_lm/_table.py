@@ -32,7 +32,7 @@ class Table:
         self._native = native
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        # The protocol allows to ignore the requested schema: consumers cast the result.
+        # The protocol lets a producer ignore the requested schema; consumers then cast the result.
         return self._native.stream()
 
     def __arrow_c_schema__(self) -> Any:

@@ -37,7 +37,7 @@ def kvpress_keep(
     classes: Classes = ("primary", "secondary"),
     recent: int = 0,
 ) -> npt.NDArray[np.int64]:
-    """Positions whose keys and values an eviction must keep, `int64[kept]`, ascending.
+    """Positions whose keys and values must not be evicted, `int64[kept]`, ascending.
 
     In the `score` of a kvpress `ScorerPress`:
     `scores[..., fl.adapters.kvpress_keep(run, trace)] = scores.max()`.
@@ -79,7 +79,7 @@ def to_activation_cache(cache: Cache, model: Any) -> Any:
         site, _, layer = name.partition(".")
         lens = _lens_name(site, int(layer or 0), model)
         if lens is not None:
-            # TransformerLens has normed heads as [heads, T, head_dim], and others as [T, heads, …].
+            # TransformerLens has normed heads as [heads, T, head_dim], others as [T, heads, …].
             values = array.copy() if lens.endswith("_normed") else lens_layout(site, array, model)
             tensors[lens] = torch.from_numpy(values)[None]
     cfg: Any = getattr(model, "cfg", None)
@@ -100,8 +100,8 @@ def _lens_name(site: str, layer: int, model: Any) -> str | None:
 
 
 def _norm_scales(tensors: dict[str, Any], layers: int, eps: float) -> dict[str, Any]:
-    """RMSNorm divides by `sqrt(mean(x²) + eps)`: that, `[1, T, 1]`, for each norm whose input is
-    known."""
+    """The scale `sqrt(mean(x²) + eps)` that RMSNorm divides by, `[1, T, 1]`, for each norm whose
+    input x is in `tensors`."""
     sources = {f"blocks.{i}.ln1": f"blocks.{i}.hook_resid_pre" for i in range(layers)}
     sources |= {f"blocks.{i}.ln2": f"blocks.{i}.hook_resid_mid" for i in range(layers)}
     sources["ln_final"] = f"blocks.{layers - 1}.hook_resid_post"

@@ -44,7 +44,7 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 /// use fathom_decode::{Mode, SamplingParams};
 /// use std::thread;
 /// # use fathom_kernels::{Cpu, CpuOptions};
-/// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+/// # use fathom_model::{SyntheticShape, Transformer, write_synthetic};
 /// # use std::sync::Arc;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let dir = tempfile::tempdir()?;
@@ -54,7 +54,7 @@ pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 /// # };
 /// # write_synthetic(dir.path(), &shape, 1)?;
 /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
-/// # let target = Model::load(dir.path(), cpu)?;
+/// # let target = Transformer::load(dir.path(), cpu)?;
 /// # let options = EngineOptions {
 /// #     mode: ModeChoice::Always(Mode::Ar),
 /// #     gamma: Gamma::Fixed(1),
@@ -213,7 +213,7 @@ impl EngineHandle {
     /// use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
     /// use fathom_decode::{Mode, SamplingParams};
     /// # use fathom_kernels::{Cpu, CpuOptions};
-    /// # use fathom_model::{Model, SyntheticShape, write_synthetic};
+    /// # use fathom_model::{SyntheticShape, Transformer, write_synthetic};
     /// # use std::sync::Arc;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let dir = tempfile::tempdir()?;
@@ -223,7 +223,7 @@ impl EngineHandle {
     /// # };
     /// # write_synthetic(dir.path(), &shape, 1)?;
     /// # let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() })?;
-    /// # let target = Model::load(dir.path(), cpu)?;
+    /// # let target = Transformer::load(dir.path(), cpu)?;
     /// # let options = EngineOptions {
     /// #     mode: ModeChoice::Always(Mode::Ar),
     /// #     gamma: Gamma::Fixed(1),

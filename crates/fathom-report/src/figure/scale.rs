@@ -36,7 +36,7 @@ impl Scale {
         Scale::Linear { min: min - room, max: max + room, whole: false }
     }
 
-    /// The same, starting at 0.
+    /// A linear scale from 0 to the largest finite value, with a margin.
     pub fn from_zero(values: impl Iterator<Item = f64>) -> Scale {
         let (_, max) = range(values);
         let max = if max > 0.0 { 1.06 * max } else { 1.0 };
@@ -61,7 +61,8 @@ impl Scale {
         Scale::Linear { min, max, whole: false }
     }
 
-    /// The position of a value, from 0 to 1 between the ends; not finite if it has none.
+    /// The position of a value: 0 and 1 are the ends of the axis. Not finite if the value has no
+    /// position.
     pub fn place(&self, value: f64) -> f64 {
         match self {
             Scale::Linear { min, max, .. } => (value - min) / (max - min),
@@ -116,7 +117,7 @@ fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if min <= max { (min, max) } else { (0.0, 0.0) }
 }
 
-/// The least of 1, 2 and 5 times a power of ten that is not below `step`.
+/// The smallest number of the form 1, 2 or 5 times a power of ten that is at least `step`.
 fn round_step(step: f64) -> f64 {
     let ten = 10f64.powf(step.max(1e-12).log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * ten);

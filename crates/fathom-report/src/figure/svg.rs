@@ -405,7 +405,7 @@ impl<'a> Drawing<'a> {
     }
 }
 
-/// The ticks of a horizontal axis whose labels do not overlap.
+/// Every n-th tick of a horizontal axis, so that labels do not overlap.
 fn thinned(axis: &Axis, width: f64) -> Vec<(f64, String)> {
     let ticks = axis.scale.ticks();
     let longest = ticks.iter().map(|(_, name)| name.chars().count()).max().unwrap_or(1);

@@ -19,7 +19,8 @@ pub(super) trait AnalysisFigure {
     /// Its entry in the page's section "Methods".
     const METHOD: Method;
 
-    /// Whether it is about secondary sinks only, so that a run without any does not need it.
+    /// Whether it is about secondary sinks only. If the run has none, the analysis is not
+    /// suggested.
     const SECONDARY_ONLY: bool = true;
 
     /// The figure of a result.
@@ -47,7 +48,7 @@ pub struct View {
     pub method: Method,
     /// The figure of a run, or why there is none.
     pub figure: fn(&RunData) -> MaybeFigure,
-    /// What the stored result of the run in a directory says; `None` if there is none.
+    /// The finding of the stored result of the run in a directory; `None` if there is none.
     pub finding: fn(&Path) -> Result<Option<String>>,
 }
 

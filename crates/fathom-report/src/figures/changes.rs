@@ -5,8 +5,8 @@ use fathom_sinks::explain::LevelChange;
 use crate::figure::{Axis, Dot, Mark, Panel, Scale};
 use crate::run_data::LevelBook;
 
-/// Stacked bars of the sinks kept, changed and gone, by level. These are the three series of the
-/// legend from `series` on.
+/// Stacked bars of the sinks kept, changed and gone, by level. They are the series `series`,
+/// `series + 1` and `series + 2` of the legend.
 pub(super) fn changes(
     book: &LevelBook,
     title: &str,
@@ -60,7 +60,7 @@ pub(super) fn appeared(count: usize) -> String {
     }
 }
 
-/// How many of a layer's sinks are gone, and how many of other layers are affected.
+/// How many of a layer's sinks are gone, and how many sinks of other layers are gone or changed.
 pub(super) fn gone(layer: usize, levels: &[LevelChange]) -> String {
     let sum = |own: bool, of: fn(&LevelChange) -> usize| -> usize {
         levels.iter().filter(|level| (level.l_start == layer) == own).map(of).sum()

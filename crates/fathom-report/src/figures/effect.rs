@@ -1,4 +1,4 @@
-//! The attention that sinks receive, against the norm of the MLP output that made them.
+//! The attention that sinks receive, against the norm of the MLP output that creates them.
 
 use fathom_sinks::explain::{Effect, EffectPoint, LayerEffect, Line};
 

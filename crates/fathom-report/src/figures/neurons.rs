@@ -10,7 +10,7 @@ use crate::figure::{
 use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
-/// The most neurons of a layer that are shown.
+/// Maximum number of neurons shown per layer.
 const SHOWN: usize = 16;
 
 /// The figure of [`Neurons`].
@@ -25,8 +25,8 @@ impl AnalysisFigure for NeuronsFigure {
     };
     const METHOD: Method = Method {
         term: "Ablation",
-        text: "The run's traces are scanned again with the neurons zeroed that write the sink \
-               direction.",
+        text: "The run's traces are scanned again with the neurons that write the sink direction \
+               set to zero.",
     };
 
     fn figure(run: &RunData, neurons: &Neurons) -> MaybeFigure {

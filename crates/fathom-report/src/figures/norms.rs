@@ -11,7 +11,7 @@ use crate::run_data::RunData;
 use crate::{Cell, Column, Table};
 
 const HEAD: Head = Head { name: "fig1-norms", title: "Norms by layer", paper: "Figure 1" };
-/// The most primary sinks, and secondary ones, that have a curve.
+/// Maximum number of primary and of secondary sinks that have a curve.
 const PRIMARY: usize = 3;
 const SECONDARY: usize = 6;
 
@@ -86,8 +86,8 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
     };
     let panels = vec![
         panel("Hidden state ‖h‖ after the layer", &|row| row.hidden),
-        panel("Key, mean norm of heads", &|row| row.key),
-        panel("Value, mean norm of heads", &|row| row.value),
+        panel("Key, all heads together", &|row| row.key),
+        panel("Value, all heads together", &|row| row.value),
     ];
     let findings = vec![format!(
         "Shown is trace {} ({} tokens), {}.",
@@ -114,7 +114,8 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
     }))
 }
 
-/// The trace with most levels; among equals the one with most secondary sinks, then the first.
+/// The trace with sinks of the most levels; ties go to the one with more secondary sinks, then to
+/// the first.
 fn example(run: &RunData) -> usize {
     let mut found: BTreeMap<usize, (BTreeSet<(usize, usize)>, usize)> = BTreeMap::new();
     for (trace, sink) in run.secondary() {

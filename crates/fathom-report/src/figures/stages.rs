@@ -9,7 +9,7 @@ use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol
 use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
-/// The most sinks with a line of their own in a panel.
+/// Maximum number of sinks that have a line of their own in a panel.
 const LINES: usize = 60;
 
 /// The figure of [`Stages`].
@@ -149,7 +149,7 @@ impl AnalysisFigure for StagesFigure {
     }
 }
 
-/// The layers at which most sinks start, ascending.
+/// The layers at which the most sinks start, ascending.
 fn most_frequent(stages: &Stages) -> Option<Vec<usize>> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for summary in &stages.summaries {

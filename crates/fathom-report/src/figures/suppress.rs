@@ -1,4 +1,4 @@
-//! The run without what makes its sinks.
+//! What changes when the outputs that create sinks are clamped at a layer.
 
 use fathom_sinks::explain::{Continuation, LaterLayer, Suppress, SuppressedLayer, Written};
 
@@ -112,8 +112,8 @@ impl AnalysisFigure for SuppressFigure {
     }
 }
 
-/// What the model generates with and without the clamp: for each layer the first traces, those
-/// where the two differ before the others.
+/// Texts generated with and without the clamp: for each layer the first two traces, preferably
+/// those whose texts differ.
 fn quotes(suppress: &Suppress) -> Vec<Quote> {
     const SHOWN: usize = 2;
     let of = |layer: &SuppressedLayer| {

@@ -1,4 +1,4 @@
-//! Which vectors, when replaced, keep a sink from forming.
+//! Which vectors prevent a sink when they are replaced.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,9 @@
 //! The script's data, as compact JSON: the tokens of the traces and their sinks, and the positions
 //! of dots in each frame of moving figures.
 //!
-//! A trace is base64 of little-endian token numbers, in a vocabulary of the texts that occur, and
-//! one byte per token for the attention it receives: 16 000 tokens take 64 KB.
+//! The tokens of a trace are base64 of little-endian indices, of two or four bytes each, into the
+//! list of the texts that occur. Another byte per token is the attention it receives. With two-byte
+//! indices, 16 000 tokens take 64 KB.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,7 @@ use crate::figure::{Figure, place};
 use crate::figures::MaybeFigure;
 use crate::run_data::RunData;
 
-/// The most tokens of all runs together in the page: about 8 MB.
+/// Maximum number of tokens in the page, over all runs: about 8 MB.
 const MOST_TOKENS: usize = 2_000_000;
 
 /// The data of the page, with the first `texts` traces of each run.
@@ -112,7 +113,7 @@ fn run_json(run: &RunData, texts: usize, left: &mut usize) -> Value {
     })
 }
 
-/// Texts that occur, numbered in the order of first occurrence.
+/// The texts of the tokens that occur, numbered in the order of first occurrence.
 #[derive(Default)]
 struct Vocabulary {
     numbers: HashMap<u32, u32>,

@@ -7,7 +7,7 @@ use crate::figure::{Figure, Mark, Panel, panel_svg, symbol_svg};
 use crate::figures::MaybeFigure;
 use crate::table::html;
 
-/// The most rows of a figure's numbers in the page; the file has all.
+/// Maximum number of rows of a figure's numbers in the page; the CSV file has all.
 const ROWS: usize = 120;
 
 /// A figure, or a line with the reason why there is none. `anchor` is that of its run, `files` the

@@ -17,7 +17,7 @@ const DEFINITIONS: [Method; 4] = [
         text: "The token at position 0, or of several candidates the one with the largest mean \
                norm. It is a sink from the layer where its norm rises most to the one where it \
                falls most, provided that the rise is large compared with the mean token; \
-               otherwise the model has no primary sink.",
+               otherwise the trace has no primary sink.",
     },
     Method {
         term: "Sink",

@@ -1,4 +1,4 @@
-//! What an analysis is, and the macro that makes the list of them.
+//! The trait of analyses, and the macro that generates the enum of all of them.
 
 use fathom_backend::Backend;
 use fathom_model::Result;
@@ -9,7 +9,7 @@ use super::scanned::ScannedRun;
 use super::store::ResultStore;
 use super::{AnalysisResult, ExplainProgress, Inputs};
 
-/// An analysis: what it collects from passes over a run's traces, and the result it makes of that.
+/// An analysis: collects data from passes over a run's traces and computes a result from it.
 ///
 /// All observers of all analyses share one plain pass over each trace. Then all interventions run
 /// each trace together, next to a plain pass that they are compared with.
@@ -20,19 +20,19 @@ pub(super) trait Analyzer: Sized {
     /// What it computes, in one line: the help of its flag.
     const HELP: &'static str;
 
-    /// Names of the parts it uses besides those with its own name. An observer that several
-    /// analyses have, under one name, collects once for all of them.
+    /// Names of the parts it uses besides those with its own name. Observers of several analyses
+    /// that have the same name collect once for all of them.
     const SHARED_PARTS: &'static [&'static str] = &[];
 
     /// Tokens it runs in addition to whole passes, in words.
     const EXTRA_TOKENS: Option<&'static str> = None;
 
-    /// Edited passes it makes over each trace.
+    /// Number of edited passes over each trace.
     fn edited_passes(_run: &ScannedRun<'_>) -> usize {
         0
     }
 
-    /// The result, if the scan measured all it needs: then there is no pass.
+    /// The result, if the scan already measured everything it needs. No pass is made then.
     fn from_scan(_run: &ScannedRun<'_>) -> Option<Self::Output> {
         None
     }
@@ -43,8 +43,8 @@ pub(super) trait Analyzer: Sized {
     /// What it reads from the plain pass over each trace.
     fn observers<B: Backend>(&mut self) -> Vec<&mut dyn Observer<B>>;
 
-    /// What it changes in edited passes. Called when the observers have all traces, and only if
-    /// there are any [`Analyzer::edited_passes`].
+    /// What it changes in edited passes. Called after the observers have seen all traces, and only
+    /// if [`Analyzer::edited_passes`] is not 0.
     ///
     /// # Errors
     /// Weights that cannot be read.
@@ -58,7 +58,7 @@ pub(super) trait Analyzer: Sized {
     /// The result, when all passes are done.
     ///
     /// # Errors
-    /// A failing device; whatever `progress` reports.
+    /// A failing device; the error with which `progress` cancels.
     fn finish<B: Backend>(
         self,
         inputs: &Inputs<'_, B>,
@@ -66,7 +66,7 @@ pub(super) trait Analyzer: Sized {
     ) -> Result<Self::Output>;
 }
 
-/// An [`Analyzer`] of any result type, so that the driver holds all analyses in one list.
+/// An [`Analyzer`] of any result type, so that the driver can hold all analyses in one list.
 pub(super) trait AnyAnalyzer<B: Backend> {
     /// See [`Analyzer::observers`].
     fn observers(&mut self) -> Vec<&mut dyn Observer<B>>;
@@ -108,7 +108,7 @@ impl<B: Backend, A: Analyzer> AnyAnalyzer<B> for A {
     }
 }
 
-/// What is known of an analysis before it starts.
+/// The static facts and functions of an [`Analyzer`], without its type.
 pub(super) struct Description {
     /// [`Analyzer::HELP`]
     pub help: &'static str,
@@ -120,7 +120,7 @@ pub(super) struct Description {
     pub edited_passes: fn(&ScannedRun<'_>) -> usize,
     /// Whether [`Analyzer::from_scan`] has a result.
     pub scan_suffices: fn(&ScannedRun<'_>) -> bool,
-    /// Stores the result of [`Analyzer::from_scan`]; whether there is one.
+    /// Stores the result of [`Analyzer::from_scan`] and returns true, if there is one.
     pub store_from_scan: fn(&ResultStore<'_>, &ScannedRun<'_>) -> Result<bool>,
     /// Whether its result is stored and up to date.
     pub is_current: fn(&ResultStore<'_>) -> bool,

@@ -27,7 +27,8 @@ pub struct Clusters {
     /// By site (`resid_post`, `attn_out`, `mlp_out`), then layer. Empty with fewer than 5 of either
     /// kind.
     pub places: Vec<ClusterPlace>,
-    /// The layers from which on it is decided which tokens become sinks, by l_start, then site.
+    /// For each l_start and site, the layer from which on future sinks are separable from other
+    /// tokens.
     #[serde(default)]
     pub decisions: Vec<Decision>,
 }
@@ -41,8 +42,8 @@ pub struct Decision {
     pub sinks: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// The layer of the decision: the first from which on, up to l_start, the separability is at
-    /// least [`Decision::SEPARABLE`]. Absent if it is below at l_start itself.
+    /// The decision layer: the first of the layers up to l_start from which on separability stays
+    /// at least [`Decision::SEPARABLE`]. Absent if it is lower at l_start itself.
     pub layer: Option<usize>,
     /// By layer, from 0 to l_start + 1.
     pub curve: Vec<Separation>,
@@ -60,7 +61,7 @@ pub struct Separation {
 }
 
 impl Decision {
-    /// The separability from which on the two kinds count as separate.
+    /// The separability at which the two kinds count as separate.
     pub const SEPARABLE: f64 = 0.9;
 
     /// See [`Decision::layer`].
@@ -84,7 +85,7 @@ pub struct ClusterPoint {
     pub token_id: u32,
     /// The layer at which it becomes a sink; absent if it does not.
     pub l_start: Option<usize>,
-    /// Whether some sink has the same token id.
+    /// Whether one of the compared sinks has the same token id.
     pub id_of_a_sink: bool,
 }
 
@@ -109,9 +110,9 @@ impl AnalysisResult for Clusters {
 
 /// Where tokens are compared.
 const SITES: [Site; 3] = [Site::ResidPost, Site::AttnOut, Site::MlpOut];
-/// The most tokens of each kind: t-SNE is quadratic in them.
+/// Maximum number of tokens of each kind; the cost of t-SNE is quadratic in it.
 const MOST: usize = 128;
-/// The fewest tokens of each kind that are compared: one per fold of the cross-validation.
+/// Minimum number of tokens of each kind: one per fold of the cross-validation.
 const FEWEST: usize = 5;
 
 /// Collects the tokens' vectors.
@@ -131,7 +132,7 @@ impl Analyzer for ClustersAnalyzer {
         let most = options.max_sinks.min(MOST);
         let sinks = sample(secondary_tokens(traces), most, options.seed);
         let others = Others::of(traces, &sinks, options.seed);
-        // After the last l_start + 1 there is nothing left to decide.
+        // Up to one layer after the last l_start; later layers come after every decision.
         let last = traces.iter().flat_map(ScannedTrace::secondary).map(crate::Sink::l_start).max();
         let layers = last.map_or(0, |last| (last + 2).min(run.layers));
         let places = SITES.iter().flat_map(|site| (0..layers).map(|layer| (*site, layer)));
@@ -220,7 +221,8 @@ impl ClustersAnalyzer {
         starts.into_iter().filter_map(|l_start| self.level(l_start)).collect()
     }
 
-    /// Sinks of one l_start and as many other tokens, those with the same ids first.
+    /// The sinks of one l_start, and as many other tokens, preferably of the same ids. `None` if
+    /// there are too few of either.
     fn level(&self, l_start: usize) -> Option<Level> {
         let of = |wanted: Option<usize>| {
             let points = self.points.iter().enumerate();

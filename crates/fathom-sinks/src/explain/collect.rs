@@ -1,4 +1,4 @@
-//! Collects the rows of chosen tokens.
+//! Collects the activation rows of chosen tokens.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -8,7 +8,7 @@ use fathom_model::Site;
 use super::pass::Rows;
 use super::scanned::{ScannedTrace, Token};
 
-/// Collects the rows of chosen tokens at chosen places.
+/// Collects the rows of chosen tokens at chosen places: pairs (site, layer).
 pub(super) struct Collector {
     /// Ascending, the order in which passes reach them.
     tokens: Vec<Token>,
@@ -17,7 +17,7 @@ pub(super) struct Collector {
     current: CurrentTrace,
 }
 
-/// The trace in the model.
+/// The trace that is being run.
 #[derive(Default)]
 struct CurrentTrace {
     /// Positions of its chosen tokens.

@@ -1,5 +1,5 @@
-//! The layers that create most sinks, as the plain pass shows them: activations, sink direction,
-//! norms of other tokens.
+//! What the plain pass shows of the layers that create the most sinks: MLP activations, sink
+//! direction, norms of other tokens.
 
 use std::mem;
 
@@ -13,7 +13,7 @@ use super::pass::{Observer, Rows};
 use super::scanned::{ScannedRun, ScannedTrace, Token, created_at, creation_layers, sample};
 use super::statistics::Mean;
 
-/// Observes the layers that create most secondary sinks.
+/// Observes the layers that create the most secondary sinks.
 pub(super) struct CreationObserver {
     layers: Vec<CreationLayer>,
     number: usize,
@@ -61,7 +61,7 @@ impl CreationLayer {
 }
 
 impl CreationObserver {
-    /// Names its parts.
+    /// The name of its parts.
     pub const NAME: &'static str = "creation";
 
     pub fn new(run: &ScannedRun<'_>) -> CreationObserver {

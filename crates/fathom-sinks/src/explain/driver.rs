@@ -1,4 +1,4 @@
-//! Running analyses: which of them have no result yet, what they cost, and their passes.
+//! Runs analyses: selects those without a current result, states their cost, makes their passes.
 
 use std::path::Path;
 
@@ -36,7 +36,7 @@ pub struct Inputs<'a, B: Backend> {
     pub traces: &'a [TokenizedTrace],
     /// The text of token ids, if the model has a tokenizer.
     pub text: &'a dyn Fn(&[u32]) -> Option<String>,
-    /// Which kernels compute it: as [`crate::Manifest::engine`].
+    /// The kernels that compute it, named as in [`crate::Manifest::engine`].
     pub engine: &'a str,
 }
 
@@ -47,30 +47,31 @@ pub trait ExplainProgress {
     fn start(&mut self, step: &'static str, unit: &'static str, steps: usize);
     /// `steps` more units are done.
     fn advance(&mut self, steps: usize);
-    /// Whether to go on. Called before each layer of a pass over a trace, and between other steps.
+    /// Called before each layer of a pass over a trace, and between other steps; an error cancels
+    /// the explanation.
     ///
     /// # Errors
-    /// Any error ends the explanation. The next call continues from there.
+    /// Any error ends the explanation. The next explanation of the run continues from there.
     fn check(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Reports that `steps` more units are done, and asks whether to go on.
+/// Reports that `steps` more units are done, and checks for cancellation.
 pub(super) fn advanced(progress: &mut dyn ExplainProgress, steps: usize) -> Result<()> {
     progress.advance(steps);
     progress.check()
 }
 
-/// Follows nothing.
+/// Ignores progress and never cancels.
 impl ExplainProgress for () {
     fn start(&mut self, _: &'static str, _: &'static str, _: usize) {}
     fn advance(&mut self, _: usize) {}
 }
 
 impl<'a> Explanation<'a> {
-    /// Of the analyses asked for, those whose stored result is missing, or was made from other
-    /// detections, with other options or by another version.
+    /// Selects those of the requested analyses whose stored result is missing, or was computed from
+    /// other detections, with other options, or by another version.
     ///
     /// # Errors
     /// Detections that cannot be read.
@@ -93,13 +94,13 @@ impl<'a> Explanation<'a> {
         &self.analyses
     }
 
-    /// Whether any of them runs the model. If not, call [`Explanation::without_model`].
+    /// Whether any of them needs the model. If none does, call [`Explanation::without_model`].
     pub fn needs_model(&self) -> bool {
         let run = self.scanned_run();
         self.analyses.iter().any(|analysis| !(analysis.description().scan_suffices)(&run))
     }
 
-    /// The passes it takes, in words.
+    /// The number of passes it takes, in words.
     pub fn cost(&self) -> String {
         if self.analyses.is_empty() {
             return "nothing is left to do".to_owned();
@@ -145,12 +146,13 @@ impl<'a> Explanation<'a> {
         }
     }
 
-    /// Whether an analysis, asked for or not, has its result.
+    /// Whether a current result of an analysis is stored, requested or not.
     fn has_result(&self, analysis: Analysis) -> bool {
         (analysis.description().is_current)(&self.store())
     }
 
-    /// Does the analyses that need no model, because the scan measured all they use.
+    /// Stores the results of the analyses for which the scan measured everything, and skips those
+    /// that need the model.
     ///
     /// # Errors
     /// A result that cannot be written.
@@ -163,10 +165,10 @@ impl<'a> Explanation<'a> {
         Ok(())
     }
 
-    /// Does all analyses, running the run's traces through its model, and stores each result as
-    /// soon as it is known. What was collected from a trace is stored too, until all results that
-    /// need it are: an interrupted explanation continues there and ends with the same bytes, even
-    /// if other analyses are asked for in between.
+    /// Runs all analyses with passes over the run's traces, and stores each result as soon as it is
+    /// known. The part collected from each trace is stored until every result that needs it is
+    /// stored. An interrupted explanation therefore continues where it stopped and ends with the
+    /// same bytes, even if other analyses are requested in between.
     ///
     /// # Errors
     /// Traces that are not those of the detections; a pass that fails; a result that cannot be
@@ -215,7 +217,7 @@ impl<'a> Explanation<'a> {
         parts.finish(&self.analyses)
     }
 
-    /// What all parts depend on, whichever analyses are asked for.
+    /// A key of everything that all parts depend on, regardless of the requested analyses.
     fn key(&self, engine: &str) -> Result<String> {
         #[derive(Serialize)]
         struct Key<'a> {

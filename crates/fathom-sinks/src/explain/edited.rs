@@ -1,4 +1,5 @@
-//! One trace through the model, plain and with each of several edits: its sinks and predictions.
+//! Runs one trace through the model, without edits and with each of several sets of edits, and
+//! measures sinks and predictions.
 
 use fathom_backend::{Backend, RowEdit};
 use fathom_model::{
@@ -28,8 +29,8 @@ pub(super) struct Outcome {
     pub kl: Vec<f64>,
 }
 
-/// Runs a trace through the model in one batch: without edits, and with each of `edits`. `advance`
-/// is called with the number of tokens done since the last call.
+/// Runs a trace through the model in one batch of sequences: one without edits, and one with each
+/// of `edits`. Calls `advance` with the number of tokens done since the last call.
 ///
 /// # Errors
 /// A pass that fails.
@@ -118,7 +119,8 @@ pub(super) struct EditedTrace<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> EditedTrace<'a, B> {
-    /// The plain pass and those with `edits`, the first of which is the edited pass number `first`.
+    /// What one intervention sees: the plain pass, and the `edits.len()` edited passes from number
+    /// `first` on. Edited passes are numbered from 0; the plain pass has no number.
     pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [Edits]) -> Passes<'b, B> {
         let own = first..first + edits.len();
         let (plain, edited) = self.outcomes.split_at(1);
@@ -149,8 +151,8 @@ pub(super) struct Passes<'a, B: Backend> {
 }
 
 impl<B: Backend> Passes<'_, B> {
-    /// The `tokens` most likely tokens, one after the other, that follow the first `from` tokens of
-    /// the trace: plain, then with each of the edits, which also act on what is generated.
+    /// Greedily generates `tokens` tokens after the first `from` tokens of the trace: without
+    /// edits, then with each of the edits, which also apply to the generated tokens.
     ///
     /// # Errors
     /// A pass that fails.
@@ -236,7 +238,7 @@ impl Probe for ProbePerSequence<'_> {
     }
 }
 
-/// What became of the secondary sinks of a level.
+/// What an edit did to the secondary sinks of one level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LevelChange {
     /// First layer.
@@ -245,7 +247,7 @@ pub struct LevelChange {
     pub lifetime: usize,
     /// Sinks in the plain pass.
     pub before: usize,
-    /// Those that are sinks at the very same layers.
+    /// Those that are sinks at exactly the same layers in the edited pass.
     pub kept: usize,
     /// Those that are sinks at other layers.
     pub changed: usize,

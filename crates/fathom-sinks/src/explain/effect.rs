@@ -36,13 +36,13 @@ pub struct LayerEffect {
     pub layer: usize,
     /// Mean sink score of the traces' references.
     pub reference: Option<f64>,
-    /// Mean sink score of the secondary sinks alive at this layer: aligned in the layer before it,
-    /// whose output its attention reads.
+    /// Mean sink score of the secondary sinks alive at this layer: sinks at the previous layer,
+    /// whose output this layer's attention reads.
     pub secondary: Option<f64>,
     /// How many are alive.
     pub alive: usize,
-    /// log(sink score / the reference's) of those alive against log‖mlp_out at l_start‖; absent
-    /// with fewer than three, or if all norms are the same.
+    /// The line of log(sink score / reference's sink score) on log ‖mlp_out at l_start‖ over the
+    /// sinks alive; absent with fewer than three, or if all norms are the same.
     pub line: Option<Line>,
 }
 
@@ -64,7 +64,7 @@ impl AnalysisResult for Effect {
     const ANALYSIS: Analysis = Analysis::Effect;
 }
 
-/// Collects sink scores: those the scan measured, or those of the plain pass.
+/// Collects sink scores, from the scan if it measured them and from the plain pass otherwise.
 pub(super) struct EffectAnalyzer {
     layers: usize,
     options: ExplainOptions,

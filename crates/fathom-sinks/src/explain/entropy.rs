@@ -17,7 +17,7 @@ use super::{Analysis, AnalysisResult, ExplainProgress, Inputs};
 /// Matrix-based entropy (Rényi order 1, in nats) by layer and growing window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entropy {
-    /// The most rows a window is computed from; longer windows are sampled evenly.
+    /// Maximum number of rows per window; longer windows are sampled evenly.
     pub max_rows: usize,
     /// By trace.
     pub traces: Vec<TraceEntropy>,
@@ -70,8 +70,8 @@ impl AnalysisResult for Entropy {
     const ANALYSIS: Analysis = Analysis::Entropy;
 }
 
-/// Eigenvalues take O(MAX_ROWS³). The states that are held grow by at most this many per layer with
-/// each doubling of a trace's length.
+/// Maximum number of rows per window: eigenvalues take O(rows³). It also bounds memory: each time a
+/// trace's length doubles, at most this many more states are stored per layer.
 const MAX_ROWS: usize = 256;
 /// The shortest window.
 const FIRST_WINDOW: usize = 16;

@@ -1,4 +1,4 @@
-//! Results of scikit-learn and numpy for a few points, from `tests/data/explain/`.
+//! Reference results of scikit-learn and numpy, from `tests/data/explain/`.
 
 use serde::Deserialize;
 

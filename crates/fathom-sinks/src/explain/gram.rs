@@ -56,7 +56,8 @@ pub(super) fn squared_distances(rows: &[&[f32]]) -> DMatrix<f64> {
     distances
 }
 
-/// Subtracts before it squares, in f64: rows may be far from the origin and close to each other.
+/// In f64, from the differences: |a|² + |b|² - 2 a·b would cancel for rows that are far from the
+/// origin and close to each other.
 fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     const LANES: usize = 8;
     let square = |a: f32, b: f32| (f64::from(a) - f64::from(b)).powi(2);
@@ -72,7 +73,8 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// The Gram matrix of the rows with these squared distances, after their mean is subtracted.
+/// The Gram matrix of the centred rows, from their squared distances: double centring, as in
+/// classical multidimensional scaling.
 pub(super) fn centred(distances: &DMatrix<f64>) -> DMatrix<f64> {
     let n = distances.nrows() as f64;
     let means: Vec<f64> = distances.column_iter().map(|column| column.sum() / n).collect();

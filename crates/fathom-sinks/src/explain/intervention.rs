@@ -1,4 +1,5 @@
-//! Passes with edits, next to a plain one: what an intervention is, and the loop over the traces.
+//! Interventions: the trait, and the loop that runs each trace with their edits, in one batch with
+//! a plain pass.
 
 use fathom_backend::Backend;
 use fathom_model::{Edits, ModelConfig, Result, Transformer};
@@ -9,21 +10,22 @@ use super::edited::{Passes, run_edited};
 use super::parts::{PartId, Parts};
 use super::scanned::{ScannedRun, ScannedTrace};
 
-/// What an analysis changes in passes over the traces, and what it keeps of the outcomes.
+/// What an analysis changes in passes over the traces, and what it stores of the outcomes.
 ///
-/// All interventions run a trace together, in one batch with a plain pass. Parts are stored and
-/// added as those of a [`super::pass::Observer`].
+/// All interventions run a trace in one batch with a plain pass. Parts are stored and added as for
+/// a [`super::pass::Observer`].
 pub(super) trait Intervention<B: Backend> {
-    /// Names its parts.
+    /// The name of its parts.
     fn name(&self) -> &'static str;
 
-    /// All that its edits depend on besides the trace. A part made with other settings is not used.
+    /// Everything that its edits depend on besides the trace. Parts made with other settings are
+    /// not used.
     ///
     /// # Errors
     /// None: see [`super::parts::encode`].
     fn settings(&self) -> Result<Vec<u8>>;
 
-    /// How many edited passes it makes over each trace.
+    /// Number of edited passes over each trace.
     fn passes(&self) -> usize;
 
     /// The edits of each pass over a trace.
@@ -32,7 +34,7 @@ pub(super) trait Intervention<B: Backend> {
     /// Edits that are not finite.
     fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>>;
 
-    /// What it keeps of the passes over a trace, as [`super::parts::encode`] writes it. `text`
+    /// What it stores of the passes over a trace, encoded by [`super::parts::encode`]. `text`
     /// decodes token ids, if the model has a tokenizer.
     ///
     /// # Errors
@@ -44,12 +46,12 @@ pub(super) trait Intervention<B: Backend> {
         text: &dyn Fn(&[u32]) -> Option<String>,
     ) -> Result<Vec<u8>>;
 
-    /// Adds the part of the next trace; whether it could be read.
+    /// Adds the part of the next trace. Returns false if the part cannot be decoded.
     fn add(&mut self, part: &[u8]) -> bool;
 }
 
-/// Runs each trace that some intervention has no stored part of through the model: once without
-/// edits, and with all edits of those interventions.
+/// Adds the stored parts of all traces. Each trace for which some intervention has no stored part
+/// is run through the model: once without edits, and once with each edit of these interventions.
 ///
 /// # Errors
 /// A pass that fails; a part that cannot be stored.

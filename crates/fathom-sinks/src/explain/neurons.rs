@@ -1,4 +1,5 @@
-//! Which MLP neurons make sinks, and which attention heads read them.
+//! Which MLP neurons create sinks, and which attention heads attend to them: "Suppression"
+//! (docs/definitions.md).
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange};
 /// Neurons that write the sink direction, heads that read it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Neurons {
-    /// The layers that create most secondary sinks.
+    /// The layers that create the most secondary sinks.
     pub layers: Vec<LayerNeurons>,
     /// Heads by the attention they give to secondary sinks, descending; the first 64.
     pub heads: Vec<HeadReading>,
@@ -33,7 +34,7 @@ pub struct LayerNeurons {
     pub layer: usize,
     /// Secondary sinks created there.
     pub sinks: usize,
-    /// Mean of mlp_out · u over them, where u is the unit vector of the reference's `resid_post`.
+    /// Mean of mlp_out · u over the sampled ones, where u is the sink direction.
     pub projection: f64,
     /// Neurons by contribution, descending; the first 32.
     pub neurons: Vec<Neuron>,
@@ -59,7 +60,8 @@ pub struct Neuron {
 /// The effects of zeroing neurons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ablation {
-    /// The neurons: the fewest that make up 90 % of the projection, at most 32.
+    /// The zeroed neurons. For each sampled sink the fewest neurons that make up 90 % of its
+    /// projection are chosen; these are the chosen ones with the largest contributions, at most 32.
     pub neurons: Vec<usize>,
     /// Their share of the projection.
     pub share: f64,
@@ -92,7 +94,7 @@ impl AnalysisResult for Neurons {
     const ANALYSIS: Analysis = Analysis::Neurons;
 }
 
-/// The most neurons that are listed or ablated, and the most heads that are listed.
+/// Maximum number of neurons that are listed or ablated, and of heads that are listed.
 const LISTED_NEURONS: usize = 32;
 const LISTED_HEADS: usize = 64;
 /// Share of each sink's projection that is ablated.
@@ -102,7 +104,7 @@ const ABLATED_SHARE: f64 = 0.9;
 pub(super) struct NeuronsAnalyzer {
     creation: CreationObserver,
     heads: HeadObserver,
-    /// Known when the plain passes are done.
+    /// Filled when the plain passes are done.
     layers: Vec<RankedLayer>,
 }
 
@@ -339,7 +341,7 @@ struct HeadObserver {
 }
 
 impl HeadObserver {
-    /// Names its parts.
+    /// The name of its parts.
     const NAME: &'static str = "heads";
 
     fn new(run: &ScannedRun<'_>) -> HeadObserver {

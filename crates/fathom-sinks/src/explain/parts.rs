@@ -1,9 +1,9 @@
 //! `RUN/explain/parts/`: what was collected from single traces, so that an interrupted explanation
 //! continues where it stopped.
 //!
-//! The next call may ask for other analyses. So a part is used only if its checksum confirms which
-//! observer or intervention made it, of which trace, and with which settings; and it is kept until
-//! all unfinished analyses that use it have their results.
+//! The next call may request other analyses. A part is therefore used only if its checksum confirms
+//! which observer or intervention made it, from which trace, and with which settings. It is removed
+//! when all unfinished analyses that use it have their results.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -30,7 +30,7 @@ fn uses(analysis: Analysis, producer: &str) -> bool {
     analysis.name() == producer || analysis.description().shared_parts.contains(&producer)
 }
 
-/// Identifies a part: which observer or intervention made it, of which trace, with which settings.
+/// Identifies a part: the observer or intervention that made it, the trace, and the settings.
 #[derive(Clone, Copy)]
 pub(super) struct PartId<'a> {
     /// Name of the observer or intervention.
@@ -70,16 +70,16 @@ struct Note {
 }
 
 impl Note {
-    /// `None` if there is no readable one.
+    /// Reads the note of the parts in `dir`; `None` if it is missing or damaged.
     fn read(dir: &Path) -> Option<Note> {
         serde_json::from_slice(&fs::read(dir.join(NOTE)).ok()?).ok()
     }
 }
 
 impl Parts {
-    /// The parts of the run in `run_dir` that were made with `key`, for `analyses` that start now.
-    /// Parts made with another key are removed, and those that only analyses that `have_result`
-    /// use.
+    /// Opens the parts of the run in `run_dir` for `analyses`, which start now. Removes parts that
+    /// were made with another key than `key`, and parts that are used only by analyses for which
+    /// `have_result` is true.
     ///
     /// # Errors
     /// A directory that cannot be written, or that another process is writing.
@@ -110,7 +110,7 @@ impl Parts {
         Ok(parts)
     }
 
-    /// A part; `None` if it is missing, damaged, or not this one.
+    /// A part; `None` if it is missing or damaged, or if `id` does not match.
     pub fn read(&self, id: PartId<'_>) -> Option<Vec<u8>> {
         let mut part = fs::read(self.file(id)).ok()?;
         let checksum = part.get(..CHECKSUM)?.to_vec();
@@ -132,7 +132,7 @@ impl Parts {
         durable::replace_bytes(&self.file(id), &file)
     }
 
-    /// Removes the parts that only these analyses use, which now have their results.
+    /// Removes the parts that are used only by these analyses, whose results are now stored.
     ///
     /// # Errors
     /// A directory that cannot be written.
@@ -141,8 +141,9 @@ impl Parts {
         self.remove_unused()
     }
 
-    /// Removes the parts of a run if all analyses in progress `have_result`: an explanation was
-    /// killed after its last result and before its clean-up. Best effort: nothing depends on it.
+    /// Removes all parts of a run if `have_result` is true for every analysis in progress, which
+    /// happens when an explanation was killed between its last result and its clean-up. Best
+    /// effort: nothing depends on it.
     pub fn tidy(run_dir: &Path, have_result: &dyn Fn(Analysis) -> bool) {
         let explain = run_dir.join("explain");
         let dir = explain.join("parts");
@@ -181,7 +182,7 @@ impl Parts {
         self.dir.join(format!("{}-{}.cbor", id.producer, id.trace.number))
     }
 
-    /// SHA-256 of all that identifies a part, and of its bytes.
+    /// SHA-256 of everything that identifies a part, and of its bytes.
     fn checksum(&self, id: PartId<'_>, part: &[u8]) -> [u8; CHECKSUM] {
         let ScannedTrace { number, prompt_len, ids, .. } = id.trace;
         let mut checksum = Sha256::new();
@@ -209,10 +210,10 @@ fn lock(dir: &Path) -> Result<File> {
     }
 }
 
-/// A part as stored: CBOR, which keeps all bits of every float.
+/// A part as stored: CBOR, which preserves all bits of every float.
 ///
 /// # Errors
-/// None: parts hold nothing that cannot be written.
+/// None in practice: every part can be encoded.
 pub(super) fn encode<T: Serialize>(part: &T) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let written = ciborium::into_writer(part, &mut bytes);

@@ -20,10 +20,10 @@ use crate::checked::Checked;
 /// The part is stored and then passed to `add`. After an interruption `add` gets the stored parts
 /// instead, in the same order, so the sums have the same bits.
 pub(super) trait Observer<B: Backend> {
-    /// Names its parts. Observers with the same name must collect the same.
+    /// The name of its parts. Observers with the same name must collect the same data.
     fn name(&self) -> &'static str;
 
-    /// Tokens it runs in [`Observer::end`], for the progress.
+    /// Number of tokens that [`Observer::end`] runs, for the progress.
     fn extra_tokens(&self, _trace: &ScannedTrace<'_>) -> usize {
         0
     }
@@ -45,9 +45,9 @@ pub(super) trait Observer<B: Backend> {
     /// Sink scores `[heads, T]` of a layer, after the whole trace.
     fn scores(&mut self, _trace: &ScannedTrace<'_>, _layer: usize, _scores: &[f32]) {}
 
-    /// The trace is done. The sequence holds it, and may be truncated or extended: an observer that
-    /// needs it must not assume that those before it in the list of analyses left it whole.
-    /// `advance` counts tokens that run here.
+    /// The trace is done. `sequence` holds its keys and values, and may be truncated or extended,
+    /// so it may already have been changed by observers earlier in the list. Call `advance` with
+    /// the number of tokens run here.
     ///
     /// # Errors
     /// A pass that fails.
@@ -61,13 +61,13 @@ pub(super) trait Observer<B: Backend> {
         Ok(())
     }
 
-    /// What it collected from this trace, as [`super::parts::encode`] writes it.
+    /// What it collected from this trace, encoded by [`super::parts::encode`].
     ///
     /// # Errors
     /// None: see [`super::parts::encode`].
     fn part(&mut self) -> Result<Vec<u8>>;
 
-    /// Adds the part of the next trace; whether it could be read.
+    /// Adds the part of the next trace. Returns false if the part cannot be decoded.
     fn add(&mut self, part: &[u8]) -> bool;
 }
 
@@ -82,7 +82,7 @@ impl<'a> Rows<'a> {
         Rows { positions, values }
     }
 
-    /// The row of a position, if it is among these.
+    /// The row of a position, if it is one of these positions.
     pub fn get(&self, position: usize) -> Option<&'a [f32]> {
         let width = self.values.len() / self.positions.len().max(1);
         let row = position.checked_sub(self.positions.start)?;
@@ -111,8 +111,8 @@ impl<B: Backend> SameName<'_, B> {
     }
 }
 
-/// Runs each trace that some observer has no stored part of through the model, once for all such
-/// observers. `progress` gets the number of tokens this takes, and counts them.
+/// Adds the stored parts of all traces. Each trace for which some observer has no stored part is
+/// run through the model once, for all such observers. Reports the tokens to `progress`.
 ///
 /// # Errors
 /// A pass that fails; a part that cannot be stored.

@@ -19,7 +19,7 @@ use super::scanned::{
 use super::{Analysis, AnalysisResult, ExplainProgress, Inputs};
 use crate::vector::cosine_of;
 
-/// A sweep for each of the layers that create most secondary sinks.
+/// A sweep for each of the layers that create the most secondary sinks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pca {
     /// By layer.
@@ -35,7 +35,7 @@ pub struct LayerPca {
     pub sinks: usize,
     /// Tokens that are not sinks, as many as sinks if possible.
     pub others: usize,
-    /// Those of the others that have the id of a sink token; the rest are any tokens.
+    /// Those of the others that have the token id of a sink; the rest have other ids.
     pub others_of_same_ids: usize,
     /// Share of the variance that each component explains, descending; the first 64.
     pub explained: Vec<f64>,
@@ -65,9 +65,9 @@ pub struct SweepPoint {
     pub alpha: f32,
     /// ‖MLP(α · PC)‖.
     pub norm: f32,
-    /// Its cosine with the reference's `mlp_out`.
+    /// Its cosine with the mean direction of the references' `mlp_out`.
     pub cosine: f32,
-    /// Its cosine with the reference's `resid_post`, the sink direction.
+    /// Its cosine with the mean direction of the references' `resid_post`, the sink direction.
     pub cosine_to_state: f32,
 }
 
@@ -75,7 +75,7 @@ impl AnalysisResult for Pca {
     const ANALYSIS: Analysis = Analysis::Pca;
 }
 
-/// Components that are listed, and those of them that are swept.
+/// Number of components whose variance is listed, and of those that are swept.
 const LISTED: usize = 64;
 const SWEPT: usize = 5;
 /// Inputs of a sweep on each side of zero.
@@ -231,7 +231,7 @@ impl CollectedLayer {
         })
     }
 
-    /// Puts α · component through the layer's MLP, for a range of α.
+    /// Runs α · component through the layer's MLP, for a range of α.
     fn sweep<B: Backend>(
         &self,
         model: &Transformer<B>,
@@ -273,8 +273,8 @@ impl CollectedLayer {
     }
 }
 
-/// Variances along the principal components of rows, descending, and the components of norm 1 whose
-/// variance is not mere rounding.
+/// Variances along the principal components of the rows, descending, and the components, of norm 1,
+/// whose variance exceeds rounding error.
 fn principal_components(rows: &[&[f32]]) -> (Vec<f64>, Vec<Vec<f32>>) {
     let (n, width) = (rows.len(), rows.first().map_or(0, |row| row.len()));
     let mean: Vec<f32> = (0..width)

@@ -1,5 +1,5 @@
-//! Log-sum-exp and KL divergence of rows of logits `[vocab]`, fast: edited passes compare each
-//! token's.
+//! Fast log-sum-exp and KL divergence of rows of logits `[vocab]`. Edited passes compute both for
+//! every token.
 
 /// The number of terms that are added in f32 before the sum continues in f64.
 const BLOCK: usize = 4096;
@@ -12,7 +12,7 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(max) + sum.ln()
 }
 
-/// A row of logits that others are compared with.
+/// A row of logits, prepared for comparison with other rows.
 pub(super) struct Prediction<'a> {
     pub logits: &'a [f32],
     /// exp(logit - max), `[vocab]`.
@@ -30,8 +30,8 @@ impl<'a> Prediction<'a> {
         Prediction { logits, weights, log_sum, max }
     }
 
-    /// KL(this ‖ other) in nats: Σ p · (log p - log q), never below zero. `log_sum` is that of
-    /// `other`.
+    /// KL(this ‖ other) in nats: Σ p · (log p - log q), clamped to ≥ 0. `log_sum` is the
+    /// log-sum-exp of `other`.
     pub fn divergence(&self, other: &[f32], log_sum: f64) -> f64 {
         // Σ w · (a - b), where p = w / Σ w
         let mut weighted = 0.0;
@@ -67,8 +67,8 @@ fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
-/// e^x for x ≤ 0; 0 below -87. A polynomial, x = n·ln 2 + r, e^x = 2^n · e^r, because compilers
-/// vectorize it, and the library's `exp` they do not.
+/// e^x for x ≤ 0; 0 below -87. With x = n·ln 2 + r, e^x = 2^n · e^r, where e^r is a polynomial.
+/// Compilers vectorize this, but not the library's `exp`.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding and subtracting it rounds to an integer

@@ -1,4 +1,4 @@
-//! A run as the scan left it, and which of its tokens analyses use.
+//! The results of a scan as analyses see them, and the choice of tokens that analyses use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,7 +29,7 @@ pub struct SinkNote {
     pub lifetime: usize,
 }
 
-/// A run as the scan left it: what an analysis knows before any pass.
+/// The results of a scan: what an analysis knows before any pass.
 pub(super) struct ScannedRun<'a> {
     /// Its traces, in order.
     pub traces: Vec<ScannedTrace<'a>>,
@@ -39,7 +39,7 @@ pub(super) struct ScannedRun<'a> {
     pub heads: usize,
     /// How it was scanned.
     pub scan: &'a ScanOptions,
-    /// What bounds and seeds the analyses.
+    /// Limit and seed of the analyses.
     pub options: ExplainOptions,
 }
 
@@ -116,7 +116,7 @@ impl<'a> ScannedTrace<'a> {
             || self.detection.sinks.binary_search_by_key(&position, |sink| sink.position).is_ok()
     }
 
-    /// How results name a sink of this trace.
+    /// The note by which results identify a sink of this trace.
     pub fn note(&self, sink: &Sink) -> SinkNote {
         SinkNote {
             trace: self.number,
@@ -175,7 +175,7 @@ fn shuffle_key(seed: u64, (trace, position): Token) -> u64 {
     mix(mix(seed, trace as u64), position as u64)
 }
 
-/// The layers at which most secondary sinks start, at most three, ascending.
+/// The layers at which the most secondary sinks start: at most three, ascending.
 pub(super) fn creation_layers(traces: &[ScannedTrace<'_>]) -> Vec<usize> {
     let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
     for sink in traces.iter().flat_map(ScannedTrace::secondary) {
@@ -189,7 +189,7 @@ pub(super) fn creation_layers(traces: &[ScannedTrace<'_>]) -> Vec<usize> {
     layers
 }
 
-/// Tokens that are not sinks, as many as there are sinks if possible: those with a sink's id first.
+/// Tokens that are not sinks, to compare sinks with; preferably tokens with the same ids.
 pub(super) struct Others {
     /// The tokens, ascending.
     pub tokens: Vec<Token>,
@@ -198,7 +198,7 @@ pub(super) struct Others {
 }
 
 impl Others {
-    /// Chooses as many as there are `sinks`.
+    /// Chooses as many tokens as there are `sinks`, if there are that many.
     pub fn of(traces: &[ScannedTrace<'_>], sinks: &[Token], seed: u64) -> Others {
         let id = |(trace, position): &Token| traces[*trace].ids[*position];
         let ids: BTreeSet<u32> = sinks.iter().map(id).collect();

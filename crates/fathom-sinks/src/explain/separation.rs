@@ -6,7 +6,7 @@ use super::gram::centred;
 
 /// Folds of the cross-validation.
 const FOLDS: usize = 5;
-/// Ridge, relative to the mean variance of a training point.
+/// Ridge, relative to the mean squared distance of the training points from their mean.
 const RIDGE: f64 = 1e-3;
 
 /// Mean silhouette (Rousseeuw 1987) of two clusters of points with these squared distances.
@@ -51,8 +51,9 @@ pub(super) fn separability(distances: &DMatrix<f64>, kinds: &[bool]) -> f64 {
     (accuracy(0) + accuracy(1)) / 2.0
 }
 
-/// Decision values at the points `asked` of a ridge classifier with intercept, fitted to the points
-/// `fitted` with y = +1 for the kind `true` and -1 for the other: y̅ + (y - y̅)ᵀ (K + αI)⁻¹ k.
+/// Decision values y̅ + (y - y̅)ᵀ (K + αI)⁻¹ k of a ridge classifier with intercept. It is fitted
+/// to the points `fitted`, with y = +1 for kind `true` and -1 for `false`, and evaluated at
+/// `asked`.
 fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[usize]) -> Vec<f64> {
     let n = fitted.len();
     let among = DMatrix::from_fn(n, n, |i, j| distances[(fitted[i], fitted[j])]);
@@ -65,8 +66,8 @@ fn decide(distances: &DMatrix<f64>, kinds: &[bool], fitted: &[usize], asked: &[u
     else {
         return vec![mean; asked.len()]; // points that all coincide
     };
-    // Products of the centred training points with a point x, up to a constant that cancels: the
-    // weights sum to zero.
+    // Dot products of the centred training points with a point x, up to a constant. It cancels,
+    // because the weights sum to zero.
     let column_means: Vec<f64> = among.column_iter().map(|column| column.mean()).collect();
     let value = |x: &usize| {
         let products = (0..n).map(|i| -0.5 * (distances[(*x, fitted[i])] - column_means[i]));

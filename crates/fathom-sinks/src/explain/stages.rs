@@ -31,7 +31,7 @@ pub enum Stage {
     MlpElementwise,
     /// Down: what is added to the residual stream.
     MlpOut,
-    /// The sink's `mlp_out` against the reference's `resid_post`. That is the sink direction even
+    /// The sink's `mlp_out` against the reference's `resid_post`, which has the sink direction even
     /// in layers whose MLP does not write it for the reference.
     MlpOutToState,
 }
@@ -66,7 +66,7 @@ pub struct SinkStages {
     /// The sink.
     #[serde(flatten)]
     pub sink: SinkNote,
-    /// l_start - 1, l_start and l_start + 1, as far as the model has them.
+    /// l_start - 1, l_start and l_start + 1, except layers that the model does not have.
     pub layers: Vec<LayerStages>,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct StagesAnalyzer {
     sinks: Vec<SinkStages>,
 }
 
-/// The trace in the model.
+/// The trace that is being run.
 #[derive(Default)]
 struct CurrentTrace {
     reference: usize,

@@ -50,7 +50,7 @@ pub struct Line {
 }
 
 impl Summary {
-    /// Of these values; `None` if there are none.
+    /// The summary of these values; `None` if there are none.
     pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);

@@ -24,12 +24,13 @@ pub fn result_file(run_dir: &Path, analysis: Analysis) -> PathBuf {
     run_dir.join("explain").join(format!("{}.json", analysis.name()))
 }
 
-/// What bounds and seeds the analyses. The same run with the same options gives the same results.
+/// Limit and seed of the analyses. The same run with the same options gives the same results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExplainOptions {
     /// Seed of every choice among tokens.
     pub seed: u64,
-    /// The most sinks an analysis uses if it keeps vectors, or runs the model, for each.
+    /// Maximum number of sinks for an analysis that stores vectors, or runs the model, once per
+    /// sink.
     pub max_sinks: usize,
 }
 
@@ -42,7 +43,8 @@ pub struct Stored<T> {
     pub fathom: String,
     /// The analysis.
     pub analysis: Analysis,
-    /// SHA-256 of the run's `detections.jsonl`: a result of other detections is out of date.
+    /// SHA-256 of the `detections.jsonl` it was computed from. The result is out of date if the
+    /// run's differs.
     pub detections_sha256: String,
     /// The options it was made with.
     pub options: ExplainOptions,
@@ -50,7 +52,7 @@ pub struct Stored<T> {
     pub result: T,
 }
 
-/// The stored result of an analysis of the run in `run_dir`; `None` where there is none.
+/// The stored result of an analysis of the run in `run_dir`; `None` if there is none.
 ///
 /// # Errors
 /// A file that cannot be read, is of another version, or is not such a result.
@@ -84,7 +86,7 @@ pub(super) struct ResultStore<'a> {
     pub run_dir: &'a Path,
     /// SHA-256 of its detections.
     pub detections_sha256: &'a str,
-    /// What bounds and seeds the analyses.
+    /// Limit and seed of the analyses.
     pub options: ExplainOptions,
 }
 
@@ -110,7 +112,8 @@ impl ResultStore<'_> {
         durable::replace_bytes(&path, format!("{text}\n").as_bytes())
     }
 
-    /// Whether a result is stored that this version made of these detections with these options.
+    /// Whether a stored result was computed by this version, from these detections, with these
+    /// options.
     pub fn is_current<T: AnalysisResult>(&self) -> bool {
         read::<T>(self.run_dir).ok().flatten().is_some_and(|stored| {
             stored.fathom == env!("CARGO_PKG_VERSION")

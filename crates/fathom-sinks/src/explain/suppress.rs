@@ -19,7 +19,7 @@ use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange, Summ
 pub struct Suppress {
     /// A token is clamped if the cosine of its `mlp_out` with the sink direction is above this.
     pub cosine: f32,
-    /// The layers that create most secondary sinks, each clamped alone.
+    /// The layers that create the most secondary sinks, each clamped alone.
     pub layers: Vec<SuppressedLayer>,
 }
 
@@ -58,8 +58,8 @@ pub struct Continuation {
     pub trace: usize,
     /// The trace's own index.
     pub sample_index: u64,
-    /// Position of the first generated token: half-way from the first token that any layer's clamp
-    /// changed to the end of the trace.
+    /// Position of the first generated token: halfway between the first token that any layer's
+    /// clamp changed and the end of the trace.
     pub from: usize,
     /// Clamped tokens before it.
     pub clamped: usize,
@@ -99,19 +99,20 @@ impl AnalysisResult for Suppress {
     const ANALYSIS: Analysis = Analysis::Suppress;
 }
 
-/// Above this cosine with the sink direction an `mlp_out` makes a sink.
+/// An `mlp_out` is clamped if its cosine with the sink direction exceeds this.
 ///
-/// The direction is that of the reference's state, not of its `mlp_out`: the two agree in layers
-/// whose MLP writes the sink direction for the reference, and in all others only the state has it.
+/// The sink direction is taken from the reference's `resid_post`, not from its `mlp_out`. The two
+/// agree in layers whose MLP writes the sink direction for the reference; in all other layers only
+/// `resid_post` has it.
 const COSINE: f32 = 0.98;
 
 /// Tokens of a continuation.
 const CONTINUED: usize = 48;
 
-/// Clamps each creation layer at which secondary sinks start.
+/// Clamps each creation layer alone.
 pub(super) struct SuppressAnalyzer {
     creation: CreationObserver,
-    /// Known when the plain passes are done.
+    /// Filled when the plain passes are done.
     layers: Vec<ClampedLayer>,
 }
 
@@ -182,7 +183,7 @@ impl<B: Backend> Intervention<B> for SuppressAnalyzer {
         let Some(first) = clamped.iter().filter_map(|positions| positions.first()).min() else {
             return encode(&parts);
         };
-        // Half-way from the first clamped token to the end of the trace.
+        // Halfway between the first clamped token and the end of the trace.
         let from = (first + 1 + passes.plain.scalars.tokens()).div_ceil(2);
         let texts = passes.continue_greedily(from, CONTINUED)?;
         if let Some((plain, edited)) = texts.split_first() {
@@ -253,8 +254,8 @@ impl ClampedLayer {
         Edits::new(vec![edit], config, None)
     }
 
-    /// The tokens of a trace that were clamped. Aligned ones whose norm does not exceed the clamp
-    /// were not changed.
+    /// The tokens of a trace whose `mlp_out` was changed. A clamp leaves aligned tokens unchanged
+    /// if their norm is small enough.
     fn clamped(&self, before: &Outcome, after: &Outcome) -> Vec<usize> {
         let norms = before.scalars.mlp_out_norm.row(self.layer);
         after.aligned.iter().copied().filter(|t| norms[*t] > self.norm).collect()
@@ -327,8 +328,8 @@ impl ClampedLayer {
 }
 
 impl Continuation {
-    /// The texts without and with the clamp after the first `from` tokens of a trace, of which
-    /// `clamped` were clamped.
+    /// Compares the texts generated without and with the clamp after the first `from` tokens of a
+    /// trace. `clamped` of these tokens were clamped.
     fn of(
         trace: &ScannedTrace<'_>,
         from: usize,

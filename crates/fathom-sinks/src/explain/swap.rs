@@ -1,4 +1,4 @@
-//! Which sinks do not form when their vector is replaced at an earlier place: "Swapping"
+//! Which sinks do not form if their vector is replaced by the mean token's: "Swapping"
 //! (docs/definitions.md), paper Fig. 8.
 
 use std::collections::BTreeMap;
@@ -37,8 +37,8 @@ pub struct SwapCell {
     pub l_start: usize,
     /// `resid_post`, `attn_out` or `mlp_out`.
     pub site: String,
-    /// The layer at which the vector was replaced by the mean of the trace's tokens that are not
-    /// sinks: 0 to l_start + 1.
+    /// The layer, 0 to l_start + 1, at which the sink's vector was replaced by the mean over the
+    /// trace's tokens that are not sinks.
     pub layer: usize,
     /// Sinks whose cosine at l_start is then no longer above the threshold.
     pub suppressed: Share,
@@ -53,10 +53,10 @@ const SITES: [Site; 3] = [Site::ResidPost, Site::AttnOut, Site::MlpOut];
 
 /// Swaps sinks one at a time.
 ///
-/// A token depends only on those before it, which a swap does not change. So after the plain pass
-/// the sequence is truncated to the tokens before the sink, and the sink's token runs alone, once
-/// for each place, with its vector there replaced. Sinks are swapped from the last to the first,
-/// so that each truncates the sequence further.
+/// Attention is causal, so a swap does not change earlier tokens. After the plain pass the sequence
+/// is therefore truncated to the tokens before the sink, and only the sink's token is run, once for
+/// each place, with its vector replaced there. Sinks are swapped from the last to the first, so
+/// that the sequence only ever gets shorter.
 pub(super) struct SwapAnalyzer {
     preset: Preset,
     threshold: f32,
@@ -69,7 +69,7 @@ pub(super) struct SwapAnalyzer {
     cells: Cells,
 }
 
-/// The trace in the model.
+/// The trace that is being run.
 #[derive(Default)]
 struct CurrentTrace {
     number: usize,

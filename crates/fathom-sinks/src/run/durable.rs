@@ -14,7 +14,7 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Atomically replaces `path` by what `write` writes.
+/// Atomically replaces the file at `path` by one that `write` fills.
 pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let temporary = temporary(path);
     let failed = |_: &Error| drop(fs::remove_file(&temporary)); // best effort

@@ -1,4 +1,5 @@
-//! `run.json`: what is needed to repeat a run, and to refuse to resume it with other inputs.
+//! `run.json`: records what a run was made from, so that it can be repeated, and so that resuming
+//! it with other inputs is refused.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +32,7 @@ pub struct Manifest {
     pub model: ModelNote,
     /// The traces.
     pub traces: TracesNote,
-    /// The kernels that computed it. Results of different kernels agree, but not bit for bit.
+    /// The kernels that computed it. Results of different kernels agree up to rounding only.
     pub engine: String,
     /// The options of the scan.
     pub options: ScanOptions,
@@ -215,9 +216,9 @@ impl Manifest {
         durable::replace_bytes(path, format!("{text}\n").as_bytes())
     }
 
-    /// Rejects resuming a run that was started with other inputs. The names of the model and the
-    /// traces may change. With `same_start` (the traces begin with those of the run), more traces
-    /// may follow.
+    /// Returns an error if the run was started with other inputs than those of `requested`. The
+    /// names of model and traces may differ. `same_start` states that the requested traces begin
+    /// with those of the run; the requested run may then have more.
     pub(super) fn check_same_run(
         &self,
         path: &Path,

@@ -68,8 +68,9 @@ impl RunDir {
             .collect()
     }
 
-    /// Number of traces of the finished run, if it can be derived from the options and from the
-    /// traces file, which must still exist unchanged.
+    /// The number of traces the run will have when it is finished: those of the traces file, if it
+    /// still exists unchanged, up to the scan's limit; otherwise the limit. `None` if there is
+    /// neither.
     pub fn planned_traces(&self) -> Option<usize> {
         let note = &self.manifest.traces;
         let path = Path::new(&note.file);
@@ -135,7 +136,8 @@ impl RunDir {
         Ok(())
     }
 
-    /// The norm curves of those among the first `traces` traces whose number `wanted` accepts.
+    /// The norm curves of the first `traces` traces, restricted to those whose number `wanted`
+    /// accepts.
     ///
     /// # Errors
     /// A file is missing or is not such a table.

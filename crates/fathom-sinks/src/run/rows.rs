@@ -43,8 +43,8 @@ pub struct LayerScores {
 }
 
 impl LayerScores {
-    /// Reduces the scores of a layer, `[heads, T]`, and keeps those of every head at the positions
-    /// `keep`.
+    /// Reduces the scores of a layer, `[heads, T]`, and stores the score of every head at the
+    /// positions `keep`.
     pub fn new(scores: &[f32], heads: usize, keep: impl Iterator<Item = usize>) -> LayerScores {
         let tokens = scores.len() / heads.max(1);
         let (mut mean, mut max) = (vec![0.0; tokens], vec![f32::NEG_INFINITY; tokens]);

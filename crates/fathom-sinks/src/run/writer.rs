@@ -121,8 +121,8 @@ impl RunWriter {
         Ok(writer)
     }
 
-    /// Reopens the run for more traces. If it is complete, its tables are split into part files
-    /// again, so that it ends with the same tables as if it had had all traces from the start.
+    /// Reopens the run for more traces. The tables of a complete run are split into part files
+    /// again, so that the final tables have the bytes of a run with all traces from the start.
     fn grow(&mut self, requested: Manifest) -> Result<()> {
         let traces = |note: &TracesNote| note.read.as_ref().map_or(0, |read| read.traces);
         let growth = Growth { from: traces(&self.manifest.traces), to: traces(&requested.traces) };

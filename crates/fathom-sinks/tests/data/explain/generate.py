@@ -1,4 +1,4 @@
-"""Writes sklearn.json: what scikit-learn and numpy make of a few points.
+"""Writes sklearn.json: reference results of scikit-learn and numpy for a few points.
 
     pip install scikit-learn numpy
     python generate.py
