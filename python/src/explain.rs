@@ -45,7 +45,7 @@ pub fn explain(
         let explain = Explain::new(&run.run, &asked, ExplainOptions { seed, max_sinks })?;
         let inputs = RunInputs { model: model_path, adapter, traces: traces_path, threads };
         match (model, traces) {
-            _ if explain.left().is_empty() => {}
+            _ if explain.remaining().is_empty() => {}
             (Some(model), Some(traces)) => {
                 explain.with_model(model, &traces.traces, &mut reporter)?
             }

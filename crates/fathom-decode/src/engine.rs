@@ -30,7 +30,7 @@ use fathom_model::{Error, Result, Transformer};
 
 use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
-pub use handle::{Canceller, EngineHandle, Generating, Sink};
+pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Ticket, Update};

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use fathom_backend::Precision;
 use fathom_decode::engine::{
-    Engine, EngineHandle, EngineOptions, Gamma, Generating, HandleMetrics, ModeChoice, Request,
+    Engine, EngineHandle, EngineOptions, Gamma, HandleMetrics, ModeChoice, Request, RequestUpdates,
     Update,
 };
 use fathom_decode::{Finish, Mode, SamplingParams, philox4x32};
@@ -127,7 +127,7 @@ fn fate(number: u64) -> Fate {
 }
 
 /// Reads a text by one of three methods, up to `enough` tokens or the end.
-fn read(updates: &mut Generating, method: u32, enough: usize) -> (Vec<u32>, Option<Finish>) {
+fn read(updates: &mut RequestUpdates, method: u32, enough: usize) -> (Vec<u32>, Option<Finish>) {
     let (mut tokens, mut finish) = (Vec::new(), None);
     while tokens.len() < enough && !updates.has_ended() {
         let update = match method {
@@ -149,7 +149,7 @@ fn read(updates: &mut Generating, method: u32, enough: usize) -> (Vec<u32>, Opti
 /// A client thread: keeps a few requests open and compares their texts. Returns the number of texts
 /// read to the end.
 fn client(engine: &EngineHandle, thread: u64, expected: &Texts) -> u64 {
-    let mut open: VecDeque<(u64, u64, Generating)> = VecDeque::new();
+    let mut open: VecDeque<(u64, u64, RequestUpdates)> = VecDeque::new();
     let mut whole = 0;
     for number in (0..REQUESTS).map(|n| thread * REQUESTS + n) {
         let id = u64::from(random(number, 6, DISTINCT as u32));
@@ -401,7 +401,7 @@ fn a_sink_may_own_the_last_handle() {
         let owner = Arc::new(outbox);
         let sink = move |update: Result<Update>| {
             let refused = |result: Result<()>| {
-                result.unwrap_err().to_string().starts_with("a sink cannot drain or configure")
+                result.unwrap_err().to_string().starts_with("a callback cannot drain or configure")
             };
             assert!(refused(owned.drain()) && refused(owned.configure(owned.options())));
             let update = update.unwrap();
@@ -458,7 +458,7 @@ fn a_stop_check_ends_its_own_request_only() {
         let panics = |_| panic!("no idea");
         let mut broken =
             engine.submit(Request { stop: Some(Box::new(panics)), ..long(2, 60) }).unwrap();
-        let error = |updates: &mut Generating| {
+        let error = |updates: &mut RequestUpdates| {
             let error = updates.find_map(|update| update.err()).unwrap().to_string();
             assert!(updates.next().is_none());
             error
@@ -541,6 +541,6 @@ fn handles_can_be_used_from_any_thread() {
     fn shareable<T: Send + Sync + Clone>() {}
     fn sendable<T: Send>() {}
     shareable::<EngineHandle>();
-    sendable::<Generating>();
+    sendable::<RequestUpdates>();
     sendable::<Engine<Cpu>>();
 }

@@ -81,7 +81,7 @@ impl Probe for Norms {
 }
 
 impl Watcher for Norms {
-    fn keep(&mut self, len: usize) {
+    fn truncate(&mut self, len: usize) {
         self.0.lock().unwrap().retain(|position, _| *position < len);
     }
 }
@@ -201,7 +201,7 @@ impl Probe for FailsAt {
 }
 
 impl Watcher for FailsAt {
-    fn keep(&mut self, _: usize) {}
+    fn truncate(&mut self, _: usize) {}
 }
 
 #[test]

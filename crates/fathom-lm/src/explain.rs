@@ -90,14 +90,14 @@ pub struct RunInputs {
 /// # let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
 /// let options = ExplainOptions { seed: 0, max_sinks: 20 };
 /// let explain = Explain::new(&run, &[Analysis::Entropy], options)?;
-/// assert_eq!(explain.left(), [Analysis::Entropy]);
+/// assert_eq!(explain.remaining(), [Analysis::Entropy]);
 /// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
 ///
 /// // The run records where its model and traces are. `RunInputs` is for those that have moved.
 /// explain.run(&RunInputs::default(), &mut ())?;
 /// assert!(explain.findings()?[0].finding.contains("nats"));
 /// // The result is up to date: same run, options and version.
-/// assert!(Explain::new(&run, &[Analysis::Entropy], options)?.left().is_empty());
+/// assert!(Explain::new(&run, &[Analysis::Entropy], options)?.remaining().is_empty());
 /// # Ok::<(), fathom_lm::Error>(())
 /// ```
 pub struct Explain<'a> {
@@ -121,7 +121,7 @@ impl<'a> Explain<'a> {
     }
 
     /// The analyses that remain to be run.
-    pub fn left(&self) -> &[Analysis] {
+    pub fn remaining(&self) -> &[Analysis] {
         self.explanation.analyses()
     }
 

@@ -23,7 +23,7 @@ pub use generate::{
     recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
-pub use pass::{Array, Cache, Pass, Ran, parse_edits, parse_site};
+pub use pass::{Array, Cache, Pass, PassOutput, parse_edits, parse_site};
 pub use report::{ReportOptions, write_report};
 pub use scan::{Run, Scan};
 pub use source::{AdapterSource, ModelSource};

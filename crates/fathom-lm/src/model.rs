@@ -167,7 +167,7 @@ impl ModelFiles {
 
     /// The name of the model in tables.
     pub fn name(&self) -> String {
-        self.source.called()
+        self.source.display_name()
     }
 
     /// The config, every default filled in.

@@ -15,7 +15,7 @@ use fathom_model::{
 use crate::Model;
 pub use array::Array;
 pub use cache::Cache;
-pub use one_pass::{Pass, Ran};
+pub use one_pass::{Pass, PassOutput};
 
 /// Parses the name of a site with its layer: `resid_post.3` or `blocks.3.hook_resid_post`. The
 /// layer is `None` for all layers: `resid_post.*`, `blocks.*.hook_resid_post` or `resid_post`.

@@ -59,7 +59,7 @@ impl ModelSource {
     }
 
     /// The name in tables: the model's, with `+` and the last part of the adapter's name.
-    pub fn called(&self) -> String {
+    pub fn display_name(&self) -> String {
         let adapter = self.adapter.as_ref().map(|adapter| adapter.name.as_str());
         adapted_name(&self.name, adapter)
     }

@@ -63,7 +63,7 @@ impl Detections {
             reclassify(run.dir(), &mut traces, preset, Some(model.layers))?;
         }
         let found = Detections { name: model.name(), rope_base: Some(model.rope_base), traces };
-        Ok(found.counting(phases.unwrap_or(run.manifest().options.phases)))
+        Ok(found.with_phases(phases.unwrap_or(run.manifest().options.phases)))
     }
 
     /// Reads detections from a file, in the published format or Fathom's, classified by the rules
@@ -80,8 +80,8 @@ impl Detections {
     }
 
     /// Selects the phases whose sinks count.
-    pub fn counting(self, phases: Phases) -> Detections {
-        let traces = self.traces.into_iter().map(|trace| trace.counting(phases)).collect();
+    pub fn with_phases(self, phases: Phases) -> Detections {
+        let traces = self.traces.into_iter().map(|trace| trace.with_phases(phases)).collect();
         Detections { traces, ..self }
     }
 

@@ -134,7 +134,7 @@ impl Traces {
         if let Some(before) = index.checked_sub(1) {
             reader.nth(before);
         }
-        reader.forget(); // remarks about the rows before this one
+        reader.clear_findings(); // remarks about the rows before this one
         let mut remarks = Remarks::new();
         let trace = tokenize(reader.next().ok_or_else(absent)??, files, &mut remarks)?;
         remarks.extend(reader.remarks().iter().cloned());

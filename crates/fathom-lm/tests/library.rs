@@ -120,7 +120,7 @@ fn traces_in_memory_give_the_same_run() {
     let error = explained.run(&RunInputs::default(), &mut ()).unwrap_err().to_string();
     assert!(error.contains("in memory"), "{error}");
     explained.with_model(&model, &in_memory, &mut ()).unwrap();
-    assert!(Explain::new(&run, &stages, OPTIONS).unwrap().left().is_empty());
+    assert!(Explain::new(&run, &stages, OPTIONS).unwrap().remaining().is_empty());
 
     let kept = run.clone();
     drop(run);

@@ -389,7 +389,7 @@ impl TraceReader {
     }
 
     /// Clears the remarks and writers collected so far.
-    pub fn forget(&mut self) {
+    pub fn clear_findings(&mut self) {
         self.remarks = Remarks::new();
         self.writers.clear();
     }

@@ -435,7 +435,7 @@ fn writers_of_ids_are_counted() {
     let writers: Vec<_> =
         reader.writers().iter().map(|w| (&*w.weights, &*w.model, w.line, w.lines)).collect();
     assert_eq!(writers, [("x", "a", 2, 2), ("y", "a", 3, 1)]);
-    reader.forget();
+    reader.clear_findings();
     assert!(reader.writers().is_empty());
 }
 

@@ -150,7 +150,7 @@ fn a_summary_says_what_is_not_counted_and_how_to_see_it() {
     );
     assert!(text.contains("`--phases all` lists them."), "{text}");
 
-    let all = traces.map(|trace| trace.counting(Phases::All));
+    let all = traces.map(|trace| trace.with_phases(Phases::All));
     let text = summary(&manifest(), &all);
     assert!(text.contains("1 secondary sink in 1 trace"), "{text}");
     assert!(!text.contains("--phases"), "{text}");

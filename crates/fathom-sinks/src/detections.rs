@@ -25,7 +25,7 @@ pub struct TraceDetection {
     pub full_text_len: usize,
     /// The sinks by position, including the reference.
     pub sinks: Vec<Sink>,
-    /// The other phases with their sinks; empty once [`TraceDetection::counting`] has moved them
+    /// The other phases with their sinks; empty once [`TraceDetection::with_phases`] has moved them
     /// into `sinks`.
     pub other_phases: Vec<Phase>,
     /// How they were found; absent in published files.
@@ -103,7 +103,7 @@ impl TraceDetection {
 
     /// With `Phases::All`, moves the sinks of all phases into `sinks`, ordered by position, then
     /// first layer. A position occurs once per phase.
-    pub fn counting(mut self, phases: Phases) -> TraceDetection {
+    pub fn with_phases(mut self, phases: Phases) -> TraceDetection {
         if phases == Phases::All && !self.other_phases.is_empty() {
             self.sinks = merged(&self.sinks, &self.other_phases);
             self.other_phases.clear();

@@ -86,7 +86,7 @@ impl ScalarProbe {
 
     /// Discards the measurements of positions ≥ `len`. A later pass over these positions measures
     /// them again.
-    pub fn keep(&mut self, len: usize) {
+    pub fn truncate(&mut self, len: usize) {
         self.seen = self.seen.min(len);
         self.scalars.resize(len.min(self.scalars.hidden_norm.tokens()));
     }

@@ -139,7 +139,7 @@ impl RunDir {
     /// manifest's.
     pub fn detections_of(&self, phases: Phases) -> Result<Vec<TraceDetection>> {
         let traces = self.recorded()?;
-        Ok(traces.into_iter().map(|trace| trace.counting(phases)).collect())
+        Ok(traces.into_iter().map(|trace| trace.with_phases(phases)).collect())
     }
 
     /// The lines of the detections file.

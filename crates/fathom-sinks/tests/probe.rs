@@ -106,13 +106,13 @@ proptest! {
         for (accepted, rejected, restart) in steps {
             if restart {
                 len /= 2;
-                probe.keep(len);
+                probe.truncate(len);
             }
             feed_all(&mut probe, len..len + accepted, 0.0);
             len += accepted;
             if rejected > 0 {
                 feed_all(&mut probe, len..len + rejected, 3.5);
-                probe.keep(len);
+                probe.truncate(len);
             }
             let ids: Vec<u32> = (0..len as u32).collect();
             prop_assert_eq!(probe.so_far(&ids).unwrap(), run(len, &[len], &candidates));

@@ -17,7 +17,7 @@ use super::metrics::HandleMetrics;
 use super::rules::{Checked, Rules};
 use super::{Engine, EngineOptions, Request, Ticket, Update};
 use crate::StopCheck;
-pub use generating::{Canceller, Generating};
+pub use generating::{Canceller, RequestUpdates};
 use worker::Worker;
 
 /// Callback for the updates of a request. It runs on the engine's thread and returns whether to
@@ -27,7 +27,7 @@ use worker::Worker;
 /// All requests of the engine wait while the callback runs, so it must pass the update on without
 /// blocking. It may submit and cancel requests. Draining or configuring the engine from it is an
 /// error.
-pub type Sink = Box<dyn FnMut(Result<Update>) -> bool + Send>;
+pub type UpdateCallback = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 
 /// Handle of an engine on its own thread, which runs steps while there are requests and sleeps
 /// otherwise.
@@ -103,7 +103,7 @@ struct Inner {
 
 /// Commands to the engine's thread, processed before the next step.
 enum EngineCommand {
-    Submit(Box<Checked>, Sink),
+    Submit(Box<Checked>, UpdateCallback),
     Cancel(Ticket),
     Configure(EngineOptions, Sender<Result<()>>),
     /// Answered when all requests have ended.
@@ -196,12 +196,12 @@ impl EngineHandle {
     ///
     /// # Errors
     /// See [`Engine::submit`]; [`Error::Stopped`] if the engine was drained or has failed.
-    pub fn submit(&self, request: Request) -> Result<Generating> {
+    pub fn submit(&self, request: Request) -> Result<RequestUpdates> {
         let (outbox, updates) = channel();
         // Fails if the reader was dropped, which also cancels the request.
         let canceller =
             self.submit_with(request, Box::new(move |update| outbox.send(update).is_ok()))?;
-        Ok(Generating { updates, canceller, ended: false })
+        Ok(RequestUpdates { updates, canceller, ended: false })
     }
 
     /// Queues a request with a callback for its updates: for an asynchronous server, for example,
@@ -237,8 +237,8 @@ impl EngineHandle {
     /// # let request = Request { id: 0, prompt, params, eos, stop: None, watcher: None };
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
-    /// let sink = move |update| outbox.send(update).is_ok(); // false if the receiver is gone
-    /// let canceller = engine.submit_with(request, Box::new(sink))?;
+    /// let callback = move |update| outbox.send(update).is_ok(); // false if the receiver is gone
+    /// let canceller = engine.submit_with(request, Box::new(callback))?;
     /// let tokens = inbox.iter().map(|update| update.map_or(0, |update| update.tokens.len()));
     /// assert_eq!(tokens.sum::<usize>(), 10);
     /// canceller.cancel(); // no effect: it has ended
@@ -247,8 +247,8 @@ impl EngineHandle {
     /// ```
     ///
     /// # Errors
-    /// See [`EngineHandle::submit`]. `sink` is then dropped without a call.
-    pub fn submit_with(&self, mut request: Request, sink: Sink) -> Result<Canceller> {
+    /// See [`EngineHandle::submit`]. `callback` is then dropped without a call.
+    pub fn submit_with(&self, mut request: Request, callback: UpdateCallback) -> Result<Canceller> {
         let rules = {
             let status = self.0.shared.lock();
             status.check_open()?;
@@ -262,7 +262,7 @@ impl EngineHandle {
         status.check_open()?;
         // Sent under the lock, so that an engine that ends or drains has received every accepted
         // request.
-        let sent = commands.send(EngineCommand::Submit(checked, sink));
+        let sent = commands.send(EngineCommand::Submit(checked, callback));
         if sent.is_ok() {
             status.queued += 1;
             status.metrics.submitted += 1;
@@ -308,7 +308,8 @@ impl EngineHandle {
         change: impl FnOnce(&mut Status),
     ) -> Result<std::sync::mpsc::Receiver<Result<()>>> {
         if self.0.is_engine_thread() {
-            let problem = "a sink cannot drain or configure its engine, which waits for the sink";
+            let problem =
+                "a callback cannot drain or configure its engine, which waits for the callback";
             return Err(Error::Request(problem.to_owned()));
         }
         let (reply, answer) = channel();
@@ -349,7 +350,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Fails only if the thread has ended.
         drop(self.commands.send(EngineCommand::Stop));
-        // A sink may own the last handle. The engine's thread then cannot join itself and ends
+        // A callback may own the last handle. The engine's thread then cannot join itself and ends
         // later.
         if !self.is_engine_thread()
             && let Some(thread) = self.thread.take()

@@ -192,7 +192,7 @@ impl<B: Backend> Slot<B> {
 
     fn truncate_watcher(&mut self, len: usize) {
         if let Some(watcher) = &mut self.watcher {
-            watcher.keep(len);
+            watcher.truncate(len);
         }
     }
 

@@ -15,7 +15,7 @@ use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
 pub trait Watcher: Probe + Send {
     /// Discards what was observed at positions ≥ `len`: they held rejected drafts, or will be
     /// computed again after a preemption.
-    fn keep(&mut self, len: usize);
+    fn truncate(&mut self, len: usize);
 }
 
 /// The watchers of all sequences of a pass, as one probe.
@@ -168,7 +168,7 @@ impl Probe for RowWatcher {
 }
 
 impl Watcher for RowWatcher {
-    fn keep(&mut self, len: usize) {
+    fn truncate(&mut self, len: usize) {
         let mut rows = self.0.lock();
         if len < rows.len {
             let before = rows.len;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fathom_model::{Result, Tokenizer};
 
-use crate::engine::{Canceller, Done, EngineHandle, Generating, Request, Update};
+use crate::engine::{Canceller, Done, EngineHandle, Request, RequestUpdates, Update};
 use crate::{Finish, SamplingParams, TextStream};
 
 /// Result of one step for one text.
@@ -98,7 +98,7 @@ impl UpdateDecoder {
 /// # }
 /// ```
 pub struct TextUpdates {
-    updates: Generating,
+    updates: RequestUpdates,
     decoder: UpdateDecoder,
 }
 

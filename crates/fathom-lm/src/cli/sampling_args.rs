@@ -136,7 +136,7 @@ impl SamplingArgs {
                      {problem}"
                 ))
             };
-            if !recommended.can_be_taken() {
+            if !recommended.is_applicable() {
                 let instead = "expected any of temperature with do_sample, or repetition_penalty";
                 return Err(refuse(match recommended.others.is_empty() {
                     true => format!("no sampling; {instead}"),

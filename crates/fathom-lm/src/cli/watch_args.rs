@@ -83,7 +83,7 @@ impl Watch {
         let detection = self.collector.detection(generation)?;
         let value: Value = serde_json::from_str(&detection.to_json()).unwrap_or_default();
         generation.fields.insert("detection".to_owned(), value);
-        self.found.push(detection.counting(self.phases.into()));
+        self.found.push(detection.with_phases(self.phases.into()));
         Ok(())
     }
 

@@ -124,8 +124,8 @@ impl Probe for SinkWatcher {
 }
 
 impl Watcher for SinkWatcher {
-    fn keep(&mut self, len: usize) {
-        self.sinks.probe().keep(len);
+    fn truncate(&mut self, len: usize) {
+        self.sinks.probe().truncate(len);
     }
 }
 

@@ -56,7 +56,7 @@ pub struct Pass<'a> {
 
 /// The result of a [`Pass`].
 #[derive(Clone, Debug)]
-pub struct Ran {
+pub struct PassOutput {
     /// Logits `[T, vocab]`; row `t` predicts the token at `t + 1`. `[1, vocab]` for
     /// [`LogitRows::Last`]; `[0, vocab]` for [`LogitRows::None`] or a pass that stopped early.
     pub logits: Array,
@@ -157,12 +157,12 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// No ids, or one outside the vocabulary; a name, position, layer or edit that does not fit the
     /// model, the text or the layer the pass stops at; not enough memory; an error of a hook.
-    pub fn run(self) -> Result<Ran> {
+    pub fn run(self) -> Result<PassOutput> {
         self.run_watched(None)
     }
 
     /// Runs the pass. `watcher`, which may edit, replaces the probes of captures and edits.
-    pub(super) fn run_watched(mut self, mut watcher: Option<&mut dyn Probe>) -> Result<Ran> {
+    pub(super) fn run_watched(mut self, mut watcher: Option<&mut dyn Probe>) -> Result<PassOutput> {
         let (weights, config, ids) = (self.model.weights(), self.model.config(), self.ids);
         if ids.is_empty() {
             return Err(Error::Request("there are no tokens to run".to_owned()));
@@ -214,7 +214,7 @@ impl<'a> Pass<'a> {
             logits.step(weights, &mut sequence, tokens, &mut probe)?;
         }
         let residual = last.finish(weights, &sequence)?.pop();
-        Ok(Ran {
+        Ok(PassOutput {
             logits: logits.array,
             residual: residual.map(|last| Array { shape: last.shape, values: last.values }),
             cache: Cache::new(recorder.finish(weights, &sequence)?),

@@ -58,7 +58,7 @@ impl RecommendedSampling {
     }
 
     /// Whether it recommends anything that Fathom has options for.
-    pub fn can_be_taken(&self) -> bool {
+    pub fn is_applicable(&self) -> bool {
         self.temperature.is_some() || self.repetition_penalty.is_some()
     }
 
@@ -78,7 +78,7 @@ impl RecommendedSampling {
             return None;
         }
         let mut notes = Vec::new();
-        if self.can_be_taken() {
+        if self.is_applicable() {
             notes.push("--sampling recommended applies the recommendation".to_owned());
         }
         if !self.others.is_empty() {
@@ -93,7 +93,7 @@ impl RecommendedSampling {
     }
 
     /// A remark about the recommended fields that `--sampling recommended` cannot apply.
-    pub fn rest_remark(&self) -> Option<Remark> {
+    pub fn unsupported_remark(&self) -> Option<Remark> {
         let others = self.others.join(" and ");
         let text = format!(
             "generation_config.json also recommends {others}, for which there is no option"

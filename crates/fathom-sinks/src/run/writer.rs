@@ -210,7 +210,7 @@ impl RunWriter {
         let TraceResult { detection, curves, scores, ids, texts } = *result;
         let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
         let id = TraceId { trace, sample_index: detection.sample_index };
-        let counted = detection.clone().counting(self.manifest.options.phases);
+        let counted = detection.clone().with_phases(self.manifest.options.phases);
         for table in RunTable::all(self.manifest.options.attention) {
             let path = part(&self.dir, *table, self.traces);
             durable::replace(&path, |file| {
@@ -246,7 +246,7 @@ impl RunWriter {
             }
             let detections = read_detections(&self.dir.join(DETECTIONS))?.into_iter();
             let phases = self.manifest.options.phases;
-            let counted: Vec<_> = detections.map(|trace| trace.counting(phases)).collect();
+            let counted: Vec<_> = detections.map(|trace| trace.with_phases(phases)).collect();
             self.manifest.counts = Some(Counts::new(&counted));
             self.manifest.status = Status::Complete;
             self.manifest.write(&self.dir.join(MANIFEST))?;

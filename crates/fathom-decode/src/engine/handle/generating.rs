@@ -16,13 +16,13 @@ use crate::engine::{Ticket, Update};
 ///
 /// Dropping it cancels the request, if it has not ended.
 #[derive(Debug)]
-pub struct Generating {
+pub struct RequestUpdates {
     pub(super) updates: Receiver<Result<Update>>,
     pub(super) canceller: Canceller,
     pub(super) ended: bool,
 }
 
-impl Generating {
+impl RequestUpdates {
     /// The next update, without waiting. `None` if there is none yet, and after the last.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Generating {
     }
 }
 
-impl Iterator for Generating {
+impl Iterator for RequestUpdates {
     type Item = Result<Update>;
 
     fn next(&mut self) -> Option<Result<Update>> {
@@ -93,7 +93,7 @@ impl Iterator for Generating {
     }
 }
 
-impl Drop for Generating {
+impl Drop for RequestUpdates {
     fn drop(&mut self) {
         self.cancel();
     }

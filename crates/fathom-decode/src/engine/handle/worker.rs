@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
-use super::{EngineCommand, Shared, Sink, State};
+use super::{EngineCommand, Shared, State, UpdateCallback};
 use crate::engine::draft_worker::panic_message;
 use crate::engine::{Engine, Ticket, Update};
 
@@ -17,7 +17,7 @@ pub(super) struct Worker<B: Backend> {
     commands: Receiver<EngineCommand>,
     shared: Arc<Shared>,
     /// Sinks of the unfinished requests.
-    sinks: BTreeMap<Ticket, Sink>,
+    callbacks: BTreeMap<Ticket, UpdateCallback>,
     /// Replies to callers that wait until no request is left.
     draining: Vec<Sender<Result<()>>>,
     /// Requests received from `commands` since the status was last published.
@@ -44,7 +44,7 @@ impl<B: Backend> Worker<B> {
             engine,
             commands,
             shared,
-            sinks: BTreeMap::new(),
+            callbacks: BTreeMap::new(),
             draining: Vec::new(),
             received: 0,
             finished: 0,
@@ -94,9 +94,9 @@ impl<B: Backend> Worker<B> {
                 }
             };
             match command {
-                EngineCommand::Submit(request, sink) => {
+                EngineCommand::Submit(request, callback) => {
                     self.received += 1;
-                    self.sinks.insert(self.engine.enqueue(*request), sink);
+                    self.callbacks.insert(self.engine.enqueue(*request), callback);
                 }
                 EngineCommand::Cancel(ticket) => self.cancel(ticket),
                 EngineCommand::Configure(options, reply) => {
@@ -113,14 +113,14 @@ impl<B: Backend> Worker<B> {
     }
 
     fn cancel(&mut self, ticket: Ticket) {
-        if let Some(sink) = self.sinks.remove(&ticket) {
+        if let Some(callback) = self.callbacks.remove(&ticket) {
             self.engine.cancel(ticket);
             self.cancelled += 1;
-            discard(sink);
+            discard(callback);
         }
     }
 
-    /// Delivers the updates of a step to the sinks.
+    /// Delivers the updates of a step to the callbacks.
     fn deliver(&mut self, updates: Vec<(Ticket, Result<Update>)>) {
         for (_, update) in &updates {
             match update {
@@ -128,14 +128,14 @@ impl<B: Backend> Worker<B> {
                 Err(_) => self.failed += 1,
             }
         }
-        // The metrics count the end of a request before its sink sees it.
+        // The metrics count the end of a request before its callback sees it.
         self.publish();
         for (ticket, update) in updates {
             let ends = update.as_ref().map_or(true, |update| update.done.is_some());
-            let Some(sink) = self.sinks.get_mut(&ticket) else { continue };
-            let continues = call(sink, update);
+            let Some(callback) = self.callbacks.get_mut(&ticket) else { continue };
+            let continues = call(callback, update);
             if ends {
-                self.sinks.remove(&ticket).into_iter().for_each(discard);
+                self.callbacks.remove(&ticket).into_iter().for_each(discard);
             } else if !continues {
                 self.cancel(ticket);
             }
@@ -173,8 +173,8 @@ impl<B: Backend> Worker<B> {
         let mut refused = std::mem::take(&mut self.draining);
         for command in last {
             match command {
-                EngineCommand::Submit(request, sink) => {
-                    drop(self.sinks.insert(request.ticket, sink));
+                EngineCommand::Submit(request, callback) => {
+                    drop(self.callbacks.insert(request.ticket, callback));
                 }
                 EngineCommand::Cancel(ticket) => self.cancel(ticket),
                 EngineCommand::Configure(_, reply) | EngineCommand::Drain(reply) => {
@@ -184,28 +184,28 @@ impl<B: Backend> Worker<B> {
             }
         }
         self.engine.cancel_all();
-        let sinks = std::mem::take(&mut self.sinks);
-        let ended = sinks.len() as u64;
+        let callbacks = std::mem::take(&mut self.callbacks);
+        let ended = callbacks.len() as u64;
         match &end {
             End::Dropped => self.cancelled += ended,
             End::Failed(_) => self.failed += ended,
         }
         self.received = self.shared.lock().queued;
         self.publish();
-        for mut sink in sinks.into_values() {
-            call(&mut sink, Err(stopped()));
-            discard(sink);
+        for mut callback in callbacks.into_values() {
+            call(&mut callback, Err(stopped()));
+            discard(callback);
         }
         refused.into_iter().for_each(|reply| drop(reply.send(Err(stopped()))));
     }
 }
 
-/// Calls a sink. A panic counts as `false` and affects no other request.
-fn call(sink: &mut Sink, update: Result<Update>) -> bool {
-    catch_unwind(AssertUnwindSafe(|| sink(update))).unwrap_or(false)
+/// Calls a callback. A panic counts as `false` and affects no other request.
+fn call(callback: &mut UpdateCallback, update: Result<Update>) -> bool {
+    catch_unwind(AssertUnwindSafe(|| callback(update))).unwrap_or(false)
 }
 
-/// Drops a sink. The destructors of its captures may panic.
-fn discard(sink: Sink) {
-    drop(catch_unwind(AssertUnwindSafe(|| drop(sink))));
+/// Drops a callback. The destructors of its captures may panic.
+fn discard(callback: UpdateCallback) {
+    drop(catch_unwind(AssertUnwindSafe(|| drop(callback))));
 }

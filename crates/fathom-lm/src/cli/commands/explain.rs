@@ -90,7 +90,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let max_sinks = usize::try_from(args.max_sinks).unwrap_or(usize::MAX);
     let options = ExplainOptions { seed: args.seed, max_sinks };
     let explain = Explain::new(&run, &args.analyses.0, options)?;
-    let left: Vec<&str> = explain.left().iter().map(|analysis| analysis.name()).collect();
+    let left: Vec<&str> = explain.remaining().iter().map(|analysis| analysis.name()).collect();
     if !left.is_empty() {
         progress::note(output, &format!("{}: {}", left.join(", "), explain.cost()));
     }

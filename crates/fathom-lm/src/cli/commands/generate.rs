@@ -172,7 +172,7 @@ impl Args {
     fn advice(&self, pair: &Pair, params: &SamplingParams, longest: usize) -> Vec<Remark> {
         let recommended = pair.recommended_sampling();
         let recommended = match (self.sampling.is_recommended(), self.sampling.is_given()) {
-            (true, _) => recommended.rest_remark(),
+            (true, _) => recommended.unsupported_remark(),
             (false, true) => None,
             (false, false) => recommended.remark(),
         };

@@ -112,7 +112,7 @@ impl Args {
             return self.input.runs.iter().map(of_run).collect();
         };
         let (preset, layers) = (preset.unwrap_or_default(), self.layers.map(usize::from));
-        let found = Detections::read(path, preset, layers)?.counting(phases.unwrap_or_default());
+        let found = Detections::read(path, preset, layers)?.with_phases(phases.unwrap_or_default());
         let name = self.name.clone().unwrap_or(found.name);
         Ok(vec![Detections { name, rope_base: self.rope_base, ..found }])
     }
