@@ -385,8 +385,8 @@ fn broken_indices_are_refused() {
         (
             index("[]"),
             format!(
-                "{INDEX}: is not an index: invalid type: sequence, expected an object that gives \
-                 the shard of each tensor at line 1 column 42"
+                "{INDEX}: is not an index: invalid type: sequence, expected an object that maps \
+                 each tensor to its shard at line 1 column 42"
             ),
         ),
         (
