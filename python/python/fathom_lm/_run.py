@@ -224,8 +224,6 @@ class Run:
             raise RequestError(f"seed={seed}: expected a whole number from 0 to 2**64 - 1")
         loaded = model if isinstance(model, Model) else self._model if model is None else None
         own = self._traces if traces is None and loaded is not None else None
-        if loaded is None and self._traces is not None and traces is None:
-            own = None
         with Bar(progress) as bar:
             found = _native.explain(
                 self._native,
