@@ -98,7 +98,7 @@ def test_what_is_no_input_is_refused(planted: fl.Model) -> None:
             planted(input)
     with pytest.raises(fl.RequestError, match="need the chat template"):
         planted.encode([{"role": "user", "content": "x"}], chat_template=False)
-    with pytest.raises(fl.RequestError, match="`messages` cannot be given"):
+    with pytest.raises(fl.RequestError, match="`messages` cannot be set"):
         planted.encode("x", template_kwargs={"messages": []})
 
 

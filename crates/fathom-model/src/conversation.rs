@@ -114,7 +114,7 @@ fn check_variable(name: &str) -> Result<(), &'static str> {
 /// Parses the value of `--template-kwargs`: a JSON object of variables for the chat template.
 ///
 /// # Errors
-/// The text is not a JSON object, or it sets one of the [`RESERVED`] variables.
+/// The text is not a JSON object, or it sets a variable that Fathom determines itself.
 pub fn parse_template_kwargs(text: &str) -> Result<Map<String, Value>> {
     let expected = r#"expected a JSON object such as {"enable_thinking": false}"#;
     let kwargs = match serde_json::from_str(text) {
