@@ -496,3 +496,26 @@ def test_an_interrupted_explanation_continues(
         assert analysis not in scanned.results
         assert scanned.explain(analysis, max_sinks=4, progress=False)[0].finding
         assert analysis in scanned.results
+
+
+def test_phases_decide_which_sinks_are_listed(tmp_path: Path) -> None:
+    from fathom_lm import _native
+
+    out = tmp_path / "plant"
+    assert _native.main(["fathom", "plant", "--out", str(out), "--two-phases", "--quiet"]) == 0
+    truth = json.loads((out / "truth.json").read_text())
+    assert len(truth["phases"]) == 2
+    model = fl.Model(out)
+    largest = fl.scan(model, out / "traces.jsonl", limit=2, attention=False)
+    every = fl.scan(model, out / "traces.jsonl", limit=2, attention=False, phases="all")
+    early = truth["phases"][0]
+
+    def starts(run: fl.Run) -> list[int]:
+        return [int(start) for start in run.sinks["l_start"]]
+
+    assert all(start >= early["end"] for start in starts(largest))
+    assert any(start < early["end"] for start in starts(every))
+    assert str(largest.table(phases="all")) == str(every.table())
+    assert str(largest.table()) == str(every.table(phases="largest"))
+    with pytest.raises(fl.RequestError, match="phases `some` is unknown"):
+        fl.scan(model, out / "traces.jsonl", phases="some")  # type: ignore[arg-type]
