@@ -214,8 +214,8 @@ pub fn reclassify(
                 return Err(Error::file(path, problem));
             }
         };
-        let named = trace.sinks.iter().filter_map(|sink| sink.layers.last()).max();
-        if let Some(named) = named.filter(|named| **named >= layers) {
+        let named = trace.all_sinks_mut().filter_map(|sink| sink.layers.last()).max().copied();
+        if let Some(named) = named.filter(|named| *named >= layers) {
             let problem = format!(
                 "trace {index} has a sink at layer {named}, but the model has {layers} layers \
                  (0 to {})",

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use fathom_sinks::{
     Class, Clip, Finding, Measures, Phase, Preset, ScanNote, Sink, TraceDetection, read_detections,
+    reclassify,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -225,5 +226,45 @@ proptest! {
         if let Ok(mut trace) = parse(&line) {
             trace.reclassify(Preset::Upstream, 20);
         }
+    }
+}
+
+/// Sinks of other phases are checked like those of the largest rise.
+#[test]
+fn a_phase_beyond_the_models_layers_is_refused() {
+    let sink = r#"{"layer": [11, 12], "token_id": 7, "sink_type": "secondary"}"#;
+    let line = |phases: &str| {
+        format!(
+            r#"{{"candidate_sinks": {{}}, "sample_index": 0, "prompt_len": 1, "response_len": 3,
+            "full_text_len": 4, "phases": [{phases}]}}"#
+        )
+    };
+    let read = |phases: &str| TraceDetection::parse(Path::new("f"), 1, &line(phases));
+    let phase =
+        format!(r#"{{"start": 11, "end": 13, "rise": 6, "peak": 7, "sinks": {{"2": {sink}}}}}"#);
+    let trace = read(&phase).unwrap();
+    assert_eq!(trace.other_phases[0].sinks[0].layers, [11, 12]);
+    let error = reclassify(Path::new("f"), &mut [trace], Preset::Paper, Some(12)).unwrap_err();
+    assert!(error.to_string().contains("has a sink at layer 12, but the model has 12 layers"));
+
+    for (wrong, expected) in [
+        (r#"{"start": 3, "end": 3, "rise": 6, "peak": 7, "sinks": {}}"#, "`end` must be above"),
+        (r#"{"start": 3, "rise": 6, "peak": 7, "sinks": {}}"#, "`end` is missing"),
+        (
+            r#"{"start": 3, "end": 70000, "rise": 6, "peak": 7, "sinks": {}}"#,
+            "`end` must be a layer",
+        ),
+        (
+            r#"{"start": 3, "end": 4, "rise": "x", "peak": 7, "sinks": {}}"#,
+            "`rise` must be a number",
+        ),
+        (
+            r#"{"start": 3, "end": 4, "rise": 6, "peak": 7, "sinks": []}"#,
+            "`sinks` must be an object",
+        ),
+        ("7", "`start` is missing"),
+    ] {
+        let error = read(wrong).unwrap_err().to_string();
+        assert!(error.contains("`phases` cannot be read") && error.contains(expected), "{error}");
     }
 }
