@@ -42,35 +42,33 @@ impl NativeRun {
     }
 }
 
-/// The phases of a name.
-fn phases(name: &str) -> Result<Phases> {
-    let all = [Phases::Largest, Phases::All];
-    all.into_iter().find(|phases| phases.name() == name).ok_or_else(|| {
-        Error::Request(format!("phases `{name}` is unknown: expected `largest` or `all`"))
+/// The value with a name, of all values of `what`.
+fn named<T: Copy>(what: &str, name: &str, all: &[T], name_of: fn(T) -> &'static str) -> Result<T> {
+    all.iter().copied().find(|value| name_of(*value) == name).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|value| name_of(*value)).collect();
+        let expected = match names[..] {
+            [one, other] => format!("`{one}` or `{other}`"),
+            _ => format!("one of {}", names.join(", ")),
+        };
+        Error::Request(format!("{what} `{name}` is unknown: expected {expected}"))
     })
 }
 
-/// The preset of a name.
+fn phases(name: &str) -> Result<Phases> {
+    named("phases", name, &[Phases::Largest, Phases::All], Phases::name)
+}
+
 fn preset(name: &str) -> Result<Preset> {
-    let all = [Preset::Paper, Preset::Upstream];
-    all.into_iter().find(|preset| preset.name() == name).ok_or_else(|| {
-        Error::Request(format!("preset `{name}` is unknown: expected `paper` or `upstream`"))
-    })
+    named("preset", name, &[Preset::Paper, Preset::Upstream], Preset::name)
 }
 
 /// The analysis of a name.
 pub fn analysis(name: &str) -> Result<Analysis> {
-    Analysis::ALL.into_iter().find(|analysis| analysis.name() == name).ok_or_else(|| {
-        let names = Analysis::ALL.map(Analysis::name).join(", ");
-        Error::Request(format!("analysis `{name}` is unknown: expected one of {names}"))
-    })
+    named("analysis", name, &Analysis::ALL, Analysis::name)
 }
 
 fn class(name: &str) -> Result<Class> {
-    Class::ALL.into_iter().find(|class| class.name() == name).ok_or_else(|| {
-        let names = Class::ALL.map(Class::name).join(", ");
-        Error::Request(format!("class `{name}` is unknown: expected one of {names}"))
-    })
+    named("class", name, &Class::ALL, Class::name)
 }
 
 /// Scans traces into a run. Before the scan, `report_remarks` is called with the remarks about it

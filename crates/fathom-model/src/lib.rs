@@ -12,6 +12,7 @@ mod error;
 mod file_check;
 mod fingerprint;
 mod forward;
+mod guarded;
 mod hub;
 mod jsonl;
 mod load_progress;

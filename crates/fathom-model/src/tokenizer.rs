@@ -10,7 +10,6 @@ mod framing;
 mod overlay;
 mod token;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +22,7 @@ use self::files::{CONFIG, TOKENIZER};
 use self::framing::Framing;
 use self::overlay::AddedTokenEntry;
 use crate::decode_stream::DecodeStream;
+use crate::guarded::guarded;
 use crate::sanitize::sanitize;
 use crate::special_tokens::SpecialTokens;
 use crate::token_text::token_bytes;
@@ -335,14 +335,5 @@ pub fn check_bos(ids: &[u32], bos_id: u32) -> Result<()> {
             )))
         }
         _ => Ok(()),
-    }
-}
-
-/// Calls the `tokenizers` crate and returns its error as one line. Panics are caught: the crate
-/// panics on some malformed files, such as a post-processor that names a token it does not define.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| sanitize(&error.to_string())),
-        Err(_) => Err("one of its parts is malformed".to_owned()),
     }
 }

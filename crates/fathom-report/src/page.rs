@@ -13,13 +13,13 @@ use std::fmt::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fathom_sinks::{SinkRow, TokenRow};
+use fathom_sinks::{SinkRow, TokenRow, TraceDetection};
 use sha2::{Digest, Sha256};
 
 use crate::escape::{escape, script_json, token_label};
 use crate::figures::MaybeFigure;
 use crate::number::grouped;
-use crate::run_data::{RunData, scanned_tokens};
+use crate::run_data::RunData;
 use crate::table::html;
 use crate::{Cell, Column, Table, plural, sink_table, summary, token_table};
 
@@ -256,7 +256,7 @@ fn most_attended(run: &RunData) -> Option<Table> {
 
 /// Number of tokens scanned in all traces.
 fn all_tokens(run: &RunData) -> usize {
-    run.traces.iter().map(scanned_tokens).sum()
+    run.traces.iter().map(TraceDetection::scanned_tokens).sum()
 }
 
 /// `3 traces, 1 234 tokens`

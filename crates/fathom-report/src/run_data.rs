@@ -42,7 +42,7 @@ impl RunData {
         if traces.is_empty() {
             return Err(Error::file(dir, "has recorded no trace yet: there is nothing to report"));
         }
-        let tokens: Vec<usize> = traces.iter().map(scanned_tokens).collect();
+        let tokens: Vec<usize> = traces.iter().map(TraceDetection::scanned_tokens).collect();
         let text = run.text(traces.len())?;
         let text = text.filter(|text| text.ids.iter().map(Vec::len).eq(tokens.iter().copied()));
         let attention = run.attention_received(&tokens)?;
@@ -72,11 +72,6 @@ impl RunData {
         let traces = self.traces.iter().enumerate();
         traces.flat_map(|(t, trace)| trace.of_class(Class::Secondary).map(move |sink| (t, sink)))
     }
-}
-
-/// Number of tokens of a trace that were scanned.
-pub fn scanned_tokens(trace: &TraceDetection) -> usize {
-    trace.scan.map_or(trace.full_text_len, |note| note.tokens)
 }
 
 /// A model's short name: a hub id unchanged, or the last component of a directory.

@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use arrow_json::LineDelimitedWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use super::MAX_ROW_BYTES;
-use crate::sanitize::sanitize;
+use crate::guarded::guarded;
 use crate::{Error, Result};
 
 /// Rows decoded at a time. A row group's columns are decoded page by page.
@@ -30,7 +29,7 @@ pub(super) struct ParquetRows {
 impl ParquetRows {
     pub(super) fn open(path: &Path, file: File) -> Result<ParquetRows> {
         let size = file.metadata().map_err(Error::io(path, "cannot be read"))?.len();
-        let builder = guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
+        let builder = read_guarded(path, || ParquetRecordBatchReaderBuilder::try_new(file))?;
         let most = FREE_BYTES.saturating_add(MAX_RATIO.saturating_mul(size));
         for (number, group) in builder.metadata().row_groups().iter().enumerate() {
             let claimed = u64::try_from(group.total_byte_size()).unwrap_or(u64::MAX);
@@ -43,7 +42,7 @@ impl ParquetRows {
                 return Err(Error::file(path, problem));
             }
         }
-        let batches = guarded(path, || builder.with_batch_size(BATCH_ROWS).build())?;
+        let batches = read_guarded(path, || builder.with_batch_size(BATCH_ROWS).build())?;
         Ok(ParquetRows { path: path.to_owned(), batches, ready: VecDeque::new(), count: 0 })
     }
 
@@ -51,10 +50,10 @@ impl ParquetRows {
     pub(super) fn next_row(&mut self) -> Result<Option<(usize, String)>> {
         while self.ready.is_empty() {
             let batches = &mut self.batches;
-            let Some(batch) = guarded(&self.path, || batches.next().transpose())? else {
+            let Some(batch) = read_guarded(&self.path, || batches.next().transpose())? else {
                 return Ok(None);
             };
-            let json = guarded(&self.path, || {
+            let json = read_guarded(&self.path, || {
                 let mut writer = LineDelimitedWriter::new(Vec::new());
                 writer.write(&batch)?;
                 writer.finish()?;
@@ -76,13 +75,11 @@ impl ParquetRows {
     }
 }
 
-/// Calls the `parquet` crate and returns its error as one line. Panics are caught: the crate panics
-/// on some malformed files.
-fn guarded<T, E: std::fmt::Display>(path: &Path, call: impl FnOnce() -> Result<T, E>) -> Result<T> {
-    let problem = match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(error)) => sanitize(&error.to_string()),
-        Err(_) => "one of its parts is malformed".to_owned(),
-    };
-    Err(Error::file(path, format!("cannot be read as Parquet: {problem}")))
+/// Calls the `parquet` crate; see [`guarded`].
+fn read_guarded<T, E: std::fmt::Display>(
+    path: &Path,
+    call: impl FnOnce() -> Result<T, E>,
+) -> Result<T> {
+    guarded(call)
+        .map_err(|problem| Error::file(path, format!("cannot be read as Parquet: {problem}")))
 }

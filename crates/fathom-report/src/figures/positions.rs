@@ -1,8 +1,10 @@
 //! Where in the traces secondary sinks are.
 
+use fathom_sinks::TraceDetection;
+
 use super::{Head, MaybeFigure, NO_SECONDARY, level_series};
 use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale};
-use crate::run_data::{RunData, scanned_tokens};
+use crate::run_data::RunData;
 use crate::{Cell, Column, Table, plural};
 
 const HEAD: Head = Head { name: "fig5-positions", title: "Where in the text", paper: "Figure 5" };
@@ -13,7 +15,7 @@ pub(super) fn positions(run: &RunData) -> MaybeFigure {
     if legend.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }
-    let tokens: Vec<usize> = run.traces.iter().map(scanned_tokens).collect();
+    let tokens: Vec<usize> = run.traces.iter().map(TraceDetection::scanned_tokens).collect();
     let longest = tokens.iter().copied().max().unwrap_or(1).max(1);
     let mut absolute = vec![vec![0usize; legend.len()]; BINS];
     let mut relative = absolute.clone();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fathom_backend::Backend;
-use fathom_model::{Checkpoint, Error, Result, TokenizedTrace, Transformer, file_fingerprint};
+use fathom_model::{Checkpoint, Error, Result, TokenizedTrace, Transformer};
 use serde::Serialize;
 
 use super::analysis::AnyAnalyzer;
@@ -13,7 +13,7 @@ use super::pass::{Observer, observe};
 use super::scanned::{ScannedRun, ScannedTrace};
 use super::store::ResultStore;
 use super::{Analysis, ExplainOptions};
-use crate::run::{DETECTIONS, MANIFEST};
+use crate::run::MANIFEST;
 use crate::{AdapterNote, Fingerprints, RunDir, ScanOptions, TraceDetection, TracesNote};
 
 /// The analyses of a run that are still to do.
@@ -76,8 +76,7 @@ impl<'a> Explanation<'a> {
     /// # Errors
     /// Detections that cannot be read.
     pub fn new(run: &'a RunDir, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
-        let fingerprint = file_fingerprint(&run.dir().join(DETECTIONS))?;
-        let detections_sha256 = fingerprint.trim_start_matches("sha256:").to_owned();
+        let detections_sha256 = run.detections_sha256()?;
         let detections = run.detections()?;
         let mut explanation =
             Explanation { run, options, analyses: Vec::new(), detections, detections_sha256 };
