@@ -254,6 +254,16 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Rows,
         at: (usize, usize),
     ) -> Result<()>;
+    /// The massive activations of rows, as [`Massive::numbers`](crate::Massive::numbers): number `j` of row
+    /// `rows.start + i` goes to `out[at.0 + j, at.1 + i]`. The other elements of `out` stay as they
+    /// are.
+    fn row_massive(
+        &self,
+        x: &Self::Rows,
+        rows: Range<usize>,
+        out: &mut Self::Rows,
+        at: (usize, usize),
+    ) -> Result<()>;
     /// Applies the edits to `x` in order.
     fn edit_rows(&self, x: &mut Self::Rows, edits: &[RowEdit<'_>]) -> Result<()>;
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Attention, Backend, BackendError, DType, KvShape, Rotary, RowChange, RowEdit, Span, WeightView,
+    Attention, Backend, BackendError, DType, KvShape, Massive, Rotary, RowChange, RowEdit, Span,
+    WeightView,
 };
 
 /// Why a backend does not conform.
@@ -164,7 +165,7 @@ fn products<B: Backend>(b: &B, k: usize, n: usize) -> Result<()> {
     Ok(())
 }
 
-/// Norms and dot products, with their output positions, and row edits.
+/// Norms, dot products and massive activations, with their output positions, and row edits.
 fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
     let x = numbers(7, ROWS * columns);
     let all = upload(b, &x, columns)?;
@@ -181,6 +182,7 @@ fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
         let dots = &some[2..][..rows.len()];
         same(dots, &all[ROWS + rows.start..ROWS + rows.end], "row_dots")?;
     }
+    massive(b, &x, columns)?;
     let mut edited = upload(b, &x, columns)?;
     let last = [columns - 1];
     let change = |row, columns, change| RowEdit { row, columns, change };
@@ -197,6 +199,29 @@ fn rows<B: Backend>(b: &B, columns: usize) -> Result<()> {
     want[6 * columns - 1] = (2.0 * x[6 * columns - 1]).to_bits();
     want.copy_within(..columns, 6 * columns);
     same(&bits(b, &edited)?, &want, "edit_rows")
+}
+
+/// Massive activations of rows that have none, a few, and more than are listed.
+fn massive<B: Backend>(b: &B, x: &[f32], columns: usize) -> Result<()> {
+    let mut x: Vec<f32> = x.iter().map(|x| x / 16.0).collect();
+    for (row, values) in x.chunks_exact_mut(columns).enumerate() {
+        for i in (0..columns).step_by(2 + columns / (1 + row % 12)) {
+            values[i] *= 1e5;
+        }
+    }
+    let all = upload(b, &x, columns)?;
+    let run = |rows: Range<usize>, at: (usize, usize)| -> Result<Vec<Massive>> {
+        let mut out = b.alloc(at.0 + Massive::NUMBERS, at.1 + rows.len())?;
+        b.row_massive(&all, rows.clone(), &mut out, at)?;
+        let out = bits(b, &out)?;
+        let number = |row, j| f32::from_bits(out[(at.0 + j) * (at.1 + rows.len()) + at.1 + row]);
+        Ok((0..rows.len()).map(|row| Massive::from_numbers(|j| number(row, j))).collect())
+    };
+    let together = run(0..ROWS, (0, 0))?;
+    for rows in groups() {
+        same(&run(rows.clone(), (2, 1))?, &together[rows], "row_massive")?;
+    }
+    Ok(())
 }
 
 /// Queries, keys and values of a sequence, each `[tokens, width]`.

@@ -3,10 +3,12 @@
 mod backend;
 pub mod conformance;
 mod error;
+mod massive;
 mod types;
 
 pub use backend::Backend;
 pub use error::{BackendError, Result};
+pub use massive::Massive;
 pub use types::{
     Attention, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span, WeightView,
 };

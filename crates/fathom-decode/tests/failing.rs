@@ -142,6 +142,9 @@ impl Backend for Failing {
         fn row_dots(
             x: &Rows, rows: Range<usize>, y: (&Rows, usize), out: &mut Rows, at: (usize, usize)
         ) -> Result<()>;
+        fn row_massive(
+            x: &Rows, rows: Range<usize>, out: &mut Rows, at: (usize, usize)
+        ) -> Result<()>;
         fn edit_rows(x: &mut Rows, edits: &[RowEdit<'_>]) -> Result<()>;
     }
 }

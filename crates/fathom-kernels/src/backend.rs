@@ -292,6 +292,17 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn row_massive(
+        &self,
+        x: &Rows,
+        rows: Range<usize>,
+        out: &mut Rows,
+        at: (usize, usize),
+    ) -> Result<()> {
+        row_ops::massives(self, x, rows, out, at);
+        Ok(())
+    }
+
     fn edit_rows(&self, x: &mut Rows, edits: &[RowEdit<'_>]) -> Result<()> {
         row_ops::edit(x, edits);
         Ok(())

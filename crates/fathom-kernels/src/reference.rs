@@ -102,6 +102,18 @@ pub fn attend(attention: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32
     out
 }
 
+/// Indices of the massive activations of a row: |xᵢ| > 100 and |xᵢ| > 1000 · median |x|.
+pub fn massive(x: &[f32]) -> Vec<usize> {
+    let mut sizes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+    sizes.sort_by(f32::total_cmp);
+    let middle = sizes.len() / 2;
+    let median = match sizes.len() % 2 {
+        1 => sizes[middle],
+        _ => (sizes[middle - 1] + sizes[middle]) / 2.0,
+    };
+    (0..x.len()).filter(|i| x[*i].abs() > 100.0 && x[*i].abs() > 1000.0 * median).collect()
+}
+
 /// Column sums `[heads, keys]` of [`attention_weights`].
 pub fn column_sums(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f64> {
     let keys = k.len() / (attention.kv_heads * attention.head_dim);

@@ -5,7 +5,7 @@
 mod common;
 
 use common::*;
-use fathom_backend::{Attention, Backend, DType, Precision, Rotary};
+use fathom_backend::{Attention, Backend, DType, Massive, Precision, Rotary};
 use fathom_kernels::reference;
 use proptest::prelude::*;
 
@@ -153,6 +153,29 @@ proptest! {
             cpu.add_assign(&mut sum, &rows_y).unwrap();
             let want: Vec<f32> = x.iter().zip(&y).map(|(a, b)| a + b).collect();
             assert_eq!(bits(&values_of(&cpu, &sum)), bits(&want), "{isa}: add_assign");
+
+            // A few components are large enough to be massive, in some rows more than are listed.
+            let mut large: Vec<f32> = x.iter().map(|x| x / 8.0).collect();
+            large.iter_mut().step_by(1 + (seed % 50) as usize).for_each(|x| *x *= 4e3);
+            let at = (1, 2);
+            let mut numbers = cpu.alloc(1 + Massive::NUMBERS, 2 + rows).unwrap();
+            let rows_large = rows_of(&cpu, &large, columns);
+            cpu.row_massive(&rows_large, 0..rows, &mut numbers, at).unwrap();
+            let numbers = values_of(&cpu, &numbers);
+            for (row, x) in large.chunks_exact(columns).enumerate() {
+                let number = |i| numbers[(at.0 + i) * (2 + rows) + at.1 + row];
+                let (found, want) = (Massive::from_numbers(number), reference::massive(x));
+                assert_eq!(found.count, want.len(), "{isa}: row_massive");
+                assert_eq!(found.largest.len(), want.len().min(Massive::LISTED));
+                let listed = |i: &usize| found.largest.iter().any(|(index, _)| index == i);
+                let least = want.iter().filter(|i| listed(i)).map(|i| x[*i].abs());
+                let least = least.fold(f32::INFINITY, f32::min);
+                let left_out = want.iter().filter(|i| !listed(i)).all(|i| x[*i].abs() <= least);
+                assert!(left_out, "{isa}: row_massive");
+                for (index, value) in found.largest {
+                    assert!(want.contains(&index) && value == x[index], "{isa}: row_massive");
+                }
+            }
 
             let limit = columns - rest.min(columns - 1);
             let want: Vec<u32> = x

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use fathom_model::Result;
+use fathom_model::{Error, Result};
 use fathom_report::Table;
 use fathom_sinks::{
-    Class, Phases, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram,
+    Agreement, Class, Phases, Preset, Sink, SinkRow, TokenRow, TraceDetection, position_histogram,
     read_detections, reclassify,
 };
 
@@ -116,6 +116,61 @@ pub fn positions(models: &[Detections]) -> Table {
         (Detections::name(model), position_histogram(model.secondary(), longest, BINS))
     };
     fathom_report::position_table(&models.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The four measures of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    /// The name of the model in tables.
+    pub name: String,
+    /// Where the measures agree.
+    pub agreement: Agreement,
+}
+
+/// A table of the four measures: Four measures (docs/definitions.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MeasureTable {
+    /// How often each combination of measures holds.
+    Agreement,
+    /// The sink rate of each layer and head.
+    Rate,
+    /// Dimensions with massive activations.
+    Massive,
+    /// Tokens that draw attention without being aligned.
+    Unaligned,
+    /// The strongest tokens, with the layers at which each measure holds.
+    Tokens,
+    /// The strongest tokens, layer by layer.
+    Layers,
+}
+
+impl Measured {
+    /// The measures of a run, with its `top` strongest tokens.
+    ///
+    /// # Errors
+    /// A run that has no measures, or whose tables cannot be read.
+    pub fn of_run(run: &fathom_sinks::RunDir, top: usize) -> Result<Measured> {
+        let agreement = Agreement::of_run(run, top)?.ok_or_else(|| {
+            let problem = "has no measures.parquet: it was scanned by an earlier version; scan its \
+                           traces again into another directory";
+            Error::file(run.dir(), problem)
+        })?;
+        Ok(Measured { name: run.manifest().model.name(), agreement })
+    }
+}
+
+/// A table of the measures of several runs.
+pub fn measures(runs: &[Measured], table: MeasureTable) -> Table {
+    let models: Vec<(&str, &Agreement)> =
+        runs.iter().map(|run| (run.name.as_str(), &run.agreement)).collect();
+    match table {
+        MeasureTable::Agreement => fathom_report::agreement_table(&models),
+        MeasureTable::Rate => fathom_report::rate_table(&models),
+        MeasureTable::Massive => fathom_report::massive_table(&models),
+        MeasureTable::Unaligned => fathom_report::unaligned_table(&models, usize::MAX),
+        MeasureTable::Tokens => fathom_report::measured_token_table(&models, usize::MAX),
+        MeasureTable::Layers => fathom_report::measured_layer_table(&models, usize::MAX),
+    }
 }
 
 impl Detections {

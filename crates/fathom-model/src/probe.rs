@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_backend::RowEdit;
+use fathom_backend::{Massive, RowEdit};
 
 use crate::{Error, Site};
 
@@ -23,31 +23,37 @@ pub enum Access {
     /// Receive the norms, and the dot products of every row with the rows of
     /// [`Probe::reference_positions`].
     Dots,
+    /// Receive the norms, the dot products and the massive activations of every row.
+    Massive,
 }
 
 impl Access {
     /// The access that serves two probes at once.
     pub fn union(self, other: Access) -> Access {
-        use Access::{Change, Dots, Edit, Norms, Read, Skip};
+        use Access::{Change, Dots, Edit, Massive, Norms, Read, Skip};
         match (self, other) {
             (one, Skip) => one,
             (Skip, other) => other,
             (one, other) if one == other => one,
             (Norms | Dots, Norms | Dots) => Dots,
-            (Norms | Dots | Read, Norms | Dots | Read) => Read,
+            (Norms | Dots | Massive, Norms | Dots | Massive) => Massive,
+            (Norms | Dots | Massive | Read, Norms | Dots | Massive | Read) => Read,
             (Edit | Change, _) | (_, Edit | Change) => Edit,
         }
     }
 }
 
-/// Norms and dot products of consecutive rows at a site of a layer.
+/// Norms, dot products and massive activations of consecutive rows at a site of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured<'a> {
     /// The norm of each row, `[positions]`.
     pub norms: &'a [f32],
-    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`]; otherwise
-    /// empty.
+    /// One element for each of [`Probe::reference_positions`] with [`Access::Dots`] or
+    /// [`Access::Massive`]; otherwise empty.
     pub dots: Vec<Dots<'a>>,
+    /// (row, its massive activations) for each row that has any, with [`Access::Massive`];
+    /// otherwise empty. Row 0 is the first of the positions.
+    pub massive: Vec<(usize, Massive)>,
 }
 
 /// Dot products of rows with the row of a reference position.
@@ -125,15 +131,15 @@ pub trait Probe {
         Ok(Vec::new())
     }
 
-    /// Reference positions of sequence `sequence`: with [`Access::Dots`], the dot products of every
-    /// row with the rows at these positions are computed. All rows up to the last reference
+    /// Reference positions of sequence `sequence`: with [`Access::Dots`] or [`Access::Massive`],
+    /// the dot products of every row with the rows at these positions are computed. All rows up to the last reference
     /// position are stored on the device, so reference positions should be small.
     fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }
 
-    /// Called after the pass for every site and layer with [`Access::Norms`] or [`Access::Dots`],
-    /// in the order of the pass.
+    /// Called after the pass for every site and layer with [`Access::Norms`], [`Access::Dots`] or
+    /// [`Access::Massive`], in the order of the pass.
     ///
     /// # Errors
     /// The pass returns an error of the probe.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use fathom_backend::Backend;
+use fathom_backend::{Backend, Massive};
 
 use crate::reference_rows::ReferenceRows;
 use crate::{Access, At, Dots, Measured, Probe, Result, Site};
@@ -74,7 +74,7 @@ fn granted(site: Site, layer: usize, access: Access) -> Access {
     match access {
         _ if layer > 0 && !site.per_layer() => Access::Skip,
         Access::Edit | Access::Change if !site.editable() => Access::Read,
-        Access::Norms | Access::Dots if !site.has_rows() => Access::Read,
+        Access::Norms | Access::Dots | Access::Massive if !site.has_rows() => Access::Read,
         access => access,
     }
 }
@@ -89,11 +89,12 @@ struct WantedAccess {
 
 impl WantedAccess {
     /// Number of rows of `PassTaps::numbers` for the site and layer with index `place`: one for the
-    /// norms, and one for each reference position.
+    /// norms, one for each reference position, and those of the massive activations.
     fn measures(&self, place: usize) -> usize {
         match self.access[place] {
             Access::Norms => 1,
             Access::Dots => 1 + self.reference_positions.len(),
+            Access::Massive => 1 + self.reference_positions.len() + Massive::NUMBERS,
             _ => 0,
         }
     }
@@ -117,8 +118,8 @@ pub(crate) struct PassTaps<'a, 'p, B: Backend> {
     spans: &'a [SequenceRows],
     wanted: Vec<WantedAccess>,
     references: Vec<&'a mut ReferenceRows<B>>,
-    /// Norms and dot products `[measures, columns]`, in the backend's memory until the pass ends.
-    /// Columns are the rows of the pass, then for each span its earlier rows.
+    /// Norms, dot products and massive activations `[measures, columns]`, in the backend's memory
+    /// until the pass ends. Columns are the rows of the pass, then for each span its earlier rows.
     numbers: Option<B::Rows>,
     /// The first unused row of `numbers`.
     next_row: usize,
@@ -126,17 +127,19 @@ pub(crate) struct PassTaps<'a, 'p, B: Backend> {
     scratch: Vec<f32>,
 }
 
-/// The location in `PassTaps::numbers` of the norms and dot products of one span at one site and
-/// layer.
+/// The location in `PassTaps::numbers` of the numbers of one span at one site and layer.
 struct Measurement {
     /// Index of the span.
     span: usize,
     site: Site,
     layer: usize,
-    /// The row of the norms. The rows of the dot products follow, one per reference position.
+    /// The row of the norms. The rows of the dot products follow, one per reference position, then
+    /// those of the massive activations.
     row: usize,
     /// For each reference position: columns of the rows before the span, and of the span.
     dots: Vec<(Range<usize>, Range<usize>)>,
+    /// Whether massive activations were computed.
+    massive: bool,
 }
 
 impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
@@ -236,28 +239,30 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
                     changes.iter_mut().for_each(|change| change.row += span.rows.start);
                     b.edit_rows(x, &changes)?;
                 }
-                Access::Norms => self.measure(index, (site, layer), first_row, false, x)?,
-                Access::Dots => self.measure(index, (site, layer), first_row, true, x)?,
+                access @ (Access::Norms | Access::Dots | Access::Massive) => {
+                    self.measure(index, (site, layer), first_row, access, x)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// Writes the norms of a span's rows to row `row` of `numbers` and, with `dots_too`, their dot
-    /// products with the reference rows known so far to the rows after it.
+    /// Writes the norms of a span's rows to row `row` of `numbers`. As `access` demands, their dot
+    /// products with the reference rows known so far go to the rows after it, and their massive
+    /// activations to the rows after those.
     fn measure(
         &mut self,
         index: usize,
         (site, layer): (Site, usize),
         row: usize,
-        dots_too: bool,
+        access: Access,
         x: &B::Rows,
     ) -> Result<()> {
         let Some(numbers) = &mut self.numbers else { return Ok(()) };
         let (b, span) = (self.backend, &self.spans[index]);
         b.row_norms(x, span.rows.clone(), numbers, (row, span.rows.start))?;
         let mut dots = Vec::new();
-        if dots_too {
+        if access != Access::Norms {
             let positions = span.positions();
             let wanted = &self.wanted[index];
             let references = &mut *self.references[index];
@@ -285,7 +290,12 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
                 dots.push((before, span.rows.clone()));
             }
         }
-        self.measurements.push(Measurement { span: index, site, layer, row, dots });
+        let massive = access == Access::Massive;
+        if massive {
+            let at = (row + 1 + dots.len(), span.rows.start);
+            b.row_massive(x, span.rows.clone(), numbers, at)?;
+        }
+        self.measurements.push(Measurement { span: index, site, layer, row, dots, massive });
         Ok(())
     }
 
@@ -309,14 +319,20 @@ impl<'a, 'p, B: Backend> PassTaps<'a, 'p, B> {
         let (measures, columns) = self.backend.shape(numbers);
         let numbers = self.backend.host_rows(numbers, 0..measures, &mut self.scratch)?;
         let row = |row: usize| &numbers[row * columns..(row + 1) * columns];
-        for Measurement { span, site, layer, row: first, dots } in self.measurements.drain(..) {
+        for measurement in self.measurements.drain(..) {
+            let Measurement { span, site, layer, row: first, dots, massive } = measurement;
             let span = &self.spans[span];
+            let columns = if massive { span.rows.clone() } else { 0..0 };
+            let after_dots = first + 1 + dots.len();
+            let massive =
+                columns.map(|column| Massive::from_numbers(|i| row(after_dots + i)[column]));
+            let massive = massive.enumerate().filter(|(_, massive)| massive.count > 0).collect();
             let dots = dots.into_iter().enumerate().map(|(i, (before, these))| {
                 let row = row(first + 1 + i);
                 Dots { before: &row[before], these: &row[these] }
             });
             let norms = &row(first)[span.rows.clone()];
-            let measured = Measured { norms, dots: dots.collect() };
+            let measured = Measured { norms, dots: dots.collect(), massive };
             probe.measured(&span.at(site, layer), &measured)?;
         }
         Ok(())

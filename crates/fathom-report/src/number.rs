@@ -29,6 +29,22 @@ pub(crate) fn factor(x: f32) -> String {
     if x < 1e6 { trim(format!("{x:.2}")) } else { format!("{x:.1e}") }
 }
 
+/// Ascending numbers as ranges: `3–8, 10`.
+pub(crate) fn ranges(numbers: &[usize]) -> String {
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for &n in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => ranges.push((n, n)),
+        }
+    }
+    let text = |(first, last): &(usize, usize)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}–{last}"),
+    };
+    ranges.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
 fn trim(decimal: String) -> String {
     decimal.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
@@ -49,6 +65,12 @@ mod tests {
     fn counts_are_grouped_by_thousands() {
         assert_eq!([0, 999, 1000, 12_345_678].map(grouped), ["0", "999", "1 000", "12 345 678"]);
         assert_eq!((plural(1, "trace"), plural(0, "trace")), ("1 trace".into(), "0 traces".into()));
+    }
+
+    #[test]
+    fn ranges_join_neighbours() {
+        assert_eq!(ranges(&[3, 4, 5, 8, 10, 11]), "3–5, 8, 10–11");
+        assert_eq!((ranges(&[]), ranges(&[7])), (String::new(), "7".to_owned()));
     }
 
     #[test]

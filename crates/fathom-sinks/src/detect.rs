@@ -297,7 +297,7 @@ impl<'a> States<'a> {
 }
 
 /// amount / base, always finite.
-fn ratio(amount: f64, base: f64) -> f32 {
+pub(crate) fn ratio(amount: f64, base: f64) -> f32 {
     match base > 0.0 {
         true => (amount / base).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32,
         false if amount > 0.0 => f32::MAX, // all other tokens are zero vectors

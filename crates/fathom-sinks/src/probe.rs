@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use fathom_model::{Access, At, Dots, Error, Measured, Probe, Result, Site};
-use fathom_vector::dot;
-use fathom_vector::norm;
+use fathom_vector::{dot, massive, norm};
 
 use crate::Grid;
 use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
@@ -17,12 +16,15 @@ pub struct ScalarOptions {
     pub candidates: Vec<usize>,
     /// Whether to also measure the state after the final norm.
     pub final_state: bool,
+    /// Whether to also find the massive activations of hidden states.
+    pub massive: bool,
 }
 
 impl ScalarOptions {
     /// What a [`ScalarProbe`] with these options measures at a site.
     pub fn access(&self, site: Site, layer: usize) -> Access {
         match site {
+            Site::ResidPost if self.massive => Access::Massive,
             Site::ResidPost => Access::Dots,
             Site::MlpOut | Site::K | Site::V => Access::Norms,
             Site::FinalNorm if layer == 0 && self.final_state => Access::Dots,
@@ -76,6 +78,7 @@ impl ScalarProbe {
                 value_norm: grid(),
                 candidates: options.candidates.iter().map(candidate).collect(),
                 final_state: options.final_state.then(final_state),
+                massive: options.massive.then(|| vec![Vec::new(); layers]),
             },
             leading: vec![Vec::new(); layers + 1],
             leading_positions: options.candidates.iter().max().map_or(0, |last| last + 1),
@@ -162,6 +165,12 @@ impl Probe for ScalarProbe {
                     let cosines = candidate.cosine.row_mut(at.layer);
                     cosines_of(at, dots, (norms, candidate.position), cosines);
                 }
+                if let Some(layers) = &mut scalars.massive {
+                    let (layer, start) = (&mut layers[at.layer], at.positions.start);
+                    layer.retain(|(position, _)| *position < start);
+                    let rows = measured.massive.iter().cloned();
+                    layer.extend(rows.map(|(row, massive)| (start + row, massive)));
+                }
                 if at.layer + 1 == scalars.layers() {
                     self.seen = at.positions.end;
                 }
@@ -192,7 +201,7 @@ impl Probe for ScalarProbe {
         let rows = || values.chunks_exact(width);
         let norms: Vec<f32> = rows().map(norm).collect();
         let mut products: Vec<[Vec<f32>; 2]> = Vec::new();
-        if access == Access::Dots {
+        if matches!(access, Access::Dots | Access::Massive) {
             let place = if at.site == Site::FinalNorm { self.scalars.layers() } else { at.layer };
             let leading = &mut self.leading[place];
             leading.truncate(at.positions.start * width); // rows of discarded positions
@@ -215,7 +224,14 @@ impl Probe for ScalarProbe {
             }
         }
         let dots = products.iter().map(|[before, these]| Dots { before, these }).collect();
-        self.measured(at, &Measured { norms: &norms, dots })
+        let massive = match access {
+            Access::Massive => {
+                let rows = rows().map(massive).enumerate();
+                rows.filter(|(_, massive)| massive.count > 0).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.measured(at, &Measured { norms: &norms, dots, massive })
     }
 }
 

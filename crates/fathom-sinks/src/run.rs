@@ -6,6 +6,7 @@
 //! RUN/sinks.parquet      one row per sink
 //! RUN/norms.parquet      hidden, key and value norms per layer, of each sink and the average token
 //! RUN/tokens.parquet     the scanned tokens with their texts
+//! RUN/measures.parquet   the tokens and layers at which one of the four measures holds
 //! RUN/scores.parquet     sink scores per layer and token, if attention was measured
 //! ```
 //!
@@ -17,6 +18,7 @@
 pub(crate) mod durable;
 mod fingerprint;
 mod manifest;
+mod measures;
 mod merge;
 mod read;
 mod rows;
@@ -31,6 +33,7 @@ pub use fingerprint::{AdapterNote, Fingerprints};
 pub use manifest::{
     Counts, Growth, Manifest, ModelNote, ReadNote, Skipped, Status, TracesNote, ids_sha256,
 };
+pub use measures::MeasureRow;
 pub use read::{NormRow, TraceText};
 pub use rows::{LayerScores, TraceScores};
 pub use writer::{RunWriter, TraceResult};
@@ -50,15 +53,22 @@ pub enum RunTable {
     Norms,
     /// One row per (trace, position). Absent in runs of early versions.
     Tokens,
+    /// One row per (trace, position, layer) at which one of the four measures holds. Absent in runs
+    /// of early versions.
+    Measures,
     /// One row per (trace, layer, position).
     Scores,
 }
 
 impl RunTable {
+    /// All tables; the scores are last.
+    pub const ALL: [RunTable; 5] =
+        [RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Measures, RunTable::Scores];
+
     /// The tables of a run with or without attention.
     pub(crate) fn all(attention: bool) -> &'static [RunTable] {
-        let all = &[RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
-        if attention { all } else { &all[..3] }
+        let all = &RunTable::ALL;
+        if attention { all } else { &all[..4] }
     }
 
     /// The table's name; its file is `{name}.parquet`.
@@ -67,6 +77,7 @@ impl RunTable {
             RunTable::Sinks => "sinks",
             RunTable::Norms => "norms",
             RunTable::Tokens => "tokens",
+            RunTable::Measures => "measures",
             RunTable::Scores => "scores",
         }
     }

@@ -1,5 +1,7 @@
 //! The scalars that a streaming pass stores for a trace.
 
+use fathom_backend::Massive;
+
 use crate::Grid;
 
 /// Norms and cosines of one trace at every layer: all that detection needs, in O(layers · tokens)
@@ -24,6 +26,9 @@ pub struct TraceScalars {
     pub candidates: Vec<CandidateCosines>,
     /// The last layer after the final norm, if the preset uses it.
     pub final_state: Option<FinalState>,
+    /// The massive activations of the hidden state, `[L]`: (position, activations) of the tokens
+    /// that have any, ascending; if they were measured.
+    pub massive: Option<Vec<Vec<(usize, Massive)>>>,
 }
 
 /// Cosines of every token with one candidate for the reference sink.
@@ -65,6 +70,9 @@ impl TraceScalars {
             &mut self.value_norm,
         ] {
             grid.resize(tokens);
+        }
+        for layer in self.massive.iter_mut().flatten() {
+            layer.retain(|(position, _)| *position < tokens);
         }
         for candidate in self.candidates.iter_mut().filter(|c| c.position >= tokens) {
             candidate.cosine.resize(0);

@@ -11,9 +11,11 @@ use fathom_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::checked::Checked;
+use crate::measures::token_measures;
 use crate::{
     DetectOptions, LayerScores, NormCurves, Phases, Preset, RunDir, RunWriter, ScalarOptions,
-    ScalarProbe, ScanNote, TraceDetection, TraceResult, TraceScores, detect, norm_curves,
+    ScalarProbe, ScanNote, TokenMeasures, TraceDetection, TraceResult, TraceScores, detect,
+    norm_curves,
 };
 
 /// Options of a scan: everything a result depends on except model and traces.
@@ -67,11 +69,12 @@ impl ScanOptions {
         }
     }
 
-    /// What is measured.
+    /// What detection needs. A scan also finds massive activations.
     pub fn scalars(&self) -> ScalarOptions {
         ScalarOptions {
             candidates: self.reference.clone(),
             final_state: self.preset == Preset::Upstream,
+            massive: false,
         }
     }
 
@@ -118,6 +121,8 @@ pub struct TraceScan {
     pub detection: TraceDetection,
     /// Norms of its sinks and of its average token.
     pub curves: NormCurves,
+    /// The tokens and layers at which one of the four measures holds.
+    pub measures: Vec<TokenMeasures>,
     /// Its sink scores, if attention is measured.
     pub scores: Option<TraceScores>,
 }
@@ -154,12 +159,13 @@ pub fn scan<B: Backend>(
                     entry.insert(text);
                 }
             }
-            let TraceScan { detection, curves, scores } =
+            let TraceScan { detection, curves, measures, scores } =
                 scan_trace(model, trace, token_text, &options, progress)
                     .map_err(|error| of_trace(trace, error))?;
             let result = TraceResult {
                 detection: &detection,
                 curves: &curves,
+                measures: &measures,
                 scores: scores.as_ref(),
                 ids,
                 texts: &texts,
@@ -192,7 +198,8 @@ pub fn scan_trace<B: Backend>(
 ) -> Result<TraceScan> {
     let config = model.config();
     let ids = &trace.ids[..options.tokens(trace)];
-    let mut probe = ScalarProbe::new(config.layers, ids, &options.scalars());
+    let measured = ScalarOptions { massive: true, ..options.scalars() };
+    let mut probe = ScalarProbe::new(config.layers, ids, &measured);
     let mut sequence = model.new_sequence(SequenceOptions {
         planned_len: Some(ids.len()),
         sink_scores: options.attention,
@@ -220,6 +227,7 @@ pub fn scan_trace<B: Backend>(
         }
     };
     let curves = norm_curves(&scalars, &detection, options.phases);
+    let measures = token_measures(&scalars, &detection, scores.as_ref(), options.rise_factor);
     let note = ScanNote::new(&detection, config.layers, ids.len(), options.preset);
     let lengths = (trace.prompt_len, trace.ids.len());
     let mut detection = TraceDetection::new(detection, note, trace.index, lengths);
@@ -230,7 +238,7 @@ pub fn scan_trace<B: Backend>(
             sink.sink_score = Some(means.collect());
         }
     }
-    Ok(TraceScan { detection, curves, scores })
+    Ok(TraceScan { detection, curves, measures, scores })
 }
 
 /// Reduces the scores `[heads, T]` of every layer.

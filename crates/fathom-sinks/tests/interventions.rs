@@ -35,7 +35,7 @@ fn layers(
     edit: Option<Edit>,
 ) -> Vec<usize> {
     let edits = Edits::new(edit.into_iter().collect(), model.config(), Some(ids.len())).unwrap();
-    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let options = ScalarOptions { candidates: vec![0], final_state: false, massive: false };
     let mut scalars = ScalarProbe::new(model.config().layers, ids, &options);
     let mut sequence = model.new_sequence(SequenceOptions::default());
     let mut probe = EditProbe::new(&edits).observed_by(&mut scalars);

@@ -61,7 +61,7 @@ impl Planted {
 
     fn measure(&self, ids: &[u32]) -> Measured {
         let layers = self.truth.layers;
-        let options = ScalarOptions { candidates: vec![0], final_state: false };
+        let options = ScalarOptions { candidates: vec![0], final_state: false, massive: false };
         let mut probe = ScalarProbe::new(layers, ids, &options);
         let mut sequence = self.model.new_sequence(SequenceOptions {
             planned_len: Some(ids.len()),

@@ -45,7 +45,7 @@ fn reference(name: &str) -> Vec<f32> {
 }
 
 fn measure(model: &Transformer<Cpu>, trace: &TokenizedTrace, chunk: usize) -> TraceScalars {
-    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let options = ScalarOptions { candidates: vec![0], final_state: false, massive: false };
     let mut probe = ScalarProbe::new(model.config().layers, &trace.ids, &options);
     let mut sequence = model.new_sequence(SequenceOptions::default());
     model.prefill(&mut sequence, &trace.ids, chunk, Some(&mut probe), &mut |_| {}).unwrap();

@@ -22,7 +22,8 @@ fn row(site: Site, layer: usize, t: usize) -> Vec<f32> {
 }
 
 fn run(tokens: usize, chunks: &[usize], candidates: &[usize]) -> TraceScalars {
-    let options = ScalarOptions { candidates: candidates.to_vec(), final_state: true };
+    let options =
+        ScalarOptions { candidates: candidates.to_vec(), final_state: true, massive: true };
     let ids: Vec<u32> = (0..tokens as u32).collect();
     let mut probe = ScalarProbe::new(LAYERS, &ids, &options);
     let mut start = 0;
@@ -100,7 +101,7 @@ proptest! {
         steps in prop::collection::vec((1usize..6, 0usize..6, any::<bool>()), 1..8),
         candidates in prop::collection::vec(0usize..20, 1..4),
     ) {
-        let options = ScalarOptions { candidates: candidates.clone(), final_state: true };
+        let options = ScalarOptions { candidates: candidates.clone(), final_state: true, massive: true };
         let mut probe = ScalarProbe::growing(LAYERS, &options);
         let mut len = 0;
         for (accepted, rejected, restart) in steps {
@@ -127,7 +128,8 @@ proptest! {
 fn measured(tokens: usize, candidates: &[usize]) -> TraceScalars {
     match tokens {
         0 => {
-            let options = ScalarOptions { candidates: candidates.to_vec(), final_state: true };
+            let options =
+                ScalarOptions { candidates: candidates.to_vec(), final_state: true, massive: true };
             ScalarProbe::new(LAYERS, &[], &options).finish().unwrap()
         }
         tokens => run(tokens, &[tokens], candidates),
@@ -136,7 +138,7 @@ fn measured(tokens: usize, candidates: &[usize]) -> TraceScalars {
 
 #[test]
 fn non_finite_values_are_refused() {
-    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let options = ScalarOptions { candidates: vec![0], final_state: false, massive: false };
     let mut probe = ScalarProbe::new(1, &[5, 6], &options);
     let at = At { site: Site::ResidPost, layer: 0, sequence: 0, positions: 0..2 };
     let error = probe.read(&at, &[1.0, 2.0, f32::NAN, 4.0]).unwrap_err();
@@ -145,7 +147,7 @@ fn non_finite_values_are_refused() {
 
 #[test]
 fn an_incomplete_trace_is_refused() {
-    let options = ScalarOptions { candidates: vec![0], final_state: false };
+    let options = ScalarOptions { candidates: vec![0], final_state: false, massive: false };
     let error = ScalarProbe::new(1, &[5, 6], &options).finish().unwrap_err();
     assert_eq!(error.to_string(), "0 of 2 tokens were measured");
 }

@@ -101,10 +101,11 @@ fn record(writer: &mut RunWriter) {
     let layer = LayerScores::new(&scores, HEADS, [0, 4].into_iter());
     let scores = TraceScores { layers: vec![layer; LAYERS] };
     let scores = writer.manifest().options.attention.then_some(&scores);
+    let measures = &measures(trace, scores.is_some());
     let texts = BTreeMap::from([(7, "a".to_owned()), (8, " b".to_owned())]);
     let ids = &[7, 8, 7, 9, 7, 8][..TOKENS];
     let (detection, curves, texts) = (&detection, &curves, &texts);
-    writer.record(&TraceResult { detection, curves, scores, ids, texts }).unwrap();
+    writer.record(&TraceResult { detection, curves, measures, scores, ids, texts }).unwrap();
 }
 
 fn complete(mut writer: RunWriter) -> RunDir {

@@ -5,11 +5,13 @@ mod dot;
 mod finite;
 mod isa;
 mod low_rank;
+mod massive;
 
 pub use change::change_values;
 pub use dot::{dot, norm, squared_norm};
 pub use finite::first_non_finite;
 pub use low_rank::{LowRank, add_low_rank};
+pub use massive::massive;
 
 use fathom_backend::DType;
 use half::{bf16, f16};

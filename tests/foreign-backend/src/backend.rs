@@ -425,6 +425,17 @@ impl Backend for Foreign {
         })
     }
 
+    fn row_massive(
+        &self,
+        x: &ForeignRows,
+        rows: Range<usize>,
+        out: &mut ForeignRows,
+        at: (usize, usize),
+    ) -> Result<()> {
+        let x = x.object.id;
+        self.write(out, move |device, out| device.cpu.row_massive(device.get(x)?, rows, out, at))
+    }
+
     fn edit_rows(&self, x: &mut ForeignRows, edits: &[RowEdit<'_>]) -> Result<()> {
         let edits: Vec<OwnedEdit> = edits.iter().map(OwnedEdit::of).collect();
         self.write(x, move |device, x| {

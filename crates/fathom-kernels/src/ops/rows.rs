@@ -1,12 +1,12 @@
-//! Row operations of probes and edits: norms, dot products, copies, edits.
+//! Row operations of probes and edits: norms, dot products, massive activations, copies, edits.
 //!
-//! Norms and dot products are those of [`fathom_vector`], so that their bits equal those of an
-//! analysis of rows that were read back.
+//! The numbers are those of [`fathom_vector`], so that their bits equal those of an analysis of rows
+//! that were read back.
 
 use std::ops::Range;
 
-use fathom_backend::RowEdit;
-use fathom_vector::{change_values, dot, norm};
+use fathom_backend::{Massive, RowEdit};
+use fathom_vector::{change_values, dot, massive, norm};
 
 use crate::cpu::Cpu;
 use crate::memory::Rows;
@@ -46,6 +46,31 @@ fn each(
         let out = unsafe { out.slice(first + part.start..first + part.end) };
         for (out, row) in out.iter_mut().zip(part) {
             *out = number(x.row(rows.start + row));
+        }
+    });
+}
+
+/// `out[at.0 + j, at.1 + i]` = number `j` of the massive activations of `x[rows.start + i]`
+pub(crate) fn massives(
+    cpu: &Cpu,
+    x: &Rows,
+    rows: Range<usize>,
+    out: &mut Rows,
+    at: (usize, usize),
+) {
+    let columns = out.columns();
+    assert!(at.1 + rows.len() <= columns, "{} rows from column {}", rows.len(), at.1);
+    assert!(at.0 + Massive::NUMBERS <= out.rows(), "row {} of the numbers", at.0);
+    let out = out.shared();
+    cpu.split_rows(rows.len(), rows.len() * x.columns(), |part| {
+        for row in part {
+            for (j, number) in massive(x.row(rows.start + row)).numbers().enumerate() {
+                let place = (at.0 + j) * columns + at.1 + row;
+                // SAFETY: a column of `out` belongs to one row of `x`, and threads have disjoint
+                // rows. The place is within `out` (asserted above; `numbers` has at most NUMBERS).
+                let out = unsafe { out.slice(place..place + 1) };
+                out[0] = number;
+            }
         }
     });
 }

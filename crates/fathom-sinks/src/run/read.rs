@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{ArrowPrimitiveType, Float32Type, UInt32Type};
-use arrow_array::{Array, PrimitiveArray, RecordBatch, StringArray};
+use arrow_array::{Array, BooleanArray, ListArray, PrimitiveArray, RecordBatch, StringArray};
 use arrow_schema::SchemaRef;
 use fathom_model::{Error, Result, TraceReader};
 use parquet::arrow::ProjectionMask;
@@ -107,7 +107,7 @@ impl RunDir {
     }
 
     /// The files of a table: one, or a part file per trace while the scan is running.
-    fn table_files(&self, table: RunTable, traces: usize) -> Vec<PathBuf> {
+    pub(super) fn table_files(&self, table: RunTable, traces: usize) -> Vec<PathBuf> {
         if self.is_complete() {
             return self.table(table).into_iter().collect();
         }
@@ -115,7 +115,7 @@ impl RunDir {
     }
 
     /// Calls `each` with every batch of the given columns of a table.
-    fn batches(
+    pub(super) fn batches(
         &self,
         table: RunTable,
         traces: usize,
@@ -229,28 +229,38 @@ impl RunDir {
 }
 
 /// A batch of a table whose column types have not been validated.
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     batch: RecordBatch,
-    path: &'a Path,
+    pub path: &'a Path,
 }
 
 impl Batch<'_> {
-    fn column<T: ArrowPrimitiveType>(&self, name: &str) -> Result<&PrimitiveArray<T>> {
+    pub fn column<T: ArrowPrimitiveType>(&self, name: &str) -> Result<&PrimitiveArray<T>> {
         let column = self.batch.column_by_name(name);
         column.and_then(|column| column.as_primitive_opt::<T>()).ok_or_else(|| self.lacks(name))
     }
 
-    fn strings(&self, name: &str) -> Result<&StringArray> {
+    pub fn booleans(&self, name: &str) -> Result<&BooleanArray> {
+        let column = self.batch.column_by_name(name);
+        column.and_then(|column| column.as_boolean_opt()).ok_or_else(|| self.lacks(name))
+    }
+
+    pub fn lists(&self, name: &str) -> Result<&ListArray> {
+        let column = self.batch.column_by_name(name);
+        column.and_then(|column| column.as_list_opt::<i32>()).ok_or_else(|| self.lacks(name))
+    }
+
+    pub fn strings(&self, name: &str) -> Result<&StringArray> {
         let column = self.batch.column_by_name(name);
         column.and_then(|column| column.as_string_opt::<i32>()).ok_or_else(|| self.lacks(name))
     }
 
-    fn lacks(&self, name: &str) -> Error {
+    pub fn lacks(&self, name: &str) -> Error {
         Error::file(self.path, format!("has no column `{name}` of the expected type"))
     }
 }
 
 /// `u32` always fits.
-fn index(n: u32) -> usize {
+pub(super) fn index(n: u32) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }

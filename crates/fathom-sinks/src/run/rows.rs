@@ -16,8 +16,8 @@ use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use super::RunTable;
-use crate::{NormCurves, Sink, TraceDetection};
+use super::{RunTable, measures};
+use crate::{Measure, NormCurves, Sink, TraceDetection};
 
 /// Maximum rows per row group, which bounds the writer's memory.
 const ROW_GROUP_ROWS: usize = 1 << 17;
@@ -40,6 +40,9 @@ pub struct LayerScores {
     pub max_head: Vec<u32>,
     /// (position, score of every head) for the requested positions, ascending.
     pub heads: Vec<(usize, Vec<f32>)>,
+    /// (position, heads) of the tokens whose score is above [`Measure::SCORE_ABOVE`] at some heads,
+    /// both ascending.
+    pub above: Vec<(usize, Vec<usize>)>,
 }
 
 impl LayerScores {
@@ -57,8 +60,14 @@ impl LayerScores {
                 }
             }
         }
-        let of_heads = |t: usize| (0..heads).map(|head| scores[head * tokens + t]).collect();
-        LayerScores { mean, max, max_head, heads: keep.map(|t| (t, of_heads(t))).collect() }
+        let score = |t: usize, head: usize| scores[head * tokens + t];
+        let of_heads = |t: usize| (0..heads).map(|head| score(t, head)).collect();
+        let is_above = |score: f32| score > Measure::SCORE_ABOVE;
+        let heads_above = |t| (0..heads).filter(|head| is_above(score(t, *head))).collect();
+        let above = (0..tokens).filter(|t| is_above(max[*t])).map(|t| (t, heads_above(t)));
+        let above = above.collect();
+        let heads = keep.map(|t| (t, of_heads(t))).collect();
+        LayerScores { mean, max, max_head, heads, above }
     }
 }
 
@@ -110,6 +119,7 @@ pub(super) fn schema(table: RunTable) -> SchemaRef {
             field("token_id", DataType::UInt32),
             nullable("token_text", DataType::Utf8),
         ],
+        RunTable::Measures => measures::columns(),
         RunTable::Scores => vec![
             field("layer", DataType::UInt32),
             field("position", DataType::UInt32),
@@ -122,15 +132,15 @@ pub(super) fn schema(table: RunTable) -> SchemaRef {
     Arc::new(Schema::new(id.into_iter().chain(own).collect::<Vec<_>>()))
 }
 
-fn field(name: &str, kind: DataType) -> Field {
+pub(super) fn field(name: &str, kind: DataType) -> Field {
     Field::new(name, kind, false)
 }
 
-fn nullable(name: &str, kind: DataType) -> Field {
+pub(super) fn nullable(name: &str, kind: DataType) -> Field {
     Field::new(name, kind, true)
 }
 
-fn list(item: DataType) -> DataType {
+pub(super) fn list(item: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("item", item, true)))
 }
 
@@ -162,7 +172,7 @@ impl<'a> TableWriter<'a> {
         self.writer.close().map(|_| ()).map_err(|error| parquet_error(self.path, error))
     }
 
-    fn columns(&mut self, id: TraceId, rows: usize, own: Vec<ArrayRef>) -> Result<()> {
+    pub fn columns(&mut self, id: TraceId, rows: usize, own: Vec<ArrayRef>) -> Result<()> {
         let columns = id.columns(rows).into_iter().chain(own).collect();
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .map_err(|error| Error::file(self.path, format!("cannot be written: {error}")))?;
@@ -266,11 +276,11 @@ fn head_lists(layer: &LayerScores) -> ListArray {
 }
 
 /// Saturating conversion; positions and layers are far below 2³².
-fn number(n: usize) -> u32 {
+pub(super) fn number(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn numbers(values: impl Iterator<Item = usize>) -> ArrayRef {
+pub(super) fn numbers(values: impl Iterator<Item = usize>) -> ArrayRef {
     Arc::new(UInt32Array::from_iter_values(values.map(number)))
 }
 

@@ -13,7 +13,7 @@ use super::rows::{TableWriter, TraceId};
 use super::{
     Counts, DETECTIONS, MANIFEST, Manifest, PARTS, RunDir, RunTable, Status, TraceScores, durable,
 };
-use crate::{NormCurves, TraceDetection, read_detections};
+use crate::{NormCurves, TokenMeasures, TraceDetection, read_detections};
 
 /// The scan result of one trace.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct TraceResult<'a> {
     pub detection: &'a TraceDetection,
     /// Norms of its sinks and of its average token.
     pub curves: &'a NormCurves,
+    /// The tokens and layers at which one of the four measures holds.
+    pub measures: &'a [TokenMeasures],
     /// Its sink scores, if attention is measured.
     pub scores: Option<&'a TraceScores>,
     /// The tokens that were scanned.
@@ -130,7 +132,14 @@ impl RunWriter {
             let done = self.manifest.counts.map_or(0, |counts| counts.traces);
             let parts = self.dir.join(PARTS);
             fs::create_dir_all(&parts).map_err(Error::io(&parts, "cannot be created"))?;
-            for table in RunTable::all(self.manifest.options.attention) {
+            let tables = RunTable::all(self.manifest.options.attention);
+            let path = |table: &RunTable| self.dir.join(format!("{}.parquet", table.name()));
+            if let Some(missing) = tables.iter().map(path).find(|path| !path.exists()) {
+                let problem = "does not exist, so the run cannot get more traces (runs of earlier \
+                               versions do not have it): scan all traces into another directory";
+                return Err(Error::file(&missing, problem));
+            }
+            for table in tables {
                 split(&self.dir, *table, done)?;
             }
         }
@@ -207,7 +216,7 @@ impl RunWriter {
     /// # Errors
     /// The disk is full or gone. The trace is then not recorded, and the run can be resumed.
     pub fn record(&mut self, result: &TraceResult<'_>) -> Result<()> {
-        let TraceResult { detection, curves, scores, ids, texts } = *result;
+        let TraceResult { detection, curves, measures, scores, ids, texts } = *result;
         let trace = u32::try_from(self.traces).unwrap_or(u32::MAX);
         let id = TraceId { trace, sample_index: detection.sample_index };
         let counted = detection.clone().with_phases(self.manifest.options.phases);
@@ -219,6 +228,7 @@ impl RunWriter {
                     RunTable::Sinks => writer.sinks(id, &counted)?,
                     RunTable::Norms => writer.norms(id, curves)?,
                     RunTable::Tokens => writer.tokens(id, ids, texts)?,
+                    RunTable::Measures => writer.measures(id, measures, ids, texts)?,
                     RunTable::Scores => {
                         writer.scores(id, scores.unwrap_or(&TraceScores::default()))?
                     }

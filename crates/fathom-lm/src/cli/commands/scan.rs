@@ -21,8 +21,9 @@ use crate::{Error, Format, ReadOptions, Result, Run, ScanOptions, Traces, is_pip
 /// Find the attention sinks in a model's traces
 ///
 /// Runs every trace through the model once and writes a run directory: run.json, detections.jsonl,
-/// sinks.parquet, norms.parquet and, with --attention, scores.parquet. Each trace is on disk before
-/// the next starts; a scan that was killed continues with --resume and ends with the same bytes.
+/// sinks.parquet, norms.parquet, tokens.parquet, measures.parquet and, with --attention,
+/// scores.parquet. Each trace is on disk before the next starts; a scan that was killed continues
+/// with --resume and ends with the same bytes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  \
     fathom scan --model Qwen/Qwen2.5-0.5B-Instruct --traces traces.jsonl --out run --attention\n  \

@@ -10,7 +10,7 @@ use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 use crate::cli::phases_arg::PhasesName;
 use crate::cli::preset_arg::PresetName;
-use crate::tables::{self, Detections};
+use crate::tables::{self, Detections, MeasureTable, Measured};
 use crate::{Format, Phases, Preset, Result, Run, Table};
 
 /// Print the paper's tables, from runs or from published detections
@@ -18,9 +18,13 @@ use crate::{Format, Phases, Preset, Result, Run, Table};
 /// Tables 1 and 2: one row per model, with the layers at which secondary sinks start ("X": none).
 /// Table 3: the tokens of secondary sinks. Detections in the published format need --layers, the
 /// number of layers of the model, to be classified.
+///
+/// With --measure, prints where four measures of a sink agree: alignment with the reference, a sink
+/// score above 0.3 at some head (scan --attention), massive activations, and a large norm.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom table run-qwen run-llama --latex\n  \
+    fathom table run-qwen --measure agreement,unaligned\n  \
     fathom table --detections deepseek-14b.jsonl --layers 48 --name DeepSeek-14B \
     --preset upstream")]
 pub struct Args {
@@ -48,6 +52,10 @@ pub struct Args {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TABLES",
           default_values_t = [Show::Sinks, Show::Tokens])]
     show: Vec<Show>,
+    /// Print these tables of the four measures instead, comma separated
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "TABLES",
+          conflicts_with_all = ["detections", "show", "preset", "phases"])]
+    measure: Vec<MeasureShow>,
     /// Number of tokens to list for each model
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
@@ -83,11 +91,27 @@ enum Show {
     Positions,
 }
 
+/// A table of the four measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MeasureShow {
+    /// How often each combination of measures holds, for (token, layer) and for tokens
+    Agreement,
+    /// The sink rate: the share of traces in which a head's sink score is above 0.3
+    Rate,
+    /// Massive activations by dimension
+    Massive,
+    /// Tokens that draw attention at layers at which they are not aligned
+    Unaligned,
+    /// The strongest tokens by any measure, with the layers at which each holds
+    Tokens,
+    /// The strongest tokens by any measure, layer by layer
+    Layers,
+}
+
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let models = args.models()?;
-    let tables = args.show.iter().map(|show| (*show, args.table(*show, &models)));
+    let tables = args.tables()?;
     if output.json {
-        let named = tables.map(|(show, table)| (show.name(), table.to_json()));
+        let named = tables.iter().map(|(name, table)| ((*name).to_owned(), table.to_json()));
         writeln!(out, "{:#}", Value::Object(named.collect::<Map<_, _>>()))?;
         return Ok(());
     }
@@ -96,7 +120,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         (_, true) => Format::Latex,
         _ => Format::Markdown,
     };
-    for (index, (_, table)) in tables.enumerate() {
+    for (index, (_, table)) in tables.iter().enumerate() {
         let gap = if index > 0 { "\n" } else { "" };
         write!(out, "{gap}{}", table.render(format))?;
     }
@@ -104,6 +128,21 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 }
 
 impl Args {
+    /// The tables, each with its key in JSON.
+    fn tables(&self) -> Result<Vec<(&'static str, Table)>> {
+        if self.measure.is_empty() {
+            let models = self.models()?;
+            return Ok(self.show.iter().map(|s| (s.name(), self.table(*s, &models))).collect());
+        }
+        let of_run = |dir: &PathBuf| Measured::of_run(&*Run::open(dir)?, self.top);
+        let runs = self.input.runs.iter().map(of_run).collect::<Result<Vec<_>>>()?;
+        let table = |measure: &MeasureShow| {
+            let (name, table) = measure.table();
+            (name, tables::measures(&runs, table))
+        };
+        Ok(self.measure.iter().map(table).collect())
+    }
+
     fn models(&self) -> Result<Vec<Detections>> {
         let preset = self.preset.map(Preset::from);
         let phases = self.phases.map(Phases::from);
@@ -129,13 +168,26 @@ impl Args {
 
 impl Show {
     /// The key in JSON.
-    fn name(self) -> String {
+    fn name(self) -> &'static str {
         match self {
             Show::Sinks => "sinks",
             Show::Tokens => "tokens",
             Show::Levels => "levels",
             Show::Positions => "positions",
         }
-        .to_owned()
+    }
+}
+
+impl MeasureShow {
+    /// The table, and its key in JSON.
+    fn table(self) -> (&'static str, MeasureTable) {
+        match self {
+            MeasureShow::Agreement => ("agreement", MeasureTable::Agreement),
+            MeasureShow::Rate => ("rate", MeasureTable::Rate),
+            MeasureShow::Massive => ("massive", MeasureTable::Massive),
+            MeasureShow::Unaligned => ("unaligned", MeasureTable::Unaligned),
+            MeasureShow::Tokens => ("tokens", MeasureTable::Tokens),
+            MeasureShow::Layers => ("layers", MeasureTable::Layers),
+        }
     }
 }
