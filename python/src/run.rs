@@ -240,10 +240,9 @@ impl NativeRun {
         Ok(mask.map(|mask| arrays::read_only(py, mask)))
     }
 
-    /// The table `sinks`, `norms`, `tokens` or `scores`; `None` if it was not measured.
+    /// The table `sinks`, `norms`, `tokens`, `measures` or `scores`; `None` if it was not measured.
     fn table(&self, py: Python<'_>, name: &str) -> PyResult<Option<NativeTable>> {
-        let all = [RunTable::Sinks, RunTable::Norms, RunTable::Tokens, RunTable::Scores];
-        let Some(table) = all.into_iter().find(|table| table.name() == name) else {
+        let Some(table) = RunTable::ALL.into_iter().find(|table| table.name() == name) else {
             return Ok(None);
         };
         let batches = py.detach(|| self.run.record_batches(table));

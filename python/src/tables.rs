@@ -125,6 +125,11 @@ fn values<'py>(
         DataType::UInt32 => Ok(numbers::<UInt32Type>(py, parts).into_any()),
         DataType::UInt64 => Ok(numbers::<UInt64Type>(py, parts).into_any()),
         DataType::Float32 => Ok(numbers::<Float32Type>(py, parts).into_any()),
+        DataType::Boolean => {
+            let parts = parts.iter().filter_map(|part| part.as_boolean_opt());
+            let values = parts.flat_map(|part| part.values().iter().collect::<Vec<bool>>());
+            Ok(read_only(py, values.collect::<Vec<bool>>()).into_any())
+        }
         DataType::Utf8 => {
             let texts = parts.iter().filter_map(|part| part.as_string_opt::<i32>());
             let texts: Vec<Option<&str>> = texts.flat_map(|part| part.iter()).collect();

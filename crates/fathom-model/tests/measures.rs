@@ -1,4 +1,4 @@
-//! Norms, dot products and edits on the device have the bits of those computed from rows on the
+//! Norms, dot products, massive activations and edits on the device have the bits of those computed from rows on the
 //! host, for any chunks and batches, on the CPU and on a device with its own memory.
 #![allow(clippy::unwrap_used)]
 
@@ -69,6 +69,7 @@ impl Probe for OnDevice {
     fn access(&self, site: Site, layer: usize) -> Access {
         match (site.has_rows(), layer % 2) {
             (false, _) => Access::Skip,
+            (true, 0) if site == Site::ResidPost => Access::Massive,
             (true, 0) => Access::Dots,
             _ => Access::Norms,
         }

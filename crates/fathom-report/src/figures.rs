@@ -9,10 +9,12 @@ mod clusters;
 mod effect;
 mod entropy;
 mod levels;
+mod measures;
 mod neurons;
 mod norms;
 mod pca;
 mod positions;
+mod rate;
 mod stages;
 mod suppress;
 mod swap;
@@ -27,6 +29,7 @@ use serde_json::json;
 use self::analysis::{AnalysisFigure, View};
 use crate::figure::{Absent, Color, Figure, Head, Series, Symbol};
 use crate::run_data::{LevelBook, RunData};
+use crate::run_phases::layers_of;
 use crate::{Cell, escape::token_label};
 
 pub use analysis::Method;
@@ -43,7 +46,7 @@ enum Source {
     Analysis(View),
 }
 
-/// The figures of a run, in the paper's order.
+/// The figures of a run: those of the paper in its order, then others.
 const FIGURES: &[Source] = &[
     Source::Scan(norms::norms),
     Source::Scan(|run| Ok(levels(&[run]))),
@@ -56,6 +59,9 @@ const FIGURES: &[Source] = &[
     Source::Analysis(View::of::<entropy::EntropyFigure>()),
     Source::Analysis(View::of::<suppress::SuppressFigure>()),
     Source::Analysis(View::of::<neurons::NeuronsFigure>()),
+    Source::Scan(|run| Ok(measures::agreement(run))),
+    Source::Scan(|run| Ok(rate::rate(run))),
+    Source::Scan(|run| Ok(measures::massive(run))),
 ];
 
 /// All figures of a run.
@@ -126,8 +132,9 @@ fn level_series(book: &LevelBook) -> Vec<Series> {
     grouped.sort_by_key(|entry| entry.group);
     for entry in &grouped {
         let level = entry.level;
+        let phase = entry.phase.map_or(String::new(), |clip| format!(" of {}", layers_of(clip)));
         let label = format!(
-            "{}: from layer {}, {} layers ({})",
+            "{}: from layer {}, {} layers{phase} ({})",
             entry.letter, level.l_start, level.lifetime, level.count
         );
         series.push(Series::cycle(label, entry.group));

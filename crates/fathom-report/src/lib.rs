@@ -11,6 +11,7 @@ mod page;
 mod phases;
 mod report;
 mod run_data;
+mod run_phases;
 mod sink_tables;
 mod summary;
 mod table;
@@ -25,5 +26,5 @@ pub use measure_tables::{
 pub use number::{percent, plural};
 pub use report::{Report, ReportFiles};
 pub use sink_tables::{level_table, position_table, sink_table, token_table};
-pub use summary::summary;
+pub use summary::{summary, unaligned_sentence};
 pub use table::{Align, Cell, Column, Format, Table};

@@ -8,6 +8,7 @@ mod data;
 mod examples;
 mod figures;
 mod methods;
+mod unaligned;
 
 use std::fmt::Write;
 
@@ -21,7 +22,7 @@ use crate::figures::MaybeFigure;
 use crate::number::grouped;
 use crate::run_data::RunData;
 use crate::table::html;
-use crate::{Cell, Column, Table, plural, sink_table, summary, token_table};
+use crate::{Cell, Column, Table, plural, sink_table, summary, token_table, unaligned_sentence};
 
 /// The beginning of every page, and of no other file.
 pub const MARK: &str = "<!doctype html>\n<!-- made by fathom report -->\n";
@@ -85,12 +86,17 @@ fn header(out: &mut String, sections: &[Section<'_>], title: &str) {
     }
     for section in sections {
         let (a, name) = (&section.run.anchor, escape(&section.run.name));
+        let has_unaligned = section.run.measures.as_ref().is_some_and(|m| m.attention);
+        let unaligned = match has_unaligned {
+            true => format!("<li><a href=\"#{a}-unaligned\">Drawing, not aligned</a></li>"),
+            false => String::new(),
+        };
         if sections.len() > 1 {
             let _ = write!(out, "<li><a href=\"#{a}\">{name}</a></li>");
         } else {
             let _ = write!(
                 out,
-                "<li><a href=\"#{a}-figures\">Figures</a></li>\
+                "<li><a href=\"#{a}-figures\">Figures</a></li>{unaligned}\
                  <li><a href=\"#{a}-levels\">Levels and tokens</a></li>\
                  <li><a href=\"#{a}-text\">The text</a></li>"
             );
@@ -110,9 +116,7 @@ fn comparison(out: &mut String, sections: &[Section<'_>], compared: &[MaybeFigur
     let rows: Vec<TokenRow> =
         sections.iter().map(|p| TokenRow::new(&p.run.name, &p.run.traces)).collect();
     out.push_str(&html::render(&token_table(&rows, 7), "Tokens of secondary sinks (Table 3)", 100));
-    for figure in compared {
-        figures::figure(out, figure, "all", files);
-    }
+    figures::figures(out, compared, "all", files);
     out.push_str("</section>\n");
 }
 
@@ -138,6 +142,9 @@ fn run_section(out: &mut String, section: &Section<'_>, several: bool) {
     for line in summary(run.stored.manifest(), &run.traces).lines() {
         let _ = write!(out, "<p>{}</p>", escape(line));
     }
+    if let Some(line) = run.measures.as_ref().and_then(unaligned_sentence) {
+        let _ = write!(out, "<p>{} <a href=\"#{a}-unaligned\">Which?</a></p>", escape(&line));
+    }
     if !several {
         out.push_str(&html::render(
             &sink_table(&[sink_row(run)]),
@@ -160,8 +167,11 @@ fn run_section(out: &mut String, section: &Section<'_>, several: bool) {
         "</section>\n<section id=\"{a}-figures\"><h2>{}</h2>",
         titled("Figures", run, several)
     );
-    for figure in &section.figures {
-        figures::figure(out, figure, a, &section.files);
+    figures::figures(out, &section.figures, a, &section.files);
+    if let Some(agreement) = run.measures.as_ref().filter(|agreement| agreement.attention) {
+        let title = titled(unaligned::TITLE, run, several);
+        let _ = write!(out, "</section>\n<section id=\"{a}-unaligned\"><h2>{title}</h2>");
+        unaligned::section(out, run, agreement);
     }
     let _ = write!(
         out,

@@ -3,7 +3,14 @@
 use std::path::Path;
 
 use fathom_model::{Error, Result};
-use fathom_sinks::{Class, Level, RunDir, Sink, TraceDetection, TraceText, levels};
+use fathom_sinks::{
+    Agreement, Class, Clip, Level, Phases, RunDir, Sink, TraceDetection, TraceText, levels,
+};
+
+use crate::run_phases::RunPhases;
+
+/// The number of strongest tokens, by any measure, that a report looks at.
+const MEASURED_TOKENS: usize = 100;
 
 /// A run with all that a report shows of it. The model is not needed.
 #[derive(Clone, Debug)]
@@ -18,6 +25,8 @@ pub struct RunData {
     pub planned: Option<usize>,
     /// Its traces.
     pub traces: Vec<TraceDetection>,
+    /// The phases of its traces.
+    pub phases: RunPhases,
     /// Levels of its secondary sinks.
     pub levels: LevelBook,
     /// Its tokens, if the run has them.
@@ -25,6 +34,8 @@ pub struct RunData {
     /// The sink score of each token, mean over heads and layers, `[traces][T]`, if the scan
     /// measured it.
     pub attention: Option<Vec<Vec<f32>>>,
+    /// The four measures; `None` for a run of an earlier version.
+    pub measures: Option<Agreement>,
     /// SHA-256 of its detections. Results of `fathom explain` are shown only if they were computed
     /// from these.
     pub detections_sha256: String,
@@ -38,14 +49,18 @@ impl RunData {
     /// damaged.
     pub fn read(dir: &Path, number: usize) -> Result<RunData> {
         let run = RunDir::open_unfinished(dir)?;
-        let traces = run.detections()?;
+        let traces = run.detections_of(Phases::Largest)?;
         if traces.is_empty() {
             return Err(Error::file(dir, "has recorded no trace yet: there is nothing to report"));
         }
+        let listed = run.manifest().options.phases;
+        let phases = RunPhases::new(&traces, listed);
+        let traces: Vec<_> = traces.into_iter().map(|trace| trace.with_phases(listed)).collect();
         let tokens: Vec<usize> = traces.iter().map(TraceDetection::scanned_tokens).collect();
         let text = run.text(traces.len())?;
         let text = text.filter(|text| text.ids.iter().map(Vec::len).eq(tokens.iter().copied()));
         let attention = run.attention_received(&tokens)?;
+        let measures = Agreement::of_run(&run, MEASURED_TOKENS)?;
         let detections_sha256 = run.detections_sha256()?;
         let model = &run.manifest().model;
         let name = model.name_of(&model_name(&model.id));
@@ -53,11 +68,13 @@ impl RunData {
             name,
             anchor: format!("r{number}"),
             planned: run.planned_traces(),
-            levels: LevelBook::new(&traces),
+            levels: LevelBook::new(&traces, &phases),
+            phases,
             stored: run,
             traces,
             text,
             attention,
+            measures,
             detections_sha256,
         })
     }
@@ -94,6 +111,8 @@ pub struct LevelBook {
 pub struct LevelEntry {
     /// The level.
     pub level: Level,
+    /// The phase it starts in, if the run has several.
+    pub phase: Option<Clip>,
     /// Its letter, the same everywhere in the report; `·` for all but the 26 most frequent.
     pub letter: String,
     /// Its group in figures that cannot show all: the [`LevelBook::GROUPS`] most frequent levels
@@ -105,7 +124,7 @@ impl LevelBook {
     /// The number of levels with a colour of their own.
     pub const GROUPS: usize = 5;
 
-    fn new(traces: &[TraceDetection]) -> LevelBook {
+    fn new(traces: &[TraceDetection], phases: &RunPhases) -> LevelBook {
         let all = levels(traces.iter().flat_map(|trace| trace.of_class(Class::Secondary)));
         let mut by_count: Vec<usize> = (0..all.len()).collect();
         by_count.sort_by_key(|i| std::cmp::Reverse(all[*i].count));
@@ -117,6 +136,7 @@ impl LevelBook {
         let (lettered, grouped) = (most(26), most(LevelBook::GROUPS));
         let entry = |(i, level): (usize, &Level)| LevelEntry {
             level: *level,
+            phase: phases.containing(level.l_start),
             letter: match lettered.iter().position(|j| *j == i) {
                 Some(n) => char::from(b'A' + u8::try_from(n).unwrap_or(25)).to_string(),
                 None => "·".to_owned(),

@@ -1,7 +1,8 @@
 //! What a scan found, in sentences.
 
 use fathom_sinks::{
-    Class, Finding, Manifest, Preset, Sink, SinkRow, TraceDetection, levels, token_counts,
+    Agreement, Class, Finding, Manifest, Preset, Sink, SinkRow, TraceDetection, levels,
+    token_counts,
 };
 use serde_json::json;
 
@@ -152,6 +153,24 @@ fn attention(manifest: &Manifest, traces: &[TraceDetection]) -> Option<String> {
         format!(
             "Of the attention of later tokens, {} on average at the layers that see it.",
             received.join(", ")
+        )
+    })
+}
+
+/// How many tokens draw attention at layers at which they are not aligned, if any do.
+pub fn unaligned_sentence(agreement: &Agreement) -> Option<String> {
+    let (count, never) = (agreement.unaligned_count, agreement.never_aligned_count);
+    let (draw, they_are) = if count == 1 { ("draws", "it is") } else { ("draw", "they are") };
+    let never = match never {
+        0 => String::new(),
+        1 => "; 1 is aligned at no layer".to_owned(),
+        never => format!("; {} are aligned at no layer", grouped(never)),
+    };
+    (count > 0).then(|| {
+        format!(
+            "{} {draw} attention (a sink score above 0.3 at some head) at layers at which \
+             {they_are} not aligned with the reference{never}.",
+            plural(count, "token"),
         )
     })
 }

@@ -27,7 +27,7 @@ pub use detections::{ScanNote, TraceDetection, read_detections, reclassify};
 pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
 pub use grid::Grid;
 pub use levels::{Level, levels};
-pub use measures::{Measure, MeasureSet, TokenMeasures, TokenScores};
+pub use measures::{Measure, MeasureSet, TokenMeasures, TokenScores, token_measures};
 pub use norms::{NormCurve, NormCurves, norm_curves};
 pub use phases::{Phase, Phases};
 pub use preset::{Class, Preset};

@@ -11,11 +11,10 @@ use fathom_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::checked::Checked;
-use crate::measures::token_measures;
 use crate::{
     DetectOptions, LayerScores, NormCurves, Phases, Preset, RunDir, RunWriter, ScalarOptions,
     ScalarProbe, ScanNote, TokenMeasures, TraceDetection, TraceResult, TraceScores, detect,
-    norm_curves,
+    norm_curves, token_measures,
 };
 
 /// Options of a scan: everything a result depends on except model and traces.

@@ -174,6 +174,37 @@ fn sink_scores_match_huggingface() {
     }
 }
 
+/// Attention and norm, from the scores and norms of HuggingFace. The fixture has no massive
+/// activations: the direction of its sinks has the same size in every dimension.
+#[test]
+fn measures_match_huggingface() {
+    let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
+    let trace = &traces()[0];
+    let rows = scan_trace(model(Precision::F32), trace, &|_| None, &options, &mut ()).unwrap();
+    let rows: BTreeMap<(usize, usize), _> =
+        rows.measures.iter().map(|row| ((row.layer, row.position), row)).collect();
+    let tokens = trace.ids.len();
+    let norms = reference(&format!("resid_norm.{}", trace.index)); // [L, T]
+    let (mut large, mut drawing) = (0, 0);
+    for (l, norms) in norms.chunks_exact(tokens).enumerate() {
+        let scores = reference(&format!("sink_score.{l}")); // [4, T]
+        for t in 0..tokens {
+            let others: f32 = (0..tokens).filter(|other| *other != t).map(|t| norms[t]).sum();
+            let ratio = norms[t] / (others / (tokens - 1) as f32);
+            let heads: Vec<usize> = (0..4).filter(|h| scores[h * tokens + t] > 0.3).collect();
+            let row = rows.get(&(l, t));
+            assert!((ratio - 5.0).abs() > 1e-3, "a ratio too close to the factor to compare");
+            assert_eq!(row.is_some_and(|row| row.large_norm), ratio >= 5.0, "{l} {t}");
+            let found = row.and_then(|row| row.scores.clone()).map(|scores| scores.heads_above);
+            assert_eq!(found.unwrap_or_default(), heads, "{l} {t}");
+            large += usize::from(ratio >= 5.0);
+            drawing += usize::from(!heads.is_empty());
+        }
+    }
+    assert!(large > 20 && drawing > 20, "{large} {drawing}");
+    assert!(rows.values().all(|row| row.massive.count == 0));
+}
+
 #[test]
 fn a_scan_respects_its_limits_and_resumes_after_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -214,7 +245,10 @@ fn a_scan_respects_its_limits_and_resumes_after_an_error() {
     let writer = RunWriter::resume(&out, manifest()).unwrap();
     assert_eq!(writer.recorded(), 2);
     scan(model, &traces(), &text, writer, &mut ()).unwrap();
-    for file in ["run.json", "detections.jsonl", "sinks.parquet", "norms.parquet", "scores.parquet"]
+    let tables = ["sinks", "norms", "tokens", "measures", "scores"];
+    let tables = tables.map(|table| format!("{table}.parquet"));
+    for file in
+        ["run.json", "detections.jsonl"].into_iter().chain(tables.iter().map(String::as_str))
     {
         let read = |run: &str| fs::read(dir.path().join(run).join(file)).unwrap();
         assert!(read("interrupted") == read("undisturbed"), "{file}");

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, UInt32Type};
 use arrow_array::{Array, RecordBatch};
+use fathom_backend::Massive;
 use fathom_sinks::{
     Class, Clip, Finding, Fingerprints, LayerScores, Manifest, Measures, ModelNote, NormCurve,
-    NormCurves, Preset, RunDir, RunTable, RunWriter, ScanNote, ScanOptions, Sink, TraceDetection,
-    TraceResult, TraceScores, TracesNote,
+    NormCurves, Preset, RunDir, RunTable, RunWriter, ScanNote, ScanOptions, Sink, TokenMeasures,
+    TokenScores, TraceDetection, TraceResult, TraceScores, TracesNote,
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -106,6 +107,30 @@ fn record(writer: &mut RunWriter) {
     let ids = &[7, 8, 7, 9, 7, 8][..TOKENS];
     let (detection, curves, texts) = (&detection, &curves, &texts);
     writer.record(&TraceResult { detection, curves, measures, scores, ids, texts }).unwrap();
+}
+
+/// Rows with and without massive activations and heads above ε.
+fn measures(trace: usize, attention: bool) -> Vec<TokenMeasures> {
+    let row = |position, layer, aligned, massive: Massive| TokenMeasures {
+        position,
+        layer,
+        aligned,
+        scores: attention.then(|| TokenScores {
+            mean: 0.2,
+            max: 0.25 * (1 + position) as f32,
+            max_head: 1,
+            heads_above: if position > 0 { vec![0, 1] } else { Vec::new() },
+        }),
+        massive,
+        norm_ratio: 7.5 + trace as f32,
+        large_norm: true,
+    };
+    let massive = Massive { count: 11, largest: vec![(3, -120.5), (1700, 4e3)] };
+    vec![
+        row(0, 1, true, Massive::default()),
+        row(0, 2, true, massive),
+        row(4, 0, false, Massive::default()),
+    ]
 }
 
 fn complete(mut writer: RunWriter) -> RunDir {
@@ -345,6 +370,11 @@ fn an_unfinished_run_is_not_opened() {
 fn recorded_data_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let run = complete(RunWriter::create(dir.path(), manifest(true)).unwrap());
+    let without = tempfile::tempdir().unwrap();
+    let without = complete(RunWriter::create(without.path(), manifest(false)).unwrap());
+    let mut unmeasured = Vec::new();
+    assert!(without.measures(TRACES, &mut |row| unmeasured.push(row.measures)).unwrap());
+    assert_eq!(unmeasured, (0..TRACES).flat_map(|t| measures(t, false)).collect::<Vec<_>>());
 
     let expected: Vec<TraceDetection> = (0..TRACES).map(detection).collect();
     assert_eq!(run.detections().unwrap(), expected);
@@ -380,6 +410,15 @@ fn recorded_data_is_read_back() {
     let text = run.text(TRACES).unwrap().unwrap();
     assert_eq!(text.ids, vec![vec![7, 8, 7, 9, 7, 8]; TRACES]);
     assert_eq!(text.texts, BTreeMap::from([(7, "a".to_owned()), (8, " b".to_owned())]));
+
+    let mut rows = Vec::new();
+    assert!(run.measures(TRACES, &mut |row| rows.push(row)).unwrap());
+    let expected = (0..TRACES).flat_map(|trace| measures(trace, true).into_iter().zip([trace; 3]));
+    assert_eq!(rows.len(), 3 * TRACES);
+    for (row, (measures, trace)) in rows.iter().zip(expected) {
+        assert_eq!((row.trace, &row.measures), (trace, &measures));
+    }
+    assert_eq!((rows[2].token_id, rows[2].token_text.as_deref()), (7, Some("a")));
 
     // Mean over heads of 4/16 and 10/16, the same at every layer.
     let drawn = run.attention_received(&[TOKENS; TRACES]).unwrap().unwrap();

@@ -143,6 +143,12 @@ class Run:
         return self._table("scores")
 
     @property
+    def measures(self) -> Table:
+        """One row for each trace, position and layer at which one of the four measures of a sink
+        holds: alignment, attention, massive activations, norm."""
+        return self._table("measures")
+
+    @property
     def tokens(self) -> Table:
         """One row for each trace and position: the tokens that were scanned."""
         return self._table("tokens")

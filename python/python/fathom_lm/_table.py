@@ -25,7 +25,7 @@ class Table:
     __slots__ = ("_native", "name")
 
     name: str
-    """`sinks`, `norms`, `tokens` or `scores`."""
+    """`sinks`, `norms`, `tokens`, `measures` or `scores`."""
 
     def __init__(self, name: str, native: _native.Table) -> None:
         self.name = name
@@ -58,9 +58,9 @@ class Table:
     def to_dict(self) -> dict[str, Column]:
         """The columns as NumPy arrays `[rows]`; copies.
 
-        Missing floats are NaN. A column of whole numbers with missing values is `int64`, with -1
-        for those (in `norms`, `position` -1 is the average of the tokens that are not sinks). Texts
-        and lists are arrays of objects: `str` or `None`, and arrays.
+        Missing floats are NaN. A column of whole numbers or truth values with missing values is
+        `int64`, with -1 for those (in `norms`, `position` -1 is the average of the tokens that are
+        not sinks). Texts and lists are arrays of objects: `str` or `None`, and arrays.
         """
         return {name: self._column(name, None) for name in self.columns}
 

@@ -1,17 +1,25 @@
 //! Levels: first layer and lifetime of secondary sinks.
 
+use std::collections::BTreeMap;
+
 use super::{Head, MaybeFigure, NO_SECONDARY};
 use crate::figure::{Axis, Dot, Figure, HeatCell, Mark, Panel, Scale};
-use crate::run_data::RunData;
+use crate::run_data::{LevelEntry, RunData};
+use crate::run_phases::{layers_of, unlisted};
 use crate::{Cell, Column, Table, percent, plural};
 
 const HEAD: Head = Head { name: "fig2-levels", title: "Sink levels", paper: "Figure 2" };
 
+/// Maximum number of phases that are marked.
+const RULES: usize = 4;
+
 /// A heat map for each of `runs`, with one scale of shades. Cells link to `#rN-level-I`, where N is
 /// the number of the run.
 pub fn levels(runs: &[&RunData]) -> MaybeFigure {
-    let count = |run: &&RunData| run.levels.entries().iter().map(|e| e.level.count).max();
-    let Some(most) = runs.iter().filter_map(count).max() else {
+    let others: Vec<Unlisted> = runs.iter().map(|run| unlisted_levels(run)).collect();
+    let listed = runs.iter().flat_map(|run| run.levels.entries()).map(|entry| entry.level.count);
+    let counts = listed.chain(others.iter().flat_map(|levels| levels.values().copied()));
+    let Some(most) = counts.max() else {
         return Err(HEAD.absent(NO_SECONDARY, None));
     };
     let mut data = Table::new(vec![
@@ -19,14 +27,17 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
         Column::text("level", "Level"),
         Column::number("l_start", "First layer"),
         Column::number("lifetime", "Layers"),
+        Column::text("phase", "Phase"),
         Column::number("count", "Secondary sinks"),
     ]);
     let mut findings = Vec::new();
     let mut panels = Vec::new();
-    for run in runs {
+    for (run, others) in runs.iter().zip(&others) {
         let entries = run.levels.entries();
         let all: usize = entries.iter().map(|entry| entry.level.count).sum();
-        let longest = entries.iter().map(|entry| entry.level.lifetime).max().unwrap_or(1);
+        let lifetimes = entries.iter().map(|entry| entry.level.lifetime);
+        let lifetimes = lifetimes.chain(others.keys().map(|(_, lifetime, _)| *lifetime));
+        let longest = lifetimes.max().unwrap_or(1);
         let last = run.layers().saturating_sub(1);
         let mut panel = Panel::new(
             format!("{}: {}", run.name, plural(all, "secondary sink")),
@@ -34,7 +45,8 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
             Axis::new("lifetime in layers", Scale::whole(1, longest + 1)),
         );
         panel.height = 270.0;
-        let cell = |(i, entry): (usize, &crate::run_data::LevelEntry)| {
+        let shade = |count: usize| (1.0 + count as f64).ln() / (1.0 + most as f64).ln();
+        let cell = |(i, entry): (usize, &LevelEntry)| {
             let level = entry.level;
             let tip = format!(
                 "level {}\nfrom layer {}, {} layers\n{} ({})",
@@ -46,13 +58,29 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
             );
             HeatCell {
                 dot: Dot::new(level.l_start as f64, level.lifetime as f64, tip),
-                shade: (1.0 + level.count as f64).ln() / (1.0 + most as f64).ln(),
+                shade: shade(level.count),
                 text: if entry.letter == "·" { String::new() } else { entry.letter.clone() },
                 link: Some(format!("#{}", level_anchor(run, i))),
             }
         };
         panel.marks.push(Mark::Cells(entries.iter().enumerate().map(cell).collect()));
-        if entries.is_empty() {
+        let other = |((l_start, lifetime, phase), count): (&(usize, usize, String), &usize)| {
+            let sinks = plural(*count, "sink");
+            let tip =
+                format!("{phase}, not listed\nfrom layer {l_start}, {lifetime} layers\n{sinks}");
+            HeatCell {
+                dot: Dot::new(*l_start as f64, *lifetime as f64, tip),
+                shade: shade(*count),
+                text: String::new(),
+                link: None,
+            }
+        };
+        panel.marks.push(Mark::Cells(others.iter().map(other).collect()));
+        for phase in run.phases.most_frequent(RULES) {
+            let (x, label) = (phase.clip.start as f64 - 0.5, layers_of(phase.clip));
+            panel.marks.push(Mark::Rule { x, label });
+        }
+        if entries.is_empty() && others.is_empty() {
             panel.note = "no secondary sinks".to_owned();
         }
         panels.push(panel);
@@ -62,8 +90,25 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
                 Cell::text(&entry.letter),
                 Cell::count(entry.level.l_start),
                 Cell::count(entry.level.lifetime),
+                Cell::text(entry.phase.map_or(String::new(), layers_of)),
                 Cell::count(entry.level.count),
             ]);
+        }
+        for ((l_start, lifetime, phase), count) in others {
+            data.push(vec![
+                Cell::text(&run.name),
+                Cell::text("not listed"),
+                Cell::count(*l_start),
+                Cell::count(*lifetime),
+                Cell::text(phase),
+                Cell::count(*count),
+            ]);
+        }
+        if !others.is_empty() {
+            findings.push(format!(
+                "{} of other phases are shown without a letter; `--phases all` lists them.",
+                plural(others.values().sum(), "secondary sink")
+            ));
         }
         if let (1, Some(main)) = (runs.len(), entries.iter().max_by_key(|e| e.level.count)) {
             let share = percent(100.0 * main.level.count as f64 / all as f64);
@@ -92,6 +137,19 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
         quotes: Vec::new(),
         data,
     })
+}
+
+/// Number of sinks by (first layer, lifetime, phase).
+type Unlisted = BTreeMap<(usize, usize, String), usize>;
+
+/// The levels of secondary sinks of phases that are not listed.
+fn unlisted_levels(run: &RunData) -> Unlisted {
+    let mut levels = Unlisted::new();
+    for (_, phase, sink) in unlisted(&run.traces) {
+        let key = (sink.l_start(), sink.lifetime(), layers_of(phase));
+        *levels.entry(key).or_default() += 1;
+    }
+    levels
 }
 
 /// The anchor of a level in the page.

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fathom_model::Result;
-use fathom_sinks::{Class, NormRow, Sink};
+use fathom_sinks::{Class, Clip, NormRow, Sink};
 
 use super::{Head, MaybeFigure, number, sink_label};
 use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol, short};
 use crate::run_data::RunData;
+use crate::run_phases::layers_of;
 use crate::{Cell, Column, Table};
 
 const HEAD: Head = Head { name: "fig1-norms", title: "Norms by layer", paper: "Figure 1" };
@@ -22,6 +23,7 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
         return Ok(Err(HEAD.absent("The run holds no norms.", None)));
     }
     let detection = &run.traces[trace];
+    let phases = run.phases.of_trace(trace);
     let mut chosen: Vec<(Option<usize>, Series)> = Vec::new();
     for (sink, i) in detection.of_class(Class::Primary).take(PRIMARY).zip(0..) {
         let symbol = [Symbol::Dot, Symbol::Square, Symbol::Plus][i % 3];
@@ -82,6 +84,8 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
             let dots = curve.into_iter().flatten().map(dot).collect();
             panel.marks.push(Mark::Line { series, dots, dashed: chosen[series].0.is_none() });
         }
+        let rule = |clip: &Clip| Mark::Rule { x: clip.start as f64, label: layers_of(*clip) };
+        panel.marks.extend(phases.iter().map(rule));
         panel
     };
     let panels = vec![
@@ -89,7 +93,7 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
         panel("Key, all heads together", &|row| row.key),
         panel("Value, all heads together", &|row| row.value),
     ];
-    let findings = vec![format!(
+    let mut findings = vec![format!(
         "Shown is trace {} ({} tokens), {}.",
         detection.sample_index,
         detection.scan.map_or(detection.full_text_len, |note| note.tokens),
@@ -98,6 +102,18 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
             false => "the one with sinks of most levels",
         }
     )];
+    if phases.len() > 1 {
+        let named: Vec<String> = phases.iter().map(|clip| layers_of(*clip)).collect();
+        let unlisted = match detection.other_phases.is_empty() {
+            true => "",
+            false => "; only the sinks of the largest are listed and have curves",
+        };
+        findings.push(format!(
+            "The norm of the reference is large in {} phases, {}{unlisted}.",
+            phases.len(),
+            named.join(" and ")
+        ));
+    }
     Ok(Ok(Figure {
         head: HEAD,
         reading: "A token becomes a sink at the layer where its hidden norm leaves the dashed line \

@@ -1,17 +1,30 @@
 //! Where in the traces secondary sinks are.
 
-use fathom_sinks::TraceDetection;
+use std::collections::BTreeMap;
+
+use fathom_sinks::{Clip, Sink, TraceDetection};
 
 use super::{Head, MaybeFigure, NO_SECONDARY, level_series};
-use crate::figure::{Axis, Dot, Figure, Mark, Panel, Scale};
+use crate::figure::{Axis, Color, Dot, Figure, Mark, Panel, Scale, Series, Symbol};
 use crate::run_data::RunData;
+use crate::run_phases::{layers_of, unlisted};
 use crate::{Cell, Column, Table, plural};
 
 const HEAD: Head = Head { name: "fig5-positions", title: "Where in the text", paper: "Figure 5" };
 const BINS: usize = 24;
 
 pub(super) fn positions(run: &RunData) -> MaybeFigure {
-    let legend = level_series(&run.levels);
+    let mut legend = level_series(&run.levels);
+    let listed = legend.len();
+    let mut phases: BTreeMap<usize, (Clip, usize)> = BTreeMap::new(); // unlisted, by first layer
+    for (_, clip, _) in unlisted(&run.traces) {
+        phases.entry(clip.start).or_insert((clip, 0)).1 += 1;
+    }
+    for (index, (clip, count)) in phases.values().enumerate() {
+        let label = format!("{}, not listed ({count})", layers_of(*clip));
+        let symbol = Symbol::CYCLE[index % Symbol::CYCLE.len()];
+        legend.push(Series::new(label, Color::Grey, symbol));
+    }
     if legend.is_empty() {
         return Err(HEAD.absent(NO_SECONDARY, None));
     }
@@ -19,11 +32,18 @@ pub(super) fn positions(run: &RunData) -> MaybeFigure {
     let longest = tokens.iter().copied().max().unwrap_or(1).max(1);
     let mut absolute = vec![vec![0usize; legend.len()]; BINS];
     let mut relative = absolute.clone();
-    for (trace, sink) in run.secondary() {
-        let group = run.levels.group(sink.l_start(), sink.lifetime()).min(legend.len() - 1);
+    let mut count = |trace: usize, sink: &Sink, series: usize| {
         let bin = |of: usize| (sink.position * BINS / of.max(1)).min(BINS - 1);
-        absolute[bin(longest)][group] += 1;
-        relative[bin(tokens[trace])][group] += 1;
+        absolute[bin(longest)][series] += 1;
+        relative[bin(tokens[trace])][series] += 1;
+    };
+    for (trace, sink) in run.secondary() {
+        let group = run.levels.group(sink.l_start(), sink.lifetime());
+        count(trace, sink, group.min(listed.saturating_sub(1)));
+    }
+    for (trace, clip, sink) in unlisted(&run.traces) {
+        let phase = phases.keys().position(|start| *start == clip.start);
+        count(trace, sink, listed + phase.unwrap_or(0));
     }
     let mut data = Table::new(vec![
         Column::text("scale", "Scale"),
@@ -75,7 +95,8 @@ pub(super) fn positions(run: &RunData) -> MaybeFigure {
         panel("By part of the trace", "% of the trace", "percent", 100.0, &relative),
     ];
     let (mut early, mut all) = (0usize, 0usize);
-    for (trace, sink) in run.secondary() {
+    let others = unlisted(&run.traces).map(|(trace, _, sink)| (trace, sink));
+    for (trace, sink) in run.secondary().chain(others) {
         early += usize::from(2 * sink.position < tokens[trace]);
         all += 1;
     }

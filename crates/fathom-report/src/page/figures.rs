@@ -3,32 +3,43 @@
 use std::fmt::Write;
 
 use crate::escape::escape;
-use crate::figure::{Figure, Mark, Panel, panel_svg, symbol_svg};
+use crate::figure::{Absent, Figure, Mark, Panel, panel_svg, symbol_svg};
 use crate::figures::MaybeFigure;
 use crate::table::html;
 
 /// Maximum number of rows of a figure's numbers in the page; the CSV file has all.
 const ROWS: usize = 120;
 
-/// A figure, or a line with the reason why there is none. `anchor` is that of its run, `files` the
-/// directory of its files.
-pub(super) fn figure(out: &mut String, figure: &MaybeFigure, anchor: &str, files: &str) {
-    match figure {
-        Ok(figure) => present(out, figure, anchor, files),
-        Err(absent) => {
-            let command = absent.command.as_ref().map_or(String::new(), |command| {
-                format!(" <code>{}</code> makes it.", escape(command))
-            });
-            let _ = writeln!(
-                out,
-                "<div class=\"fig missing\" id=\"{anchor}-{}\"><h3>{} <small>{}</small></h3><p \
-                 class=\"absent\">{}{command}</p></div>",
-                absent.head.name,
-                escape(absent.head.title),
-                escape(absent.head.paper),
-                escape(&absent.why)
-            );
+/// The figures of a run, then in one line those that have nothing to show, with the reasons.
+/// `anchor` is that of the run, `files` the directory of its files.
+pub(super) fn figures(out: &mut String, figures: &[MaybeFigure], anchor: &str, files: &str) {
+    figures.iter().flatten().for_each(|figure| present(out, figure, anchor, files));
+    let mut by_reason: Vec<(&str, Vec<&Absent>)> = Vec::new();
+    for absent in figures.iter().filter_map(|figure| figure.as_ref().err()) {
+        match by_reason.iter_mut().find(|(why, _)| *why == absent.why) {
+            Some((_, same)) => same.push(absent),
+            None => by_reason.push((&absent.why, vec![absent])),
         }
+    }
+    if by_reason.is_empty() {
+        return;
+    }
+    let _ = write!(out, "<p class=\"absent\" id=\"{anchor}-absent\">Nothing to show:");
+    for (i, (why, figures)) in by_reason.iter().enumerate() {
+        let named: Vec<String> = figures.iter().map(|absent| named(absent)).collect();
+        let gap = if i > 0 { ";" } else { "" };
+        let why = why.trim_end_matches('.');
+        let _ = write!(out, "{gap} {} ({})", named.join(", "), escape(why));
+    }
+    out.push_str(".</p>\n");
+}
+
+/// The title of a missing figure, and the command that makes it, if there is one.
+fn named(absent: &Absent) -> String {
+    let title = escape(absent.head.title);
+    match &absent.command {
+        None => title,
+        Some(command) => format!("{title} <code>{}</code>", escape(command)),
     }
 }
 

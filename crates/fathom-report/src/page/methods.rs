@@ -11,7 +11,7 @@ use crate::figures::{Method, methods};
 use crate::run_data::RunData;
 
 /// What all figures build on.
-const DEFINITIONS: [Method; 4] = [
+const DEFINITIONS: [Method; 5] = [
     Method {
         term: "Reference",
         text: "The token at position 0, or of several candidates the one with the largest mean \
@@ -35,6 +35,14 @@ const DEFINITIONS: [Method; 4] = [
         text: "The mean attention a token receives from itself and all later tokens (the paper's \
                equation 1), averaged over heads; exact for any length. Attention of layer l reads \
                the output of layer l − 1.",
+    },
+    Method {
+        term: "Four measures",
+        text: "For each token and layer: alignment (it is a sink, in any phase), attention (the \
+               sink score of a head is above 0.3), massive activations (a component of the hidden \
+               state is above 100 and above 1000 times the median of the token's components), and \
+               norm (the norm of the hidden state is at least the factor times the mean norm of \
+               the other tokens, the factor being the least rise of the reference).",
     },
 ];
 

@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use fathom_report::{sink_table, summary};
-use fathom_sinks::{ReadNote, RunWriter, SinkRow};
+use fathom_report::{sink_table, summary, unaligned_sentence};
+use fathom_sinks::{Agreement, ReadNote, RunWriter, SinkRow};
 use serde_json::json;
 
 use crate::cli::failure::Failure;
@@ -187,7 +187,15 @@ fn report(run: &Run, output: Output, out: &mut dyn Write) -> Result<(), Failure>
         )?;
     } else {
         let table = sink_table(&[row]).render(Format::Markdown);
-        write!(out, "{}\n{table}", summary(manifest, &traces))?;
+        write!(out, "{}", summary(manifest, &traces))?;
+        if let Some(line) = Agreement::of_run(run, 0)?.as_ref().and_then(unaligned_sentence) {
+            writeln!(
+                out,
+                "{line} `fathom table {} --measure unaligned` lists them.",
+                run.dir().display()
+            )?;
+        }
+        write!(out, "\n{table}")?;
     }
     Ok(())
 }
