@@ -118,7 +118,25 @@ pub fn positions(models: &[Detections]) -> Table {
     fathom_report::position_table(&models.iter().map(row).collect::<Vec<_>>())
 }
 
-/// The four measures of a run.
+/// The four measures of a run: the input of [`measures`].
+///
+/// ```
+/// # let dir = tempfile::tempdir().unwrap();
+/// # use fathom_lm::{Format, Model, Preset, ScanOptions, Traces, tables};
+/// # fathom_lm::demo::plant(dir.path(), &Default::default())?;
+/// # let model = Model::options(dir.path().display().to_string()).named("planted").load()?;
+/// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
+/// use tables::{MeasureTable, Measured};
+///
+/// let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
+/// let run = model.scan(&traces, options).run()?;
+/// let measured = Measured::of_run(&run, 10)?;
+/// let rates = measured.agreement.rates.as_ref().unwrap();
+/// assert_eq!(rates.reference.len(), 20); // layers
+/// let table = tables::measures(&[measured], MeasureTable::Agreement);
+/// assert!(table.render(Format::Markdown).contains("| yes "));
+/// # Ok::<(), fathom_lm::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
     /// The name of the model in tables.

@@ -195,6 +195,74 @@ fn table_prints_four_ways() {
     assert!(table(&["--latex"]).contains("\\begin{tabular}"));
 }
 
+/// Attention-only and massive tokens are in the tables exactly as they were planted.
+#[test]
+fn the_four_measures_are_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let model = path("model");
+    let plant = ["plant", "--out", &model, "--traces", "2"];
+    succeed(&[&plant[..], &["--two-phases", "--attention-only", "--massive"]].concat());
+    let truth = std::fs::read_to_string(dir.path().join("model/truth.json")).unwrap();
+    let truth: Value = serde_json::from_str(&truth).unwrap();
+    let traces = path("model/traces.jsonl");
+    let scan = |out: &str, more: &[&str]| {
+        let scan = ["scan", "--model", &model, "--traces", &traces, "--quiet", "--out", out];
+        succeed(&[&scan[..], more].concat());
+    };
+    let run = path("run");
+    scan(&run, &["--attention"]);
+    let table = |run: &str, measures: &str, more: &[&str]| {
+        succeed(&[&["table", run, "--measure", measures, "--top", "50"], more].concat())
+    };
+    let all = "agreement,rate,massive,unaligned,tokens,layers";
+    let printed: Value = serde_json::from_str(&table(&run, all, &["--json"])).unwrap();
+
+    let never = printed["unaligned"].as_array().unwrap().iter();
+    let never = never.filter(|token| token["aligned"] == json!([]));
+    let never: Vec<Value> =
+        never.map(|t| json!([t["trace"], t["position"], t["layers"]])).collect();
+    let planted = truth["sequences"].as_array().unwrap().iter().enumerate();
+    let planted: Vec<Value> = planted
+        .flat_map(|(trace, sequence)| {
+            let tokens = sequence["attention_only"].as_array().unwrap().iter();
+            tokens.map(move |token| json!([trace, token["position"], token["layers"]]))
+        })
+        .collect();
+    assert_eq!(never.len(), planted.len());
+    assert!(planted.iter().all(|token| never.contains(token)), "{never:?}");
+    let dims = printed["massive"].as_array().unwrap().iter().map(|row| row["dim"].clone());
+    let mut dims: Vec<u64> = dims.map(|dim| dim.as_u64().unwrap()).collect();
+    dims.sort_unstable();
+    assert_eq!(dims, [17, 71]);
+    let agreement = printed["agreement"].as_array().unwrap();
+    let only = agreement.iter().find(|row| row["attention"] == true && row["alignment"] == false);
+    assert!(only.is_some(), "{agreement:?}");
+    let pairs: u64 = agreement.iter().map(|row| row["pairs"].as_u64().unwrap()).sum();
+    let ids = truth["sequences"].as_array().unwrap().iter();
+    let tokens: usize = ids.map(|s| s["input_ids"].as_array().unwrap().len()).sum();
+    assert_eq!(pairs, 27 * tokens as u64);
+    assert_eq!(printed["rate"].as_array().unwrap().len(), 28);
+    assert!(printed["tokens"][0]["mean_score"].is_array());
+
+    assert!(table(&run, "rate", &[]).starts_with("| Model"));
+    assert!(table(&run, "layers", &["--csv"]).lines().count() > 50);
+    assert!(table(&run, "massive", &["--latex"]).contains("\\begin{tabular}"));
+
+    // Without --attention, it is unknown, not absent.
+    let without = path("without");
+    scan(&without, &[]);
+    let printed: Value = serde_json::from_str(&table(&without, all, &["--json"])).unwrap();
+    assert!(printed["agreement"].as_array().unwrap().iter().all(|row| row["attention"].is_null()));
+    assert!(printed["rate"][0]["reference"].is_null());
+    assert_eq!(printed["unaligned"], json!([]));
+    assert!(table(&without, "agreement", &[]).contains(" ? "));
+
+    let file = path("run/detections.jsonl");
+    let refused = fathom().args(["table", "--detections", &file, "--measure", "rate"]).output();
+    assert_eq!(refused.unwrap().status.code(), Some(2));
+}
+
 #[test]
 fn plant_writes_the_same_bytes_for_the_same_seed_and_only_where_nothing_is() {
     let dir = tempfile::tempdir().unwrap();

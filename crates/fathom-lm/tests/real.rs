@@ -197,6 +197,26 @@ fn smollm2_has_two_phases() {
         assert!((scores[layer] - score).abs() < 1e-3, "layer {layer}: {}", scores[layer]);
     }
 
+    // At layers 9 and 10 it still draws attention, although it is not aligned any more.
+    let measured = ["table", &run, "--json", "--measure", "unaligned,tokens,layers"];
+    let measured: Value = serde_json::from_str(&succeed(&measured)).unwrap();
+    let at_19 = |table: &str| -> Vec<Value> {
+        let rows = measured[table].as_array().unwrap().iter();
+        rows.filter(|row| row["position"] == 19).cloned().collect()
+    };
+    let [unaligned] = &at_19("unaligned")[..] else { panic!("{measured}") };
+    assert_eq!(unaligned["layers"], json!([9, 10]));
+    assert_eq!(unaligned["aligned"], json!([2, 3, 4, 5, 6, 7, 8]));
+    let [token] = &at_19("tokens")[..] else { panic!("{measured}") };
+    assert_eq!(token["attention"], json!([3, 4, 5, 6, 7, 8, 9, 10]));
+    let layers = at_19("layers");
+    for (layer, score) in (9..11).zip([0.222, 0.235]) {
+        let row = layers.iter().find(|row| row["layer"] == layer).unwrap();
+        assert_eq!((&row["alignment"], &row["attention"]), (&json!(false), &json!(true)));
+        assert_eq!((&row["massive"], &row["norm"]), (&json!(false), &json!(false)));
+        assert!((row["mean_score"].as_f64().unwrap() - score).abs() < 1e-3, "{row}");
+    }
+
     // Counted, it is in the tables; the lines of the run are the same.
     let all = real.path("all");
     succeed(&[&scan[..], &["--out", &all, "--phases", "all", "--quiet"]].concat());

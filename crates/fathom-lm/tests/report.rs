@@ -99,6 +99,8 @@ fn the_page_has_every_figure_and_needs_nothing() {
         "entropy",
         "suppression",
         "neurons",
+        "measures-agreement",
+        "sink-rate",
     ];
     for name in figures {
         assert!(page.contains(&format!("<figure class=\"fig\" id=\"r0-{name}\"")), "{name}");
@@ -107,6 +109,10 @@ fn the_page_has_every_figure_and_needs_nothing() {
         let columns = csv.lines().next().unwrap().split(',').count();
         assert!(csv.lines().count() > 1 && columns > 2, "{name}: {csv}");
     }
+    // The planted sinks have no massive activations. Figures with nothing to show are one line.
+    assert_eq!(page.matches("Nothing to show: ").count(), 1);
+    assert!(page.contains("Massive activations (No hidden state has a massive activation.)</p>"));
+    assert!(!page.contains("Not computed: "));
     assert!(page.len() < 3 << 20, "{}", page.len());
     assert!(page.starts_with("<!doctype html>\n<!-- made by fathom report -->"));
     assert!(page.contains("default-src 'none'"));
@@ -141,6 +147,7 @@ fn what_was_not_explained_is_one_line_with_its_command() {
         let command = format!("<code>fathom explain {} --{flag}</code>", run.display());
         assert_eq!(page.matches(&command).count(), 1, "{flag}");
     }
+    assert_eq!(page.matches("Not computed: ").count(), 1);
     assert!(page.contains("id=\"r0-fig1-norms\"") && page.contains("id=\"r0-fig5-positions\""));
     assert!(!dir.path().join("figures/fig3-stages.svg").exists());
 }
@@ -156,6 +163,66 @@ fn explanations_of_other_detections_are_left_out() {
     assert!(page.contains("swap.json is the result of other detections"));
     assert!(page.contains("is not the result of `fathom explain --pca`"));
     assert!(!page.contains("<figure class=\"fig\" id=\"r0-fig8-swap\""));
+}
+
+/// A planted run with two phases, tokens that only draw attention, and massive activations.
+fn everything(dir: &Path, phases: &str, attention: bool) -> String {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let (model, run) = (path("model"), path(phases));
+    if !dir.join("model").exists() {
+        let plant = ["plant", "--out", &model, "--traces", "2"];
+        succeed(&[&plant[..], &["--two-phases", "--attention-only", "--massive"]].concat());
+    }
+    let traces = path("model/traces.jsonl");
+    let scan = ["scan", "--model", &model, "--traces", &traces, "--out", &run];
+    let attention: &[&str] = if attention { &["--attention"] } else { &[] };
+    succeed(&[&scan[..], &["--phases", phases, "--quiet"], attention].concat())
+}
+
+#[test]
+fn measures_and_phases_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = everything(dir.path(), "largest", true);
+    assert!(said.contains("--measure unaligned` lists them"), "{said}");
+    let page = report(dir.path(), &["largest"], &[]);
+    for figure in ["measures-agreement", "measures-massive", "sink-rate", "fig2-levels"] {
+        assert!(page.contains(&format!("<figure class=\"fig\" id=\"r0-{figure}\"")), "{figure}");
+        assert_well_formed(&text(dir.path().join(format!("figures/{figure}.svg"))));
+    }
+    assert!(page.contains("id=\"r0-unaligned\""));
+    // Two tokens of each trace draw attention and are aligned at no layer.
+    let section = page.split("id=\"r0-unaligned\"").nth(1).unwrap();
+    let section = section.split("</section>").next().unwrap();
+    assert!(section.contains("4 are aligned at no layer at all"), "{section}");
+    assert_eq!(section.matches("<td>none</td>").count(), 4, "{section}");
+    assert!(section.contains("&quot;user&quot;"));
+    // Both phases are marked in the figures of norms and levels, and the early one is in those of
+    // positions and levels.
+    assert!(page.matches(">layers 3–7</text>").count() >= 4, "norms and levels");
+    assert!(page.contains("layers 3–7, not listed ("));
+    assert!(page.contains("of other phases are shown without a letter"));
+    let levels = text(dir.path().join("figures/fig2-levels.csv"));
+    assert!(levels.contains(",not listed,4,4,layers 3–7,"), "{levels}");
+
+    // Listed, the sinks of the early phase have letters.
+    everything(dir.path(), "all", false);
+    let page = report(dir.path(), &["all"], &[]);
+    assert!(!page.contains("not listed ("));
+    assert!(page.contains("4 layers, phase 3–7"));
+    assert!(page.contains("Attention was not measured"));
+    assert!(!page.contains("id=\"r0-unaligned\""));
+}
+
+#[test]
+fn a_run_of_an_earlier_version_has_a_report_without_measures() {
+    let dir = copy();
+    fs::remove_file(dir.path().join("run/measures.parquet")).unwrap();
+    let page = report(dir.path(), &["run"], &[]);
+    assert!(page.contains("a new scan takes them"));
+    assert!(!page.contains("id=\"r0-unaligned\""));
+    let run_dir = dir.path().join("run").display().to_string();
+    let refused = run(&["table", &run_dir, "--measure", "agreement"]);
+    assert_refused(&refused, &["has no measures.parquet", "scan its traces again"]);
 }
 
 #[test]
@@ -187,7 +254,10 @@ fn a_run_without_sinks_and_one_trace_is_worth_a_page() {
     );
     let page = report(dir.path(), &["run"], &[]);
     assert!(page.contains("The trace has no primary sink"));
-    assert!(page.contains("There are no secondary sinks to look at in this run."));
+    let nothing = page.split("Nothing to show: ").nth(1).unwrap().split("</p>").next().unwrap();
+    let why = "There are no secondary sinks to look at in this run.";
+    assert_eq!((nothing.matches(why).count(), page.matches(why).count()), (1, 1), "{nothing}");
+    assert!(nothing.contains("Sink levels, ") && nothing.contains("Where in the text, "));
     assert!(page.contains("<figure class=\"fig\" id=\"r0-fig1-norms\""));
     assert!(page.contains("<figure class=\"fig\" id=\"r0-entropy\""));
 }
@@ -215,7 +285,7 @@ fn half_a_run_says_so() {
     let merged = text(half.join("run.json")).replace("\"complete\"", "\"running\"");
     fs::write(half.join("run.json"), merged).unwrap();
     fs::create_dir(half.join("parts")).unwrap();
-    for table in ["sinks", "norms", "tokens"] {
+    for table in ["sinks", "norms", "tokens", "measures"] {
         let from = half.join(format!("{table}.parquet"));
         fs::rename(from, half.join(format!("parts/000000.{table}.parquet"))).unwrap();
     }

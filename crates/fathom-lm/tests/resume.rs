@@ -35,8 +35,10 @@ fn undisturbed(checkpoint: &Checkpoint) -> (Files, Duration) {
     let start = Instant::now();
     assert!(scan(checkpoint, false).status().unwrap().success());
     let files = contents(&checkpoint.run_dir());
-    for name in ["run.json", "detections.jsonl", "sinks.parquet", "norms.parquet", "scores.parquet"]
-    {
+    let tables = ["sinks", "norms", "tokens", "measures", "scores"];
+    let tables = tables.map(|table| format!("{table}.parquet"));
+    let names = ["run.json", "detections.jsonl"].into_iter();
+    for name in names.chain(tables.iter().map(String::as_str)) {
         assert!(!files[Path::new(name)].is_empty(), "{name}");
     }
     (files, start.elapsed())

@@ -29,7 +29,7 @@ use serde_json::json;
 use self::analysis::{AnalysisFigure, View};
 use crate::figure::{Absent, Color, Figure, Head, Series, Symbol};
 use crate::run_data::{LevelBook, RunData};
-use crate::run_phases::layers_of;
+use crate::run_phases::range_of;
 use crate::{Cell, escape::token_label};
 
 pub use analysis::Method;
@@ -132,7 +132,7 @@ fn level_series(book: &LevelBook) -> Vec<Series> {
     grouped.sort_by_key(|entry| entry.group);
     for entry in &grouped {
         let level = entry.level;
-        let phase = entry.phase.map_or(String::new(), |clip| format!(" of {}", layers_of(clip)));
+        let phase = entry.phase.map_or(String::new(), |clip| format!(", phase {}", range_of(clip)));
         let label = format!(
             "{}: from layer {}, {} layers{phase} ({})",
             entry.letter, level.l_start, level.lifetime, level.count

@@ -21,14 +21,21 @@ use crate::escape::{escape, script_json, token_label};
 use crate::figures::MaybeFigure;
 use crate::number::grouped;
 use crate::run_data::RunData;
+use crate::run_phases::layers_of;
 use crate::table::html;
-use crate::{Cell, Column, Table, plural, sink_table, summary, token_table, unaligned_sentence};
+use crate::{
+    Cell, Column, Table, measured_token_table, plural, sink_table, summary, token_table,
+    unaligned_sentence,
+};
 
 /// The beginning of every page, and of no other file.
 pub const MARK: &str = "<!doctype html>\n<!-- made by fathom report -->\n";
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/script.js");
+
+/// Number of tokens in the table of those that are sinks by any measure.
+const STRONGEST: usize = 20;
 
 /// The section of one run.
 pub struct Section<'a> {
@@ -162,6 +169,19 @@ fn run_section(out: &mut String, section: &Section<'_>, several: bool) {
             html::render(&table, caption, 12)
         );
     }
+    let measured = run.measures.as_ref().filter(|agreement| !agreement.strongest.is_empty());
+    if let Some(agreement) = measured {
+        let table = measured_token_table(&[(&run.name, agreement)], STRONGEST);
+        let _ = write!(
+            out,
+            "<details><summary>Which tokens are sinks by any of four measures</summary>{}</details>",
+            html::render(
+                &table,
+                "The strongest by sink score, then by number of layers",
+                STRONGEST
+            )
+        );
+    }
     let _ = write!(
         out,
         "</section>\n<section id=\"{a}-figures\"><h2>{}</h2>",
@@ -258,10 +278,22 @@ fn most_attended(run: &RunData) -> Option<Table> {
             Cell::count(position),
             Cell::text(token.unwrap_or_default()),
             Cell::new(format!("{:.2} %", 100.0 * x), x),
-            Cell::text(sink.map_or("no", |sink| sink.class.name())),
+            Cell::text(
+                sink.map_or_else(|| unlisted_class(trace, position), |s| s.class.name().into()),
+            ),
         ]);
     }
     (!table.is_empty()).then_some(table)
+}
+
+/// Whether a token that is not listed as a sink is one in a phase that is not listed.
+fn unlisted_class(trace: &TraceDetection, position: usize) -> String {
+    let phases = trace.other_phases.iter().flat_map(|phase| {
+        let here = phase.sinks.iter().filter(|sink| sink.position == position);
+        here.map(|sink| format!("{} in {}, not listed", sink.class.name(), layers_of(phase.clip)))
+    });
+    let phases: Vec<String> = phases.collect();
+    if phases.is_empty() { "no".to_owned() } else { phases.join("; ") }
 }
 
 /// Number of tokens scanned in all traces.

@@ -90,5 +90,10 @@ pub fn unlisted(traces: &[TraceDetection]) -> impl Iterator<Item = (usize, Clip,
 /// `layers 3–7`
 pub fn layers_of(clip: Clip) -> String {
     let s = if clip.end - clip.start == 1 { "" } else { "s" };
-    format!("layer{s} {}", ranges(&clip.layers().collect::<Vec<_>>()))
+    format!("layer{s} {}", range_of(clip))
+}
+
+/// `3–7`
+pub fn range_of(clip: Clip) -> String {
+    ranges(&clip.layers().collect::<Vec<_>>())
 }

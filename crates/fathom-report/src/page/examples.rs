@@ -9,7 +9,7 @@ use crate::figures::level_anchor;
 use crate::number::percent;
 use crate::plural;
 use crate::run_data::RunData;
-use crate::run_phases::layers_of;
+use crate::run_phases::range_of;
 
 /// The number of examples of a level, and of tokens before and after each.
 const EXAMPLES: usize = 4;
@@ -33,7 +33,7 @@ pub(super) fn levels(out: &mut String, run: &RunData) {
     card(out, run, &format!("{}-primary", run.anchor), "primary", "P", "Primary sinks", &all);
     for (index, entry) in run.levels.entries().iter().enumerate() {
         let level = entry.level;
-        let phase = entry.phase.map_or(String::new(), |clip| format!(" of {}", layers_of(clip)));
+        let phase = entry.phase.map_or(String::new(), |clip| format!(", phase {}", range_of(clip)));
         let title = format!("From layer {}, {} layers{phase}", level.l_start, level.lifetime);
         let of: Vec<(usize, &Sink)> = run
             .secondary()

@@ -10,28 +10,32 @@ use crate::table::html;
 /// Maximum number of rows of a figure's numbers in the page; the CSV file has all.
 const ROWS: usize = 120;
 
-/// The figures of a run, then in one line those that have nothing to show, with the reasons.
-/// `anchor` is that of the run, `files` the directory of its files.
+/// The figures of a run, then in one line those that have nothing to show, and in another those
+/// that a command makes, with the reasons. `anchor` is that of the run, `files` the directory of its
+/// files.
 pub(super) fn figures(out: &mut String, figures: &[MaybeFigure], anchor: &str, files: &str) {
     figures.iter().flatten().for_each(|figure| present(out, figure, anchor, files));
-    let mut by_reason: Vec<(&str, Vec<&Absent>)> = Vec::new();
-    for absent in figures.iter().filter_map(|figure| figure.as_ref().err()) {
+    let absent = || figures.iter().filter_map(|figure| figure.as_ref().err());
+    let (made, nothing): (Vec<_>, Vec<_>) = absent().partition(|absent| absent.command.is_some());
+    line(out, "Nothing to show", &nothing);
+    line(out, "Not computed", &made);
+}
+
+/// A line with the titles of missing figures by reason, if there are any.
+fn line(out: &mut String, what: &str, missing: &[&Absent]) {
+    let mut by_reason: Vec<(&str, Vec<String>)> = Vec::new();
+    for absent in missing {
         match by_reason.iter_mut().find(|(why, _)| *why == absent.why) {
-            Some((_, same)) => same.push(absent),
-            None => by_reason.push((&absent.why, vec![absent])),
+            Some((_, same)) => same.push(named(absent)),
+            None => by_reason.push((&absent.why, vec![named(absent)])),
         }
     }
-    if by_reason.is_empty() {
-        return;
+    let reasons =
+        by_reason.iter().map(|(why, titles)| format!("{} ({})", titles.join(", "), escape(why)));
+    let reasons: Vec<String> = reasons.collect();
+    if !reasons.is_empty() {
+        let _ = writeln!(out, "<p class=\"absent\">{what}: {}</p>", reasons.join(" "));
     }
-    let _ = write!(out, "<p class=\"absent\" id=\"{anchor}-absent\">Nothing to show:");
-    for (i, (why, figures)) in by_reason.iter().enumerate() {
-        let named: Vec<String> = figures.iter().map(|absent| named(absent)).collect();
-        let gap = if i > 0 { ";" } else { "" };
-        let why = why.trim_end_matches('.');
-        let _ = write!(out, "{gap} {} ({})", named.join(", "), escape(why));
-    }
-    out.push_str(".</p>\n");
 }
 
 /// The title of a missing figure, and the command that makes it, if there is one.
