@@ -147,7 +147,7 @@ def test_arrow_tables_are_traces(
 def test_tables_are_arrow(run: fl.Run) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    for name in ("sinks", "norms", "tokens", "scores"):
+    for name in ("sinks", "norms", "tokens", "measures", "scores"):
         table = getattr(run, name)
         written = parquet.read_table(run.path / f"{name}.parquet")
         read = pa.table(table)
@@ -251,6 +251,12 @@ def test_tables_are_numpy(run: fl.Run) -> None:
     assert any(each is None for each in heads)
     one = next(row for row, each in enumerate(heads) if each is not None)
     assert np.isclose(heads[one].mean(), run.scores["mean"][one], rtol=1e-4)
+    measures = run.measures.to_dict()
+    assert measures["alignment"].dtype == measures["attention"].dtype == np.bool_
+    aligned = sum(len(sink["layer"]) for _, _, sink in flat)
+    assert measures["alignment"].sum() == aligned
+    drawing = [len(heads) > 0 for heads in measures["heads_above"]]
+    assert measures["attention"].tolist() == drawing and any(drawing)
     with pytest.raises(KeyError, match="the columns are trace"):
         run.sinks["nothing"]
     assert "rows" in repr(run.sinks) and "<table>" in run.sinks._repr_html_()

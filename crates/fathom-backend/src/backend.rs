@@ -254,7 +254,7 @@ pub trait Backend: Send + Sync + 'static {
         out: &mut Self::Rows,
         at: (usize, usize),
     ) -> Result<()>;
-    /// The massive activations of rows, as [`Massive::numbers`](crate::Massive::numbers): number `j` of row
+    /// The massive activations of rows, as [`numbers`](crate::Massive::numbers): number `j` of row
     /// `rows.start + i` goes to `out[at.0 + j, at.1 + i]`. The other elements of `out` stay as they
     /// are.
     fn row_massive(

@@ -132,8 +132,8 @@ pub trait Probe {
     }
 
     /// Reference positions of sequence `sequence`: with [`Access::Dots`] or [`Access::Massive`],
-    /// the dot products of every row with the rows at these positions are computed. All rows up to the last reference
-    /// position are stored on the device, so reference positions should be small.
+    /// the dot products of every row with the rows at these positions are computed. All rows up to
+    /// the last of them are stored on the device, so reference positions should be small.
     fn reference_positions(&self, _sequence: usize) -> Vec<usize> {
         Vec::new()
     }

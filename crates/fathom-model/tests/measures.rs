@@ -1,4 +1,4 @@
-//! Norms, dot products, massive activations and edits on the device have the bits of those computed from rows on the
+//! Norms, dot products and edits on the device have the bits of those computed from rows on the
 //! host, for any chunks and batches, on the CPU and on a device with its own memory.
 #![allow(clippy::unwrap_used)]
 

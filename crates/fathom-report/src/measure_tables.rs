@@ -1,6 +1,8 @@
 //! The four measures of a sink, as tables.
 
-use fathom_sinks::{Agreement, Measure, MeasuredToken, SinkRates, TokenMeasures, TokenScores};
+use fathom_sinks::{
+    Agreement, MassiveLayer, Measure, MeasuredToken, SinkRates, TokenMeasures, TokenScores,
+};
 use serde_json::{Value, json};
 
 use crate::escape::token_label;
@@ -103,7 +105,10 @@ pub fn massive_table(models: &[(&str, &Agreement)]) -> Table {
     for (model, agreement) in models {
         for dim in &agreement.massive {
             let layers: Vec<usize> = dim.layers.keys().copied().collect();
-            let value = |(layer, at): (&usize, &fathom_sinks::MassiveLayer)| json!({ "layer": layer, "tokens": at.tokens, "largest": at.largest });
+            let value = |(layer, at): (&usize, &MassiveLayer)| {
+                let (tokens, largest) = (at.tokens, at.largest);
+                json!({ "layer": layer, "tokens": tokens, "largest": largest })
+            };
             let values: Vec<Value> = dim.layers.iter().map(value).collect();
             let largest = dim.layers.iter().map(|(layer, at)| (*layer, at.largest));
             let largest = largest.rev().max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));

@@ -174,7 +174,8 @@ fn run_section(out: &mut String, section: &Section<'_>, several: bool) {
         let table = measured_token_table(&[(&run.name, agreement)], STRONGEST);
         let _ = write!(
             out,
-            "<details><summary>Which tokens are sinks by any of four measures</summary>{}</details>",
+            "<details><summary>Which tokens are sinks by any of four measures</summary>{}\
+             </details>",
             html::render(
                 &table,
                 "The strongest by sink score, then by number of layers",

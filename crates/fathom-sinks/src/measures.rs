@@ -142,8 +142,8 @@ impl TokenMeasures {
 }
 
 /// The tokens and layers of a trace at which at least one measure holds, by position, then layer.
-/// `detection` must be that of `scalars`; `factor` is [`crate::DetectOptions::rise_factor`]. Massive
-/// activations and sink scores count as far as they were measured.
+/// `detection` must be that of `scalars`; `factor` is [`crate::DetectOptions::rise_factor`].
+/// Massive activations and sink scores count as far as they were measured.
 pub fn token_measures(
     scalars: &TraceScalars,
     detection: &Detection,

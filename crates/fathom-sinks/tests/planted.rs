@@ -174,8 +174,7 @@ fn sink_scores_match_huggingface() {
     }
 }
 
-/// Attention and norm, from the scores and norms of HuggingFace. The fixture has no massive
-/// activations: the direction of its sinks has the same size in every dimension.
+/// Attention and norm, from the scores and norms of HuggingFace.
 #[test]
 fn measures_match_huggingface() {
     let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
@@ -202,7 +201,6 @@ fn measures_match_huggingface() {
         }
     }
     assert!(large > 20 && drawing > 20, "{large} {drawing}");
-    assert!(rows.values().all(|row| row.massive.count == 0));
 }
 
 #[test]

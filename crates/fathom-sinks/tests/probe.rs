@@ -101,7 +101,8 @@ proptest! {
         steps in prop::collection::vec((1usize..6, 0usize..6, any::<bool>()), 1..8),
         candidates in prop::collection::vec(0usize..20, 1..4),
     ) {
-        let options = ScalarOptions { candidates: candidates.clone(), final_state: true, massive: true };
+        let options =
+            ScalarOptions { candidates: candidates.clone(), final_state: true, massive: true };
         let mut probe = ScalarProbe::growing(LAYERS, &options);
         let mut len = 0;
         for (accepted, rejected, restart) in steps {

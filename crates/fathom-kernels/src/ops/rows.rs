@@ -1,7 +1,7 @@
 //! Row operations of probes and edits: norms, dot products, massive activations, copies, edits.
 //!
-//! The numbers are those of [`fathom_vector`], so that their bits equal those of an analysis of rows
-//! that were read back.
+//! The numbers are those of [`fathom_vector`], so that their bits equal those of an analysis of
+//! rows that were read back.
 
 use std::ops::Range;
 

@@ -11,8 +11,8 @@ use crate::table::html;
 const ROWS: usize = 120;
 
 /// The figures of a run, then in one line those that have nothing to show, and in another those
-/// that a command makes, with the reasons. `anchor` is that of the run, `files` the directory of its
-/// files.
+/// that a command makes, with the reasons. `anchor` is that of the run, `files` the directory of
+/// its files.
 pub(super) fn figures(out: &mut String, figures: &[MaybeFigure], anchor: &str, files: &str) {
     figures.iter().flatten().for_each(|figure| present(out, figure, anchor, files));
     let absent = || figures.iter().filter_map(|figure| figure.as_ref().err());
