@@ -23,6 +23,7 @@ fn scalars<const T: usize>(norms: &[[f32; T]], cosines: &[[f32; T]]) -> TraceSca
         value_norm: fill(norms),
         candidates: vec![CandidateCosines { position: 0, cosine: fill(cosines) }],
         final_state: None,
+        massive: None,
     }
 }
 
@@ -235,6 +236,7 @@ fn too_short_to_tell() {
         value_norm: Grid::zeros(3, 0),
         candidates: vec![CandidateCosines { position: 0, cosine: Grid::zeros(3, 0) }],
         final_state: None,
+        massive: None,
     };
     let detection = paper(&empty);
     assert_eq!(detection.finding, Finding::TooShort);

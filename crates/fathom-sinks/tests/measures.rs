@@ -246,7 +246,7 @@ const HEADS: usize = 2;
 
 /// Random states `[layers][T][width]`, some rows of which are large, aligned with row 0, or have
 /// massive components; and random scores `[layers][heads][T]`.
-fn random(tokens: usize, width: usize, seed: u64) -> (Vec<Vec<Vec<f32>>>, Vec<Vec<Vec<f32>>>) {
+fn random(tokens: usize, width: usize, seed: u64) -> [Vec<Vec<Vec<f32>>>; 2] {
     let mut state = seed | 1;
     let mut next = move || {
         state ^= state << 13;
@@ -275,7 +275,7 @@ fn random(tokens: usize, width: usize, seed: u64) -> (Vec<Vec<Vec<f32>>>, Vec<Ve
     }
     let head = |next: &mut dyn FnMut() -> f32| (0..tokens).map(|_| next().powi(3)).collect();
     let scores = (0..LAYERS).map(|_| (0..HEADS).map(|_| head(&mut next)).collect()).collect();
-    (states, scores)
+    [states, scores]
 }
 
 proptest! {
@@ -283,7 +283,7 @@ proptest! {
     fn rows_are_those_of_the_definitions_on_random_states(
         tokens in 1_usize..25, width in 1_usize..40, chunk in 1_usize..9, seed: u64,
     ) {
-        let (states, scores) = random(tokens, width, seed);
+        let [states, scores] = random(tokens, width, seed);
         let options = ScalarOptions { candidates: vec![0], final_state: false, massive: true };
         let mut probe = ScalarProbe::new(LAYERS, &vec![7; tokens], &options);
         for start in (0..tokens).step_by(chunk) {
