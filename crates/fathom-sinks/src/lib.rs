@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod checked;
+mod clamp;
 mod detect;
 mod detections;
 mod distributions;
@@ -19,6 +20,7 @@ mod sink;
 mod tables;
 mod vector;
 
+pub use clamp::{CLAMP_COSINE, Clamp, ClampedTokens, Suppressed, TextClamps, clamp};
 pub use detect::{Clip, DetectOptions, Detection, Finding, detect};
 pub use detections::{ScanNote, TraceDetection, read_detections, reclassify};
 pub use distributions::{Bin, TokenCount, position_histogram, token_counts};
