@@ -18,21 +18,17 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sinks")]
 pub struct SuppressArgs {
-    /// Suppress secondary sinks as they arise, and write what was done to each text's line, as field
-    /// `suppressed`: `secondary` for those that arise at the layers of --at, a layer for those that
-    /// arise there
-    ///
-    /// At each of these layers, the MLP's output of every token after the reference that points
-    /// where the reference's hidden state points (cosine above 0.98) is rescaled. The target is
-    /// edited and the draft is not; the text is the one that the edited target writes alone, in
-    /// every mode and batch.
+    /// Suppress sinks as they arise: `secondary` at the layers of --at, or those that arise at
+    /// LAYER; there, the MLP's output of tokens that align with the reference (cosine above 0.98)
+    /// is rescaled, in the target only; what was done is written to each text's line, as field
+    /// `suppressed`
     #[arg(long, value_name = "secondary|LAYER")]
     suppress: Option<Suppress>,
     /// Layers at which to suppress, such as `5,7..9`
     #[arg(long, value_name = "LAYERS", requires = "suppress", allow_hyphen_values = true)]
     at: Option<Indices>,
-    /// Norm to which the MLP's output is rescaled, if its own is larger [default: the mean, in the
-    /// prompt, of the tokens after the reference that do not point there]
+    /// Norm to which the MLP's output is rescaled, if its own is larger [default: the mean of the
+    /// prompt's tokens that do not align]
     #[arg(long, value_name = "NORM", requires = "suppress", value_parser = parse_norm)]
     clamp_norm: Option<f32>,
     /// Take layers and norms from a run explained with `fathom explain RUN --suppress`
