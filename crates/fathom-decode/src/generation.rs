@@ -187,7 +187,8 @@ impl<B: Backend> Generator<B> {
     /// Runs one step of the engine.
     ///
     /// # Errors
-    /// A prompt that the engine rejects, a watcher that cannot be made, or a failure of either model.
+    /// A prompt that the engine rejects, a watcher that cannot be made, or a failure of either
+    /// model.
     pub fn step(&mut self) -> Result<Vec<Piece>> {
         // Submit only as many tasks as fit in the batch. The others wait here.
         while self.engine.pending() < self.engine.options().batch_size {

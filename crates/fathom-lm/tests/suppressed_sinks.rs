@@ -54,12 +54,11 @@ fn clamped_scan(
         (scalars.finish().unwrap(), aligned)
     };
     let edits: Vec<_> = edits.collect();
-    let (scalars, _) = pass(edits.clone());
+    let (scalars, aligned) = pass(edits.clone());
     let positions = (0..layers.len()).map(|i| {
         // Norms at a clamped layer are those of a pass with all other clamps.
         let others = edits.iter().enumerate().filter(|(j, _)| *j != i);
         let (before, _) = pass(others.map(|(_, edit)| edit.clone()).collect());
-        let (_, aligned) = pass(edits.clone());
         let here = aligned.iter().filter(|(_, layer, _)| *layer == layers[i]);
         let large = |t: &usize| before.mlp_out_norm.at(layers[i], *t) > NORM;
         here.map(|(.., position)| *position).filter(large).collect()
@@ -280,6 +279,10 @@ fn generate_writes_what_was_suppressed_to_each_line() {
     assert_eq!(stderr.matches("sinks were suppressed while this text was generated").count(), 1);
     let run = fs::read_to_string(cli.path("run/run.json")).unwrap();
     assert!(run.contains("suppressed-text"), "{run}");
+    let output = fathom().arg("explain").arg(cli.path("run")).arg("--effect").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(stderr.matches("sinks were suppressed while this text was generated").count(), 1);
 }
 
 #[test]
@@ -368,5 +371,5 @@ fn wrong_options_are_refused_in_one_sentence() {
     let mut command = fathom();
     command.arg("generate").arg("--target").arg(cli.path("1")).arg("--no-chat-template");
     command.args(["--prompt", "Wait", "--suppress", "5", "--max-tokens", "3"]);
-    assert_refused(&command.output().unwrap(), &["no ordinary token", "layer 5"]);
+    assert_refused(&command.output().unwrap(), &["prompt 0: ", "no ordinary token", "layer 5"]);
 }

@@ -1,6 +1,7 @@
 //! Clamping the sink direction of a layer: "Suppression" (docs/definitions.md).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use fathom_backend::Backend;
 use fathom_model::{
@@ -44,7 +45,7 @@ pub struct TextClamps {
     /// Layer and norm of each clamp.
     pub norms: Vec<(usize, f32)>,
     /// The clamps as edits of the text's passes.
-    pub edits: Edits,
+    pub edits: Arc<Edits>,
 }
 
 impl TextClamps {
@@ -94,7 +95,8 @@ impl TextClamps {
             edit.change = Change::Clamp(*norm);
         }
         let norms = clamps.iter().map(|clamp| clamp.layer).zip(norms).collect();
-        Ok(TextClamps { reference, norms, edits: Edits::new(edits, model.config(), None)? })
+        let edits = Arc::new(Edits::new(edits, model.config(), None)?);
+        Ok(TextClamps { reference, norms, edits })
     }
 
     /// What the clamps did, given the positions that they changed at a layer.

@@ -1,4 +1,4 @@
-//! The rules by which sinks are found: the arguments of `fathom scan` and `fathom generate --watch`.
+//! The rules by which sinks are found: arguments of `fathom scan` and `fathom generate`.
 
 use clap::Args;
 use fathom_sinks::Preset;

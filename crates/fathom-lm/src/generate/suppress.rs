@@ -28,7 +28,8 @@ use crate::{Explain, ModelFiles, Weights};
 /// // Layer 5 of this model turns every "Wait" into a secondary sink.
 /// let tasks = Prompts::new(["Wait"], &pair, &options)?.tasks(1);
 /// let engine = pair.start(&options, &mut |_, _| {})?;
-/// let suppressor = SinkSuppressor::new(&engine, vec![Clamp { layer: 5, norm: Some(0.5) }], &rules);
+/// let clamps = vec![Clamp { layer: 5, norm: Some(0.5) }];
+/// let suppressor = SinkSuppressor::new(&engine, clamps, &rules);
 /// let watch = SinkCollector::new(&pair, &rules);
 /// let params = SamplingParams { max_tokens: 4, ..SamplingParams::default() };
 /// let mut texts = suppressor.suppress(engine.run(tasks, params), Some(&watch));
@@ -119,16 +120,23 @@ impl SinkSuppressor {
         })
     }
 
+    /// The watcher of a text, which clamps it; `then` observes it.
     fn watcher(&self, task: &Task, then: Option<Box<dyn Watcher>>) -> Result<Box<dyn Watcher>> {
         let last = self.texts().last.clone();
         let clamps = match last.filter(|(prompt, _)| *prompt == task.ids) {
             Some((_, clamps)) => clamps,
             None => {
                 let (target, prompt) = (&self.target, &task.ids);
-                Arc::new(TextClamps::of_prompt(target, prompt, &self.clamps, &self.options)?)
+                let found = TextClamps::of_prompt(target, prompt, &self.clamps, &self.options);
+                Arc::new(found.map_err(|error| match error {
+                    Error::Request(problem) => {
+                        Error::Request(format!("prompt {}: {problem}", task.prompt_index))
+                    }
+                    error => error,
+                })?)
             }
         };
-        let watcher = EditWatcher::new(Arc::new(clamps.edits.clone()), then)?;
+        let watcher = EditWatcher::new(Arc::clone(&clamps.edits), then)?;
         let mut texts = self.texts();
         texts.running.insert(task.index, (Arc::clone(&clamps), watcher.changed()));
         texts.last = Some((Arc::clone(&task.ids), clamps));
