@@ -11,6 +11,7 @@
 mod admission;
 mod draft_worker;
 mod drafting;
+mod edit_watcher;
 mod handle;
 mod metrics;
 mod options;
@@ -30,6 +31,7 @@ use fathom_model::{Error, Result, Transformer};
 
 use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
 use draft_worker::DraftWorker;
+pub use edit_watcher::{ChangedRows, EditWatcher};
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};

@@ -133,7 +133,7 @@ pub struct Generator<B: Backend> {
 }
 
 /// Makes the watcher of a text.
-type Watch = Box<dyn FnMut(&Task) -> Box<dyn Watcher> + Send>;
+type Watch = Box<dyn FnMut(&Task) -> Result<Box<dyn Watcher>> + Send>;
 
 /// A text in progress.
 struct InProgress {
@@ -164,10 +164,11 @@ impl<B: Backend> Generator<B> {
         }
     }
 
-    /// Adds a watcher to every text that has not started. `watch` creates it from the text's task.
+    /// Adds a watcher to every text that has not started. `watch` creates it from the text's task;
+    /// its error is returned by [`Generator::step`].
     pub fn watched_by(
         mut self,
-        watch: impl FnMut(&Task) -> Box<dyn Watcher> + Send + 'static,
+        watch: impl FnMut(&Task) -> Result<Box<dyn Watcher>> + Send + 'static,
     ) -> Generator<B> {
         self.watch = Some(Box::new(watch));
         self
@@ -186,7 +187,8 @@ impl<B: Backend> Generator<B> {
     /// Runs one step of the engine.
     ///
     /// # Errors
-    /// A prompt that the engine rejects, or a failure of either model.
+    /// A prompt that the engine rejects, a watcher that cannot be made, or a failure of either
+    /// model.
     pub fn step(&mut self) -> Result<Vec<Piece>> {
         // Submit only as many tasks as fit in the batch. The others wait here.
         while self.engine.pending() < self.engine.options().batch_size {
@@ -198,13 +200,14 @@ impl<B: Backend> Generator<B> {
     }
 
     fn submit(&mut self, task: Task) -> Result<()> {
+        let watcher = self.watch.as_mut().map(|watch| watch(&task)).transpose()?;
         let ticket = self.engine.submit(Request {
             id: task.index,
             prompt: task.ids.to_vec(),
             params: self.params.clone(),
             eos: Arc::clone(&self.eos),
             stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
-            watcher: self.watch.as_mut().map(|watch| watch(&task)),
+            watcher,
         })?;
         let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
         let text = InProgress { task, decoder, output: String::new(), tokens: Vec::new() };

@@ -236,7 +236,7 @@ impl<'a> Explain<'a> {
     }
 
     /// Refuses a model that is not the run's.
-    fn check_source(&self, source: &ModelSource) -> Result<()> {
+    pub(crate) fn check_source(&self, source: &ModelSource) -> Result<()> {
         check_model(self.run, &source.dir)?;
         match (&source.adapter, &self.run.manifest().model.adapter) {
             (Some(adapter), _) => check_adapter(self.run, &adapter.dir),

@@ -4,7 +4,10 @@ mod engine;
 mod pair;
 mod prompts;
 mod sinks;
+mod suppress;
 mod texts;
+
+use std::sync::Arc;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task};
@@ -12,11 +15,12 @@ use fathom_decode::{GammaLimits, Mode, Placement, SamplingParams};
 use fathom_kernels::Cpu;
 use fathom_model::{LoadProgress, RecommendedSampling, Result};
 
-use crate::Input;
+use crate::{Input, Weights};
 pub use engine::TextEngine;
 pub use pair::{Pair, available_cores, placement};
 pub use prompts::{PromptFile, Prompts};
 pub use sinks::{SinkCollector, SinkWatcher, WatchedSinks};
+pub use suppress::SinkSuppressor;
 pub use texts::{TextRequest, TextsInProgress, TextsUpdate};
 
 /// How a [`Pair`] decodes.
@@ -51,18 +55,22 @@ impl Default for GenerateOptions {
 /// A decoding engine with the models of a [`Pair`] loaded.
 pub struct PairEngine<'p> {
     pair: &'p Pair,
+    target: Arc<Weights>,
     engine: Engine<Cpu>,
     origin: Origin,
 }
 
-impl PairEngine<'_> {
+impl<'p> PairEngine<'p> {
+    /// The pair.
+    pub fn pair(&self) -> &'p Pair {
+        self.pair
+    }
+
     /// The model that the texts come from, as traces record it.
     pub fn origin(&self) -> &Origin {
         &self.origin
     }
-}
 
-impl<'p> PairEngine<'p> {
     /// Starts decoding `tasks`. Each call of [`Generator::step`] runs one step and returns the new
     /// piece of every text.
     pub fn run(self, tasks: Vec<Task>, params: SamplingParams) -> Generator<Cpu> {
@@ -125,8 +133,9 @@ impl Pair {
             weights: target.weights_fingerprint().to_owned(),
             precision: self.target().precision().to_owned(),
         };
-        let engine = Engine::sharing(target, draft, self.engine_options(options))?;
-        Ok(PairEngine { pair: self, engine, origin })
+        let shared = Arc::clone(&target);
+        let engine = Engine::sharing(shared, draft, self.engine_options(options))?;
+        Ok(PairEngine { pair: self, target, engine, origin })
     }
 
     /// Loads the models and generates one text per prompt, in the order of the prompts. At

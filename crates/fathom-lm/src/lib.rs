@@ -18,9 +18,9 @@ mod traces;
 pub use cpu::{Weights, cpu, parse_isa, parse_precision};
 pub use explain::{Explain, Explained, RunInputs, explain};
 pub use generate::{
-    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, SinkCollector, SinkWatcher, TextEngine,
-    TextRequest, TextsInProgress, TextsUpdate, WatchedSinks, available_cores, placement,
-    recommended_params,
+    GenerateOptions, Pair, PairEngine, PromptFile, Prompts, SinkCollector, SinkSuppressor,
+    SinkWatcher, TextEngine, TextRequest, TextsInProgress, TextsUpdate, WatchedSinks,
+    available_cores, placement, recommended_params,
 };
 pub use model::{Model, ModelFiles, ModelOptions};
 pub use pass::{Array, Cache, Pass, PassOutput, parse_edits, parse_site};
@@ -35,7 +35,8 @@ pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sink
 
 pub use fathom_backend::Precision;
 pub use fathom_decode::engine::{
-    EngineHandle, Gamma, HandleMetrics, ModeChoice, RowWatcher, WatchedRows, Watcher,
+    ChangedRows, EditWatcher, EngineHandle, Gamma, HandleMetrics, ModeChoice, RowWatcher,
+    WatchedRows, Watcher,
 };
 pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
@@ -47,4 +48,6 @@ pub use fathom_model::{
 };
 pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};
-pub use fathom_sinks::{Class, Phases, Preset, Progress, ScanOptions, Sink, TraceDetection};
+pub use fathom_sinks::{
+    Clamp, Class, Phases, Preset, Progress, ScanOptions, Sink, Suppressed, TraceDetection,
+};

@@ -4,140 +4,41 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/texts.rs"]
+mod texts;
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use common::{assert_refused, contents, fathom, fixture};
-use fathom_decode::engine::EngineMetrics;
-use fathom_lm::{
-    Class, Gamma, GenerateOptions, Generation, Mode, ModeChoice, Model, ModelOptions, Pair, Preset,
-    PromptContent, SamplingParams, ScanOptions, SinkCollector, Task, TraceDetection, Traces, demo,
-    placement,
-};
+use fathom_lm::{Class, Mode, ModeChoice, Precision, Preset, ScanOptions, TraceDetection};
 use serde_json::{Value, json};
-use tempfile::TempDir;
+use texts::{CommandLine, Decoding, MODES, Subject, Written, lines, rules};
 
-const MODES: [ModeChoice; 4] = [
-    ModeChoice::Always(Mode::Ar),
-    ModeChoice::Always(Mode::Sd),
-    ModeChoice::Always(Mode::Pearl),
-    ModeChoice::Auto,
-];
-
-/// A target, a draft, and prompts for them.
-struct Subject {
-    pair: Pair,
-    model: Model,
-    prompts: Vec<Vec<u32>>,
-    _dir: TempDir,
-}
-
-fn subject(target: &Path, draft: &Path, prompts: Vec<Vec<u32>>, dir: TempDir) -> Subject {
-    let model = |dir: &Path| ModelOptions::new(dir.display().to_string()).threads(1);
-    let pair = Pair::open(model(target), Some(model(draft))).unwrap();
-    Subject { pair, model: model(target).load().unwrap(), prompts, _dir: dir }
-}
-
-/// Two planted models of one vocabulary: the draft knows nothing of the target.
-fn planted() -> Subject {
-    let dir = tempfile::tempdir().unwrap();
-    for seed in [1, 2] {
-        let options = demo::PlantOptions { seed, traces: 4, ..Default::default() };
-        demo::plant(&dir.path().join(seed.to_string()), &options).unwrap();
-    }
-    let (target, draft) = (dir.path().join("1"), dir.path().join("2"));
-    let model = Model::load(target.display().to_string()).unwrap();
-    let traces = Traces::read(target.join("traces.jsonl"), &model).unwrap();
-    let prompts = traces.iter().zip([60, 75, 90, 105]).map(|(trace, n)| trace.ids[..n].to_vec());
-    let prompts = prompts.collect();
-    subject(&target, &draft, prompts, dir)
-}
-
-fn trained() -> Subject {
-    let dir = tempfile::tempdir().unwrap();
-    let models = demo::trained_pair(dir.path()).unwrap();
-    let model = Model::load(models.target.display().to_string()).unwrap();
-    let text = "Q: Mia has 3 boxes with 12 pencils each. She gives 7 pencils away. ";
-    let ids = model.encode(text.repeat(4)).unwrap().ids;
-    let prompts = [50, 61, 72, 80].map(|n| ids[..n].to_vec());
-    subject(&models.target, &models.draft, prompts.into(), dir)
-}
-
-impl Subject {
-    /// The texts of the prompts with their sinks, by index.
-    fn generate(
-        &self,
-        (mode, batch_size): (ModeChoice, usize),
-        temperature: f32,
-        rules: &ScanOptions,
-    ) -> (Vec<(Generation, TraceDetection)>, EngineMetrics) {
-        let options = GenerateOptions {
-            mode: Some(mode),
-            gamma: Gamma::Fixed(3),
-            batch_size,
-            kv_pages: Some(4), // of 128 tokens: enough for two of the four texts
-            placement: placement(2, None, None, false),
-        };
-        let prompts = self.prompts.iter();
-        let prompts = prompts.map(|ids| (PromptContent::Text(String::new()), ids.clone()));
-        let tasks = Task::list(prompts.collect(), 1);
-        let params = SamplingParams {
-            max_tokens: 110,
-            ignore_eos: true,
-            temperature,
-            ..SamplingParams::default()
-        };
-        let collector = SinkCollector::new(&self.pair, rules);
-        let engine = self.pair.start(&options, &mut |_, _| {}).unwrap();
-        let mut generator = collector.watch(engine.run(tasks, params));
-        let mut texts = Vec::new();
-        while generator.pending() > 0 {
-            for generation in generator.step().unwrap().into_iter().filter_map(|piece| piece.done) {
-                let detection = collector.detection(&generation).unwrap();
-                assert!(collector.detection(&generation).is_err(), "dropped");
-                texts.push((generation, detection));
-            }
-        }
-        texts.sort_by_key(|(text, _)| text.task.index);
-        (texts, generator.engine().metrics().clone())
-    }
-
-    /// What a scan of a text without its last token finds.
-    fn scan(&self, text: &Generation, rules: &ScanOptions) -> TraceDetection {
-        let ids: Vec<u32> = text.task.ids.iter().chain(&text.tokens).copied().collect();
-        let row = json!({
-            "index": text.task.index, "input_ids": ids, "prompt_len": text.task.ids.len(),
-        });
-        let traces = Traces::from_rows([row], &self.model).unwrap();
-        let options = ScanOptions { max_tokens: Some(ids.len() - 1), ..rules.clone() };
-        self.model.scan(&traces, options).run().unwrap().detections().unwrap().remove(0)
-    }
-}
-
-fn rules(preset: Preset, reference: &[usize]) -> ScanOptions {
-    ScanOptions { reference: reference.to_vec(), ..ScanOptions::new(preset) }
-}
-
-/// Every mode and batch, against one scan for each text.
-fn check(subject: &Subject, temperature: f32, rules: &ScanOptions) -> Vec<TraceDetection> {
+/// Every mode in batches of these sizes, against one scan for each text.
+fn check(
+    subject: &Subject,
+    batches: &[usize],
+    temperature: f32,
+    rules: &ScanOptions,
+) -> Vec<TraceDetection> {
     let mut scans: HashMap<(u64, Vec<u32>), TraceDetection> = HashMap::new();
     for mode in MODES {
-        for batch in [1, 4] {
-            let (texts, metrics) = subject.generate((mode, batch), temperature, rules);
-            assert_eq!(texts.len(), subject.prompts.len());
-            assert_eq!(metrics.preemptions > 0, batch == 4, "{mode:?}");
+        for &batch_size in batches {
+            let decoding = Decoding { mode, batch_size, temperature, rules, clamps: &[] };
+            let (texts, metrics) = subject.generate(&decoding);
+            assert_eq!(texts.len(), subject.prompts.len().max(batch_size));
+            assert_eq!(metrics.preemptions > 0, batch_size > 1, "{mode:?}, batch {batch_size}");
             if mode != ModeChoice::Always(Mode::Ar) {
                 let rate = metrics.acceptance.rate().unwrap_or(0.0);
                 assert!(rate < 0.9, "{mode:?}: {rate} of the drafts were accepted");
             }
-            for (text, detection) in texts {
+            for Written { text, detection, .. } in texts {
                 let key = (text.task.index, text.tokens.clone());
                 let scan = scans.entry(key).or_insert_with(|| subject.scan(&text, rules));
-                assert_eq!(detection.to_json(), scan.to_json(), "{mode:?}, batch {batch}");
-                assert!(detection == *scan, "{mode:?}, batch {batch}");
+                assert_eq!(detection.to_json(), scan.to_json(), "{mode:?}, batch {batch_size}");
+                assert!(detection == *scan, "{mode:?}, batch {batch_size}");
                 assert_eq!(detection.scanned_tokens(), detection.full_text_len - 1);
             }
         }
@@ -147,100 +48,44 @@ fn check(subject: &Subject, temperature: f32, rules: &ScanOptions) -> Vec<TraceD
 
 #[test]
 fn sinks_of_a_planted_model_are_those_of_a_scan() {
-    let subject = planted();
-    let found = check(&subject, 0.0, &rules(Preset::Paper, &[0]));
-    let of_class = |class| found.iter().flat_map(move |trace| trace.of_class(class));
-    assert_eq!(of_class(Class::Primary).filter(|sink| sink.position == 0).count(), 4);
-    assert!(of_class(Class::Secondary).count() >= 4, "{found:?}");
-    // Sampled tokens are of every kind: some of the sinks are in the generated part.
-    let found = check(&subject, 1.5, &rules(Preset::Paper, &[0, 1, 70, 150]));
-    let generated = |trace: &TraceDetection| {
-        trace.sinks.iter().filter(|sink| sink.position >= trace.prompt_len).count()
-    };
-    assert!(found.iter().map(generated).sum::<usize>() > 0);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let subject = Subject::planted(precision);
+        let found = check(&subject, &[1, 4, 16], 0.0, &rules(Preset::Paper, &[0]));
+        let of_class = |class| found.iter().flat_map(move |trace| trace.of_class(class));
+        let primary = of_class(Class::Primary).filter(|sink| sink.position == 0).count();
+        assert_eq!(primary, found.len());
+        assert!(of_class(Class::Secondary).count() >= 4, "{found:?}");
+        // Sampled tokens are of every kind: some of the sinks are in the generated part.
+        let found = check(&subject, &[1, 4], 1.5, &rules(Preset::Paper, &[0, 1, 70, 150]));
+        let generated = |trace: &TraceDetection| {
+            trace.sinks.iter().filter(|sink| sink.position >= trace.prompt_len).count()
+        };
+        assert!(found.iter().map(generated).sum::<usize>() > 0);
+    }
 }
 
 #[test]
 fn sinks_of_a_trained_model_are_those_of_a_scan() {
-    let subject = trained();
-    // A low threshold and rise, so that something is found.
-    let low = |rules| ScanOptions { threshold: 0.02, rise_factor: 0.5, ..rules };
-    let found = check(&subject, 0.0, &low(rules(Preset::Paper, &[0])));
-    assert!(found.iter().any(|trace| trace.sinks.len() > 1), "{found:?}");
-    check(&subject, 0.0, &low(rules(Preset::Upstream, &[0, 2, 130])));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let subject = Subject::trained(precision);
+        // A low threshold and rise, so that something is found.
+        let low = |rules| ScanOptions { threshold: 0.02, rise_factor: 0.5, ..rules };
+        let found = check(&subject, &[1, 4], 0.0, &low(rules(Preset::Paper, &[0])));
+        assert!(found.iter().any(|trace| trace.sinks.len() > 1), "{found:?}");
+        check(&subject, &[1, 4], 0.0, &low(rules(Preset::Upstream, &[0, 2, 130])));
+    }
 }
 
 #[test]
 fn a_reference_beyond_the_end_of_a_text_is_none() {
-    let subject = trained();
+    let subject = Subject::trained(Precision::F32);
     let rules = rules(Preset::Paper, &[250]);
-    let (texts, _) = subject.generate((ModeChoice::Always(Mode::Ar), 4), 0.0, &rules);
-    for (text, detection) in texts {
+    let (mode, batch_size) = (ModeChoice::Always(Mode::Ar), 4);
+    let decoding = Decoding { mode, batch_size, temperature: 0.0, rules: &rules, clamps: &[] };
+    for Written { text, detection, .. } in subject.generate(&decoding).0 {
         assert_eq!(detection, subject.scan(&text, &rules));
         assert_eq!((detection.sinks.len(), detection.scan.unwrap().clip), (0, None));
     }
-}
-
-/// A planted model with a draft, and prompts that are the beginnings of its traces.
-struct CommandLine(TempDir);
-
-impl CommandLine {
-    fn new() -> CommandLine {
-        let dir = tempfile::tempdir().unwrap();
-        for seed in [1, 2] {
-            let options = demo::PlantOptions { seed, traces: 3, ..Default::default() };
-            demo::plant(&dir.path().join(seed.to_string()), &options).unwrap();
-        }
-        let traces = fs::read_to_string(dir.path().join("1/traces.jsonl")).unwrap();
-        let prompts = traces.lines().map(|line| {
-            let line: Value = serde_json::from_str(line).unwrap();
-            let (prompt, output) = (&line["prompt"], line["output"].as_str().unwrap());
-            let words: Vec<&str> = output.split(' ').take(60).collect();
-            let prompt = format!("{} {}", prompt.as_str().unwrap(), words.join(" "));
-            json!({ "prompt": prompt }).to_string() + "\n"
-        });
-        fs::write(dir.path().join("prompts.jsonl"), prompts.collect::<String>()).unwrap();
-        CommandLine(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    /// `fathom generate` with `args`, a draft among them or not.
-    fn generate(&self, out: Option<&str>, args: &[&str]) -> Command {
-        let mut command = fathom();
-        command.arg("generate").arg("--target").arg(self.path("1"));
-        command
-            .args(["--max-tokens", "40", "-n", "2", "--prompts"])
-            .arg(self.path("prompts.jsonl"));
-        if let Some(out) = out {
-            command.arg("--out").arg(self.path(out));
-        }
-        command.args(args);
-        command
-    }
-
-    /// The same, which must work: what is in the file, and what is on standard error.
-    fn write(&self, out: &str, args: &[&str]) -> (String, String) {
-        let output = self.generate(Some(out), args).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{stderr}");
-        (fs::read_to_string(self.path(out)).unwrap(), stderr)
-    }
-
-    fn scan(&self, traces: &str, run: &str, args: &[&str]) -> String {
-        let mut command = fathom();
-        command.arg("scan").arg("--model").arg(self.path("1")).arg("--strict");
-        command.arg("--traces").arg(self.path(traces)).arg("--out").arg(self.path(run)).args(args);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        fs::read_to_string(self.path(run).join("detections.jsonl")).unwrap()
-    }
-}
-
-fn lines(text: &str) -> Vec<Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]

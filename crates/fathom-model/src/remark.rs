@@ -44,6 +44,9 @@ pub enum About {
 }
 
 impl Remark {
+    /// Kind of the remark about a text that an edited model wrote.
+    pub const SUPPRESSED_TEXT: &str = "suppressed-text";
+
     /// About a file as a whole.
     pub fn file(kind: &'static str, path: &Path, text: impl Into<String>) -> Remark {
         Remark { file: Some(path.to_owned()), ..Remark::input(kind, text) }

@@ -140,6 +140,11 @@ impl Trace {
         let trace = |content| Trace { path: path.to_owned(), line, index, content };
         if record.has("input_ids") && *fields == RowFields::default() {
             let contents = ids(record, remarks)?;
+            if record.has("suppress") && record.has("weights") {
+                let text = "sinks were suppressed while this text was generated (`suppress`): it \
+                            is read as it stands, and the model is run without the suppression";
+                remarks.add(Remark::line(Remark::SUPPRESSED_TEXT, path, line, text));
+            }
             return Ok((contents.into_iter().map(trace).collect(), "`input_ids`".to_owned()));
         }
         let Some(Reading { fields: read_from, conversation, answers }) =

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod checked;
+mod clamp;
 mod detect;
 mod detections;
 mod distributions;
@@ -22,6 +23,7 @@ mod tables;
 mod vector;
 
 pub use agreement::{Agreement, Combination, MassiveDim, MassiveLayer, MeasuredToken, SinkRates};
+pub use clamp::{CLAMP_COSINE, Clamp, ClampedTokens, Suppressed, TextClamps, clamp};
 pub use detect::{Clip, DetectOptions, Detection, Finding, detect};
 pub use detections::{ScanNote, TraceDetection, read_detections, reclassify};
 pub use distributions::{Bin, TokenCount, position_histogram, token_counts};

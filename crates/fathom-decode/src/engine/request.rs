@@ -18,7 +18,7 @@ pub struct Request {
     pub eos: Arc<[u32]>,
     /// Detects the stop strings of `params`: the engine has token ids only, not text.
     pub stop: Option<StopCheck>,
-    /// Observes the target's computation of the text.
+    /// Observes the target's computation of the text, or edits it.
     pub watcher: Option<Box<dyn Watcher>>,
 }
 

@@ -1,4 +1,4 @@
-//! Probing a text during its generation, in the target's own passes.
+//! Probing and editing a text during its generation, in the target's own passes.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,14 +8,23 @@ use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
 ///
 /// A watcher is a [`Probe`] of that text alone: [`At::sequence`] is 0, and positions count from the
 /// prompt's first token. In every mode and batch it sees every position except the last token's,
-/// which the target is never fed, with the same bits as a pass over the finished text. It can read
-/// and measure but not edit: the text is always the target's own.
+/// which the target is never fed, with the same bits as a pass over the finished text.
 ///
 /// An error ends this request and no other.
 pub trait Watcher: Probe + Send {
     /// Discards what was observed at positions ≥ `len`: they held rejected drafts, or will be
     /// computed again after a preemption.
     fn truncate(&mut self, len: usize);
+
+    /// Whether it edits the target's computation ([`Access::Edit`]). If not, it can only read and
+    /// measure, and the text is the target's own.
+    ///
+    /// The text of a watcher that edits is that of the edited target, in every mode and batch; the
+    /// draft is not edited. An edit may depend only on the row it changes and on its position,
+    /// because a pass may begin at any position and run over it again.
+    fn edits(&self) -> bool {
+        false
+    }
 }
 
 /// The watchers of all sequences of a pass, as one probe.
@@ -60,8 +69,9 @@ impl Probe for Watching<'_> {
     }
 
     fn access_of(&self, sequence: usize, site: Site, layer: usize) -> Access {
-        let watcher = self.watchers.get(sequence).and_then(Option::as_ref);
-        match watcher.map_or(Access::Skip, |watcher| watcher.access(site, layer)) {
+        let Some(Some(watcher)) = self.watchers.get(sequence) else { return Access::Skip };
+        match watcher.access(site, layer) {
+            Access::Edit if watcher.edits() => Access::Edit,
             Access::Edit | Access::Change => Access::Read,
             access => access,
         }
@@ -69,6 +79,10 @@ impl Probe for Watching<'_> {
 
     fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
         self.notify(at, |watcher, at| watcher.read(at, values))
+    }
+
+    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
+        self.notify(at, |watcher, at| watcher.edit(at, values))
     }
 
     fn reference_positions(&self, sequence: usize) -> Vec<usize> {

@@ -120,7 +120,8 @@ impl TraceFile {
     fn different_field(&self, line: &Map<String, Value>, task: &Task) -> Option<String> {
         let head = self.line.head(task);
         // Fields that only runs with other parameters write.
-        let mut more = TraceLine::RARE_PARAMS.into_iter().chain([TraceLine::WATCH]);
+        let mut more =
+            TraceLine::RARE_PARAMS.into_iter().chain([TraceLine::WATCH, TraceLine::SUPPRESS]);
         let more = more.find(|&name| line.contains_key(name) && !head.contains_key(name));
         let other = head.into_iter().find(|(name, value)| line.get(name) != Some(value));
         let ids = line.get("input_ids").and_then(Value::as_array);
@@ -167,7 +168,7 @@ mod tests {
     fn line(seed: u64) -> TraceLine {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
         let params = SamplingParams { seed, ..SamplingParams::default() };
-        TraceLine { origin, params, watch: None }
+        TraceLine { origin, params, watch: None, suppress: None }
     }
 
     fn tasks() -> Vec<Task> {
@@ -244,6 +245,9 @@ mod tests {
         let watched = TraceLine { watch: Some(true.into()), ..line(0) };
         let error = refused(watched.clone(), &tasks);
         assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
+        let suppressed = TraceLine { suppress: Some(true.into()), ..line(0) };
+        let error = refused(suppressed, &tasks);
+        assert!(error.contains("line 1") && error.contains("another `suppress`"), "{error}");
         let error = refused(line(0), &tasks[..4]);
         assert!(error.contains("line 5") && error.contains("4 texts"), "{error}");
         let mut other = tasks.clone();
@@ -256,6 +260,10 @@ mod tests {
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("another `watch`"), "{error}");
         TraceFile::resume(&path, watched, &tasks).unwrap();
+        std::fs::write(&path, one.replace("\"prompt_len\"", "\"suppress\":1,\"prompt_len\""))
+            .unwrap();
+        let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("another `suppress`"), "{error}");
         std::fs::write(&path, "hello\n").unwrap();
         let error = TraceFile::resume(&path, line(0), &tasks).unwrap_err().to_string();
         assert!(error.contains("line 1: is not a line of a generation"), "{error}");

@@ -27,6 +27,8 @@ pub struct TraceLine {
     pub params: SamplingParams,
     /// How the texts were watched, written as field `watch`. `None` if they were not.
     pub watch: Option<Value>,
+    /// What was suppressed in the texts, written as field `suppress`. `None` if nothing was.
+    pub suppress: Option<Value>,
 }
 
 impl TraceLine {
@@ -56,10 +58,11 @@ impl TraceLine {
             ("stop", json!(stop)),
             ("ignore_eos", json!(ignore_eos)),
         ];
-        let watch = self.watch.iter().map(|watch| (TraceLine::WATCH, watch.clone()));
+        let sinks = [(TraceLine::WATCH, &self.watch), (TraceLine::SUPPRESS, &self.suppress)];
+        let sinks = sinks.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
         let prompt_len = [("prompt_len", json!(task.ids.len()))];
         let fields = place.into_iter().chain(prompt).chain(origin);
-        let fields = fields.chain(self.rare_params()).chain(watch).chain(prompt_len);
+        let fields = fields.chain(self.rare_params()).chain(sinks).chain(prompt_len);
         fields.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
@@ -76,6 +79,9 @@ impl TraceLine {
 
     /// Name of the field for [`TraceLine::watch`].
     pub const WATCH: &str = "watch";
+
+    /// Name of the field for [`TraceLine::suppress`].
+    pub const SUPPRESS: &str = "suppress";
 
     /// The parameters of [`TraceLine::RARE_PARAMS`] that differ from their defaults.
     fn rare_params(&self) -> impl Iterator<Item = (&'static str, Value)> {
@@ -156,7 +162,8 @@ mod tests {
             mat: 1.0,
             fields: Map::new(),
         };
-        Value::Object(TraceLine { origin, params, watch: None }.object(&generation)).to_string()
+        Value::Object(TraceLine { origin, params, watch: None, suppress: None }.object(&generation))
+            .to_string()
     }
 
     #[test]
@@ -179,7 +186,7 @@ mod tests {
         let origin = Origin { model: "m".into(), weights: "w".into(), precision: "f32".into() };
         let task = Task::list(vec![(PromptContent::Text("a".into()), vec![5, 6])], 1).remove(0);
         let head = |params| {
-            let line = TraceLine { origin: origin.clone(), params, watch: None };
+            let line = TraceLine { origin: origin.clone(), params, watch: None, suppress: None };
             Value::Object(line.head(&task)).to_string()
         };
         let usual = head(SamplingParams::default());
@@ -209,6 +216,7 @@ mod tests {
             origin,
             params: SamplingParams::default(),
             watch: Some(json!({ "threshold": 0.5 })),
+            suppress: Some(json!({ "layers": [3] })),
         };
         let prompt = (PromptContent::Text("a".into()), vec![5, 6]);
         let generation = Generation {
@@ -222,7 +230,10 @@ mod tests {
                 .collect(),
         };
         let line = Value::Object(line.object(&generation)).to_string();
-        assert!(line.contains(r#""watch":{"threshold":0.5},"prompt_len":2"#), "{line}");
+        assert!(
+            line.contains(r#""watch":{"threshold":0.5},"suppress":{"layers":[3]},"prompt_len":2"#),
+            "{line}"
+        );
         assert!(line.ends_with(r#""found":{"input_ids":[1],"prompt":"c"}}"#), "{line}");
         let trace = Trace::parse(Path::new("out.jsonl"), 2, &line).unwrap();
         let ids = TraceContent::Ids { input_ids: vec![5, 6, 7], prompt_len: 2 };

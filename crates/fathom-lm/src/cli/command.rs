@@ -38,7 +38,7 @@ enum Command {
     Capture(capture::Args),
     Explain(explain::Args),
     Report(report::Args),
-    Generate(generate::Args),
+    Generate(Box<generate::Args>),
     Bench(bench::Args),
     Simulate(simulate::Args),
     Plant(plant::Args),

@@ -9,6 +9,7 @@
 
 mod command;
 mod commands;
+mod detect_args;
 mod failure;
 mod gamma_arg;
 mod indices;
@@ -23,8 +24,10 @@ mod progress;
 mod prompt_args;
 mod row_args;
 mod sampling_args;
+mod sink_args;
 mod speed_tables;
 mod subject;
+mod suppress_args;
 mod watch_args;
 
 use std::ffi::OsString;

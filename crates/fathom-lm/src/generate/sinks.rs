@@ -130,6 +130,7 @@ impl Watcher for SinkWatcher {
 }
 
 /// Finds the sinks of all texts of a [`Generator`].
+#[derive(Clone)]
 pub struct SinkCollector {
     target: Arc<ModelFiles>,
     options: Arc<ScanOptions>,
@@ -158,13 +159,15 @@ impl SinkCollector {
 
     /// Adds a watcher to each text of `generator`.
     pub fn watch(&self, generator: Generator<Cpu>) -> Generator<Cpu> {
-        let (target, options) = (Arc::clone(&self.target), Arc::clone(&self.options));
-        let running = Arc::clone(&self.running);
-        generator.watched_by(move |task: &Task| {
-            let watcher = SinkWatcher::of(Arc::clone(&target), Arc::clone(&options));
-            lock(&running).insert(task.index, watcher.sinks());
-            Box::new(watcher)
-        })
+        let own = self.clone();
+        generator.watched_by(move |task| Ok(own.watcher(task)))
+    }
+
+    /// The watcher of a text.
+    pub(super) fn watcher(&self, task: &Task) -> Box<dyn Watcher> {
+        let watcher = SinkWatcher::of(Arc::clone(&self.target), Arc::clone(&self.options));
+        lock(&self.running).insert(task.index, watcher.sinks());
+        Box::new(watcher)
     }
 
     /// The sinks of a text that is finished. Its measurements are dropped.

@@ -89,7 +89,7 @@ impl Probe for EditProbe<'_> {
             let source = source.mean();
             for (i, position) in at.positions.clone().enumerate() {
                 let row = i * width..(i + 1) * width;
-                if !changes(&edit.positions, position, &computed[row.clone()]) {
+                if !edit.positions.contain(position, &computed[row.clone()]) {
                     continue;
                 }
                 if matches!(edit.positions, Positions::Aligned { .. }) {
@@ -163,13 +163,16 @@ fn row_change(change: &Change) -> Option<RowChange<'_>> {
     }
 }
 
-/// Whether an edit of `positions` changes a position with this computed row.
-fn changes(positions: &Positions, position: usize, row: &[f32]) -> bool {
-    match positions {
-        Positions::These(ranges) => ranges.iter().any(|range| range.contains(&position)),
-        Positions::Aligned { direction, cosine, from } => {
-            let norms = (squared_norm(direction) * squared_norm(row)).sqrt();
-            position >= *from && norms > 0.0 && dot(direction, row) > cosine * norms
+impl Positions {
+    /// Whether a position is among them. `row` is its whole row at the edit's site and layer,
+    /// before any edit.
+    pub fn contain(&self, position: usize, row: &[f32]) -> bool {
+        match self {
+            Positions::These(ranges) => ranges.iter().any(|range| range.contains(&position)),
+            Positions::Aligned { direction, cosine, from } => {
+                let norms = (squared_norm(direction) * squared_norm(row)).sqrt();
+                position >= *from && norms > 0.0 && dot(direction, row) > cosine * norms
+            }
         }
     }
 }

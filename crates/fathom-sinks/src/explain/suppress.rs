@@ -1,7 +1,7 @@
 //! What happens without the secondary sinks of a layer: "Suppression" (docs/definitions.md).
 
 use fathom_backend::Backend;
-use fathom_model::{Change, Edit, Edits, ModelConfig, Positions, Result, Site};
+use fathom_model::{Edits, ModelConfig, Result};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
@@ -13,6 +13,7 @@ use super::pass::Observer;
 use super::scanned::{ScannedRun, ScannedTrace, creation_layers};
 use super::statistics::Mean;
 use super::{Analysis, AnalysisResult, ExplainProgress, Inputs, LevelChange, Summary};
+use crate::{CLAMP_COSINE, clamp};
 
 /// The run's traces, scanned again with the sink direction clamped at a layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,13 +100,6 @@ impl AnalysisResult for Suppress {
     const ANALYSIS: Analysis = Analysis::Suppress;
 }
 
-/// An `mlp_out` is clamped if its cosine with the sink direction exceeds this.
-///
-/// The sink direction is taken from the reference's `resid_post`, not from its `mlp_out`. The two
-/// agree in layers whose MLP writes the sink direction for the reference; in all other layers only
-/// `resid_post` has it.
-const COSINE: f32 = 0.98;
-
 /// Tokens of a continuation.
 const CONTINUED: usize = 48;
 
@@ -147,7 +141,7 @@ impl Analyzer for SuppressAnalyzer {
         _: &mut dyn ExplainProgress,
     ) -> Result<Suppress> {
         let layers = self.layers.into_iter().map(ClampedLayer::finish).collect();
-        Ok(Suppress { cosine: COSINE, layers })
+        Ok(Suppress { cosine: CLAMP_COSINE, layers })
     }
 }
 
@@ -242,15 +236,7 @@ impl ClampedLayer {
 
     /// Clamps every token after the reference whose `mlp_out` has the sink direction.
     fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Edits> {
-        let direction = self.direction.clone();
-        let positions = Positions::Aligned { direction, cosine: COSINE, from: trace.reference + 1 };
-        let edit = Edit {
-            site: Site::MlpOut,
-            layer: self.layer,
-            positions,
-            columns: None,
-            change: Change::Clamp(self.norm),
-        };
+        let edit = clamp(self.layer, self.direction.clone(), self.norm, trace.reference);
         Edits::new(vec![edit], config, None)
     }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::{Analysis, Explain, ExplainOptions, Explained, Result, Run, RunInputs};
+use crate::{Analysis, Explain, ExplainOptions, Explained, Remark, Result, Run, RunInputs};
 use serde_json::{Map, json};
 
 use crate::cli::failure::Failure;
@@ -90,6 +90,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let max_sinks = usize::try_from(args.max_sinks).unwrap_or(usize::MAX);
     let options = ExplainOptions { seed: args.seed, max_sinks };
     let explain = Explain::new(&run, &args.analyses.0, options)?;
+    // The passes to come are those of the model alone, and the texts are not.
+    let mut of_texts = run.manifest().remarks.clone();
+    of_texts.retain(|remark| remark.kind == Remark::SUPPRESSED_TEXT);
+    progress::remarks(output, &of_texts)?;
     let left: Vec<&str> = explain.remaining().iter().map(|analysis| analysis.name()).collect();
     if !left.is_empty() {
         progress::note(output, &format!("{}: {}", left.join(", "), explain.cost()));

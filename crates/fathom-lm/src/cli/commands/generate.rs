@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
-use fathom_sinks::SinkRow;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -18,7 +17,7 @@ use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::sampling_args::SamplingArgs;
-use crate::cli::watch_args::{self, WatchArgs};
+use crate::cli::sink_args::{SinkArgs, SinkSummary};
 use crate::{
     Error, GenerateOptions, Generation, Pair, Piece, PromptFile, Prompts, Remark, Remarks, Result,
     RowFields, SamplingParams, Task,
@@ -36,6 +35,7 @@ use crate::{
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
     fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
     fathom generate --target ./target --prompts GSM8K.jsonl --watch --out watched.jsonl\n  \
+    fathom generate --target ./target --prompts GSM8K.jsonl --suppress secondary --at 4,7\n  \
     fathom scan --model ./target --traces traces.jsonl --out run\n\n\
     A prompt is a row with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named \
     *.txt, a line of text.\n\
@@ -88,7 +88,7 @@ pub struct Args {
     #[command(flatten)]
     prompt_args: PromptArgs,
     #[command(flatten)]
-    watch: WatchArgs,
+    sinks: SinkArgs,
 }
 
 /// Where the prompts come from.
@@ -110,7 +110,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
     params.validate_ids(pair.vocab())?;
-    let mut watch = args.watch.start(&pair)?;
+    let sinks = args.sinks.plan(&pair)?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let prompts = args.prompts(&pair, &options)?;
@@ -126,18 +126,17 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let mut bar = LoadingBar::new(output);
     let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
     drop(bar);
+    let mut sinks = sinks.start(&engine);
     let line = TraceLine {
         origin: engine.origin().clone(),
         params: params.clone(),
-        watch: watch.as_ref().map(|watch| watch.collector.rules()),
+        watch: sinks.watch_rules(),
+        suppress: sinks.suppress_rules(),
     };
     let mut destination = args.destination(line, &tasks, output)?;
     let tasks = tasks.into_iter().skip(destination.written()).collect::<Vec<_>>();
     let bar = args.bar(&tasks, &destination, output);
-    let mut generator = engine.run(tasks, params);
-    if let Some(watch) = &watch {
-        generator = watch.collector.watch(generator);
-    }
+    let mut generator = sinks.attach(engine.run(tasks, params));
 
     let start = Instant::now();
     let mut finished = FinishedTexts::default();
@@ -145,9 +144,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         for mut piece in generator.step()? {
             bar.inc(piece.tokens as u64);
             if let Some(generation) = &mut piece.done {
-                if let Some(watch) = &mut watch {
-                    watch.finish(generation)?;
-                }
+                sinks.finish(generation)?;
                 finished.record(generation);
                 let unused = args.sampling.max_tokens.saturating_sub(generation.tokens.len());
                 bar.set_length(bar.length().unwrap_or(0).saturating_sub(unused as u64));
@@ -163,8 +160,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         seconds: start.elapsed().as_secs_f64(),
         placement: Some(options.placement),
     };
-    let sinks = watch.map(|watch| watch.row());
-    destination.finish(&decoding, sinks.as_ref(), remarks, output, out)
+    destination.finish(&decoding, &sinks.summary(), remarks, output, out)
 }
 
 impl Args {
@@ -325,24 +321,16 @@ impl Destination {
     fn finish(
         self,
         decoding: &Decoding<'_>,
-        sinks: Option<&SinkRow>,
+        sinks: &SinkSummary,
         remarks: Vec<Remark>,
         output: Output,
         out: &mut dyn Write,
     ) -> Result<(), Failure> {
         let print_summary = || {
             progress::note(output, &decoding.summary());
-            if let Some(sinks) = sinks {
-                progress::note(output, &watch_args::summary(sinks));
-            }
+            sinks.print(output);
         };
         let metrics = || decoding.to_json();
-        let with_sinks = |mut object: Value| {
-            if let Some(sinks) = sinks {
-                object["sinks"] = json!(sinks);
-            }
-            object
-        };
         match self {
             Destination::Text => {
                 writeln!(out)?;
@@ -353,14 +341,16 @@ impl Destination {
                 writeln!(
                     out,
                     "{}",
-                    with_sinks(json!({ "texts": texts, "metrics": metrics(), "remarks": remarks }))
+                    sinks.add_to(
+                        json!({ "texts": texts, "metrics": metrics(), "remarks": remarks })
+                    )
                 )?;
             }
             Destination::File(path, _) if output.json => {
                 writeln!(
                     out,
                     "{}",
-                    with_sinks(json!({ "file": path, "metrics": metrics(), "remarks": remarks }))
+                    sinks.add_to(json!({ "file": path, "metrics": metrics(), "remarks": remarks }))
                 )?;
             }
             Destination::File(path, _) => {

@@ -7,12 +7,10 @@ use fathom_report::{sink_table, summary, unaligned_sentence};
 use fathom_sinks::{Agreement, ReadNote, RunWriter, SinkRow};
 use serde_json::json;
 
+use crate::cli::detect_args::DetectArgs;
 use crate::cli::failure::Failure;
-use crate::cli::indices::Indices;
 use crate::cli::model_args::{ModelArgs, load};
 use crate::cli::output::Output;
-use crate::cli::phases_arg::PhasesName;
-use crate::cli::preset_arg::PresetName;
 use crate::cli::progress::{self, ScanBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::row_args::RowArgs;
@@ -38,26 +36,8 @@ pub struct Args {
     /// Run directory to write; it must be new or empty, unless --resume
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
-    /// Rules for detecting and classifying sinks
-    #[arg(long, value_enum, default_value_t = PresetName::Paper, value_name = "NAME")]
-    preset: PresetName,
-    /// Minimum cosine with the reference sink for a token to be a sink [default: the preset's, 0.95
-    /// or 0.9]
-    #[arg(long, value_name = "τ", value_parser = parse_threshold)]
-    threshold: Option<f32>,
-    /// Candidate positions of the reference sink, such as `0,1,2`; the one with the largest norm is
-    /// used
-    #[arg(long, value_name = "POSITIONS", default_value = "0", value_parser = parse_reference,
-          allow_hyphen_values = true)]
-    reference: Indices,
-    /// Minimum rise of the reference's norm, in multiples of the mean token's norm, for it to be a
-    /// primary sink
-    #[arg(long, value_name = "FACTOR", default_value_t = 5.0, value_parser = parse_rise)]
-    rise: f32,
-    /// Which sinks to list if the reference's norm is large in several runs of layers (phases);
-    /// all are stored
-    #[arg(long, value_enum, default_value_t = PhasesName::Largest, value_name = "WHICH")]
-    phases: PhasesName,
+    #[command(flatten)]
+    detect: DetectArgs,
     /// Also compute sink scores: the attention every token receives, per layer and head
     #[arg(long)]
     attention: bool,
@@ -79,32 +59,6 @@ pub struct Args {
     prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
-}
-
-/// Reference positions must be below this: hidden states are kept up to the last candidate, so it
-/// has to be a leading one.
-pub const MAX_REFERENCE: usize = 256;
-
-pub fn parse_reference(text: &str) -> Result<Indices, String> {
-    let positions: Indices = text.parse()?;
-    match positions.counts_from_end() {
-        true => Err("the reference is among the first positions, counted from 0".to_owned()),
-        false => Ok(positions),
-    }
-}
-
-pub fn parse_threshold(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(threshold) if threshold > 0.0 && threshold < 1.0 => Ok(threshold),
-        _ => Err("must be a number between 0 and 1".to_owned()),
-    }
-}
-
-pub fn parse_rise(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(factor) if factor > 0.0 && factor.is_finite() => Ok(factor),
-        _ => Err("must be a number above 0".to_owned()),
-    }
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
@@ -152,19 +106,13 @@ impl Args {
     }
 
     fn options(&self) -> Result<ScanOptions> {
-        let defaults = ScanOptions::new(self.preset.into());
         let number = |n: Option<u32>| n.and_then(|n| usize::try_from(n).ok());
         Ok(ScanOptions {
-            threshold: self.threshold.unwrap_or(defaults.threshold),
-            rise_factor: self.rise,
-            // Hidden states are stored up to the last candidate: the limit bounds the memory.
-            reference: self.reference.resolve("reference position", MAX_REFERENCE)?,
-            phases: self.phases.into(),
             attention: self.attention,
             all_heads: self.all_heads,
             max_tokens: number(self.max_tokens),
             limit: number(self.limit),
-            ..defaults
+            ..self.detect.options()?
         })
     }
 }

@@ -53,7 +53,10 @@ pub fn run(dir: &Path, compute: ComputeArgs, output: Output) -> Result<Generated
     let same = tokens(&plain) == tokens(&pearl);
     let origin = Origin { model: "the built-in target".to_owned(), ..pearl.origin.clone() };
     let traces = dir.join("traces.jsonl");
-    let mut file = TraceFile::create(&traces, TraceLine { origin, params: params(), watch: None })?;
+    let mut file = TraceFile::create(
+        &traces,
+        TraceLine { origin, params: params(), watch: None, suppress: None },
+    )?;
     pearl.texts.iter().try_for_each(|text| file.push(text))?;
 
     let decoding = pearl.decoding();
