@@ -189,9 +189,9 @@ pub trait Backend: Send + Sync + 'static {
     /// rows are renumbered from 0.
     fn narrow_pass(&self, pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
     /// Causal attention: `out[i, h] = Σ_k softmax_k(scale · q[i, h] · K[k]) V[k]` over the keys
-    /// visible from row `i`'s position; spans may have different lengths. `q` and `out` are
-    /// `[rows, heads · head_dim]`. If `lse` is given, also writes the log-sum-exp of the scaled
-    /// scores, `[rows, heads]`.
+    /// visible from row `i`'s position that the span's [`crate::KeyMask`] does not hide; spans may
+    /// have different lengths. `q` and `out` are `[rows, heads · head_dim]`. If `lse` is given, also
+    /// writes the log-sum-exp of the scaled scores, `[rows, heads]`.
     fn attend(
         &self,
         attention: &Attention,

@@ -3,10 +3,12 @@
 mod backend;
 pub mod conformance;
 mod error;
+mod key_mask;
 mod types;
 
 pub use backend::Backend;
 pub use error::{BackendError, Result};
+pub use key_mask::KeyMask;
 pub use types::{
     Attention, DType, KvShape, Precision, Rotary, RowChange, RowEdit, Span, WeightView,
 };

@@ -228,7 +228,10 @@ fn pass_over<'a>(
     column_sums: Option<&'a mut ColumnSums>,
 ) -> Result<Pass<'a>> {
     let first_position = cpu.kv_len(kv);
-    cpu.begin_pass(vec![Span { rows: 0..rows, first_position, kv, column_sums }], Rotary::NONE)
+    cpu.begin_pass(
+        vec![Span { rows: 0..rows, first_position, kv, column_sums, mask: None }],
+        Rotary::NONE,
+    )
 }
 
 /// A matrix of varied numbers with the magnitude of activations.

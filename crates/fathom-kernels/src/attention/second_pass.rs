@@ -16,7 +16,7 @@ use fathom_backend::Attention;
 use super::column_sums::ColumnSums;
 use super::kv::BLOCK;
 use super::pass::Span;
-use super::queries::{Queries, check, mask, minus_log2, union, within_block};
+use super::queries::{Queries, check, mask, minus_log2, union, until, within_block};
 use crate::cpu::{AttentionScratch, Cpu};
 use crate::gemm::{ForProduct, Product, ProductKernel, ROW_STRIDE, even_parts};
 use crate::memory::{Rows, SharedMut};
@@ -108,6 +108,7 @@ impl ProductKernel for AddBlocks<'_> {
                 attention,
                 kv: &*span.kv,
                 kv_head,
+                until: until(attention, span),
                 q,
                 first: batch_rows.start,
                 position: span.first_position + batch_rows.start - span.rows.start,
@@ -133,6 +134,7 @@ impl ProductKernel for AddBlocks<'_> {
                     let scores = &mut scores[tile.start * ROW_STRIDE..];
                     queries.scores::<S, P>(s, packed, tile, block, keys.clone(), scores);
                 }
+                queries.hide(0..rows, block, scores);
                 for head in 0..group {
                     let sums = heads[kv_head * group + head];
                     // SAFETY: each task has its own blocks and key/value head, so no other task

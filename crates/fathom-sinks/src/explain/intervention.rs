@@ -2,11 +2,11 @@
 //! a plain pass.
 
 use fathom_backend::Backend;
-use fathom_model::{Edits, ModelConfig, Result, Transformer};
+use fathom_model::{ModelConfig, Result, Transformer};
 
 use super::ExplainProgress;
 use super::driver::advanced;
-use super::edited::{Passes, run_edited};
+use super::edited::{EditedPass, Passes, run_edited};
 use super::parts::{PartId, Parts};
 use super::scanned::{ScannedRun, ScannedTrace};
 
@@ -25,14 +25,14 @@ pub(super) trait Intervention<B: Backend> {
     /// None: see [`super::parts::encode`].
     fn settings(&self) -> Result<Vec<u8>>;
 
-    /// Number of edited passes over each trace.
-    fn passes(&self) -> usize;
+    /// Number of edited passes over a trace.
+    fn passes(&self, trace: &ScannedTrace<'_>) -> usize;
 
-    /// The edits of each pass over a trace.
+    /// What each pass over a trace changes.
     ///
     /// # Errors
     /// Edits that are not finite.
-    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>>;
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>>;
 
     /// What it stores of the passes over a trace, encoded by [`super::parts::encode`]. `text`
     /// decodes token ids, if the model has a tokenizer.
@@ -68,8 +68,8 @@ pub(super) fn intervene<B: Backend>(
     let tokens = |trace: &ScannedTrace<'_>| {
         let all = interventions.iter().zip(&settings);
         let missing = all.filter(|(i, s)| !parts.has(PartId::new(i.name(), trace).with(s)));
-        let passes: usize = missing.map(|(intervention, _)| intervention.passes()).sum();
-        if passes == 0 { 0 } else { trace.ids.len() * (1 + passes) }
+        let passes: Vec<usize> = missing.map(|(one, _)| one.passes(trace)).collect();
+        if passes.is_empty() { 0 } else { trace.ids.len() * (1 + passes.iter().sum::<usize>()) }
     };
     let tokens = run.traces.iter().map(tokens).sum();
     if tokens > 0 {
@@ -87,11 +87,11 @@ pub(super) fn intervene<B: Backend>(
         if missing.is_empty() {
             continue;
         }
-        let edits: Vec<Vec<Edits>> = missing
+        let edits: Vec<Vec<EditedPass>> = missing
             .iter()
             .map(|(intervention, _)| intervention.edits(trace, model.config()))
             .collect::<Result<_>>()?;
-        let all: Vec<&Edits> = edits.iter().flatten().collect();
+        let all: Vec<&EditedPass> = edits.iter().flatten().collect();
         let mut advance = |tokens| advanced(progress, tokens);
         let mut edited = run_edited(model, trace, run.scan, &all, &mut advance)?;
         let mut first = 0;

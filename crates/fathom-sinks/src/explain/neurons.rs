@@ -154,12 +154,12 @@ impl<B: Backend> Intervention<B> for NeuronsAnalyzer {
         encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
     }
 
-    fn passes(&self) -> usize {
+    fn passes(&self, _: &ScannedTrace<'_>) -> usize {
         self.layers.len()
     }
 
-    fn edits(&self, _: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
-        self.layers.iter().map(|layer| layer.edits(config)).collect()
+    fn edits(&self, _: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>> {
+        self.layers.iter().map(|layer| layer.edits(config).map(EditedPass::of)).collect()
     }
 
     fn part(

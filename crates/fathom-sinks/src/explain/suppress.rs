@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
 use super::creation::{CreationLayer, CreationObserver};
-use super::edited::{Outcome, Passes, SinkChanges};
+use super::edited::{EditedPass, Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;
 use super::parts::{decode, encode};
 use super::pass::Observer;
@@ -161,12 +161,13 @@ impl<B: Backend> Intervention<B> for SuppressAnalyzer {
         encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
     }
 
-    fn passes(&self) -> usize {
+    fn passes(&self, _: &ScannedTrace<'_>) -> usize {
         self.layers.len()
     }
 
-    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
-        self.layers.iter().map(|layer| layer.edits(trace, config)).collect()
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>> {
+        let of_layer = |layer: &ClampedLayer| layer.edits(trace, config).map(EditedPass::of);
+        self.layers.iter().map(of_layer).collect()
     }
 
     fn part(
