@@ -232,7 +232,7 @@ fn mask() -> KeyMask {
         0..4 => KeyMask::NEVER,
         128..256 => 270,
         _ if key % 7 == 5 => key,
-        _ if key % 3 == 0 => key + 20,
+        _ if key.is_multiple_of(3) => key + 20,
         _ => KeyMask::NEVER,
     };
     KeyMask::new(vec![(0..TOKENS - 9).map(until).collect()])
@@ -314,7 +314,7 @@ fn attention<B: Backend>(b: &B, attention: &Attention, mask: Option<&KeyMask>) -
     let (tokens, width) = (TOKENS, heads * head_dim);
     let (one, other) = (Sequence::new(attention, 10), Sequence::new(attention, 20));
     let in_chunks = |chunk: usize| {
-        let (mut kv, mut sums) = (b.new_kv(shape), b.new_column_sums(1, heads));
+        let (mut kv, mut sums) = (b.new_kv(shape), b.new_column_sums(1, heads, true));
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for from in (0..tokens).step_by(chunk) {
             let tokens = from..tokens.min(from + chunk);
@@ -324,7 +324,8 @@ fn attention<B: Backend>(b: &B, attention: &Attention, mask: Option<&KeyMask>) -
             out.extend(o);
             lse.extend(l);
         }
-        let sums = b.column_sums(&sums, 0, tokens)?;
+        let entropies = b.attention_entropies(&sums, 0)?;
+        let sums = [b.column_sums(&sums, 0, tokens)?, entropies].concat();
         let sums: Vec<u64> = sums.into_iter().map(f64::to_bits).collect();
         Ok::<_, Violation>((out, lse, sums, kv))
     };
@@ -347,13 +348,7 @@ fn attention<B: Backend>(b: &B, attention: &Attention, mask: Option<&KeyMask>) -
         b.truncate_kv(&mut kv, keep);
         b.truncate_kv(&mut other_kv, 90);
         let both = vec![
-            Chunk {
-                sequence: &other,
-                tokens: 90..93,
-                kv: &mut other_kv,
-                sums: None,
-                mask: None,
-            },
+            Chunk { sequence: &other, tokens: 90..93, kv: &mut other_kv, sums: None, mask: None },
             Chunk { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None, mask },
         ];
         let (out, _) = pass(b, attention, both)?;

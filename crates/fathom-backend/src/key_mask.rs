@@ -37,6 +37,13 @@ impl KeyMask {
         until[key] = until[key].min(from);
     }
 
+    /// The position of the first query that does not see some earlier key; [`KeyMask::NEVER`] if all
+    /// do.
+    pub fn first_query(&self) -> usize {
+        let keys = self.until.iter().flat_map(|layer| layer.iter().enumerate());
+        keys.map(|(key, until)| (*until).max(key + 1)).min().unwrap_or(KeyMask::NEVER)
+    }
+
     /// Whether a key that is no later than the query is hidden from it.
     pub fn hides(&self, layer: usize, key: usize, query: usize) -> bool {
         key != query && self.until(layer).get(key).is_some_and(|until| *until <= query)

@@ -135,6 +135,16 @@ pub fn column_sums(
     sums
 }
 
+/// The entropies of the rows of [`attention_weights`] in nats, summed over the rows, `[heads]`.
+pub fn entropies(attention: &Attention, q: &[f32], k: &[f32], mask: Option<&KeyMask>) -> Vec<f64> {
+    let weights = attention_weights(attention, q, k, mask);
+    let of_head = |weights: &[f32]| {
+        let terms = weights.iter().filter(|p| **p > 0.0).map(|p| f64::from(*p));
+        -terms.map(|p| p * p.ln()).sum::<f64>()
+    };
+    weights.chunks_exact(weights.len() / attention.heads).map(of_head).collect()
+}
+
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

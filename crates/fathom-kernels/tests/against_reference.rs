@@ -75,6 +75,7 @@ proptest! {
             let want = reference::attend(&attention, q, &sequence.k, &sequence.v, mask);
             let want_weights = reference::attention_weights(&attention, q, &sequence.k, mask);
             let want_sums = reference::column_sums(&attention, q, &sequence.k, mask);
+            let want_entropies = reference::entropies(&attention, q, &sequence.k, mask);
             for isa in paths(precision) {
                 let cpu = cpu(isa, precision, 2);
                 let mut kv = new_kv(&cpu, &attention);
@@ -88,7 +89,8 @@ proptest! {
 
                 // The second pass runs before the cache advances, so truncate the cache to its
                 // earlier length.
-                let mut sums = cpu.new_column_sums(attention.layer + 1, attention.heads);
+                let mut sums =
+                    cpu.new_column_sums(attention.layer + 1, attention.heads, true);
                 cpu.truncate_kv(&mut kv, before);
                 let kv_width = attention.kv_heads * attention.head_dim;
                 let rows_k = rows_of(&cpu, &sequence.k[before * kv_width..], kv_width);
@@ -101,10 +103,16 @@ proptest! {
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: weights off by {error}");
                 cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
                 drop(pass);
+                let entropies = cpu.attention_entropies(&sums, attention.layer).unwrap();
+                assert_eq!(entropies.len(), attention.heads);
                 let sums = cpu.column_sums(&sums, attention.layer, tokens).unwrap();
                 let as_f32 = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
                 let error = relative_error(&as_f32(&sums), &as_f32(&want_sums));
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: column sums off by {error}");
+                for (got, want) in entropies.iter().zip(&want_entropies) {
+                    let close = (got - want).abs() < 1e-5 * want.max(rows as f64);
+                    prop_assert!(close, "{isa} {precision:?}: entropy {got}, not {want}");
+                }
             }
         }
     }

@@ -277,7 +277,7 @@ fn assert_column_sums_in_any_chunks_and_threads(tokens: usize, mask: Option<&Key
             let run = |threads: usize, chunk: usize| {
                 let cpu = cpu(isa, precision, threads);
                 let mut kv = new_kv(&cpu, &attention);
-                let mut sums = cpu.new_column_sums(1, attention.heads);
+                let mut sums = cpu.new_column_sums(1, attention.heads, true);
                 for from in (0..tokens).step_by(chunk) {
                     let n = chunk.min(tokens - from);
                     let part = |x: &[f32], w: usize| rows_of(&cpu, &x[from * w..(from + n) * w], w);
@@ -291,7 +291,8 @@ fn assert_column_sums_in_any_chunks_and_threads(tokens: usize, mask: Option<&Key
                     cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
                     cpu.end_pass(pass).unwrap();
                 }
-                let sums = cpu.column_sums(&sums, 0, tokens).unwrap();
+                let entropies = cpu.attention_entropies(&sums, 0).unwrap();
+                let sums = [cpu.column_sums(&sums, 0, tokens).unwrap(), entropies].concat();
                 sums.into_iter().map(f64::to_bits).collect::<Vec<_>>()
             };
             let whole = run(1, tokens);

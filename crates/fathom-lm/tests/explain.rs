@@ -53,7 +53,7 @@ fn every_analysis_is_stored_and_kept() {
     let printed = succeed(&["explain", &run_dir, "--json", "--quiet", "--max-sinks", "6"]);
     let printed: Value = serde_json::from_str(&printed).unwrap();
     let files = printed["explain"].as_object().unwrap();
-    assert_eq!(files.len(), 8);
+    assert_eq!(files.len(), 10);
     for (name, file) in files {
         let text = fs::read_to_string(file.as_str().unwrap()).unwrap();
         let stored: Value = serde_json::from_str(&text).unwrap();
@@ -64,7 +64,7 @@ fn every_analysis_is_stored_and_kept() {
     // All results are stored, so the model and traces are not needed.
     fs::remove_file(scanned.path("traces.jsonl")).unwrap();
     let again = succeed(&["explain", &run_dir, "--max-sinks", "6", "--quiet"]);
-    assert_eq!(again.lines().count(), 16, "a file and a sentence each");
+    assert_eq!(again.lines().count(), 20, "a file and a sentence each");
     assert!(Path::new(again.lines().next().unwrap()).exists());
 }
 

@@ -29,7 +29,8 @@ fn traces(dir: &TempDir, model: &Model) -> Traces {
     Traces::read(dir.path().join("model/traces.jsonl"), model).unwrap()
 }
 
-const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 5 };
+const OPTIONS: ExplainOptions =
+    ExplainOptions { seed: 0, max_sinks: 5, keys: KeyOptions::DEFAULT };
 
 #[test]
 fn a_cache_holds_what_a_capture_writes() {

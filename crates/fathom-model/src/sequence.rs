@@ -14,6 +14,9 @@ pub struct SequenceOptions {
     pub planned_len: Option<usize>,
     /// Accumulate attention column sums, for [`crate::Transformer::sink_score`].
     pub sink_scores: bool,
+    /// With `sink_scores`, also accumulate the entropy of the attention, for
+    /// [`crate::Transformer::attention_entropy`].
+    pub attention_entropy: bool,
     /// Compute only this many layers: a pass over the sequence ends there, calls no probe for later
     /// sites, and has no logits. The values it computes are bitwise equal to those of a complete
     /// pass. `None`: all layers.
@@ -25,6 +28,8 @@ pub struct Sequence<B: Backend> {
     pub(crate) tokens: Vec<u32>,
     pub(crate) kv: B::Kv,
     pub(crate) column_sums: Option<B::ColumnSums>,
+    /// Whether the column sums include entropies.
+    pub(crate) attention_entropy: bool,
     pub(crate) key_mask: KeyMask,
     pub(crate) planned_len: Option<usize>,
     /// Number of layers that passes compute, at most that of the model.

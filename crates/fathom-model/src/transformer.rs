@@ -136,7 +136,10 @@ impl<B: Backend> Transformer<B> {
         Sequence {
             tokens: Vec::new(),
             kv: self.backend.new_kv(KvShape { layers, kv_heads, head_dim }),
-            column_sums: options.sink_scores.then(|| self.backend.new_column_sums(layers, heads)),
+            column_sums: options
+                .sink_scores
+                .then(|| self.backend.new_column_sums(layers, heads, options.attention_entropy)),
+            attention_entropy: options.attention_entropy,
             key_mask: KeyMask::default(),
             planned_len: options.planned_len,
             layers,
@@ -174,6 +177,23 @@ impl<B: Backend> Transformer<B> {
         let tokens = sequence.len();
         let mean = |(i, sum)| (sum / (tokens - i % tokens) as f64) as f32;
         Ok(Some(sums.into_iter().enumerate().map(mean).collect()))
+    }
+
+    /// The entropy in nats of the attention of a position at one layer, by head `[heads]`: the mean
+    /// over all positions so far. `None` unless [`SequenceOptions::attention_entropy`] was set, and
+    /// where [`Transformer::sink_score`] is `None`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn attention_entropy(
+        &self,
+        sequence: &Sequence<B>,
+        layer: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        let wanted = sequence.attention_entropy && layer < sequence.layers;
+        let Some(sums) = sequence.column_sums.as_ref().filter(|_| wanted) else { return Ok(None) };
+        let sums = self.backend.attention_entropies(sums, layer)?;
+        Ok(Some(sums.into_iter().map(|sum| sum / sequence.len() as f64).collect()))
     }
 
     /// The attention that each position of one layer has received so far, `[heads, T]`: the sum

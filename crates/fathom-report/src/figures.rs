@@ -8,6 +8,8 @@ mod changes;
 mod clusters;
 mod effect;
 mod entropy;
+mod evict;
+mod knockout;
 mod levels;
 mod neurons;
 mod norms;
@@ -56,6 +58,8 @@ const FIGURES: &[Source] = &[
     Source::Analysis(View::of::<entropy::EntropyFigure>()),
     Source::Analysis(View::of::<suppress::SuppressFigure>()),
     Source::Analysis(View::of::<neurons::NeuronsFigure>()),
+    Source::Analysis(View::of::<knockout::KnockoutFigure>()),
+    Source::Analysis(View::of::<evict::EvictFigure>()),
 ];
 
 /// All figures of a run.

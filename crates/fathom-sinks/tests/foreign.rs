@@ -62,7 +62,7 @@ fn explain_on<B: Backend>(
     run: &RunDir,
     analyses: &[Analysis],
 ) -> Result<()> {
-    let options = ExplainOptions { seed: 0, max_sinks: 12 };
+    let options = ExplainOptions { max_sinks: 12, ..ExplainOptions::default() };
     let explanation = Explanation::new(run, analyses, options)?;
     let checkpoint = Checkpoint::open(&planted())?;
     let text = &|ids: &[u32]| Some(format!("{ids:?}"));

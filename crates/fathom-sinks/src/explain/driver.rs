@@ -74,8 +74,9 @@ impl<'a> Explanation<'a> {
     /// other detections, with other options, or by another version.
     ///
     /// # Errors
-    /// Detections that cannot be read.
+    /// Detections that cannot be read; settings that do not fit the run's model.
     pub fn new(run: &'a RunDir, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
+        options.keys.check(run.manifest().model.layers)?;
         let detections_sha256 = run.detections_sha256()?;
         let detections = run.detections()?;
         let mut explanation =
@@ -134,14 +135,15 @@ impl<'a> Explanation<'a> {
     fn with_traces<'b>(&'b self, traces: Vec<ScannedTrace<'b>>) -> ScannedRun<'b> {
         let manifest = self.run.manifest();
         let (layers, heads) = (manifest.model.layers, manifest.model.heads);
-        ScannedRun { traces, layers, heads, scan: &manifest.options, options: self.options }
+        let (scan, options) = (&manifest.options, self.options.clone());
+        ScannedRun { traces, layers, heads, scan, options }
     }
 
     fn store(&self) -> ResultStore<'_> {
         ResultStore {
             run_dir: self.run.dir(),
             detections_sha256: &self.detections_sha256,
-            options: self.options,
+            options: self.options.clone(),
         }
     }
 
@@ -236,7 +238,8 @@ impl<'a> Explanation<'a> {
             model: &manifest.model.fingerprints,
             scan: &manifest.options,
             detections_sha256: &self.detections_sha256,
-            options: self.options,
+            // The settings of attention keys are in those of the interventions.
+            options: self.options.of(false),
         };
         serde_json::to_string(&key)
             .map_err(|error| Error::Request(format!("parts cannot be identified: {error}")))

@@ -5,8 +5,9 @@ use fathom_backend::Backend;
 use fathom_model::{ModelConfig, Result, Transformer};
 
 use super::ExplainProgress;
+use super::batch::EditedPass;
 use super::driver::advanced;
-use super::edited::{EditedPass, Passes, run_edited};
+use super::edited::{Passes, run_edited};
 use super::parts::{PartId, Parts};
 use super::scanned::{ScannedRun, ScannedTrace};
 
@@ -93,7 +94,8 @@ pub(super) fn intervene<B: Backend>(
             .collect::<Result<_>>()?;
         let all: Vec<&EditedPass> = edits.iter().flatten().collect();
         let mut advance = |tokens| advanced(progress, tokens);
-        let mut edited = run_edited(model, trace, run.scan, &all, &mut advance)?;
+        let plain = EditedPass::default();
+        let mut edited = run_edited(model, trace, run.scan, &all, &plain, &mut advance)?;
         let mut first = 0;
         for ((intervention, id), edits) in missing.into_iter().zip(&edits) {
             let part = intervention.part(trace, edited.passes(first, edits), text)?;

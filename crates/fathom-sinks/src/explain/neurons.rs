@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
+use super::batch::EditedPass;
 use super::creation::{CreationLayer, CreationObserver};
 use super::edited::{Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;

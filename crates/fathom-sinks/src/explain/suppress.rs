@@ -5,8 +5,9 @@ use fathom_model::{Change, Edit, Edits, ModelConfig, Positions, Result, Site};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
+use super::batch::EditedPass;
 use super::creation::{CreationLayer, CreationObserver};
-use super::edited::{EditedPass, Outcome, Passes, SinkChanges};
+use super::edited::{Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;
 use super::parts::{decode, encode};
 use super::pass::Observer;
