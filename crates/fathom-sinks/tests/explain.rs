@@ -16,8 +16,8 @@ use fathom_model::{
 };
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
-    Explanation, Inputs, KeyOptions, LevelChange, Neurons, Pca, Scope, SinkStages, Stage, Stages, Suppress,
-    Swap, SweepPoint, read, result_file,
+    Explanation, Inputs, KeyOptions, LevelChange, Neurons, Pca, Scope, SinkStages, Stage, Stages,
+    Suppress, Swap, SweepPoint, read, result_file,
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
 use fathom_sinks::{

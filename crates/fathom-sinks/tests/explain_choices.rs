@@ -24,8 +24,8 @@ use tempfile::TempDir;
 
 const OPTIONS: ExplainOptions =
     ExplainOptions { seed: 0, max_sinks: 12, keys: KeyOptions::DEFAULT };
-/// Tokens of each trace: enough for sinks of several layers in all of them.
-const TOKENS: usize = 64;
+/// Most tokens of a trace: enough for sinks of several layers in all of them, and for eviction.
+const TOKENS: usize = 72;
 const TRACES: usize = 3;
 
 /// A scan, and the result of each analysis when it is the only one ever requested.

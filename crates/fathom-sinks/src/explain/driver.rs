@@ -7,7 +7,7 @@ use fathom_model::{Checkpoint, Error, Result, TokenizedTrace, Transformer};
 use serde::Serialize;
 
 use super::analysis::AnyAnalyzer;
-use super::intervention::{Intervention, intervene};
+use super::intervention::{Intervention, batches, intervene};
 use super::parts::{self, Parts};
 use super::pass::{Observer, observe};
 use super::scanned::{ScannedRun, ScannedTrace};
@@ -110,19 +110,23 @@ impl<'a> Explanation<'a> {
         }
         let mut cost = "1 pass over the traces, shared by all".to_owned();
         let run = self.scanned_run();
-        let (mut edited, mut passes) = (Vec::new(), 0);
+        let (mut edited, mut passes) = (Vec::new(), Vec::new());
         for analysis in &self.analyses {
             let description = analysis.description();
             if let Some(extra) = description.extra_tokens {
                 cost += &format!("; for {}, {extra}", analysis.name());
             }
             let more = (description.edited_passes)(&run);
-            passes += more;
-            edited.extend((more > 0).then_some(analysis.name()));
+            if more > 0 {
+                edited.push(analysis.name());
+                passes.push(more);
+            }
         }
-        if passes > 0 {
-            let (edited, passes) = (edited.join(" and "), 1 + passes);
-            cost += &format!("; for {edited}, {passes} more passes, in one batch");
+        if !edited.is_empty() {
+            let batches = batches(&passes).len();
+            let (edited, passes) = (edited.join(" and "), batches + passes.iter().sum::<usize>());
+            let batches = if batches == 1 { "one batch" } else { "several batches" };
+            cost += &format!("; for {edited}, {passes} more passes, in {batches}");
         }
         cost
     }
