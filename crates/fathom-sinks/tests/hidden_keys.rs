@@ -9,7 +9,7 @@ use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Checkpoint, Transformer};
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Evict, ExplainOptions, Explanation, Inputs, KeyOptions, KnockedKeys,
-    Knockout, KnockoutBy, TraceEviction, TraceKnockout, read,
+    Knockout, TraceEviction, TraceKnockout, read,
 };
 use fathom_sinks::{Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan};
 use serde_json::Value;
@@ -64,10 +64,10 @@ fn indices(value: &Value) -> Vec<usize> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// Compares a number with the golden one of that name.
+/// Compares a number with the golden one of that name, which was computed in f64.
 fn close(got: f64, want: &Value, name: &str) {
     let number = want[name].as_f64().unwrap();
-    let same = (got - number).abs() <= 1e-4 * number.abs().max(1.0);
+    let same = (got - number).abs() <= 1e-4 * number.abs() + 2e-6;
     assert!(same, "{name} is {got}, expected {number}: {want}");
 }
 
@@ -77,16 +77,13 @@ fn knocking_out_keys_is_masking_eager_attention() {
     let draws = golden["draws"].as_u64().unwrap() as usize;
     for case in golden["knockout"].as_array().unwrap() {
         let knockout_layers = indices(&case["layers"]);
-        let (knockout_by, least) = match case["by"].as_str().unwrap() {
-            "hide" => (KnockoutBy::Hide, 0.1),
-            _ => (KnockoutBy::Zero, 0.001),
-        };
+        let knockout_by = serde_json::from_value(case["by"].clone()).unwrap();
         let keys = KeyOptions { knockout_by, knockout_layers, draws, ..KeyOptions::DEFAULT };
         let knockout: Knockout = scanned.explain(keys);
         assert_eq!(knockout.layers, indices(&case["layers"]));
         let want = case["traces"].as_array().unwrap();
         assert_eq!(knockout.traces.len(), want.len());
-        assert!(knockout.traces.iter().any(|one| one.kl > least), "something happens");
+        assert!(knockout.traces.iter().any(|one| one.kl > 1e-3), "something happens");
         for (got, want) in knockout.traces.iter().zip(want) {
             same_knockout(got, want);
         }
@@ -145,9 +142,7 @@ fn evicting_keys_is_masking_eager_attention() {
     for (got, want) in evict.traces.iter().zip(want) {
         same_eviction(got, want);
     }
-    for one in &evict.policies {
-        assert!(one.kl.unwrap().mean > 1e-3, "{one:?}");
-    }
+    assert!(evict.policies.iter().any(|one| one.kl.unwrap().mean > 0.01), "something happens");
 }
 
 fn same_eviction(got: &TraceEviction, want: &Value) {

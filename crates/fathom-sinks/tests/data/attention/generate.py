@@ -204,7 +204,8 @@ def knock_out(trace, ids, sinks, levels, by, layers):
     for l_start, lifetime in levels:
         level = lambda s: s["class"] == "secondary" and (s["l_start"], s["lifetime"]) == (l_start, lifetime)
         choices.append(({"keys": "level", "l_start": l_start, "lifetime": lifetime}, of(level)))
-    choices.append(({"keys": "both"}, sorted(primary + secondary)))
+    if secondary:
+        choices.append(({"keys": "both"}, sorted(primary + secondary)))
     every = {s["position"] for s in sinks} | {0}
     same = {}
     for draw in range(DRAWS):
