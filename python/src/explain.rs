@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use fathom_lm::{Explain, ExplainOptions, Explained, Result, RunInputs};
+use fathom_lm::{
+    Error, Explain, ExplainOptions, Explained, KeyOptions, KnockoutBy, Result, RunInputs,
+};
 use pyo3::prelude::*;
 
 use crate::model::NativeModel;
@@ -17,8 +19,8 @@ type PyExplained = (&'static str, PathBuf, String);
 /// others are passed. `progress` is called with (step, unit, done, total).
 #[pyfunction]
 #[pyo3(signature = (
-    run, analyses, *, max_sinks, seed, model, traces, model_path, adapter, traces_path, threads,
-    progress
+    run, analyses, *, max_sinks, seed, knockout_by, knockout_layers, draws, budgets, model, traces,
+    model_path, adapter, traces_path, threads, progress
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub fn explain(
@@ -27,6 +29,10 @@ pub fn explain(
     analyses: Vec<String>,
     max_sinks: usize,
     seed: u64,
+    knockout_by: &str,
+    knockout_layers: Vec<usize>,
+    draws: usize,
+    budgets: Vec<usize>,
     model: Option<&NativeModel>,
     traces: Option<&NativeTraces>,
     model_path: Option<String>,
@@ -39,10 +45,17 @@ pub fn explain(
         model.refuse_in_fork(py)?;
     }
     let model = model.map(|model| &*model.model);
+    let knockout_by = match knockout_by {
+        "hide" => Ok(KnockoutBy::Hide),
+        "zero" => Ok(KnockoutBy::Zero),
+        other => Err(Error::Request(format!("knockout_by={other:?}: expected hide or zero"))),
+    };
     let mut reporter = Reporter::new(progress);
     let explained = py.detach(|| -> Result<Vec<Explained>> {
         let asked = analyses.iter().map(|name| analysis(name)).collect::<Result<Vec<_>>>()?;
-        let explain = Explain::new(&run.run, &asked, ExplainOptions { seed, max_sinks })?;
+        let knockout_by = knockout_by?;
+        let keys = KeyOptions { knockout_by, knockout_layers, draws, budgets };
+        let explain = Explain::new(&run.run, &asked, ExplainOptions { seed, max_sinks, keys })?;
         let inputs = RunInputs { model: model_path, adapter, traces: traces_path, threads };
         match (model, traces) {
             _ if explain.remaining().is_empty() => {}

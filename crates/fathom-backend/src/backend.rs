@@ -165,8 +165,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Drops all tokens from position `len` on. Later results are bit for bit as if those tokens
     /// had never been appended.
     fn truncate_kv(&self, kv: &mut Self::Kv, len: usize);
-    /// Empty column sums.
-    fn new_column_sums(&self, layers: usize, heads: usize) -> Self::ColumnSums;
+    /// Empty column sums; with `entropy`, for [`Backend::attention_entropies`] too.
+    fn new_column_sums(&self, layers: usize, heads: usize, entropy: bool) -> Self::ColumnSums;
     /// Begins a pass over the rows of `spans`, which are contiguous from row 0 on.
     fn begin_pass<'a>(
         &self,
@@ -189,9 +189,9 @@ pub trait Backend: Send + Sync + 'static {
     /// rows are renumbered from 0.
     fn narrow_pass(&self, pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
     /// Causal attention: `out[i, h] = Σ_k softmax_k(scale · q[i, h] · K[k]) V[k]` over the keys
-    /// visible from row `i`'s position; spans may have different lengths. `q` and `out` are
-    /// `[rows, heads · head_dim]`. If `lse` is given, also writes the log-sum-exp of the scaled
-    /// scores, `[rows, heads]`.
+    /// visible from row `i`'s position that the span's [`crate::KeyMask`] does not hide; spans may
+    /// have different lengths. `q` and `out` are `[rows, heads · head_dim]`. If `lse` is given, also
+    /// writes the log-sum-exp of the scaled scores, `[rows, heads]`.
     fn attend(
         &self,
         attention: &Attention,
@@ -201,7 +201,7 @@ pub trait Backend: Send + Sync + 'static {
         lse: Option<&mut Self::Rows>,
     ) -> Result<()>;
     /// Adds `exp(score - lse)` of every row to the column sum of its key, for spans that have
-    /// column sums: Sink score (docs/definitions.md). Rows are added in position order, so the bits
+    /// column sums, and the row's entropy if they sum it: Sink score (docs/definitions.md). Rows are added in position order, so the bits
     /// do not depend on how the sequence is cut into passes.
     fn add_column_sums(
         &self,
@@ -213,6 +213,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The column sums of one layer, `[heads, tokens]`.
     fn column_sums(&self, sums: &Self::ColumnSums, layer: usize, tokens: usize)
     -> Result<Vec<f64>>;
+    /// The entropies of the attention of one layer's rows in nats, `-Σ_k a · ln a`, summed over the
+    /// rows, `[heads]`; empty unless the column sums were made with `entropy`.
+    fn attention_entropies(&self, sums: &Self::ColumnSums, layer: usize) -> Result<Vec<f64>>;
     /// The attention probabilities of one span, `[heads, span rows, keys]`, with the keys up to the
     /// span's last position. For short sequences.
     fn attention_weights(

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Attention, Backend, BackendError, DType, KvShape, Massive, Rotary, RowChange, RowEdit, Span,
-    WeightView,
+    Attention, Backend, BackendError, DType, KeyMask, KvShape, Massive, Rotary, RowChange, RowEdit,
+    Span, WeightView,
 };
 
 /// Why a backend does not conform.
@@ -22,7 +22,8 @@ pub enum Violation {
 
 type Result<T> = std::result::Result<T, Violation>;
 
-/// Runs the matrix products, attention and most row operations on single rows, on groups of rows,
+/// Runs the matrix products, attention (with and without hidden keys) and most row operations on
+/// single rows, on groups of rows,
 /// on all rows and in chunks, with ragged shapes, and compares the bits. Takes about a second on a
 /// CPU.
 ///
@@ -37,7 +38,10 @@ pub fn check<B: Backend>(b: &B) -> Result<()> {
         [(2, 2, 16, None), (14, 2, 64, None), (4, 1, 10, Some(37)), (6, 3, 24, Some(150))]
     {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        attention(b, &Attention { layer: 0, heads, kv_heads, head_dim, scale, window })?;
+        let attention = Attention { layer: 0, heads, kv_heads, head_dim, scale, window };
+        self::attention(b, &attention, None)?;
+        self::attention(b, &attention, Some(&mask()))?;
+        hidden_values(b, &attention)?;
     }
     Ok(())
 }
@@ -224,11 +228,65 @@ fn massive<B: Backend>(b: &B, x: &[f32], columns: usize) -> Result<()> {
     Ok(())
 }
 
-/// Queries, keys and values of a sequence, each `[tokens, width]`.
+/// Tokens of a sequence.
+const TOKENS: usize = 300;
+
+/// Queries, keys and values of a sequence, each `[TOKENS, width]`.
 struct Sequence {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+}
+
+impl Sequence {
+    fn new(attention: &Attention, seed: u64) -> Sequence {
+        let Attention { heads, kv_heads, head_dim, .. } = *attention;
+        let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
+        Sequence {
+            q: numbers(seed, TOKENS * width).into_iter().map(|x| 3.0 * x).collect(),
+            k: numbers(seed + 1, TOKENS * kv_width),
+            v: numbers(seed + 2, TOKENS * kv_width),
+        }
+    }
+}
+
+/// A mask that hides single keys at once, all keys of a page, and others after a while.
+fn mask() -> KeyMask {
+    let until = |key: usize| match key {
+        0..4 => KeyMask::NEVER,
+        128..256 => 270,
+        _ if key % 7 == 5 => key,
+        _ if key.is_multiple_of(3) => key + 20,
+        _ => KeyMask::NEVER,
+    };
+    KeyMask::new(vec![(0..TOKENS - 9).map(until).collect()])
+}
+
+/// A hidden key and its value do not enter the results of the rows they are hidden from, even if
+/// they are not finite.
+fn hidden_values<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
+    const HIDDEN: [usize; 3] = [5, 127, 140];
+    let mut mask = KeyMask::default();
+    HIDDEN.into_iter().for_each(|key| mask.hide(0, key, key + 1));
+    let Attention { heads, kv_heads, head_dim, .. } = *attention;
+    let mut sequence = Sequence::new(attention, 30);
+    let run = |sequence: &Sequence| {
+        let (mut kv, tokens) = (b.new_kv(KvShape { layers: 1, kv_heads, head_dim }), 0..TOKENS);
+        let chunk = Chunk { sequence, tokens, kv: &mut kv, sums: None, mask: Some(&mask) };
+        pass(b, attention, vec![chunk])
+    };
+    let want = run(&sequence)?.0;
+    for key in HIDDEN {
+        let at = key * kv_heads * head_dim..(key + 1) * kv_heads * head_dim;
+        sequence.k[at.clone()].fill(f32::NAN);
+        sequence.v[at].fill(f32::NAN);
+    }
+    let got = run(&sequence)?.0;
+    let rows = |bits: &[u32]| -> Vec<u32> {
+        let rows = bits.chunks_exact(heads * head_dim).enumerate();
+        rows.filter(|(row, _)| !HIDDEN.contains(row)).flat_map(|(_, row)| row.to_vec()).collect()
+    };
+    same(&rows(&got), &rows(&want), &format!("attend of {attention:?} with NaN in hidden keys"))
 }
 
 /// The tokens of one sequence that a pass processes.
@@ -237,6 +295,7 @@ struct Chunk<'a, B: Backend> {
     tokens: Range<usize>,
     kv: &'a mut B::Kv,
     sums: Option<&'a mut B::ColumnSums>,
+    mask: Option<&'a KeyMask>,
 }
 
 /// Runs one pass; returns the bits of the attention results and of the log-sum-exps.
@@ -250,14 +309,15 @@ fn pass<B: Backend>(
     let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
     let mut spans = Vec::new();
     let mut first = 0;
-    for Chunk { sequence, tokens, kv, sums } in chunks {
+    for Chunk { sequence, tokens, kv, sums, mask } in chunks {
         let slice = |x: &[f32], w: usize| x[tokens.start * w..tokens.end * w].to_vec();
         q.extend(slice(&sequence.q, width));
         k.extend(slice(&sequence.k, kv_width));
         v.extend(slice(&sequence.v, kv_width));
         let rows = first..first + tokens.len();
         first = rows.end;
-        spans.push(Span { rows, first_position: tokens.start, kv, column_sums: sums });
+        let first_position = tokens.start;
+        spans.push(Span { rows, first_position, kv, column_sums: sums, mask });
     }
     let (q, k) = (upload(b, &q, width)?, upload(b, &k, kv_width)?);
     let v = upload(b, &v, kv_width)?;
@@ -271,34 +331,31 @@ fn pass<B: Backend>(
 }
 
 /// Attention and column sums in chunks of several sizes; then attention after truncating the cache,
-/// in one batch with another sequence.
-fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
+/// in one batch with another sequence, which has no mask.
+fn attention<B: Backend>(b: &B, attention: &Attention, mask: Option<&KeyMask>) -> Result<()> {
     let Attention { heads, kv_heads, head_dim, .. } = *attention;
     let shape = KvShape { layers: 1, kv_heads, head_dim };
-    let tokens = 300;
-    let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
-    let sequence = |seed: u64| Sequence {
-        q: numbers(seed, tokens * width).into_iter().map(|x| 3.0 * x).collect(),
-        k: numbers(seed + 1, tokens * kv_width),
-        v: numbers(seed + 2, tokens * kv_width),
-    };
-    let (one, other) = (sequence(10), sequence(20));
+    let (tokens, width) = (TOKENS, heads * head_dim);
+    let (one, other) = (Sequence::new(attention, 10), Sequence::new(attention, 20));
     let in_chunks = |chunk: usize| {
-        let (mut kv, mut sums) = (b.new_kv(shape), b.new_column_sums(1, heads));
+        let (mut kv, mut sums) = (b.new_kv(shape), b.new_column_sums(1, heads, true));
         let (mut out, mut lse) = (Vec::new(), Vec::new());
         for from in (0..tokens).step_by(chunk) {
             let tokens = from..tokens.min(from + chunk);
-            let chunk = Chunk { sequence: &one, tokens, kv: &mut kv, sums: Some(&mut sums) };
+            let sums = Some(&mut sums);
+            let chunk = Chunk { sequence: &one, tokens, kv: &mut kv, sums, mask };
             let (o, l) = pass(b, attention, vec![chunk])?;
             out.extend(o);
             lse.extend(l);
         }
-        let sums = b.column_sums(&sums, 0, tokens)?;
+        let entropies = b.attention_entropies(&sums, 0)?;
+        let sums = [b.column_sums(&sums, 0, tokens)?, entropies].concat();
         let sums: Vec<u64> = sums.into_iter().map(f64::to_bits).collect();
         Ok::<_, Violation>((out, lse, sums, kv))
     };
     let whole = in_chunks(tokens)?;
-    let what = |what: &str| format!("{what} of {attention:?}");
+    let masked = if mask.is_some() { " under a mask" } else { "" };
+    let what = |what: &str| format!("{what} of {attention:?}{masked}");
     for chunk in [1, 7, 64, 128, 299] {
         let chunks = in_chunks(chunk)?;
         same(&chunks.0, &whole.0, &what(&format!("attend in chunks of {chunk}")))?;
@@ -308,14 +365,15 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
     // Truncate the cache and recompute its end, in one batch with another sequence.
     let mut kv = whole.3;
     let mut other_kv = b.new_kv(shape);
-    let chunk = Chunk { sequence: &other, tokens: 0..90, kv: &mut other_kv, sums: None };
+    let chunk =
+        Chunk { sequence: &other, tokens: 0..90, kv: &mut other_kv, sums: None, mask: None };
     pass(b, attention, vec![chunk])?;
     for keep in [0, 127, 128, 250] {
         b.truncate_kv(&mut kv, keep);
         b.truncate_kv(&mut other_kv, 90);
         let both = vec![
-            Chunk { sequence: &other, tokens: 90..93, kv: &mut other_kv, sums: None },
-            Chunk { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None },
+            Chunk { sequence: &other, tokens: 90..93, kv: &mut other_kv, sums: None, mask: None },
+            Chunk { sequence: &one, tokens: keep..tokens, kv: &mut kv, sums: None, mask },
         ];
         let (out, _) = pass(b, attention, both)?;
         same(&out[3 * width..], &whole.0[keep * width..], &what("attend in a batch"))?;

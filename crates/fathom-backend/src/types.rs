@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::KeyMask;
+
 /// Operand precision of matrix products and of the key/value cache.
 ///
 /// Accumulation, the residual stream, norms, softmax statistics and logits are f32 in both.
@@ -63,6 +65,8 @@ pub struct Span<'a, Kv, ColumnSums> {
     pub kv: &'a mut Kv,
     /// The sequence's attention column sums, if they are to be accumulated.
     pub column_sums: Option<&'a mut ColumnSums>,
+    /// Keys hidden from later queries; `None`: no key is.
+    pub mask: Option<&'a KeyMask>,
 }
 
 /// Rotary angles of the queries and keys of a pass.

@@ -119,7 +119,7 @@ impl Backend for Failing {
         fn kv_len(kv: &Kv) -> usize;
         fn kv_bytes(kv: &Kv) -> usize;
         fn truncate_kv(kv: &mut Kv, len: usize);
-        fn new_column_sums(layers: usize, heads: usize) -> ColumnSums;
+        fn new_column_sums(layers: usize, heads: usize, entropy: bool) -> ColumnSums;
         fn rope(x: &mut Rows, pass: &Self::Pass<'_>, head_dim: usize) -> Result<()>;
         fn append_kv(layer: usize, k: &Rows, v: &Rows, pass: &mut Self::Pass<'_>) -> Result<()>;
         fn narrow_pass(pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
@@ -131,6 +131,7 @@ impl Backend for Failing {
             attention: &Attention, q: &Rows, lse: &Rows, pass: &mut Self::Pass<'_>
         ) -> Result<()>;
         fn column_sums(sums: &ColumnSums, layer: usize, tokens: usize) -> Result<Vec<f64>>;
+        fn attention_entropies(sums: &ColumnSums, layer: usize) -> Result<Vec<f64>>;
         fn attention_weights(
             attention: &Attention, q: &Rows, lse: &Rows, pass: &Self::Pass<'_>, span: usize
         ) -> Result<Vec<f32>>;

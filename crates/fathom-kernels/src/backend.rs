@@ -193,8 +193,8 @@ impl Backend for Cpu {
         kv.truncate(len);
     }
 
-    fn new_column_sums(&self, layers: usize, heads: usize) -> ColumnSums {
-        ColumnSums::new(layers, heads)
+    fn new_column_sums(&self, layers: usize, heads: usize, entropy: bool) -> ColumnSums {
+        ColumnSums::new(layers, heads, entropy)
     }
 
     fn begin_pass<'a>(
@@ -246,6 +246,10 @@ impl Backend for Cpu {
 
     fn column_sums(&self, sums: &ColumnSums, layer: usize, tokens: usize) -> Result<Vec<f64>> {
         Ok(sums.of_layer(layer, tokens))
+    }
+
+    fn attention_entropies(&self, sums: &ColumnSums, layer: usize) -> Result<Vec<f64>> {
+        Ok(sums.entropies(layer))
     }
 
     fn attention_weights(

@@ -1,7 +1,7 @@
 //! Reference implementation of every operation: plain loops over row-major f32 slices, accumulation
 //! in f64, full attention matrices. The fast kernels are tested against it.
 
-use fathom_backend::{Attention, WeightView};
+use fathom_backend::{Attention, KeyMask, WeightView};
 
 use crate::gemm::element;
 
@@ -58,21 +58,28 @@ pub fn silu(x: &[f32]) -> Vec<f32> {
 
 /// The attention matrix `[heads, rows, keys]` of the last `rows` positions of a sequence of `keys`
 /// tokens. `q` is `[rows, heads · head_dim]`, `k` is `[keys, kv_heads · head_dim]`.
-pub fn attention_weights(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f32> {
-    let Attention { heads, kv_heads, head_dim, scale, window, .. } = *attention;
+pub fn attention_weights(
+    attention: &Attention,
+    q: &[f32],
+    k: &[f32],
+    mask: Option<&KeyMask>,
+) -> Vec<f32> {
+    let Attention { layer, heads, kv_heads, head_dim, scale, window } = *attention;
     let (rows, keys) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
     let mut weights = vec![0.0; heads * rows * keys];
     for head in 0..heads {
         let kv_head = head / (heads / kv_heads);
         for row in 0..rows {
             let end = keys - rows + row + 1;
-            let visible = window.map_or(0, |window| end.saturating_sub(window))..end;
+            let first = window.map_or(0, |window| end.saturating_sub(window));
+            let hidden = |key: &usize| mask.is_some_and(|mask| mask.hides(layer, *key, end - 1));
+            let visible: Vec<usize> = (first..end).filter(|key| !hidden(key)).collect();
             let q = &q[(row * heads + head) * head_dim..][..head_dim];
             let score = |key: usize| {
                 f64::from(scale) * dot(q, &k[(key * kv_heads + kv_head) * head_dim..][..head_dim])
             };
-            let max = visible.clone().map(score).fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = visible.clone().map(|key| (score(key) - max).exp()).sum();
+            let max = visible.iter().map(|key| score(*key)).fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = visible.iter().map(|key| (score(*key) - max).exp()).sum();
             for key in visible {
                 let weight = (score(key) - max).exp() / sum;
                 weights[(head * rows + row) * keys + key] = weight as f32;
@@ -83,10 +90,16 @@ pub fn attention_weights(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f32
 }
 
 /// The attention result `[rows, heads · head_dim]`; `k` and `v` as in [`attention_weights`].
-pub fn attend(attention: &Attention, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+pub fn attend(
+    attention: &Attention,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    mask: Option<&KeyMask>,
+) -> Vec<f32> {
     let Attention { heads, kv_heads, head_dim, .. } = *attention;
     let (rows, keys) = (q.len() / (heads * head_dim), k.len() / (kv_heads * head_dim));
-    let weights = attention_weights(attention, q, k);
+    let weights = attention_weights(attention, q, k, mask);
     let mut out = Vec::new();
     for row in 0..rows {
         for head in 0..heads {
@@ -115,9 +128,14 @@ pub fn massive(x: &[f32]) -> Vec<usize> {
 }
 
 /// Column sums `[heads, keys]` of [`attention_weights`].
-pub fn column_sums(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f64> {
+pub fn column_sums(
+    attention: &Attention,
+    q: &[f32],
+    k: &[f32],
+    mask: Option<&KeyMask>,
+) -> Vec<f64> {
     let keys = k.len() / (attention.kv_heads * attention.head_dim);
-    let weights = attention_weights(attention, q, k);
+    let weights = attention_weights(attention, q, k, mask);
     let rows = weights.len() / (attention.heads * keys);
     let mut sums = Vec::new();
     for head in weights.chunks_exact(rows * keys) {
@@ -127,6 +145,16 @@ pub fn column_sums(attention: &Attention, q: &[f32], k: &[f32]) -> Vec<f64> {
         );
     }
     sums
+}
+
+/// The entropies of the rows of [`attention_weights`] in nats, summed over the rows, `[heads]`.
+pub fn entropies(attention: &Attention, q: &[f32], k: &[f32], mask: Option<&KeyMask>) -> Vec<f64> {
+    let weights = attention_weights(attention, q, k, mask);
+    let of_head = |weights: &[f32]| {
+        let terms = weights.iter().filter(|p| **p > 0.0).map(|p| f64::from(*p));
+        -terms.map(|p| p * p.ln()).sum::<f64>()
+    };
+    weights.chunks_exact(weights.len() / attention.heads).map(of_head).collect()
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -59,8 +59,12 @@ proptest! {
     }
 
     #[test]
-    fn attention(attention in shapes(), before in 0_usize..300, rows in 1_usize..70, seed: u64) {
+    fn attention(
+        attention in shapes(), before in 0_usize..300, rows in 1_usize..70, masked: bool, seed: u64,
+    ) {
         let tokens = before + rows;
+        let mask = masked.then(|| random_mask(attention.layer, tokens, seed >> 2));
+        let mask = mask.as_ref();
         let mut sequence = Sequence::random(&attention, tokens, seed >> 1);
         let width = attention.heads * attention.head_dim;
         for precision in PRECISIONS {
@@ -68,28 +72,30 @@ proptest! {
             rounded(precision, &mut sequence.k);
             rounded(precision, &mut sequence.v);
             let q = &sequence.q[before * width..];
-            let want = reference::attend(&attention, q, &sequence.k, &sequence.v);
-            let want_weights = reference::attention_weights(&attention, q, &sequence.k);
-            let want_sums = reference::column_sums(&attention, q, &sequence.k);
+            let want = reference::attend(&attention, q, &sequence.k, &sequence.v, mask);
+            let want_weights = reference::attention_weights(&attention, q, &sequence.k, mask);
+            let want_sums = reference::column_sums(&attention, q, &sequence.k, mask);
+            let want_entropies = reference::entropies(&attention, q, &sequence.k, mask);
             for isa in paths(precision) {
                 let cpu = cpu(isa, precision, 2);
                 let mut kv = new_kv(&cpu, &attention);
                 if before > 0 {
-                    attend_chunk(&cpu, &attention, &sequence, 0, before, &mut kv);
+                    attend_chunk(&cpu, &attention, &sequence, 0, before, &mut kv, mask);
                 }
                 let (got, lse) =
-                    attend_chunk(&cpu, &attention, &sequence, before, tokens, &mut kv);
+                    attend_chunk(&cpu, &attention, &sequence, before, tokens, &mut kv, mask);
                 let error = relative_error(&got, &want);
                 prop_assert!(error < tolerance(precision), "{isa} {precision:?}: off by {error}");
 
                 // The second pass runs before the cache advances, so truncate the cache to its
                 // earlier length.
-                let mut sums = cpu.new_column_sums(attention.layer + 1, attention.heads);
+                let mut sums =
+                    cpu.new_column_sums(attention.layer + 1, attention.heads, true);
                 cpu.truncate_kv(&mut kv, before);
                 let kv_width = attention.kv_heads * attention.head_dim;
                 let rows_k = rows_of(&cpu, &sequence.k[before * kv_width..], kv_width);
                 let rows_v = rows_of(&cpu, &sequence.v[before * kv_width..], kv_width);
-                let mut pass = pass(&cpu, rows, before, &mut kv, Some(&mut sums));
+                let mut pass = pass(&cpu, rows, before, &mut kv, Some(&mut sums), mask);
                 cpu.append_kv(attention.layer, &rows_k, &rows_v, &mut pass).unwrap();
                 let (q, lse) = (rows_of(&cpu, q, width), rows_of(&cpu, &lse, attention.heads));
                 let weights = cpu.attention_weights(&attention, &q, &lse, &pass, 0).unwrap();
@@ -97,10 +103,16 @@ proptest! {
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: weights off by {error}");
                 cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
                 drop(pass);
+                let entropies = cpu.attention_entropies(&sums, attention.layer).unwrap();
+                assert_eq!(entropies.len(), attention.heads);
                 let sums = cpu.column_sums(&sums, attention.layer, tokens).unwrap();
                 let as_f32 = |x: &[f64]| x.iter().map(|x| *x as f32).collect::<Vec<_>>();
                 let error = relative_error(&as_f32(&sums), &as_f32(&want_sums));
                 prop_assert!(error < 1e-5, "{isa} {precision:?}: column sums off by {error}");
+                for (got, want) in entropies.iter().zip(&want_entropies) {
+                    let close = (got - want).abs() < 1e-5 * want.max(rows as f64);
+                    prop_assert!(close, "{isa} {precision:?}: entropy {got}, not {want}");
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use fathom_backend::{Attention, Backend, DType, Precision, Rotary, Span};
+use fathom_backend::{Attention, Backend, DType, KeyMask, Precision, Rotary, Span};
 use fathom_kernels::{Cpu, Kv};
 use proptest::prelude::*;
 
@@ -31,11 +31,24 @@ fn in_chunks(
     chunk: usize,
     kv: &mut Kv,
 ) -> (Vec<u32>, Vec<u32>) {
+    in_masked_chunks(cpu, attention, sequence, tokens, chunk, kv, None)
+}
+
+/// As [`in_chunks`], under a mask.
+fn in_masked_chunks(
+    cpu: &Cpu,
+    attention: &Attention,
+    sequence: &Sequence,
+    tokens: usize,
+    chunk: usize,
+    kv: &mut Kv,
+    mask: Option<&KeyMask>,
+) -> (Vec<u32>, Vec<u32>) {
     let (mut out, mut lse) = (Vec::new(), Vec::new());
     let mut from = cpu.kv_len(kv);
     while from < tokens {
         let to = tokens.min(from + chunk);
-        let (o, l) = attend_chunk(cpu, attention, sequence, from, to, kv);
+        let (o, l) = attend_chunk(cpu, attention, sequence, from, to, kv, mask);
         out.extend(bits(&o));
         lse.extend(bits(&l));
         from = to;
@@ -94,6 +107,15 @@ fn many_rows_are_the_rows_alone() {
 
 #[test]
 fn attention_is_the_same_in_any_chunks_and_threads() {
+    assert_any_chunks_and_threads(None);
+}
+
+#[test]
+fn attention_under_a_mask_is_the_same_in_any_chunks_and_threads() {
+    assert_any_chunks_and_threads(Some(&random_mask(0, 300, 11)));
+}
+
+fn assert_any_chunks_and_threads(mask: Option<&KeyMask>) {
     let tokens = 300;
     for attention in geometries() {
         let sequence = Sequence::random(&attention, tokens, 5);
@@ -101,7 +123,7 @@ fn attention_is_the_same_in_any_chunks_and_threads() {
             let run = |threads: usize, chunk: usize| {
                 let cpu = cpu(isa, precision, threads);
                 let mut kv = new_kv(&cpu, &attention);
-                in_chunks(&cpu, &attention, &sequence, tokens, chunk, &mut kv)
+                in_masked_chunks(&cpu, &attention, &sequence, tokens, chunk, &mut kv, mask)
             };
             let whole = run(1, tokens);
             for (threads, chunk) in [(2, tokens), (3, tokens), (1, 64), (2, 7), (1, 1)] {
@@ -109,6 +131,36 @@ fn attention_is_the_same_in_any_chunks_and_threads() {
                     run(threads, chunk) == whole,
                     "{isa} {precision:?} {attention:?}: {threads} threads, chunks of {chunk}"
                 );
+            }
+        }
+    }
+}
+
+/// Rows whose keys are all visible have the bits they have without a mask, even in a block in which
+/// keys are hidden from other rows.
+#[test]
+fn a_mask_changes_only_the_rows_that_it_hides_keys_from() {
+    let tokens = 300;
+    let mut mask = KeyMask::default();
+    for (key, from) in [(3, 40), (130, 200), (131, 290)] {
+        mask.hide(0, key, from);
+    }
+    for attention in geometries() {
+        let sequence = Sequence::random(&attention, tokens, 12);
+        let width = attention.heads * attention.head_dim;
+        for (isa, precision) in variants() {
+            let cpu = cpu(isa, precision, 2);
+            let run = |mask: Option<&KeyMask>| {
+                let mut kv = new_kv(&cpu, &attention);
+                in_masked_chunks(&cpu, &attention, &sequence, tokens, tokens, &mut kv, mask).0
+            };
+            let (plain, masked) = (run(None), run(Some(&mask)));
+            for row in 0..tokens {
+                let first = attention.window.map_or(0, |window| (row + 1).saturating_sub(window));
+                let hidden = (first..row).any(|key| mask.hides(0, key, row));
+                let columns = row * width..(row + 1) * width;
+                let same = plain[columns.clone()] == masked[columns];
+                assert_eq!(same, !hidden, "{isa} {precision:?} {attention:?}: row {row}");
             }
         }
     }
@@ -197,7 +249,7 @@ fn assert_batch_is_its_sequences_alone(
         let first_position = cpu.kv_len(kv);
         let rows = first..first + rows;
         first = rows.end;
-        spans.push(Span { rows, first_position, kv, column_sums: None });
+        spans.push(Span { rows, first_position, kv, column_sums: None, mask: None });
     }
     let [q, k, v] = [(&q, width), (&k, kv_width), (&v, kv_width)].map(|(x, w)| rows_of(cpu, x, w));
     let mut out = cpu.alloc(first, width).unwrap();
@@ -210,6 +262,13 @@ fn assert_batch_is_its_sequences_alone(
 #[test]
 fn column_sums_are_the_same_in_any_chunks_and_threads() {
     let tokens = 290;
+    let mask = random_mask(0, tokens, 13);
+    for mask in [None, Some(&mask)] {
+        assert_column_sums_in_any_chunks_and_threads(tokens, mask);
+    }
+}
+
+fn assert_column_sums_in_any_chunks_and_threads(tokens: usize, mask: Option<&KeyMask>) {
     for attention in geometries() {
         let sequence = Sequence::random(&attention, tokens, 9);
         let (width, kv_width) =
@@ -218,7 +277,7 @@ fn column_sums_are_the_same_in_any_chunks_and_threads() {
             let run = |threads: usize, chunk: usize| {
                 let cpu = cpu(isa, precision, threads);
                 let mut kv = new_kv(&cpu, &attention);
-                let mut sums = cpu.new_column_sums(1, attention.heads);
+                let mut sums = cpu.new_column_sums(1, attention.heads, true);
                 for from in (0..tokens).step_by(chunk) {
                     let n = chunk.min(tokens - from);
                     let part = |x: &[f32], w: usize| rows_of(&cpu, &x[from * w..(from + n) * w], w);
@@ -226,13 +285,14 @@ fn column_sums_are_the_same_in_any_chunks_and_threads() {
                     let (k, v) = (part(&sequence.k, kv_width), part(&sequence.v, kv_width));
                     let mut out = cpu.alloc(n, width).unwrap();
                     let mut lse = cpu.alloc(n, attention.heads).unwrap();
-                    let mut pass = pass(&cpu, n, from, &mut kv, Some(&mut sums));
+                    let mut pass = pass(&cpu, n, from, &mut kv, Some(&mut sums), mask);
                     cpu.append_kv(0, &k, &v, &mut pass).unwrap();
                     cpu.attend(&attention, &q, &pass, &mut out, Some(&mut lse)).unwrap();
                     cpu.add_column_sums(&attention, &q, &lse, &mut pass).unwrap();
                     cpu.end_pass(pass).unwrap();
                 }
-                let sums = cpu.column_sums(&sums, 0, tokens).unwrap();
+                let entropies = cpu.attention_entropies(&sums, 0).unwrap();
+                let sums = [cpu.column_sums(&sums, 0, tokens).unwrap(), entropies].concat();
                 sums.into_iter().map(f64::to_bits).collect::<Vec<_>>()
             };
             let whole = run(1, tokens);

@@ -40,7 +40,7 @@ pub struct Explained {
 /// let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
 ///
 /// let asked = [Analysis::Stages, Analysis::Effect];
-/// let options = ExplainOptions { seed: 0, max_sinks: 20 };
+/// let options = ExplainOptions { max_sinks: 20, ..ExplainOptions::default() };
 /// let explained = explain(&run, &model, &traces, &asked, options, &mut ())?;
 /// assert_eq!(explained[0].analysis, Analysis::Stages);
 /// assert!(explained.iter().all(|one| one.file.exists() && !one.finding.is_empty()));
@@ -88,8 +88,8 @@ pub struct RunInputs {
 /// # let model = Model::load(dir.path().display().to_string())?;
 /// # let traces = Traces::read(dir.path().join("traces.jsonl"), &model)?;
 /// # let run = model.scan(&traces, ScanOptions::new(Preset::Paper)).run()?;
-/// let options = ExplainOptions { seed: 0, max_sinks: 20 };
-/// let explain = Explain::new(&run, &[Analysis::Entropy], options)?;
+/// let options = ExplainOptions { max_sinks: 20, ..ExplainOptions::default() };
+/// let explain = Explain::new(&run, &[Analysis::Entropy], options.clone())?;
 /// assert_eq!(explain.remaining(), [Analysis::Entropy]);
 /// assert_eq!(explain.cost(), "1 pass over the traces, shared by all");
 ///
@@ -110,7 +110,7 @@ impl<'a> Explain<'a> {
     /// Determines which of the analyses have no up-to-date result.
     ///
     /// # Errors
-    /// Detections that cannot be read.
+    /// Detections that cannot be read; settings that do not fit the run's model.
     pub fn new(
         run: &'a fathom_sinks::RunDir,
         analyses: &[Analysis],

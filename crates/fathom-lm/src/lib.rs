@@ -47,7 +47,9 @@ pub use fathom_model::{
     RowFields, Site, TokenizedTrace,
 };
 pub use fathom_report::{Format, ReportFiles, Table};
-pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};
+pub use fathom_sinks::explain::{
+    Analysis, ExplainOptions, ExplainProgress, KeyOptions, KnockoutBy,
+};
 pub use fathom_sinks::{
     Clamp, Class, Phases, Preset, Progress, ScanOptions, Sink, Suppressed, TraceDetection,
 };

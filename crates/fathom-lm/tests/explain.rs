@@ -53,7 +53,7 @@ fn every_analysis_is_stored_and_kept() {
     let printed = succeed(&["explain", &run_dir, "--json", "--quiet", "--max-sinks", "6"]);
     let printed: Value = serde_json::from_str(&printed).unwrap();
     let files = printed["explain"].as_object().unwrap();
-    assert_eq!(files.len(), 8);
+    assert_eq!(files.len(), 10);
     for (name, file) in files {
         let text = fs::read_to_string(file.as_str().unwrap()).unwrap();
         let stored: Value = serde_json::from_str(&text).unwrap();
@@ -64,7 +64,7 @@ fn every_analysis_is_stored_and_kept() {
     // All results are stored, so the model and traces are not needed.
     fs::remove_file(scanned.path("traces.jsonl")).unwrap();
     let again = succeed(&["explain", &run_dir, "--max-sinks", "6", "--quiet"]);
-    assert_eq!(again.lines().count(), 16, "a file and a sentence each");
+    assert_eq!(again.lines().count(), 20, "a file and a sentence each");
     assert!(Path::new(again.lines().next().unwrap()).exists());
 }
 
@@ -148,10 +148,15 @@ fn a_run_of_one_trace_without_sinks_says_so() {
     let printed = succeed(&["explain", &run_dir, "--json", "--quiet"]);
     let printed: Value = serde_json::from_str(&printed).unwrap();
     let findings = printed["findings"].as_object().unwrap();
-    assert_eq!(findings.len(), 8);
+    assert_eq!(findings.len(), 10);
     for (analysis, found) in findings {
-        let none = if analysis == "stages" { "no sinks beside" } else { "no secondary sinks" };
-        let expected = if analysis == "entropy" { "nats at layer" } else { none };
+        let expected = match analysis.as_str() {
+            "stages" => "no sinks beside",
+            "entropy" => "nats at layer",
+            "knockout" => "hidden at 16 layers, KL in nats: BOS",
+            "evict" => "no trace is longer than a budget of 64",
+            _ => "no secondary sinks",
+        };
         assert!(found.as_str().unwrap().contains(expected), "{analysis}: {found}");
     }
 }
@@ -173,7 +178,7 @@ fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
     };
     assert!(explain().status().unwrap().success());
     let expected = explained(&run_dir);
-    assert_eq!(expected.len(), 8, "results and nothing else");
+    assert_eq!(expected.len(), 10, "results and nothing else");
 
     let dir = Path::new(&run_dir).join("explain");
     let parts = || fs::read_dir(dir.join("parts")).map_or(0, |files| files.count());

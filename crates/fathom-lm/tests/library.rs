@@ -7,9 +7,9 @@ use std::path::Path;
 use std::thread;
 
 use fathom_lm::{
-    Analysis, Error, Explain, ExplainOptions, GenerateOptions, Input, Model, ModelOptions, Pair,
-    Precision, Preset, PromptOptions, RunInputs, SamplingParams, ScanOptions, Site, Traces, demo,
-    explain,
+    Analysis, Error, Explain, ExplainOptions, GenerateOptions, Input, KeyOptions, Model,
+    ModelOptions, Pair, Precision, Preset, PromptOptions, RunInputs, SamplingParams, ScanOptions,
+    Site, Traces, demo, explain,
 };
 use tempfile::TempDir;
 
@@ -29,7 +29,7 @@ fn traces(dir: &TempDir, model: &Model) -> Traces {
     Traces::read(dir.path().join("model/traces.jsonl"), model).unwrap()
 }
 
-const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 5 };
+const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 5, keys: KeyOptions::DEFAULT };
 
 #[test]
 fn a_cache_holds_what_a_capture_writes() {

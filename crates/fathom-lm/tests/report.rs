@@ -99,6 +99,8 @@ fn the_page_has_every_figure_and_needs_nothing() {
         "entropy",
         "suppression",
         "neurons",
+        "knockout",
+        "eviction",
         "measures-agreement",
         "measures-massive",
         "sink-rate",
@@ -141,7 +143,8 @@ fn what_was_not_explained_is_one_line_with_its_command() {
     fs::remove_dir_all(dir.path().join("run/explain")).unwrap();
     let page = report(dir.path(), &["run"], &["--texts", "1"]);
     let run = dir.path().join("run");
-    for flag in ["stages", "pca", "clusters", "swap", "effect", "entropy", "suppress", "neurons"] {
+    let flags = ["stages", "pca", "clusters", "swap", "effect", "entropy", "suppress", "neurons"];
+    for flag in flags.into_iter().chain(["knockout", "evict"]) {
         let command = format!("<code>fathom explain {} --{flag}</code>", run.display());
         assert_eq!(page.matches(&command).count(), 1, "{flag}");
     }

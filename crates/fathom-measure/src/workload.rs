@@ -151,7 +151,7 @@ impl<'a> AttentionWorkload<'a> {
         let mut kv = cpu.new_kv(KvShape { layers, kv_heads, head_dim });
         let pass = append(cpu, &mut kv, 0..layers, kv_heads * head_dim, tokens)?;
         cpu.end_pass(pass)?;
-        let sums = cpu.new_column_sums(layers, heads);
+        let sums = cpu.new_column_sums(layers, heads, false);
         let none = || cpu.alloc(0, 0);
         let (q, out, lse) = (none()?, none()?, none()?);
         Ok(AttentionWorkload { cpu, attention, tokens, layers, kv, rows: 0, q, out, lse, sums })
@@ -174,7 +174,7 @@ impl<'a> AttentionWorkload<'a> {
         self.q = filled(self.cpu, rows, heads * head_dim)?;
         self.out = self.cpu.alloc(rows, heads * head_dim)?;
         self.lse = self.cpu.alloc(rows, heads)?;
-        self.sums = self.cpu.new_column_sums(self.layers, heads);
+        self.sums = self.cpu.new_column_sums(self.layers, heads, false);
         let seen = rows * before + rows * (rows + 1) / 2;
         Ok(Work {
             bytes: self.cpu.kv_bytes(&self.kv) as f64 / self.layers as f64,
@@ -228,7 +228,10 @@ fn pass_over<'a>(
     column_sums: Option<&'a mut ColumnSums>,
 ) -> Result<Pass<'a>> {
     let first_position = cpu.kv_len(kv);
-    cpu.begin_pass(vec![Span { rows: 0..rows, first_position, kv, column_sums }], Rotary::NONE)
+    cpu.begin_pass(
+        vec![Span { rows: 0..rows, first_position, kv, column_sums, mask: None }],
+        Rotary::NONE,
+    )
 }
 
 /// A matrix of varied numbers with the magnitude of activations.

@@ -99,6 +99,7 @@ impl CaptureRequest {
         SequenceOptions {
             planned_len: Some(tokens),
             sink_scores: self.has(Site::SinkScore),
+            attention_entropy: false,
             layers: Some(self.layers(config)),
         }
     }

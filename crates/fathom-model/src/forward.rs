@@ -237,10 +237,11 @@ impl<B: Backend> Transformer<B> {
             .iter_mut()
             .zip(&batch.spans)
             .map(|(piece, span)| {
-                let Sequence { kv, column_sums, reference_rows, .. } = &mut *piece.sequence;
+                let Sequence { kv, column_sums, key_mask, reference_rows, .. } =
+                    &mut *piece.sequence;
                 let (rows, first_position) = (span.rows.clone(), span.first_position);
-                let column_sums = column_sums.as_mut();
-                (Span { rows, first_position, kv, column_sums }, reference_rows)
+                let (column_sums, mask) = (column_sums.as_mut(), Some(&*key_mask));
+                (Span { rows, first_position, kv, column_sums, mask }, reference_rows)
             })
             .unzip();
         let any_sums = spans.iter().any(|span| span.column_sums.is_some());

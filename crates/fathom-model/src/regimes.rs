@@ -94,7 +94,8 @@ impl<B: Backend> Transformer<B> {
         let tokens = mem::take(&mut sequence.tokens);
         self.backend.truncate_kv(&mut sequence.kv, 0);
         if let Some(sums) = &mut sequence.column_sums {
-            *sums = self.backend.new_column_sums(sequence.layers, self.config.heads);
+            let (layers, entropy) = (sequence.layers, sequence.attention_entropy);
+            *sums = self.backend.new_column_sums(layers, self.config.heads, entropy);
         }
         let planned_len = sequence.planned_len;
         sequence.planned_len = planned_len.max(Some(tokens.len() + 1));

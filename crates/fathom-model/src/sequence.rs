@@ -1,6 +1,6 @@
 //! One sequence with its key/value cache.
 
-use fathom_backend::Backend;
+use fathom_backend::{Backend, KeyMask};
 
 use crate::reference_rows::ReferenceRows;
 
@@ -14,6 +14,9 @@ pub struct SequenceOptions {
     pub planned_len: Option<usize>,
     /// Accumulate attention column sums, for [`crate::Transformer::sink_score`].
     pub sink_scores: bool,
+    /// With `sink_scores`, also accumulate the entropy of the attention, for
+    /// [`crate::Transformer::attention_entropy`].
+    pub attention_entropy: bool,
     /// Compute only this many layers: a pass over the sequence ends there, calls no probe for later
     /// sites, and has no logits. The values it computes are bitwise equal to those of a complete
     /// pass. `None`: all layers.
@@ -25,6 +28,9 @@ pub struct Sequence<B: Backend> {
     pub(crate) tokens: Vec<u32>,
     pub(crate) kv: B::Kv,
     pub(crate) column_sums: Option<B::ColumnSums>,
+    /// Whether the column sums include entropies.
+    pub(crate) attention_entropy: bool,
+    pub(crate) key_mask: KeyMask,
     pub(crate) planned_len: Option<usize>,
     /// Number of layers that passes compute, at most that of the model.
     pub(crate) layers: usize,
@@ -48,6 +54,12 @@ impl<B: Backend> Sequence<B> {
     /// Whether no token has been run yet.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
+    }
+
+    /// The keys that are hidden from later queries; none in a new sequence. A change applies to the
+    /// tokens run after it.
+    pub fn key_mask_mut(&mut self) -> &mut KeyMask {
+        &mut self.key_mask
     }
 
     /// Drops the accumulated sink scores and stops accumulating. The sequence can be truncated

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use fathom_backend::{Backend, KvShape};
+use fathom_backend::{Backend, KeyMask, KvShape};
 
 use crate::reference_rows::ReferenceRows;
 use crate::weights::{LayerTensors, ModelTensors, ProjectionSpec, VectorSpec};
@@ -136,7 +136,11 @@ impl<B: Backend> Transformer<B> {
         Sequence {
             tokens: Vec::new(),
             kv: self.backend.new_kv(KvShape { layers, kv_heads, head_dim }),
-            column_sums: options.sink_scores.then(|| self.backend.new_column_sums(layers, heads)),
+            column_sums: options
+                .sink_scores
+                .then(|| self.backend.new_column_sums(layers, heads, options.attention_entropy)),
+            attention_entropy: options.attention_entropy,
+            key_mask: KeyMask::default(),
             planned_len: options.planned_len,
             layers,
             regime: None,
@@ -169,13 +173,44 @@ impl<B: Backend> Transformer<B> {
     /// # Errors
     /// Those of the backend.
     pub fn sink_score(&self, sequence: &Sequence<B>, layer: usize) -> Result<Option<Vec<f32>>> {
-        let Some(sums) = sequence.column_sums.as_ref().filter(|_| layer < sequence.layers) else {
-            return Ok(None);
-        };
+        let Some(sums) = self.attention_received(sequence, layer)? else { return Ok(None) };
         let tokens = sequence.len();
-        let sums = self.backend.column_sums(sums, layer, tokens)?; // [heads, T]
         let mean = |(i, sum)| (sum / (tokens - i % tokens) as f64) as f32;
         Ok(Some(sums.into_iter().enumerate().map(mean).collect()))
+    }
+
+    /// The entropy in nats of the attention of a position at one layer, by head `[heads]`: the mean
+    /// over all positions so far. `None` unless [`SequenceOptions::attention_entropy`] was set, and
+    /// where [`Transformer::sink_score`] is `None`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn attention_entropy(
+        &self,
+        sequence: &Sequence<B>,
+        layer: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        let wanted = sequence.attention_entropy && layer < sequence.layers;
+        let Some(sums) = sequence.column_sums.as_ref().filter(|_| wanted) else { return Ok(None) };
+        let sums = self.backend.attention_entropies(sums, layer)?;
+        Ok(Some(sums.into_iter().map(|sum| sum / sequence.len() as f64).collect()))
+    }
+
+    /// The attention that each position of one layer has received so far, `[heads, T]`: the sum
+    /// over t = k..=T-1 of the attention weight from t to k. `None` where
+    /// [`Transformer::sink_score`] is `None`.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub fn attention_received(
+        &self,
+        sequence: &Sequence<B>,
+        layer: usize,
+    ) -> Result<Option<Vec<f64>>> {
+        match sequence.column_sums.as_ref().filter(|_| layer < sequence.layers) {
+            Some(sums) => Ok(Some(self.backend.column_sums(sums, layer, sequence.len())?)),
+            None => Ok(None),
+        }
     }
 }
 

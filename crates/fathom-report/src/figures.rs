@@ -8,6 +8,8 @@ mod changes;
 mod clusters;
 mod effect;
 mod entropy;
+mod evict;
+mod knockout;
 mod levels;
 mod measures;
 mod neurons;
@@ -59,6 +61,8 @@ const FIGURES: &[Source] = &[
     Source::Analysis(View::of::<entropy::EntropyFigure>()),
     Source::Analysis(View::of::<suppress::SuppressFigure>()),
     Source::Analysis(View::of::<neurons::NeuronsFigure>()),
+    Source::Analysis(View::of::<knockout::KnockoutFigure>()),
+    Source::Analysis(View::of::<evict::EvictFigure>()),
     Source::Scan(|run| Ok(measures::agreement(run))),
     Source::Scan(|run| Ok(rate::rate(run))),
     Source::Scan(|run| Ok(measures::massive(run))),

@@ -7,6 +7,7 @@
 //! reads from the plain pass is an `Observer`; what it changes in a pass is an `Intervention`.
 
 mod analysis;
+mod batch;
 mod clusters;
 mod collect;
 mod creation;
@@ -14,10 +15,13 @@ mod driver;
 mod edited;
 mod effect;
 mod entropy;
+mod evict;
 #[cfg(test)]
 mod fixture;
 mod gram;
 mod intervention;
+mod keys;
+mod knockout;
 mod neurons;
 mod parts;
 mod pass;
@@ -41,10 +45,14 @@ analysis::analyses! {
     Entropy(entropy::EntropyAnalyzer),
     Suppress(suppress::SuppressAnalyzer),
     Neurons(neurons::NeuronsAnalyzer),
+    Knockout(knockout::KnockoutAnalyzer),
+    Evict(evict::EvictAnalyzer),
 }
 
 pub use driver::{ExplainProgress, Explanation, Inputs, check_adapter, check_model, check_traces};
 pub use edited::LevelChange;
 pub use scanned::SinkNote;
 pub use statistics::{Line, Share, Summary};
-pub use store::{AnalysisResult, ExplainOptions, Stored, read, result_file};
+pub use store::{
+    AnalysisResult, ExplainOptions, KeyOptions, KnockoutBy, Stored, read, result_file,
+};

@@ -16,8 +16,8 @@ use fathom_model::{
 };
 use fathom_sinks::explain::{
     Analysis, AnalysisResult, Clusters, Decision, Effect, Entropy, ExplainOptions, ExplainProgress,
-    Explanation, Inputs, LevelChange, Neurons, Pca, Scope, SinkStages, Stage, Stages, Suppress,
-    Swap, SweepPoint, read, result_file,
+    Explanation, Inputs, KeyOptions, LevelChange, Neurons, Pca, Scope, SinkStages, Stage, Stages,
+    Suppress, Swap, SweepPoint, read, result_file,
 };
 use fathom_sinks::plant::{PlantOptions, PlantedSequence, PlantedTruth, plant};
 use fathom_sinks::{
@@ -26,7 +26,8 @@ use fathom_sinks::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 100 };
+const OPTIONS: ExplainOptions =
+    ExplainOptions { seed: 0, max_sinks: 100, keys: KeyOptions::DEFAULT };
 
 /// A planted model, and a run of it.
 struct Planted {

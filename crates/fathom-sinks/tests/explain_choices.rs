@@ -15,16 +15,17 @@ use fathom_backend::Precision;
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{Checkpoint, Result, TokenizedTrace, Transformer};
 use fathom_sinks::explain::{
-    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, result_file,
+    Analysis, ExplainOptions, ExplainProgress, Explanation, Inputs, KeyOptions, result_file,
 };
 use fathom_sinks::{Manifest, ModelNote, Preset, RunDir, RunWriter, ScanOptions, TracesNote, scan};
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use tempfile::TempDir;
 
-const OPTIONS: ExplainOptions = ExplainOptions { seed: 0, max_sinks: 12 };
-/// Tokens of each trace: enough for sinks of several layers in all of them.
-const TOKENS: usize = 64;
+const OPTIONS: ExplainOptions =
+    ExplainOptions { seed: 0, max_sinks: 12, keys: KeyOptions::DEFAULT };
+/// Most tokens of a trace: enough for sinks of several layers in all of them, and for eviction.
+const TOKENS: usize = 72;
 const TRACES: usize = 3;
 
 /// A scan, and the result of each analysis when it is the only one ever requested.
@@ -210,8 +211,8 @@ struct Asked {
 fn analyses() -> impl Strategy<Value = Vec<Analysis>> {
     let all = Analysis::ALL.to_vec();
     // Analyses with interventions store most.
-    let edited = vec![Analysis::Suppress, Analysis::Neurons];
-    prop_oneof![subsequence(all, 1..=8), subsequence(edited, 1..=2)]
+    let edited = vec![Analysis::Suppress, Analysis::Neurons, Analysis::Knockout, Analysis::Evict];
+    prop_oneof![subsequence(all, 1..=8), subsequence(edited, 1..=3)]
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
@@ -282,7 +283,7 @@ fn play(attention: bool, sequence: &[Asked], rest: &[Vec<Analysis>]) {
     let mut left_behind = Files::new();
     for Asked { analyses, other_options, end, damages } in sequence {
         let options = match other_options {
-            true => ExplainOptions { seed: 1, max_sinks: 5 },
+            true => ExplainOptions { seed: 1, max_sinks: 5, ..OPTIONS },
             false => OPTIONS,
         };
         let mut progress = KilledAt { moment: usize::MAX, moments: 0 };

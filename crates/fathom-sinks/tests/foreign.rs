@@ -62,7 +62,7 @@ fn explain_on<B: Backend>(
     run: &RunDir,
     analyses: &[Analysis],
 ) -> Result<()> {
-    let options = ExplainOptions { seed: 0, max_sinks: 12 };
+    let options = ExplainOptions { max_sinks: 12, ..ExplainOptions::default() };
     let explanation = Explanation::new(run, analyses, options)?;
     let checkpoint = Checkpoint::open(&planted())?;
     let text = &|ids: &[u32]| Some(format!("{ids:?}"));
@@ -97,7 +97,7 @@ fn one_sentence(error: &str) {
 
 #[test]
 fn a_scan_and_its_explanations_have_the_cpus_bytes() {
-    let traces = some_traces(3, 64);
+    let traces = some_traces(3, 72); // more than the least budget of eviction
     let on_cpu = Transformer::load(&planted(), cpu()).unwrap();
     let foreign = Transformer::load(&planted(), Foreign::new(cpu())).unwrap();
     for preset in [Preset::Paper, Preset::Upstream] {

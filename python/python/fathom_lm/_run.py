@@ -204,6 +204,10 @@ class Run:
         threads: int | None = None,
         max_sinks: int = 200,
         seed: int = 0,
+        knockout_by: Literal["hide", "zero"] = "hide",
+        knockout_layers: Sequence[int] | None = None,
+        draws: int = 3,
+        budgets: Sequence[int] | None = None,
         progress: Progress = True,
     ) -> list[Explained]:
         """Analyses how the sinks form and what they do. Results are stored in the run. A result
@@ -216,6 +220,12 @@ class Run:
             adapter, threads: As for `fl.Model`, if the model is loaded here.
             max_sinks: The most sinks for which an analysis stores vectors or runs the model.
             seed: Seed of the random choice of sinks and other tokens.
+            knockout_by: Whether "knockout" hides keys from later tokens or sets their values to
+                zero.
+            knockout_layers: The layers at which it does; `None` for all.
+            draws: How many times it draws random tokens to compare with.
+            budgets: Numbers of keys that "evict" keeps, each at least 64; `None` for 64, 256, 1024
+                and 4096. Those longer than a trace are skipped.
             progress: See `fl.scan`.
 
         Raises:
@@ -228,6 +238,8 @@ class Run:
             raise RequestError(f"max_sinks={max_sinks}: expected at least 1")
         if seed < 0 or seed >= 1 << 64:
             raise RequestError(f"seed={seed}: expected a whole number from 0 to 2**64 - 1")
+        if draws < 0:
+            raise RequestError(f"draws={draws}: expected at least 0")
         loaded = model if isinstance(model, Model) else self._model if model is None else None
         own = self._traces if traces is None and loaded is not None else None
         with Bar(progress) as bar:
@@ -236,6 +248,10 @@ class Run:
                 names,
                 max_sinks=max_sinks,
                 seed=seed,
+                knockout_by=knockout_by,
+                knockout_layers=sorted(set(knockout_layers or [])),
+                draws=draws,
+                budgets=list(budgets or []),
                 model=None if loaded is None else loaded._native,
                 traces=own,
                 model_path=None if model is None or isinstance(model, Model) else os.fspath(model),

@@ -8,7 +8,7 @@ use fathom_backend::{
     Attention, Backend, BackendError, KvShape, Precision, Result, Rotary, RowChange, RowEdit, Span,
     WeightView,
 };
-use fathom_kernels::{ColumnSums, Kv, Linear, Operand, Rows};
+use fathom_kernels::{ColumnSums, Cpu, Kv, Linear, Operand, Rows};
 
 use crate::Foreign;
 use crate::device::{Command, Device};
@@ -276,8 +276,9 @@ impl Backend for Foreign {
         })));
     }
 
-    fn new_column_sums(&self, layers: usize, heads: usize) -> ForeignSums {
-        ForeignSums { object: self.make_empty(move |cpu| cpu.new_column_sums(layers, heads)) }
+    fn new_column_sums(&self, layers: usize, heads: usize, entropy: bool) -> ForeignSums {
+        let make = move |cpu: &Cpu| cpu.new_column_sums(layers, heads, entropy);
+        ForeignSums { object: self.make_empty(make) }
     }
 
     fn begin_pass<'a>(
@@ -364,6 +365,13 @@ impl Backend for Foreign {
         let id = sums.object.id;
         self.read(move |device| {
             device.cpu.column_sums(device.get::<ColumnSums>(id)?, layer, tokens)
+        })
+    }
+
+    fn attention_entropies(&self, sums: &ForeignSums, layer: usize) -> Result<Vec<f64>> {
+        let id = sums.object.id;
+        self.read(move |device| {
+            device.cpu.attention_entropies(device.get::<ColumnSums>(id)?, layer)
         })
     }
 

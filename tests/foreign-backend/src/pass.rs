@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fathom_backend::{Backend, Result, Rotary, Span};
+use fathom_backend::{Backend, KeyMask, Result, Rotary, Span};
 use fathom_kernels::{ColumnSums, Cpu, Kv};
 
 use crate::device::Device;
@@ -34,6 +34,7 @@ struct SpanRows {
     first_position: usize,
     kv: u64,
     column_sums: Option<u64>,
+    mask: Option<Arc<KeyMask>>,
 }
 
 impl<'a> Pass<'a> {
@@ -51,10 +52,11 @@ impl<'a> Pass<'a> {
                 half: rotary.half,
             },
         };
-        for Span { rows, first_position, kv, column_sums } in spans {
+        for Span { rows, first_position, kv, column_sums, mask } in spans {
             let column_sums = column_sums.map(|sums| sums.object.id);
             let kv_id = kv.object.id;
-            pass.rows.spans.push(SpanRows { rows, first_position, kv: kv_id, column_sums });
+            let mask = mask.map(|mask| Arc::new(mask.clone()));
+            pass.rows.spans.push(SpanRows { rows, first_position, kv: kv_id, column_sums, mask });
             pass.caches.push(kv);
         }
         pass
@@ -106,6 +108,7 @@ impl PassRows {
             first_position: span.first_position,
             kv: &mut **kv,
             column_sums: sums.as_deref_mut(),
+            mask: span.mask.as_deref(),
         });
         let rotary = Rotary { cos: &self.cos, sin: &self.sin, half: self.half };
         let pass = device.cpu.begin_pass(spans.collect(), rotary)?;

@@ -29,13 +29,14 @@
 //! Blocks and splits are at fixed positions, every element of S and O is accumulated sequentially
 //! over k, and masked keys never enter a row's arithmetic, not even as `0 · v`, because v may be
 //! NaN: products end at the row's last visible key, and lanes beyond it are masked by selection. So
-//! a row's bits depend only on its own query and keys.
+//! a row's bits depend only on its own query and keys. Keys that a mask hides are in `hidden.rs`.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
 use fathom_backend::Attention;
 
+use super::hidden::hide_unseen;
 use super::kv::BLOCK;
 use super::pass::Span;
 use super::queries::{KV_SPLIT, Queries, all_queries, blocks, check, union, within_block};
@@ -198,7 +199,10 @@ fn attend_block<S: Simd, P: Product>(
     block: usize,
     scratch: &mut AttentionScratch,
 ) {
-    let width = width(queries);
+    let (width, scale) = (width(queries), queries.scale_log2());
+    if queries.hides(block) {
+        return attend_masked_block::<S, P>(s, round, queries, block, scratch);
+    }
     for tile in P::row_tiles::<S>(0..queries.rows()) {
         let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
         let keys = within_block(&union(visible, tile.clone()), block);
@@ -206,10 +210,45 @@ fn attend_block<S: Simd, P: Product>(
             continue;
         }
         queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores);
-        let scale = queries.scale_log2();
         softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
         Values { queries, scratch, block, tile, width }.add::<S, P>(s);
     }
+}
+
+/// [`attend_block`] for a block in which the mask hides keys: consecutive rows that see the same
+/// keys are a tile.
+#[inline(always)]
+fn attend_masked_block<S: Simd, P: Product>(
+    s: S,
+    round: bool,
+    queries: &Queries<'_>,
+    block: usize,
+    scratch: &mut AttentionScratch,
+) {
+    let (width, scale) = (width(queries), queries.scale_log2());
+    for tile in P::row_tiles::<S>(0..queries.rows()) {
+        let mut rest = tile;
+        while !rest.is_empty() {
+            let (tile, seen) = queries.rows_alike(rest.clone(), block);
+            rest.start = tile.end;
+            let keys = seen.hull();
+            if keys.is_empty() {
+                continue;
+            }
+            let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
+            visible[tile.clone()].fill(block * BLOCK + keys.start..block * BLOCK + keys.end);
+            queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores);
+            for scores in scores.chunks_mut(ROW_STRIDE).take(tile.len()) {
+                hide_unseen(seen, scores);
+            }
+            softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
+            let mut values = Values { queries, scratch, block, tile: tile.clone(), width };
+            for keys in seen.runs() {
+                values.add_keys::<S, P>(s, tile.clone(), keys);
+            }
+        }
+    }
+    queries.list_visible(&mut scratch.visible);
 }
 
 /// Merges the partial results of rows whose splits were processed by several tasks.

@@ -2,6 +2,7 @@
 
 mod attend;
 mod column_sums;
+mod hidden;
 mod kv;
 mod pass;
 mod queries;

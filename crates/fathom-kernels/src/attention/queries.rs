@@ -41,6 +41,7 @@ pub(super) fn all_queries<'a>(
                 attention,
                 kv: &*span.kv,
                 kv_head,
+                until: until(attention, span),
                 q,
                 first: rows.start,
                 position: span.first_position + rows.start - span.rows.start,
@@ -50,12 +51,19 @@ pub(super) fn all_queries<'a>(
     })
 }
 
+/// From which position on each of a span's keys is hidden in this layer.
+pub(super) fn until<'a>(attention: &Attention, span: &'a Span<'_>) -> &'a [usize] {
+    span.mask.map_or(&[], |mask| mask.until(attention.layer))
+}
+
 /// Consecutive query positions of one key/value head.
 #[derive(Clone, Copy)]
 pub(super) struct Queries<'a> {
     pub(super) attention: &'a Attention,
     pub(super) kv: &'a Kv,
     pub(super) kv_head: usize,
+    /// From which position on each key is hidden; empty: none is.
+    pub(super) until: &'a [usize],
     pub(super) q: &'a Rows,
     /// First row of the batch.
     pub(super) first: usize,

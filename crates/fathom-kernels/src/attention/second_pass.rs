@@ -16,12 +16,12 @@ use fathom_backend::Attention;
 use super::column_sums::ColumnSums;
 use super::kv::BLOCK;
 use super::pass::Span;
-use super::queries::{Queries, check, mask, minus_log2, union, within_block};
+use super::queries::{Queries, check, mask, minus_log2, union, until, within_block};
 use crate::cpu::{AttentionScratch, Cpu};
 use crate::gemm::{ForProduct, Product, ProductKernel, ROW_STRIDE, even_parts};
 use crate::memory::{Rows, SharedMut};
 use crate::simd::Simd;
-use crate::simd::exp::exp2_scaled;
+use crate::simd::exp::{exp2, exp2_scaled};
 
 /// Query rows scored together.
 const TASK_ROWS: usize = 64;
@@ -49,7 +49,8 @@ fn add_to(
 ) {
     check(attention, q, std::slice::from_ref(span));
     assert_eq!((lse.rows(), lse.columns()), (q.rows(), attention.heads), "log-sum-exp");
-    let sums = &mut sums.sums[attention.layer];
+    let ColumnSums { sums, entropies } = sums;
+    let sums = &mut sums[attention.layer];
     assert_eq!(sums.len(), attention.heads, "heads of the column sums");
     if span.rows.is_empty() {
         return;
@@ -58,13 +59,13 @@ fn add_to(
     let blocks = (start + span.rows.len()).div_ceil(BLOCK);
     let first_key = attention.window.map_or(0, |window| (start + 1).saturating_sub(window));
     let first_block = first_key / BLOCK;
-    let heads: Vec<SharedMut<f64>> = sums
-        .iter_mut()
-        .map(|head| {
-            head.resize(head.len().max(blocks * BLOCK), 0.0);
-            SharedMut::new(head)
-        })
-        .collect();
+    let share = |head: &mut Vec<f64>| {
+        head.resize(head.len().max(blocks * BLOCK), 0.0);
+        SharedMut::new(head)
+    };
+    let heads: Vec<SharedMut<f64>> = sums.iter_mut().map(share).collect();
+    let entropies: Vec<SharedMut<f64>> =
+        entropies.get_mut(attention.layer).into_iter().flatten().map(share).collect();
     // Blocks per task. The blocks of a task share the packed queries, but at least four tasks per
     // thread should remain.
     let per_task = (attention.kv_heads * (blocks - first_block) / (4 * cpu.threads())).clamp(1, 8);
@@ -76,7 +77,9 @@ fn add_to(
     cpu.tasks_with_scratch(tasks.len(), work, |task, scratch| {
         let (block, kv_head) = tasks[task];
         let blocks = block..blocks.min(block + per_task);
-        let kernel = AddBlocks { attention, q, lse, span, kv_head, blocks, heads: &heads, scratch };
+        let (heads, entropies) = (&heads, &entropies);
+        let kernel =
+            AddBlocks { attention, q, lse, span, kv_head, blocks, heads, entropies, scratch };
         cpu.isa.run_product(ForProduct {
             storage: span.kv.storage(),
             precision: cpu.precision,
@@ -94,13 +97,16 @@ struct AddBlocks<'a> {
     kv_head: usize,
     blocks: Range<usize>,
     heads: &'a [SharedMut<f64>],
+    /// Empty if entropies are not wanted.
+    entropies: &'a [SharedMut<f64>],
     scratch: &'a mut AttentionScratch,
 }
 
 impl ProductKernel for AddBlocks<'_> {
     #[inline(always)]
     fn run<S: Simd, P: Product>(self, s: S, round: bool) {
-        let AddBlocks { attention, q, lse, span, kv_head, blocks, heads, scratch } = self;
+        let AddBlocks { attention, q, lse, span, kv_head, blocks, heads, entropies, scratch } =
+            self;
         let AttentionScratch { q: packed, scores, visible, lse: lses, .. } = scratch;
         let group = attention.heads / attention.kv_heads;
         for batch_rows in even_parts(span.rows.clone(), (TASK_ROWS / group).max(1)) {
@@ -108,6 +114,7 @@ impl ProductKernel for AddBlocks<'_> {
                 attention,
                 kv: &*span.kv,
                 kv_head,
+                until: until(attention, span),
                 q,
                 first: batch_rows.start,
                 position: span.first_position + batch_rows.start - span.rows.start,
@@ -133,6 +140,7 @@ impl ProductKernel for AddBlocks<'_> {
                     let scores = &mut scores[tile.start * ROW_STRIDE..];
                     queries.scores::<S, P>(s, packed, tile, block, keys.clone(), scores);
                 }
+                queries.hide(0..rows, block, scores);
                 for head in 0..group {
                     let sums = heads[kv_head * group + head];
                     // SAFETY: each task has its own blocks and key/value head, so no other task
@@ -143,6 +151,12 @@ impl ProductKernel for AddBlocks<'_> {
                         minus_lse: lses[row],
                         visible: within_block(&visible[row], block),
                     });
+                    if let Some(entropies) = entropies.get(kv_head * group + head) {
+                        // SAFETY: as for `sums`.
+                        let entropies =
+                            unsafe { entropies.slice(block * BLOCK..(block + 1) * BLOCK) };
+                        add_entropies(s, queries.scale_log2(), rows.clone(), &keys, entropies);
+                    }
                     add_head(s, queries.scale_log2(), rows, &keys, sums);
                 }
             }
@@ -210,5 +224,36 @@ fn add_head<'a, S: Simd>(
             // SAFETY: `chunks_exact_mut` yields LANES elements.
             unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
         }
+    }
+}
+
+/// Adds `p · log₂ p` of one head's rows to its sums in one block.
+#[inline(always)]
+fn add_entropies<'a, S: Simd>(
+    s: S,
+    scale: f32,
+    rows: impl Iterator<Item = Row<'a>> + Clone,
+    keys: &Range<usize>,
+    sums: &mut [f64],
+) {
+    let scale = s.splat(scale);
+    for (sums, key) in sums.chunks_exact_mut(S::LANES).zip((0..).step_by(S::LANES)) {
+        if keys.end <= key || key + S::LANES <= keys.start {
+            continue;
+        }
+        // SAFETY: `chunks_exact_mut` yields LANES elements.
+        let mut sum = unsafe { s.load_f64(sums.as_ptr()) };
+        for Row { scores, minus_lse, visible } in rows.clone() {
+            if visible.start < key + S::LANES && key < visible.end {
+                let log_p = s.fma(s.load_some(&scores[key..]), scale, s.splat(minus_lse));
+                let [p] = exp2(s, [log_p]);
+                // p · log₂ p tends to 0 with p. A hidden key's log is -∞.
+                let tiny = s.lt(log_p, s.splat(f32::MIN_EXP as f32));
+                let term = s.select(tiny, s.splat(0.0), s.mul(p, log_p));
+                sum = s.add_f64(sum, mask(s, &visible, key, term, 0.0));
+            }
+        }
+        // SAFETY: as above.
+        unsafe { s.store_f64(sums.as_mut_ptr(), sum) };
     }
 }

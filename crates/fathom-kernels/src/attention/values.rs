@@ -71,7 +71,12 @@ impl<'a> Values<'a> {
     /// Adds keys that are visible to all `rows`: whole groups of k, and partial groups at both
     /// ends.
     #[inline(always)]
-    fn add_keys<S: Simd, P: Product>(&mut self, s: S, rows: Range<usize>, keys: Range<usize>) {
+    pub(super) fn add_keys<S: Simd, P: Product>(
+        &mut self,
+        s: S,
+        rows: Range<usize>,
+        keys: Range<usize>,
+    ) {
         if keys.is_empty() {
             return;
         }

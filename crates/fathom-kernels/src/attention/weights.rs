@@ -59,6 +59,7 @@ impl ProductKernel for Weights<'_> {
                     continue;
                 }
                 queries.scores::<S, P>(s, q, tile_rows.clone(), block, keys, scores);
+                queries.hide(tile_rows.clone(), block, scores);
                 for row in tile_rows.clone() {
                     let (batch_row, head) = queries.source(row);
                     let keys = within_block(&visible[row], block);

@@ -4,7 +4,9 @@
 
 use std::fmt;
 
-use fathom_backend::{Attention, Backend, DType, KvShape, Precision, Rotary, Span, WeightView};
+use fathom_backend::{
+    Attention, Backend, DType, KeyMask, KvShape, Precision, Rotary, Span, WeightView,
+};
 use fathom_kernels::{ColumnSums, Cpu, CpuOptions, Isa, Kv, Linear, Pass, Rows};
 use half::{bf16, f16};
 
@@ -132,6 +134,23 @@ pub fn new_kv(cpu: &Cpu, attention: &Attention) -> Kv {
     cpu.new_kv(KvShape { layers: layer + 1, kv_heads, head_dim })
 }
 
+/// A mask of layers `0 ..= layer` that hides about half of the keys, at once or after a while, and
+/// the keys of whole blocks; the last few keys have no bound.
+pub fn random_mask(layer: usize, tokens: usize, seed: u64) -> KeyMask {
+    let blocks = numbers(seed ^ 5, tokens.div_ceil(128));
+    let until = |(key, x): (usize, f32)| match x {
+        _ if blocks[key / 128] > 0.5 => key + 1,
+        x if x < 0.2 => KeyMask::NEVER,
+        x if x < 0.5 => key,
+        x => key + (x * 200.0) as usize,
+    };
+    let layers = (0..=layer as u64).map(|layer| {
+        let keys = numbers(seed ^ layer, tokens.saturating_sub(3));
+        keys.into_iter().enumerate().map(until).collect()
+    });
+    KeyMask::new(layers.collect())
+}
+
 /// `out = x · Wᵀ + bias`
 pub fn linear(cpu: &Cpu, w: &Linear, x: &Rows, out: &mut Rows) {
     let mut operand = cpu.new_operand();
@@ -146,8 +165,9 @@ pub fn pass<'a>(
     from: usize,
     kv: &'a mut Kv,
     column_sums: Option<&'a mut ColumnSums>,
+    mask: Option<&'a KeyMask>,
 ) -> Pass<'a> {
-    let span = Span { rows: 0..rows, first_position: from, kv, column_sums };
+    let span = Span { rows: 0..rows, first_position: from, kv, column_sums, mask };
     cpu.begin_pass(vec![span], Rotary::NONE).unwrap()
 }
 
@@ -160,6 +180,7 @@ pub fn attend_chunk(
     from: usize,
     to: usize,
     kv: &mut Kv,
+    mask: Option<&KeyMask>,
 ) -> (Vec<f32>, Vec<f32>) {
     let width = attention.head_dim * attention.heads;
     let kv_width = attention.head_dim * attention.kv_heads;
@@ -168,7 +189,7 @@ pub fn attend_chunk(
     let v = rows_of(cpu, &sequence.v[from * kv_width..to * kv_width], kv_width);
     let mut out = cpu.alloc(to - from, width).unwrap();
     let mut lse = cpu.alloc(to - from, attention.heads).unwrap();
-    let mut pass = pass(cpu, to - from, from, kv, None);
+    let mut pass = pass(cpu, to - from, from, kv, None, mask);
     cpu.append_kv(attention.layer, &k, &v, &mut pass).unwrap();
     cpu.attend(attention, &q, &pass, &mut out, Some(&mut lse)).unwrap();
     cpu.end_pass(pass).unwrap();

@@ -74,3 +74,9 @@ pub(super) fn gone(layer: usize, levels: &[LevelChange]) -> String {
 pub(super) fn perplexity(perplexity: f64) -> String {
     if perplexity < 1e6 { format!("{perplexity:.2}") } else { format!("{perplexity:.1e}") }
 }
+
+/// A sentence with a capital first letter.
+pub(super) fn capital(sentence: &str) -> String {
+    let mut letters = sentence.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}

@@ -128,7 +128,7 @@ impl Analyzer for ClustersAnalyzer {
         "t-SNE, silhouette and linear separability of future sinks by layer and site";
 
     fn new(run: &ScannedRun<'_>) -> ClustersAnalyzer {
-        let (traces, options) = (&run.traces, run.options);
+        let (traces, options) = (&run.traces, &run.options);
         let most = options.max_sinks.min(MOST);
         let sinks = sample(secondary_tokens(traces), most, options.seed);
         let others = Others::of(traces, &sinks, options.seed);

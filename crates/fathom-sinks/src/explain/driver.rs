@@ -7,7 +7,7 @@ use fathom_model::{Checkpoint, Error, Result, TokenizedTrace, Transformer};
 use serde::Serialize;
 
 use super::analysis::AnyAnalyzer;
-use super::intervention::{Intervention, intervene};
+use super::intervention::{Intervention, batches, intervene};
 use super::parts::{self, Parts};
 use super::pass::{Observer, observe};
 use super::scanned::{ScannedRun, ScannedTrace};
@@ -74,8 +74,9 @@ impl<'a> Explanation<'a> {
     /// other detections, with other options, or by another version.
     ///
     /// # Errors
-    /// Detections that cannot be read.
+    /// Detections that cannot be read; settings that do not fit the run's model.
     pub fn new(run: &'a RunDir, asked: &[Analysis], options: ExplainOptions) -> Result<Self> {
+        options.keys.check(run.manifest().model.layers)?;
         let detections_sha256 = run.detections_sha256()?;
         let detections = run.detections()?;
         let mut explanation =
@@ -109,19 +110,23 @@ impl<'a> Explanation<'a> {
         }
         let mut cost = "1 pass over the traces, shared by all".to_owned();
         let run = self.scanned_run();
-        let (mut edited, mut passes) = (Vec::new(), 0);
+        let (mut edited, mut passes) = (Vec::new(), Vec::new());
         for analysis in &self.analyses {
             let description = analysis.description();
             if let Some(extra) = description.extra_tokens {
                 cost += &format!("; for {}, {extra}", analysis.name());
             }
             let more = (description.edited_passes)(&run);
-            passes += more;
-            edited.extend((more > 0).then_some(analysis.name()));
+            if more > 0 {
+                edited.push(analysis.name());
+                passes.push(more);
+            }
         }
-        if passes > 0 {
-            let (edited, passes) = (edited.join(" and "), 1 + passes);
-            cost += &format!("; for {edited}, {passes} more passes, in one batch");
+        if !edited.is_empty() {
+            let batches = batches(&passes).len();
+            let (edited, passes) = (edited.join(" and "), batches + passes.iter().sum::<usize>());
+            let batches = if batches == 1 { "one batch" } else { "several batches" };
+            cost += &format!("; for {edited}, {passes} more passes, in {batches}");
         }
         cost
     }
@@ -134,14 +139,15 @@ impl<'a> Explanation<'a> {
     fn with_traces<'b>(&'b self, traces: Vec<ScannedTrace<'b>>) -> ScannedRun<'b> {
         let manifest = self.run.manifest();
         let (layers, heads) = (manifest.model.layers, manifest.model.heads);
-        ScannedRun { traces, layers, heads, scan: &manifest.options, options: self.options }
+        let (scan, options) = (&manifest.options, self.options.clone());
+        ScannedRun { traces, layers, heads, scan, options }
     }
 
     fn store(&self) -> ResultStore<'_> {
         ResultStore {
             run_dir: self.run.dir(),
             detections_sha256: &self.detections_sha256,
-            options: self.options,
+            options: self.options.clone(),
         }
     }
 
@@ -236,7 +242,8 @@ impl<'a> Explanation<'a> {
             model: &manifest.model.fingerprints,
             scan: &manifest.options,
             detections_sha256: &self.detections_sha256,
-            options: self.options,
+            // The settings of attention keys are in those of the interventions.
+            options: self.options.of(false),
         };
         serde_json::to_string(&key)
             .map_err(|error| Error::Request(format!("parts cannot be identified: {error}")))

@@ -1,19 +1,15 @@
 //! Runs one trace through the model, without edits and with each of several sets of edits, and
-//! measures sinks and predictions.
+//! measures sinks, predictions and attention.
 
-use fathom_backend::{Backend, RowEdit};
-use fathom_model::{
-    Access, At, EditProbe, Edits, LogitRows, Measured, PREFILL_CHUNK, Probe, Result, Sequence,
-    SequenceOptions, Site, Step, Transformer,
-};
+use fathom_backend::{Backend, KeyMask};
+use fathom_model::{EditProbe, LogitRows, PREFILL_CHUNK, Result, Sequence, Step, Transformer};
 use serde::{Deserialize, Serialize};
 
+use super::batch::{Batch, EditedPass, ProbePerSequence, argmax};
+use super::keys::{CHUNK, LayerAttention};
 use super::predictions::{Prediction, log_sum_exp};
 use super::scanned::ScannedTrace;
 use crate::{Class, Detection, ScalarProbe, ScanOptions, Sink, TraceScalars, detect};
-
-/// Tokens of each sequence in one step: the logits of a step are `[sequences, CHUNK, vocab]`.
-const CHUNK: usize = 32;
 
 /// The outcome of one pass over a trace.
 pub(super) struct Outcome {
@@ -27,10 +23,16 @@ pub(super) struct Outcome {
     pub nll: Vec<f64>,
     /// KL(plain ‖ this) of the next-token distribution at each position, in nats, `[T]`.
     pub kl: Vec<f64>,
+    /// Whether the plain pass's most likely next token is also this one's, `[T]`.
+    pub agrees: Vec<bool>,
+    /// By layer; empty if not measured.
+    pub attention: Vec<LayerAttention>,
+    /// The keys that were hidden from later queries.
+    pub mask: KeyMask,
 }
 
-/// Runs a trace through the model in one batch of sequences: one without edits, and one with each
-/// of `edits`. Calls `advance` with the number of tokens done since the last call.
+/// Runs a trace through the model in one batch of sequences: a plain one, and one for each of
+/// `edited`. Calls `advance` with the number of tokens done since the last call.
 ///
 /// # Errors
 /// A pass that fails.
@@ -38,57 +40,55 @@ pub(super) fn run_edited<'a, B: Backend>(
     model: &'a Transformer<B>,
     trace: &ScannedTrace<'a>,
     scan: &ScanOptions,
-    edits: &[&Edits],
+    edited: &[&'a EditedPass],
+    plain: &'a EditedPass,
     advance: &mut dyn FnMut(usize) -> Result<()>,
 ) -> Result<EditedTrace<'a, B>> {
     let ids = trace.ids;
     let (layers, vocab) = (model.config().layers, model.config().vocab);
-    let plain = Edits::default();
-    let all: Vec<&Edits> = [&plain].into_iter().chain(edits.iter().copied()).collect();
+    let all: Vec<&EditedPass> = [plain].into_iter().chain(edited.iter().copied()).collect();
     let mut scalars: Vec<ScalarProbe> =
         all.iter().map(|_| ScalarProbe::new(layers, ids, &scan.scalars())).collect();
     let probes = all.iter().zip(&mut scalars);
     let mut probe = ProbePerSequence {
-        probes: probes.map(|(edits, scalars)| EditProbe::new(edits).observed_by(scalars)).collect(),
+        probes: probes
+            .map(|(pass, scalars)| EditProbe::new(&pass.edits).observed_by(scalars))
+            .collect(),
     };
-    let options = SequenceOptions {
-        planned_len: Some(ids.len()),
-        sink_scores: false,
-        ..SequenceOptions::default()
-    };
-    let mut sequences: Vec<_> = all.iter().map(|_| model.new_sequence(options)).collect();
-    let mut nll = vec![Vec::with_capacity(ids.len()); all.len()];
-    let mut kl = vec![Vec::with_capacity(ids.len()); all.len()];
+    let mut batch = Batch::new(model, all, ids.len());
+    let passes = batch.passes.len();
+    let mut nll = vec![Vec::with_capacity(ids.len()); passes];
+    let mut kl = vec![Vec::with_capacity(ids.len()); passes];
+    let mut agrees = vec![Vec::with_capacity(ids.len()); passes];
 
     let mut first = 0;
     for tokens in ids.chunks(CHUNK) {
-        let step = |sequence| Step { sequence, tokens, logits: LogitRows::All };
-        let mut steps: Vec<Step<'_, B>> = sequences.iter_mut().map(step).collect();
-        let logits = model.forward(&mut steps, Some(&mut probe))?;
+        let logits = batch.forward(&vec![tokens; passes], LogitRows::All, &mut probe)?;
         let unedited = logits.step(model.backend(), 0)?; // [tokens, vocab]
         let plain: Vec<Prediction<'_>> =
             unedited.chunks_exact(vocab).map(Prediction::new).collect();
-        for pass in 0..all.len() {
+        for pass in 0..passes {
             let after = match pass {
                 0 => Vec::new(),
                 _ => logits.step(model.backend(), pass)?,
             };
             for (i, before) in plain.iter().enumerate() {
-                let (row, log_sum, divergence) = match after.get(i * vocab..(i + 1) * vocab) {
-                    None => (before.logits, before.log_sum, 0.0),
+                let (row, log_sum, divergence, same) = match after.get(i * vocab..(i + 1) * vocab) {
+                    None => (before.logits, before.log_sum, 0.0, true),
                     Some(row) => {
                         let log_sum = log_sum_exp(row);
-                        (row, log_sum, before.divergence(row, log_sum))
+                        (row, log_sum, before.divergence(row, log_sum), before.agrees(row))
                     }
                 };
                 if let Some(next) = ids.get(first + i + 1) {
                     nll[pass].push(log_sum - f64::from(row[*next as usize]));
                 }
                 kl[pass].push(divergence);
+                agrees[pass].push(same);
             }
         }
         first += tokens.len();
-        advance(tokens.len() * all.len())?;
+        advance(tokens.len() * passes)?;
     }
 
     let aligned: Vec<Vec<usize>> = probe
@@ -96,22 +96,28 @@ pub(super) fn run_edited<'a, B: Backend>(
         .into_iter()
         .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
         .collect();
-    let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl));
+    let mut sequences = batch.sequences;
+    let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl)).zip(agrees);
     let outcomes = measured
-        .map(|((scalars, aligned), (nll, kl))| {
+        .zip(&mut sequences)
+        .map(|((((scalars, aligned), (nll, kl)), agrees), sequence)| {
             let scalars = scalars.finish()?;
             let mut detection = detect(&scalars, &scan.detect());
             detection.sinks = detection.sinks_of(scan.phases);
-            Ok(Outcome { scalars, detection, aligned, nll, kl })
+            let attention = LayerAttention::of(model, sequence)?;
+            sequence.stop_sink_scores(); // continuations truncate it
+            let mask = sequence.key_mask_mut().clone();
+            Ok(Outcome { scalars, detection, aligned, nll, kl, agrees, attention, mask })
         })
         .collect::<Result<_>>()?;
-    Ok(EditedTrace { model, ids, outcomes, sequences })
+    Ok(EditedTrace { model, ids, plain, outcomes, sequences })
 }
 
 /// A trace after all its passes.
 pub(super) struct EditedTrace<'a, B: Backend> {
     model: &'a Transformer<B>,
     ids: &'a [u32],
+    plain: &'a EditedPass,
     /// Of the plain pass, then of each edited one.
     outcomes: Vec<Outcome>,
     /// Of the same passes, each holding the whole trace.
@@ -121,12 +127,13 @@ pub(super) struct EditedTrace<'a, B: Backend> {
 impl<'a, B: Backend> EditedTrace<'a, B> {
     /// What one intervention sees: the plain pass, and the `edits.len()` edited passes from number
     /// `first` on. Edited passes are numbered from 0; the plain pass has no number.
-    pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [Edits]) -> Passes<'b, B> {
+    pub fn passes<'b>(&'b mut self, first: usize, edits: &'b [EditedPass]) -> Passes<'b, B> {
         let own = first..first + edits.len();
         let (plain, edited) = self.outcomes.split_at(1);
         let (plain_sequence, sequences) = self.sequences.split_at_mut(1);
         Passes {
             plain: &plain[0],
+            plain_pass: self.plain,
             edited: &edited[own.clone()],
             model: self.model,
             ids: self.ids,
@@ -145,19 +152,38 @@ pub(super) struct Passes<'a, B: Backend> {
     pub edited: &'a [Outcome],
     model: &'a Transformer<B>,
     ids: &'a [u32],
-    edits: &'a [Edits],
+    plain_pass: &'a EditedPass,
+    edits: &'a [EditedPass],
     plain_sequence: &'a mut Sequence<B>,
     sequences: &'a mut [Sequence<B>],
 }
 
 impl<B: Backend> Passes<'_, B> {
+    /// Greedily generates `tokens` tokens after the first `from` tokens of the trace, which are run
+    /// once more: without edits, then under each of the `chosen` passes, whose policies go on while
+    /// the text is generated.
+    ///
+    /// # Errors
+    /// A pass that fails.
+    pub fn write_anew(
+        &self,
+        from: usize,
+        tokens: usize,
+        chosen: &[usize],
+    ) -> Result<Vec<Vec<u32>>> {
+        let chosen = chosen.iter().map(|pass| &self.edits[*pass]);
+        let all = [self.plain_pass].into_iter().chain(chosen).collect();
+        let ids = &self.ids[..from.min(self.ids.len())];
+        Batch::new(self.model, all, self.ids.len()).write_after(ids, tokens)
+    }
+
     /// Greedily generates `tokens` tokens after the first `from` tokens of the trace: without
     /// edits, then with each of the edits, which also apply to the generated tokens.
     ///
     /// # Errors
     /// A pass that fails.
     pub fn continue_greedily(self, from: usize, tokens: usize) -> Result<Vec<Vec<u32>>> {
-        let Passes { model, ids, edits, plain_sequence, sequences, .. } = self;
+        let Passes { model, ids, plain_pass, edits, plain_sequence, sequences, .. } = self;
         let Some((last, before)) = ids.get(..from).and_then(<[u32]>::split_last) else {
             return Ok(Vec::new());
         };
@@ -165,10 +191,10 @@ impl<B: Backend> Passes<'_, B> {
         if let Some(missing) = before.get(plain_sequence.len()..) {
             model.prefill(plain_sequence, missing, PREFILL_CHUNK, None, &mut |_| {})?;
         }
-        let plain = Edits::default();
-        let all: Vec<&Edits> = [&plain].into_iter().chain(edits).collect();
-        let mut probe =
-            ProbePerSequence { probes: all.iter().map(|e| EditProbe::new(e)).collect() };
+        let all: Vec<&EditedPass> = [plain_pass].into_iter().chain(edits).collect();
+        let mut probe = ProbePerSequence {
+            probes: all.iter().map(|pass| EditProbe::new(&pass.edits)).collect(),
+        };
         let mut sequences: Vec<&mut Sequence<B>> =
             [plain_sequence].into_iter().chain(sequences).collect();
         for sequence in &mut sequences {
@@ -193,48 +219,6 @@ impl<B: Backend> Passes<'_, B> {
             model.truncate(sequence, before.len())?;
         }
         Ok(written)
-    }
-}
-
-/// The index of the largest value, the first of equals.
-fn argmax(values: &[f32]) -> u32 {
-    let best = values.iter().enumerate().rev().max_by(|a, b| a.1.total_cmp(b.1));
-    best.and_then(|(index, _)| u32::try_from(index).ok()).unwrap_or(0)
-}
-
-/// A probe for each sequence of a batch.
-struct ProbePerSequence<'a> {
-    probes: Vec<EditProbe<'a>>,
-}
-
-impl Probe for ProbePerSequence<'_> {
-    fn access(&self, site: Site, layer: usize) -> Access {
-        let wanted = self.probes.iter().map(|probe| probe.access(site, layer));
-        wanted.fold(Access::Skip, Access::union)
-    }
-
-    fn access_of(&self, sequence: usize, site: Site, layer: usize) -> Access {
-        self.probes.get(sequence).map_or(Access::Skip, |probe| probe.access(site, layer))
-    }
-
-    fn reference_positions(&self, sequence: usize) -> Vec<usize> {
-        self.probes.get(sequence).map_or_else(Vec::new, |probe| probe.reference_positions(sequence))
-    }
-
-    fn read(&mut self, at: &At, values: &[f32]) -> Result<()> {
-        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.read(at, values))
-    }
-
-    fn edit(&mut self, at: &At, values: &mut [f32]) -> Result<()> {
-        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.edit(at, values))
-    }
-
-    fn changes(&mut self, at: &At) -> Result<Vec<RowEdit<'_>>> {
-        self.probes.get_mut(at.sequence).map_or_else(|| Ok(Vec::new()), |probe| probe.changes(at))
-    }
-
-    fn measured(&mut self, at: &At, measured: &Measured<'_>) -> Result<()> {
-        self.probes.get_mut(at.sequence).map_or(Ok(()), |probe| probe.measured(at, measured))
     }
 }
 

@@ -107,7 +107,7 @@ impl Analyzer for EffectAnalyzer {
     fn new(run: &ScannedRun<'_>) -> EffectAnalyzer {
         EffectAnalyzer {
             layers: run.layers,
-            options: run.options,
+            options: run.options.clone(),
             points: Vec::new(),
             references: Vec::new(),
             current: TraceScores::default(),

@@ -1,10 +1,13 @@
-//! Interventions: the trait, and the loop that runs each trace with their edits, in one batch with
-//! a plain pass.
+//! Interventions: the trait, and the loop that runs each trace with their edits, in a batch with a
+//! plain pass.
+
+use std::ops::Range;
 
 use fathom_backend::Backend;
-use fathom_model::{Edits, ModelConfig, Result, Transformer};
+use fathom_model::{ModelConfig, Result, Transformer};
 
 use super::ExplainProgress;
+use super::batch::EditedPass;
 use super::driver::advanced;
 use super::edited::{Passes, run_edited};
 use super::parts::{PartId, Parts};
@@ -12,8 +15,8 @@ use super::scanned::{ScannedRun, ScannedTrace};
 
 /// What an analysis changes in passes over the traces, and what it stores of the outcomes.
 ///
-/// All interventions run a trace in one batch with a plain pass. Parts are stored and added as for
-/// a [`super::pass::Observer`].
+/// Interventions run a trace in one batch with a plain pass, or in several ([`batches`]). Parts are
+/// stored and added as for a [`super::pass::Observer`].
 pub(super) trait Intervention<B: Backend> {
     /// The name of its parts.
     fn name(&self) -> &'static str;
@@ -25,14 +28,14 @@ pub(super) trait Intervention<B: Backend> {
     /// None: see [`super::parts::encode`].
     fn settings(&self) -> Result<Vec<u8>>;
 
-    /// Number of edited passes over each trace.
-    fn passes(&self) -> usize;
+    /// Number of edited passes over a trace.
+    fn passes(&self, trace: &ScannedTrace<'_>) -> usize;
 
-    /// The edits of each pass over a trace.
+    /// What each pass over a trace changes.
     ///
     /// # Errors
     /// Edits that are not finite.
-    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>>;
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>>;
 
     /// What it stores of the passes over a trace, encoded by [`super::parts::encode`]. `text`
     /// decodes token ids, if the model has a tokenizer.
@@ -50,8 +53,32 @@ pub(super) trait Intervention<B: Backend> {
     fn add(&mut self, part: &[u8]) -> bool;
 }
 
+/// Maximum number of edited passes in a batch, unless a single intervention has more: each pass has
+/// a KV cache of its own, and logits.
+const PASSES: usize = 12;
+
+/// Divides interventions with these numbers of passes into batches. Each batch also has a plain
+/// pass.
+pub(super) fn batches(passes: &[usize]) -> Vec<Range<usize>> {
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    let mut in_last = 0;
+    for (i, passes) in passes.iter().enumerate() {
+        match batches.last_mut() {
+            Some(last) if in_last + passes <= PASSES => {
+                last.end = i + 1;
+                in_last += passes;
+            }
+            _ => {
+                batches.push(i..i + 1);
+                in_last = *passes;
+            }
+        }
+    }
+    batches
+}
+
 /// Adds the stored parts of all traces. Each trace for which some intervention has no stored part
-/// is run through the model: once without edits, and once with each edit of these interventions.
+/// is run through the model: with each edit of these interventions, and without.
 ///
 /// # Errors
 /// A pass that fails; a part that cannot be stored.
@@ -68,8 +95,8 @@ pub(super) fn intervene<B: Backend>(
     let tokens = |trace: &ScannedTrace<'_>| {
         let all = interventions.iter().zip(&settings);
         let missing = all.filter(|(i, s)| !parts.has(PartId::new(i.name(), trace).with(s)));
-        let passes: usize = missing.map(|(intervention, _)| intervention.passes()).sum();
-        if passes == 0 { 0 } else { trace.ids.len() * (1 + passes) }
+        let passes: Vec<usize> = missing.map(|(one, _)| one.passes(trace)).collect();
+        trace.ids.len() * (batches(&passes).len() + passes.iter().sum::<usize>())
     };
     let tokens = run.traces.iter().map(tokens).sum();
     if tokens > 0 {
@@ -84,23 +111,37 @@ pub(super) fn intervene<B: Backend>(
                 missing.push((intervention, id));
             }
         }
-        if missing.is_empty() {
-            continue;
-        }
-        let edits: Vec<Vec<Edits>> = missing
-            .iter()
-            .map(|(intervention, _)| intervention.edits(trace, model.config()))
-            .collect::<Result<_>>()?;
-        let all: Vec<&Edits> = edits.iter().flatten().collect();
-        let mut advance = |tokens| advanced(progress, tokens);
-        let mut edited = run_edited(model, trace, run.scan, &all, &mut advance)?;
-        let mut first = 0;
-        for ((intervention, id), edits) in missing.into_iter().zip(&edits) {
-            let part = intervention.part(trace, edited.passes(first, edits), text)?;
-            parts.write(id, &part)?;
-            intervention.add(&part);
-            first += edits.len();
+        let passes: Vec<usize> = missing.iter().map(|(one, _)| one.passes(trace)).collect();
+        for batch in batches(&passes) {
+            let batch = &mut missing[batch];
+            let edits: Vec<Vec<EditedPass>> = batch
+                .iter()
+                .map(|(intervention, _)| intervention.edits(trace, model.config()))
+                .collect::<Result<_>>()?;
+            let all: Vec<&EditedPass> = edits.iter().flatten().collect();
+            let mut advance = |tokens| advanced(progress, tokens);
+            let plain = EditedPass::default();
+            let mut edited = run_edited(model, trace, run.scan, &all, &plain, &mut advance)?;
+            let mut first = 0;
+            for ((intervention, id), edits) in batch.iter_mut().zip(&edits) {
+                let part = intervention.part(trace, edited.passes(first, edits), text)?;
+                parts.write(*id, &part)?;
+                intervention.add(&part);
+                first += edits.len();
+            }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_as_many_interventions_as_fit() {
+        assert_eq!(batches(&[3, 3, 10, 16, 2]), [0..2, 2..3, 3..4, 4..5]);
+        assert_eq!(batches(&[3, 9, 0, 1]), [0..3, 3..4]);
+        assert_eq!(batches(&[]), Vec::<Range<usize>>::new());
+    }
 }

@@ -9,6 +9,7 @@ use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
+use super::batch::EditedPass;
 use super::creation::{CreationLayer, CreationObserver};
 use super::edited::{Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;
@@ -154,12 +155,12 @@ impl<B: Backend> Intervention<B> for NeuronsAnalyzer {
         encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
     }
 
-    fn passes(&self) -> usize {
+    fn passes(&self, _: &ScannedTrace<'_>) -> usize {
         self.layers.len()
     }
 
-    fn edits(&self, _: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
-        self.layers.iter().map(|layer| layer.edits(config)).collect()
+    fn edits(&self, _: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>> {
+        self.layers.iter().map(|layer| layer.edits(config).map(EditedPass::of)).collect()
     }
 
     fn part(

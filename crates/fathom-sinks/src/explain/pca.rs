@@ -106,7 +106,7 @@ impl Analyzer for PcaAnalyzer {
         "Principal components of the MLP's input at l_start, each swept through the MLP";
 
     fn new(run: &ScannedRun<'_>) -> PcaAnalyzer {
-        let (traces, options) = (&run.traces, run.options);
+        let (traces, options) = (&run.traces, &run.options);
         let layer = |layer| {
             let sinks = sample(created_at(traces, layer), options.max_sinks, options.seed);
             let others = Others::of(traces, &sinks, options.seed);

@@ -20,6 +20,8 @@ pub(super) struct Prediction<'a> {
     /// ln Σ exp(logits).
     pub log_sum: f64,
     max: f32,
+    /// The most likely token, the first of equals.
+    best: usize,
 }
 
 impl<'a> Prediction<'a> {
@@ -27,7 +29,8 @@ impl<'a> Prediction<'a> {
         let max = largest(logits);
         let weights: Vec<f32> = logits.iter().map(|logit| exp(logit - max)).collect();
         let log_sum = f64::from(max) + sum(&weights, &weights, |weight, _| weight).ln();
-        Prediction { logits, weights, log_sum, max }
+        let best = logits.iter().position(|logit| *logit == max).unwrap_or(0);
+        Prediction { logits, weights, log_sum, max, best }
     }
 
     /// KL(this ‖ other) in nats: Σ p · (log p - log q), clamped to ≥ 0. `log_sum` is the
@@ -43,10 +46,23 @@ impl<'a> Prediction<'a> {
         let weights = (self.log_sum - f64::from(self.max)).exp();
         (weighted / weights - self.log_sum + log_sum).max(0.0)
     }
+
+    /// Whether the most likely token is also a most likely one of `other`.
+    pub fn agrees(&self, other: &[f32]) -> bool {
+        other.get(self.best).is_some_and(|logit| *logit == largest(other))
+    }
 }
 
+/// Lane by lane, so that the comparisons do not wait for each other.
 fn largest(values: &[f32]) -> f32 {
-    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(*value);
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Σ term(a, b), in a fixed order.
@@ -117,6 +133,16 @@ mod tests {
         fn powers_of_e_are_the_library_s(x in -86.9f32..=0.0) {
             prop_assert!((exp(x) / x.exp() - 1.0).abs() < 5e-7);
         }
+    }
+
+    #[test]
+    fn predictions_agree_if_the_most_likely_token_is_the_same() {
+        let before = Prediction::new(&[0.0, 2.0, 1.0]);
+        assert!(before.agrees(&[1.5, 1.6, 0.0]));
+        assert!(before.agrees(&[1.6, 1.6, 0.0]), "the other token is as likely");
+        assert!(!before.agrees(&[1.7, 1.6, 0.0]));
+        let rows: Vec<f32> = (0..40).map(|i| ((i * 7) % 40) as f32).collect();
+        assert_eq!((largest(&rows), largest(&rows[..17])), (39.0, 37.0));
     }
 
     #[test]

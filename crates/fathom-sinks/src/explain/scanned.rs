@@ -39,7 +39,7 @@ pub(super) struct ScannedRun<'a> {
     pub heads: usize,
     /// How it was scanned.
     pub scan: &'a ScanOptions,
-    /// Limit and seed of the analyses.
+    /// Limits, seed and settings of the analyses.
     pub options: ExplainOptions,
 }
 
@@ -105,6 +105,11 @@ impl<'a> ScannedTrace<'a> {
         traces.iter().zip(detections).enumerate().map(scanned).collect()
     }
 
+    /// Number of its tokens.
+    pub fn tokens(&self) -> usize {
+        self.detection.scanned_tokens()
+    }
+
     /// Its secondary sinks, without the reference.
     pub fn secondary(&self) -> impl Iterator<Item = &'a Sink> {
         self.detection.of_class(Class::Secondary).filter(|sink| sink.position != self.reference)
@@ -165,7 +170,7 @@ pub(super) fn sample(tokens: impl IntoIterator<Item = Token>, n: usize, seed: u6
 }
 
 /// SplitMix64 over seed, trace and position.
-fn shuffle_key(seed: u64, (trace, position): Token) -> u64 {
+pub(super) fn shuffle_key(seed: u64, (trace, position): Token) -> u64 {
     let mix = |x: u64, y: u64| {
         let mut z = x.wrapping_add(y.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -198,10 +203,14 @@ pub(super) struct Others {
 }
 
 impl Others {
-    /// Chooses as many tokens as there are `sinks`, if there are that many.
+    /// Chooses as many tokens of `traces`, which are in order, as there are `sinks`, if there are
+    /// that many.
     pub fn of(traces: &[ScannedTrace<'_>], sinks: &[Token], seed: u64) -> Others {
-        let id = |(trace, position): &Token| traces[*trace].ids[*position];
-        let ids: BTreeSet<u32> = sinks.iter().map(id).collect();
+        let id = |(number, position): &Token| {
+            let trace = traces.binary_search_by_key(number, |trace| trace.number).ok()?;
+            traces[trace].ids.get(*position).copied()
+        };
+        let ids: BTreeSet<u32> = sinks.iter().filter_map(id).collect();
         let of_ids = |same: bool| {
             let ids = &ids;
             traces.iter().flat_map(move |trace| {

@@ -136,7 +136,7 @@ impl Analyzer for StagesAnalyzer {
         "Cosines with the reference at every MLP stage, at l_start and the layers next to it";
 
     fn new(run: &ScannedRun<'_>) -> StagesAnalyzer {
-        let (options, layers) = (run.options, run.layers);
+        let (options, layers) = (run.options.clone(), run.layers);
         StagesAnalyzer { options, layers, current: CurrentTrace::default(), sinks: Vec::new() }
     }
 

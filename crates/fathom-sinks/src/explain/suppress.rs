@@ -5,6 +5,7 @@ use fathom_model::{Edits, ModelConfig, Result};
 use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
+use super::batch::EditedPass;
 use super::creation::{CreationLayer, CreationObserver};
 use super::edited::{Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;
@@ -155,12 +156,13 @@ impl<B: Backend> Intervention<B> for SuppressAnalyzer {
         encode(&self.layers.iter().map(settings).collect::<Vec<_>>())
     }
 
-    fn passes(&self) -> usize {
+    fn passes(&self, _: &ScannedTrace<'_>) -> usize {
         self.layers.len()
     }
 
-    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<Edits>> {
-        self.layers.iter().map(|layer| layer.edits(trace, config)).collect()
+    fn edits(&self, trace: &ScannedTrace<'_>, config: &ModelConfig) -> Result<Vec<EditedPass>> {
+        let of_layer = |layer: &ClampedLayer| layer.edits(trace, config).map(EditedPass::of);
+        self.layers.iter().map(of_layer).collect()
     }
 
     fn part(

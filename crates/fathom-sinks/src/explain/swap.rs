@@ -111,7 +111,7 @@ impl Analyzer for SwapAnalyzer {
     const EXTRA_TOKENS: Option<&'static str> = Some("3 · (l_start + 2) single tokens per sink");
 
     fn new(run: &ScannedRun<'_>) -> SwapAnalyzer {
-        let (traces, options) = (&run.traces, run.options);
+        let (traces, options) = (&run.traces, &run.options);
         let all = secondary_tokens(traces);
         let last = traces.iter().flat_map(ScannedTrace::secondary).map(crate::Sink::l_start).max();
         SwapAnalyzer {

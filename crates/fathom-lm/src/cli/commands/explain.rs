@@ -3,10 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::{Analysis, Explain, ExplainOptions, Explained, Remark, Result, Run, RunInputs};
+use crate::{
+    Analysis, Explain, ExplainOptions, Explained, KeyOptions, KnockoutBy, Remark, Result, Run,
+    RunInputs,
+};
 use serde_json::{Map, json};
 
 use crate::cli::failure::Failure;
+use crate::cli::indices::Indices;
 use crate::cli::output::Output;
 use crate::cli::progress::{self, StepBar};
 
@@ -19,13 +23,16 @@ use crate::cli::progress::{self, StepBar};
 #[command(after_help = "Example:\n  \
     fathom scan --model ./qwen --traces traces.jsonl --out run --attention\n  \
     fathom explain run\n  \
-    fathom explain run --swap --max-sinks 50")]
+    fathom explain run --swap --max-sinks 50\n  \
+    fathom explain run --knockout --evict --budgets 64,512")]
 pub struct Args {
     /// Run directory of a finished scan
     #[arg(value_name = "RUN")]
     run: PathBuf,
     #[command(flatten)]
     analyses: Analyses,
+    #[command(flatten)]
+    keys: KeyArgs,
     /// The run's model, if it has moved since the scan
     #[arg(long, value_name = "M")]
     model: Option<String>,
@@ -49,6 +56,60 @@ pub struct Args {
     /// Threads to compute with [default: one per CPU this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+}
+
+/// Settings of `--knockout` and `--evict`.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Knock-out and eviction")]
+struct KeyArgs {
+    /// How keys are knocked out: hidden from later tokens, or their values set to zero
+    #[arg(long, value_name = "HOW", default_value = "hide")]
+    knockout_by: By,
+    /// Layers at which keys are knocked out, as in `3,17..22` [default: all]
+    #[arg(long, value_name = "LAYERS", allow_hyphen_values = true)]
+    knockout_layers: Option<Indices>,
+    /// How many times random tokens are drawn to compare with
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u16).range(0..=100)
+    )]
+    draws: u16,
+    /// Numbers of keys that eviction keeps, as in `64,512`; those longer than a trace are skipped
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_values_t = KeyOptions::BUDGETS
+    )]
+    budgets: Vec<usize>,
+}
+
+/// See [`KnockoutBy`].
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum By {
+    Hide,
+    Zero,
+}
+
+impl KeyArgs {
+    /// The settings for a model of `layers` layers.
+    fn options(&self, layers: usize) -> Result<KeyOptions> {
+        let knockout_layers = match &self.knockout_layers {
+            Some(indices) => indices.resolve("layer", layers)?,
+            None => Vec::new(),
+        };
+        let budgets = match self.budgets == KeyOptions::BUDGETS {
+            true => Vec::new(),
+            false => self.budgets.clone(),
+        };
+        let knockout_by = match self.knockout_by {
+            By::Hide => KnockoutBy::Hide,
+            By::Zero => KnockoutBy::Zero,
+        };
+        Ok(KeyOptions { knockout_by, knockout_layers, draws: self.draws.into(), budgets })
+    }
 }
 
 /// The requested analyses: one flag for each of [`Analysis::ALL`]. Without flags, all of them.
@@ -88,7 +149,8 @@ impl clap::FromArgMatches for Analyses {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let run = Run::open(&args.run)?;
     let max_sinks = usize::try_from(args.max_sinks).unwrap_or(usize::MAX);
-    let options = ExplainOptions { seed: args.seed, max_sinks };
+    let keys = args.keys.options(run.manifest().model.layers)?;
+    let options = ExplainOptions { seed: args.seed, max_sinks, keys };
     let explain = Explain::new(&run, &args.analyses.0, options)?;
     // The passes to come are those of the model alone, and the texts are not.
     let mut of_texts = run.manifest().remarks.clone();
