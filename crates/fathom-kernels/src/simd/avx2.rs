@@ -71,8 +71,8 @@ impl Simd for Avx2 {
 
     tile_table! {
         8 vectors: 1;
-        4 vectors: 2 3;
-        2 vectors: 1 2 3 4 5 6;
+        4 vectors: 1 2 3;
+        2 vectors: 3 4 5 6;
     }
 
     #[inline(always)]
