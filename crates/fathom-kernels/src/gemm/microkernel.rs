@@ -137,9 +137,7 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
         for _ in 0..t.steps {
             P::step(s, &mut acc, a, &w, strip);
             for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
-                let next = next.wrapping_add(t.offset::<S>(v));
-                // A strip and the rows fill L1, so the weights after them wait in L2.
-                s.prefetch(next);
+                s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
             if P::WEIGHTS == Weights::PanelsToStrip {
@@ -204,7 +202,7 @@ struct Strip(MaybeUninit<[f32; ROW_WORDS * STRIP_VECTORS * MAX_LANES]>);
 
 /// Runs more rows than one register tile over `vectors` vectors of columns, in whole panels, from
 /// `tile` on: strip by strip, so that the weights are unpacked once for all rows. The first tile
-/// `F` of rows unpacks them on the way, and the other tiles `R` read them from L1, where they cost
+/// `F` of rows writes the strip on the way, and the other tiles `R` read it from L1, where it costs
 /// nothing but the loads.
 ///
 /// # Safety
@@ -215,18 +213,18 @@ pub(super) unsafe fn strips<S: Simd, F: RegisterProduct, R: RegisterProduct>(
     s: S,
     rows: usize,
     vectors: usize,
-    first: Tile,
+    tile: Tile,
 ) {
     const { assert!(F::A_WORDS == R::A_WORDS) };
     let mut strip = Strip(MaybeUninit::uninit());
     let strip = strip.0.as_mut_ptr().cast::<f32>();
-    for i in 0..vectors / STRIP_VECTORS {
-        for (below, rows) in even_parts(0..rows, S::TILE_ROWS).enumerate() {
-            let tile = first.below(rows.start, below).nth::<S>(i, STRIP_VECTORS);
+    for column in 0..vectors / STRIP_VECTORS {
+        for (i, rows) in even_parts(0..rows, S::TILE_ROWS).enumerate() {
+            let tile = tile.below(rows.start, i).nth::<S>(column, STRIP_VECTORS);
             // SAFETY: the caller's contract covers all rows and vectors. The strip has room for all
             // steps, and the first tile of rows has written it before the others read it.
             unsafe {
-                if below == 0 {
+                if i == 0 {
                     s.tile::<F>(rows.len(), STRIP_VECTORS, 1, Tile { strip, ..tile });
                 } else {
                     let w = strip.cast_const().cast();

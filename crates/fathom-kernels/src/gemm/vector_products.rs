@@ -47,6 +47,8 @@ macro_rules! outer_product {
 trait FloatWeights: Send + Sync + 'static {
     /// k per step.
     const K: usize;
+    /// Whether unpacking them takes instructions other than loads.
+    const PACKED: bool;
 
     /// The `k`-th weight of a step, of one vector of columns.
     ///
@@ -61,6 +63,7 @@ struct Floats;
 
 impl FloatWeights for Floats {
     const K: usize = 1;
+    const PACKED: bool = false;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, w: *const u32, _: usize, _: usize) -> S::F32 {
         // SAFETY: by the trait's contract `w` is readable for LANES words.
@@ -73,11 +76,13 @@ struct Halves;
 
 impl FloatWeights for Halves {
     const K: usize = 2;
+    const PACKED: bool = true;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, w: *const u32, k: usize, _: usize) -> S::F32 {
-        // SAFETY: by the trait's contract `w` is readable for LANES words.
-        let pairs = unsafe { s.load_pairs(w) };
-        if k == 0 { s.widen_low(pairs) } else { s.widen_high(pairs) }
+        // SAFETY: by the trait's contract `w` is readable for LANES words, of a panel.
+        unsafe {
+            if k == 0 { s.widen_low(s.load_pairs(w)) } else { s.widen_high_at(w) }
+        }
     }
 }
 
@@ -86,12 +91,18 @@ struct StripOf<W>(PhantomData<W>);
 
 impl<W: FloatWeights> FloatWeights for StripOf<W> {
     const K: usize = W::K;
+    const PACKED: bool = false;
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, w: *const u32, k: usize, width: usize) -> S::F32 {
         // SAFETY: by the trait's contract `w` is readable for K vectors, `width` words apart.
         unsafe { s.load(w.add(k * width).cast()) }
     }
 }
+
+/// From this many rows on, weights are unpacked once for all rows instead of by each register tile.
+/// With fewer rows the time is that of reading the weights, or close to it, and the strips' loop
+/// order, half a panel at a time, is the worse one for that.
+const STRIP_ROWS: usize = 48;
 
 /// f32 × weights `W`, by f32 multiply-adds: exact products of the stored values.
 struct Floating<W>(PhantomData<W>);
@@ -101,11 +112,11 @@ impl<W: FloatWeights> Product for Floating<W> {
     const K: usize = W::K;
     const A_PAIRS: bool = false;
 
-    /// Short if a tile of these rows is narrower than a panel. It then passes over a slice several
-    /// times, for which the slice stays in L1, together with the next one.
+    /// Short if tiles of these rows are narrower than a panel. They then pass over a slice several
+    /// times, for which it stays in L1, together with the next slice and the rows.
     fn k_slice<S: Simd>(rows: usize) -> usize {
-        let several = rows <= S::TILE_ROWS && S::tile_vectors(rows) * S::LANES < PANEL;
-        k_block::<Self>() / if several { 2 } else { 1 }
+        let vectors = if rows <= S::TILE_ROWS { S::tile_vectors(rows) } else { STRIP_VECTORS };
+        k_block::<Self>() / if vectors * S::LANES < PANEL { 2 } else { 1 }
     }
 
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
@@ -116,12 +127,10 @@ impl<W: FloatWeights> Product for Floating<W> {
     unsafe fn rows<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
         // SAFETY: the caller's contract is that of each of them.
         unsafe {
-            if rows <= S::TILE_ROWS {
-                Self::tiles(s, rows, vectors, tile);
-            } else if W::K == 1 && STRIP_VECTORS * S::LANES == PANEL {
-                rows_of_tiles::<S, Self>(s, rows, vectors, tile); // a panel is a strip already
-            } else {
+            if W::PACKED && rows >= STRIP_ROWS {
                 strips::<S, ToStrip<W>, FromStrip<W>>(s, rows, vectors, tile);
+            } else {
+                rows_of_tiles::<S, Self>(s, rows, vectors, tile);
             }
         }
     }

@@ -101,6 +101,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn widen_low(self, x: Self::Pairs) -> Self::F32;
     /// The second bfloat16 of each pair, widened to f32.
     fn widen_high(self, x: Self::Pairs) -> Self::F32;
+    /// [`Simd::widen_high`] of the pairs at `p`.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `LANES` words, and aligned to a vector.
+    #[inline(always)]
+    unsafe fn widen_high_at(self, p: *const u32) -> Self::F32 {
+        // SAFETY: by the caller's contract `p` is valid for reading LANES words.
+        self.widen_high(unsafe { self.load_pairs(p) })
+    }
     /// `acc + a.low · b.low + a.high · b.high`.
     fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32;
     /// Rounds each lane to the nearest bfloat16 (ties to even), still as f32.
