@@ -17,6 +17,7 @@ struct Call {
     panels: usize,
     resume: bool,
     bias: bool,
+    strip: std::ptr::null_mut(),
     seed: u32,
 }
 
@@ -71,6 +72,7 @@ impl Call {
             c_stride: self.c_stride(),
             resume: self.resume,
             bias: if self.bias { bias.as_ptr() } else { std::ptr::null() },
+            strip: std::ptr::null_mut(),
             prefetch: (w.as_ptr(), PANEL),
             prefetch_a: (a.as_ptr(), 0),
         };
@@ -150,6 +152,7 @@ proptest! {
                 c_stride: call.c_stride(),
                 resume: call.resume || last,
                 bias: if call.bias && last { bias.as_ptr() } else { std::ptr::null() },
+                strip: std::ptr::null_mut(),
                 prefetch: (w.as_ptr(), 0),
                 prefetch_a: (a.as_ptr(), 0),
             };

@@ -71,8 +71,8 @@ impl Simd for Avx2 {
 
     tile_table! {
         8 vectors: 1;
-        4 vectors: 2 3;
-        2 vectors: 1 2 3 4 5 6;
+        4 vectors: 1 2 3;
+        2 vectors: 3 4 5 6;
     }
 
     #[inline(always)]
@@ -176,6 +176,13 @@ impl Simd for Avx2 {
             let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             _mm256_castsi256_ps(_mm256_and_si256(x, mask))
         }
+    }
+    /// Volatile, so that the compiler does not merge the load with that of the low halves: the pairs
+    /// would then have to stay in registers, of which the 6 × 16 tile has none to spare, and would
+    /// be spilled in every step of the inner loop.
+    #[inline(always)]
+    unsafe fn widen_high_at(self, p: *const u32) -> Self::F32 {
+        self.widen_high(unsafe { p.cast::<__m256i>().read_volatile() })
     }
     #[inline(always)]
     fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32 {

@@ -52,8 +52,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Width of the register tile for `rows` rows, in vectors (NR = vectors · LANES). With few rows
     /// it is wider, so that there are enough independent accumulators to hide the latency of FMA.
     fn tile_vectors(rows: usize) -> usize;
-    /// Runs `count` adjacent register tiles of `rows` rows and `vectors` vectors, which is 2 or
-    /// `tile_vectors(rows)`; `tile` is the first.
+    /// Runs `count` adjacent register tiles of `rows` rows and `vectors` vectors; `tile` is the
+    /// first. `vectors` is `tile_vectors(rows)`, or the vectors of a panel if that is wider, or 2
+    /// if `rows` is at least half of [`Simd::TILE_ROWS`].
     ///
     /// # Safety
     /// The contract of `gemm::microkernel::tile`, for each of them.
@@ -100,6 +101,15 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn widen_low(self, x: Self::Pairs) -> Self::F32;
     /// The second bfloat16 of each pair, widened to f32.
     fn widen_high(self, x: Self::Pairs) -> Self::F32;
+    /// [`Simd::widen_high`] of the pairs at `p`.
+    ///
+    /// # Safety
+    /// `p` is valid for reading `LANES` words, and aligned to a vector.
+    #[inline(always)]
+    unsafe fn widen_high_at(self, p: *const u32) -> Self::F32 {
+        // SAFETY: by the caller's contract `p` is valid for reading LANES words.
+        self.widen_high(unsafe { self.load_pairs(p) })
+    }
     /// `acc + a.low · b.low + a.high · b.high`.
     fn dot_bf16(self, a: Self::Pairs, b: Self::Pairs, acc: Self::F32) -> Self::F32;
     /// Rounds each lane to the nearest bfloat16 (ties to even), still as f32.
