@@ -2,9 +2,8 @@
 # Everything that a change must pass: formatting, lints, documentation, tests, dependency policy
 # and a short run of every fuzz target. With Chromium, also the report and the server's page in a
 # browser; with Python, also the Python package, clients of the server and a trained model (a 100 MB
-# download, once). Needs a Rust toolchain
-# with rustfmt and clippy, and a C/C++ compiler. FUZZ_SECONDS is the time for each fuzz target
-# (default 10).
+# download, once). Needs a Rust toolchain with rustfmt and clippy, and a C/C++ compiler.
+# FUZZ_SECONDS is the time for each fuzz target (default 10).
 set -euo pipefail
 cd "$(dirname "$0")"
 

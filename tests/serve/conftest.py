@@ -3,9 +3,9 @@
 import openai
 import pytest
 
-from server import PAIR, Server
+from server import NAME, PAIR, Server
 
-KEY = "a key of the tests"
+KEY = "the-key-of-the-tests"
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,8 @@ def server():
 
 
 @pytest.fixture(scope="session")
-def model(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none").models.list().data[0].id
+def model():
+    return NAME
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FATHOM = os.environ.get("FATHOM", str(ROOT / "target/debug/fathom"))
 MODELS = ROOT / "tests/fixtures/models"
-PAIR = ["--target", MODELS / "draft", "--draft", MODELS / "draft-weak"]
+NAME = "the-pair"
+TARGET = ["--target", MODELS / "draft", "--served-model-name", NAME]
+PAIR = [*TARGET, "--draft", MODELS / "draft-weak"]
 
 
 class Server:

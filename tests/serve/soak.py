@@ -21,7 +21,7 @@ import sys
 import time
 
 import wire
-from server import PAIR, Server, total
+from server import PAIR, TARGET, Server, total
 
 ROUNDS = 5
 
@@ -246,14 +246,14 @@ def main():
     started = time.monotonic()
 
     one_by_one = ["--mode", "ar", "--no-prefix-cache", "--batch-size", 1]
-    with Server(*PAIR[:2], *one_by_one) as plain:
+    with Server(*TARGET, *one_by_one) as plain:
         told = asyncio.run(alone(plain.port, [requests[index] for index in greedy]))
     for index, answer in zip(greedy, told):
         expected[index] = answer
 
-    draft = [] if args.mode == "ar" else PAIR[2:]
+    models = TARGET if args.mode == "ar" else PAIR
     tight = ["--batch-size", 16, "--kv-pages", 40, "--max-queue", 10 * args.clients]
-    server = Server(*PAIR[:2], *draft, "--mode", args.mode, *tight)
+    server = Server(*models, "--mode", args.mode, *tight)
     try:
         sampled = [index for index in range(len(requests)) if expected[index] is None]
         told = asyncio.run(alone(server.port, [requests[index] for index in sampled]))
