@@ -48,7 +48,8 @@ def generate(args, tokens):
         command = [args.fathom, "generate", *options(args), "--prompts", file, "--ignore-eos"]
         command += ["--max-tokens", tokens, "--out", pathlib.Path(scratch) / "out.jsonl"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([str(part) for part in command] + ["--quiet"], check=True)
+        command = [str(part) for part in command] + ["--quiet"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

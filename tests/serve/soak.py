@@ -21,7 +21,7 @@ import sys
 import time
 
 import wire
-from server import PAIR, TARGET, Server, total
+from server import PAIR, TARGET, Server, labelled, total
 
 ROUNDS = 5
 
@@ -218,7 +218,7 @@ def kept(server):
     server.idle(within=60)
     time.sleep(0.3)  # closed connections
     resident, descriptors, threads = server.resources()
-    pages = server.metrics()['fathom_kv_pages{state="used"}']
+    pages = labelled(server.metrics(), "fathom_kv_pages", 'state="used"')
     return {"pages": pages, "descriptors": descriptors, "threads": threads, "MiB": resident}
 
 
@@ -252,7 +252,7 @@ def main():
         expected[index] = answer
 
     models = TARGET if args.mode == "ar" else PAIR
-    tight = ["--batch-size", 16, "--kv-pages", 40, "--max-queue", 10 * args.clients]
+    tight = ["--batch-size", 16, "--kv-pages", 16, "--max-queue", 10 * args.clients]
     server = Server(*models, "--mode", args.mode, *tight)
     try:
         sampled = [index for index in range(len(requests)) if expected[index] is None]

@@ -1,10 +1,12 @@
 """schemathesis: requests made from /openapi.json, good and bad, and every response against it."""
 
+import json
+
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 
-SHORT = 4  # tokens of an answer, so that the examples take seconds
+SHORT = 4  # tokens of an answer: the examples take seconds
 
 
 @pytest.fixture
@@ -32,14 +34,13 @@ def shorten(body):
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 def test_every_operation(case):
     shorten(case.body)
-    # A 4xx that says what was wrong is an answer that the document has for every operation.
-    case.call_and_validate(timeout=60)
+    # A document cannot say which token ids exist, or what fits into the context.
+    beyond = [schemathesis.checks.positive_data_acceptance]
+    case.call_and_validate(timeout=60, excluded_checks=beyond)
 
 
 def test_the_document_has_every_path(server):
-    import json
-
     paths = json.loads(server.get("/openapi.json"))["paths"]
     expected = {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"}
-    expected |= {"/detokenize", "/health", "/ready", "/metrics", "/openapi.json"}
+    expected |= {"/detokenize", "/health", "/ready", "/metrics"}
     assert expected <= set(paths)
