@@ -1,8 +1,10 @@
 """The official `openai` client: texts, streams, log-probabilities, errors, cancellation."""
 
 import asyncio
+import json
 import math
 import time
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
@@ -41,6 +43,19 @@ def chat(client, model):
         return client.chat.completions.create(model=model, **options)
 
     return create
+
+
+@pytest.fixture
+def post(server):
+    """The response to a body, for the paths that OpenAI's client does not know."""
+
+    def exchange(path, body):
+        request = Request(server.url + path, json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        with urlopen(request) as response:
+            return json.load(response)
+
+    return exchange
 
 
 def test_models(client, model):
@@ -109,6 +124,20 @@ def test_logprobs(chat):
     parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices]
     assert [token for part in parts if part for token in part.content] == content
     assert chat(logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
+
+
+def test_bytes_of_a_split_character(chat, post):
+    """The tokens of a character that has several: their bytes, not what stands for them."""
+    ids = post("/tokenize", {"prompt": "\U0001f600", "add_special_tokens": False})["tokens"]
+    assert len(ids) > 1
+    wanted = {str(token): 100 for token in ids}
+    response = chat(logit_bias=wanted, temperature=1.0, logprobs=True, top_logprobs=2)
+    told = b"".join(bytes(t.bytes) for t in response.choices[0].logprobs.content)
+    parts = [post("/detokenize", {"tokens": [token]})["prompt"] for token in ids]
+    assert "\ufffd" in parts, "no token is a part of a character"
+    broken = lambda text: text.replace("\ufffd", "")
+    assert broken(told.decode(errors="replace")) == broken(text(response))
+    assert max(told) >= 0x80
 
 
 def test_log_probabilities_do_not_depend_on_the_mode(chat, model):
@@ -201,16 +230,7 @@ def test_completions(client, model):
     assert all(len(top) >= 2 for top in logprobs.top_logprobs)
 
 
-def test_prompts_of_token_ids(client, model, server):
-    from urllib.request import Request, urlopen
-    import json
-
-    def post(path, body):
-        request = Request(server.url + path, json.dumps(body).encode())
-        request.add_header("Content-Type", "application/json")
-        with urlopen(request) as response:
-            return json.load(response)
-
+def test_prompts_of_token_ids(client, model, post):
     prompt = "def is_prime(n):"
     ids = post("/tokenize", {"model": model, "prompt": prompt})
     assert ids["count"] == len(ids["tokens"]) > 1
