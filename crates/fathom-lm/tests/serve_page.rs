@@ -13,7 +13,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::browser::Browser;
-use common::{fathom, fixture};
+use common::{fathom, fixture, succeed};
 
 // Keys of WebDriver's table.
 const ENTER: &str = "\u{e007}";
@@ -22,7 +22,7 @@ const ESCAPE: &str = "\u{e00c}";
 const RIGHT: &str = "\u{e014}";
 const DOWN: &str = "\u{e015}";
 
-/// A `fathom serve` of the trained pair, ended when dropped.
+/// A `fathom serve`, ended when dropped.
 struct Server {
     process: Child,
     url: String,
@@ -31,9 +31,7 @@ struct Server {
 impl Server {
     fn start(arguments: &[&str]) -> Server {
         let mut command = fathom();
-        command.args(["serve", "--port", "0", "--mode", "pearl"]).args(arguments);
-        command.arg("--target").arg(fixture("models/draft"));
-        command.arg("--draft").arg(fixture("models/draft-weak"));
+        command.args(["serve", "--port", "0"]).args(arguments);
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let url = lines.find_map(|line| {
@@ -73,7 +71,11 @@ fn assert_fits(browser: &Browser) {
 #[test]
 #[ignore = "needs chromium and chromedriver; check.sh runs it where they are"]
 fn a_person_can_chat() {
-    let server = Server::start(&[]);
+    // The planted model has sinks. It is its own draft.
+    let dir = tempfile::tempdir().unwrap();
+    let planted = dir.path().join("planted").display().to_string();
+    succeed(&["plant", "--out", &planted, "--quiet"]);
+    let server = Server::start(&["--target", &planted, "--draft", &planted]);
     for (width, height) in [(1280, 900), (390, 800)] {
         let browser = Browser::new(width, height);
         let text = |script: &str| browser.eval(script).as_str().unwrap().to_owned();
@@ -81,12 +83,38 @@ fn a_person_can_chat() {
         assert!(text("document.getElementById('model').textContent").contains("4096 tokens"));
         assert_fits(&browser);
 
-        // Shift and Enter begin a new line, Enter sends.
-        browser.keys("#input", &format!("What is 6 times 7?{SHIFT}{ENTER}"));
-        browser.keys("#input", &format!("Explain.{ENTER}"));
+        // A long answer is stopped, by the key or the button; the server hears of it.
+        browser.click("#toggle");
+        browser.keys("[name=max_tokens]", "3900");
+        browser.keys("#input", &format!("Once upon a time{ENTER}"));
+        browser.until("document.querySelectorAll('.busy .t').length > 2");
+        match width < 500 {
+            true => browser.click("#stop"),
+            false => browser.keys("#input", ESCAPE),
+        }
+        browser.until("document.querySelector('.busy') === null");
+        let stats = text("document.querySelector('.stats').textContent");
+        assert!(stats.ends_with("stopped"), "{stats}");
+        let stopped = Instant::now();
+        while server.metric("fathom_requests_running") > 0.0 {
+            assert!(stopped.elapsed() < Duration::from_secs(10), "still running");
+            sleep(Duration::from_millis(50));
+        }
+        browser.click("#fresh");
+        assert_eq!(browser.eval("document.querySelectorAll('.turn').length"), 0);
+
+        // Shift and Enter begin a new line, Enter sends. The settings hide the chat of a phone.
+        if width < 500 {
+            browser.click("#toggle");
+        }
+        for (name, value) in [("max_tokens", "120"), ("temperature", "1"), ("seed", "2")] {
+            browser.eval(&format!("document.querySelector('[name={name}]').value = {value}"));
+        }
+        browser.keys("#input", &format!("A story{SHIFT}{ENTER}"));
+        browser.keys("#input", &format!("about a number.{ENTER}"));
         assert_eq!(
             text("document.querySelector('.you .text').textContent"),
-            "What is 6 times 7?\nExplain."
+            "A story\nabout a number."
         );
         // Tokens arrive one after the other, with a rate.
         browser.until("document.querySelectorAll('.answer .t').length > 5");
@@ -118,40 +146,22 @@ fn a_person_can_chat() {
         browser.keys(".answer .text", ESCAPE);
         assert_eq!(browser.eval(shown), false);
 
-        // The first sink is in the prompt.
+        // Sinks are marked in the text, and those of the prompt listed. The first is a primary one.
+        browser.until("document.querySelector('.text .sink') !== null");
         browser.until("document.querySelector('.found .sink') !== null");
         browser.keys(".answer .text", DOWN);
-        assert!(text(tip).contains("sink from layer"), "{}", text(tip));
+        assert!(text(tip).contains("at position 0\nprimary sink from layer"), "{}", text(tip));
 
-        // The second answer is stopped, by the key or the button; the server hears of it.
-        browser.keys("#input", &format!("Once upon a time{ENTER}"));
-        browser.until("document.querySelectorAll('.busy .t').length > 2");
-        match width < 500 {
-            true => browser.click("#stop"),
-            false => browser.keys("#input", ESCAPE),
-        }
-        browser.until("document.querySelector('.busy') === null");
-        let stats = text("[...document.querySelectorAll('.stats')].at(-1).textContent");
-        assert!(stats.ends_with("stopped"), "{stats}");
-        let stopped = Instant::now();
-        while server.metric("fathom_requests_running") > 0.0 {
-            assert!(stopped.elapsed() < Duration::from_secs(10), "still running");
-            sleep(Duration::from_millis(50));
-        }
         assert_fits(&browser);
         assert_eq!(browser.console(), Vec::<String>::new(), "at {width}");
 
         // A refusal is told in the server's words.
-        browser.click("#toggle");
-        browser.keys("[name=max_tokens]", "100000");
+        browser.eval("document.querySelector('[name=max_tokens]').value = 100000");
         browser.keys("#input", &format!("Hello{ENTER}"));
         browser.until("document.querySelector('.error') !== null");
         let error = text("document.querySelector('.error').textContent");
         assert!(error.contains("max_tokens"), "{error}");
         assert_fits(&browser);
-
-        browser.click("#fresh");
-        assert_eq!(browser.eval("document.querySelectorAll('.turn').length"), 0);
     }
 }
 
@@ -161,7 +171,9 @@ fn a_person_gives_a_key() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("keys");
     std::fs::write(&file, "a-key\n").unwrap();
-    let server = Server::start(&["--api-key-file", &file.display().to_string()]);
+    let file = file.display().to_string();
+    let target = fixture("models/draft").display().to_string();
+    let server = Server::start(&["--target", &target, "--api-key-file", &file]);
     let browser = Browser::new(390, 800);
     browser.open(&server.url);
     let wanted = "!document.getElementById('login').hidden";
