@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that a change must pass: formatting, lints, documentation, tests, dependency policy
-# and a short run of every fuzz target. With Chromium, also the report in a browser; with Python,
-# also the Python package and a trained model (a 100 MB download, once). Needs a Rust toolchain
-# with rustfmt and clippy, and a C/C++ compiler. FUZZ_SECONDS is the time for each fuzz target
-# (default 10).
+# and a short run of every fuzz target. With Chromium, also the report and the server's page in a
+# browser; with Python, also the Python package, clients of the server and a trained model (a 100 MB
+# download, once). Needs a Rust toolchain with rustfmt and clippy, and a C/C++ compiler.
+# FUZZ_SECONDS is the time for each fuzz target (default 10).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -22,10 +22,10 @@ cargo test --workspace --locked
 step "the library without the command line"
 cargo test -p external-user --locked
 
-step "the report in a browser"
+step "the report and the page of the server in a browser"
 if command -v chromedriver >/dev/null &&
     { command -v chromium || command -v google-chrome; } >/dev/null; then
-    cargo test -p fathom-lm --test browser --locked -- --ignored
+    cargo test -p fathom-lm --test browser --test serve_page --locked -- --ignored
 else
     echo "SKIPPED: chromium or chromedriver is missing" \
         "(Debian: apt-get install chromium chromium-driver)"
@@ -46,6 +46,14 @@ esac
 step "the Python package"
 checked=0
 ./python/check.sh || checked=$?
+case $checked in
+    0 | 75) ;; # 75: skipped, with the reason printed
+    *) exit "$checked" ;;
+esac
+
+step "clients of the server"
+checked=0
+./tests/serve/check.sh || checked=$?
 case $checked in
     0 | 75) ;; # 75: skipped, with the reason printed
     *) exit "$checked" ;;

@@ -180,6 +180,34 @@ def tensors(checkpoint):
             yield name, data[end + first : end + last].view("<u2").reshape(entry["shape"])
 
 
+def add_tokenizer(writer, checkpoint, config):
+    """The checkpoint's byte-level BPE tokenizer, if it has one. Ids beyond it are unused."""
+    import gguf
+
+    path = checkpoint / "tokenizer.json"
+    if not path.exists():
+        writer.add_tokenizer_model("no_vocab")
+        return
+    tokenizer = json.loads(path.read_text())
+    vocab = config["vocab_size"]
+    tokens = [f"[PAD{i}]" for i in range(vocab)]
+    types = [gguf.TokenType.UNUSED] * vocab
+    for token, i in tokenizer["model"]["vocab"].items():
+        tokens[i], types[i] = token, gguf.TokenType.NORMAL
+    for added in tokenizer["added_tokens"]:
+        tokens[added["id"]], types[added["id"]] = added["content"], gguf.TokenType.CONTROL
+    merges = tokenizer["model"]["merges"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(False)
+    ends = config["eos_token_id"]
+    writer.add_eos_token_id(ends[0] if isinstance(ends, list) else ends)
+
+
 def write_gguf(checkpoint, config, path):
     import gguf
     import numpy
@@ -207,7 +235,7 @@ def write_gguf(checkpoint, config, path):
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config.get("rope_theta") or rope["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    add_tokenizer(writer, checkpoint, config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     for name, bits in tensors(checkpoint):
         rotated = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])

@@ -4,6 +4,8 @@
 // Each test binary uses only part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod browser;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
