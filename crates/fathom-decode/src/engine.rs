@@ -13,8 +13,11 @@ mod draft_worker;
 mod drafting;
 mod edit_watcher;
 mod handle;
+mod judging;
 mod metrics;
 mod options;
+mod prefill;
+mod prefix_cache;
 mod request;
 mod rules;
 mod scores;
@@ -29,15 +32,16 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Transformer};
 
-use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
+pub use crate::TokenLogprobs;
+use crate::{Mode, Planner, Proposal};
 use draft_worker::DraftWorker;
 pub use edit_watcher::{ChangedRows, EditWatcher};
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
+use prefix_cache::PrefixCache;
 pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
-use scores::PassScores;
 use slot::Slot;
 pub use watch::{RowWatcher, WatchedRows, Watcher};
 
@@ -64,12 +68,13 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 ///     batch_size: 4,
 ///     kv_pages: 100,
 ///     vocab: 100,
+///     prefix_cache: true,
 /// };
 /// let mut engine = Engine::new(target, None, options)?;
 /// for id in 0..3 {
 ///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
 ///     let (prompt, eos) = (vec![5, 6], Arc::default());
-///     engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
+///     engine.submit(Request::new(id, prompt, params, eos))?;
 /// }
 /// let mut texts = vec![Vec::new(); 3];
 /// while engine.pending() > 0 {
@@ -93,9 +98,11 @@ pub struct Engine<B: Backend> {
     options: EngineOptions,
     planner: Planner,
     waiting: VecDeque<Slot<B>>,
-    /// Admitted requests whose prompts are not completely in the caches.
-    prefilling: VecDeque<Slot<B>>,
+    /// Admitted requests whose prompts are not completely in the caches, in the order of admission.
+    prefilling: Vec<Slot<B>>,
     running: Vec<Slot<B>>,
+    /// The target's. The draft has its own.
+    prefix_cache: PrefixCache<B>,
     next_slot: u64,
     tickets: Tickets,
     metrics: EngineMetrics,
@@ -144,6 +151,7 @@ impl<B: Backend> Engine<B> {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
+        let page = target.backend().kv_page();
         Ok(Engine {
             target,
             driver: None,
@@ -151,8 +159,9 @@ impl<B: Backend> Engine<B> {
             options,
             planner: Planner::new(options.gamma),
             waiting: VecDeque::new(),
-            prefilling: VecDeque::new(),
+            prefilling: Vec::new(),
             running: Vec::new(),
+            prefix_cache: PrefixCache::new(page),
             next_slot: 0,
             tickets: Tickets::default(),
             metrics: EngineMetrics::default(),
@@ -189,26 +198,29 @@ impl<B: Backend> Engine<B> {
     /// Cancels a request in any state. It gets no further updates. No effect if it has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|slot| slot.ticket != ticket);
-        for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
-            self.forget_in_draft(slot.number);
-        }
-        self.prefilling.retain(|slot| slot.ticket != ticket);
         self.release_where(|slot| slot.ticket == ticket);
     }
 
     /// Cancels all requests.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
-        self.prefilling.iter().for_each(|slot| self.forget_in_draft(slot.number));
-        self.prefilling.clear();
         self.release_where(|_| true);
     }
 
-    /// Removes the running requests for which `removed` is true, with their sequences.
+    /// Removes the admitted requests for which `removed` is true, with their sequences.
     fn release_where(&mut self, removed: impl Fn(&Slot<B>) -> bool) {
-        for slot in self.running.extract_if(.., |slot| removed(slot)).collect::<Vec<_>>() {
-            self.forget_in_draft(slot.number);
+        let mut gone: Vec<Slot<B>> = Vec::new();
+        gone.extend(self.prefilling.extract_if(.., |slot| removed(slot)));
+        gone.extend(self.running.extract_if(.., |slot| removed(slot)));
+        gone.iter_mut().for_each(|slot| self.leave_batch(slot));
+    }
+
+    /// Drops the draft's sequence of a request, and its use of the prefix cache.
+    fn leave_batch(&mut self, slot: &mut Slot<B>) {
+        if let Some(draft) = &self.draft {
+            draft.forget(slot.number);
         }
+        self.prefix_cache.release(&mut slot.shared, 0);
     }
 
     /// Number of unfinished requests.
@@ -248,6 +260,9 @@ impl<B: Backend> Engine<B> {
         if options.gamma != self.options.gamma {
             self.planner.set_gamma(options.gamma);
         }
+        if !options.prefix_cache {
+            self.prefix_cache.shrink_to(0);
+        }
         self.options = options;
         Ok(())
     }
@@ -271,25 +286,37 @@ impl<B: Backend> Engine<B> {
     /// request gets at least one token. If no request is running, prefills until one is.
     ///
     /// # Errors
-    /// A failure of either model, logits that are not numbers, or a failed stop check. The engine
-    /// cannot be used after an error.
+    /// A failure of either model, logits that are not numbers, a failed stop check, or a failed
+    /// constraint. The engine cannot be used after an error.
     pub fn step(&mut self) -> Result<Vec<Update>> {
-        self.advance()?.into_iter().map(|(_, update)| update).collect()
+        let mut updates = self.advance()?;
+        while updates.is_empty() && self.pending() > 0 {
+            updates = self.advance()?;
+        }
+        updates.into_iter().map(|(_, update)| update).collect()
     }
 
-    /// Like [`Engine::step`], but an error of one request ends that request only.
+    /// Like [`Engine::step`], but an error of one request ends that request only, and there are no
+    /// updates if no request is running after one chunk of prefill.
     fn advance(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
         self.attach();
         self.admit();
         self.prefill_chunk()?;
-        while self.running.is_empty() && !self.prefilling.is_empty() {
-            self.prefill_chunk()?;
-        }
+        let updates = self.decode()?;
+        self.shrink_prefix_cache();
+        self.metrics.pages_used = self.pages_held();
+        self.metrics.pages_total = self.options.kv_pages;
+        Ok(updates)
+    }
+
+    /// One decoding step of the running requests, if there are any.
+    fn decode(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
+        let start = Instant::now();
+        self.preempt();
+        self.shrink_prefix_cache();
         if self.running.is_empty() {
             return Ok(Vec::new());
         }
-        let start = Instant::now();
-        self.preempt();
         let (mode, gamma) = self.plan();
         self.target.backend().set_co_running(mode == Mode::Pearl);
         // `work`: seconds in the models. Time in which both run counts once.
@@ -346,81 +373,11 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// A failure of either model.
     pub fn rewind(&mut self) -> Result<()> {
-        self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))?;
-        self.prefill_draft_prompts()
-    }
-
-    /// Judges the drafts, commits the accepted tokens, rolls both caches back to the text, and
-    /// releases finished requests.
-    fn judge(
-        &mut self,
-        mode: Mode,
-        chunks: Vec<Proposal>,
-        scores: &PassScores<B>,
-    ) -> Result<Vec<(Ticket, Result<Update>)>> {
-        let start = Instant::now();
-        let backend = self.target.backend();
-        let mut updates = Vec::with_capacity(self.running.len());
-        let mut failed = Vec::new();
-        for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
-            let before = slot.text.generated().len();
-            let position = slot.text.tokens().len();
-            let logits;
-            let judge: &mut dyn Judge = match &scores.logits {
-                Some(all) if !slot.takes_argmax() => {
-                    logits = all.step(backend, i)?;
-                    &mut LogitsJudge {
-                        sampler: &slot.sampler,
-                        logits: &logits,
-                        vocab: self.target.config().vocab,
-                        position,
-                        history: slot.history.as_mut(),
-                    }
-                }
-                _ => &mut GreedyJudge { best: &scores.best[i] },
-            };
-            let outcome = match mode {
-                Mode::Ar => ar::step(&mut slot.text, judge),
-                Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
-                Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
-            };
-            let outcome = slot.failure.take().map_or(outcome, Err);
-            let outcome: Outcome = match outcome {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    failed.push(slot.ticket);
-                    updates.push((slot.ticket, Err(error)));
-                    continue;
-                }
-            };
-            slot.count_from(position);
-            slot.roll_back(&self.target)?;
-            if slot.outgrows_draft()
-                && let Some(draft) = &self.draft
-            {
-                draft.forget(slot.number);
-            }
-            self.planner.speeds.record_acceptance(
-                slot.runs.open(),
-                outcome.judged,
-                outcome.accepted,
-            );
-            slot.runs.record(&outcome);
-            slot.acceptance.record(&outcome);
-            self.metrics.acceptance.record(&outcome);
-            self.metrics.tokens += outcome.committed;
-            self.metrics.wasted += outcome.wasted;
-            let done = slot.text.finish().map(|finish| Done {
-                finish,
-                mat: slot.runs.mean().unwrap_or(0.0),
-                acceptance: slot.acceptance.clone(),
-            });
-            let (ticket, request) = (slot.ticket, slot.request);
-            let tokens = slot.text.generated()[before..].to_vec();
-            updates.push((ticket, Ok(Update { ticket, request, tokens, done })));
+        for slot in &mut self.running {
+            slot.rewind(&self.target)?;
+            let prompt = slot.prompt_prefix();
+            self.prefix_cache.release_beyond(&mut slot.shared, prompt);
         }
-        self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
-        self.metrics.judge_seconds += start.elapsed().as_secs_f64();
-        Ok(updates)
+        self.prefill_draft_prompts()
     }
 }

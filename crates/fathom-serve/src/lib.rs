@@ -1,1 +1,3 @@
 //! The OpenAI-compatible HTTP server.
+
+pub mod grammar;

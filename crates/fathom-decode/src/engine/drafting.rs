@@ -1,19 +1,20 @@
 //! Planning of a step and the draft's work in it.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::Result;
 
-use super::Engine;
 use super::draft_worker::{DraftItem, DraftJob};
 use super::slot::Slot;
+use super::{Engine, EngineOptions};
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
 pub(super) struct StartedJob {
-    /// Number of sequences.
-    sequences: usize,
+    /// The slots drafted for, and the rows of each.
+    rows: Vec<(u64, usize)>,
     /// Their longest chunk.
     gamma: usize,
 }
@@ -47,7 +48,7 @@ impl<B: Backend> Engine<B> {
         if self.draft.is_some() {
             self.metrics.steps_without_draft += plain;
         }
-        self.metrics.gamma = gamma;
+        (self.metrics.mode, self.metrics.gamma) = (Some(mode), gamma);
         *self.metrics.steps.entry(mode).or_default() += 1;
         (mode, gamma)
     }
@@ -59,9 +60,9 @@ impl<B: Backend> Engine<B> {
         let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
-        let sequences = items.len();
-        draft.send(DraftJob { items, gamma, co_running: mode == Mode::Pearl });
-        Some(StartedJob { sequences, gamma })
+        let rows = items.iter().map(|item| (item.slot, item.rows())).collect();
+        draft.send(self.job(items, gamma, mode == Mode::Pearl));
+        Some(StartedJob { rows, gamma })
     }
 
     /// Waits for the chunks. Returns one for every running request, empty for those without room,
@@ -71,7 +72,7 @@ impl<B: Backend> Engine<B> {
         mode: Mode,
         job: Option<StartedJob>,
     ) -> Result<(Vec<Proposal>, f64)> {
-        let (Some(draft), Some(StartedJob { sequences, gamma })) = (&mut self.draft, job) else {
+        let (Some(draft), Some(StartedJob { rows, gamma })) = (&mut self.draft, job) else {
             return Ok((vec![Proposal::new(); self.running.len()], 0.0));
         };
         let start = Instant::now();
@@ -80,28 +81,44 @@ impl<B: Backend> Engine<B> {
         self.metrics.draft_seconds += report.seconds;
         self.metrics.draft_cost.record(report.drafting / gamma as f64);
         let co_running = mode == Mode::Pearl;
-        self.planner.speeds.record_draft(sequences, co_running, gamma, report.drafting);
+        self.planner.speeds.record_draft(rows.len(), co_running, gamma, report.drafting);
+        share_seconds(self.running.iter_mut(), &rows, report.seconds);
         let mut chunks = report.chunks;
         let chunk = |slot: &Slot<B>| chunks.remove(&slot.number).unwrap_or_default();
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
     }
 
-    /// Drops the draft's sequence of a slot.
-    pub(super) fn forget_in_draft(&self, number: u64) {
-        if let Some(draft) = &self.draft {
-            draft.forget(number);
-        }
-    }
-
     /// Prefills, in the draft, the prompts of running requests that it can follow but holds no
     /// tokens of.
     pub(super) fn prefill_draft_prompts(&mut self) -> Result<()> {
-        let Some(draft) = &mut self.draft else { return Ok(()) };
         let items: Vec<_> = self.running.iter_mut().filter_map(Slot::prompt_item).collect();
-        if !items.is_empty() {
-            draft.send(DraftJob { items, gamma: 0, co_running: false });
-            draft.receive()?;
+        let job = self.job(items, 0, false);
+        match &mut self.draft {
+            Some(draft) if !job.items.is_empty() => {
+                draft.send(job);
+                draft.receive().map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A job of the draft under the engine's options.
+    pub(super) fn job(&self, items: Vec<DraftItem>, gamma: usize, co_running: bool) -> DraftJob {
+        let EngineOptions { kv_pages, prefix_cache, .. } = self.options;
+        DraftJob { items, gamma, co_running, prefix_pages: prefix_cache.then_some(kv_pages) }
+    }
+}
+
+/// Adds to the slots their shares of the seconds of a draft's job, by their rows in it.
+pub(super) fn share_seconds<'a, B: Backend>(
+    slots: impl Iterator<Item = &'a mut Slot<B>>,
+    rows: &[(u64, usize)],
+    seconds: f64,
+) {
+    let rows: HashMap<u64, usize> = rows.iter().copied().collect();
+    let total: usize = rows.values().sum();
+    for slot in slots {
+        let share = rows.get(&slot.number).copied().unwrap_or(0) as f64 / total.max(1) as f64;
+        slot.draft_seconds += seconds * share;
     }
 }

@@ -6,10 +6,13 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::prefix_cache::SharedPages;
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
-use crate::{Acceptance, AcceptedRuns, Completion, Drafted, History, Pearl, Sampler};
+use crate::{
+    Acceptance, AcceptedRuns, Completion, ConstrainedText, Drafted, History, Pearl, Sampler,
+};
 
 /// The state of one request.
 ///
@@ -28,9 +31,17 @@ pub(super) struct Slot<B: Backend> {
     pub sampler: Arc<Sampler>,
     /// Token counts of the text. `None` if logits are not processed.
     pub history: Option<History>,
+    /// `None` if the text is free.
+    pub constraint: Option<ConstrainedText>,
+    /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
+    pub logprobs: Option<usize>,
     pub pearl: Pearl,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
+    /// The pages of the target's cache that are the prefix cache's.
+    pub shared: SharedPages,
+    /// Tokens of the prompt whose rows were taken from the prefix cache.
+    pub cached: usize,
     drafted_len: usize,
     /// The draft's limits. `None` without a draft.
     limits: Option<DraftLimits>,
@@ -38,6 +49,9 @@ pub(super) struct Slot<B: Backend> {
     speculates: bool,
     pub runs: AcceptedRuns,
     pub acceptance: Acceptance,
+    /// Its share of the passes of target and draft.
+    pub target_seconds: f64,
+    pub draft_seconds: f64,
     pub watcher: Option<Box<dyn Watcher>>,
     /// The watcher's error.
     pub failure: Option<Error>,
@@ -45,7 +59,7 @@ pub(super) struct Slot<B: Backend> {
 
 impl<B: Backend> Slot<B> {
     pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
-        let Checked { ticket, request, text, sampler, watcher } = request;
+        let Checked { ticket, request, text, sampler, constraint, logprobs, watcher } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
@@ -59,13 +73,19 @@ impl<B: Backend> Slot<B> {
             text,
             sampler,
             history,
+            constraint,
+            logprobs,
             pearl: Pearl::new(),
             sequence: None,
+            shared: SharedPages::default(),
+            cached: 0,
             drafted_len: 0,
             limits,
             speculates: false,
             runs: AcceptedRuns::default(),
             acceptance: Acceptance::default(),
+            target_seconds: 0.0,
+            draft_seconds: 0.0,
             watcher,
             failure: None,
         };
@@ -82,16 +102,29 @@ impl<B: Backend> Slot<B> {
         self.speculates
     }
 
-    /// Whether its next tokens are the argmax of the target's unprocessed logits, so that the
-    /// logits themselves are not needed.
+    /// Whether its next tokens are the argmax of the target's unprocessed logits.
     pub fn takes_argmax(&self) -> bool {
-        self.sampler.takes_argmax(self.text.generated().len())
+        self.constraint.is_none() && self.sampler.takes_argmax(self.text.generated().len())
     }
 
-    /// Updates the token counts with the tokens committed from position `before` on.
-    pub fn count_from(&mut self, before: usize) {
+    /// Whether its logits are read, not only their argmax.
+    pub fn reads_logits(&self) -> bool {
+        self.logprobs.is_some() || !self.takes_argmax()
+    }
+
+    /// Updates token counts and constraint with the tokens committed from position `before` on.
+    ///
+    /// # Errors
+    /// Errors of the constraint.
+    pub fn follow_text(&mut self, before: usize) -> Result<()> {
         if let Some(history) = &mut self.history {
             history.follow(before, &self.text.tokens()[before..]);
+        }
+        match &mut self.constraint {
+            Some(constraint) if !self.text.is_finished() => {
+                constraint.follow(self.text.generated())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -101,35 +134,46 @@ impl<B: Backend> Slot<B> {
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
+    /// Number of tokens of the prompt without the last: what both caches hold after its prefill.
+    pub fn prompt_prefix(&self) -> usize {
+        self.planned_len.saturating_sub(1)
+    }
+
+    /// Whether it may take rows from the prefix cache and leave its own there. A watcher must see
+    /// its text computed, and rows that it changed would be no one else's.
+    pub fn shares_rows(&self) -> bool {
+        self.watcher.is_none()
+    }
+
     /// The text without its last token: what both caches hold before the first step.
-    fn prefix(&self) -> &[u32] {
+    pub fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
         &tokens[..tokens.len().saturating_sub(1)]
     }
 
-    /// The next tokens to prefill, at most `most` of them.
-    pub fn unfilled(&self, most: usize) -> &[u32] {
+    /// The tokens that are not prefilled yet.
+    pub fn unfilled(&self) -> &[u32] {
         let filled = self.sequence.as_ref().map_or(0, Sequence::len);
-        let rest = self.prefix().get(filled..).unwrap_or_default();
-        &rest[..most.min(rest.len())]
+        self.prefix().get(filled..).unwrap_or_default()
     }
 
-    /// The draft's work item to prefill `tokens`, the next tokens of the text. `None` if the draft
-    /// cannot follow the text.
-    pub fn prefill_item(&mut self, tokens: &[u32]) -> Option<DraftItem> {
+    /// The draft's work item to prefill the text up to `end`. `None` if the draft cannot follow the
+    /// text.
+    pub fn prefill_item(&mut self, end: usize) -> Option<DraftItem> {
         if !self.speculates {
             return None;
         }
         let keep = self.drafted_len;
-        self.drafted_len += tokens.len();
-        Some(self.item(keep, tokens.to_vec(), 0))
+        let item = self.item(keep, self.text.tokens()[keep..end].to_vec(), 0);
+        self.drafted_len = end;
+        Some(item)
     }
 
     /// The draft's work item to prefill the whole prompt. `None` if the draft holds some of it.
     pub fn prompt_item(&mut self) -> Option<DraftItem> {
-        let prefix = self.prefix().to_vec();
-        let missing = self.drafted_len == 0 && !prefix.is_empty();
-        if missing { self.prefill_item(&prefix) } else { None }
+        let end = self.prefix().len();
+        let missing = self.drafted_len == 0 && end > 0;
+        if missing { self.prefill_item(end) } else { None }
     }
 
     /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the
@@ -141,14 +185,19 @@ impl<B: Backend> Slot<B> {
             return None;
         }
         let keep = self.drafted_len.min(prefix.len() - 1);
+        let item = self.item(keep, prefix[keep..].to_vec(), gamma);
         self.drafted_len = prefix.len() + gamma - 1;
-        Some(self.item(keep, prefix[keep..].to_vec(), gamma))
+        Some(item)
     }
 
-    fn item(&self, keep: usize, tail: Vec<u32>, gamma: usize) -> DraftItem {
+    fn item(&mut self, keep: usize, tail: Vec<u32>, gamma: usize) -> DraftItem {
         let sampler = Arc::clone(&self.sampler);
         let (slot, planned_len) = (self.number, self.planned_len);
-        DraftItem { slot, planned_len, keep, tail, gamma, sampler }
+        // The first item brings the draft its own copy. If it cannot be made, the target's fails
+        // too, and ends the request.
+        let constraint = self.constraint.as_mut().filter(|_| self.drafted_len == 0);
+        let constraint = constraint.and_then(|constraint| constraint.fork().ok());
+        DraftItem { slot, planned_len, keep, tail, gamma, sampler, constraint }
     }
 
     /// Maximum number of drafts after the text: limited by the remaining tokens of the text and by
@@ -200,7 +249,7 @@ impl<B: Backend> Slot<B> {
     pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
-        self.count_from(self.text.tokens().len());
+        self.follow_text(self.text.tokens().len())?;
         self.speculates = self.draft_can_follow();
         (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());
         self.roll_back(target)
@@ -213,9 +262,12 @@ impl<B: Backend> Slot<B> {
         dropped
     }
 
-    /// Drops both caches. Returns the number of pending drafts.
+    /// Drops the caches. Returns the number of pending drafts.
     pub fn release(&mut self) -> usize {
         self.sequence = None;
+        if self.text.generated().is_empty() {
+            self.cached = 0;
+        }
         self.truncate_watcher(0);
         let dropped = self.drop_pending();
         self.drafted_len = 0;

@@ -100,6 +100,7 @@ impl Subject {
             batch_size,
             // Of 128 tokens, and a text needs two: not enough for a batch of 4 or 16.
             kv_pages: Some(if batch_size == 16 { 20 } else { 4 }),
+            prefix_cache: true,
             placement: placement(2, None, None, false),
         };
         let prompts = self.prompts.iter();

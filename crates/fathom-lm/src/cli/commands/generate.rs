@@ -203,6 +203,7 @@ impl Args {
             gamma: self.gamma.into(),
             batch_size: self.batch_size,
             kv_pages: self.kv_pages,
+            prefix_cache: false,
             placement: self.pair.placement(),
         }
     }
