@@ -10,6 +10,7 @@ mod analysis;
 mod batch;
 mod clusters;
 mod collect;
+mod compensation;
 mod creation;
 mod driver;
 mod edited;
@@ -23,6 +24,7 @@ mod intervention;
 mod keys;
 mod knockout;
 mod neurons;
+mod options;
 mod parts;
 mod pass;
 mod pca;
@@ -49,10 +51,10 @@ analysis::analyses! {
     Evict(evict::EvictAnalyzer),
 }
 
+pub use compensation::{Compensation, Receiver};
 pub use driver::{ExplainProgress, Explanation, Inputs, check_adapter, check_model, check_traces};
 pub use edited::LevelChange;
+pub use options::{ExplainOptions, KeyOptions, KnockoutBy};
 pub use scanned::SinkNote;
 pub use statistics::{Line, Share, Summary};
-pub use store::{
-    AnalysisResult, ExplainOptions, KeyOptions, KnockoutBy, Stored, read, result_file,
-};
+pub use store::{AnalysisResult, Stored, read, result_file};

@@ -15,7 +15,7 @@ pub(super) struct EditedPass {
     pub edits: Edits,
     /// The keys it hides from later queries, if any.
     pub keys: Option<KeyPolicy>,
-    /// Whether to measure [`Outcome::attention`], here and in the plain pass.
+    /// Whether to measure the attention that tokens receive, here and in the plain pass.
     pub attention: bool,
 }
 
@@ -78,7 +78,9 @@ impl<'a, B: Backend> Batch<'a, B> {
         probe: &mut dyn Probe,
     ) -> Result<Logits<B>> {
         for (pass, sequence) in self.passes.iter().zip(&mut self.sequences) {
-            if let Some(policy) = pass.keys.as_ref().filter(|_| sequence.len() % CHUNK == 0) {
+            if let Some(policy) =
+                pass.keys.as_ref().filter(|_| sequence.len().is_multiple_of(CHUNK))
+            {
                 policy.before_chunk(self.model, sequence)?;
             }
         }

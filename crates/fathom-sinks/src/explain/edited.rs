@@ -31,6 +31,14 @@ pub(super) struct Outcome {
     pub mask: KeyMask,
 }
 
+/// What a pass predicts at each position: see [`Outcome`].
+#[derive(Default)]
+struct Predicted {
+    nll: Vec<f64>,
+    kl: Vec<f64>,
+    agrees: Vec<bool>,
+}
+
 /// Runs a trace through the model in one batch of sequences: a plain one, and one for each of
 /// `edited`. Calls `advance` with the number of tokens done since the last call.
 ///
@@ -57,9 +65,7 @@ pub(super) fn run_edited<'a, B: Backend>(
     };
     let mut batch = Batch::new(model, all, ids.len());
     let passes = batch.passes.len();
-    let mut nll = vec![Vec::with_capacity(ids.len()); passes];
-    let mut kl = vec![Vec::with_capacity(ids.len()); passes];
-    let mut agrees = vec![Vec::with_capacity(ids.len()); passes];
+    let mut predicted: Vec<Predicted> = (0..passes).map(|_| Predicted::default()).collect();
 
     let mut first = 0;
     for tokens in ids.chunks(CHUNK) {
@@ -67,7 +73,7 @@ pub(super) fn run_edited<'a, B: Backend>(
         let unedited = logits.step(model.backend(), 0)?; // [tokens, vocab]
         let plain: Vec<Prediction<'_>> =
             unedited.chunks_exact(vocab).map(Prediction::new).collect();
-        for pass in 0..passes {
+        for (pass, predicted) in predicted.iter_mut().enumerate() {
             let after = match pass {
                 0 => Vec::new(),
                 _ => logits.step(model.backend(), pass)?,
@@ -81,10 +87,10 @@ pub(super) fn run_edited<'a, B: Backend>(
                     }
                 };
                 if let Some(next) = ids.get(first + i + 1) {
-                    nll[pass].push(log_sum - f64::from(row[*next as usize]));
+                    predicted.nll.push(log_sum - f64::from(row[*next as usize]));
                 }
-                kl[pass].push(divergence);
-                agrees[pass].push(same);
+                predicted.kl.push(divergence);
+                predicted.agrees.push(same);
             }
         }
         first += tokens.len();
@@ -97,10 +103,11 @@ pub(super) fn run_edited<'a, B: Backend>(
         .map(|probe| probe.aligned().iter().map(|(_, _, position)| *position).collect())
         .collect();
     let mut sequences = batch.sequences;
-    let measured = scalars.into_iter().zip(aligned).zip(nll.into_iter().zip(kl)).zip(agrees);
+    let measured = scalars.into_iter().zip(aligned).zip(predicted);
     let outcomes = measured
         .zip(&mut sequences)
-        .map(|((((scalars, aligned), (nll, kl)), agrees), sequence)| {
+        .map(|(((scalars, aligned), predicted), sequence)| {
+            let Predicted { nll, kl, agrees } = predicted;
             let scalars = scalars.finish()?;
             let mut detection = detect(&scalars, &scan.detect());
             detection.sinks = detection.sinks_of(scan.phases);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::Analyzer;
 use super::batch::EditedPass;
+use super::compensation::Hidden;
 use super::edited::{Outcome, Passes, SinkChanges};
 use super::intervention::Intervention;
 use super::keys::KeyPolicy;
@@ -17,8 +18,8 @@ use super::pass::Observer;
 use super::scanned::{Others, ScannedRun, ScannedTrace, Token};
 use super::statistics::Mean;
 use super::{
-    Analysis, AnalysisResult, ExplainOptions, ExplainProgress, Inputs, KnockoutBy, LevelChange,
-    Share, Summary,
+    Analysis, AnalysisResult, Compensation, ExplainOptions, ExplainProgress, Inputs, KnockoutBy,
+    LevelChange, Receiver, Share, Summary,
 };
 use crate::Class;
 
@@ -116,46 +117,8 @@ pub struct TraceKnockout {
     pub top1: usize,
     /// Where the attention of the knocked-out keys goes.
     pub attention: Compensation,
-    /// The other tokens that receive the most of it, at most [`RECEIVERS`].
+    /// The other tokens that receive the most of it, at most [`Receiver::MOST`].
     pub receivers: Vec<Receiver>,
-}
-
-/// Changes of attention over the layers at which keys are knocked out, as attention per query and
-/// layer: the mean over heads, layers and positions after the first knocked-out key. What the
-/// knocked-out keys lose is what all others gain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Compensation {
-    /// Attention that the knocked-out keys lose.
-    pub freed: f64,
-    /// What the reference gains, if it is not knocked out.
-    pub to_bos: f64,
-    /// What primary sinks gain, without the reference.
-    pub to_primary: f64,
-    /// What secondary sinks gain.
-    pub to_secondary: f64,
-    /// What tokens gain that are not sinks.
-    pub to_others: f64,
-    /// Entropy in nats of the attention in the plain pass.
-    pub entropy_before: f64,
-    /// The same, with the keys knocked out.
-    pub entropy_after: f64,
-}
-
-/// A token that receives attention of knocked-out keys.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Receiver {
-    /// Its position.
-    pub position: usize,
-    /// Its token.
-    pub token_id: u32,
-    /// Its class, if it is a sink in the plain pass.
-    pub class: Option<Class>,
-    /// The attention it gains, as in [`Compensation`].
-    pub gained: f64,
-    /// Its sink score in the plain pass: the mean over heads and the layers of the knock-out.
-    pub score_before: f64,
-    /// The same, with the keys knocked out.
-    pub score_after: f64,
 }
 
 impl AnalysisResult for Knockout {
@@ -163,8 +126,6 @@ impl AnalysisResult for Knockout {
     const HIDES_KEYS: bool = true;
 }
 
-/// Maximum number of [`TraceKnockout::receivers`].
-pub const RECEIVERS: usize = 5;
 /// Maximum number of levels that are knocked out separately.
 const LEVELS: usize = 3;
 
@@ -345,7 +306,9 @@ impl KnockoutAnalyzer {
     ) -> VariantPart {
         let Chosen { keys, positions: knocked, of_same_ids } = chosen;
         let from = knocked[0] + 1;
-        let (attention, receivers) = self.compensation(trace, &knocked, from, before, after);
+        let layers: Vec<usize> = self.acted_layers().collect();
+        let hidden = Hidden { keys: &knocked, from, layers: &layers };
+        let (attention, receivers) = hidden.compensation(trace, before, after);
         let kl = after.kl[from..].to_vec();
         let mut nll = [Mean::default(); 2];
         for (nll, outcome) in nll.iter_mut().zip([before, after]) {
@@ -367,66 +330,6 @@ impl KnockoutAnalyzer {
         };
         let changes = SinkChanges::of(trace, &after.detection);
         VariantPart { trace: trace_result, kl, nll, changes }
-    }
-
-    /// Where the attention of the knocked-out keys goes, after position `from`.
-    fn compensation(
-        &self,
-        trace: &ScannedTrace<'_>,
-        knocked: &[usize],
-        from: usize,
-        before: &Outcome,
-        after: &Outcome,
-    ) -> (Compensation, Vec<Receiver>) {
-        let tokens = trace.ids.len();
-        let layers: Vec<usize> = self.acted_layers().collect();
-        let of_layers = |outcome: &Outcome, of: &dyn Fn(usize) -> f64| {
-            debug_assert_eq!(outcome.attention.len(), self.layers);
-            layers.iter().map(|layer| of(*layer)).sum::<f64>() / layers.len() as f64
-        };
-        let received = |outcome: &Outcome, key: usize| {
-            of_layers(outcome, &|layer| outcome.attention[layer].received[key])
-        };
-        let entropy =
-            |outcome: &Outcome| of_layers(outcome, &|layer| outcome.attention[layer].entropy);
-        let class = |position| {
-            let sinks = &trace.detection.sinks;
-            let sink = sinks.binary_search_by_key(&position, |sink| sink.position).ok();
-            sink.map(|sink| sinks[sink].class)
-        };
-        let mut sum = Compensation {
-            entropy_before: entropy(before),
-            entropy_after: entropy(after),
-            ..Compensation::default()
-        };
-        let mut receivers = Vec::new();
-        let queries = (tokens - from) as f64;
-        for (position, token_id) in trace.ids.iter().enumerate() {
-            let (old, new) = (received(before, position), received(after, position));
-            let gained = (new - old) / queries;
-            if knocked.binary_search(&position).is_ok() {
-                sum.freed -= gained;
-                continue;
-            }
-            let class = class(position);
-            *match class {
-                _ if position == trace.reference => &mut sum.to_bos,
-                Some(Class::Primary) => &mut sum.to_primary,
-                Some(Class::Secondary) => &mut sum.to_secondary,
-                Some(Class::Noise) | None => &mut sum.to_others,
-            } += gained;
-            if gained > 0.0 {
-                let score = |received: f64| received / (tokens - position) as f64;
-                let (score_before, score_after) = (score(old), score(new));
-                let (position, token_id) = (position, *token_id);
-                let receiver =
-                    Receiver { position, token_id, class, gained, score_before, score_after };
-                receivers.push(receiver);
-            }
-        }
-        receivers.sort_by(|a, b| b.gained.total_cmp(&a.gained)); // stable
-        receivers.truncate(RECEIVERS);
-        (sum, receivers)
     }
 }
 
@@ -487,25 +390,13 @@ impl VariantSum {
     fn finish(self, keys: KnockedKeys) -> KnockoutVariant {
         let (levels, appeared) = self.changes.finish();
         let positions = self.kl.len();
-        let mean = |of: fn(&Compensation) -> f64| {
-            let terms = self.attention.iter().map(|(n, attention)| *n as f64 * of(attention));
-            terms.sum::<f64>() / positions.max(1) as f64
-        };
         KnockoutVariant {
             keys,
             traces: self.traces,
             knocked: self.knocked,
             of_same_ids: self.of_same_ids,
             top1: Share::of(self.top1, positions),
-            attention: Compensation {
-                freed: mean(|x| x.freed),
-                to_bos: mean(|x| x.to_bos),
-                to_primary: mean(|x| x.to_primary),
-                to_secondary: mean(|x| x.to_secondary),
-                to_others: mean(|x| x.to_others),
-                entropy_before: mean(|x| x.entropy_before),
-                entropy_after: mean(|x| x.entropy_after),
-            },
+            attention: Compensation::mean(&self.attention),
             kl: Summary::of(self.kl),
             nll_before: self.nll[0].get(),
             nll_after: self.nll[1].get(),
