@@ -158,9 +158,11 @@ impl<'a> Drawing<'a> {
         self.out
     }
 
-    /// Top of the axes: below the title, and the note if there is one.
+    /// Top of the axes: below the title, the note and the names of rules, as far as there are any.
     fn top(&self) -> f64 {
-        if self.panel.note.is_empty() { TOP } else { TOP + 10.0 }
+        let rules = self.panel.marks.iter().any(|mark| matches!(mark, Mark::Rule { .. }));
+        let lines = [!self.panel.note.is_empty(), rules];
+        TOP + 10.0 * lines.into_iter().filter(|line| *line).count() as f64
     }
 
     fn x(&self, value: f64) -> f64 {
