@@ -9,6 +9,7 @@
 //! any batch and mode.
 
 mod admission;
+mod draft;
 mod draft_worker;
 mod drafting;
 mod edit_watcher;
@@ -173,8 +174,8 @@ impl<B: Backend> Engine<B> {
     ///
     /// # Errors
     /// Invalid sampling parameters, or a token in them outside the vocabulary; stop strings without
-    /// a stop check; a prompt that is empty, leaves no room for a token, or has a token outside the
-    /// vocabulary.
+    /// a stop check; a constraint with `ignore_eos`; a prompt that is empty, leaves no room for a
+    /// token, or has a token outside the vocabulary.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         let checked = self.rules().check(request)?;
         Ok(self.enqueue(checked))
