@@ -168,7 +168,7 @@ impl ProductKernel for Attend<'_> {
             scratch.split.clear(rows, width);
             let keys = split * KV_SPLIT..(split + 1) * KV_SPLIT;
             for block in blocks(&(seen.start.max(keys.start)..seen.end.min(keys.end))) {
-                attend_block::<S, P>(s, round, queries, block, scratch);
+                attend_block::<S, P>(s, queries, block, scratch);
             }
             scratch.split.reduce_lane_sums(s, rows);
             let partial = scratch.split.partial(rows, width);
@@ -193,7 +193,6 @@ impl ProductKernel for Attend<'_> {
 #[inline(always)]
 fn attend_block<S: Simd, P: Product>(
     s: S,
-    round: bool,
     queries: &Queries<'_>,
     block: usize,
     scratch: &mut AttentionScratch,
@@ -207,7 +206,7 @@ fn attend_block<S: Simd, P: Product>(
         }
         queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores);
         let scale = queries.scale_log2();
-        softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
+        softmax::<S, P>(s, scratch, tile.clone(), block, scale, width);
         Values { queries, scratch, block, tile, width }.add::<S, P>(s);
     }
 }
