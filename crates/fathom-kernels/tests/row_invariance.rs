@@ -85,22 +85,39 @@ proptest! {
 
 #[test]
 fn many_rows_are_the_rows_alone() {
-    // More rows than one block of rows (`ROW_BLOCKS` tiles).
+    // More rows than one block of rows (`ROW_BLOCKS` tiles), and more k than one block of k.
     let (rows, k, n) = (500, 300, 70);
-    let bytes = bytes_of(&numbers(1, n * k), DType::F32);
+    for dtype in [DType::F32, DType::Bf16] {
+        assert_rows_are_the_rows_alone(dtype, rows, k, n, &[0, 13, 14, 223, 224, 499]);
+    }
+}
+
+#[test]
+fn rows_are_the_same_however_weights_are_unpacked() {
+    // Register tiles of few rows unpack bfloat16 weights themselves; from 48 rows on one tile
+    // unpacks them for the others. An odd k, and a last panel that is not full.
+    for rows in [1, 6, 7, 47, 48, 49, 53, 97] {
+        let some = [0, rows / 2, rows - 1];
+        assert_rows_are_the_rows_alone(DType::Bf16, rows, 391, 45, &some);
+    }
+}
+
+fn assert_rows_are_the_rows_alone(dtype: DType, rows: usize, k: usize, n: usize, some: &[usize]) {
+    let bytes = bytes_of(&numbers(1, n * k), dtype);
     let x = numbers(2, rows * k);
     for (isa, precision) in variants() {
         let cpu = cpu(isa, precision, 2);
-        let w = cpu.linear_from(view(&bytes, DType::F32, n, k), None).unwrap();
+        let w = cpu.linear_from(view(&bytes, dtype, n, k), None).unwrap();
         let run = |x: &[f32]| {
             let mut out = cpu.alloc(x.len() / k, n).unwrap();
             linear(&cpu, &w, &rows_of(&cpu, x, k), &mut out);
             bits(&values_of(&cpu, &out))
         };
         let together = run(&x);
-        for row in [0, 13, 14, 223, 224, 499] {
+        for &row in some {
             let alone = run(&x[row * k..(row + 1) * k]);
-            assert_eq!(together[row * n..(row + 1) * n], alone, "{isa} {precision:?}: row {row}");
+            let what = format!("{isa} {precision:?} {dtype:?}: row {row} of {rows}");
+            assert!(together[row * n..(row + 1) * n] == alone, "{what}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Keys and values that several sequences share: those of a common beginning.
 
-use fathom_backend::Backend;
+use fathom_backend::{Backend, KeyMask};
 
 use crate::{Sequence, Transformer};
 
@@ -44,11 +44,13 @@ impl<B: Backend> Transformer<B> {
     /// Replaces the contents of a sequence by `tokens`, whose keys and values are in `rows`, as if
     /// it had computed them. Returns whether it did: not if the keys have another rotary regime
     /// than the sequence's would have, and not for a sequence that has more to accumulate than keys
-    /// and values.
+    /// and values or hides keys.
     pub fn adopt(&self, sequence: &mut Sequence<B>, rows: &SharedRows<B>, tokens: &[u32]) -> bool {
         let SharedRows { kv, len, regime } = rows;
         let own_regime = self.regime_at(sequence, len.saturating_sub(1));
-        let plain = sequence.column_sums.is_none() && sequence.layers == self.config.layers;
+        let plain = sequence.column_sums.is_none()
+            && sequence.key_mask == KeyMask::default()
+            && sequence.layers == self.config.layers;
         if tokens.len() != *len || own_regime != *regime || !plain {
             return false;
         }

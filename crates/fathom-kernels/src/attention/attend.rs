@@ -169,7 +169,7 @@ impl ProductKernel for Attend<'_> {
             scratch.split.clear(rows, width);
             let keys = split * KV_SPLIT..(split + 1) * KV_SPLIT;
             for block in blocks(&(seen.start.max(keys.start)..seen.end.min(keys.end))) {
-                attend_block::<S, P>(s, round, queries, block, scratch);
+                attend_block::<S, P>(s, queries, block, scratch);
             }
             scratch.split.reduce_lane_sums(s, rows);
             let partial = scratch.split.partial(rows, width);
@@ -194,14 +194,13 @@ impl ProductKernel for Attend<'_> {
 #[inline(always)]
 fn attend_block<S: Simd, P: Product>(
     s: S,
-    round: bool,
     queries: &Queries<'_>,
     block: usize,
     scratch: &mut AttentionScratch,
 ) {
     let (width, scale) = (width(queries), queries.scale_log2());
     if queries.hides(block) {
-        return attend_masked_block::<S, P>(s, round, queries, block, scratch);
+        return attend_masked_block::<S, P>(s, queries, block, scratch);
     }
     for tile in P::row_tiles::<S>(0..queries.rows()) {
         let AttentionScratch { q, scores, visible, .. } = &mut *scratch;
@@ -210,7 +209,7 @@ fn attend_block<S: Simd, P: Product>(
             continue;
         }
         queries.scores::<S, P>(s, q, tile.clone(), block, keys, scores);
-        softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
+        softmax::<S, P>(s, scratch, tile.clone(), block, scale, width);
         Values { queries, scratch, block, tile, width }.add::<S, P>(s);
     }
 }
@@ -220,7 +219,6 @@ fn attend_block<S: Simd, P: Product>(
 #[inline(always)]
 fn attend_masked_block<S: Simd, P: Product>(
     s: S,
-    round: bool,
     queries: &Queries<'_>,
     block: usize,
     scratch: &mut AttentionScratch,
@@ -241,7 +239,7 @@ fn attend_masked_block<S: Simd, P: Product>(
             for scores in scores.chunks_mut(ROW_STRIDE).take(tile.len()) {
                 hide_unseen(seen, scores);
             }
-            softmax::<S, P>(s, round, scratch, tile.clone(), block, scale, width);
+            softmax::<S, P>(s, scratch, tile.clone(), block, scale, width);
             let mut values = Values { queries, scratch, block, tile: tile.clone(), width };
             for keys in seen.runs() {
                 values.add_keys::<S, P>(s, tile.clone(), keys);

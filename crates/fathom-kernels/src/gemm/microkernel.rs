@@ -12,6 +12,10 @@
 //! rows [`ROW_STRIDE`] words apart. The stride is a constant so that a tile addresses all its rows
 //! from one pointer, and it is 17 cache lines so that the rows of a tile map to different cache
 //! sets.
+//!
+//! Where bfloat16 weights have to be unpacked to f32, every register tile does so in its inner
+//! loop. With many rows only the first one does, and leaves the result in a *strip* for the others:
+//! `[k][NR]` f32, which stays in L1. The arithmetic is the same, and so are the bits.
 
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;

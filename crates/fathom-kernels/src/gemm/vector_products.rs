@@ -80,9 +80,7 @@ impl FloatWeights for Halves {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, w: *const u32, k: usize, _: usize) -> S::F32 {
         // SAFETY: by the trait's contract `w` is readable for LANES words, of a panel.
-        unsafe {
-            if k == 0 { s.widen_low(s.load_pairs(w)) } else { s.widen_high_at(w) }
-        }
+        unsafe { if k == 0 { s.widen_low(s.load_pairs(w)) } else { s.widen_high_at(w) } }
     }
 }
 

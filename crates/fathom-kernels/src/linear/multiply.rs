@@ -5,10 +5,10 @@
 //! - **Rows**, a few hundred at a time (MC): their k block (`rows · 1 KiB`) stays in L2.
 //! - **Groups of panels** (NC): their sums (`rows · 1 KiB`) stay in L2 while k advances, and until
 //!   the epilogue has moved them to their destination.
-//! - **k blocks** (KC) of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
-//!   32 KiB and stays in L1.
+//! - **k blocks** (KC) of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words or less: one panel's slice is
+//!   at most 32 KiB and stays in L1.
 //! - **Register tiles** (MR × NR) of all rows pass over the slice. They prefetch the next slice of
-//!   weights into L1 and the next block of x into L2.
+//!   weights into L1 and the next block of x into L2, each an equal share.
 //!
 //! **Performance limits.** A product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and
 //! performs `2 · r · k · n` operations: `r` operations per byte. Up to `rate / bandwidth` rows (13
