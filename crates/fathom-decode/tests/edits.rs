@@ -87,7 +87,8 @@ fn write<B: Backend>(
 ) -> Vec<Written> {
     // The caches hold two of the texts: the others are preempted.
     let kv_pages = 2 * 140_usize.div_ceil(target.backend().kv_page());
-    let options = EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB };
+    let options =
+        EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB, prefix_cache: true };
     let mut engine = Engine::new(target, Some(draft), options).unwrap();
     let (mut all, mut tickets) = (Vec::new(), Vec::new());
     for id in 0..5 {
@@ -105,7 +106,7 @@ fn write<B: Backend>(
         }
         let params = SamplingParams { max_tokens: 80, ..SamplingParams::default() };
         let (prompt, eos) = (prompt(id), Arc::default());
-        let request = Request { id: id as u64, prompt, params, eos, stop: None, watcher };
+        let request = Request { watcher, ..Request::new(id as u64, prompt, params, eos) };
         tickets.push(engine.submit(request).unwrap());
         all.push(written);
     }
