@@ -1,6 +1,6 @@
 //! The four measures of a sink: where they agree, and massive activations.
 
-use fathom_sinks::{Agreement, Measure};
+use fathom_sinks::{Agreement, Combination, Measure};
 
 use super::{Head, MaybeFigure};
 use crate::figure::{Axis, Color, Dot, Figure, HeatCell, Mark, Panel, Scale, Series, Symbol};
@@ -31,9 +31,8 @@ pub(super) fn agreement(run: &RunData) -> MaybeFigure {
     if some.is_empty() {
         return Err(AGREEMENT.absent("No measure of a sink holds for any token.", None));
     }
-    let measures = |of: &fathom_sinks::Combination| {
-        of.set.iter().map(Measure::name).collect::<Vec<_>>().join(" + ")
-    };
+    let measures =
+        |of: &Combination| of.set.iter().map(Measure::name).collect::<Vec<_>>().join(" + ");
     let names: Vec<String> = (1..=some.len()).map(|i| i.to_string()).collect();
     let x = || Axis::new("combination of measures", Scale::Names(names.clone()));
 
@@ -41,7 +40,7 @@ pub(super) fn agreement(run: &RunData) -> MaybeFigure {
     let scale = Scale::Log { min: 0.5, max: 1.5 * most as f64 };
     let mut counts =
         Panel::new("How often exactly these hold", x(), Axis::new("(token, layer), log", scale));
-    let bar = |(i, c): (usize, &&fathom_sinks::Combination)| {
+    let bar = |(i, c): (usize, &&Combination)| {
         let tip = format!(
             "{}\n{} (token, layer)\n{}",
             measures(c),
