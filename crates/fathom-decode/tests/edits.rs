@@ -209,7 +209,7 @@ fn edited_texts_are_those_of_the_edited_target() {
 #[test]
 fn an_edit_with_values_of_other_positions_is_refused() {
     let model = load(TARGET, cpu(Precision::F32));
-    for change in [Change::Copy(0), Change::Mean([0..2].into())] {
+    for change in [Change::Copy(0), Change::Mean(vec![0..2, 3..4])] {
         let edit = Edit::new(Site::MlpOut, 0, 5, change);
         let edits = Arc::new(Edits::new(vec![edit], model.config(), None).unwrap());
         let error = EditWatcher::new(edits, None).map(drop).unwrap_err().to_string();
