@@ -122,7 +122,8 @@ fn rows_of_another_rotary_regime_are_not_taken() {
         let context = load(name, cpu(Precision::F32)).config().max_position_embeddings;
         let requests = || -> Vec<Request> {
             let make = |id: u64| {
-                let prompt: Vec<u32> = system(7, 40 + 10 * (id as usize % 9));
+                let mut prompt: Vec<u32> = system(7, 40 + 10 * (id as usize % 9));
+                prompt.iter_mut().for_each(|token| *token %= vocab as u32);
                 let max_tokens = 40.min(context - prompt.len());
                 let params = SamplingParams { max_tokens, ..SamplingParams::default() };
                 let request = Request::new(id, prompt, params, Arc::default());

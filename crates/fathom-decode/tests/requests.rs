@@ -305,3 +305,13 @@ fn ids_give_different_streams_of_one_seed() {
         assert!((0..id).all(|other| first[&id].tokens != first[&other].tokens));
     }
 }
+
+/// A constraint decides where its text ends, so it cannot be told to go on after the end.
+#[test]
+fn a_constraint_with_ignore_eos_is_refused() {
+    let params = SamplingParams { ignore_eos: true, ..SamplingParams::default() };
+    let constraint: Option<Box<dyn Constraint>> = Some(Box::new(rule_of(1)));
+    let request = Request { constraint, ..Request::new(3, vec![1], params, [EOS].into()) };
+    let refused = engine(Mode::Ar, 1, 10).submit(request).unwrap_err().to_string();
+    assert!(refused.contains("request 3") && refused.contains("ignore-eos"), "{refused}");
+}
