@@ -2,11 +2,14 @@
 """CPU seconds for each token: `fathom serve` with 16 streams, and `fathom generate` on the same
 batch.
 
-    cost.py TARGET [--draft D] [--fathom PATH] [--streams 16] [--tokens 128] [--rounds 5]
+    cost.py TARGET [--draft D] [--fathom PATH] [--streams 16] [--tokens 256] [--rounds 5]
 
 Both get the same prompts and options, ignore the end-of-text token and stop after --tokens tokens,
 so they run the same passes. Each measures --tokens tokens less one token: loading, prefill and
 starting cancel out. They take turns, and medians are printed. The server's clients are not counted.
+
+A checkpoint in the shape of a real model: `fathom bench-engine --shape qwen2.5-0.5b --keep DIR`
+writes one of random weights without a tokenizer; that of tests/fixtures/models/draft serves.
 """
 
 import argparse
@@ -84,7 +87,7 @@ def main():
     parser.add_argument("--fathom", default="fathom")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 

@@ -12,7 +12,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FATHOM = os.environ.get("FATHOM", str(ROOT / "target/debug/fathom"))
 MODELS = ROOT / "tests/fixtures/models"
-NAME = "the-pair"
+NAME = "pair"  # as in docs/serve.md
 TARGET = ["--target", MODELS / "draft", "--served-model-name", NAME]
 PAIR = [*TARGET, "--draft", MODELS / "draft-weak"]
 
