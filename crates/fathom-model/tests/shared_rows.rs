@@ -75,7 +75,8 @@ fn rows_of_another_rotary_regime_are_not_adopted() {
     assert_eq!(model.rotary_regime(&short), model.rotary_regime(&long));
     assert!(model.adopt(&mut sequence(&model, 60), &model.share(&short, 30), &text[..30]));
 
-    let scored = SequenceOptions { planned_len: Some(60), sink_scores: true, layers: None };
+    let scored =
+        SequenceOptions { planned_len: Some(60), sink_scores: true, ..SequenceOptions::default() };
     let mut scored = model.new_sequence(scored);
     assert!(
         !model.adopt(&mut scored, &model.share(&short, 30), &text[..30]),
