@@ -232,7 +232,10 @@ fn gains(attention: &Compensation) -> [(&'static str, f64); 4] {
 }
 
 fn attention(rows: &[Row], names: &[String], x: Axis) -> Panel {
-    let scale = Scale::between(0.0, 104.0);
+    // More than 100 % where other tokens lose attention too.
+    let gained =
+        |row: &Row| -> f64 { gains(&row.attention).iter().map(|(_, gain)| gain.max(0.0)).sum() };
+    let scale = Scale::from_zero(rows.iter().map(|row| 100.0 * gained(row)));
     let mut panel = Panel::new("Attention", x, Axis::new("% of the attention lost", scale));
     let mut bases = vec![0.0; rows.len()];
     for kind in 0..4 {
@@ -322,7 +325,7 @@ fn table(run: &RunData, knockout: &Knockout) -> Table {
         let Share { n, share, .. } = variant.top1;
         let draw = match variant.keys {
             KnockedKeys::Random { draw } => Cell::count(draw),
-            _ => Cell::none(),
+            _ => Cell::new("", serde_json::Value::Null),
         };
         let kl = |of: fn(&fathom_sinks::explain::Summary) -> f64| {
             variant.kl.as_ref().map_or(Cell::none(), |kl| number(of(kl)))

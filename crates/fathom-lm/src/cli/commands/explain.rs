@@ -31,8 +31,6 @@ pub struct Args {
     run: PathBuf,
     #[command(flatten)]
     analyses: Analyses,
-    #[command(flatten)]
-    keys: KeyArgs,
     /// The run's model, if it has moved since the scan
     #[arg(long, value_name = "M")]
     model: Option<String>,
@@ -56,6 +54,8 @@ pub struct Args {
     /// Threads to compute with [default: one per CPU this process may use]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    #[command(flatten)]
+    keys: KeyArgs,
 }
 
 /// Settings of `--knockout` and `--evict`.
@@ -76,7 +76,7 @@ struct KeyArgs {
         value_parser = clap::value_parser!(u16).range(0..=100)
     )]
     draws: u16,
-    /// Numbers of keys that eviction keeps, as in `64,512`; those longer than a trace are skipped
+    /// Numbers of keys that eviction keeps, as in `64,512`; skipped for traces that are not longer
     #[arg(
         long,
         value_name = "LIST",
