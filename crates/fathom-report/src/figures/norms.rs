@@ -25,14 +25,19 @@ pub(super) fn norms(run: &RunData) -> Result<MaybeFigure> {
     let detection = &run.traces[trace];
     let phases = run.phases.of_trace(trace);
     let mut chosen: Vec<(Option<usize>, Series)> = Vec::new();
-    for (sink, i) in detection.of_class(Class::Primary).take(PRIMARY).zip(0..) {
+    // A token that is a sink in several phases has one curve.
+    let mut primary: Vec<&Sink> = detection.of_class(Class::Primary).collect();
+    primary.dedup_by_key(|sink| sink.position); // they are by position
+    for (sink, i) in primary.into_iter().take(PRIMARY).zip(0..) {
         let symbol = [Symbol::Dot, Symbol::Square, Symbol::Plus][i % 3];
         chosen.push((
             Some(sink.position),
             Series::new(sink_label(run, sink), Color::Vermillion, symbol),
         ));
     }
-    for (i, sink) in secondary(run, trace).into_iter().enumerate() {
+    let mut seen: BTreeSet<usize> = chosen.iter().filter_map(|(position, _)| *position).collect();
+    let secondary = secondary(run, trace).into_iter().filter(|sink| seen.insert(sink.position));
+    for (i, sink) in secondary.enumerate() {
         chosen.push((Some(sink.position), Series::cycle(sink_label(run, sink), i)));
     }
     let reference = detection.scan.map_or(0, |note| note.reference);
