@@ -90,7 +90,8 @@ fn a_long_prompt_is_not_starved() {
     assert_eq!(text, expected);
 }
 
-/// A prompt that is cancelled during its prefill stops at the next chunk, also if nothing else runs.
+/// A prompt that is cancelled during its prefill stops at the next chunk, also if nothing else
+/// runs.
 #[test]
 fn a_cancelled_prompt_stops_at_the_next_chunk() {
     let handle = engine(true).spawn().unwrap();

@@ -126,8 +126,8 @@ impl<B: Backend> Draft<B> {
         Ok(Drafting { item, state, chunk: Proposal::new() })
     }
 
-    /// Takes rows of long tails from the prefix cache, and evicts pages until those of all sequences
-    /// fit at the end of the job.
+    /// Takes rows of long tails from the prefix cache, and evicts pages until those of all
+    /// sequences fit at the end of the job.
     fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], pages: Option<usize>) {
         let Some(pages) = pages else { return self.prefix_cache.shrink_to(0) };
         for Drafting { item, state, .. } in all.iter_mut() {
