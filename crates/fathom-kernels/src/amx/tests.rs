@@ -17,7 +17,6 @@ struct Call {
     panels: usize,
     resume: bool,
     bias: bool,
-    strip: std::ptr::null_mut(),
     seed: u32,
 }
 

@@ -89,8 +89,9 @@ pub(crate) trait RegisterProduct: 'static {
     ///
     /// # Safety
     /// `a` is readable for `ROWS` rows of `A_WORDS` words, `ROW_STRIDE` words apart; each pointer
-    /// of `w` for `LANES` words of a panel, or for the step's vectors of a strip; `strip` is
-    /// writable for the step's vectors of a strip if [`RegisterProduct::WEIGHTS`] says so.
+    /// of `w`, aligned to a vector, for `LANES` words of a panel, or for the step's vectors of a
+    /// strip; `strip` is writable for the step's vectors of a strip if
+    /// [`RegisterProduct::WEIGHTS`] says so.
     unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
         s: S,
         acc: &mut [[S::F32; VECTORS]; ROWS],

@@ -2,9 +2,10 @@
 //!
 //! The register tile is 6 × 16 (MR × NR), half a panel: 6 rows × 2 vectors use 12 accumulators, 2
 //! vectors of weights, 1 broadcast and 1 constant. That is every register, so the high halves of
-//! bfloat16 pairs are loaded again ([`Simd::widen_high_at`]): a pair kept for them would be spilled
-//! in every step, which halved the speed of full tiles. The 12 independent accumulators cover the
-//! 8 needed by two FMA units of latency 4.
+//! bfloat16 pairs are loaded again ([`Simd::widen_high_at`]). Kept in registers, the pairs were
+//! spilled in every step: full tiles took 1.3 times as long, or 2.6 times where a slot of the stack
+//! crossed a cache line. The 12 independent accumulators cover the 8 needed by two FMA units of
+//! latency 4.
 //!
 //! A step of two k takes 24 FMAs, 12 broadcasts, 4 loads of pairs, 2 shifts and 2 blends. Two FMA
 //! units need 12 cycles for it, and two load ports 8. Shifts and blends find a free port on Zen,
