@@ -111,7 +111,6 @@ impl IntegerProduct {
             c_stride: panels * PANEL,
             resume: true,
             bias: std::ptr::null(),
-            strip: std::ptr::null_mut(),
             prefetch: (w.as_ptr(), 0),
             prefetch_a: (a.as_ptr(), 0),
         };

@@ -71,7 +71,6 @@ impl Call {
             c_stride: self.c_stride(),
             resume: self.resume,
             bias: if self.bias { bias.as_ptr() } else { std::ptr::null() },
-            strip: std::ptr::null_mut(),
             prefetch: (w.as_ptr(), PANEL),
             prefetch_a: (a.as_ptr(), 0),
         };
@@ -151,7 +150,6 @@ proptest! {
                 c_stride: call.c_stride(),
                 resume: call.resume || last,
                 bias: if call.bias && last { bias.as_ptr() } else { std::ptr::null() },
-                strip: std::ptr::null_mut(),
                 prefetch: (w.as_ptr(), 0),
                 prefetch_a: (a.as_ptr(), 0),
             };

@@ -191,7 +191,6 @@ impl<'a> Queries<'a> {
                 c_stride: ROW_STRIDE,
                 resume: i > 0,
                 bias: std::ptr::null(),
-                strip: std::ptr::null_mut(),
                 prefetch: (w.as_ptr().wrapping_add(next), PANEL),
                 prefetch_a: (a.as_ptr(), 0),
             };

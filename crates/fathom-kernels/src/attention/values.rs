@@ -172,7 +172,6 @@ impl<'a> Values<'a> {
             c_stride: self.width,
             resume: true,
             bias: std::ptr::null(),
-            strip: std::ptr::null_mut(),
             prefetch: (w.as_ptr().wrapping_add(self.words_to_next_block()), PANEL),
             prefetch_a: (a, 0),
         }

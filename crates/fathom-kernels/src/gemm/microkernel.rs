@@ -12,17 +12,12 @@
 //! rows [`ROW_STRIDE`] words apart. The stride is a constant so that a tile addresses all its rows
 //! from one pointer, and it is 17 cache lines so that the rows of a tile map to different cache
 //! sets.
-//!
-//! Where bfloat16 weights have to be unpacked to f32, every register tile does so in its inner
-//! loop. With many rows only the first one does, and leaves the result in a *strip* for the others:
-//! `[k][NR]` f32, which stays in L1. The arithmetic is the same, and so are the bits.
 
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 
-use super::layout::{CACHE_LINE, PANEL, ROW_WORDS, even_parts};
-use super::product::{RegisterProduct, Tile, Weights};
-use crate::simd::{Kernel, MAX_LANES, Simd};
+use super::layout::{CACHE_LINE, PANEL};
+use super::product::{RegisterProduct, Tile};
+use crate::simd::{Kernel, Simd};
 
 impl Tile {
     /// Runs `count` adjacent tiles of `ROWS` rows and `VECTORS` vectors.
@@ -68,7 +63,7 @@ impl Tile {
     /// The `i`-th of the adjacent tiles of `vectors` vectors that begin here. If several of them
     /// share a panel, they also share its prefetches, one after the other.
     #[inline(always)]
-    pub(crate) fn nth<S: Simd>(&self, i: usize, vectors: usize) -> Tile {
+    fn nth<S: Simd>(&self, i: usize, vectors: usize) -> Tile {
         let of_panel = (PANEL / (vectors * S::LANES)).max(1);
         if of_panel == 1 {
             return self.shifted::<S>(i * vectors);
@@ -109,10 +104,9 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
 /// # Safety
 /// `a` is readable for `ROWS` rows of `steps · P::A_WORDS` words,
 /// [`ROW_STRIDE`](super::layout::ROW_STRIDE) words apart; `w` (at a multiple of `VECTORS` vectors
-/// within its panel, or the start of a strip) for `VECTORS` vectors of `steps` steps; `strip` is
-/// writable for as much if the product writes one; `bias` is null or readable for `VECTORS`
-/// vectors; `c` is writable for `ROWS` rows of `VECTORS` vectors, which no other thread accesses
-/// during the call, and if `resume` is set they are initialized.
+/// within its panel, which is aligned to cache lines) for `VECTORS` vectors of `steps` steps; `bias`
+/// is null or readable for `VECTORS` vectors; `c` is writable for `ROWS` rows of `VECTORS` vectors,
+/// which no other thread accesses during the call, and if `resume` is set they are initialized.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
 unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(
@@ -134,19 +128,13 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
         for v in 0..VECTORS {
             w[v] = t.w.add(t.offset::<S>(v));
         }
-        let strip_step = P::A_WORDS * VECTORS * S::LANES;
-        let w_step = if P::WEIGHTS == Weights::Strip { strip_step } else { PANEL };
         let (mut a, mut next, mut next_a) = (t.a, t.prefetch.0, t.prefetch_a.0);
-        let mut strip = t.strip;
         for _ in 0..t.steps {
-            P::step(s, &mut acc, a, &w, strip);
+            P::step(s, &mut acc, a, &w);
             for v in (0..VECTORS).step_by((CACHE_LINE / S::LANES).max(1)) {
                 s.prefetch(next.wrapping_add(t.offset::<S>(v)));
             }
             next = next.wrapping_add(t.prefetch.1);
-            if P::WEIGHTS == Weights::PanelsToStrip {
-                strip = strip.add(strip_step);
-            }
             // Prefetch A only in tiles that are full or nearly so, as with many rows, whose A
             // exceeds L2. A tile of few rows has no spare cycles for it. The condition is a
             // constant, because a branch in this loop would spill accumulators.
@@ -156,7 +144,7 @@ unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: us
             }
             a = a.add(P::A_WORDS);
             for v in 0..VECTORS {
-                w[v] = w[v].add(w_step);
+                w[v] = w[v].add(PANEL);
             }
         }
         for r in 0..ROWS {
@@ -193,48 +181,6 @@ pub(super) unsafe fn register_tiles<S: Simd, P: RegisterProduct>(
         }
         if rest > 0 {
             s.tile::<P>(rows, panel, rest, tile.shifted::<S>(count * wide));
-        }
-    }
-}
-
-/// Columns of a strip, in vectors: those of a full register tile.
-pub(super) const STRIP_VECTORS: usize = 2;
-
-/// Room for the longest strip of the widest vectors.
-#[repr(align(64))]
-struct Strip(MaybeUninit<[f32; ROW_WORDS * STRIP_VECTORS * MAX_LANES]>);
-
-/// Runs more rows than one register tile over `vectors` vectors of columns, in whole panels, from
-/// `tile` on: strip by strip, so that the weights are unpacked once for all rows. The first tile
-/// `F` of rows writes the strip on the way, and the other tiles `R` read it from L1, where it costs
-/// nothing but the loads.
-///
-/// # Safety
-/// The contract of [`tile`], for all `rows` and `vectors`, with at most `ROW_WORDS` words of A per
-/// row.
-#[inline(never)] // as above
-pub(super) unsafe fn strips<S: Simd, F: RegisterProduct, R: RegisterProduct>(
-    s: S,
-    rows: usize,
-    vectors: usize,
-    tile: Tile,
-) {
-    const { assert!(F::A_WORDS == R::A_WORDS) };
-    let mut strip = Strip(MaybeUninit::uninit());
-    let strip = strip.0.as_mut_ptr().cast::<f32>();
-    for column in 0..vectors / STRIP_VECTORS {
-        for (i, rows) in even_parts(0..rows, S::TILE_ROWS).enumerate() {
-            let tile = tile.below(rows.start, i).nth::<S>(column, STRIP_VECTORS);
-            // SAFETY: the caller's contract covers all rows and vectors. The strip has room for all
-            // steps, and the first tile of rows has written it before the others read it.
-            unsafe {
-                if i == 0 {
-                    s.tile::<F>(rows.len(), STRIP_VECTORS, 1, Tile { strip, ..tile });
-                } else {
-                    let w = strip.cast_const().cast();
-                    s.tile::<R>(rows.len(), STRIP_VECTORS, 1, Tile { w, ..tile });
-                }
-            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::layout::{PANEL, ROW_STRIDE, ROW_WORDS, even_parts};
+use super::layout::{PANEL, ROW_WORDS, even_parts};
 use crate::simd::Simd;
 
 /// How packed words of A and W are multiplied.
@@ -49,67 +49,21 @@ pub(crate) trait Product: Sized + Send + Sync + 'static {
     /// # Safety
     /// The contract of [`super::microkernel::tile`], for all `vectors`.
     unsafe fn tiles<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile);
-
-    /// Runs any number of rows, as register tiles one below the other. `tile` prefetches the first
-    /// tile's shares.
-    ///
-    /// # Safety
-    /// The contract of [`super::microkernel::tile`], for all `rows` and `vectors`.
-    unsafe fn rows<S: Simd>(s: S, rows: usize, vectors: usize, tile: Tile) {
-        // SAFETY: the caller's contract.
-        unsafe { rows_of_tiles::<S, Self>(s, rows, vectors, tile) }
-    }
 }
 
-/// [`Product::rows`], with all vectors of one register tile of rows after the other.
-///
-/// # Safety
-/// The contract of [`Product::rows`].
-#[inline(always)]
-pub(super) unsafe fn rows_of_tiles<S: Simd, P: Product>(
-    s: S,
-    rows: usize,
-    vectors: usize,
-    tile: Tile,
-) {
-    for (i, rows) in P::row_tiles::<S>(0..rows).enumerate() {
-        // SAFETY: the caller's contract covers all rows.
-        unsafe { P::tiles(s, rows.len(), vectors, tile.below(rows.start, i)) };
-    }
-}
-
-/// The inner loop of a register tile.
-pub(crate) trait RegisterProduct: 'static {
-    /// Words of A per step.
-    const A_WORDS: usize;
-    /// Where the weights are.
-    const WEIGHTS: Weights = Weights::Panels;
-
+/// A product computed in vector registers.
+pub(crate) trait RegisterProduct: Product {
     /// One step of k: `acc[r][v] += A[r] · W[v]`.
     ///
     /// # Safety
     /// `a` is readable for `ROWS` rows of `A_WORDS` words, `ROW_STRIDE` words apart; each pointer
-    /// of `w` for `LANES` words of a panel, or for the step's vectors of a strip; `strip` is
-    /// writable for the step's vectors of a strip if [`RegisterProduct::WEIGHTS`] says so.
+    /// of `w`, aligned to a vector, for `LANES` words.
     unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
         s: S,
         acc: &mut [[S::F32; VECTORS]; ROWS],
         a: *const u32,
         w: &[*const u32; VECTORS],
-        strip: *mut f32,
     );
-}
-
-/// Where a register tile's weights are. A *strip* is the weights of a tile's columns as f32,
-/// `[k][NR]`: small enough for L1, and already unpacked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Weights {
-    /// In packed panels.
-    Panels,
-    /// In packed panels; the tile writes its strip for the tiles below it.
-    PanelsToStrip,
-    /// In the strip.
-    Strip,
 }
 
 /// Number of k per packed row (KC).
@@ -136,29 +90,9 @@ pub(crate) struct Tile {
     pub(crate) resume: bool,
     /// Bias to add at the end, one per column; null for none.
     pub(crate) bias: *const f32,
-    /// The strip to write, for [`Weights::PanelsToStrip`]; otherwise null.
-    pub(crate) strip: *mut f32,
     /// Where to prefetch W into L1, and the advance in words per step.
     pub(crate) prefetch: (*const u32, usize),
     /// Where to prefetch A for later tiles into L2, and the advance in words per step. Ignored by
     /// tile registers.
     pub(crate) prefetch_a: (*const u32, usize),
-}
-
-impl Tile {
-    /// The tile of rows from `row` on, which is the `i`-th from here. It prefetches what follows
-    /// the shares of the tiles between.
-    #[inline(always)]
-    pub(crate) fn below(&self, row: usize, i: usize) -> Tile {
-        let after = |(first, per_step): (*const u32, usize)| {
-            (first.wrapping_add(i * self.steps * per_step), per_step)
-        };
-        Tile {
-            a: self.a.wrapping_add(row * ROW_STRIDE),
-            c: self.c.wrapping_add(row * self.c_stride),
-            prefetch: after(self.prefetch),
-            prefetch_a: after(self.prefetch_a),
-            ..*self
-        }
-    }
 }

@@ -5,10 +5,10 @@
 //! - **Rows**, a few hundred at a time (MC): their k block (`rows · 1 KiB`) stays in L2.
 //! - **Groups of panels** (NC): their sums (`rows · 1 KiB`) stay in L2 while k advances, and until
 //!   the epilogue has moved them to their destination.
-//! - **k blocks** (KC) of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words or less: one panel's slice is
-//!   at most 32 KiB and stays in L1.
+//! - **k blocks** (KC) of [`ROW_WORDS`](crate::gemm::ROW_WORDS) words: one panel's slice is at most
+//!   32 KiB and stays in L1.
 //! - **Register tiles** (MR × NR) of all rows pass over the slice. They prefetch the next slice of
-//!   weights into L1 and the next block of x into L2, each an equal share.
+//!   weights into L1 and the next block of x into L2.
 //!
 //! **Performance limits.** A product of `r` rows reads `2 · k · n` bytes of bfloat16 weights and
 //! performs `2 · r · k · n` operations: `r` operations per byte. Up to `rate / bandwidth` rows (13
@@ -295,32 +295,34 @@ impl ProductKernel for Accumulate<'_> {
                     Some(bias) if k_end == k => bias[panel * PANEL..].as_ptr(),
                     _ => std::ptr::null(),
                 };
-                let here = slice(panel, first_step);
-                let prefetch_w = if one_stream {
-                    Prefetch::new(here.wrapping_add(WORDS_AHEAD), steps * PANEL, 1, steps)
-                } else {
-                    Prefetch::new(next, steps * PANEL, tiles_of_rows, steps)
-                };
+                let prefetch_w = Prefetch::new(next, steps * PANEL, tiles_of_rows, steps);
                 let column = (panel - panels.start) * PANEL;
-                // SAFETY: `rows` and k are within the packed operand and `panels` within the packed
-                // weights. `sums`, borrowed mutably, has all rows, SCRATCH_STRIDE floats apart, and
-                // each of these rows its whole group of panels. The bias is padded to whole panels.
-                unsafe {
-                    let a = x.words().add((block * x.rows() + rows.start) * ROW_STRIDE);
-                    let tile = Tile {
-                        a: a.add(first_word),
-                        w: here,
-                        panel_stride: stride,
-                        steps,
-                        c: sums[column..].as_mut_ptr(),
-                        c_stride: SCRATCH_STRIDE,
-                        resume: k_start > 0,
-                        bias,
-                        strip: std::ptr::null_mut(),
-                        prefetch: prefetch_w.share(0),
-                        prefetch_a: prefetch_x.share(call * tiles_of_rows),
-                    };
-                    P::rows(s, rows.len(), count * PANEL / S::LANES, tile);
+                for (i, tile_rows) in P::row_tiles::<S>(rows.clone()).enumerate() {
+                    let c = &mut sums[(tile_rows.start - rows.start) * SCRATCH_STRIDE + column..];
+                    // SAFETY: `rows` and k are within the packed operand and `panels` within the
+                    // packed weights. `c`, borrowed mutably, reaches all rows, SCRATCH_STRIDE
+                    // floats apart, and each of these rows up to the end of its group of panels.
+                    // The bias is padded to whole panels.
+                    unsafe {
+                        let a = x.words().add((block * x.rows() + tile_rows.start) * ROW_STRIDE);
+                        let tile = Tile {
+                            a: a.add(first_word),
+                            w: slice(panel, first_step),
+                            panel_stride: stride,
+                            steps,
+                            c: c.as_mut_ptr(),
+                            c_stride: SCRATCH_STRIDE,
+                            resume: k_start > 0,
+                            bias,
+                            prefetch: if one_stream {
+                                (slice(panel, first_step).wrapping_add(WORDS_AHEAD), PANEL)
+                            } else {
+                                prefetch_w.share(i)
+                            },
+                            prefetch_a: prefetch_x.share(call * tiles_of_rows + i),
+                        };
+                        P::tiles(s, tile_rows.len(), count * PANEL / S::LANES, tile);
+                    }
                 }
             }
         }

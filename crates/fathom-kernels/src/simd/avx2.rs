@@ -2,14 +2,17 @@
 //!
 //! The register tile is 6 × 16 (MR × NR), half a panel: 6 rows × 2 vectors use 12 accumulators, 2
 //! vectors of weights, 1 broadcast and 1 constant. That is every register, so the high halves of
-//! bfloat16 pairs are loaded again ([`Simd::widen_high_at`]): a pair kept for them would be spilled
-//! in every step, which halved the speed of full tiles. The 12 independent accumulators cover the
-//! 8 needed by two FMA units of latency 4.
+//! bfloat16 pairs are loaded again ([`Simd::widen_high_at`]). Kept in registers, the pairs were
+//! spilled in every step: full tiles took 1.3 times as long, or 2.6 times where a slot of the stack
+//! crossed a cache line. The 12 independent accumulators cover the 8 needed by two FMA units of
+//! latency 4.
 //!
 //! A step of two k takes 24 FMAs, 12 broadcasts, 4 loads of pairs, 2 shifts and 2 blends. Two FMA
 //! units need 12 cycles for it, and two load ports 8. Shifts and blends find a free port on Zen,
 //! whose FMAs use two of four vector ports, but shifts are a thirteenth cycle on Intel's cores up
-//! to Skylake, which shift on the ports of FMA.
+//! to Skylake, which shift on the ports of FMA. Weights unpacked once for many rows, by the first
+//! tile of rows into L1 for the others, were slower on Zen 5: by a tenth at 48 rows, by 1 to 5 % at
+//! 64 to 512.
 //!
 //! With 1 to 3 rows the tile is a whole panel wide, so that weights pass by once, in memory order.
 
@@ -81,7 +84,7 @@ impl Simd for Avx2 {
     tile_table! {
         8 vectors: 1;
         4 vectors: 1 2 3;
-        2 vectors: 3 4 5 6;
+        2 vectors: 4 5 6;
     }
 
     #[inline(always)]
