@@ -65,13 +65,16 @@ struct Text {
     done: Done,
 }
 
-/// Runs the requests until all have ended: texts and errors by id.
+/// Tokens, log-probabilities, and whether each token was drafted, of a text that has not ended.
+type Parts = (Vec<u32>, Vec<TokenLogprobs>, Vec<bool>);
+
+/// Runs the requests until all have ended. Returns their texts by id.
 fn run(
     engine: &mut Engine<Cpu>,
     requests: impl IntoIterator<Item = Request>,
 ) -> HashMap<u64, Text> {
     requests.into_iter().for_each(|request| _ = engine.submit(request).unwrap());
-    let mut parts: HashMap<u64, (Vec<u32>, Vec<TokenLogprobs>, Vec<bool>)> = HashMap::new();
+    let mut parts: HashMap<u64, Parts> = HashMap::new();
     let mut texts = HashMap::new();
     while engine.pending() > 0 {
         for update in engine.step().unwrap() {

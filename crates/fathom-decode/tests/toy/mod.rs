@@ -119,10 +119,10 @@ pub fn decode(
         let before = text.tokens().len();
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
-        let constraint = constraint.as_mut().map(|constraint| {
+        let mut constraint = constraint.as_mut();
+        if let Some(constraint) = &mut constraint {
             constraint.follow(text.generated()).unwrap();
-            constraint
-        });
+        }
         let judge = |logits| {
             let position = before;
             LogitsJudge { sampler, logits, vocab, position, history, constraint }

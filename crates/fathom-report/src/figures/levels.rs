@@ -22,14 +22,24 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
     let Some(most) = counts.max() else {
         return Err(HEAD.absent(NO_SECONDARY, None));
     };
-    let mut data = Table::new(vec![
+    let several = runs.iter().any(|run| !run.phases.most_frequent(1).is_empty());
+    let phase_column = several.then(|| Column::text("phase", "Phase"));
+    let columns = vec![
         Column::text("model", "Model"),
         Column::text("level", "Level"),
         Column::number("l_start", "First layer"),
         Column::number("lifetime", "Layers"),
-        Column::text("phase", "Phase"),
-        Column::number("count", "Secondary sinks"),
-    ]);
+    ];
+    let count_column = Column::number("count", "Secondary sinks");
+    let columns = columns.into_iter().chain(phase_column).chain([count_column]);
+    let mut data = Table::new(columns.collect());
+    let mut row = |[name, letter]: [&str; 2], level: [usize; 2], phase: String, count: usize| {
+        let mut row = vec![Cell::text(name), Cell::text(letter)];
+        row.extend(level.map(Cell::count));
+        row.extend(several.then(|| Cell::text(phase)));
+        row.push(Cell::count(count));
+        data.push(row);
+    };
     let mut findings = Vec::new();
     let mut panels = Vec::new();
     for (run, others) in runs.iter().zip(&others) {
@@ -85,24 +95,13 @@ pub fn levels(runs: &[&RunData]) -> MaybeFigure {
         }
         panels.push(panel);
         for entry in entries {
-            data.push(vec![
-                Cell::text(&run.name),
-                Cell::text(&entry.letter),
-                Cell::count(entry.level.l_start),
-                Cell::count(entry.level.lifetime),
-                Cell::text(entry.phase.map_or(String::new(), layers_of)),
-                Cell::count(entry.level.count),
-            ]);
+            let level = entry.level;
+            let phase = entry.phase.map_or(String::new(), layers_of);
+            let names = [run.name.as_str(), &entry.letter];
+            row(names, [level.l_start, level.lifetime], phase, level.count);
         }
         for ((l_start, lifetime, phase), count) in others {
-            data.push(vec![
-                Cell::text(&run.name),
-                Cell::text("not listed"),
-                Cell::count(*l_start),
-                Cell::count(*lifetime),
-                Cell::text(phase),
-                Cell::count(*count),
-            ]);
+            row([&run.name, "not listed"], [*l_start, *lifetime], phase.clone(), *count);
         }
         if !others.is_empty() {
             findings.push(format!(
