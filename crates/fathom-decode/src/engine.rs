@@ -11,6 +11,7 @@
 mod admission;
 mod draft_worker;
 mod drafting;
+mod guessing;
 mod handle;
 mod metrics;
 mod options;
@@ -28,7 +29,9 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Transformer};
 
-use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
+use crate::{
+    GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, SuffixIndex, ar, sd,
+};
 use draft_worker::DraftWorker;
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
@@ -90,6 +93,8 @@ pub struct Engine<B: Backend> {
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
+    /// Texts that free guesses come from, next to each request's own.
+    corpus: SuffixIndex,
     waiting: VecDeque<Slot<B>>,
     /// Admitted requests whose prompts are not completely in the caches.
     prefilling: VecDeque<Slot<B>>,
@@ -100,8 +105,9 @@ pub struct Engine<B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// An engine with a target and, for every mode but [`Mode::Ar`], a draft with the same
-    /// vocabulary ([`crate::shared_vocabulary`]).
+    /// An engine with a target and, for [`Mode::Sd`] and [`Mode::Pearl`], a draft with the same
+    /// vocabulary ([`crate::shared_vocabulary`]). Without a draft, [`ModeChoice::Auto`] chooses
+    /// between the other modes.
     ///
     /// The vocabulary and the context are the target's. A text that exceeds the draft's vocabulary
     /// or context continues without drafts.
@@ -127,10 +133,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Engine<B>> {
         options.validate()?;
         let vocab = target.config().vocab;
-        if draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message = "speculative decoding needs a draft model; expected one, or mode `ar`";
-            return Err(Error::Request(message.to_owned()));
-        }
+        refuse_without_draft(options.mode, draft.is_some())?;
         if options.vocab > vocab {
             return Err(Error::Request(format!(
                 "the vocabulary has {} tokens; expected at most {vocab}, the width of the target's \
@@ -139,7 +142,8 @@ impl<B: Backend> Engine<B> {
             )));
         }
         let draft = match (options.mode, draft) {
-            (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
+            (_, None) => None,
+            (ModeChoice::Always(mode), _) if !mode.needs_draft_model() => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
         Ok(Engine {
@@ -148,6 +152,7 @@ impl<B: Backend> Engine<B> {
             draft,
             options,
             planner: Planner::new(options.gamma),
+            corpus: SuffixIndex::default(),
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
             running: Vec::new(),
@@ -235,10 +240,7 @@ impl<B: Backend> Engine<B> {
     /// Invalid options, or a mode that needs a missing draft.
     pub fn configure(&mut self, options: EngineOptions) -> Result<()> {
         options.validate()?;
-        if self.draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message = "speculative decoding needs a draft model, and this engine has none";
-            return Err(Error::Request(message.to_owned()));
-        }
+        refuse_without_draft(options.mode, self.draft.is_some())?;
         if options.vocab != self.options.vocab {
             let message = "an engine's vocabulary is that of its models and cannot change";
             return Err(Error::Request(message.to_owned()));
@@ -301,6 +303,11 @@ impl<B: Backend> Engine<B> {
                 let (chunks, drafting) = self.finish_drafting(mode, job)?;
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, drafting + scoring)
+            }
+            Mode::Suffix => {
+                let chunks = self.guessed_chunks();
+                let (scores, scoring) = self.score(mode, Some(&chunks))?;
+                (chunks, scores, scoring)
             }
             Mode::Pearl => {
                 let job = self.start_drafting(mode, gamma);
@@ -379,7 +386,7 @@ impl<B: Backend> Engine<B> {
             };
             let outcome = match mode {
                 Mode::Ar => ar::step(&mut slot.text, judge),
-                Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
+                Mode::Sd | Mode::Suffix => sd::step(&mut slot.text, &chunk, judge),
                 Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
             };
             let outcome = slot.failure.take().map_or(outcome, Err);
@@ -398,11 +405,13 @@ impl<B: Backend> Engine<B> {
             {
                 draft.forget(slot.number);
             }
-            self.planner.speeds.record_acceptance(
-                slot.runs.open(),
-                outcome.judged,
-                outcome.accepted,
-            );
+            if mode.needs_draft_model() {
+                let (judged, accepted) = (outcome.judged, outcome.accepted);
+                self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
+            }
+            let followed = &slot.text.tokens()[position..];
+            self.planner.guessing.record(slot.guesser.guesses(), followed);
+            slot.guesser.clear();
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
             self.metrics.acceptance.record(&outcome);
@@ -420,5 +429,18 @@ impl<B: Backend> Engine<B> {
         self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
         self.metrics.judge_seconds += start.elapsed().as_secs_f64();
         Ok(updates)
+    }
+}
+
+/// Checks that a mode that needs a draft model has one.
+fn refuse_without_draft(mode: ModeChoice, has_draft: bool) -> Result<()> {
+    match mode {
+        ModeChoice::Always(mode) if mode.needs_draft_model() && !has_draft => {
+            Err(Error::Request(format!(
+                "mode `{mode}` needs a draft model, and there is none; expected one, or mode `ar` \
+                 or `suffix`"
+            )))
+        }
+        _ => Ok(()),
     }
 }

@@ -15,6 +15,7 @@ pub mod sd;
 pub mod seed_table;
 pub mod simulate;
 mod stop_strings;
+mod suffix;
 mod text_stream;
 mod threads;
 mod verify;
@@ -32,6 +33,7 @@ pub use sampling::{
     philox4x32,
 };
 pub use stop_strings::StopStrings;
+pub use suffix::{Guess, Match, SuffixIndex};
 pub use text_stream::TextStream;
 pub use threads::{Placement, ThreadSplit};
 pub use verify::{Judge, Outcome, Verdict, verify};

@@ -5,9 +5,9 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::Result;
 
-use super::Engine;
 use super::draft_worker::{DraftItem, DraftJob};
 use super::slot::Slot;
+use super::{Engine, ModeChoice};
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
@@ -21,18 +21,25 @@ pub(super) struct StartedJob {
 impl<B: Backend> Engine<B> {
     /// The mode and γ of the next step.
     pub(super) fn plan(&mut self) -> (Mode, usize) {
+        let longest_guess = self.plan_guesses();
         let running = &self.running;
         let speculating = || running.iter().filter(|slot| slot.speculates());
         let runs: Vec<usize> = speculating().map(|slot| slot.runs.open()).collect();
         let plain = running.len() - runs.len();
-        // Without a speculating sequence every mode is `ar`, and the planner learns nothing.
-        let (mode, gamma) = match runs.is_empty() {
-            true => (Mode::Ar, 0),
-            false => {
-                let phases = speculating().map(|slot| slot.pearl.phase());
-                self.planner.plan(self.options.mode, &runs, plain, phases)
+        let (choice, phases) = (self.options.mode, speculating().map(|slot| slot.pearl.phase()));
+        let (mode, gamma) = match choice {
+            // Without a sequence that the draft model follows, its modes are `ar`, and the planner
+            // learns nothing.
+            ModeChoice::Always(mode) if mode.needs_draft_model() && runs.is_empty() => {
+                (Mode::Ar, 0)
             }
+            _ if runs.is_empty() => {
+                let modes = &Mode::WITHOUT_DRAFT_MODEL;
+                self.planner.plan(choice, modes, &runs, plain, phases)
+            }
+            _ => self.planner.plan(choice, &Mode::ALL, &runs, plain, phases),
         };
+        let gamma = if mode == Mode::Suffix { longest_guess } else { gamma };
         let all_in_pre = || running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {
             Mode::Ar => {}
@@ -44,7 +51,7 @@ impl<B: Backend> Engine<B> {
                 self.metrics.wasted += slot.drop_pending();
             }
         }
-        if self.draft.is_some() {
+        if self.draft.is_some() && mode != Mode::Suffix {
             self.metrics.steps_without_draft += plain;
         }
         self.metrics.gamma = gamma;

@@ -6,6 +6,7 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::guessing::Guesser;
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
@@ -29,6 +30,7 @@ pub(super) struct Slot<B: Backend> {
     /// Token counts of the text. `None` if logits are not processed.
     pub history: Option<History>,
     pub pearl: Pearl,
+    pub guesser: Guesser,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
     drafted_len: usize,
@@ -60,6 +62,7 @@ impl<B: Backend> Slot<B> {
             sampler,
             history,
             pearl: Pearl::new(),
+            guesser: Guesser::default(),
             sequence: None,
             drafted_len: 0,
             limits,
@@ -162,9 +165,10 @@ impl<B: Backend> Slot<B> {
     }
 
     /// Upper bound of the tokens in either cache during a step with chunks of at most `gamma`: the
-    /// text and the drafts (pending and chunk) that there is room for, or the text and one token.
+    /// text and the drafts (pending and chunk) or guesses that there is room for, or the text and
+    /// one token.
     pub fn reach(&self, gamma: usize) -> usize {
-        let drafts = (self.pearl.pending().len() + gamma).min(self.room());
+        let drafts = (self.pearl.pending().len() + gamma).min(self.text.remaining());
         self.text.tokens().len() + drafts.max(1)
     }
 
@@ -200,6 +204,7 @@ impl<B: Backend> Slot<B> {
     pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
+        self.guesser = Guesser::default();
         self.count_from(self.text.tokens().len());
         self.speculates = self.draft_can_follow();
         (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());

@@ -123,6 +123,12 @@ impl Sampler {
     /// The target's verdict on a draft for `position`, from its processed logits there. This is
     /// exact speculative sampling: the resulting token is distributed as p.
     ///
+    /// A draft x that was not drawn has q = 1 at x. Leviathan et al. (2023), algorithm 1, then
+    /// accepts x with probability min(1, p(x)/q(x)) = p(x), and draws the correction from
+    /// (p - q)₊, normalised: p(y) / (1 - p(x)) for y ≠ x. A draw y ~ p does both: it is x with
+    /// probability p(x), and otherwise it has the correction's distribution. The draw is that of
+    /// [`Sampler::sample`], so the text is that of decoding without drafts, whatever is guessed.
+    ///
     /// # Errors
     /// Logits that are not numbers.
     pub fn judge(&self, logits: &[f32], draft: &Drafted, position: usize) -> Result<Verdict> {
@@ -130,15 +136,11 @@ impl Sampler {
             let best = argmax(logits, self.limit)?;
             return Ok(if draft.token == best { Verdict::Accept } else { Verdict::Reject(best) });
         }
-        let p = self.distribution(logits)?;
-        let point; // q of a greedy draft
-        let q = match &draft.q {
-            Some(q) => q,
-            None => {
-                point = Distribution::point(draft.token);
-                &point
-            }
+        let Some(q) = &draft.q else {
+            let y = self.sample(logits, position)?;
+            return Ok(if draft.token == y { Verdict::Accept } else { Verdict::Reject(y) });
         };
+        let p = self.distribution(logits)?;
         if p.accepts(draft.token, q, self.rng.uniform(position, Purpose::Accept)) {
             return Ok(Verdict::Accept);
         }

@@ -9,6 +9,7 @@
 
 mod command;
 mod commands;
+mod draft_arg;
 mod failure;
 mod gamma_arg;
 mod indices;

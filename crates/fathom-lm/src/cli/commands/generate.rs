@@ -10,6 +10,7 @@ use fathom_sinks::SinkRow;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use crate::cli::draft_arg::DraftArg;
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
 use crate::cli::mode_arg::ModeName;
@@ -35,20 +36,22 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
     fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom generate --target ./target --draft suffix --prompts edits.jsonl\n  \
     fathom generate --target ./target --prompts GSM8K.jsonl --watch --out watched.jsonl\n  \
     fathom scan --model ./target --traces traces.jsonl --out run\n\n\
     A prompt is a row with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named \
     *.txt, a line of text.\n\
-    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed \
-    --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
+    Sampled text is reproducible from its --seed in the modes ar, suffix and pearl, and in sd with \
+    a fixed --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
     /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
-    /// decoding continues without it
+    /// decoding continues without it. `suffix` needs no model: what followed the last tokens where
+    /// they occurred before, in the prompt or the text, is the draft
     #[arg(long, value_name = "D")]
-    draft: Option<String>,
-    /// Decoding mode [default: pearl with a draft, ar without]
+    draft: Option<DraftArg>,
+    /// Decoding mode [default: pearl with a draft model, suffix with --draft suffix, ar without]
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeName>,
     #[command(flatten)]
@@ -105,7 +108,7 @@ struct PromptSource {
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
-    let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
+    let pair = args.pair.open(args.draft.as_ref().and_then(DraftArg::model), &args.prompt_args)?;
     let options = args.options();
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
@@ -197,8 +200,11 @@ impl Args {
     }
 
     fn mode(&self) -> ModeName {
-        let default = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
-        self.mode.unwrap_or(default)
+        self.mode.unwrap_or(match self.draft {
+            Some(DraftArg::Model(_)) => ModeName::Pearl,
+            Some(DraftArg::Suffix) => ModeName::Suffix,
+            None => ModeName::Ar,
+        })
     }
 
     fn options(&self) -> GenerateOptions {
