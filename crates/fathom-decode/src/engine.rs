@@ -30,7 +30,8 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Transformer};
 
 use crate::{
-    GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, SuffixIndex, ar, sd,
+    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, SuffixIndex,
+    Verification, ar, sd,
 };
 use draft_worker::DraftWorker;
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
@@ -95,6 +96,7 @@ pub struct Engine<B: Backend> {
     planner: Planner,
     /// Texts that free guesses come from, next to each request's own.
     corpus: SuffixIndex,
+    verification: Verification,
     waiting: VecDeque<Slot<B>>,
     /// Admitted requests whose prompts are not completely in the caches.
     prefilling: VecDeque<Slot<B>>,
@@ -153,6 +155,7 @@ impl<B: Backend> Engine<B> {
             options,
             planner: Planner::new(options.gamma),
             corpus: SuffixIndex::default(),
+            verification: Verification::default(),
             waiting: VecDeque::new(),
             prefilling: VecDeque::new(),
             running: Vec::new(),
@@ -252,6 +255,11 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
+    /// Changes how the drafts of sampled texts are judged, from the next step on.
+    pub fn set_verification(&mut self, verification: Verification) {
+        self.verification = verification;
+    }
+
     /// Replaces the metrics and returns the old ones. The measurements of the planner are kept.
     pub fn replace_metrics(&mut self, metrics: EngineMetrics) -> EngineMetrics {
         std::mem::replace(&mut self.metrics, metrics)
@@ -300,7 +308,8 @@ impl<B: Backend> Engine<B> {
             }
             Mode::Sd => {
                 let job = self.start_drafting(mode, gamma);
-                let (chunks, drafting) = self.finish_drafting(mode, job)?;
+                let (mut chunks, drafting) = self.finish_drafting(mode, job)?;
+                self.replace_drafts(&mut chunks);
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, drafting + scoring)
             }
@@ -374,12 +383,16 @@ impl<B: Backend> Engine<B> {
             let judge: &mut dyn Judge = match &scores.logits {
                 Some(all) if !slot.takes_argmax() => {
                     logits = all.step(backend, i)?;
-                    &mut LogitsJudge {
+                    let judge = LogitsJudge {
                         sampler: &slot.sampler,
                         logits: &logits,
                         vocab: self.target.config().vocab,
                         position,
                         history: slot.history.as_mut(),
+                    };
+                    match self.verification {
+                        Verification::Token => &mut { judge },
+                        Verification::Block => &mut BlockJudge(judge),
                     }
                 }
                 _ => &mut GreedyJudge { best: &scores.best[i] },
@@ -387,7 +400,10 @@ impl<B: Backend> Engine<B> {
             let outcome = match mode {
                 Mode::Ar => ar::step(&mut slot.text, judge),
                 Mode::Sd | Mode::Suffix => sd::step(&mut slot.text, &chunk, judge),
-                Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
+                Mode::Pearl => {
+                    let guesses = slot.guesser.verified_tokens();
+                    slot.pearl.step_with_guesses(&mut slot.text, chunk, &guesses, judge)
+                }
             };
             let outcome = slot.failure.take().map_or(outcome, Err);
             let outcome: Outcome = match outcome {
@@ -405,13 +421,11 @@ impl<B: Backend> Engine<B> {
             {
                 draft.forget(slot.number);
             }
-            if mode.needs_draft_model() {
+            if mode.needs_draft_model() && !slot.guesser.replaces_draft(mode) {
                 let (judged, accepted) = (outcome.judged, outcome.accepted);
                 self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
             }
-            let followed = &slot.text.tokens()[position..];
-            self.planner.guessing.record(slot.guesser.guesses(), followed);
-            slot.guesser.clear();
+            slot.guesser.record(&slot.text.tokens()[position..], &mut self.planner.guessing);
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
             self.metrics.acceptance.record(&outcome);

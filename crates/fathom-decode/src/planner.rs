@@ -18,7 +18,7 @@ use crate::{Guess, Mode, Phase};
 use auto_mode::AutoMode;
 use gamma::AdaptiveGamma;
 pub use gamma::{GammaLimits, Lengths};
-use guesses::Guessing;
+pub(crate) use guesses::{Guessed, Guessing};
 pub use running::{Line, Mean};
 use speeds::Speeds;
 
@@ -49,6 +49,20 @@ impl Planner {
     /// `suffix`. `auto` compares the throughput that this gives with that of other modes.
     pub fn plan_guesses(&mut self, guesses: &[&[Guess]]) -> Vec<usize> {
         self.guessing.plan(guesses, self.gamma.fixed_length(), &self.speeds)
+    }
+
+    /// How many guesses for each sequence to verify beside the drafts of a model, in a step of
+    /// `pearl` or `sd` with this γ.
+    pub fn plan_guesses_beside_drafts(
+        &self,
+        mode: Mode,
+        gamma: usize,
+        guessed: &[Guessed],
+    ) -> Vec<usize> {
+        match mode {
+            Mode::Pearl => self.guessing.beside_pearl(guessed, gamma, &self.speeds),
+            _ => self.guessing.instead_of_drafts(guessed, gamma, &self.speeds),
+        }
     }
 
     /// The longest chunk of drafts or guesses.

@@ -40,6 +40,8 @@ impl<B: Backend> Engine<B> {
             _ => self.planner.plan(choice, &Mode::ALL, &runs, plain, phases),
         };
         let gamma = if mode == Mode::Suffix { longest_guess } else { gamma };
+        self.plan_guesses_beside_drafts(mode, gamma);
+        let running = &self.running;
         let all_in_pre = || running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {
             Mode::Ar => {}
@@ -63,7 +65,9 @@ impl<B: Backend> Engine<B> {
     /// there is no such request.
     pub(super) fn start_drafting(&mut self, mode: Mode, gamma: usize) -> Option<StartedJob> {
         let draft = self.draft.as_ref()?;
-        let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
+        let drafts = |slot: &&mut Slot<B>| !slot.guesser.replaces_draft(mode);
+        let items = self.running.iter_mut().filter(drafts);
+        let items = items.filter_map(|slot| slot.draft_item(gamma));
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
         let sequences = items.len();

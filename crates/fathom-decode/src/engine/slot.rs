@@ -104,6 +104,19 @@ impl<B: Backend> Slot<B> {
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
+    /// The target's input in PEARL: the last token of the text, the pending drafts, and the guesses
+    /// to verify after them.
+    pub fn feed_pending(&self) -> Vec<u32> {
+        let mut feed = self.feed(self.pearl.pending());
+        feed.extend(self.guesser.verified().iter().map(|guess| guess.token));
+        feed
+    }
+
+    /// Number of tokens that a chunk of `gamma` has room for.
+    pub fn chunk_len(&self, gamma: usize) -> usize {
+        gamma.min(self.room().saturating_sub(self.pearl.pending().len()))
+    }
+
     /// The text without its last token: what both caches hold before the first step.
     fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
@@ -139,7 +152,7 @@ impl<B: Backend> Slot<B> {
     /// pending drafts. `None` if there is no room.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
-        let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
+        let gamma = self.chunk_len(gamma);
         if gamma == 0 {
             return None;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::running::Mean;
 use super::speeds::{Speeds, size_class};
-use crate::{Guess, Mode};
+use crate::{Guess, Lengths, Mode};
 
 /// Exponential decay of acceptance per observation, as of drafts.
 const DECAY: f64 = 0.997;
@@ -25,6 +25,16 @@ pub(crate) struct Guessing {
     acceptance: GuessAcceptance,
     /// By batch size class.
     throughput: BTreeMap<usize, Throughput>,
+}
+
+/// The guesses for a sequence beside the drafts of a model.
+#[derive(Clone, Debug)]
+pub(crate) struct Guessed {
+    /// Tokens of its current run.
+    pub run: usize,
+    /// Pending drafts, which the guesses follow.
+    pub pending: usize,
+    pub guesses: Vec<Guess>,
 }
 
 /// Running acceptance probabilities of a guess after accepted ones, by the length of its context
@@ -159,6 +169,59 @@ impl Guessing {
     }
 }
 
+impl Guessing {
+    /// How many guesses to verify after the pending drafts in a step of `pearl`.
+    ///
+    /// Guesses that agree with the draft gain nothing: the chunk goes on to the same token. A guess
+    /// gains a token if the pending drafts are accepted and the draft then errs. It is counted if
+    /// one of the first two tokens of the chunk is rejected, which makes the gain fall with k as
+    /// [`most_worth`] needs. Its price is the time by which its row makes the step longer, at the
+    /// throughput of the mode.
+    pub fn beside_pearl(&self, guessed: &[Guessed], gamma: usize, speeds: &Speeds) -> Vec<usize> {
+        let batch = guessed.len();
+        let rows: usize = guessed.iter().map(|one| 1 + one.pending).sum();
+        let runs: Vec<usize> = guessed.iter().map(|one| one.run).collect();
+        let forecast = speeds.forecast(Mode::Pearl, &runs, 0);
+        let costs = (speeds.pass_cost(batch, true), speeds.draft_cost(batch, true));
+        let ((Some(pass), Some(draft)), Some(forecast), Some(survival)) =
+            (costs, forecast, speeds.survival())
+        else {
+            return vec![0; batch];
+        };
+        let rate = forecast.tokens_per_second(Lengths::same(gamma));
+        let step = |guesses: usize| {
+            let pass = pass.optimistic((rows + guesses) as f64).unwrap_or(f64::INFINITY);
+            pass.max(gamma as f64 * draft)
+        };
+        let gains = guessed.iter().map(|one| {
+            let run = survival.after(one.run);
+            let errs = run.at(one.pending) - run.at(one.pending + 2);
+            let alive = self.acceptance.survival(&one.guesses);
+            alive.into_iter().map(|alive| alive * errs).collect()
+        });
+        let gains: Vec<Vec<f64>> = gains.collect();
+        most_worth(&gains, |n| rate * (step(n) - step(0)), WORTH_VERIFYING * batch as f64)
+    }
+
+    /// The sequences whose guesses are expected to be right for longer than a chunk of γ drafts,
+    /// which they replace in `sd`: the number of their guesses, and 0 for all others.
+    pub fn instead_of_drafts(
+        &self,
+        guessed: &[Guessed],
+        gamma: usize,
+        speeds: &Speeds,
+    ) -> Vec<usize> {
+        let Some(survival) = speeds.survival() else { return vec![0; guessed.len()] };
+        let length = |one: &Guessed| {
+            let run = survival.after(one.run);
+            let drafts: f64 = (1..=gamma).map(|k| run.at(k)).sum();
+            let guesses: f64 = self.acceptance.survival(&one.guesses).iter().sum();
+            if guesses > drafts { one.guesses.len() } else { 0 }
+        };
+        guessed.iter().map(length).collect()
+    }
+}
+
 /// The numbers of guesses of each sequence that maximise expected tokens - `price`(n), where n is
 /// their sum. None if the best gain is below `least`.
 fn most_worth(survivals: &[Vec<f64>], price: impl Fn(usize) -> f64, least: f64) -> Vec<usize> {
@@ -185,6 +248,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::planner::speeds::tests::measured;
     use crate::{Purpose, RequestRng};
 
     fn guess(context: usize, count: usize, total: usize) -> Guess {
@@ -214,6 +278,42 @@ mod tests {
         guessing.record(&guesses, &[7, 9, 7]);
         let seen = |context: usize| guessing.acceptance.by_class[context][2].value();
         assert_eq!((seen(0), seen(1), seen(2)), (Some(1.0), Some(0.0), None));
+    }
+
+    /// Rows that make the step no longer are filled if the draft may err; a pass that is already
+    /// the longer part of the step is not made longer for guesses that gain little.
+    #[test]
+    fn guesses_fill_a_pass_that_waits_for_the_draft() {
+        let guessed = |run| Guessed {
+            run,
+            pending: 0,
+            guesses: (0..5).map(|k| guess(8 + k, 1, 1)).collect(),
+        };
+        let lengths = |acceptance, row, run| {
+            let speeds = measured(0.25, 0.5, row, acceptance, 1);
+            Guessing::default().beside_pearl(&[guessed(run)], 6, &speeds)
+        };
+        assert_eq!(lengths(0.5, 0.0, 0), [5], "rows are free");
+        assert_eq!(lengths(0.5, 0.1, 0), [5], "the draft takes as long");
+        assert_eq!(lengths(0.5, 3.0, 0), [0], "a row costs more than a token");
+        let none = Guessing::default().beside_pearl(&[guessed(0)], 6, &Speeds::default());
+        assert_eq!(none, [0], "nothing is measured");
+    }
+
+    /// Guesses replace drafts only where they are expected to be right for longer.
+    #[test]
+    fn a_long_match_replaces_a_weak_draft() {
+        let mut guessing = Guessing::default();
+        let guesses: Vec<Guess> = (0..4).map(|k| guess(20 + k, 1, 1)).collect();
+        (0..50).for_each(|_| guessing.record(&guesses, &[7; 4]));
+        let lengths = |guessing: &Guessing, acceptance| {
+            let speeds = measured(0.1, 1.0, 0.0, acceptance, 1);
+            let one = Guessed { run: 0, pending: 0, guesses: guesses.clone() };
+            guessing.instead_of_drafts(&[one], 4, &speeds)
+        };
+        assert_eq!(lengths(&guessing, 0.5), [4]);
+        assert_eq!(lengths(&guessing, 1.0), [0], "the draft is never rejected");
+        assert_eq!(lengths(&Guessing::default(), 0.9), [0], "guesses are not known to be right");
     }
 
     proptest! {

@@ -73,6 +73,16 @@ impl Speeds {
         costs.target.at(1.0).map(|_| &costs.target)
     }
 
+    /// The measured seconds of drafting one token for every sequence. `None` before the first.
+    pub fn draft_cost(&self, batch: usize, co_running: bool) -> Option<f64> {
+        self.costs.get(&(size_class(batch), co_running))?.draft.value()
+    }
+
+    /// The survival function of a run of drafts. `None` before a draft has been judged.
+    pub fn survival(&self) -> Option<Survival> {
+        self.acceptance.survival()
+    }
+
     /// Seconds of a step of `mode` outside the models; 0 before the first.
     pub fn overhead(&self, batch: usize, mode: Mode) -> f64 {
         self.overheads.get(&(size_class(batch), mode)).and_then(Mean::value).unwrap_or(0.0)

@@ -67,6 +67,11 @@ impl Sampler {
         Ok(self)
     }
 
+    /// The random numbers of the request.
+    pub(super) fn rng(&self) -> &RequestRng {
+        &self.rng
+    }
+
     /// The sampling parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
@@ -148,7 +153,12 @@ impl Sampler {
         Ok(Verdict::Reject(correction))
     }
 
-    fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
+    /// The distribution of the target's own token, from its processed logits. The temperature is
+    /// above 0.
+    ///
+    /// # Errors
+    /// Logits that are not numbers.
+    pub(super) fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
         Distribution::from_logits(logits, &self.params, self.limit)
     }
 }
@@ -170,7 +180,7 @@ pub struct LogitsJudge<'a> {
 
 impl<'a> LogitsJudge<'a> {
     /// The processed logits of a row, `[vocab]`.
-    fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
+    pub(super) fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
         let columns = row * self.vocab..(row + 1) * self.vocab;
         let rows = || self.logits.len() / self.vocab.max(1);
         let logits: &'a [f32] = self.logits;

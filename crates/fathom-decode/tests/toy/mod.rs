@@ -4,7 +4,8 @@
 //! token in a cache, changes everything after it.
 
 use fathom_decode::{
-    Completion, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,
+    BlockJudge, Completion, Drafted, History, Judge, LogitsJudge, Mode, Outcome, Pearl, Proposal,
+    Sampler, SuffixIndex, Verification, ar, philox4x32, sd,
 };
 
 /// Logits as a hash of the prefix.
@@ -88,6 +89,14 @@ pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<H
     Some(history)
 }
 
+/// What followed the last tokens of `text` where they occurred before: at most `most` tokens.
+fn guessed(text: &[u32], most: usize) -> Proposal {
+    let mut index = SuffixIndex::default();
+    index.extend(text);
+    let guesses = index.guess(index.latest(), most).into_iter();
+    guesses.map(|guess| Drafted { token: guess.token, q: None }).collect()
+}
+
 /// Decodes `text` to its end in `mode`. `gamma` returns γ for a step number.
 pub fn decode(
     mode: Mode,
@@ -95,8 +104,22 @@ pub fn decode(
     sampler: &Sampler,
     target: Toy,
     draft: Toy,
-    mut gamma: impl FnMut(usize) -> usize,
+    gamma: impl FnMut(usize) -> usize,
 ) {
+    decode_verified(mode, Verification::Token, text, sampler, target, draft, gamma);
+}
+
+/// Like [`decode`], with a choice of verification. Returns the outcomes of the steps.
+pub fn decode_verified(
+    mode: Mode,
+    verification: Verification,
+    text: &mut Completion,
+    sampler: &Sampler,
+    target: Toy,
+    draft: Toy,
+    mut gamma: impl FnMut(usize) -> usize,
+) -> Vec<Outcome> {
+    let mut outcomes = Vec::new();
     let vocab = target.vocab;
     let (mut target, mut draft) = (Cached::new(target), Cached::new(draft));
     let mut pearl = Pearl::new();
@@ -111,21 +134,24 @@ pub fn decode(
             let logits = target.feed(text.tokens());
             let logits = &logits[logits.len() - vocab..];
             ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before, history })
-        } else if mode == Mode::Sd {
-            let chunk = draft.draft(text.tokens(), prompt_len, gamma(step), sampler);
+        } else if mode == Mode::Sd || mode == Mode::Suffix {
+            let chunk = match mode {
+                Mode::Suffix => guessed(text.tokens(), gamma(step)),
+                _ => draft.draft(text.tokens(), prompt_len, gamma(step), sampler),
+            };
             let drafted = chunk.iter().map(|draft| draft.token);
             let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + chunk.len()) * vocab);
-            let judge = &mut LogitsJudge { sampler, logits, vocab, position: before, history };
-            sd::step(text, &chunk, judge)
+            let judge = LogitsJudge { sampler, logits, vocab, position: before, history };
+            sd::step(text, &chunk, verified(verification, judge).as_mut())
         } else {
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
             let chunk = draft.draft(&prefix, prompt_len, gamma(step), sampler);
-            let mut judge = LogitsJudge { sampler, logits, vocab, position: before, history };
-            pearl.step(text, chunk, &mut judge)
+            let judge = LogitsJudge { sampler, logits, vocab, position: before, history };
+            pearl.step(text, chunk, verified(verification, judge).as_mut())
         }
         .unwrap();
         assert_eq!(text.tokens().len(), before + outcome.committed);
@@ -133,7 +159,17 @@ pub fn decode(
         assert!(outcome.accepted <= outcome.judged && outcome.judged <= outcome.accepted + 1);
         target.cache.truncate(text.tokens().len() - 1);
         draft.cache.truncate(pearl.prefix(text).len() - 1);
+        outcomes.push(outcome);
         step += 1;
     }
     assert!(pearl.pending().is_empty(), "a finished text has nothing pending");
+    outcomes
+}
+
+/// A judge that verifies drafts one by one or together.
+fn verified<'a>(verification: Verification, judge: LogitsJudge<'a>) -> Box<dyn Judge + 'a> {
+    match verification {
+        Verification::Token => Box::new(judge),
+        Verification::Block => Box::new(BlockJudge(judge)),
+    }
 }
