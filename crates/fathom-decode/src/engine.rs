@@ -414,6 +414,10 @@ impl<B: Backend> Engine<B> {
                     continue;
                 }
             };
+            if self.verification == Verification::Block && outcome.ends_run {
+                let position = slot.text.tokens().len();
+                Arc::make_mut(&mut slot.sampler).start_run(position);
+            }
             slot.count_from(position);
             slot.roll_back(&self.target)?;
             if slot.outgrows_draft()

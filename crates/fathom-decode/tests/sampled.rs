@@ -10,8 +10,8 @@
 mod toy;
 
 use fathom_decode::{
-    Completion, Distribution, Drafted, EndRules, Judge, LogitsJudge, Mode, Sampler, SamplingParams,
-    Verdict, Verification, sd,
+    BlockJudge, Completion, Distribution, Drafted, EndRules, Judge, LogitsJudge, Mode, Sampler,
+    SamplingParams, Verdict, Verification, sd,
 };
 use toy::{Toy, counted, decode, decode_verified};
 
@@ -180,6 +180,34 @@ fn texts_of_block_verification_are_distributed_as_the_targets() {
             assert!(chi2 < CRITICAL, "{params:?} {mode} γ={gamma}: χ² = {chi2}");
         }
     }
+}
+
+/// Power of the test: it rejects block verification that uses the draws of a rejected chunk again.
+#[test]
+fn draws_that_are_used_again_after_a_rejected_block_are_detected() {
+    let params = sampled(0.8);
+    let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
+    for request in 0..SAMPLES {
+        let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+        let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+        let mut text = Completion::new(vec![0], end);
+        while !text.is_finished() {
+            let (mut prefix, position) = (text.tokens().to_vec(), text.tokens().len());
+            let mut logits = target().logits(&prefix);
+            let mut chunk = Vec::new();
+            for _ in 0..3 {
+                chunk.push(sampler.draft(&draft().logits(&prefix), prefix.len()).unwrap());
+                prefix.push(chunk[chunk.len() - 1].token);
+                logits.extend(target().logits(&prefix));
+            }
+            let (logits, vocab) = (&logits[..], TOKENS + 1);
+            let judge = LogitsJudge { sampler: &sampler, logits, vocab, position, history: None };
+            sd::step(&mut text, &chunk, &mut BlockJudge(judge)).unwrap();
+        }
+        counts[index(text.generated())] += 1;
+    }
+    let chi2 = chi2(&counts, &truth(&params));
+    assert!(chi2 > 5.0 * CRITICAL, "χ² = {chi2}");
 }
 
 /// More drafts are accepted of a block than one by one. γ = 3, so the number of each pass has a

@@ -218,6 +218,7 @@ impl<B: Backend> Slot<B> {
         self.drop_pending();
         self.text.rewind();
         self.guesser = Guesser::default();
+        Arc::make_mut(&mut self.sampler).start_run(0);
         self.count_from(self.text.tokens().len());
         self.speculates = self.draft_can_follow();
         (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());

@@ -67,6 +67,12 @@ impl Sampler {
         Ok(self)
     }
 
+    /// Other random numbers for a run of accepted drafts that begins at `position`
+    /// ([`RequestRng::start_run`]), after a rejection by block verification.
+    pub fn start_run(&mut self, position: usize) {
+        self.rng.start_run(position);
+    }
+
     /// The random numbers of the request.
     pub(super) fn rng(&self) -> &RequestRng {
         &self.rng

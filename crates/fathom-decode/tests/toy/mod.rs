@@ -119,7 +119,7 @@ pub fn decode_verified(
     draft: Toy,
     mut gamma: impl FnMut(usize) -> usize,
 ) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
+    let (mut keyed, mut outcomes) = (sampler.clone(), Vec::new());
     let vocab = target.vocab;
     let (mut target, mut draft) = (Cached::new(target), Cached::new(draft));
     let mut pearl = Pearl::new();
@@ -127,6 +127,7 @@ pub fn decode_verified(
     let prompt_len = text.tokens().len() - text.generated().len();
     while !text.is_finished() {
         let before = text.tokens().len();
+        let sampler = &keyed;
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
         let outcome = if step == 0 || mode == Mode::Ar {
@@ -159,6 +160,9 @@ pub fn decode_verified(
         assert!(outcome.accepted <= outcome.judged && outcome.judged <= outcome.accepted + 1);
         target.cache.truncate(text.tokens().len() - 1);
         draft.cache.truncate(pearl.prefix(text).len() - 1);
+        if verification == Verification::Block && outcome.ends_run {
+            keyed.start_run(text.tokens().len());
+        }
         outcomes.push(outcome);
         step += 1;
     }

@@ -189,7 +189,7 @@ impl Args {
             Remark::advice("same-samples", text)
         });
         let beyond = match self.mode() {
-            ModeName::Ar => None,
+            ModeName::Ar | ModeName::Suffix => None,
             _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
         };
         recommended.into_iter().chain(same).chain(beyond).collect()
