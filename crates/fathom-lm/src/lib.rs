@@ -38,7 +38,7 @@ pub use fathom_decode::engine::{
     EngineHandle, Gamma, HandleMetrics, ModeChoice, RowWatcher, WatchedRows, Watcher,
 };
 pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
-pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
+pub use fathom_decode::{Finish, Mode, Placement, SamplingParams, Verification};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{
     Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LoadProgress,

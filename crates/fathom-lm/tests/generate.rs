@@ -324,6 +324,22 @@ fn guesses_from_the_text_change_no_byte() {
     assert!((1..=60).contains(&steps), "{report}");
 }
 
+/// Block verification changes sampled texts and no greedy ones.
+#[test]
+fn blocks_are_verified_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(&dir);
+    let text = |temperature: &str, verification: &str| {
+        let mut command = generate(&["--prompts"]);
+        command.arg(&prompts).args(["--max-tokens", "40", "--ignore-eos", "--gamma", "4"]);
+        command.args(["--temperature", temperature, "--verification", verification]);
+        stdout(command)
+    };
+    assert_eq!(text("0", "block"), text("0", "token"));
+    assert_eq!(text("0.8", "block"), text("0.8", "block"));
+    assert_ne!(text("0.8", "block"), text("0.8", "token"));
+}
+
 #[test]
 fn prompts_that_do_not_fit() {
     let dir = tempfile::tempdir().unwrap();

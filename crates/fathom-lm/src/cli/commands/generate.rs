@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
 use fathom_sinks::SinkRow;
@@ -22,7 +23,7 @@ use crate::cli::sampling_args::SamplingArgs;
 use crate::cli::watch_args::{self, WatchArgs};
 use crate::{
     Error, GenerateOptions, Generation, Pair, Piece, PromptFile, Prompts, Remark, Remarks, Result,
-    RowFields, SamplingParams, Task,
+    RowFields, SamplingParams, Task, Verification,
 };
 
 /// Generate text, optionally with a draft model to make it faster
@@ -81,6 +82,10 @@ pub struct Args {
     /// Draft length in tokens; `auto` measures which is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
+    /// How the drafts of sampled text are judged; texts have the target's distribution either way,
+    /// but those of a seed differ
+    #[arg(long, value_enum, default_value_t = VerificationName::Token, value_name = "HOW")]
+    verification: VerificationName,
     /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
     /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
@@ -92,6 +97,24 @@ pub struct Args {
     prompt_args: PromptArgs,
     #[command(flatten)]
     watch: WatchArgs,
+}
+
+/// `--verification`: how drafts are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum VerificationName {
+    /// One by one
+    Token,
+    /// Those of a pass together, which accepts at least as many
+    Block,
+}
+
+impl From<VerificationName> for Verification {
+    fn from(name: VerificationName) -> Verification {
+        match name {
+            VerificationName::Token => Verification::Token,
+            VerificationName::Block => Verification::Block,
+        }
+    }
 }
 
 /// Where the prompts come from.
@@ -127,7 +150,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let tasks = prompts.tasks(args.samples as usize);
 
     let mut bar = LoadingBar::new(output);
-    let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    let mut engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    engine.set_verification(args.verification.into());
     drop(bar);
     let line = TraceLine {
         origin: engine.origin().clone(),
