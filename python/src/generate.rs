@@ -60,7 +60,10 @@ fn options(
         "auto" if drafts => ModeChoice::Auto,
         "auto" => ModeChoice::Always(Mode::Ar),
         name => ModeChoice::Always(name.parse().map_err(|_| {
-            Error::Request(format!("mode is `{name}`; expected `auto`, `ar`, `sd` or `pearl`"))
+            Error::Request(format!(
+                "mode is `{name}`; expected `auto`, `ar`, `sd`, `pearl` or \
+                 `suffix`"
+            ))
         })?),
     };
     Ok(GenerateOptions {

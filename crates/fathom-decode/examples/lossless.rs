@@ -8,7 +8,7 @@
 //!
 //! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. The last TAIL tokens of
 //! each prompt are continued (whole prompts at batch 16 with adaptive γ), so that hundreds of
-//! prompts in 90 combinations take minutes. At the end the target is its own draft, and every draft
+//! prompts in 120 combinations take minutes. At the end the target is its own draft, and every draft
 //! must be accepted. Exit code 1 at the first difference.
 
 use std::collections::HashMap;
@@ -26,8 +26,12 @@ use fathom_model::{
 };
 
 const BENCHMARKS: [&str; 4] = ["AIME", "CNNDM", "GSM8K", "HumanEval"];
-const MODES: [ModeChoice; 3] =
-    [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto];
+const MODES: [ModeChoice; 4] = [
+    ModeChoice::Always(Mode::Sd),
+    ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Always(Mode::Suffix),
+    ModeChoice::Auto,
+];
 const BATCHES: [usize; 3] = [1, 4, 16];
 const GAMMAS: [Option<usize>; 5] = [Some(1), Some(2), Some(5), Some(9), None];
 /// (target, draft) threads of a model that runs alone.

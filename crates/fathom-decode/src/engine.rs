@@ -13,6 +13,7 @@ mod draft;
 mod draft_worker;
 mod drafting;
 mod edit_watcher;
+mod guessing;
 mod handle;
 mod judging;
 mod metrics;
@@ -34,7 +35,7 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Transformer};
 
 pub use crate::TokenLogprobs;
-use crate::{Mode, Planner, Proposal};
+use crate::{Mode, Planner, Proposal, SuffixIndex, Verification};
 use draft_worker::DraftWorker;
 pub use edit_watcher::{ChangedRows, EditWatcher};
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
@@ -98,6 +99,9 @@ pub struct Engine<B: Backend> {
     draft: Option<DraftWorker>,
     options: EngineOptions,
     planner: Planner,
+    /// Texts that free guesses come from, next to each request's own.
+    corpus: SuffixIndex,
+    verification: Verification,
     waiting: VecDeque<Slot<B>>,
     /// Admitted requests whose prompts are not completely in the caches, in the order of admission.
     prefilling: Vec<Slot<B>>,
@@ -110,8 +114,9 @@ pub struct Engine<B: Backend> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// An engine with a target and, for every mode but [`Mode::Ar`], a draft with the same
-    /// vocabulary ([`crate::shared_vocabulary`]).
+    /// An engine with a target and, for [`Mode::Sd`] and [`Mode::Pearl`], a draft with the same
+    /// vocabulary ([`crate::shared_vocabulary`]). Without a draft, [`ModeChoice::Auto`] chooses
+    /// between the other modes.
     ///
     /// The vocabulary and the context are the target's. A text that exceeds the draft's vocabulary
     /// or context continues without drafts.
@@ -137,10 +142,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Engine<B>> {
         options.validate()?;
         let vocab = target.config().vocab;
-        if draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message = "speculative decoding needs a draft model; expected one, or mode `ar`";
-            return Err(Error::Request(message.to_owned()));
-        }
+        refuse_without_draft(options.mode, draft.is_some())?;
         if options.vocab > vocab {
             return Err(Error::Request(format!(
                 "the vocabulary has {} tokens; expected at most {vocab}, the width of the target's \
@@ -149,7 +151,8 @@ impl<B: Backend> Engine<B> {
             )));
         }
         let draft = match (options.mode, draft) {
-            (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
+            (_, None) => None,
+            (ModeChoice::Always(mode), _) if !mode.needs_draft_model() => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
         let page = target.backend().kv_page();
@@ -159,6 +162,8 @@ impl<B: Backend> Engine<B> {
             draft,
             options,
             planner: Planner::new(options.gamma),
+            corpus: SuffixIndex::default(),
+            verification: Verification::default(),
             waiting: VecDeque::new(),
             prefilling: Vec::new(),
             running: Vec::new(),
@@ -250,10 +255,7 @@ impl<B: Backend> Engine<B> {
     /// Invalid options, or a mode that needs a missing draft.
     pub fn configure(&mut self, options: EngineOptions) -> Result<()> {
         options.validate()?;
-        if self.draft.is_none() && options.mode != ModeChoice::Always(Mode::Ar) {
-            let message = "speculative decoding needs a draft model, and this engine has none";
-            return Err(Error::Request(message.to_owned()));
-        }
+        refuse_without_draft(options.mode, self.draft.is_some())?;
         if options.vocab != self.options.vocab {
             let message = "an engine's vocabulary is that of its models and cannot change";
             return Err(Error::Request(message.to_owned()));
@@ -266,6 +268,11 @@ impl<B: Backend> Engine<B> {
         }
         self.options = options;
         Ok(())
+    }
+
+    /// Changes how the drafts of sampled texts are judged, from the next step on.
+    pub fn set_verification(&mut self, verification: Verification) {
+        self.verification = verification;
     }
 
     /// Replaces the metrics and returns the old ones. The measurements of the planner are kept.
@@ -328,9 +335,15 @@ impl<B: Backend> Engine<B> {
             }
             Mode::Sd => {
                 let job = self.start_drafting(mode, gamma);
-                let (chunks, drafting) = self.finish_drafting(mode, job)?;
+                let (mut chunks, drafting) = self.finish_drafting(mode, job)?;
+                self.replace_drafts(&mut chunks);
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, drafting + scoring)
+            }
+            Mode::Suffix => {
+                let chunks = self.guessed_chunks();
+                let (scores, scoring) = self.score(mode, Some(&chunks))?;
+                (chunks, scores, scoring)
             }
             Mode::Pearl => {
                 let job = self.start_drafting(mode, gamma);
@@ -380,5 +393,18 @@ impl<B: Backend> Engine<B> {
             self.prefix_cache.release_beyond(&mut slot.shared, prompt);
         }
         self.prefill_draft_prompts()
+    }
+}
+
+/// Checks that a mode that needs a draft model has one.
+fn refuse_without_draft(mode: ModeChoice, has_draft: bool) -> Result<()> {
+    match mode {
+        ModeChoice::Always(mode) if mode.needs_draft_model() && !has_draft => {
+            Err(Error::Request(format!(
+                "mode `{mode}` needs a draft model, and there is none; expected one, or mode `ar` \
+                 or `suffix`"
+            )))
+        }
+        _ => Ok(()),
     }
 }

@@ -17,6 +17,7 @@ pub mod sd;
 pub mod seed_table;
 pub mod simulate;
 mod stop_strings;
+mod suffix;
 mod text_stream;
 mod threads;
 mod verify;
@@ -31,11 +32,12 @@ pub(crate) use planner::Planner;
 pub use planner::{GammaLimits, Lengths, Line, Mean};
 pub use proposal::{Drafted, Proposal};
 pub use sampling::{
-    Distribution, GreedyJudge, History, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
-    TokenLogprobs, philox4x32,
+    BlockDraft, BlockJudge, BlockVerification, Distribution, GreedyJudge, History, LogitsJudge,
+    Purpose, RequestRng, Sampler, SamplingParams, TokenLogprobs, philox4x32,
 };
 pub use stop_strings::StopStrings;
+pub use suffix::{Guess, Match, SuffixIndex};
 pub use text_stream::TextStream;
 pub use threads::{Placement, ThreadSplit};
-pub use verify::{Judge, Outcome, Verdict, verify};
+pub use verify::{BlockVerdict, Judge, Outcome, Verdict, Verification, verify};
 pub use vocabulary::shared_vocabulary;

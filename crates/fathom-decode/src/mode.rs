@@ -15,15 +15,25 @@ pub enum Mode {
     Sd,
     /// PEARL: draft and verify at the same time.
     Pearl,
+    /// Speculation without a draft model: guesses from the text itself ([`crate::SuffixIndex`]),
+    /// then verification in one pass.
+    Suffix,
 }
 
 impl Mode {
     /// All modes.
-    pub const ALL: [Mode; 3] = [Mode::Ar, Mode::Sd, Mode::Pearl];
+    pub const ALL: [Mode; 4] = [Mode::Ar, Mode::Sd, Mode::Pearl, Mode::Suffix];
+    /// The modes that need no draft model.
+    pub const WITHOUT_DRAFT_MODEL: [Mode; 2] = [Mode::Ar, Mode::Suffix];
 
-    /// Whether the mode uses a draft model.
+    /// Whether the mode verifies drafts, of a model or of the text itself.
     pub fn drafts(self) -> bool {
         self != Mode::Ar
+    }
+
+    /// Whether the mode needs a draft model.
+    pub fn needs_draft_model(self) -> bool {
+        !Mode::WITHOUT_DRAFT_MODEL.contains(&self)
     }
 }
 
@@ -33,6 +43,7 @@ impl fmt::Display for Mode {
             Mode::Ar => "ar",
             Mode::Sd => "sd",
             Mode::Pearl => "pearl",
+            Mode::Suffix => "suffix",
         })
     }
 }
@@ -42,7 +53,7 @@ impl FromStr for Mode {
 
     fn from_str(name: &str) -> Result<Mode> {
         Mode::ALL.into_iter().find(|mode| mode.to_string() == name).ok_or_else(|| {
-            Error::Request(format!("mode is `{name}`; expected `ar`, `sd` or `pearl`"))
+            Error::Request(format!("mode is `{name}`; expected `ar`, `sd`, `pearl` or `suffix`"))
         })
     }
 }

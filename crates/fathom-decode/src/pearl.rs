@@ -2,7 +2,7 @@
 
 use fathom_model::Result;
 
-use crate::{Completion, Drafted, Judge, Outcome, Proposal, verify};
+use crate::{Completion, Drafted, Judge, Outcome, Proposal, Verdict, verify};
 
 /// What the target judges in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,68 @@ impl Pearl {
         text.tokens().iter().copied().chain(pending).collect()
     }
 
+    /// Ends a step in which the target scored free guesses too: `guesses` follow the pending
+    /// tokens, and so far each row costs nothing in a pass that is bound by memory.
+    ///
+    /// If the token after the pending ones is the first guess, the next row is the target's for the
+    /// text with that token, and gives one more; and so on. While these tokens are those of the
+    /// chunk, the chunk goes on after them. A rejected draft thus costs no step if the guesses are
+    /// right.
+    ///
+    /// For texts at temperature 0, which are the same with any guesses. Above it the distribution
+    /// would be right too, but the text of a seed would depend on the guesses.
+    ///
+    /// # Errors
+    /// Errors of the judge: logits that are not numbers.
+    pub fn step_with_guesses(
+        &mut self,
+        text: &mut Completion,
+        chunk: Proposal,
+        guesses: &[u32],
+        judge: &mut dyn Judge,
+    ) -> Result<Outcome> {
+        let after_pending = text.tokens().len() + self.pending.len();
+        let mut outcome = verify(text, &self.pending, chunk.first(), judge)?;
+        let committed = |text: &Completion| text.tokens().len().saturating_sub(after_pending);
+        // Tokens of the chunk that are text.
+        let mut agreed = match outcome.ends_run {
+            true => 0,
+            false => committed(text).min(chunk.len()),
+        };
+        for (row, guess) in (self.pending.len() + 1..).zip(guesses) {
+            let is_right = committed(text) > 0 && text.tokens().last() == Some(guess);
+            if text.is_finished() || !is_right {
+                break;
+            }
+            outcome.committed += 1;
+            match chunk.get(agreed).filter(|_| agreed == committed(text)) {
+                None => text.commit(judge.sample(row)?)?,
+                Some(draft) => {
+                    outcome.judged += 1;
+                    match judge.judge(row, draft)? {
+                        Verdict::Accept => {
+                            outcome.accepted += 1;
+                            agreed += 1;
+                            text.commit(draft.token)?;
+                        }
+                        Verdict::Reject(correction) => {
+                            outcome.ends_run = true;
+                            text.commit(correction)?;
+                        }
+                    }
+                }
+            }
+        }
+        let drafted = self.pending.len() + chunk.len();
+        self.pending = if outcome.ends_run || text.is_finished() {
+            Vec::new()
+        } else {
+            chunk.into_iter().skip(agreed).collect()
+        };
+        outcome.wasted = drafted - outcome.accepted - self.pending.len();
+        Ok(outcome)
+    }
+
     /// Ends a step. `chunk` was drafted after [`Pearl::prefix`] while the target scored the pending
     /// tokens; `judge` holds these scores. The chunk is empty if there was no room to draft.
     ///
@@ -65,15 +127,7 @@ impl Pearl {
         chunk: Proposal,
         judge: &mut dyn Judge,
     ) -> Result<Outcome> {
-        let mut outcome = verify(text, &self.pending, chunk.first(), judge)?;
-        let drafted = self.pending.len() + chunk.len();
-        self.pending = if outcome.ends_run || text.is_finished() {
-            Vec::new()
-        } else {
-            chunk.into_iter().skip(1).collect()
-        };
-        outcome.wasted = drafted - outcome.accepted - self.pending.len();
-        Ok(outcome)
+        self.step_with_guesses(text, chunk, &[], judge)
     }
 
     /// Drops the pending drafts, as when the mode changes. Returns their number.
@@ -86,7 +140,7 @@ impl Pearl {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{EndRules, Verdict};
+    use crate::EndRules;
 
     /// A target whose text is 10, 11, 12, …
     struct Counting {
@@ -106,6 +160,42 @@ mod tests {
 
     fn chunk(tokens: &[u32]) -> Proposal {
         tokens.iter().map(|&token| Drafted { token, q: None }).collect()
+    }
+
+    /// With γ = 3: guesses after a rejected draft are text at once, and a chunk goes on behind the
+    /// guesses that agree with it.
+    #[test]
+    fn guesses_fill_the_pass() {
+        let end = EndRules { max_tokens: 100, ..EndRules::default() };
+        let mut text = Completion::new(vec![10], end);
+        let mut pearl = Pearl::new();
+        let mut step = |chunk_tokens: &[u32], guesses: &[u32]| {
+            let mut judge = Counting { position: text.tokens().len() };
+            let chunk = chunk(chunk_tokens);
+            let outcome = pearl.step_with_guesses(&mut text, chunk, guesses, &mut judge).unwrap();
+            (text.generated().len(), pearl.prefix(&text).len(), outcome)
+        };
+
+        // The draft is wrong, both guesses are right: three tokens, nothing pending.
+        let (len, prefix, outcome) = step(&[99, 98, 97], &[11, 12]);
+        assert_eq!((len, prefix, outcome.judged, outcome.accepted), (3, 4, 1, 0));
+        assert_eq!((outcome.committed, outcome.wasted, outcome.ends_run), (3, 3, true));
+
+        // Draft and first guess are right: two tokens, and the third of the chunk is pending.
+        let (len, prefix, outcome) = step(&[14, 15, 16], &[14, 99]);
+        assert_eq!((len, prefix, outcome.judged, outcome.accepted), (5, 7, 2, 2));
+        assert_eq!((outcome.committed, outcome.wasted, outcome.ends_run), (2, 0, false));
+
+        // Post-verify: guesses follow the pending token. The second of the chunk is wrong.
+        let (len, prefix, outcome) = step(&[17, 99, 98], &[17, 18]);
+        assert_eq!((len, prefix, outcome.judged, outcome.accepted), (9, 10, 3, 2));
+        assert_eq!((outcome.committed, outcome.wasted, outcome.ends_run), (4, 2, true));
+
+        // A wrong guess changes nothing, nor do guesses behind a rejected pending token.
+        let (len, prefix, _) = step(&[20, 99, 22], &[99, 21]);
+        assert_eq!((len, prefix), (10, 13));
+        let (len, prefix, outcome) = step(&[23, 24, 25], &[23, 24]);
+        assert_eq!((len, prefix, outcome.committed, outcome.ends_run), (11, 12, 1, true));
     }
 
     /// Example of docs/definitions.md, PEARL, with γ = 3.

@@ -5,33 +5,39 @@
 mod ablation;
 mod auto_mode;
 mod gamma;
+mod guesses;
 mod pass_cost;
 mod run_acceptance;
 mod running;
 mod speeds;
 
+use std::collections::BTreeMap;
+
 use crate::engine::{Gamma, ModeChoice};
-use crate::{Mode, Phase};
+use crate::{Guess, Mode, Phase};
 use auto_mode::AutoMode;
 use gamma::AdaptiveGamma;
 pub use gamma::{GammaLimits, Lengths};
+pub(crate) use guesses::{Guessed, Guessing};
 pub use running::{Line, Mean};
 use speeds::Speeds;
 
 /// Chooses the mode and γ of every step from the measured costs and acceptance of earlier steps.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Planner {
     /// Measured costs and acceptance.
     pub(crate) speeds: Speeds,
     gamma: AdaptiveGamma,
     auto: AutoMode,
+    /// Acceptance of free guesses, and the throughput they give.
+    pub(crate) guessing: Guessing,
 }
 
 impl Planner {
     /// A planner without measurements.
     pub fn new(gamma: Gamma) -> Planner {
         let gamma = adaptive(gamma);
-        Planner { speeds: Speeds::default(), gamma, auto: AutoMode::default() }
+        Planner { gamma, speeds: Speeds::default(), ..Planner::default() }
     }
 
     /// Changes how γ is chosen. The measurements are kept.
@@ -39,33 +45,65 @@ impl Planner {
         self.gamma = adaptive(gamma);
     }
 
-    /// The mode of the next step, and γ (0 for `ar`).
+    /// How many of the guesses for each sequence of a batch are worth verifying in one pass of
+    /// `suffix`. `auto` compares the throughput that this gives with that of other modes.
+    pub fn plan_guesses(&mut self, guesses: &[&[Guess]]) -> Vec<usize> {
+        self.guessing.plan(guesses, self.gamma.fixed_length(), &self.speeds)
+    }
+
+    /// How many guesses for each sequence to verify beside the drafts of a model, in a step of
+    /// `pearl` or `sd` with this γ.
+    pub fn plan_guesses_beside_drafts(
+        &self,
+        mode: Mode,
+        gamma: usize,
+        guessed: &[Guessed],
+    ) -> Vec<usize> {
+        match mode {
+            Mode::Pearl => self.guessing.beside_pearl(guessed, gamma, &self.speeds),
+            _ => self.guessing.instead_of_drafts(guessed, gamma, &self.speeds),
+        }
+    }
+
+    /// The longest chunk of drafts or guesses.
+    pub fn longest(&self) -> usize {
+        self.gamma.longest()
+    }
+
+    /// The mode of the next step, and γ (0 for `ar` and `suffix`). `auto` chooses one of `modes`.
     ///
     /// `runs` holds the length in tokens of the current run of each sequence that speculates, and
     /// `phases` their PEARL phases. `plain` is the number of other sequences in the batch, which
-    /// have no drafts.
+    /// have no drafts of a model.
     pub fn plan(
         &mut self,
         choice: ModeChoice,
+        modes: &[Mode],
         runs: &[usize],
         plain: usize,
         phases: impl Iterator<Item = Phase>,
     ) -> (Mode, usize) {
-        let Planner { speeds, gamma, auto } = self;
+        let Planner { speeds, gamma, auto, guessing } = self;
         let mut lengths = |mode| match mode {
-            Mode::Ar => Lengths::same(0),
+            Mode::Ar | Mode::Suffix => Lengths::same(0),
             mode => gamma.lengths(mode, runs, plain, speeds),
         };
         let (mode, lengths) = match choice {
             ModeChoice::Always(mode) => (mode, lengths(mode)),
             ModeChoice::Auto => {
-                let lengths = Mode::ALL.map(lengths);
-                let expected = Mode::ALL.map(|mode| {
-                    let forecast = speeds.forecast(mode, runs, plain)?;
-                    Some(forecast.tokens_per_second(lengths[mode as usize]))
+                let lengths = modes.iter().map(|&mode| (mode, lengths(mode)));
+                let lengths: BTreeMap<Mode, Lengths> = lengths.collect();
+                let expected = lengths.iter().map(|(&mode, &lengths)| {
+                    let forecast = || speeds.forecast(mode, runs, plain);
+                    let speed = match mode {
+                        Mode::Suffix => guessing.tokens_per_second(runs.len() + plain),
+                        _ => forecast().map(|forecast| forecast.tokens_per_second(lengths)),
+                    };
+                    (mode, speed)
                 });
-                let mode = auto.choose(runs.len(), plain, |mode| expected[mode as usize]);
-                (mode, lengths[mode as usize])
+                let expected: BTreeMap<Mode, Option<f64>> = expected.collect();
+                let mode = auto.choose(modes, runs.len(), plain, |mode| expected[&mode]);
+                (mode, lengths[&mode])
             }
         };
         match mode {
@@ -89,6 +127,8 @@ mod tests {
     use crate::simulate::{self, Simulation};
     use crate::{GammaLimits, Purpose, RequestRng};
 
+    /// The modes of an engine with a draft model and without guesses.
+    const MODES: [Mode; 3] = [Mode::Ar, Mode::Sd, Mode::Pearl];
     /// Warm-up steps of each mode, as in the benchmark.
     const WARM_UP: usize = 20;
     /// Measured steps × batch size.
@@ -143,7 +183,7 @@ mod tests {
                 slowness = (slowness * noise(&rng, step, 0.02)).clamp(0.7, 1.4);
                 let runs: Vec<usize> = all.iter().map(|one| one.runs.open()).collect();
                 let phases = all.iter().map(|one| one.pearl.phase());
-                let (mode, gamma) = planner.plan(choice, &runs, 0, phases);
+                let (mode, gamma) = planner.plan(choice, &MODES, &runs, 0, phases);
                 if mode != Mode::Pearl {
                     all.iter_mut().for_each(|one| _ = one.pearl.clear());
                 }
@@ -163,7 +203,7 @@ mod tests {
             }
             tokens as f64 / seconds
         };
-        for mode in Mode::ALL {
+        for mode in MODES {
             tokens_per_second(ModeChoice::Always(mode), WARM_UP);
         }
         tokens_per_second(choice, STEPS / batch)
@@ -180,7 +220,7 @@ mod tests {
                     for slowdown in [1.0, 1.6] {
                         let machine = TrueCosts { draft, row, slowdown };
                         let speed = |choice| speed(machine, acceptance, batch, choice, ADAPTIVE);
-                        let fixed = Mode::ALL.map(|mode| speed(ModeChoice::Always(mode)));
+                        let fixed = MODES.map(|mode| speed(ModeChoice::Always(mode)));
                         let best = fixed.into_iter().fold(0.0, f64::max);
                         let share = speed(ModeChoice::Auto) / best;
                         assert!(share > 0.97, "{batch} {machine:?} {acceptance}: {share:.3}");

@@ -7,8 +7,9 @@ use crate::Distribution;
 pub struct Drafted {
     /// The token.
     pub token: u32,
-    /// The distribution it was drawn from. `None` for greedy drafts, which are the most likely
-    /// token.
+    /// The distribution q it was drawn from. `None` if it was not drawn: a greedy draft, which is
+    /// the draft model's most likely token, or a free guess. Then q is 1 at the token and 0
+    /// elsewhere.
     pub q: Option<Distribution>,
 }
 

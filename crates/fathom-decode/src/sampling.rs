@@ -1,5 +1,6 @@
 //! Sampling of tokens from logits, and exact speculative sampling.
 
+mod block_verification;
 mod distribution;
 mod history;
 mod logprobs;
@@ -8,6 +9,7 @@ mod processing;
 mod rng;
 mod sampler;
 
+pub use block_verification::{BlockDraft, BlockJudge, BlockVerification};
 pub use distribution::Distribution;
 pub use history::History;
 pub use logprobs::TokenLogprobs;

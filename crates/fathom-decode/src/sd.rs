@@ -1,5 +1,6 @@
-//! Ordinary speculative decoding: the draft model drafts γ tokens, then the target scores them in
-//! one pass (Leviathan et al. 2023; Chen et al. 2023).
+//! Ordinary speculative decoding: γ tokens are drafted, then the target scores them in one pass
+//! (Leviathan et al. 2023; Chen et al. 2023). `sd` takes the drafts from a model, `suffix` from the
+//! text itself.
 
 use fathom_model::Result;
 

@@ -54,11 +54,11 @@ impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
     }
 }
 
-/// Seconds of a step from those of drafting and of the target pass: `pass` for `ar`, the sum for
-/// `sd`, the maximum for `pearl`.
+/// Seconds of a step from those of drafting and of the target pass: `pass` for `ar` and `suffix`,
+/// whose guesses are free, the sum for `sd`, the maximum for `pearl`.
 pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
     match mode {
-        Mode::Ar => pass,
+        Mode::Ar | Mode::Suffix => pass,
         Mode::Sd => draft + pass,
         Mode::Pearl => draft.max(pass),
     }
@@ -86,7 +86,7 @@ impl Simulation {
     pub(crate) fn rows(&self, mode: Mode, gamma: usize) -> usize {
         1 + match mode {
             Mode::Ar => 0,
-            Mode::Sd => gamma,
+            Mode::Sd | Mode::Suffix => gamma,
             Mode::Pearl => self.pearl.pending().len(),
         }
     }
@@ -96,7 +96,7 @@ impl Simulation {
         let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
         let outcome = match mode {
             Mode::Ar => ar::step(&mut self.text, &mut self.judge)?,
-            Mode::Sd => sd::step(&mut self.text, &chunk, &mut self.judge)?,
+            Mode::Sd | Mode::Suffix => sd::step(&mut self.text, &chunk, &mut self.judge)?,
             Mode::Pearl => self.pearl.step(&mut self.text, chunk, &mut self.judge)?,
         };
         self.runs.record(&outcome);
@@ -189,7 +189,9 @@ mod tests {
             // The first step is a pre-verify, which commits one token.
             let tokens = ((LONG.steps - 1) * gamma + 1) as f64 / LONG.steps as f64;
             assert_eq!(simulate(Mode::Pearl, gamma, 1.0).tokens_per_step, tokens);
-            assert_eq!(simulate(Mode::Sd, gamma, 1.0).tokens_per_step, gamma as f64 + 1.0);
+            for mode in [Mode::Sd, Mode::Suffix] {
+                assert_eq!(simulate(mode, gamma, 1.0).tokens_per_step, gamma as f64 + 1.0);
+            }
         }
         assert_eq!(simulate(Mode::Ar, 1, 0.5).tokens_per_step, 1.0);
     }
@@ -234,6 +236,7 @@ mod tests {
         let close = |got: f64, expected: f64| (got / expected - 1.0).abs() < 1e-3;
         assert_eq!(speed(Mode::Ar, 5, 0.2, 1.25), 1.0);
         assert!(close(speed(Mode::Sd, 5, 0.2, 1.25), 6.0 / 2.25));
+        assert!(close(speed(Mode::Suffix, 5, 0.2, 1.25), 6.0 / 1.25));
         assert!(close(speed(Mode::Pearl, 5, 0.2, 1.25), 5.0 / 1.25));
         assert!(close(speed(Mode::Pearl, 10, 0.2, 1.25), 10.0 / 2.0));
     }

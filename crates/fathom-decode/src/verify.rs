@@ -13,6 +13,26 @@ pub enum Verdict {
     Reject(u32),
 }
 
+/// The target's verdict on a chunk of drafts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockVerdict {
+    /// Number of accepted drafts.
+    pub accepted: usize,
+    /// The token after them, if not all were accepted.
+    pub correction: Option<u32>,
+}
+
+/// How the drafts of a sampled text are judged. Both give the target's distribution; the texts of a
+/// seed differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verification {
+    /// One by one (Leviathan et al. 2023, algorithm 1).
+    #[default]
+    Token,
+    /// Those of a pass together, which accepts at least as many ([`crate::BlockVerification`]).
+    Block,
+}
+
 /// The target's scores of a text and the drafts after it.
 ///
 /// Row `i` predicts the token after the text and the first `i` drafts.
@@ -28,6 +48,14 @@ pub trait Judge {
     /// # Errors
     /// Logits that are not numbers.
     fn sample(&mut self, row: usize) -> Result<u32>;
+
+    /// Judges drafts from row 0 on together. `None` if they are to be judged one by one.
+    ///
+    /// # Errors
+    /// Logits that are not numbers.
+    fn judge_block(&mut self, _drafts: &[&Drafted]) -> Result<Option<BlockVerdict>> {
+        Ok(None)
+    }
 }
 
 /// The result of a step for one text.
@@ -75,13 +103,22 @@ pub fn verify(
     judge: &mut dyn Judge,
 ) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    for (row, draft) in pending.iter().chain(next).enumerate() {
+    let drafts: Vec<&Drafted> = pending.iter().chain(next).collect();
+    let mut block = judge.judge_block(&drafts)?;
+    let mut verdict = |row: usize, draft: &Drafted, judge: &mut dyn Judge| match &mut block {
+        None => judge.judge(row, draft),
+        Some(BlockVerdict { accepted, correction }) => Ok(match correction {
+            Some(correction) if row == *accepted => Verdict::Reject(*correction),
+            _ => Verdict::Accept,
+        }),
+    };
+    for (row, draft) in drafts.into_iter().enumerate() {
         if text.is_finished() {
             return Ok(outcome);
         }
         outcome.judged += 1;
         outcome.committed += 1;
-        match judge.judge(row, draft)? {
+        match verdict(row, draft, judge)? {
             Verdict::Accept => {
                 outcome.accepted += 1;
                 text.commit(draft.token)?;

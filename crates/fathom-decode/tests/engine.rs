@@ -106,6 +106,7 @@ fn every_mode_continues_as_huggingface_does() {
             (Mode::Pearl, 1),
             (Mode::Pearl, 2),
             (Mode::Pearl, 5),
+            (Mode::Suffix, 4),
         ] {
             for draft in ["itself", "rounded", "unrelated"] {
                 let target = load(&golden(name), Precision::F32, 1);
@@ -133,6 +134,7 @@ fn every_mode_continues_as_huggingface_does() {
                 let acceptance = engine.metrics().acceptance.rate();
                 match (mode, draft) {
                     (Mode::Ar, _) => assert_eq!(acceptance, None),
+                    (Mode::Suffix, _) => {}
                     (_, "itself") => assert_eq!(acceptance, Some(1.0), "{name} {mode} γ={gamma}"),
                     (_, "unrelated") => assert!(acceptance < Some(0.5)),
                     _ => {}
@@ -244,7 +246,8 @@ fn adaptive_planning_does_not_change_the_text() {
     let name = "llama3.2";
     let prompts = prompts(name);
     let vocab = load(&golden(name), Precision::F32, 1).config().vocab;
-    for mode in [ModeChoice::Always(Mode::Pearl), ModeChoice::Always(Mode::Sd), ModeChoice::Auto] {
+    let modes = [Mode::Pearl, Mode::Sd, Mode::Suffix].map(ModeChoice::Always);
+    for mode in modes.into_iter().chain([ModeChoice::Auto]) {
         let options = EngineOptions {
             mode,
             gamma: Gamma::Adaptive(GammaLimits::default()),

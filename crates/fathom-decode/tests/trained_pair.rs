@@ -16,6 +16,12 @@ use fathom_model::{
 };
 
 const TOKENS: usize = 32;
+const MODES: [ModeChoice; 4] = [
+    ModeChoice::Always(Mode::Sd),
+    ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Always(Mode::Suffix),
+    ModeChoice::Auto,
+];
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 fn fixture(name: &str) -> PathBuf {
@@ -122,9 +128,7 @@ fn every_mode_gives_the_text_of_plain_decoding() {
         let gammas = [1, 2, 5, 9].map(Gamma::Fixed).into_iter().chain([adaptive]);
         let mut round = 0;
         for gamma in gammas {
-            for mode in
-                [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto]
-            {
+            for mode in MODES {
                 // All prompts in one batch; different subsets in smaller batches.
                 for (batch, count) in [(1, 2), (4, 6), (16, 16)] {
                     let (target_threads, draft_threads) = [(1, 1), (2, 1), (1, 2)][round % 3];
@@ -204,11 +208,7 @@ fn penalised_texts_are_those_of_plain_decoding() {
     let changed = expected.iter().zip(&unpenalised).filter(|(own, usual)| !usual.starts_with(own));
     assert!(changed.count() >= 6);
     for (round, gamma) in (1..=8).enumerate() {
-        for (turn, mode) in
-            [ModeChoice::Always(Mode::Sd), ModeChoice::Always(Mode::Pearl), ModeChoice::Auto]
-                .into_iter()
-                .enumerate()
-        {
+        for (turn, mode) in MODES.into_iter().enumerate() {
             let batch = 1 + (round + 2 * turn) % 5;
             let first = (round * 3 + turn) % (prompts.len() - 5);
             let mut engine = pair.engine("draft-weak", mode, Gamma::Fixed(gamma), batch);

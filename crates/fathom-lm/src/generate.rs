@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::generation::{Generation, Generator, Origin, Task};
-use fathom_decode::{GammaLimits, Mode, Placement, SamplingParams};
+use fathom_decode::{GammaLimits, Mode, Placement, SamplingParams, Verification};
 use fathom_kernels::Cpu;
 use fathom_model::{LoadProgress, RecommendedSampling, Result};
 
@@ -74,6 +74,12 @@ impl<'p> PairEngine<'p> {
     /// The model that the texts come from, as traces record it.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// Changes how the drafts of sampled texts are judged. Both ways give the target's
+    /// distribution; the texts of a seed differ.
+    pub fn set_verification(&mut self, verification: Verification) {
+        self.engine.set_verification(verification);
     }
 
     /// Starts decoding `tasks`. Each call of [`Generator::step`] runs one step and returns the new

@@ -39,7 +39,7 @@ pub use fathom_decode::engine::{
     WatchedRows, Watcher,
 };
 pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
-pub use fathom_decode::{Finish, Mode, Placement, SamplingParams};
+pub use fathom_decode::{Finish, Mode, Placement, SamplingParams, Verification};
 pub use fathom_kernels::{CpuOptions, Isa};
 pub use fathom_model::{
     Access, At, CaptureRequest, Conversation, Edit, EditProbe, Edits, Encoded, Error, LoadProgress,

@@ -105,6 +105,27 @@ fn the_natural_protocol_gives_every_mode_the_same_tokens() {
 
 /// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a
 /// draft.
+/// Without a draft model: `ar` and guesses from the text, the same tokens in both.
+#[test]
+fn guesses_from_the_text_are_measured() {
+    let bench = |modes: &[&str]| {
+        let mut command = fathom();
+        command.arg("bench").arg("--target").arg(fixture("models/draft"));
+        command.args(["--draft", "suffix"]).arg("--data").arg(fixture("prompts"));
+        command.args(["--benchmarks", "HumanEval", "--batch-sizes", "1", "--limit", "2"]);
+        command.args(["--protocol", "natural", "--json"]).args(modes);
+        command
+    };
+    for (modes, names) in [(&[][..], &["AR", "SUFFIX"][..]), (&["--modes=auto"], &["AR", "AUTO"])] {
+        let report: Value = serde_json::from_str(&stdout(bench(modes))).unwrap();
+        let rows = accounting(&report, "one_core_each")["rows"].as_array().unwrap();
+        assert_eq!(rows.iter().map(|row| &row["mode"]).collect::<Vec<_>>(), names);
+        assert!(rows.iter().all(|row| row["num_tokens"] == rows[0]["num_tokens"]));
+        assert!(rows.iter().all(|row| row["draft_model"] == "suffix"));
+    }
+    assert_refused(&bench(&["--modes=pearl"]).output().unwrap(), &["needs a draft model"]);
+}
+
 #[test]
 fn a_draft_with_a_shorter_context() {
     let short = Checkpoint::copy_of_dir(&fixture("models/draft-weak"));

@@ -284,6 +284,60 @@ fn invalid_parameters() {
     let mut alone = fathom();
     alone.arg("generate").arg("--target").arg(target()).args(["--prompt", "a", "--mode", "pearl"]);
     assert_refused(&alone.output().unwrap(), &["needs a draft model"]);
+    for args in [["--mode", "sd"], ["--draft-adapter", "lora"]] {
+        let mut alone = fathom();
+        alone.arg("generate").arg("--target").arg(target()).args(["--draft", "suffix"]);
+        alone.args(["--prompt", "a"]).args(args);
+        assert_refused(&alone.output().unwrap(), &["needs a draft model"]);
+    }
+}
+
+/// `--draft suffix` needs no draft model, and writes the same bytes as plain decoding, greedy or
+/// sampled.
+#[test]
+fn guesses_from_the_text_change_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(&dir);
+    for temperature in ["0", "0.7"] {
+        let text = |args: &[&str]| {
+            let mut command = fathom();
+            command.arg("generate").arg("--target").arg(target()).arg("--prompts").arg(&prompts);
+            command.args(["--max-tokens", "60", "--ignore-eos", "--temperature", temperature]);
+            stdout({
+                command.args(args);
+                command
+            })
+        };
+        let plain = text(&[]);
+        for args in [
+            &["--draft", "suffix"][..],
+            &["--mode", "suffix", "--batch-size", "3", "--gamma", "4"],
+            &["--draft", "suffix", "--mode", "auto"],
+        ] {
+            assert_eq!(text(args), plain, "{args:?}");
+        }
+    }
+    let mut json = generate(&["--prompt", "a a a a a a a a", "--max-tokens", "60", "--json"]);
+    json.args(["--mode", "suffix", "--ignore-eos"]);
+    let report: Value = serde_json::from_str(&stdout(json)).unwrap();
+    let steps = report["metrics"]["steps"]["suffix"].as_u64().unwrap();
+    assert!((1..=60).contains(&steps), "{report}");
+}
+
+/// Block verification changes sampled texts and no greedy ones.
+#[test]
+fn blocks_are_verified_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = prompts(&dir);
+    let text = |temperature: &str, verification: &str| {
+        let mut command = generate(&["--prompts"]);
+        command.arg(&prompts).args(["--max-tokens", "40", "--ignore-eos", "--gamma", "4"]);
+        command.args(["--temperature", temperature, "--verification", verification]);
+        stdout(command)
+    };
+    assert_eq!(text("0", "block"), text("0", "token"));
+    assert_eq!(text("0.8", "block"), text("0.8", "block"));
+    assert_ne!(text("0.8", "block"), text("0.8", "token"));
 }
 
 #[test]

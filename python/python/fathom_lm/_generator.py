@@ -35,8 +35,9 @@ class Generator:
             which can be used by others at the same time.
         draft: A smaller model with the same vocabulary, given in the same ways. Two models given by
             path share the cores; loaded models keep their threads.
-        mode: `"ar"`, `"sd"` or `"pearl"`; or `"auto"`, which measures which mode is fastest (`"ar"`
-            without a draft).
+        mode: `"ar"`, `"sd"` or `"pearl"`; `"suffix"`, which needs no draft: what followed the last
+            tokens where they occurred before is the draft; or `"auto"`, which measures which mode is
+            fastest (`"ar"` without a draft).
         gamma: How many tokens to draft at a time; `"auto"` adapts it.
         batch_size: Maximum number of texts decoded at a time.
         kv_pages: Maximum number of KV cache pages, of 128 tokens each, for all running texts.
@@ -59,7 +60,7 @@ class Generator:
         self,
         target: Model | PathLike,
         draft: Model | PathLike | None = None,
-        mode: Literal["auto", "ar", "sd", "pearl"] = "auto",
+        mode: Literal["auto", "ar", "sd", "pearl", "suffix"] = "auto",
         gamma: int | Literal["auto"] = "auto",
         batch_size: int = 8,
         *,

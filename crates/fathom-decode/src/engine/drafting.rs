@@ -7,7 +7,7 @@ use fathom_model::Result;
 
 use super::draft_worker::{DraftItem, DraftJob, DraftReport};
 use super::slot::Slot;
-use super::{Engine, EngineOptions};
+use super::{Engine, EngineOptions, ModeChoice};
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
@@ -21,18 +21,27 @@ pub(super) struct StartedJob {
 impl<B: Backend> Engine<B> {
     /// The mode and γ of the next step.
     pub(super) fn plan(&mut self) -> (Mode, usize) {
+        let longest_guess = self.plan_guesses();
         let running = &self.running;
         let speculating = || running.iter().filter(|slot| slot.speculates());
         let runs: Vec<usize> = speculating().map(|slot| slot.runs.open()).collect();
         let plain = running.len() - runs.len();
-        // Without a speculating sequence every mode is `ar`, and the planner learns nothing.
-        let (mode, gamma) = match runs.is_empty() {
-            true => (Mode::Ar, 0),
-            false => {
-                let phases = speculating().map(|slot| slot.pearl.phase());
-                self.planner.plan(self.options.mode, &runs, plain, phases)
+        let (choice, phases) = (self.options.mode, speculating().map(|slot| slot.pearl.phase()));
+        let (mode, gamma) = match choice {
+            // Without a sequence that the draft model follows, its modes are `ar`, and the planner
+            // learns nothing.
+            ModeChoice::Always(mode) if mode.needs_draft_model() && runs.is_empty() => {
+                (Mode::Ar, 0)
             }
+            _ if runs.is_empty() => {
+                let modes = &Mode::WITHOUT_DRAFT_MODEL;
+                self.planner.plan(choice, modes, &runs, plain, phases)
+            }
+            _ => self.planner.plan(choice, &Mode::ALL, &runs, plain, phases),
         };
+        let gamma = if mode == Mode::Suffix { longest_guess } else { gamma };
+        self.plan_guesses_beside_drafts(mode, gamma);
+        let running = &self.running;
         let all_in_pre = || running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {
             Mode::Ar => {}
@@ -44,7 +53,7 @@ impl<B: Backend> Engine<B> {
                 self.metrics.wasted += slot.drop_pending();
             }
         }
-        if self.draft.is_some() {
+        if self.draft.is_some() && mode != Mode::Suffix {
             self.metrics.steps_without_draft += plain;
         }
         (self.metrics.mode, self.metrics.gamma) = (Some(mode), gamma);
@@ -56,7 +65,9 @@ impl<B: Backend> Engine<B> {
     /// there is no such request.
     pub(super) fn start_drafting(&mut self, mode: Mode, gamma: usize) -> Option<StartedJob> {
         let draft = self.draft.as_ref()?;
-        let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
+        let drafts = |slot: &&mut Slot<B>| !slot.guesser.replaces_draft(mode);
+        let items = self.running.iter_mut().filter(drafts);
+        let items = items.filter_map(|slot| slot.draft_item(gamma));
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
         let sequences = items.len();

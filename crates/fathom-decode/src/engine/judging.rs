@@ -1,5 +1,6 @@
 //! The end of a step: what becomes text.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_backend::Backend;
@@ -8,7 +9,10 @@ use fathom_model::Result;
 use super::scores::PassScores;
 use super::slot::Slot;
 use super::{Done, Engine, Ticket, Update};
-use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Proposal, TokenLogprobs, ar, sd};
+use crate::{
+    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Proposal, TokenLogprobs,
+    Verification, ar, sd,
+};
 
 impl<B: Backend> Engine<B> {
     /// Judges the drafts, commits the accepted tokens, rolls both caches back to the text, and
@@ -29,7 +33,9 @@ impl<B: Backend> Engine<B> {
                 Some(all) if slot.reads_logits() => all.step(self.target.backend(), i)?,
                 _ => Vec::new(),
             };
-            let judged = judge_one(slot, mode, chunk, &logits, width, &scores.best[i]);
+            let position = slot.text.tokens().len();
+            let best = &scores.best[i];
+            let judged = judge_one(slot, (mode, self.verification), chunk, &logits, width, best);
             let judged = judged.and_then(|outcome| {
                 let tokens = &slot.text.generated()[before..];
                 Ok((outcome, logprobs(tokens, slot.logprobs, &logits, width, vocab)?))
@@ -51,11 +57,11 @@ impl<B: Backend> Engine<B> {
             {
                 draft.forget(slot.number);
             }
-            self.planner.speeds.record_acceptance(
-                slot.runs.open(),
-                outcome.judged,
-                outcome.accepted,
-            );
+            if mode.needs_draft_model() && !slot.guesser.replaces_draft(mode) {
+                let (judged, accepted) = (outcome.judged, outcome.accepted);
+                self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
+            }
+            slot.guesser.record(&slot.text.tokens()[position..], &mut self.planner.guessing);
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
             self.metrics.acceptance.record(&outcome);
@@ -77,29 +83,42 @@ impl<B: Backend> Engine<B> {
 /// empty if the text takes the most likely tokens, `best`.
 fn judge_one<B: Backend>(
     slot: &mut Slot<B>,
-    mode: Mode,
+    (mode, verification): (Mode, Verification),
     chunk: Proposal,
     logits: &[f32],
     width: usize,
     best: &[u32],
 ) -> Result<Outcome> {
     let position = slot.text.tokens().len();
-    let judge: &mut dyn Judge = match slot.takes_argmax() {
-        true => &mut GreedyJudge { best },
-        false => &mut LogitsJudge {
-            sampler: &slot.sampler,
-            logits,
-            vocab: width,
-            position,
-            history: slot.history.as_mut(),
-            constraint: slot.constraint.as_mut(),
-        },
+    // The mask of a row depends on the drafts accepted before it: a constrained text is judged token
+    // by token.
+    let block = verification == Verification::Block && slot.constraint.is_none();
+    let argmax = slot.takes_argmax();
+    let judge = LogitsJudge {
+        sampler: &slot.sampler,
+        logits,
+        vocab: width,
+        position,
+        history: slot.history.as_mut(),
+        constraint: slot.constraint.as_mut(),
+    };
+    let judge: &mut dyn Judge = match (argmax, block) {
+        (true, _) => &mut GreedyJudge { best },
+        (false, true) => &mut BlockJudge(judge),
+        (false, false) => &mut { judge },
     };
     let outcome = match mode {
         Mode::Ar => ar::step(&mut slot.text, judge),
-        Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
-        Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
+        Mode::Sd | Mode::Suffix => sd::step(&mut slot.text, &chunk, judge),
+        Mode::Pearl => {
+            let guesses = slot.guesser.verified_tokens();
+            slot.pearl.step_with_guesses(&mut slot.text, chunk, &guesses, judge)
+        }
     }?;
+    if block && outcome.ends_run {
+        let end = slot.text.tokens().len();
+        Arc::make_mut(&mut slot.sampler).start_run(end);
+    }
     slot.follow_text(position)?;
     Ok(outcome)
 }

@@ -39,8 +39,8 @@ impl<B: Backend> PassScores<B> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Runs the target over the last committed token and the following drafts of every running
-    /// request. Returns the scores and the seconds of the pass.
+    /// Runs the target over the last committed token and the following drafts and guesses of every
+    /// running request. Returns the scores and the seconds of the pass.
     pub(super) fn score(
         &mut self,
         mode: Mode,
@@ -53,7 +53,7 @@ impl<B: Backend> Engine<B> {
             Some(chunks) => {
                 self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
             }
-            None => self.running.iter().map(|slot| slot.feed(slot.pearl.pending())).collect(),
+            None => self.running.iter().map(Slot::feed_pending).collect(),
         };
         let (mut steps, mut watchers) = (Vec::new(), Vec::new());
         let mut failures = Vec::new();

@@ -6,6 +6,7 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::guessing::Guesser;
 use super::prefix_cache::SharedPages;
 use super::request::Ticket;
 use super::rules::Checked;
@@ -36,6 +37,7 @@ pub(super) struct Slot<B: Backend> {
     /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
     pub pearl: Pearl,
+    pub guesser: Guesser,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
     /// The pages of the target's cache that are the prefix cache's.
@@ -76,6 +78,7 @@ impl<B: Backend> Slot<B> {
             constraint,
             logprobs,
             pearl: Pearl::new(),
+            guesser: Guesser::default(),
             sequence: None,
             shared: SharedPages::default(),
             cached: 0,
@@ -145,6 +148,19 @@ impl<B: Backend> Slot<B> {
         self.watcher.is_none()
     }
 
+    /// The target's input in PEARL: the last token of the text, the pending drafts, and the guesses
+    /// to verify after them.
+    pub fn feed_pending(&self) -> Vec<u32> {
+        let mut feed = self.feed(self.pearl.pending());
+        feed.extend(self.guesser.verified().iter().map(|guess| guess.token));
+        feed
+    }
+
+    /// Number of tokens that a chunk of `gamma` has room for.
+    pub fn chunk_len(&self, gamma: usize) -> usize {
+        gamma.min(self.room().saturating_sub(self.pearl.pending().len()))
+    }
+
     /// The text without its last token: what both caches hold before the first step.
     pub fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
@@ -180,7 +196,7 @@ impl<B: Backend> Slot<B> {
     /// pending drafts. `None` if there is no room.
     pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
-        let gamma = gamma.min(self.room().saturating_sub(self.pearl.pending().len()));
+        let gamma = self.chunk_len(gamma);
         if gamma == 0 {
             return None;
         }
@@ -211,9 +227,10 @@ impl<B: Backend> Slot<B> {
     }
 
     /// Upper bound of the tokens in either cache during a step with chunks of at most `gamma`: the
-    /// text and the drafts (pending and chunk) that there is room for, or the text and one token.
+    /// text and the drafts (pending and chunk) or guesses that there is room for, or the text and
+    /// one token.
     pub fn reach(&self, gamma: usize) -> usize {
-        let drafts = (self.pearl.pending().len() + gamma).min(self.room());
+        let drafts = (self.pearl.pending().len() + gamma).min(self.text.remaining());
         self.text.tokens().len() + drafts.max(1)
     }
 
@@ -249,6 +266,8 @@ impl<B: Backend> Slot<B> {
     pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
+        self.guesser = Guesser::default();
+        Arc::make_mut(&mut self.sampler).start_run(0);
         self.follow_text(self.text.tokens().len())?;
         self.speculates = self.draft_can_follow();
         (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());

@@ -17,6 +17,8 @@ use crate::simulate::Simulation;
 use crate::{Mode, RequestRng};
 use kalman::KalmanFilter;
 
+/// The modes of the recordings.
+const MODES: [Mode; 3] = [Mode::Ar, Mode::Sd, Mode::Pearl];
 /// Rows of each sequence in the recorded passes.
 const ROWS: [f64; 5] = [1.0, 2.0, 4.0, 8.0, 16.0];
 /// Sweeps before anything is counted. They show 1 and 4 rows, as warm-up steps with γ = 4 do.
@@ -255,6 +257,7 @@ fn rate(
     match mode {
         Mode::Ar => 1.0 / pass(1.0),
         Mode::Sd => (1.0 - alpha * alpha_gamma) * run / (g * draft + pass(g + 1.0)),
+        Mode::Suffix => (1.0 - alpha * alpha_gamma) * run / pass(g + 1.0),
         Mode::Pearl => {
             let post = alpha / (1.0 - alpha_gamma);
             let step = |rows| (g * draft).max(pass(rows));
@@ -316,7 +319,7 @@ fn regret(
         let mode = match choice {
             ModeChoice::Always(mode) => mode,
             ModeChoice::Auto => {
-                auto.choose(batch, 0, |mode| Some(expected(mode, gamma(mode), false)))
+                auto.choose(&MODES, batch, 0, |mode| Some(expected(mode, gamma(mode), false)))
             }
         };
         // The step, and its measured costs.
@@ -336,7 +339,7 @@ fn regret(
             rate(mode, gamma, alpha, batch, smooth.draft, |rows| smooth.pass(rows))
         };
         chosen += worth(mode, gamma(mode));
-        let modes = Mode::ALL.into_iter().filter(|&mode| match choice {
+        let modes = MODES.into_iter().filter(|&mode| match choice {
             ModeChoice::Always(always) => mode == always,
             ModeChoice::Auto => true,
         });

@@ -54,17 +54,19 @@ impl Default for SizeState {
 }
 
 impl AutoMode {
-    /// The mode of the next step, with `batch` speculating sequences and `plain` others. `speed`
-    /// returns the expected tokens per second of a mode, `None` before it has been measured.
+    /// The mode of the next step, of `modes`, with `batch` speculating sequences and `plain`
+    /// others. `speed` returns the expected tokens per second of a mode, `None` before it has been
+    /// measured.
     pub fn choose(
         &mut self,
+        modes: &[Mode],
         batch: usize,
         plain: usize,
         speed: impl Fn(Mode) -> Option<f64>,
     ) -> Mode {
         let sizes = (size_class(batch), size_class(batch + plain));
         let size = self.sizes.entry(sizes).or_default();
-        let mode = size.choose(speed);
+        let mode = size.choose(modes, speed);
         size.last_run.insert(mode, size.steps);
         size.steps += 1;
         mode
@@ -72,20 +74,25 @@ impl AutoMode {
 }
 
 impl SizeState {
-    fn choose(&mut self, speed: impl Fn(Mode) -> Option<f64>) -> Mode {
-        if let Some((mode, left)) = self.exploration.take().filter(|(_, left)| *left > 0) {
+    fn choose(&mut self, modes: &[Mode], speed: impl Fn(Mode) -> Option<f64>) -> Mode {
+        let exploring = self.exploration.take();
+        if let Some((mode, left)) = exploring.filter(|(mode, n)| *n > 0 && modes.contains(mode)) {
             self.exploration = Some((mode, left - 1));
             return mode;
         }
+        if !modes.contains(&self.current) {
+            self.current = Mode::Ar;
+        }
         let known = |mode: Mode| speed(mode).unwrap_or(0.0);
         // Ties go to the simplest mode: `max_by` takes the last.
-        let fastest = Mode::ALL.into_iter().rev().max_by(|a, b| known(*a).total_cmp(&known(*b)));
+        let simplest_last = modes.iter().rev().copied();
+        let fastest = simplest_last.max_by(|a, b| known(*a).total_cmp(&known(*b)));
         let fastest = fastest.unwrap_or(Mode::Ar);
         if known(fastest) > WORTH_CHANGING * known(self.current) {
             self.current = fastest;
             self.interval = FIRST_INTERVAL;
         }
-        let candidate = Mode::ALL.into_iter().find(|&mode| {
+        let candidate = modes.iter().copied().find(|&mode| {
             let may_win = known(mode) * OPTIMISM > known(self.current);
             let last_run = self.last_run.get(&mode);
             if speed(mode).is_none() {
@@ -112,6 +119,9 @@ impl SizeState {
 mod tests {
     use super::*;
 
+    /// The modes of an engine with a draft model and without guesses.
+    const MODES: [Mode; 3] = [Mode::Ar, Mode::Sd, Mode::Pearl];
+
     /// Runs `steps` steps with known speeds. `auto` learns the speeds of the modes it runs.
     fn run(
         auto: &mut AutoMode,
@@ -122,7 +132,7 @@ mod tests {
     ) -> BTreeMap<Mode, usize> {
         let mut taken = BTreeMap::new();
         for _ in 0..steps {
-            let mode = auto.choose(batch, 0, |mode| seen.get(&mode).copied());
+            let mode = auto.choose(&MODES, batch, 0, |mode| seen.get(&mode).copied());
             seen.insert(mode, speeds[mode as usize]);
             *taken.entry(mode).or_default() += 1;
         }

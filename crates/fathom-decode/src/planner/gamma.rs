@@ -60,6 +60,12 @@ pub struct AdaptiveGamma {
     current: BTreeMap<(usize, Mode), Lengths>,
 }
 
+impl Default for AdaptiveGamma {
+    fn default() -> AdaptiveGamma {
+        AdaptiveGamma::new(GammaLimits::default())
+    }
+}
+
 impl AdaptiveGamma {
     /// Adaptive γ within `limits`.
     pub fn new(limits: GammaLimits) -> AdaptiveGamma {
@@ -70,6 +76,16 @@ impl AdaptiveGamma {
     pub fn fixed(gamma: usize) -> AdaptiveGamma {
         let limits = GammaLimits { start: gamma, max: gamma };
         AdaptiveGamma { fixed: Some(gamma), ..AdaptiveGamma::new(limits) }
+    }
+
+    /// The fixed γ, if it is fixed.
+    pub fn fixed_length(&self) -> Option<usize> {
+        self.fixed
+    }
+
+    /// The largest γ.
+    pub fn longest(&self) -> usize {
+        self.limits.max
     }
 
     /// γ for the next step of `mode`, `sd` or `pearl`: the fastest by the optimistic forecast, so

@@ -82,6 +82,11 @@ impl PassCost {
         point.last_pass = self.passes;
     }
 
+    /// Whether a pass over about as many rows was recorded.
+    pub fn has_measured(&self, rows: f64) -> bool {
+        self.point(rows).is_some()
+    }
+
     /// Expected seconds of a pass over `rows` rows; `None` before the first.
     pub fn at(&self, rows: f64) -> Option<f64> {
         self.discounted(rows, 0.0)

@@ -67,6 +67,27 @@ impl Speeds {
         self.acceptance.record(before, judged, accepted);
     }
 
+    /// The measured cost of a pass of the target over `batch` sequences. `None` before the first.
+    pub fn pass_cost(&self, batch: usize, co_running: bool) -> Option<&PassCost> {
+        let costs = self.costs.get(&(size_class(batch), co_running))?;
+        costs.target.at(1.0).map(|_| &costs.target)
+    }
+
+    /// The measured seconds of drafting one token for every sequence. `None` before the first.
+    pub fn draft_cost(&self, batch: usize, co_running: bool) -> Option<f64> {
+        self.costs.get(&(size_class(batch), co_running))?.draft.value()
+    }
+
+    /// The survival function of a run of drafts. `None` before a draft has been judged.
+    pub fn survival(&self) -> Option<Survival> {
+        self.acceptance.survival()
+    }
+
+    /// Seconds of a step of `mode` outside the models; 0 before the first.
+    pub fn overhead(&self, batch: usize, mode: Mode) -> f64 {
+        self.overheads.get(&(size_class(batch), mode)).and_then(Mean::value).unwrap_or(0.0)
+    }
+
     /// Running share of judged drafts that were accepted. `None` before the first.
     #[cfg(test)]
     pub fn acceptance(&self) -> Option<f64> {
@@ -75,17 +96,17 @@ impl Speeds {
 
     /// The forecast of `mode`. `runs` holds the length in tokens of the current run of each
     /// sequence that speculates; `plain` more sequences have no drafts. `None` until the mode's
-    /// costs, and for `sd` and `pearl` the acceptance, have been measured.
+    /// costs, and for `sd` and `pearl` the acceptance, have been measured. That of `suffix` is
+    /// without guesses, whose throughput is that of `guesses.rs`.
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
-        let class = size_class(runs.len() + plain);
         let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
         let target = costs(runs.len() + plain)?.target.clone();
         target.at(1.0)?;
         let (draft, survival) = match mode {
-            Mode::Ar => (0.0, None),
+            Mode::Ar | Mode::Suffix => (0.0, None),
             _ => (costs(runs.len())?.draft.value()?, Some(self.acceptance.survival()?)),
         };
-        let overhead = self.overheads.get(&(class, mode)).and_then(Mean::value).unwrap_or(0.0);
+        let overhead = self.overhead(runs.len() + plain, mode);
         let mut positions = BTreeMap::new();
         for &run in runs {
             *positions.entry(bounded_position(run)).or_default() += 1;
@@ -241,7 +262,7 @@ impl Forecast {
     fn seconds(&self, step: Yield, lengths: Lengths) -> f64 {
         let gamma = lengths.post_verify;
         match self.mode {
-            Mode::Ar => self.target(1.0),
+            Mode::Ar | Mode::Suffix => self.target(1.0),
             Mode::Sd => self.chunk(gamma) + self.target(gamma as f64 + 1.0),
             Mode::Pearl if self.batch == 1 => step.seconds,
             Mode::Pearl => self.mixed(step.pre_verify, gamma),

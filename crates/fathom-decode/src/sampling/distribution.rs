@@ -96,6 +96,15 @@ impl Distribution {
         u * f64::from(q.prob(id)) < f64::from(self.prob(id))
     }
 
+    /// max(w·p - q, 0), normalised: the distribution after drafts that were accepted with weight w
+    /// (block verification). `self` is p. With w = 1 it is [`Distribution::residual`].
+    pub fn weighted_residual(&self, q: &Distribution, weight: f64) -> Distribution {
+        let difference = |(id, p)| (id, (weight * f64::from(p) - f64::from(q.prob(id))) as f32);
+        let residual: Vec<(u32, f32)> =
+            self.iter().map(difference).filter(|&(_, difference)| difference > 0.0).collect();
+        if residual.is_empty() { self.clone() } else { Distribution::normalised(residual) }
+    }
+
     /// The distribution of the correction of a rejected token: (p - q)₊ normalised. `self` is p.
     pub fn residual(&self, q: &Distribution) -> Distribution {
         let residual: Vec<(u32, f32)> = self

@@ -22,19 +22,32 @@ pub enum Purpose {
 pub struct RequestRng {
     seed: u64,
     request: u64,
+    /// Where the current run of accepted drafts began, for block verification; 0 otherwise.
+    run: u32,
 }
 
 impl RequestRng {
     /// Random numbers of request number `request` under `seed`.
     pub fn new(seed: u64, request: u64) -> RequestRng {
-        RequestRng { seed, request }
+        RequestRng { seed, request, run: 0 }
+    }
+
+    /// Other random numbers for all positions from `position` on, where a run of accepted drafts
+    /// begins. `position` is below 2²⁹.
+    ///
+    /// Block verification needs them after a rejection: it has looked at the draws of all drafts of
+    /// the chunk, also of those behind the rejected one. Token-by-token verification has not, and
+    /// may use the same draws for the next drafts.
+    pub fn start_run(&mut self, position: usize) {
+        self.run = position as u32;
     }
 
     /// A uniform number in [0, 1) with 53 random bits, for the token at `position` of the sequence.
     pub fn uniform(&self, position: usize, purpose: Purpose) -> f64 {
         let low = |x: u64| x as u32;
         let high = |x: u64| (x >> 32) as u32;
-        let counter = [low(position as u64), purpose as u32, low(self.request), high(self.request)];
+        let purpose = purpose as u32 | self.run << 3; // purposes have three bits
+        let counter = [low(position as u64), purpose, low(self.request), high(self.request)];
         let [a, b, _, _] = philox4x32(counter, [low(self.seed), high(self.seed)]);
         let bits = (u64::from(a) << 21) ^ (u64::from(b) >> 11); // 53 bits
         bits as f64 / (1_u64 << 53) as f64
@@ -91,6 +104,11 @@ mod tests {
         assert_ne!(base, draw(1, 2 << 40, 3, Purpose::Draft));
         assert_ne!(base, draw(1, 2, 4, Purpose::Draft));
         assert_ne!(base, draw(1, 2, 3, Purpose::Accept));
+        let mut other_run = RequestRng::new(1, 2);
+        other_run.start_run(3);
+        assert_ne!(base, other_run.uniform(3, Purpose::Draft));
+        other_run.start_run(0);
+        assert_eq!(base, other_run.uniform(3, Purpose::Draft));
     }
 
     /// 100 000 draws in 100 bins: χ² has 99 degrees of freedom and exceeds 148.2 with probability

@@ -70,6 +70,17 @@ impl Sampler {
         Ok(self)
     }
 
+    /// Other random numbers for a run of accepted drafts that begins at `position`
+    /// ([`RequestRng::start_run`]), after a rejection by block verification.
+    pub fn start_run(&mut self, position: usize) {
+        self.rng.start_run(position);
+    }
+
+    /// The random numbers of the request.
+    pub(super) fn rng(&self) -> &RequestRng {
+        &self.rng
+    }
+
     /// The sampling parameters.
     pub fn params(&self) -> &SamplingParams {
         &self.params
@@ -126,6 +137,12 @@ impl Sampler {
     /// The target's verdict on a draft for `position`, from its processed logits there. This is
     /// exact speculative sampling: the resulting token is distributed as p.
     ///
+    /// A draft x that was not drawn has q = 1 at x. Leviathan et al. (2023), algorithm 1, then
+    /// accepts x with probability min(1, p(x)/q(x)) = p(x), and draws the correction from
+    /// (p - q)₊, normalised: p(y) / (1 - p(x)) for y ≠ x. A draw y ~ p does both: it is x with
+    /// probability p(x), and otherwise it has the correction's distribution. The draw is that of
+    /// [`Sampler::sample`], so the text is that of decoding without drafts, whatever is guessed.
+    ///
     /// # Errors
     /// Logits that are not numbers.
     pub fn judge(&self, logits: &[f32], draft: &Drafted, position: usize) -> Result<Verdict> {
@@ -133,15 +150,11 @@ impl Sampler {
             let best = argmax(logits, self.limit)?;
             return Ok(if draft.token == best { Verdict::Accept } else { Verdict::Reject(best) });
         }
-        let p = self.distribution(logits)?;
-        let point; // q of a greedy draft
-        let q = match &draft.q {
-            Some(q) => q,
-            None => {
-                point = Distribution::point(draft.token);
-                &point
-            }
+        let Some(q) = &draft.q else {
+            let y = self.sample(logits, position)?;
+            return Ok(if draft.token == y { Verdict::Accept } else { Verdict::Reject(y) });
         };
+        let p = self.distribution(logits)?;
         if p.accepts(draft.token, q, self.rng.uniform(position, Purpose::Accept)) {
             return Ok(Verdict::Accept);
         }
@@ -149,7 +162,12 @@ impl Sampler {
         Ok(Verdict::Reject(correction))
     }
 
-    fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
+    /// The distribution of the target's own token, from its processed logits. The temperature is
+    /// above 0.
+    ///
+    /// # Errors
+    /// Logits that are not numbers.
+    pub(super) fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
         Distribution::from_logits(logits, &self.params, self.limit)
     }
 }
@@ -173,7 +191,7 @@ pub struct LogitsJudge<'a> {
 
 impl<'a> LogitsJudge<'a> {
     /// The logits of a row that a token is chosen from, `[vocab]`: processed and masked.
-    fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
+    pub(super) fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
         let mut logits = self.processed(row)?;
         if let Some(constraint) = &mut self.constraint {
             constraint.mask(logits.to_mut())?;

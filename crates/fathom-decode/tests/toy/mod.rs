@@ -6,8 +6,8 @@
 mod rule;
 
 use fathom_decode::{
-    Completion, ConstrainedText, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar,
-    philox4x32, sd,
+    BlockJudge, Completion, ConstrainedText, Drafted, History, Judge, LogitsJudge, Mode, Outcome,
+    Pearl, Proposal, Sampler, SuffixIndex, Verification, ar, philox4x32, sd,
 };
 pub use rule::Rule;
 
@@ -97,6 +97,14 @@ pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<H
     Some(history)
 }
 
+/// What followed the last tokens of `text` where they occurred before: at most `most` tokens.
+fn guessed(text: &[u32], most: usize) -> Proposal {
+    let mut index = SuffixIndex::default();
+    index.extend(text);
+    let guesses = index.guess(index.latest(), most).into_iter();
+    guesses.map(|guess| Drafted { token: guess.token, q: None }).collect()
+}
+
 /// Decodes `text` to its end in `mode`, under a rule if there is one. `gamma` returns γ for a step
 /// number.
 pub fn decode(
@@ -106,8 +114,23 @@ pub fn decode(
     sampler: &Sampler,
     target: Toy,
     draft: Toy,
-    mut gamma: impl FnMut(usize) -> usize,
+    gamma: impl FnMut(usize) -> usize,
 ) {
+    decode_verified(rule, mode, Verification::Token, text, sampler, target, draft, gamma);
+}
+
+/// Like [`decode`], with a choice of verification. Returns the outcomes of the steps.
+pub fn decode_verified(
+    rule: Option<Rule>,
+    mode: Mode,
+    verification: Verification,
+    text: &mut Completion,
+    sampler: &Sampler,
+    target: Toy,
+    draft: Toy,
+    mut gamma: impl FnMut(usize) -> usize,
+) -> Vec<Outcome> {
+    let (mut keyed, mut outcomes) = (sampler.clone(), Vec::new());
     let mut constraint = rule.map(|rule| ConstrainedText::new(Box::new(rule)));
     let mut drafts_constraint = constraint.as_mut().map(|constraint| constraint.fork().unwrap());
     let vocab = target.vocab;
@@ -117,6 +140,7 @@ pub fn decode(
     let prompt_len = text.tokens().len() - text.generated().len();
     while !text.is_finished() {
         let before = text.tokens().len();
+        let sampler = &keyed;
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
         let mut constraint = constraint.as_mut();
@@ -132,26 +156,24 @@ pub fn decode(
             let logits = target.feed(text.tokens());
             let logits = &logits[logits.len() - vocab..];
             ar::step(text, &mut judge(logits))
-        } else if mode == Mode::Sd {
-            let chunk = draft.draft(
-                text.tokens(),
-                prompt_len,
-                gamma(step),
-                sampler,
-                drafts_constraint.as_mut(),
-            );
+        } else if mode == Mode::Sd || mode == Mode::Suffix {
+            let constraint = drafts_constraint.as_mut();
+            let chunk = match mode {
+                Mode::Suffix => guessed(text.tokens(), gamma(step)),
+                _ => draft.draft(text.tokens(), prompt_len, gamma(step), sampler, constraint),
+            };
             let drafted = chunk.iter().map(|draft| draft.token);
             let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + chunk.len()) * vocab);
-            sd::step(text, &chunk, &mut judge(logits))
+            sd::step(text, &chunk, verified(verification, judge(logits)).as_mut())
         } else {
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
             let chunk =
                 draft.draft(&prefix, prompt_len, gamma(step), sampler, drafts_constraint.as_mut());
-            pearl.step(text, chunk, &mut judge(logits))
+            pearl.step(text, chunk, verified(verification, judge(logits)).as_mut())
         }
         .unwrap();
         assert_eq!(text.tokens().len(), before + outcome.committed);
@@ -159,7 +181,20 @@ pub fn decode(
         assert!(outcome.accepted <= outcome.judged && outcome.judged <= outcome.accepted + 1);
         target.cache.truncate(text.tokens().len() - 1);
         draft.cache.truncate(pearl.prefix(text).len() - 1);
+        if verification == Verification::Block && outcome.ends_run {
+            keyed.start_run(text.tokens().len());
+        }
+        outcomes.push(outcome);
         step += 1;
     }
     assert!(pearl.pending().is_empty(), "a finished text has nothing pending");
+    outcomes
+}
+
+/// A judge that verifies drafts one by one or together.
+fn verified<'a>(verification: Verification, judge: LogitsJudge<'a>) -> Box<dyn Judge + 'a> {
+    match verification {
+        Verification::Token => Box::new(judge),
+        Verification::Block => Box::new(BlockJudge(judge)),
+    }
 }

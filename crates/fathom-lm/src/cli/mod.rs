@@ -10,6 +10,7 @@
 mod command;
 mod commands;
 mod detect_args;
+mod draft_arg;
 mod failure;
 mod gamma_arg;
 mod indices;

@@ -13,6 +13,8 @@ pub enum ModeName {
     Sd,
     /// Parallel speculative: draft and verify at the same time
     Pearl,
+    /// Speculative without a draft model: guess from the text so far, then verify
+    Suffix,
     /// Measure the modes while decoding and use the fastest
     Auto,
 }
@@ -23,6 +25,7 @@ impl From<ModeName> for ModeChoice {
             ModeName::Ar => ModeChoice::Always(Mode::Ar),
             ModeName::Sd => ModeChoice::Always(Mode::Sd),
             ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+            ModeName::Suffix => ModeChoice::Always(Mode::Suffix),
             ModeName::Auto => ModeChoice::Auto,
         }
     }

@@ -1,6 +1,6 @@
 //! `--target` and the options of target and draft: the arguments of commands that generate text.
 
-use crate::{CpuOptions, ModelOptions, Pair, Placement, Result, available_cores, placement};
+use crate::{CpuOptions, Error, ModelOptions, Pair, Placement, Result, available_cores, placement};
 use clap::Args;
 use fathom_kernels::Isa;
 
@@ -51,6 +51,11 @@ impl PairArgs {
 
     /// Reads everything but the weights, and checks that both models share one vocabulary.
     pub fn open(&self, draft: Option<&str>, prompts: &PromptArgs) -> Result<Pair> {
+        if let (None, Some(adapter)) = (draft, &self.draft_adapter) {
+            return Err(Error::Request(format!(
+                "--draft-adapter {adapter} needs a draft model, and there is none"
+            )));
+        }
         let cpu = CpuOptions { threads: None, precision: self.precision.into(), isa: self.isa };
         let model = |name: &str, adapter: &Option<String>| {
             let options = ModelOptions::new(name).cpu(cpu);

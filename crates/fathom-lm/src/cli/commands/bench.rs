@@ -16,6 +16,7 @@ use fathom_model::{Encoded, Error, Remark, Remarks, Result, RowFields, read_prom
 use fathom_report::BenchRow;
 
 use crate::Pair;
+use crate::cli::draft_arg::DraftArg;
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
 use crate::cli::mode_arg::ModeName;
@@ -42,9 +43,10 @@ use crate::cli::prompt_args::PromptArgs;
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
-    /// The draft: a smaller model with the target's vocabulary
+    /// The draft: a smaller model with the target's vocabulary, or `suffix` for guesses from the
+    /// text itself
     #[arg(long, value_name = "D")]
-    draft: String,
+    draft: DraftArg,
     /// Directory with the prompts of the benchmarks, one file NAME.jsonl each
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -59,15 +61,10 @@ pub struct Args {
     /// Batch sizes, comma separated
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,4,8,16")]
     batch_sizes: Vec<usize>,
-    /// Decoding modes to compare with ar, which is always measured
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        value_name = "MODES",
-        default_value = "ar,sd,pearl"
-    )]
-    modes: Vec<ModeName>,
+    /// Decoding modes to compare with ar, which is always measured [default: sd,pearl; with
+    /// --draft suffix: suffix]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "MODES")]
+    modes: Option<Vec<ModeName>>,
     /// Accountings to print, comma separated
     #[arg(
         long,
@@ -137,9 +134,10 @@ struct Benchmark {
 }
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
-    let pair = args.pair.open(Some(&args.draft), &PromptArgs::default())?;
+    let pair = args.pair.open(args.draft.model(), &PromptArgs::default())?;
     let options = args.engine_options(&pair);
     options.validate()?;
+    args.check_modes()?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let benchmarks = args.read_benchmarks(&pair, &mut remarks)?;
@@ -235,12 +233,32 @@ impl Args {
     /// `ar`, then the other modes without duplicates.
     fn modes(&self) -> Vec<ModeChoice> {
         let mut modes = vec![ModeChoice::Always(Mode::Ar)];
-        for mode in self.modes.iter().map(|mode| ModeChoice::from(*mode)) {
+        let default = match self.draft {
+            DraftArg::Model(_) => [ModeName::Sd, ModeName::Pearl].as_slice(),
+            DraftArg::Suffix => &[ModeName::Suffix],
+        };
+        let others = self.modes.as_deref().unwrap_or(default);
+        for mode in others.iter().map(|mode| ModeChoice::from(*mode)) {
             if !modes.contains(&mode) {
                 modes.push(mode);
             }
         }
         modes
+    }
+
+    /// Checks that modes that need a draft model have one.
+    fn check_modes(&self) -> Result<()> {
+        let needing = self.modes().into_iter().find_map(|mode| match mode {
+            ModeChoice::Always(mode) => mode.needs_draft_model().then_some(mode),
+            ModeChoice::Auto => None,
+        });
+        match (self.draft.model(), needing) {
+            (None, Some(mode)) => Err(Error::Request(format!(
+                "--modes: `{mode}` needs a draft model; expected `ar`, `suffix` or `auto` with \
+                 --draft suffix"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Measures every mode in every setup; returns runs by setup, mode (`ar` first), repetition.
@@ -278,7 +296,7 @@ impl Args {
         let largest = self.batch_sizes.iter().copied().max().unwrap_or(0);
         let smallest = self.batch_sizes.iter().copied().min().unwrap_or(0);
         EngineOptions {
-            mode: ModeChoice::Always(Mode::Pearl),
+            mode: ModeChoice::Auto,
             gamma: self.gamma.into(),
             batch_size: if smallest == 0 { 0 } else { largest }, // 0 is refused by name
             kv_pages: pair.kv_pages(largest),

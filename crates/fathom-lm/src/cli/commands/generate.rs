@@ -4,11 +4,13 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use fathom_decode::generation::{InOrder, TraceFile, TraceLine};
 use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
+use crate::cli::draft_arg::DraftArg;
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
 use crate::cli::mode_arg::ModeName;
@@ -20,7 +22,7 @@ use crate::cli::sampling_args::SamplingArgs;
 use crate::cli::sink_args::{SinkArgs, SinkSummary};
 use crate::{
     Error, GenerateOptions, Generation, Pair, Piece, PromptFile, Prompts, Remark, Remarks, Result,
-    RowFields, SamplingParams, Task,
+    RowFields, SamplingParams, Task, Verification,
 };
 
 /// Generate text, optionally with a draft model to make it faster
@@ -34,21 +36,23 @@ use crate::{
 #[command(after_help = "Examples:\n  \
     fathom generate --target ./target --draft ./draft --prompt 'What is 6 times 7?'\n  \
     fathom generate --target ./target --draft ./draft --prompts GSM8K.jsonl --out traces.jsonl\n  \
+    fathom generate --target ./target --draft suffix --prompts edits.jsonl\n  \
     fathom generate --target ./target --prompts GSM8K.jsonl --watch --out watched.jsonl\n  \
     fathom generate --target ./target --prompts GSM8K.jsonl --suppress secondary --at 4,7\n  \
     fathom scan --model ./target --traces traces.jsonl --out run\n\n\
     A prompt is a row with `prompt`, `problem`, `question`, `turns` or `messages`; in a file named \
     *.txt, a line of text.\n\
-    Sampled text is reproducible from its --seed in the modes ar and pearl, and in sd with a fixed \
-    --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
+    Sampled text is reproducible from its --seed in the modes ar, suffix and pearl, and in sd with \
+    a fixed --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
 pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
     /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
-    /// decoding continues without it
+    /// decoding continues without it. `suffix` needs no model: what followed the last tokens where
+    /// they occurred before, in the prompt or the text, is the draft
     #[arg(long, value_name = "D")]
-    draft: Option<String>,
-    /// Decoding mode [default: pearl with a draft, ar without]
+    draft: Option<DraftArg>,
+    /// Decoding mode [default: pearl with a draft model, suffix with --draft suffix, ar without]
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeName>,
     #[command(flatten)]
@@ -78,6 +82,10 @@ pub struct Args {
     /// Draft length in tokens; `auto` measures which is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
+    /// How the drafts of sampled text are judged; texts have the target's distribution either way,
+    /// but those of a seed differ
+    #[arg(long, value_enum, default_value_t = VerificationName::Token, value_name = "HOW")]
+    verification: VerificationName,
     /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
     /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
@@ -89,6 +97,24 @@ pub struct Args {
     prompt_args: PromptArgs,
     #[command(flatten)]
     sinks: SinkArgs,
+}
+
+/// `--verification`: how drafts are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum VerificationName {
+    /// One by one
+    Token,
+    /// Those of a pass together, which accepts at least as many
+    Block,
+}
+
+impl From<VerificationName> for Verification {
+    fn from(name: VerificationName) -> Verification {
+        match name {
+            VerificationName::Token => Verification::Token,
+            VerificationName::Block => Verification::Block,
+        }
+    }
 }
 
 /// Where the prompts come from.
@@ -105,7 +131,7 @@ struct PromptSource {
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
-    let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
+    let pair = args.pair.open(args.draft.as_ref().and_then(DraftArg::model), &args.prompt_args)?;
     let options = args.options();
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
@@ -124,7 +150,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let tasks = prompts.tasks(args.samples as usize);
 
     let mut bar = LoadingBar::new(output);
-    let engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    let mut engine = pair.start(&options, &mut |done, layers| bar.show(done, layers))?;
+    engine.set_verification(args.verification.into());
     drop(bar);
     let mut sinks = sinks.start(&engine);
     let line = TraceLine {
@@ -182,7 +209,7 @@ impl Args {
             Remark::advice("same-samples", text)
         });
         let beyond = match self.mode() {
-            ModeName::Ar => None,
+            ModeName::Ar | ModeName::Suffix => None,
             _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
         };
         recommended.into_iter().chain(same).chain(beyond).collect()
@@ -193,8 +220,11 @@ impl Args {
     }
 
     fn mode(&self) -> ModeName {
-        let default = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
-        self.mode.unwrap_or(default)
+        self.mode.unwrap_or(match self.draft {
+            Some(DraftArg::Model(_)) => ModeName::Pearl,
+            Some(DraftArg::Suffix) => ModeName::Suffix,
+            None => ModeName::Ar,
+        })
     }
 
     fn options(&self) -> GenerateOptions {

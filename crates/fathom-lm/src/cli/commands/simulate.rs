@@ -17,7 +17,8 @@ use crate::cli::output::Output;
 ///
 /// Runs the state machines of the decoder with every draft token accepted with the same
 /// probability. Costs are in units of one pass of the target over one token. Draft and target have
-/// separate resources; `ar` uses the target's.
+/// separate resources; `ar` uses the target's. In `suffix`, every guess has γ tokens and costs
+/// nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     fathom simulate --mat 7.3 --gamma 9\n  \
@@ -92,9 +93,12 @@ impl Args {
         ]);
         for mode in Mode::ALL {
             // A pass costs 1 over one token and --verify-cost over a full chunk, linear in between.
-            // A full pass of SD has γ + 1 rows, the last committed token and γ drafts. One of PEARL
-            // has γ rows.
-            let extra_rows = if mode == Mode::Sd { gamma } else { gamma.max(2) - 1 } as f64;
+            // A full pass of SD or suffix has γ + 1 rows, the last committed token and γ drafts.
+            // One of PEARL has γ rows.
+            let extra_rows = match mode {
+                Mode::Sd | Mode::Suffix => gamma,
+                Mode::Ar | Mode::Pearl => gamma.max(2) - 1,
+            } as f64;
             let cost = |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / extra_rows;
             let costs = StepCosts::new(draft, cost);
             let lengths = Lengths::same(gamma);

@@ -26,7 +26,7 @@ impl Args {
             file.unwrap_or_else(|| model.to_owned())
         };
         let PairArgs { target, adapter, draft_adapter, .. } = &self.pair;
-        let draft = adapted_name(&name(&self.draft), draft_adapter.as_deref());
+        let draft = adapted_name(&name(self.draft.name()), draft_adapter.as_deref());
         let target = adapted_name(&name(target), adapter.as_deref());
         if self.csv {
             let rows = setups.iter().map(|setup| (setup.accounting.key(), setup.rows.as_slice()));
