@@ -27,10 +27,10 @@ fn engine(mode: ModeChoice, gamma: Gamma, batch_size: usize) -> Engine<Cpu> {
 /// Random prompts, half of which repeat themselves. Every third text is sampled.
 fn request(id: u64) -> Request {
     let random = |i: u32| philox4x32([id as u32, i, 0, 0], [4, 4])[0] % 60;
-    let period = if id % 2 == 0 { 9 } else { 60 };
+    let period = if id.is_multiple_of(2) { 9 } else { 60 };
     let prompt = (0..40).map(|i| random(i % period)).collect();
     let params = SamplingParams {
-        temperature: if id % 3 == 0 { 0.9 } else { 0.0 },
+        temperature: if id.is_multiple_of(3) { 0.9 } else { 0.0 },
         repetition_penalty: if id % 4 == 1 { 1.2 } else { 1.0 },
         seed: 3,
         max_tokens: 50,

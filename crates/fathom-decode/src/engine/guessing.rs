@@ -27,7 +27,7 @@ impl Guesser {
     /// Guesses up to `most` tokens after `text`, which continues the last one, and the pending
     /// drafts after it.
     fn guess(&mut self, text: &[u32], pending: &[Drafted], corpus: &SuffixIndex, most: usize) {
-        for &token in &text[self.text.len()..] {
+        for &token in text.get(self.text.len()..).unwrap_or_default() {
             self.text.push(token);
             self.in_corpus = corpus.follow(self.in_corpus, token);
         }
