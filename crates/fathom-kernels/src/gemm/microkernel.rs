@@ -104,9 +104,10 @@ impl<P: RegisterProduct, const ROWS: usize, const VECTORS: usize> Kernel
 /// # Safety
 /// `a` is readable for `ROWS` rows of `steps · P::A_WORDS` words,
 /// [`ROW_STRIDE`](super::layout::ROW_STRIDE) words apart; `w` (at a multiple of `VECTORS` vectors
-/// within its panel, which is aligned to cache lines) for `VECTORS` vectors of `steps` steps; `bias`
-/// is null or readable for `VECTORS` vectors; `c` is writable for `ROWS` rows of `VECTORS` vectors,
-/// which no other thread accesses during the call, and if `resume` is set they are initialized.
+/// within its panel, which is aligned to cache lines) for `VECTORS` vectors of `steps` steps;
+/// `bias` is null or readable for `VECTORS` vectors; `c` is writable for `ROWS` rows of `VECTORS`
+/// vectors, which no other thread accesses during the call, and if `resume` is set they are
+/// initialized.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // r and v index accumulators, pointers and operands alike
 unsafe fn tile<S: Simd, P: RegisterProduct, const ROWS: usize, const VECTORS: usize>(

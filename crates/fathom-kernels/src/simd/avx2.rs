@@ -189,9 +189,9 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_and_si256(x, mask))
         }
     }
-    /// Volatile, so that the compiler does not merge the load with that of the low halves: the pairs
-    /// would then have to stay in registers, of which the 6 × 16 tile has none to spare, and would
-    /// be spilled in every step of the inner loop.
+    /// Volatile, so that the compiler does not merge the load with that of the low halves: the
+    /// pairs would then have to stay in registers, of which the 6 × 16 tile has none to spare, and
+    /// would be spilled in every step of the inner loop.
     #[inline(always)]
     unsafe fn widen_high_at(self, p: *const u32) -> Self::F32 {
         self.widen_high(unsafe { p.cast::<__m256i>().read_volatile() })

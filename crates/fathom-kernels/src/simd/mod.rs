@@ -52,8 +52,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Width of the register tile for `rows` rows, in vectors (NR = vectors · LANES). With few rows
     /// it is wider, so that there are enough independent accumulators to hide the latency of FMA.
     fn tile_vectors(rows: usize) -> usize;
-    /// Runs `count` adjacent register tiles of `rows` rows and `vectors` vectors: `tile_vectors(rows)`
-    /// or, where those are more than a panel, the vectors of a panel. `tile` is the first.
+    /// Runs `count` adjacent register tiles of `rows` rows and `vectors` vectors, `tile` being the
+    /// first. `vectors` is `tile_vectors(rows)` or, where that is more than a panel, a panel's.
     ///
     /// # Safety
     /// The contract of `gemm::microkernel::tile`, for each of them.
