@@ -118,9 +118,3 @@ def total(metrics, name):
     values = [value for key, value in metrics.items() if key.split("{")[0] == name]
     assert values, f"/metrics has no {name}"
     return sum(values)
-
-
-def labelled(metrics, name, label):
-    """The value of a metric with a label, written as in `state="used"`."""
-    (value,) = [metrics[key] for key in metrics if key.startswith(f"{name}{{") and label in key]
-    return value

@@ -39,13 +39,13 @@ class Verdict(BaseModel):
 
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output(chat, method):
-    judge = chat.with_structured_output(Verdict, method=method)
-    assert isinstance(judge.invoke(MESSAGES, max_tokens=200), Verdict)
+    judge = chat.with_structured_output(Verdict, method=method, strict=True)
+    assert isinstance(judge.invoke(MESSAGES, max_tokens=2000), Verdict)
 
 
 def test_bound_tools(chat):
-    bound = chat.bind_tools([Verdict], tool_choice="Verdict")
-    call = bound.invoke(MESSAGES, max_tokens=200).tool_calls[0]
+    bound = chat.bind_tools([Verdict], tool_choice="Verdict", strict=True)
+    call = bound.invoke(MESSAGES, max_tokens=2000).tool_calls[0]
     assert call["name"] == "Verdict" and isinstance(Verdict(**call["args"]), Verdict)
 
 

@@ -7,6 +7,9 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+# The pair was not trained on JSON: it writes white space wherever the grammar lets it.
+MOST = 2000
+
 MESSAGES = [{"role": "user", "content": "Natalia sold 48 clips in April. Describe the sale."}]
 
 
@@ -45,7 +48,7 @@ def check(text):
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_json_schema(client, model, temperature):
-    options = {"messages": MESSAGES, "max_tokens": 200, "temperature": temperature}
+    options = {"messages": MESSAGES, "max_tokens": MOST, "temperature": temperature}
     options |= {"response_format": SCHEMA, "seed": 3}
     response = client.chat.completions.create(model=model, **options)
     assert response.choices[0].finish_reason == "stop"
@@ -58,11 +61,11 @@ def test_json_schema(client, model, temperature):
 
 def test_pydantic(client, model):
     response = client.chat.completions.parse(
-        model=model, messages=MESSAGES, response_format=Sale, max_tokens=200
+        model=model, messages=MESSAGES, response_format=Sale, max_tokens=MOST
     )
     assert isinstance(response.choices[0].message.parsed, Sale)
     with client.chat.completions.stream(
-        model=model, messages=MESSAGES, response_format=Sale, max_tokens=200
+        model=model, messages=MESSAGES, response_format=Sale, max_tokens=MOST
     ) as stream:
         assert stream.get_final_completion().choices[0].message.parsed == (
             response.choices[0].message.parsed
@@ -118,37 +121,36 @@ def check_call(call, names):
 
 def test_tools(client, model):
     create = lambda **options: client.chat.completions.create(
-        model=model, messages=MESSAGES, tools=TOOLS, max_tokens=300, **options
+        model=model, messages=MESSAGES, tools=TOOLS, max_tokens=MOST, **options
     )
-    required = create(tool_choice="required").choices[0]
+    required = create(tool_choice="required", parallel_tool_calls=False).choices[0]
     assert required.finish_reason == "tool_calls"
-    for call in required.message.tool_calls:
-        check_call(call, ["weather", "population"])
+    (call,) = required.message.tool_calls
+    check_call(call, ["weather", "population"])
     named = {"type": "function", "function": {"name": "population"}}
     choice = create(tool_choice=named).choices[0]
     check_call(choice.message.tool_calls[0], ["population"])
-    none = create(tool_choice="none").choices[0]
-    assert not none.message.tool_calls and none.message.content
-    # The pair's template has no format for calls that a model makes by itself.
-    with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        create(tool_choice="auto")
+    # The pair's template does not know tools: the model could not hear of them.
+    for choice_of_the_model in ["auto", "none"]:
+        with pytest.raises(openai.BadRequestError, match="tools"):
+            create(tool_choice=choice_of_the_model)
 
     # The streamed call, put together by the client.
     with client.chat.completions.stream(
-        model=model, messages=MESSAGES, tools=TOOLS, tool_choice=named, max_tokens=300
+        model=model, messages=MESSAGES, tools=TOOLS, tool_choice=named, max_tokens=MOST
     ) as stream:
         streamed = stream.get_final_completion().choices[0].message.tool_calls[0]
     assert streamed.function.arguments == choice.message.tool_calls[0].function.arguments
 
-    # The result of a call goes back to the model.
+    # Nor could it read the call in the conversation that goes on.
     call = choice.message.tool_calls[0]
     answered = [
         *MESSAGES,
-        choice.message.model_dump(exclude_none=True) | {"content": ""},
+        choice.message.model_dump(exclude_none=True),
         {"role": "tool", "tool_call_id": call.id, "content": "700 000"},
     ]
-    response = client.chat.completions.create(model=model, messages=answered, max_tokens=5)
-    assert response.usage.completion_tokens == 5
+    with pytest.raises(openai.BadRequestError, match="messages"):
+        client.chat.completions.create(model=model, messages=answered, max_tokens=5)
 
 
 def nested(depth):
@@ -182,4 +184,4 @@ def test_schema_bombs(client, model, name):
         assert error.status_code in [400, 413], error
         assert error.type == "invalid_request_error" and len(error.message) < 600
     else:
-        assert name == "itself", "a schema that refers to itself may be a good one"
+        assert name in ["itself", "repeats"], "these may be followed"
