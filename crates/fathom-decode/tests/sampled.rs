@@ -202,7 +202,14 @@ fn draws_that_are_used_again_after_a_rejected_block_are_detected() {
                 logits.extend(target().logits(&prefix));
             }
             let (logits, vocab) = (&logits[..], TOKENS + 1);
-            let judge = LogitsJudge { sampler: &sampler, logits, vocab, position, history: None };
+            let judge = LogitsJudge {
+                sampler: &sampler,
+                logits,
+                vocab,
+                position,
+                history: None,
+                constraint: None,
+            };
             sd::step(&mut text, &chunk, &mut BlockJudge(judge)).unwrap();
         }
         counts[index(text.generated())] += 1;
