@@ -55,6 +55,11 @@ impl Acceptance {
         self.accepted.iter_mut().take(outcome.accepted).for_each(|n| *n += 1);
     }
 
+    /// Drafts judged.
+    pub fn judged(&self) -> u64 {
+        self.judged.iter().sum()
+    }
+
     /// Drafts accepted.
     pub fn accepted(&self) -> u64 {
         self.accepted.iter().sum()

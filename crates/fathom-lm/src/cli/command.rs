@@ -8,6 +8,8 @@ use crate::cli::commands::{
     bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
     reference, report, scan, simulate, table,
 };
+#[cfg(feature = "serve")]
+use crate::cli::commands::serve;
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 
@@ -39,6 +41,8 @@ enum Command {
     Explain(explain::Args),
     Report(report::Args),
     Generate(generate::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Bench(bench::Args),
     Simulate(simulate::Args),
     Plant(plant::Args),
@@ -68,6 +72,8 @@ impl Cli {
             Command::Explain(args) => explain::run(args, self.output, out),
             Command::Report(args) => report::run(args, self.output, out),
             Command::Generate(args) => generate::run(args, self.output, out),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(args, self.output, out),
             Command::Bench(args) => bench::run(args, self.output, out),
             Command::Simulate(args) => simulate::run(args, self.output, out),
             Command::Plant(args) => plant::run(args, self.output, out),

@@ -1,0 +1,111 @@
+//! From a request to the engine and back: texts in progress.
+//!
+//! The engine's thread puts its updates in an [`inbox`], which never blocks and merges what a slow
+//! reader has not taken. [`Texts`] decodes them on the side of the connection.
+
+mod inbox;
+mod texts;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use fathom_decode::engine::{Canceller, Request};
+use fathom_decode::generation::UpdateDecoder;
+use fathom_decode::{SamplingParams, TextStream};
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::log::RequestLog;
+use crate::request::choices::Choices;
+use crate::sinks::SinkView;
+use inbox::{Inbox, Outlet};
+pub use texts::{Piece, Texts};
+
+/// Texts to generate.
+#[derive(Clone)]
+pub struct Job {
+    /// The prompts.
+    pub prompts: Vec<Arc<[u32]>>,
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// How many texts for each prompt, and how they are wanted.
+    pub choices: Choices,
+}
+
+/// A text that was submitted to the engine.
+struct Submitted {
+    prompt: Arc<[u32]>,
+    inbox: Arc<Inbox>,
+    canceller: Canceller,
+    decoder: UpdateDecoder,
+    sinks: Option<Box<dyn SinkView>>,
+}
+
+impl Job {
+    /// Submits all texts. Their numbers are `prompt · n + choice`.
+    ///
+    /// The random numbers of a text depend on its number among the texts of its prompt, so a prompt
+    /// has the same texts alone and beside other prompts.
+    ///
+    /// # Errors
+    /// The queue is full, the engine refuses the request or has stopped, or the server is ending.
+    /// Then none runs.
+    pub fn submit(self, app: &Arc<App>, log: &Arc<RequestLog>) -> Result<Texts, ApiError> {
+        let Job { prompts, params, choices } = self;
+        let total = prompts.len() * choices.n;
+        let places = app.places(total)?;
+        let streamed = choices.stream;
+        let mut texts = Texts::new(Arc::clone(app), Arc::clone(log), streamed);
+        for prompt in &prompts {
+            texts.usage.prompt(prompt.len());
+        }
+        let numbers = (0..prompts.len()).flat_map(|p| (0..choices.n).map(move |c| (p, c)));
+        for ((prompt, choice), place) in numbers.zip(places) {
+            let prompt = Arc::clone(&prompts[prompt]);
+            let tokenizer = &app.model.tokenizer;
+            let (watcher, sinks) = match (choices.fathom.sinks, &app.model.sinks) {
+                (None, _) => (None, None),
+                (Some(_), None) => {
+                    let problem = "cannot be reported for this model";
+                    return Err(ApiError::field("fathom.sinks", problem));
+                }
+                (Some(options), Some(source)) => {
+                    let watch = source.watch(options);
+                    let (watcher, view) = watch.map_err(|error| {
+                        ApiError::field("fathom.sinks", error.to_string())
+                    })?;
+                    (Some(watcher), Some(view))
+                }
+            };
+            let inbox = Arc::new(Inbox::new(Arc::clone(texts.ready()), streamed));
+            let request = Request {
+                id: choice as u64,
+                prompt: prompt.to_vec(),
+                params: params.clone(),
+                eos: Arc::clone(&app.model.eos),
+                stop: TextStream::of_request(tokenizer, &params).into_stop_check(),
+                watcher,
+            };
+            let outlet = Outlet::new(Arc::clone(&inbox), Arc::clone(app), place, log.arrived());
+            let submitted = app.model.engine.submit_with(request, outlet.into_callback());
+            let canceller = submitted.map_err(|error| match error {
+                fathom_model::Error::Request(problem) => ApiError::refused(&problem),
+                stopped => {
+                    app.engine_failed(&stopped.to_string());
+                    ApiError::stopping(stopped.to_string())
+                }
+            })?;
+            let decoder = UpdateDecoder::new(tokenizer, &params);
+            texts.push(Submitted { prompt, inbox, canceller, decoder, sinks });
+        }
+        let tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+        app.metrics.prompt(tokens);
+        log.prompt(tokens);
+        Ok(texts)
+    }
+}
+
+/// The time limit of a request that arrived at `arrived`.
+fn deadline(app: &App, arrived: Instant) -> tokio::time::Instant {
+    tokio::time::Instant::from_std(arrived + app.options.request_timeout)
+}

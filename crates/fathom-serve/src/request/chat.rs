@@ -1,0 +1,141 @@
+//! `POST /v1/chat/completions`.
+
+use fathom_model::{Conversation, parse_template_kwargs};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::choices::{self, Choices, StreamOptions};
+use super::fathom::FathomFields;
+use super::fields::Fields;
+use super::message::{self, ChatMessage};
+use super::sampling::SamplingFields;
+use crate::error::ApiError;
+use crate::generation::Job;
+use crate::limits;
+use crate::model::ServedModel;
+
+/// A conversation to answer.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "describes the request in /openapi.json")]
+pub struct ChatRequest {
+    /// The model; the served one if absent.
+    pub model: Option<String>,
+    /// The conversation.
+    #[schema(min_items = 1)]
+    pub messages: Vec<ChatMessage>,
+    /// Sampling parameters.
+    #[serde(flatten)]
+    pub sampling: SamplingFields,
+    /// The newer name of `max_tokens`.
+    #[schema(minimum = 1)]
+    pub max_completion_tokens: Option<usize>,
+    /// Number of answers.
+    #[schema(minimum = 1, maximum = 128)]
+    pub n: Option<usize>,
+    /// Whether to stream the answers as server-sent events.
+    pub stream: Option<bool>,
+    /// Options of the stream.
+    pub stream_options: Option<StreamOptions>,
+    /// Variables for the chat template.
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// A label for the client's own records.
+    pub user: Option<String>,
+    /// Fathom's own fields.
+    pub fathom: Option<FathomFields>,
+}
+
+/// A request for answers, ready to run.
+pub struct ChatJob {
+    /// The texts to generate.
+    pub job: Job,
+    /// How they are wanted.
+    pub choices: Choices,
+}
+
+/// Reads a request and encodes its prompt. This may take long for a long conversation.
+///
+/// # Errors
+/// Whatever is wrong with the request.
+pub fn read(mut fields: Fields, model: &ServedModel) -> Result<ChatJob, ApiError> {
+    super::model(&mut fields, model)?;
+    let mut sampling = SamplingFields::read(&mut fields)?;
+    choices::max_completion_tokens(&mut fields, &mut sampling.max_tokens)?;
+    let choices = Choices::read(&mut fields)?;
+    let conversation = conversation(&mut fields)?;
+    inert_fields(&mut fields)?;
+    fields.finish()?;
+    let asked = sampling.max_tokens;
+    let params = sampling.over(&model.defaults, model.vocab)?;
+    let ids = encode(conversation, model)?;
+    choices::check_length(ids.len(), asked, model.context)?;
+    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone() };
+    Ok(ChatJob { job, choices })
+}
+
+/// Reads `messages` and the variables of the template.
+///
+/// # Errors
+/// Wrong values.
+pub fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
+    let list = fields.list("messages", limits::MESSAGES)?;
+    let list = list.ok_or_else(|| fields.error("messages", "is missing; expected a list"))?;
+    if list.is_empty() {
+        return Err(fields.error("messages", "is empty; expected at least one message"));
+    }
+    let read = |(number, value)| message::message(&format!("messages[{number}]"), value);
+    let messages = list.into_iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut conversation = Conversation::from(messages);
+    if let Some(kwargs) = fields.map("chat_template_kwargs")? {
+        let kwargs = parse_template_kwargs(&Value::Object(kwargs).to_string());
+        conversation.variables =
+            kwargs.map_err(|error| fields.error("chat_template_kwargs", error.to_string()))?;
+    }
+    let documents = fields.list("documents", limits::LIST)?.filter(|list| !list.is_empty());
+    let documents = documents.map(|list| ("documents".to_owned(), Value::Array(list)));
+    conversation.variables.extend(documents);
+    Ok(conversation)
+}
+
+/// The token ids of a conversation.
+///
+/// # Errors
+/// The template fails, or has no use for a field.
+pub fn encode(conversation: Conversation, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    if model.template.is_none() {
+        let problem = "cannot be used: the model has no chat template; use /v1/completions";
+        return Err(ApiError::field("messages", problem));
+    }
+    let encoded = model.encode_chat(conversation).map_err(template_error)?;
+    match encoded.remarks.first() {
+        None => Ok(encoded.ids),
+        Some(remark) => Err(ApiError::invalid(remark.text.clone())),
+    }
+}
+
+/// An error of the template without the file's path, which is not the client's business.
+fn template_error(error: fathom_model::Error) -> ApiError {
+    match error {
+        fathom_model::Error::File { problem, .. } => ApiError::field("messages", format!(
+            "cannot be rendered: {problem}"
+        )),
+        other => {
+            let message = other.to_string();
+            let end = message.rfind(" (").filter(|_| message.ends_with(')'));
+            ApiError::invalid(&message[..end.unwrap_or(message.len())])
+        }
+    }
+}
+
+/// Fields of OpenAI that are accepted only if they ask for nothing.
+fn inert_fields(fields: &mut Fields) -> Result<(), ApiError> {
+    let alone = |value: &Value| value.as_array().is_some_and(|list| *list == ["text"]);
+    fields.inert("modalities", "only text is generated; expected [\"text\"]", alone)?;
+    let why = "answers are not stored; expected false";
+    fields.inert("store", why, |value| value == false)?;
+    let why = "there are no tiers; expected `auto` or `default`";
+    fields.inert("service_tier", why, |value| value == "auto" || value == "default")?;
+    for name in ["functions", "function_call"] {
+        fields.inert(name, "it was replaced by `tools`", |_| false)?;
+    }
+    Ok(())
+}

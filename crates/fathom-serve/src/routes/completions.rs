@@ -1,0 +1,128 @@
+//! `POST /v1/completions`
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+
+use super::envelope::{self, Envelope, finish_reason};
+use super::stream::{self, Chunks};
+use super::Log;
+use crate::app::App;
+use crate::body;
+use crate::error::{ApiError, ErrorBody};
+use crate::generation::{Piece, Texts};
+use crate::request::completion::{self, CompletionJob, CompletionRequest};
+use crate::request::fields::Fields;
+use crate::types::completion::{Completion, CompletionChoice};
+use crate::types::usage::Usage;
+
+/// Complete texts
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The texts, or a stream of pieces", content(
+            (Completion = "application/json"), (Completion = "text/event-stream"))),
+        (status = "4XX", description = "The request is wrong", body = ErrorBody),
+        (status = "5XX", description = "The server failed", body = ErrorBody),
+    ),
+)]
+pub async fn complete(
+    State(app): State<Arc<App>>,
+    Extension(log): Log,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let bytes = body::read(&headers, body, app.options.max_body).await?;
+    app.check_places()?;
+    let read = move |app: &App| completion::read(Fields::parse(&bytes)?, &app.model);
+    let CompletionJob { job, choices, echo } = app.prepare(read).await?;
+    let mut texts = job.submit(&app, &log)?;
+    drop(log);
+    let envelope = Envelope::new(&app, "cmpl");
+    let echo = Echo { prompts: echo, n: choices.n };
+    if choices.stream {
+        let begun = vec![false; texts.len()];
+        let pieces = Pieces { envelope, echo, begun };
+        return Ok(stream::respond(texts, pieces, choices.include_usage));
+    }
+    let choices = whole(&mut texts, &echo).await?;
+    texts.complete();
+    let usage = Some(texts.usage.usage());
+    Ok(Json(response(envelope, choices, usage)).into_response())
+}
+
+/// All texts, by index.
+async fn whole(texts: &mut Texts, echo: &Echo) -> Result<Vec<CompletionChoice>, ApiError> {
+    let mut choices = Vec::with_capacity(texts.len());
+    while let Some(piece) = texts.next().await? {
+        choices.push(choice(piece, ""));
+    }
+    choices.sort_by_key(|choice: &CompletionChoice| choice.index);
+    for choice in &mut choices {
+        choice.text.insert_str(0, echo.of(choice.index));
+    }
+    Ok(choices)
+}
+
+/// The prompts that texts begin with.
+struct Echo {
+    prompts: Option<Vec<String>>,
+    /// Texts for each prompt.
+    n: usize,
+}
+
+impl Echo {
+    fn of(&self, choice: usize) -> &str {
+        let prompt = self.prompts.as_ref().and_then(|prompts| prompts.get(choice / self.n));
+        prompt.map_or("", String::as_str)
+    }
+}
+
+fn choice(mut piece: Piece, before: &str) -> CompletionChoice {
+    CompletionChoice {
+        index: piece.choice,
+        fathom: envelope::fathom(&mut piece),
+        text: format!("{before}{}", piece.text),
+        logprobs: None,
+        finish_reason: piece.finish.map(finish_reason),
+    }
+}
+
+fn response(
+    envelope: Envelope,
+    choices: Vec<CompletionChoice>,
+    usage: Option<Usage>,
+) -> Completion {
+    let Envelope { id, created, model, system_fingerprint } = envelope;
+    let object = "text_completion";
+    Completion { id, object, created, model, system_fingerprint, choices, usage }
+}
+
+/// The pieces of streamed texts.
+struct Pieces {
+    envelope: Envelope,
+    echo: Echo,
+    /// Whether a text has begun; its first piece begins with the prompt, if that is echoed.
+    begun: Vec<bool>,
+}
+
+impl Chunks for Pieces {
+    type Chunk = Completion;
+
+    fn chunks(&mut self, piece: Piece) -> Result<Vec<Completion>, ApiError> {
+        let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
+        let before = if has_begun { "" } else { self.echo.of(piece.choice) };
+        let choices = vec![choice(piece, before)];
+        Ok(vec![response(self.envelope.clone(), choices, None)])
+    }
+
+    fn usage(&mut self, usage: Usage) -> Completion {
+        response(self.envelope.clone(), Vec::new(), Some(usage))
+    }
+}
