@@ -68,6 +68,7 @@ fn options(
         gamma: gamma.map_or(Gamma::Adaptive(GammaLimits::default()), Gamma::Fixed),
         batch_size,
         kv_pages,
+        prefix_cache: false,
         placement: placement(available_cores(), threads.0, threads.1, false),
     })
 }

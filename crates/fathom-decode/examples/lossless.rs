@@ -175,7 +175,14 @@ impl Sweep {
 
     fn options(&self, mode: ModeChoice, batch_size: usize, gamma: Option<usize>) -> EngineOptions {
         let gamma = gamma.map_or(Gamma::Adaptive(GammaLimits::default()), Gamma::Fixed);
-        EngineOptions { mode, gamma, batch_size, kv_pages: 10_000, vocab: self.vocab }
+        EngineOptions {
+            mode,
+            gamma,
+            batch_size,
+            kv_pages: 10_000,
+            vocab: self.vocab,
+            prefix_cache: true,
+        }
     }
 
     /// The texts of all prompts.
@@ -190,7 +197,7 @@ impl Sweep {
         for (id, prompt) in (0..).zip(prompts) {
             let params = SamplingParams { max_tokens: self.tokens, ..SamplingParams::default() };
             let (prompt, eos) = (prompt.to_vec(), Arc::clone(&self.eos));
-            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
+            engine.submit(Request::new(id, prompt, params, eos))?;
         }
         while engine.pending() > 0 {
             for update in engine.step()? {

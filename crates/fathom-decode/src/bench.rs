@@ -184,7 +184,7 @@ impl Plan<'_> {
         }
         for (id, prompt) in (0..).zip(batch) {
             let (prompt, params, eos) = (prompt.clone(), protocol.params(), Arc::clone(&self.eos));
-            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
+            engine.submit(Request::new(id, prompt, params, eos))?;
         }
         let start = Instant::now();
         engine.prefill()?;

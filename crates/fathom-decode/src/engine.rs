@@ -12,6 +12,7 @@ mod admission;
 mod draft_worker;
 mod drafting;
 mod handle;
+mod judging;
 mod metrics;
 mod options;
 mod request;
@@ -28,14 +29,14 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Transformer};
 
-use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Planner, Proposal, ar, sd};
+pub use crate::TokenLogprobs;
+use crate::{Mode, Planner, Proposal};
 use draft_worker::DraftWorker;
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
 pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
-use scores::PassScores;
 use slot::Slot;
 pub use watch::{RowWatcher, WatchedRows, Watcher};
 
@@ -62,12 +63,13 @@ pub use watch::{RowWatcher, WatchedRows, Watcher};
 ///     batch_size: 4,
 ///     kv_pages: 100,
 ///     vocab: 100,
+///     prefix_cache: true,
 /// };
 /// let mut engine = Engine::new(target, None, options)?;
 /// for id in 0..3 {
 ///     let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
 ///     let (prompt, eos) = (vec![5, 6], Arc::default());
-///     engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
+///     engine.submit(Request::new(id, prompt, params, eos))?;
 /// }
 /// let mut texts = vec![Vec::new(); 3];
 /// while engine.pending() > 0 {
@@ -346,79 +348,5 @@ impl<B: Backend> Engine<B> {
     pub fn rewind(&mut self) -> Result<()> {
         self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))?;
         self.prefill_draft_prompts()
-    }
-
-    /// Judges the drafts, commits the accepted tokens, rolls both caches back to the text, and
-    /// releases finished requests.
-    fn judge(
-        &mut self,
-        mode: Mode,
-        chunks: Vec<Proposal>,
-        scores: &PassScores<B>,
-    ) -> Result<Vec<(Ticket, Result<Update>)>> {
-        let start = Instant::now();
-        let backend = self.target.backend();
-        let mut updates = Vec::with_capacity(self.running.len());
-        let mut failed = Vec::new();
-        for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
-            let before = slot.text.generated().len();
-            let position = slot.text.tokens().len();
-            let logits;
-            let judge: &mut dyn Judge = match &scores.logits {
-                Some(all) if !slot.takes_argmax() => {
-                    logits = all.step(backend, i)?;
-                    &mut LogitsJudge {
-                        sampler: &slot.sampler,
-                        logits: &logits,
-                        vocab: self.target.config().vocab,
-                        position,
-                        history: slot.history.as_mut(),
-                    }
-                }
-                _ => &mut GreedyJudge { best: &scores.best[i] },
-            };
-            let outcome = match mode {
-                Mode::Ar => ar::step(&mut slot.text, judge),
-                Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
-                Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
-            };
-            let outcome = slot.failure.take().map_or(outcome, Err);
-            let outcome: Outcome = match outcome {
-                Ok(outcome) => outcome,
-                Err(error) => {
-                    failed.push(slot.ticket);
-                    updates.push((slot.ticket, Err(error)));
-                    continue;
-                }
-            };
-            slot.count_from(position);
-            slot.roll_back(&self.target)?;
-            if slot.outgrows_draft()
-                && let Some(draft) = &self.draft
-            {
-                draft.forget(slot.number);
-            }
-            self.planner.speeds.record_acceptance(
-                slot.runs.open(),
-                outcome.judged,
-                outcome.accepted,
-            );
-            slot.runs.record(&outcome);
-            slot.acceptance.record(&outcome);
-            self.metrics.acceptance.record(&outcome);
-            self.metrics.tokens += outcome.committed;
-            self.metrics.wasted += outcome.wasted;
-            let done = slot.text.finish().map(|finish| Done {
-                finish,
-                mat: slot.runs.mean().unwrap_or(0.0),
-                acceptance: slot.acceptance.clone(),
-            });
-            let (ticket, request) = (slot.ticket, slot.request);
-            let tokens = slot.text.generated()[before..].to_vec();
-            updates.push((ticket, Ok(Update { ticket, request, tokens, done })));
-        }
-        self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
-        self.metrics.judge_seconds += start.elapsed().as_secs_f64();
-        Ok(updates)
     }
 }

@@ -103,6 +103,7 @@ pub struct Piece {
 /// #     batch_size: 4,
 /// #     kv_pages: 100,
 /// #     vocab: tokenizer.vocab_size(),
+/// #     prefix_cache: true,
 /// # };
 /// let engine = Engine::new(target, None, options)?;
 /// let prompts = ["Q: What is 6 times 7?", "def is_prime(n):"].map(|prompt| {
@@ -198,13 +199,11 @@ impl<B: Backend> Generator<B> {
     }
 
     fn submit(&mut self, task: Task) -> Result<()> {
+        let (params, eos) = (self.params.clone(), Arc::clone(&self.eos));
         let ticket = self.engine.submit(Request {
-            id: task.index,
-            prompt: task.ids.to_vec(),
-            params: self.params.clone(),
-            eos: Arc::clone(&self.eos),
             stop: TextStream::of_request(&self.tokenizer, &self.params).into_stop_check(),
             watcher: self.watch.as_mut().map(|watch| watch(&task)),
+            ..Request::new(task.index, task.ids.to_vec(), params, eos)
         })?;
         let decoder = UpdateDecoder::new(&self.tokenizer, &self.params);
         let text = InProgress { task, decoder, output: String::new(), tokens: Vec::new() };
@@ -215,7 +214,7 @@ impl<B: Backend> Generator<B> {
     fn piece(&mut self, update: Update) -> Result<Option<Piece>> {
         let ticket = update.ticket;
         let Some(mut generating) = self.in_progress.remove(&ticket) else { return Ok(None) };
-        let TextUpdate { text, tokens, done } = generating.decoder.take(update)?;
+        let TextUpdate { text, tokens, done, .. } = generating.decoder.take(update)?;
         let (index, count) = (generating.task.index, tokens.len());
         generating.output += &text;
         generating.tokens.extend(tokens);

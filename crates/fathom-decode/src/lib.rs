@@ -3,10 +3,12 @@
 pub mod ar;
 pub mod bench;
 mod completion;
+mod constraint;
 pub mod engine;
 pub mod generation;
 mod metrics;
 mod mode;
+mod panics;
 mod pearl;
 mod planner;
 mod proposal;
@@ -21,6 +23,7 @@ mod verify;
 mod vocabulary;
 
 pub use completion::{Completion, EndRules, Finish, StopCheck};
+pub use constraint::{ConstrainedText, Constraint, TokenMask};
 pub use metrics::{Acceptance, AcceptedRuns};
 pub use mode::Mode;
 pub use pearl::{Pearl, Phase};
@@ -29,7 +32,7 @@ pub use planner::{GammaLimits, Lengths, Line, Mean};
 pub use proposal::{Drafted, Proposal};
 pub use sampling::{
     Distribution, GreedyJudge, History, LogitsJudge, Purpose, RequestRng, Sampler, SamplingParams,
-    philox4x32,
+    TokenLogprobs, philox4x32,
 };
 pub use stop_strings::StopStrings;
 pub use text_stream::TextStream;

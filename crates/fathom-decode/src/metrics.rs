@@ -67,8 +67,13 @@ impl Acceptance {
 
     /// Share of judged drafts that were accepted. `None` before the first.
     pub fn rate(&self) -> Option<f64> {
-        let judged: u64 = self.judged.iter().sum();
+        let judged = self.judged();
         (judged > 0).then(|| self.accepted() as f64 / judged as f64)
+    }
+
+    /// Judged and accepted drafts by position: the 1st, 2nd, … draft judged in a pass of the target.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.judged.iter().copied().zip(self.accepted.iter().copied())
     }
 
     /// The acceptance rate of the 1st, 2nd, … draft judged in a pass of the target.

@@ -286,7 +286,7 @@ impl Case {
             let params =
                 SamplingParams { temperature, max_tokens, seed: 3, ..SamplingParams::default() };
             let prompt = (0..len).map(token).collect();
-            engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None }).unwrap();
+            engine.submit(Request::new(id, prompt, params, eos)).unwrap();
             texts.insert(id, Text::default());
         }
         while engine.pending() > 0 {
@@ -310,6 +310,7 @@ impl Case {
             batch_size: self.batch,
             kv_pages: self.kv_pages,
             vocab: self.base.vocab(),
+            prefix_cache: true,
         }
     }
 
@@ -433,9 +434,7 @@ fn rewound_texts_are_speculated_on_again() {
     for (id, &(len, max_tokens)) in (0..).zip(&case.requests) {
         let prompt = (0..len as u32).collect();
         let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-        engine
-            .submit(Request { id, prompt, params, eos: Arc::default(), stop: None, watcher: None })
-            .unwrap();
+        engine.submit(Request::new(id, prompt, params, Arc::default())).unwrap();
     }
     engine.prefill().unwrap();
     let mut runs = Vec::new();

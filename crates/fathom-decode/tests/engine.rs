@@ -45,11 +45,12 @@ fn options(mode: Mode, gamma: usize, vocab: usize) -> EngineOptions {
         batch_size: 4,
         kv_pages: 100,
         vocab,
+        prefix_cache: true,
     }
 }
 
 fn request(id: u64, prompt: &[u32], params: SamplingParams) -> Request {
-    Request { id, prompt: prompt.to_vec(), params, eos: Arc::default(), stop: None, watcher: None }
+    Request::new(id, prompt.to_vec(), params, Arc::default())
 }
 
 fn length(max_tokens: usize) -> SamplingParams {
@@ -192,7 +193,7 @@ fn compare_batched_with_alone(requests: u64, more: impl Fn(u64, SamplingParams) 
             ..SamplingParams::default()
         };
         let eos: Arc<[u32]> = (0..vocab as u32).filter(|token| token % 40 == 7).collect();
-        Request { id, prompt, params: more(id, params), eos, stop: None, watcher: None }
+        Request::new(id, prompt, more(id, params), eos)
     };
     let cancelled = |id: u64| random(id, 5, 8) == 0;
     let engine = |mode, batch_size, kv_pages| {

@@ -158,6 +158,7 @@ fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) 
         batch_size: 4,
         kv_pages: 100,
         vocab: target.config().vocab,
+        prefix_cache: true,
     };
     let (outbox, inbox) = channel();
     std::thread::spawn(move || {
@@ -165,16 +166,7 @@ fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) 
         for id in 0..3 {
             let params = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
             let eos = Arc::default();
-            engine
-                .submit(Request {
-                    id,
-                    prompt: vec![1, 2, 3],
-                    params,
-                    eos,
-                    stop: None,
-                    watcher: None,
-                })
-                .unwrap();
+            engine.submit(Request::new(id, vec![1, 2, 3], params, eos)).unwrap();
         }
         let end = loop {
             match catch_unwind(AssertUnwindSafe(|| engine.step())) {
@@ -230,20 +222,14 @@ fn failure_behind_a_handle(
         batch_size: 2, // others wait
         kv_pages: 100,
         vocab: target.config().vocab,
+        prefix_cache: true,
     };
     let (outbox, inbox) = channel();
     std::thread::spawn(move || {
         let engine = Engine::new(target, Some(draft), options).unwrap().spawn().unwrap();
         let request = |id| {
             let params = SamplingParams { max_tokens: 500, ..SamplingParams::default() };
-            Request {
-                id,
-                prompt: vec![1, 2, 3],
-                params,
-                eos: Arc::default(),
-                stop: None,
-                watcher: None,
-            }
+            Request::new(id, vec![1, 2, 3], params, Arc::default())
         };
         // The engine may fail before the last request is submitted.
         let submitted: Vec<_> = (0..5).map(|id| engine.submit(request(id))).collect();

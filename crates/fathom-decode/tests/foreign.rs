@@ -42,12 +42,13 @@ fn generate<B: Backend>(
     gamma: Gamma,
 ) -> Result<BTreeMap<u64, Vec<u32>>> {
     let vocab = target.config().vocab;
-    let options = EngineOptions { mode, gamma, batch_size: 3, kv_pages: 3, vocab };
+    let options =
+        EngineOptions { mode, gamma, batch_size: 3, kv_pages: 3, vocab, prefix_cache: true };
     let mut engine = Engine::new(target, draft, options)?;
     for id in 0..4 {
         let prompt = (0..5 + 9 * id as u32).map(|i| (i * 37 + 11) % 400).collect();
         let (params, eos) = (params(id), Default::default());
-        engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None })?;
+        engine.submit(Request::new(id, prompt, params, eos))?;
     }
     let mut texts: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
     while engine.pending() > 0 {

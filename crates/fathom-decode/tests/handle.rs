@@ -35,7 +35,7 @@ fn model(precision: Precision) -> Transformer<Cpu> {
 
 fn options(mode: Mode, batch_size: usize, kv_pages: usize) -> EngineOptions {
     let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(GAMMA));
-    EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB as usize }
+    EngineOptions { mode, gamma, batch_size, kv_pages, vocab: VOCAB as usize, prefix_cache: true }
 }
 
 /// The draft is the target in another precision: most drafts are accepted.
@@ -66,13 +66,13 @@ fn request(id: u64) -> Request {
         ..SamplingParams::default()
     };
     let eos: Arc<[u32]> = (0..VOCAB).filter(|token| token % 60 == 7).collect();
-    Request { id, prompt, params, eos, stop: None, watcher: None }
+    Request::new(id, prompt, params, eos)
 }
 
 /// A request without end-of-text tokens: it runs until cancelled or for `max_tokens`.
 fn long(id: u64, max_tokens: usize) -> Request {
     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-    Request { id, prompt: vec![1, 2, 3], params, eos: Arc::default(), stop: None, watcher: None }
+    Request::new(id, vec![1, 2, 3], params, Arc::default())
 }
 
 /// Texts and finish reasons by request.

@@ -329,6 +329,7 @@ fn a_judge_without_the_residual_is_detected() {
                 vocab: TOKENS + 1,
                 position,
                 history: None,
+                constraint: None,
             };
             fathom_decode::Pearl::new()
                 .step(&mut text, vec![drafted], &mut Careless { inner })

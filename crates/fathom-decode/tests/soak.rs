@@ -29,7 +29,7 @@ fn engine(mode: ModeChoice, batch_size: usize, kv_pages: usize) -> Engine<Cpu> {
     let (target, draft) = (model(Precision::Bf16), model(Precision::F32));
     let vocab = target.config().vocab;
     let gamma = Gamma::Adaptive(GammaLimits { start: 2, max: 5 });
-    let options = EngineOptions { mode, gamma, batch_size, kv_pages, vocab };
+    let options = EngineOptions { mode, gamma, batch_size, kv_pages, vocab, prefix_cache: true };
     Engine::new(target, Some(draft), options).unwrap()
 }
 
@@ -52,7 +52,7 @@ fn request(id: u64, greedy: bool) -> Request {
         ..SamplingParams::default()
     };
     let eos: Arc<[u32]> = (0..vocab).filter(|token| token % 60 == 7).collect();
-    Request { id, prompt, params, eos, stop: None, watcher: None }
+    Request::new(id, prompt, params, eos)
 }
 
 fn is_cancelled(id: u64) -> bool {

@@ -36,19 +36,14 @@ fn engine(mode: Mode) -> Engine<Cpu> {
     };
     let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(4));
     let vocab = tokenizer().vocab_size();
-    let options = EngineOptions { mode, gamma, batch_size: 4, kv_pages: 100, vocab };
+    let options =
+        EngineOptions { mode, gamma, batch_size: 4, kv_pages: 100, vocab, prefix_cache: true };
     Engine::new(load("draft"), Some(load("draft-weak")), options).unwrap()
 }
 
 fn request(tokenizer: &Tokenizer, prompt: usize, params: &SamplingParams) -> Request {
-    Request {
-        id: prompt as u64,
-        prompt: tokenizer.encode(PROMPTS[prompt], false).unwrap(),
-        params: params.clone(),
-        eos: vec![2].into(),
-        stop: None,
-        watcher: None,
-    }
+    let ids = tokenizer.encode(PROMPTS[prompt], false).unwrap();
+    Request::new(prompt as u64, ids, params.clone(), vec![2].into())
 }
 
 /// A high temperature, so that many characters are spread over several tokens.
@@ -155,6 +150,6 @@ fn a_text_can_be_cancelled_and_polled_without_waiting() {
     engine.drain().unwrap();
     assert_eq!(engine.metrics().cancelled, 3);
     let eos: Arc<[u32]> = Arc::default();
-    let late = Request { id: 0, prompt: vec![5], params, eos, stop: None, watcher: None };
+    let late = Request::new(0, vec![5], params, eos);
     assert!(TextUpdates::submit(&engine, &tokenizer, late).is_err());
 }

@@ -65,8 +65,14 @@ impl Pair {
     fn engine(&self, draft: &str, mode: ModeChoice, gamma: Gamma, batch: usize) -> Engine<Cpu> {
         let target = load("draft", self.precision, self.target_threads);
         let draft = load(draft, self.precision, self.draft_threads);
-        let options =
-            EngineOptions { mode, gamma, batch_size: batch, kv_pages: 1_000, vocab: self.vocab };
+        let options = EngineOptions {
+            mode,
+            gamma,
+            batch_size: batch,
+            kv_pages: 1_000,
+            vocab: self.vocab,
+            prefix_cache: true,
+        };
         Engine::new(target, Some(draft), options).unwrap()
     }
 }
@@ -89,7 +95,7 @@ fn texts_with(
     for (id, prompt) in (0..).zip(prompts) {
         let params = params(id as usize);
         let (prompt, eos) = (prompt.clone(), Arc::clone(&eos));
-        engine.submit(Request { id, prompt, params, eos, stop: None, watcher: None }).unwrap();
+        engine.submit(Request::new(id, prompt, params, eos)).unwrap();
     }
     let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
     while engine.pending() > 0 {

@@ -100,8 +100,14 @@ fn write<B: Backend>(
     let vocab = target.config().vocab.min(draft.as_ref().map_or(usize::MAX, |d| d.config().vocab));
     // The caches hold two of the four texts: the others are preempted.
     let page = target.backend().kv_page();
-    let options =
-        EngineOptions { mode, gamma, batch_size: 3, kv_pages: 2 * 140_usize.div_ceil(page), vocab };
+    let options = EngineOptions {
+        mode,
+        gamma,
+        batch_size: 3,
+        kv_pages: 2 * 140_usize.div_ceil(page),
+        vocab,
+        prefix_cache: true,
+    };
     let mut engine = Engine::new(target, draft, options).unwrap();
     let mut all = Vec::new();
     let mut tickets = Vec::new();
@@ -118,8 +124,9 @@ fn write<B: Backend>(
         let params = SamplingParams { max_tokens: 110, temperature, ..SamplingParams::default() };
         all.push(Observed { tokens: prompt.clone(), rows, norms });
         let (eos, watcher) = (Arc::default(), Some(watcher));
-        tickets
-            .push(engine.submit(Request { id, prompt, params, eos, stop: None, watcher }).unwrap());
+        tickets.push(
+            engine.submit(Request { watcher, ..Request::new(id, prompt, params, eos) }).unwrap(),
+        );
     }
     while engine.pending() > 0 {
         for update in engine.step().unwrap() {
@@ -210,12 +217,13 @@ fn a_watcher_that_fails_ends_its_own_request_only() {
         let model = load(TARGET, cpu());
         let vocab = model.config().vocab;
         let (mode, gamma) = (ModeChoice::Always(Mode::Ar), Gamma::Fixed(1));
-        let options = EngineOptions { mode, gamma, batch_size: 4, kv_pages: 10, vocab };
+        let options =
+            EngineOptions { mode, gamma, batch_size: 4, kv_pages: 10, vocab, prefix_cache: true };
         let engine = Engine::new(model, None, options).unwrap().spawn().unwrap();
         let request = |id, watcher: Option<Box<dyn Watcher>>| {
             let params = SamplingParams { max_tokens: 12, ..SamplingParams::default() };
             let (prompt, eos) = (vec![1, 2, 3, 4, 5], Arc::default());
-            Request { id, prompt, params, eos, stop: None, watcher }
+            Request { watcher, ..Request::new(id, prompt, params, eos) }
         };
         let fails = engine.submit(request(0, Some(Box::new(FailsAt(at))))).unwrap();
         let other = engine.submit(request(1, None)).unwrap();

@@ -31,6 +31,10 @@ pub struct GenerateOptions {
     /// The largest number of key/value cache pages in use by all running texts, per model. `None`:
     /// enough for `batch_size` texts of full context length.
     pub kv_pages: Option<usize>,
+    /// Keeps the key/value rows of texts, as far as `kv_pages` allows, for later prompts that begin
+    /// with the same tokens. Off by default: a list of prompts that share nothing only loses memory
+    /// by it.
+    pub prefix_cache: bool,
     /// How many threads target and draft use.
     pub placement: Placement,
 }
@@ -43,6 +47,7 @@ impl Default for GenerateOptions {
             gamma: Gamma::Adaptive(GammaLimits::default()),
             batch_size: 8,
             kv_pages: None,
+            prefix_cache: false,
             placement: placement(available_cores(), None, None, false),
         }
     }
@@ -73,7 +78,7 @@ impl<'p> PairEngine<'p> {
 impl Pair {
     /// The engine options for this pair, every default filled in.
     pub fn engine_options(&self, options: &GenerateOptions) -> EngineOptions {
-        let GenerateOptions { mode, gamma, batch_size, kv_pages, .. } = *options;
+        let GenerateOptions { mode, gamma, batch_size, kv_pages, prefix_cache, .. } = *options;
         let default = if self.draft().is_some() { Mode::Pearl } else { Mode::Ar };
         EngineOptions {
             mode: mode.unwrap_or(ModeChoice::Always(default)),
@@ -81,6 +86,7 @@ impl Pair {
             batch_size,
             kv_pages: kv_pages.unwrap_or_else(|| self.kv_pages(batch_size)),
             vocab: self.vocab(),
+            prefix_cache,
         }
     }
 

@@ -79,6 +79,7 @@ impl Subject {
             gamma: Gamma::Fixed(3),
             batch_size,
             kv_pages: Some(4), // of 128 tokens: enough for two of the four texts
+            prefix_cache: true,
             placement: placement(2, None, None, false),
         };
         let prompts = self.prompts.iter();

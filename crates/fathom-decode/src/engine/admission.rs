@@ -7,6 +7,7 @@ use fathom_model::{LogitRows, PREFILL_CHUNK, Probe, Result, SequenceOptions, Ste
 
 use super::Engine;
 use super::draft_worker::DraftJob;
+use super::drafting::share_seconds;
 use super::slot::Slot;
 use super::watch::Watching;
 
@@ -49,6 +50,8 @@ impl<B: Backend> Engine<B> {
             let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
             let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
             let items: Vec<_> = items.collect();
+            let drafted: Vec<_> = items.iter().map(|item| (item.slot, item.rows())).collect();
+            let rows: usize = feeds.iter().map(Vec::len).sum();
             let co_running = !items.is_empty();
             self.target.backend().set_co_running(co_running);
             if let Some(draft) = self.draft.as_ref().filter(|_| co_running) {
@@ -70,8 +73,13 @@ impl<B: Backend> Engine<B> {
                 *failure = failure.take().or(error);
             }
             self.target.backend().synchronize()?;
+            let seconds = start.elapsed().as_secs_f64();
+            for (slot, tokens) in self.prefilling.iter_mut().zip(&feeds) {
+                slot.target_seconds += seconds * tokens.len() as f64 / rows as f64;
+            }
             if let Some(draft) = self.draft.as_mut().filter(|_| co_running) {
-                draft.receive()?;
+                let seconds = draft.receive()?.seconds;
+                share_seconds(self.prefilling.iter_mut(), &drafted, seconds);
             }
             self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
         }

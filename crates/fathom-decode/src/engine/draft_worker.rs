@@ -1,6 +1,5 @@
 //! The draft model, on its own thread.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,7 +11,8 @@ use fathom_model::{
 };
 
 use super::scores::PassScores;
-use crate::{Drafted, History, Proposal, Sampler};
+use crate::panics::panic_message;
+use crate::{ConstrainedText, Drafted, History, Proposal, Sampler};
 
 /// Longest tail, in tokens, that is fed in the pass that drafts the first token. After a step that
 /// accepted every draft, the draft's cache lacks two tokens. A longer tail needs a catch-up
@@ -29,6 +29,15 @@ pub(super) struct DraftItem {
     pub tail: Vec<u32>,
     pub gamma: usize,
     pub sampler: Arc<Sampler>,
+    /// The draft's own copy of the text's constraint, in the first item of a slot.
+    pub constraint: Option<ConstrainedText>,
+}
+
+impl DraftItem {
+    /// Rows that the draft computes for it, at most.
+    pub fn rows(&self) -> usize {
+        self.tail.len() + self.gamma.saturating_sub(1)
+    }
 }
 
 /// The draft's work of one step or prefill chunk.
@@ -163,12 +172,6 @@ impl Drop for DraftWorker {
     }
 }
 
-/// The message of a panic.
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().map(|message| (*message).to_owned());
-    message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or("a panic".to_owned())
-}
-
 struct Draft<B: Backend> {
     model: Arc<Transformer<B>>,
     vocab: usize,
@@ -181,13 +184,14 @@ struct SlotState<B: Backend> {
     sequence: Sequence<B>,
     /// Token counts of the sequence and of the drafts after it. `None` if logits are not processed.
     history: Option<History>,
+    /// `None` if the text has no constraint.
+    constraint: Option<ConstrainedText>,
 }
 
 /// A request during a job.
 struct Drafting<B: Backend> {
     item: DraftItem,
-    sequence: Sequence<B>,
-    history: Option<History>,
+    state: SlotState<B>,
     chunk: Proposal,
 }
 
@@ -206,8 +210,8 @@ impl<B: Backend> Draft<B> {
             }
             self.draft_one(drafting)?;
         }
-        let chunks = all.into_iter().map(|Drafting { item, sequence, history, chunk }| {
-            self.sequences.insert(item.slot, SlotState { sequence, history });
+        let chunks = all.into_iter().map(|Drafting { item, state, chunk }| {
+            self.sequences.insert(item.slot, state);
             (item.slot, chunk)
         });
         let chunks = chunks.collect();
@@ -221,18 +225,28 @@ impl<B: Backend> Draft<B> {
     }
 
     /// Truncates a request's sequence to `keep` tokens, or creates it.
-    fn begin(&mut self, item: DraftItem) -> Result<Drafting<B>> {
+    fn begin(&mut self, mut item: DraftItem) -> Result<Drafting<B>> {
         let options = SequenceOptions { planned_len: Some(item.planned_len), ..Default::default() };
-        let state = self.sequences.remove(&item.slot);
-        let SlotState { mut sequence, mut history } = state.unwrap_or_else(|| SlotState {
+        let mut state = self.sequences.remove(&item.slot).unwrap_or_else(|| SlotState {
             sequence: self.model.new_sequence(options),
             history: item.sampler.history(item.planned_len),
+            constraint: None,
         });
-        self.model.truncate(&mut sequence, item.keep)?;
-        if let Some(history) = &mut history {
+        self.model.truncate(&mut state.sequence, item.keep)?;
+        if let Some(history) = &mut state.history {
             history.follow(item.keep, &item.tail);
         }
-        Ok(Drafting { item, sequence, history, chunk: Proposal::new() })
+        if let Some(constraint) = item.constraint.take() {
+            state.constraint = Some(constraint);
+        }
+        if let Some(constraint) = &mut state.constraint {
+            let text: Vec<u32> =
+                state.sequence.tokens().iter().chain(&item.tail).copied().collect();
+            let generated = text.get(item.planned_len..).unwrap_or_default();
+            // If it fails, drafts are bad or fail too. The target's own copy decides the text.
+            drop(constraint.follow(generated));
+        }
+        Ok(Drafting { item, state, chunk: Proposal::new() })
     }
 
     /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last
@@ -250,14 +264,19 @@ impl<B: Backend> Draft<B> {
         }
         if prefills.iter().map(Vec::len).sum::<usize>() > PREFILL_CHUNK {
             for (d, tokens) in all.iter_mut().zip(&prefills) {
-                self.model.prefill(&mut d.sequence, tokens, PREFILL_CHUNK, None, &mut |_| {})?;
+                self.model.prefill(
+                    &mut d.state.sequence,
+                    tokens,
+                    PREFILL_CHUNK,
+                    None,
+                    &mut |_| {},
+                )?;
             }
             return Ok(());
         }
         let with_tokens = all.iter_mut().zip(&prefills).filter(|(_, tokens)| !tokens.is_empty());
-        let mut steps: Vec<Step<'_, B>> = with_tokens
-            .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::None })
-            .collect();
+        let mut steps: Vec<Step<'_, B>> =
+            with_tokens.map(|(d, tokens)| d.step(tokens, LogitRows::None)).collect();
         if !steps.is_empty() {
             self.model.forward(&mut steps, None)?;
         }
@@ -277,15 +296,15 @@ impl<B: Backend> Draft<B> {
         let mut steps: Vec<Step<'_, B>> = drafting
             .iter_mut()
             .zip(&feeds)
-            .map(|(d, tokens)| Step { sequence: &mut d.sequence, tokens, logits: LogitRows::Last })
+            .map(|(d, tokens)| d.step(tokens, LogitRows::Last))
             .collect();
         let scores = PassScores::of(&self.model, &mut steps, None, argmax_only, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
             let drafted = match (&scores.logits, scores.best[i].first()) {
                 (Some(all), _) if !d.takes_argmax() => {
                     let Ok(drafted) = d.draft(all.step(self.model.backend(), i)?) else {
-                        // The draft's logits are not numbers: no more drafts in this step. The text
-                        // continues.
+                        // The draft's logits are not numbers, or it has no token that the
+                        // constraint allows: no more drafts in this step. The text continues.
                         d.item.gamma = 0;
                         continue;
                     };
@@ -294,28 +313,47 @@ impl<B: Backend> Draft<B> {
                 (_, Some(&token)) => Drafted { token, q: None },
                 (_, None) => continue,
             };
-            if let Some(history) = &mut d.history {
-                history.push(drafted.token);
-            }
-            d.chunk.push(drafted);
+            d.push(drafted);
         }
         Ok(())
     }
 }
 
 impl<B: Backend> Drafting<B> {
+    /// The draft's pass over the next tokens of the text.
+    fn step<'a>(&'a mut self, tokens: &'a [u32], logits: LogitRows) -> Step<'a, B> {
+        Step { sequence: &mut self.state.sequence, tokens, logits }
+    }
+
     /// Whether the next token is the argmax of the draft's unprocessed logits.
     fn takes_argmax(&self) -> bool {
-        let generated = self.history.as_ref().map_or(0, History::generated);
-        self.item.sampler.takes_argmax(generated)
+        let generated = self.state.history.as_ref().map_or(0, History::generated);
+        self.state.constraint.is_none() && self.item.sampler.takes_argmax(generated)
     }
 
     /// Draws the next token from the draft's logits `[vocab]`.
-    fn draft(&self, mut logits: Vec<f32>) -> Result<Drafted> {
-        if let Some(history) = &self.history {
+    fn draft(&mut self, mut logits: Vec<f32>) -> Result<Drafted> {
+        let SlotState { sequence, history, constraint } = &mut self.state;
+        if let Some(history) = history {
             self.item.sampler.process(&mut logits, history);
         }
-        self.item.sampler.draft(&logits, self.sequence.len())
+        if let Some(constraint) = constraint {
+            constraint.mask(&mut logits)?;
+        }
+        self.item.sampler.draft(&logits, sequence.len())
+    }
+
+    /// Adds a drafted token.
+    fn push(&mut self, drafted: Drafted) {
+        if let Some(history) = &mut self.state.history {
+            history.push(drafted.token);
+        }
+        if let Some(constraint) = &mut self.state.constraint
+            && constraint.push(drafted.token).is_err()
+        {
+            self.item.gamma = 0; // no draft after this one
+        }
+        self.chunk.push(drafted);
     }
 }
 
@@ -346,6 +384,7 @@ mod tests {
                 tail: vec![token],
                 gamma: 2,
                 sampler,
+                constraint: None,
             };
             DraftJob { items: vec![item], gamma: 2, co_running: false }
         };
@@ -371,7 +410,9 @@ mod tests {
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         let mut chunk = |slot, keep, tail: &[u32], forget| {
             let (tail, sampler) = (tail.to_vec(), Arc::clone(&sampler));
-            let item = DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler };
+            let constraint = None;
+            let item =
+                DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler, constraint };
             if forget {
                 worker.forget(slot);
             }

@@ -12,11 +12,11 @@ use std::thread::JoinHandle;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
-use super::draft_worker::panic_message;
 use super::metrics::HandleMetrics;
 use super::rules::{Checked, Rules};
 use super::{Engine, EngineOptions, Request, Ticket, Update};
 use crate::StopCheck;
+use crate::panics::panic_message;
 pub use generating::{Canceller, RequestUpdates};
 use worker::Worker;
 
@@ -61,11 +61,12 @@ pub type UpdateCallback = Box<dyn FnMut(Result<Update>) -> bool + Send>;
 /// #     batch_size: 4,
 /// #     kv_pages: 1000,
 /// #     vocab: 100,
+/// #     prefix_cache: true,
 /// # };
 /// let engine = Engine::new(target, None, options)?.spawn()?;
 /// let request = |id, max_tokens| {
 ///     let params = SamplingParams { max_tokens, ..SamplingParams::default() };
-///     Request { id, prompt: vec![1, 2], params, eos: Arc::default(), stop: None, watcher: None }
+///     Request::new(id, vec![1, 2], params, Arc::default())
 /// };
 /// thread::scope(|scope| {
 ///     for id in 0..4 {
@@ -230,11 +231,12 @@ impl EngineHandle {
     /// #     batch_size: 4,
     /// #     kv_pages: 1000,
     /// #     vocab: 100,
+    /// #     prefix_cache: true,
     /// # };
     /// # let params = SamplingParams { max_tokens: 10, ..SamplingParams::default() };
     /// # let eos = Arc::default();
     /// # let prompt = vec![1, 2];
-    /// # let request = Request { id: 0, prompt, params, eos, stop: None, watcher: None };
+    /// # let request = Request::new(0, prompt, params, eos);
     /// let engine = Engine::new(target, None, options)?.spawn()?;
     /// let (outbox, inbox) = channel();
     /// let callback = move |update| outbox.send(update).is_ok(); // false if the receiver is gone

@@ -7,6 +7,8 @@ use crate::{Acceptance, Line, Mean, Mode};
 /// Counts and times of an engine.
 #[derive(Clone, Debug, Default)]
 pub struct EngineMetrics {
+    /// The mode of the last step.
+    pub mode: Option<Mode>,
     /// Steps by mode.
     pub steps: BTreeMap<Mode, usize>,
     /// Tokens committed.
@@ -26,8 +28,17 @@ pub struct EngineMetrics {
     pub gamma_post_verify: Mean,
     /// Requests preempted because the caches were full.
     pub preemptions: usize,
+    /// Pages now in the target's caches: those of the requests in the batch, and of the prefix
+    /// cache.
+    pub pages_used: usize,
+    /// The limit of `pages_used`.
+    pub pages_total: usize,
     /// Largest number of pages in the target's caches after a pass.
     pub kv_pages: usize,
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_queries: usize,
+    /// Prompt tokens taken from the prefix cache.
+    pub prefix_hits: usize,
     /// Seconds of prefill in both models, which overlap.
     pub prefill_seconds: f64,
     /// Seconds of the draft's jobs in decoding steps: catch-up prefill and drafting. In PEARL they

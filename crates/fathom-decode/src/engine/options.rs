@@ -32,10 +32,13 @@ pub struct EngineOptions {
     /// Maximum number of requests in the batch, at least 1.
     pub batch_size: usize,
     /// Maximum number of pages of [`fathom_backend::Backend::kv_page`] tokens in the key/value
-    /// caches of all running requests together, in each model. At least 1.
+    /// caches of all running requests and of the prefix cache together, in each model. At least 1.
     pub kv_pages: usize,
     /// Size of the vocabulary. Ids ≥ `vocab` are padding of the target's logits.
     pub vocab: usize,
+    /// Keeps the key/value rows of texts, as far as `kv_pages` allows, for later requests whose
+    /// prompts begin with the same tokens. Texts do not depend on it.
+    pub prefix_cache: bool,
 }
 
 impl EngineOptions {

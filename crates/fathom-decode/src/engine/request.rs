@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use super::watch::Watcher;
-use crate::{Acceptance, Finish, SamplingParams, StopCheck};
+use crate::{Acceptance, Constraint, Finish, SamplingParams, StopCheck, TokenLogprobs};
 
 /// A prompt to continue.
 pub struct Request {
     /// The caller's number for it. With the seed it keys the random numbers, so the text of a
-    /// request does not depend on the rest of the batch. Ids may repeat.
+    /// request does not depend on the rest of the batch, and different ids give different texts for
+    /// one prompt and seed. Ids may repeat.
     pub id: u64,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -18,8 +19,31 @@ pub struct Request {
     pub eos: Arc<[u32]>,
     /// Detects the stop strings of `params`: the engine has token ids only, not text.
     pub stop: Option<StopCheck>,
-    /// Observes the target's computation of the text.
+    /// Restricts the text, token by token.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Number of most likely tokens whose log-probabilities are reported with each token. `None`:
+    /// no log-probabilities.
+    pub logprobs: Option<usize>,
+    /// Observes the target's computation of the text. A watched text takes no rows from the prefix
+    /// cache, because the watcher must see them computed.
     pub watcher: Option<Box<dyn Watcher>>,
+}
+
+impl Request {
+    /// A request with everything optional absent. Other fields can be set afterwards, or with
+    /// `Request { logprobs: Some(5), ..Request::new(…) }`.
+    pub fn new(id: u64, prompt: Vec<u32>, params: SamplingParams, eos: Arc<[u32]>) -> Request {
+        Request {
+            id,
+            prompt,
+            params,
+            eos,
+            stop: None,
+            constraint: None,
+            logprobs: None,
+            watcher: None,
+        }
+    }
 }
 
 /// The engine's own number of a request. Unlike the caller's ids it is unique.
@@ -35,6 +59,10 @@ pub struct Update {
     pub request: u64,
     /// The new tokens of its text.
     pub tokens: Vec<u32>,
+    /// The first `accepted` of `tokens` were drafts.
+    pub accepted: usize,
+    /// One per token, if requested.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Set in the last update.
     pub done: Option<Done>,
 }
@@ -48,4 +76,10 @@ pub struct Done {
     pub mat: f64,
     /// Judged and accepted drafts.
     pub acceptance: Acceptance,
+    /// Tokens of the prompt whose rows were taken from the prefix cache.
+    pub cached_prompt_tokens: usize,
+    /// The request's share of the target's passes in seconds, by its rows in each pass.
+    pub target_seconds: f64,
+    /// The request's share of the draft's passes in seconds, by its rows in each pass.
+    pub draft_seconds: f64,
 }

@@ -7,7 +7,7 @@ use fathom_model::{Error, Result};
 
 use super::request::{Request, Ticket};
 use super::watch::Watcher;
-use crate::{Completion, EndRules, Sampler};
+use crate::{Completion, ConstrainedText, EndRules, Sampler};
 
 /// Numbers the requests of an engine across threads.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +37,8 @@ pub(super) struct Checked {
     pub request: u64,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
+    pub constraint: Option<ConstrainedText>,
+    pub logprobs: Option<usize>,
     pub watcher: Option<Box<dyn Watcher>>,
 }
 
@@ -46,7 +48,7 @@ impl Rules {
     /// # Errors
     /// See [`super::Engine::submit`].
     pub fn check(&self, request: Request) -> Result<Checked> {
-        let Request { id, prompt, params, eos, stop, watcher } = request;
+        let Request { id, prompt, params, eos, stop, constraint, logprobs, watcher } = request;
         let Rules { vocab, longest, .. } = *self;
         let sampler = Sampler::new(params, id, vocab)?.with_eos(&eos)?;
         let refuse =
@@ -77,6 +79,7 @@ impl Rules {
         let max_tokens = params.max_tokens.min(longest - prompt.len());
         let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
         let (ticket, sampler) = (self.tickets.next(), Arc::new(sampler));
-        Ok(Checked { ticket, request: id, text, sampler, watcher })
+        let constraint = constraint.map(ConstrainedText::new);
+        Ok(Checked { ticket, request: id, text, sampler, constraint, logprobs, watcher })
     }
 }

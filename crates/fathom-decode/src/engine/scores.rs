@@ -48,7 +48,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<(PassScores<B>, f64)> {
         let backend = self.target.backend();
         let start = backend.mark()?;
-        let argmax_only = self.running.iter().all(Slot::takes_argmax);
+        let argmax_only = !self.running.iter().any(Slot::reads_logits);
         let feeds: Vec<Vec<u32>> = match chunks {
             Some(chunks) => {
                 self.running.iter().zip(chunks).map(|(slot, chunk)| slot.feed(chunk)).collect()
@@ -73,6 +73,9 @@ impl<B: Backend> Engine<B> {
         }
         let seconds = backend.seconds_between(&start, &backend.mark()?)?;
         let rows = feeds.iter().map(Vec::len).sum::<usize>();
+        for (slot, tokens) in self.running.iter_mut().zip(&feeds) {
+            slot.target_seconds += seconds * tokens.len() as f64 / rows as f64;
+        }
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
         self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());

@@ -9,7 +9,9 @@ use super::draft_worker::{DraftItem, DraftLimits};
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
-use crate::{Acceptance, AcceptedRuns, Completion, Drafted, History, Pearl, Sampler};
+use crate::{
+    Acceptance, AcceptedRuns, Completion, ConstrainedText, Drafted, History, Pearl, Sampler,
+};
 
 /// The state of one request.
 ///
@@ -28,6 +30,10 @@ pub(super) struct Slot<B: Backend> {
     pub sampler: Arc<Sampler>,
     /// Token counts of the text. `None` if logits are not processed.
     pub history: Option<History>,
+    /// `None` if the text is free.
+    pub constraint: Option<ConstrainedText>,
+    /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
+    pub logprobs: Option<usize>,
     pub pearl: Pearl,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
@@ -38,6 +44,9 @@ pub(super) struct Slot<B: Backend> {
     speculates: bool,
     pub runs: AcceptedRuns,
     pub acceptance: Acceptance,
+    /// Its share of the passes of target and draft.
+    pub target_seconds: f64,
+    pub draft_seconds: f64,
     pub watcher: Option<Box<dyn Watcher>>,
     /// The watcher's error.
     pub failure: Option<Error>,
@@ -45,7 +54,7 @@ pub(super) struct Slot<B: Backend> {
 
 impl<B: Backend> Slot<B> {
     pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
-        let Checked { ticket, request, text, sampler, watcher } = request;
+        let Checked { ticket, request, text, sampler, constraint, logprobs, watcher } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
@@ -59,6 +68,8 @@ impl<B: Backend> Slot<B> {
             text,
             sampler,
             history,
+            constraint,
+            logprobs,
             pearl: Pearl::new(),
             sequence: None,
             drafted_len: 0,
@@ -66,6 +77,8 @@ impl<B: Backend> Slot<B> {
             speculates: false,
             runs: AcceptedRuns::default(),
             acceptance: Acceptance::default(),
+            target_seconds: 0.0,
+            draft_seconds: 0.0,
             watcher,
             failure: None,
         };
@@ -82,16 +95,29 @@ impl<B: Backend> Slot<B> {
         self.speculates
     }
 
-    /// Whether its next tokens are the argmax of the target's unprocessed logits, so that the
-    /// logits themselves are not needed.
+    /// Whether its next tokens are the argmax of the target's unprocessed logits.
     pub fn takes_argmax(&self) -> bool {
-        self.sampler.takes_argmax(self.text.generated().len())
+        self.constraint.is_none() && self.sampler.takes_argmax(self.text.generated().len())
     }
 
-    /// Updates the token counts with the tokens committed from position `before` on.
-    pub fn count_from(&mut self, before: usize) {
+    /// Whether its logits are read, not only their argmax.
+    pub fn reads_logits(&self) -> bool {
+        self.logprobs.is_some() || !self.takes_argmax()
+    }
+
+    /// Updates token counts and constraint with the tokens committed from position `before` on.
+    ///
+    /// # Errors
+    /// Errors of the constraint.
+    pub fn follow_text(&mut self, before: usize) -> Result<()> {
         if let Some(history) = &mut self.history {
             history.follow(before, &self.text.tokens()[before..]);
+        }
+        match &mut self.constraint {
+            Some(constraint) if !self.text.is_finished() => {
+                constraint.follow(self.text.generated())
+            }
+            _ => Ok(()),
         }
     }
 
@@ -121,8 +147,9 @@ impl<B: Backend> Slot<B> {
             return None;
         }
         let keep = self.drafted_len;
+        let item = self.item(keep, tokens.to_vec(), 0);
         self.drafted_len += tokens.len();
-        Some(self.item(keep, tokens.to_vec(), 0))
+        Some(item)
     }
 
     /// The draft's work item to prefill the whole prompt. `None` if the draft holds some of it.
@@ -141,14 +168,19 @@ impl<B: Backend> Slot<B> {
             return None;
         }
         let keep = self.drafted_len.min(prefix.len() - 1);
+        let item = self.item(keep, prefix[keep..].to_vec(), gamma);
         self.drafted_len = prefix.len() + gamma - 1;
-        Some(self.item(keep, prefix[keep..].to_vec(), gamma))
+        Some(item)
     }
 
-    fn item(&self, keep: usize, tail: Vec<u32>, gamma: usize) -> DraftItem {
+    fn item(&mut self, keep: usize, tail: Vec<u32>, gamma: usize) -> DraftItem {
         let sampler = Arc::clone(&self.sampler);
         let (slot, planned_len) = (self.number, self.planned_len);
-        DraftItem { slot, planned_len, keep, tail, gamma, sampler }
+        // The first item brings the draft its own copy. If it cannot be made, the target's fails
+        // too, and ends the request.
+        let constraint = self.constraint.as_mut().filter(|_| self.drafted_len == 0);
+        let constraint = constraint.and_then(|constraint| constraint.fork().ok());
+        DraftItem { slot, planned_len, keep, tail, gamma, sampler, constraint }
     }
 
     /// Maximum number of drafts after the text: limited by the remaining tokens of the text and by
@@ -200,7 +232,7 @@ impl<B: Backend> Slot<B> {
     pub fn rewind(&mut self, target: &Transformer<B>) -> Result<()> {
         self.drop_pending();
         self.text.rewind();
-        self.count_from(self.text.tokens().len());
+        self.follow_text(self.text.tokens().len())?;
         self.speculates = self.draft_can_follow();
         (self.runs, self.acceptance) = (AcceptedRuns::default(), Acceptance::default());
         self.roll_back(target)

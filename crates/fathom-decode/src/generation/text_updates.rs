@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use fathom_model::{Result, Tokenizer};
 
-use crate::engine::{Canceller, Done, EngineHandle, Request, RequestUpdates, Update};
+use crate::engine::{
+    Canceller, Done, EngineHandle, Request, RequestUpdates, TokenLogprobs, Update,
+};
 use crate::{Finish, SamplingParams, TextStream};
 
 /// Result of one step for one text.
@@ -15,6 +17,10 @@ pub struct TextUpdate {
     pub text: String,
     /// The new tokens, with the one that ended the text.
     pub tokens: Vec<u32>,
+    /// The first `accepted` of `tokens` were drafts.
+    pub accepted: usize,
+    /// One per token, if requested.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Set in the last update.
     pub done: Option<Done>,
 }
@@ -36,7 +42,7 @@ impl UpdateDecoder {
     /// # Errors
     /// Errors of the tokenizer.
     pub fn take(&mut self, update: Update) -> Result<TextUpdate> {
-        let Update { tokens, done, .. } = update;
+        let Update { tokens, accepted, logprobs, done, .. } = update;
         let mut text = String::new();
         let finish = done.as_ref().map(|done| done.finish);
         // The token that ends a text is not part of it.
@@ -51,7 +57,7 @@ impl UpdateDecoder {
         {
             text += &stream.finish()?;
         }
-        Ok(TextUpdate { text, tokens, done })
+        Ok(TextUpdate { text, tokens, accepted, logprobs, done })
     }
 }
 
@@ -82,12 +88,13 @@ impl UpdateDecoder {
 /// #     batch_size: 4,
 /// #     kv_pages: 100,
 /// #     vocab: tokenizer.vocab_size(),
+/// #     prefix_cache: true,
 /// # };
 /// let engine = Engine::new(target, None, options)?.spawn()?;
 /// let stop = vec![".".to_owned()];
 /// let params = SamplingParams { max_tokens: 40, stop, ..SamplingParams::default() };
 /// let prompt = tokenizer.encode("Mia has 3 boxes with 12 pencils each.", false)?;
-/// let request = Request { id: 0, prompt, params, eos: vec![2].into(), stop: None, watcher: None };
+/// let request = Request::new(0, prompt, params, vec![2].into());
 ///
 /// let mut text = String::new();
 /// for update in TextUpdates::submit(&engine, &tokenizer, request)? {

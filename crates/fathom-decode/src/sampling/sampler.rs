@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use fathom_model::{Error, Result};
 
 use super::processing::Processing;
-use crate::{Distribution, Drafted, History, Judge, Purpose, RequestRng, SamplingParams, Verdict};
+use crate::{
+    ConstrainedText, Distribution, Drafted, History, Judge, Purpose, RequestRng, SamplingParams,
+    Verdict,
+};
 
 /// Chooses the tokens of one request.
 ///
@@ -164,11 +167,21 @@ pub struct LogitsJudge<'a> {
     /// The text, if the sampler processes logits ([`Sampler::history`]). Drafts are added as they
     /// are judged.
     pub history: Option<&'a mut History>,
+    /// The text's constraint, if it has one. Accepted drafts are added as they are judged.
+    pub constraint: Option<&'a mut ConstrainedText>,
 }
 
 impl<'a> LogitsJudge<'a> {
-    /// The processed logits of a row, `[vocab]`.
+    /// The logits of a row that a token is chosen from, `[vocab]`: processed and masked.
     fn row(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
+        let mut logits = self.processed(row)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.mask(logits.to_mut())?;
+        }
+        Ok(logits)
+    }
+
+    fn processed(&mut self, row: usize) -> Result<Cow<'a, [f32]>> {
         let columns = row * self.vocab..(row + 1) * self.vocab;
         let rows = || self.logits.len() / self.vocab.max(1);
         let logits: &'a [f32] = self.logits;
@@ -196,7 +209,11 @@ impl Judge for LogitsJudge<'_> {
         if let Some(history) = &mut self.history {
             history.push(draft.token); // the next row follows it
         }
-        self.sampler.judge(&logits, draft, self.position + row)
+        let verdict = self.sampler.judge(&logits, draft, self.position + row)?;
+        if let (Verdict::Accept, Some(constraint)) = (verdict, &mut self.constraint) {
+            constraint.push(draft.token)?;
+        }
+        Ok(verdict)
     }
 
     fn sample(&mut self, row: usize) -> Result<u32> {

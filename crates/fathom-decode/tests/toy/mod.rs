@@ -106,26 +106,28 @@ pub fn decode(
         let before = text.tokens().len();
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
+        let judge = |logits| {
+            let (position, constraint) = (before, None);
+            LogitsJudge { sampler, logits, vocab, position, history, constraint }
+        };
         let outcome = if step == 0 || mode == Mode::Ar {
             // The first token of every text is the target's own, and every token in AR.
             let logits = target.feed(text.tokens());
             let logits = &logits[logits.len() - vocab..];
-            ar::step(text, &mut LogitsJudge { sampler, logits, vocab, position: before, history })
+            ar::step(text, &mut judge(logits))
         } else if mode == Mode::Sd {
             let chunk = draft.draft(text.tokens(), prompt_len, gamma(step), sampler);
             let drafted = chunk.iter().map(|draft| draft.token);
             let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + chunk.len()) * vocab);
-            let judge = &mut LogitsJudge { sampler, logits, vocab, position: before, history };
-            sd::step(text, &chunk, judge)
+            sd::step(text, &chunk, &mut judge(logits))
         } else {
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
             let chunk = draft.draft(&prefix, prompt_len, gamma(step), sampler);
-            let mut judge = LogitsJudge { sampler, logits, vocab, position: before, history };
-            pearl.step(text, chunk, &mut judge)
+            pearl.step(text, chunk, &mut judge(logits))
         }
         .unwrap();
         assert_eq!(text.tokens().len(), before + outcome.committed);

@@ -147,8 +147,39 @@ impl TextEngine {
         sample: u64,
         watcher: Option<Box<dyn Watcher>>,
     ) -> Result<TextUpdates> {
-        let (params, eos) = (params.clone(), self.pair.eos().into());
-        let request = Request { id: sample, prompt: ids, params, eos, stop: None, watcher };
+        self.submit_request(Request { watcher, ..self.request(ids, params, sample) })
+    }
+
+    /// A request for a prompt of token ids, as [`TextEngine::submit_ids`] makes it, to add more to:
+    /// log-probabilities, a constraint, a watcher.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # use fathom_lm::{GenerateOptions, ModelOptions, Pair, SamplingParams};
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// # let target = ModelOptions::new(models.target.display().to_string());
+    /// let engine = Pair::open(target, None)?.spawn(&GenerateOptions::default(), &mut |_, _| {})?;
+    /// let params = SamplingParams { max_tokens: 5, ..SamplingParams::default() };
+    /// let mut request = engine.request(engine.encode("def is_prime(n):")?.ids, &params, 0);
+    /// request.logprobs = Some(2);
+    /// for update in engine.submit_request(request)? {
+    ///     let update = update?;
+    ///     for (token, logprobs) in update.tokens.iter().zip(&update.logprobs) {
+    ///         assert_eq!((*token, logprobs.logprob), logprobs.top[0], "greedy");
+    ///     }
+    /// }
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    pub fn request(&self, ids: Vec<u32>, params: &SamplingParams, sample: u64) -> Request {
+        Request::new(sample, ids, params.clone(), self.pair.eos().into())
+    }
+
+    /// Streams the text of a request. If its [`Request::stop`] is `None`, a check for the stop
+    /// strings of its parameters is added.
+    ///
+    /// # Errors
+    /// As [`TextEngine::submit_ids`].
+    pub fn submit_request(&self, request: Request) -> Result<TextUpdates> {
         TextUpdates::submit(&self.handle, self.pair.tokenizer(), request)
     }
 }

@@ -105,7 +105,7 @@ impl TextEngine {
             let stop = TextStream::of_request(tokenizer, &params).into_stop_check();
             let eos = self.pair().eos().into();
             let watcher = watcher.map(|watcher| Box::new(watcher) as Box<_>);
-            let request = Request { id: sample, prompt: ids, params, eos, stop, watcher };
+            let request = Request { stop, watcher, ..Request::new(sample, ids, params, eos) };
             let sender = sender.clone();
             let forward = move |update: Result<Update>| {
                 let (settled, rows) = settled_rows.advance(update.as_ref().ok());

@@ -9,8 +9,8 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
 use super::{EngineCommand, Shared, State, UpdateCallback};
-use crate::engine::draft_worker::panic_message;
 use crate::engine::{Engine, Ticket, Update};
+use crate::panics::panic_message;
 
 pub(super) struct Worker<B: Backend> {
     engine: Engine<B>,

@@ -283,6 +283,7 @@ impl Args {
             batch_size: if smallest == 0 { 0 } else { largest }, // 0 is refused by name
             kv_pages: pair.kv_pages(largest),
             vocab: pair.vocab(),
+            prefix_cache: false, // prefill is measured
         }
     }
 

@@ -207,6 +207,7 @@ impl Args {
             gamma: self.gamma.into(),
             batch_size: self.batch_size,
             kv_pages: self.kv_pages,
+            prefix_cache: false,
             placement: self.pair.placement(),
         }
     }

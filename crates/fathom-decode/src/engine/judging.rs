@@ -1,0 +1,130 @@
+//! The end of a step: what becomes text.
+
+use std::time::Instant;
+
+use fathom_backend::Backend;
+use fathom_model::Result;
+
+use super::scores::PassScores;
+use super::slot::Slot;
+use super::{Done, Engine, Ticket, Update};
+use crate::{GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Proposal, TokenLogprobs, ar, sd};
+
+impl<B: Backend> Engine<B> {
+    /// Judges the drafts, commits the accepted tokens, rolls both caches back to the text, and
+    /// releases finished requests.
+    pub(super) fn judge(
+        &mut self,
+        mode: Mode,
+        chunks: Vec<Proposal>,
+        scores: &PassScores<B>,
+    ) -> Result<Vec<(Ticket, Result<Update>)>> {
+        let start = Instant::now();
+        let (width, vocab) = (self.target.config().vocab, self.options.vocab);
+        let mut updates = Vec::with_capacity(self.running.len());
+        let mut failed = Vec::new();
+        for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
+            let before = slot.text.generated().len();
+            let logits = match &scores.logits {
+                Some(all) if slot.reads_logits() => all.step(self.target.backend(), i)?,
+                _ => Vec::new(),
+            };
+            let judged = judge_one(slot, mode, chunk, &logits, width, &scores.best[i]);
+            let judged = judged.and_then(|outcome| {
+                let tokens = &slot.text.generated()[before..];
+                Ok((outcome, logprobs(tokens, slot.logprobs, &logits, width, vocab)?))
+            });
+            let (outcome, logprobs) = match slot.failure.take().map_or(judged, Err) {
+                Ok(judged) => judged,
+                Err(error) => {
+                    failed.push(slot.ticket);
+                    updates.push((slot.ticket, Err(error)));
+                    continue;
+                }
+            };
+            slot.roll_back(&self.target)?;
+            if slot.outgrows_draft()
+                && let Some(draft) = &self.draft
+            {
+                draft.forget(slot.number);
+            }
+            self.planner.speeds.record_acceptance(
+                slot.runs.open(),
+                outcome.judged,
+                outcome.accepted,
+            );
+            slot.runs.record(&outcome);
+            slot.acceptance.record(&outcome);
+            self.metrics.acceptance.record(&outcome);
+            self.metrics.tokens += outcome.committed;
+            self.metrics.wasted += outcome.wasted;
+            let (ticket, request, accepted) = (slot.ticket, slot.request, outcome.accepted);
+            let tokens = slot.text.generated()[before..].to_vec();
+            let done = slot.done();
+            let update = Update { ticket, request, tokens, accepted, logprobs, done };
+            updates.push((ticket, Ok(update)));
+        }
+        self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
+        self.metrics.judge_seconds += start.elapsed().as_secs_f64();
+        Ok(updates)
+    }
+}
+
+/// Judges the drafts of one text and commits the accepted ones. `logits` `[rows, width]` may be
+/// empty if the text takes the most likely tokens, `best`.
+fn judge_one<B: Backend>(
+    slot: &mut Slot<B>,
+    mode: Mode,
+    chunk: Proposal,
+    logits: &[f32],
+    width: usize,
+    best: &[u32],
+) -> Result<Outcome> {
+    let position = slot.text.tokens().len();
+    let judge: &mut dyn Judge = match slot.takes_argmax() {
+        true => &mut GreedyJudge { best },
+        false => &mut LogitsJudge {
+            sampler: &slot.sampler,
+            logits,
+            vocab: width,
+            position,
+            history: slot.history.as_mut(),
+            constraint: slot.constraint.as_mut(),
+        },
+    };
+    let outcome = match mode {
+        Mode::Ar => ar::step(&mut slot.text, judge),
+        Mode::Sd => sd::step(&mut slot.text, &chunk, judge),
+        Mode::Pearl => slot.pearl.step(&mut slot.text, chunk, judge),
+    }?;
+    slot.follow_text(position)?;
+    Ok(outcome)
+}
+
+/// The log-probabilities of the `tokens` committed in a step, if requested. Row `i` of `logits`
+/// `[rows, width]` predicts token `i`. Ids ≥ `vocab` are padding.
+fn logprobs(
+    tokens: &[u32],
+    top: Option<usize>,
+    logits: &[f32],
+    width: usize,
+    vocab: usize,
+) -> Result<Vec<TokenLogprobs>> {
+    let Some(top) = top else { return Ok(Vec::new()) };
+    let rows = tokens.iter().zip(logits.chunks_exact(width));
+    rows.map(|(&token, row)| TokenLogprobs::of(row, token, top, vocab)).collect()
+}
+
+impl<B: Backend> Slot<B> {
+    /// How the text ended. `None` if it has not.
+    fn done(&self) -> Option<Done> {
+        Some(Done {
+            finish: self.text.finish()?,
+            mat: self.runs.mean().unwrap_or(0.0),
+            acceptance: self.acceptance.clone(),
+            cached_prompt_tokens: 0,
+            target_seconds: self.target_seconds,
+            draft_seconds: self.draft_seconds,
+        })
+    }
+}
