@@ -113,7 +113,7 @@ impl SinkView for Found {
             token_id: sink.token_id,
             layer: sink.l_start(),
             lifetime: sink.lifetime(),
-            class: sink.class.name(),
+            class: Some(sink.class.name()),
             score: None,
         };
         Ok(detection.sinks.iter().map(sink).collect())

@@ -1,6 +1,6 @@
 //! The state that all requests share.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,6 +24,8 @@ pub struct App {
     pub metrics: Metrics,
     /// When the server started, in seconds since 1970.
     pub started: u64,
+    /// The bytes of each token, when they are first needed.
+    token_bytes: OnceLock<Arc<[Vec<u8>]>>,
     /// What the server is doing. It never goes back.
     pub phase: watch::Sender<Phase>,
     /// Texts in progress or waiting.
@@ -67,6 +69,7 @@ impl App {
             options,
             metrics,
             started,
+            token_bytes: OnceLock::new(),
             phase: watch::Sender::new(Phase::Serving),
             in_flight: Arc::default(),
             preparing: Arc::new(Semaphore::new(limits::PREPARING)),
@@ -91,6 +94,15 @@ impl App {
         result.await.unwrap_or_else(|_| {
             Err(ApiError::internal("the request could not be read: its reader stopped"))
         })
+    }
+
+    /// The bytes of each token. The first call visits the whole vocabulary.
+    pub fn token_bytes(&self) -> Arc<[Vec<u8>]> {
+        let bytes = || {
+            let ids = (0..).take(self.model.vocab);
+            ids.map(|id| self.model.tokenizer.token_text(id).into_bytes()).collect()
+        };
+        Arc::clone(self.token_bytes.get_or_init(bytes))
     }
 
     /// Places for `texts` new texts.

@@ -27,7 +27,7 @@ pub struct Metrics {
 }
 
 /// Every metric is described once.
-const DESCRIPTIONS: [(&str, &str); 16] = [
+const DESCRIPTIONS: [(&str, &str); 23] = [
     ("fathom_requests_running", "Texts in the batch"),
     ("fathom_requests_waiting", "Texts that wait for a place in the batch"),
     ("fathom_requests_refused_total", "Requests refused because the queue was full"),
@@ -40,9 +40,16 @@ const DESCRIPTIONS: [(&str, &str); 16] = [
     ("fathom_inter_token_latency_seconds", "Between tokens, the time of a step shared equally"),
     ("fathom_e2e_request_latency_seconds", "From a request's arrival to the end of its texts"),
     ("fathom_steps_total", "Steps of the engine, by decoding mode"),
-    ("fathom_acceptance_rate", "Share of accepted drafts, by position in the judged chunk"),
+    ("fathom_draft_tokens_total", "Drafts judged by the target"),
+    ("fathom_accepted_tokens_total", "Drafts accepted by the target"),
+    ("fathom_judged_drafts_total", "Drafts judged, by position in the judged chunk"),
+    ("fathom_accepted_drafts_total", "Drafts accepted, by position in the judged chunk"),
+    ("fathom_target_seconds_total", "Seconds of the target's passes"),
+    ("fathom_draft_seconds_total", "Seconds of the draft's passes"),
+    ("fathom_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache"),
+    ("fathom_prefix_cache_hits_total", "Prompt tokens taken from the prefix cache"),
     ("fathom_gamma", "Draft length of the last step"),
-    ("fathom_kv_pages", "Cache pages: used at most so far, and available"),
+    ("fathom_kv_pages", "Cache pages: used now, used at most so far, and available"),
     ("fathom_preemptions_total", "Texts preempted because the caches were full"),
 ];
 
@@ -141,6 +148,7 @@ impl Metrics {
 
     /// The metrics in Prometheus' text format. `engine` holds those of the engine.
     pub fn render(&self, engine: &HandleMetrics, kv_pages: usize) -> String {
+        let own = &engine.engine;
         let running = engine.running + engine.prefilling;
         for (names, value) in [
             (["fathom_requests_running", "vllm:num_requests_running"], running),
@@ -148,24 +156,47 @@ impl Metrics {
         ] {
             names.iter().for_each(|name| self.gauge(name, value as f64));
         }
-        self.gauge("fathom_gamma", engine.engine.gamma as f64);
-        let used = engine.engine.kv_pages as f64 / kv_pages.max(1) as f64;
-        self.gauge("vllm:kv_cache_usage_perc", used);
-        for (state, pages) in [("used", engine.engine.kv_pages), ("total", kv_pages)] {
+        self.gauge("fathom_gamma", own.gamma as f64);
+        let (used, total) = (own.pages_used, kv_pages);
+        self.gauge("vllm:kv_cache_usage_perc", used as f64 / total.max(1) as f64);
+        for (state, pages) in [("used", used), ("peak", own.kv_pages), ("total", total)] {
             self.labelled_gauge("fathom_kv_pages", "state", state, pages as f64);
         }
-        for name in ["fathom_preemptions_total", "vllm:num_preemptions_total"] {
-            self.absolute(name, engine.engine.preemptions as u64);
+        for (names, count) in [
+            (["fathom_preemptions_total", "vllm:num_preemptions_total"], own.preemptions as u64),
+            (
+                ["fathom_draft_tokens_total", "vllm:spec_decode_num_draft_tokens_total"],
+                own.acceptance.judged(),
+            ),
+            (
+                ["fathom_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_total"],
+                own.acceptance.accepted(),
+            ),
+            (
+                ["fathom_prefix_cache_queries_total", "vllm:prefix_cache_queries_total"],
+                own.prefix_queries as u64,
+            ),
+            (
+                ["fathom_prefix_cache_hits_total", "vllm:prefix_cache_hits_total"],
+                own.prefix_hits as u64,
+            ),
+        ] {
+            names.iter().for_each(|name| self.absolute(name, count));
         }
+        self.gauge("fathom_target_seconds_total", own.verify_seconds + own.prefill_seconds);
+        self.gauge("fathom_draft_seconds_total", own.draft_seconds);
         self.absolute("fathom_requests_cancelled_total", engine.cancelled);
         self.absolute("fathom_requests_failed_total", engine.failed);
         for mode in Mode::ALL {
-            let steps = engine.engine.steps.get(&mode).copied().unwrap_or(0);
+            let steps = own.steps.get(&mode).copied().unwrap_or(0);
             let steps = u64::try_from(steps).unwrap_or(u64::MAX);
             self.counter("fathom_steps_total", "mode", &mode.to_string()).absolute(steps);
         }
-        for (position, rate) in engine.engine.acceptance.by_position().into_iter().enumerate() {
-            self.labelled_gauge("fathom_acceptance_rate", "position", &position.to_string(), rate);
+        for (position, (judged, accepted)) in own.acceptance.counts().enumerate() {
+            let position = position.to_string();
+            let counter = |name| self.counter(name, "position", &position);
+            counter("fathom_judged_drafts_total").absolute(judged);
+            counter("fathom_accepted_drafts_total").absolute(accepted);
         }
         self.recorder.handle().render()
     }

@@ -26,8 +26,8 @@ pub struct TextSink {
     pub layer: usize,
     /// The number of layers at which it is a sink.
     pub lifetime: usize,
-    /// `primary`, `secondary` or `noise`.
-    pub class: &'static str,
+    /// `primary`, `secondary` or `noise`; null in a stream if it is no sink any more.
+    pub class: Option<&'static str>,
     /// Largest sink score of any layer, averaged over heads, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
@@ -59,7 +59,11 @@ pub struct SinkChanges(Vec<TextSink>);
 impl SinkChanges {
     /// The sinks that are new or different since the last call.
     pub fn since_last(&mut self, now: Vec<TextSink>) -> Vec<TextSink> {
-        let changed = now.iter().filter(|sink| !self.0.contains(sink)).cloned().collect();
+        let mut changed: Vec<TextSink> =
+            now.iter().filter(|sink| !self.0.contains(sink)).cloned().collect();
+        let is_there = |old: &TextSink| now.iter().any(|sink| sink.position == old.position);
+        let gone = self.0.iter().filter(|old| !is_there(old)).cloned();
+        changed.extend(gone.map(|sink| TextSink { class: None, ..sink }));
         self.0 = now;
         changed
     }

@@ -4,6 +4,10 @@
 // Each test binary uses only part of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod http;
+#[cfg(feature = "serve")]
+pub mod serving;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use fathom_decode::engine::{Done, Ticket, Update, UpdateCallback};
+use fathom_decode::engine::{Done, Ticket, TokenLogprobs, Update, UpdateCallback};
 use fathom_model::{Error, Result};
 use tokio::sync::Notify;
 
@@ -32,6 +32,8 @@ pub struct Pending {
     pub ticket: Option<Ticket>,
     /// The tokens, in order.
     pub tokens: Vec<NewToken>,
+    /// One per token, if requested.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Set after the last token, or if the text failed.
     pub end: Option<Result<Done>>,
 }
@@ -62,9 +64,10 @@ impl Inbox {
         if pending.tokens.len() <= most {
             return Some(std::mem::take(pending));
         }
-        let rest = pending.tokens.split_off(most);
-        let tokens = std::mem::replace(&mut pending.tokens, rest);
-        Some(Pending { ticket: pending.ticket, tokens, end: None })
+        let tokens = pending.tokens.drain(..most).collect();
+        let most = most.min(pending.logprobs.len());
+        let logprobs = pending.logprobs.drain(..most).collect();
+        Some(Pending { ticket: pending.ticket, tokens, logprobs, end: None })
     }
 
     /// Tells the engine's side that nobody reads any more.
@@ -82,8 +85,10 @@ impl Inbox {
         let has_ended = match update {
             Ok(update) => {
                 pending.ticket = Some(update.ticket);
-                let new = |id| NewToken { id, drafted: false };
-                pending.tokens.extend(update.tokens.into_iter().map(new));
+                let accepted = update.accepted;
+                let new = |(place, id)| NewToken { id, drafted: place < accepted };
+                pending.tokens.extend(update.tokens.into_iter().enumerate().map(new));
+                pending.logprobs.extend(update.logprobs);
                 pending.end = update.done.map(Ok);
                 pending.end.is_some()
             }

@@ -30,6 +30,8 @@ pub struct Job {
     pub params: SamplingParams,
     /// How many texts for each prompt, and how they are wanted.
     pub choices: Choices,
+    /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
+    pub logprobs: Option<usize>,
 }
 
 /// A text that was submitted to the engine.
@@ -51,7 +53,7 @@ impl Job {
     /// The queue is full, the engine refuses the request or has stopped, or the server is ending.
     /// Then none runs.
     pub fn submit(self, app: &Arc<App>, log: &Arc<RequestLog>) -> Result<Texts, ApiError> {
-        let Job { prompts, params, choices } = self;
+        let Job { prompts, params, choices, logprobs } = self;
         let total = prompts.len() * choices.n;
         let places = app.places(total)?;
         let streamed = choices.stream;
@@ -78,13 +80,12 @@ impl Job {
                 }
             };
             let inbox = Arc::new(Inbox::new(Arc::clone(texts.ready()), streamed));
+            let eos = Arc::clone(&app.model.eos);
             let request = Request {
-                id: choice as u64,
-                prompt: prompt.to_vec(),
-                params: params.clone(),
-                eos: Arc::clone(&app.model.eos),
                 stop: TextStream::of_request(tokenizer, &params).into_stop_check(),
+                logprobs,
                 watcher,
+                ..Request::new(choice as u64, prompt.to_vec(), params.clone(), eos)
             };
             let outlet = Outlet::new(Arc::clone(&inbox), Arc::clone(app), place, log.arrived());
             let submitted = app.model.engine.submit_with(request, outlet.into_callback());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fathom_decode::Finish;
-use fathom_decode::engine::{Canceller, Done, Update};
+use fathom_decode::engine::{Canceller, Done, TokenLogprobs, Update};
 use fathom_decode::generation::UpdateDecoder;
 use tokio::sync::Notify;
 
@@ -41,6 +41,8 @@ pub struct Piece {
     pub text: String,
     /// The new tokens, without the one that ended the text.
     pub tokens: Vec<TextToken>,
+    /// One per token, if asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// New and changed sinks, if asked for.
     pub sinks: Option<Vec<TextSink>>,
     /// Why the text ended, in the last piece.
@@ -166,7 +168,7 @@ impl Drop for Texts {
 impl TextInProgress {
     /// Decodes new tokens into `held`.
     fn add(&mut self, pending: Pending) -> Result<Option<Done>, ApiError> {
-        let Pending { ticket, tokens, end } = pending;
+        let Pending { ticket, tokens, mut logprobs, end } = pending;
         let done = match end {
             Some(Err(error)) => {
                 self.has_ended = true;
@@ -192,8 +194,16 @@ impl TextInProgress {
             self.ids.extend(tokens.iter().map(|token| token.id));
         }
         let Some(ticket) = ticket else { return Ok(done) };
-        let tokens = tokens.iter().map(|token| token.id).collect();
-        let update = Update { ticket, request: 0, tokens, done: done.clone() };
+        logprobs.truncate(shown);
+        self.held.logprobs.extend(logprobs);
+        let update = Update {
+            ticket,
+            request: 0,
+            tokens: tokens.iter().map(|token| token.id).collect(),
+            accepted: 0,
+            logprobs: Vec::new(),
+            done: done.clone(),
+        };
         let decoded = self.decoder.take(update).map_err(|error| failure(&error))?;
         self.held.text += &decoded.text;
         self.has_ended = done.is_some();

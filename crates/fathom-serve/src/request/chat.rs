@@ -29,6 +29,12 @@ pub struct ChatRequest {
     /// The newer name of `max_tokens`.
     #[schema(minimum = 1)]
     pub max_completion_tokens: Option<usize>,
+    /// Whether to report the log-probability of each token: the target's, before penalties and
+    /// sampling.
+    pub logprobs: Option<bool>,
+    /// Number of most likely tokens reported with each token; needs `logprobs`.
+    #[schema(minimum = 0, maximum = 20)]
+    pub top_logprobs: Option<usize>,
     /// Number of answers.
     #[schema(minimum = 1, maximum = 128)]
     pub n: Option<usize>,
@@ -61,6 +67,7 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<ChatJob, ApiError
     let mut sampling = SamplingFields::read(&mut fields)?;
     choices::max_completion_tokens(&mut fields, &mut sampling.max_tokens)?;
     let choices = Choices::read(&mut fields)?;
+    let logprobs = logprobs(&mut fields)?;
     let conversation = conversation(&mut fields)?;
     inert_fields(&mut fields)?;
     fields.finish()?;
@@ -68,8 +75,19 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<ChatJob, ApiError
     let params = sampling.over(&model.defaults, model.vocab)?;
     let ids = encode(conversation, model)?;
     choices::check_length(ids.len(), asked, model.context)?;
-    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone() };
+    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone(), logprobs };
     Ok(ChatJob { job, choices })
+}
+
+/// Reads `logprobs` and `top_logprobs`.
+fn logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0, limits::TOP_LOGPROBS)?;
+    match (wanted, top) {
+        (false, Some(1..)) => Err(fields.error("top_logprobs", "needs `logprobs` to be true")),
+        (false, _) => Ok(None),
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+    }
 }
 
 /// Reads `messages` and the variables of the template.

@@ -10,15 +10,18 @@ use crate::limits;
 pub struct StreamOptions {
     /// Whether the stream ends with a chunk that has the usage.
     pub include_usage: Option<bool>,
+    /// Whether every chunk has the usage so far.
+    pub continuous_usage_stats: Option<bool>,
 }
 
 impl StreamOptions {
     fn read(mut fields: Fields) -> Result<StreamOptions, ApiError> {
-        let include_usage = fields.boolean("include_usage")?;
-        let why = "the usage is sent in the last chunk only";
-        fields.inert("continuous_usage_stats", why, |value| value == false)?;
+        let options = StreamOptions {
+            include_usage: fields.boolean("include_usage")?,
+            continuous_usage_stats: fields.boolean("continuous_usage_stats")?,
+        };
         fields.finish()?;
-        Ok(StreamOptions { include_usage })
+        Ok(options)
     }
 }
 
@@ -29,8 +32,8 @@ pub struct Choices {
     pub n: usize,
     /// Whether the texts are streamed.
     pub stream: bool,
-    /// Whether the stream ends with the usage.
-    pub include_usage: bool,
+    /// What the stream tells besides the texts.
+    pub stream_options: StreamOptions,
     /// Fathom's own fields.
     pub fathom: FathomFields,
 }
@@ -48,10 +51,10 @@ impl Choices {
             let problem = "is given, but `stream` is not true";
             return Err(fields.error("stream_options", problem));
         }
-        let include_usage = options.unwrap_or_default().include_usage.unwrap_or(false);
         // A label for the provider's records, without an effect on the text.
         fields.string("user")?;
-        Ok(Choices { n, stream, include_usage, fathom: FathomFields::read(fields)? })
+        let (stream_options, fathom) = (options.unwrap_or_default(), FathomFields::read(fields)?);
+        Ok(Choices { n, stream, stream_options, fathom })
     }
 }
 

@@ -25,6 +25,10 @@ pub struct CompletionRequest {
     /// Sampling parameters.
     #[serde(flatten)]
     pub sampling: SamplingFields,
+    /// Number of most likely tokens reported with the log-probability of each token: the target's,
+    /// before penalties and sampling. Not with `echo`.
+    #[schema(minimum = 0, maximum = 20)]
+    pub logprobs: Option<usize>,
     /// Number of texts for each prompt.
     #[schema(minimum = 1, maximum = 128)]
     pub n: Option<usize>,
@@ -78,6 +82,11 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<CompletionJob, Ap
     let choices = Choices::read(&mut fields)?;
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let echo = fields.boolean("echo")?.unwrap_or(false);
+    let logprobs = fields.count("logprobs", 0, limits::TOP_LOGPROBS)?;
+    if echo && logprobs.is_some() {
+        let problem = "cannot be given with `echo`: those of a prompt are not computed";
+        return Err(fields.error("logprobs", problem));
+    }
     let n = choices.n;
     let why = format!("texts are not ranked; expected {n}, which is `n`");
     fields.inert("best_of", &why, |value| fields::integer(value) == i64::try_from(n).ok())?;
@@ -94,7 +103,7 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<CompletionJob, Ap
         ids.push(prompt.into());
         texts.extend(text);
     }
-    let job = Job { prompts: ids, params, choices: choices.clone() };
+    let job = Job { prompts: ids, params, choices: choices.clone(), logprobs };
     Ok(CompletionJob { job, choices, echo: echo.then_some(texts) })
 }
 

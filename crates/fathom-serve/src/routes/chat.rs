@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use super::envelope::{self, Envelope, finish_reason};
+use super::logprobs;
 use super::stream::{self, Chunks};
 use super::Log;
 use crate::app::App;
@@ -42,18 +43,22 @@ pub async fn answer(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, app.options.max_body).await?;
     app.check_places()?;
-    let read = move |app: &App| chat::read(Fields::parse(&bytes)?, &app.model);
-    let ChatJob { job, choices } = app.prepare(read).await?;
+    let read = move |app: &App| {
+        let job = chat::read(Fields::parse(&bytes)?, &app.model)?;
+        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
+        Ok((job, logprobs))
+    };
+    let (ChatJob { job, choices }, logprobs) = app.prepare(read).await?;
     let mut texts = job.submit(&app, &log)?;
     drop(log);
     let envelope = Envelope::new(&app, "chatcmpl");
     if choices.stream {
-        let pieces = Pieces { envelope, begun: vec![false; texts.len()] };
-        return Ok(stream::respond(texts, pieces, choices.include_usage));
+        let pieces = Pieces { envelope, logprobs, begun: vec![false; texts.len()] };
+        return Ok(stream::respond(texts, pieces, choices.stream_options));
     }
     let mut answers = Vec::with_capacity(texts.len());
     while let Some(piece) = texts.next().await? {
-        answers.push(choice(piece));
+        answers.push(choice(piece, logprobs.as_ref()));
     }
     answers.sort_by_key(|choice: &ChatChoice| choice.index);
     texts.complete();
@@ -71,8 +76,9 @@ pub async fn answer(
 }
 
 /// A whole answer.
-fn choice(mut piece: Piece) -> ChatChoice {
+fn choice(mut piece: Piece, logprobs: Option<&logprobs::Writer>) -> ChatChoice {
     ChatChoice {
+        logprobs: logprobs.map(|logprobs| logprobs.chat(&piece)),
         index: piece.choice,
         fathom: envelope::fathom(&mut piece),
         message: AssistantMessage {
@@ -81,7 +87,6 @@ fn choice(mut piece: Piece) -> ChatChoice {
             refusal: None,
             tool_calls: None,
         },
-        logprobs: None,
         finish_reason: piece.finish.map_or("stop", finish_reason),
     }
 }
@@ -89,6 +94,7 @@ fn choice(mut piece: Piece) -> ChatChoice {
 /// The pieces of streamed answers.
 struct Pieces {
     envelope: Envelope,
+    logprobs: Option<logprobs::Writer>,
     /// Whether an answer has begun; its first piece names the role.
     begun: Vec<bool>,
 }
@@ -104,20 +110,24 @@ impl Pieces {
 impl Chunks for Pieces {
     type Chunk = ChatChunk;
 
-    fn chunks(&mut self, mut piece: Piece) -> Result<Vec<ChatChunk>, ApiError> {
+    fn chunks(
+        &mut self,
+        mut piece: Piece,
+        usage: Option<Usage>,
+    ) -> Result<Vec<ChatChunk>, ApiError> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
         let choice = ChatChunkChoice {
             index: piece.choice,
+            logprobs: self.logprobs.as_ref().map(|logprobs| logprobs.chat(&piece)),
             fathom: envelope::fathom(&mut piece),
             delta: ChatDelta {
                 role: (!has_begun).then_some("assistant"),
                 content: (!piece.text.is_empty()).then_some(piece.text),
                 tool_calls: None,
             },
-            logprobs: None,
             finish_reason: piece.finish.map(finish_reason),
         };
-        Ok(vec![self.chunk(vec![choice], None)])
+        Ok(vec![self.chunk(vec![choice], usage)])
     }
 
     fn usage(&mut self, usage: Usage) -> ChatChunk {

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use super::envelope::{self, Envelope, finish_reason};
+use super::logprobs;
 use super::stream::{self, Chunks};
 use super::Log;
 use crate::app::App;
@@ -17,6 +18,7 @@ use crate::error::{ApiError, ErrorBody};
 use crate::generation::{Piece, Texts};
 use crate::request::completion::{self, CompletionJob, CompletionRequest};
 use crate::request::fields::Fields;
+use crate::types::logprobs::CompletionLogprobs;
 use crate::types::completion::{Completion, CompletionChoice};
 use crate::types::usage::Usage;
 
@@ -40,28 +42,37 @@ pub async fn complete(
 ) -> Result<Response, ApiError> {
     let bytes = body::read(&headers, body, app.options.max_body).await?;
     app.check_places()?;
-    let read = move |app: &App| completion::read(Fields::parse(&bytes)?, &app.model);
-    let CompletionJob { job, choices, echo } = app.prepare(read).await?;
+    let read = move |app: &App| {
+        let job = completion::read(Fields::parse(&bytes)?, &app.model)?;
+        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
+        Ok((job, logprobs))
+    };
+    let (CompletionJob { job, choices, echo }, logprobs) = app.prepare(read).await?;
     let mut texts = job.submit(&app, &log)?;
     drop(log);
     let envelope = Envelope::new(&app, "cmpl");
     let echo = Echo { prompts: echo, n: choices.n };
     if choices.stream {
-        let begun = vec![false; texts.len()];
-        let pieces = Pieces { envelope, echo, begun };
-        return Ok(stream::respond(texts, pieces, choices.include_usage));
+        let (begun, offsets) = (vec![false; texts.len()], vec![0; texts.len()]);
+        let pieces = Pieces { envelope, echo, logprobs, begun, offsets };
+        return Ok(stream::respond(texts, pieces, choices.stream_options));
     }
-    let choices = whole(&mut texts, &echo).await?;
+    let choices = whole(&mut texts, &echo, logprobs.as_ref()).await?;
     texts.complete();
     let usage = Some(texts.usage.usage());
     Ok(Json(response(envelope, choices, usage)).into_response())
 }
 
 /// All texts, by index.
-async fn whole(texts: &mut Texts, echo: &Echo) -> Result<Vec<CompletionChoice>, ApiError> {
+async fn whole(
+    texts: &mut Texts,
+    echo: &Echo,
+    logprobs: Option<&logprobs::Writer>,
+) -> Result<Vec<CompletionChoice>, ApiError> {
     let mut choices = Vec::with_capacity(texts.len());
     while let Some(piece) = texts.next().await? {
-        choices.push(choice(piece, ""));
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, &mut 0));
+        choices.push(choice(piece, "", logprobs));
     }
     choices.sort_by_key(|choice: &CompletionChoice| choice.index);
     for choice in &mut choices {
@@ -84,12 +95,16 @@ impl Echo {
     }
 }
 
-fn choice(mut piece: Piece, before: &str) -> CompletionChoice {
+fn choice(
+    mut piece: Piece,
+    before: &str,
+    logprobs: Option<CompletionLogprobs>,
+) -> CompletionChoice {
     CompletionChoice {
         index: piece.choice,
         fathom: envelope::fathom(&mut piece),
         text: format!("{before}{}", piece.text),
-        logprobs: None,
+        logprobs,
         finish_reason: piece.finish.map(finish_reason),
     }
 }
@@ -108,18 +123,28 @@ fn response(
 struct Pieces {
     envelope: Envelope,
     echo: Echo,
+    logprobs: Option<logprobs::Writer>,
     /// Whether a text has begun; its first piece begins with the prompt, if that is echoed.
     begun: Vec<bool>,
+    /// Characters of the tokens of each text so far.
+    offsets: Vec<usize>,
 }
 
 impl Chunks for Pieces {
     type Chunk = Completion;
 
-    fn chunks(&mut self, piece: Piece) -> Result<Vec<Completion>, ApiError> {
+    fn chunks(
+        &mut self,
+        piece: Piece,
+        usage: Option<Usage>,
+    ) -> Result<Vec<Completion>, ApiError> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
         let before = if has_begun { "" } else { self.echo.of(piece.choice) };
-        let choices = vec![choice(piece, before)];
-        Ok(vec![response(self.envelope.clone(), choices, None)])
+        let offset = &mut self.offsets[piece.choice];
+        let logprobs = self.logprobs.as_ref();
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, offset));
+        let choices = vec![choice(piece, before, logprobs)];
+        Ok(vec![response(self.envelope.clone(), choices, usage)])
     }
 
     fn usage(&mut self, usage: Usage) -> Completion {

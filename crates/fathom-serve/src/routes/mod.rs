@@ -4,6 +4,7 @@ pub mod chat;
 pub mod completions;
 mod envelope;
 pub mod info;
+mod logprobs;
 pub mod metrics;
 pub mod page;
 mod stream;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::error::ApiError;
 use crate::generation::{Piece, Texts};
 use crate::limits;
+use crate::request::choices::StreamOptions;
 use crate::types::usage::Usage;
 
 /// Makes the chunks of a response.
@@ -18,16 +19,16 @@ pub trait Chunks: Send + 'static {
     /// A chunk.
     type Chunk: Serialize;
 
-    /// The chunks that come before any text.
-    fn first(&mut self) -> Vec<Self::Chunk> {
-        Vec::new()
-    }
-
-    /// The chunks of a piece of text; usually one.
+    /// The chunks of a piece of text, usually one. `usage` is the usage so far, if every chunk has
+    /// it.
     ///
     /// # Errors
     /// The piece cannot be shown.
-    fn chunks(&mut self, piece: Piece) -> Result<Vec<Self::Chunk>, ApiError>;
+    fn chunks(
+        &mut self,
+        piece: Piece,
+        usage: Option<Usage>,
+    ) -> Result<Vec<Self::Chunk>, ApiError>;
 
     /// The chunk with the usage.
     fn usage(&mut self, usage: Usage) -> Self::Chunk;
@@ -35,27 +36,26 @@ pub trait Chunks: Send + 'static {
 
 /// The response that streams `texts`. If the client closes the connection, the texts are dropped
 /// and thereby cancelled.
-pub fn respond<C: Chunks>(texts: Texts, chunks: C, include_usage: bool) -> Response {
+pub fn respond<C: Chunks>(texts: Texts, chunks: C, options: StreamOptions) -> Response {
     let alive = KeepAlive::new().interval(limits::KEEP_ALIVE);
-    Sse::new(events(texts, chunks, include_usage)).keep_alive(alive).into_response()
+    Sse::new(events(texts, chunks, options)).keep_alive(alive).into_response()
 }
 
 /// A stream in progress.
 struct State<C> {
     texts: Texts,
     chunks: C,
-    include_usage: bool,
+    options: StreamOptions,
     ready: VecDeque<Event>,
     has_ended: bool,
 }
 
 fn events<C: Chunks>(
     texts: Texts,
-    mut chunks: C,
-    include_usage: bool,
+    chunks: C,
+    options: StreamOptions,
 ) -> impl Stream<Item = Result<Event, Infallible>> + Send {
-    let ready = chunks.first().iter().map(event).collect();
-    let state = State { texts, chunks, include_usage, ready, has_ended: false };
+    let state = State { texts, chunks, options, ready: VecDeque::new(), has_ended: false };
     stream::unfold(state, |mut state| async move {
         while state.ready.is_empty() && !state.has_ended {
             let piece = state.texts.next().await;
@@ -68,15 +68,17 @@ fn events<C: Chunks>(
 
 impl<C: Chunks> State<C> {
     fn add(&mut self, piece: Result<Option<Piece>, ApiError>) {
+        let usage = (self.options.continuous_usage_stats == Some(true))
+            .then(|| self.texts.usage.usage());
         let chunks = piece.and_then(|piece| match piece {
-            Some(piece) => self.chunks.chunks(piece).map(Some),
+            Some(piece) => self.chunks.chunks(piece, usage).map(Some),
             None => Ok(None),
         });
         match chunks {
             Ok(Some(chunks)) => self.ready.extend(chunks.iter().map(event)),
             Ok(None) => {
                 self.texts.complete();
-                if self.include_usage {
+                if self.options.include_usage == Some(true) {
                     let chunk = self.chunks.usage(self.texts.usage.usage());
                     self.ready.push_back(event(&chunk));
                 }

@@ -1,7 +1,6 @@
 //! Log-probabilities in the two formats of OpenAI.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 /// Log-probabilities of a chat answer.
@@ -46,7 +45,17 @@ pub struct CompletionLogprobs {
     pub token_logprobs: Vec<f32>,
     /// The most likely tokens in each place, by text.
     #[schema(value_type = Vec<std::collections::HashMap<String, f32>>)]
-    pub top_logprobs: Vec<Map<String, Value>>,
+    pub top_logprobs: Vec<LogprobsByText>,
     /// Where each token begins in the text, in characters.
     pub text_offset: Vec<usize>,
+}
+
+/// Natural log-probabilities by token text: a JSON object in this order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogprobsByText(pub Vec<(String, f32)>);
+
+impl Serialize for LogprobsByText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(text, logprob)| (text, logprob)))
+    }
 }

@@ -48,6 +48,10 @@ pub struct UsageFathom {
     pub accepted: u64,
     /// Mean accepted tokens, over the texts.
     pub mat: f64,
+    /// The request's share of the target's passes, in seconds.
+    pub target_seconds: f64,
+    /// The request's share of the draft's passes, in seconds.
+    pub draft_seconds: f64,
 }
 
 /// Sums the usage of the texts of a request.
@@ -74,6 +78,9 @@ impl UsageSum {
         let (judged, accepted) = (done.acceptance.judged(), done.acceptance.accepted());
         self.usage.fathom.drafted += judged;
         self.usage.fathom.accepted += accepted;
+        self.usage.fathom.target_seconds += done.target_seconds;
+        self.usage.fathom.draft_seconds += done.draft_seconds;
+        self.usage.prompt_tokens_details.cached_tokens += done.cached_prompt_tokens;
         self.texts += 1;
         self.mat += done.mat;
     }

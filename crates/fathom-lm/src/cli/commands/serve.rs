@@ -55,6 +55,10 @@ pub struct Args {
     /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
     kv_pages: Option<usize>,
+    /// Compute every prompt whole, instead of taking keys and values of earlier texts that begin
+    /// with the same tokens; the texts are the same
+    #[arg(long)]
+    no_prefix_cache: bool,
     #[command(flatten)]
     http: HttpArgs,
     #[command(flatten)]
@@ -188,6 +192,7 @@ impl Args {
             gamma: self.gamma.into(),
             batch_size: self.batch_size,
             kv_pages: self.kv_pages,
+            prefix_cache: !self.no_prefix_cache,
             placement: self.pair.placement(),
         }
     }

@@ -1,0 +1,99 @@
+//! The JSON schema of a list of calls, for texts that must be one.
+
+use serde_json::{Value, json};
+
+use super::Tool;
+use super::parser::{self, Call};
+
+/// The schema of a list of calls of `tools`: exactly one call, or at least one if `several`.
+pub fn one_of(tools: &[Tool], several: bool) -> Value {
+    let mut definitions = serde_json::Map::new();
+    let mut calls = Vec::new();
+    for (number, tool) in tools.iter().enumerate() {
+        let name = format!("tool_{number}");
+        let mut parameters = tool.parameters.clone();
+        relocate(&mut parameters, &format!("#/$defs/{name}"));
+        calls.push(json!({
+            "type": "object",
+            "properties": {
+                "name": { "const": tool.name },
+                "arguments": { "$ref": format!("#/$defs/{name}") },
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        }));
+        definitions.insert(name, parameters);
+    }
+    let mut list = json!({ "type": "array", "minItems": 1, "items": { "anyOf": calls } });
+    if !several {
+        list["maxItems"] = Value::from(1);
+    }
+    list["$defs"] = Value::Object(definitions);
+    list
+}
+
+/// Moves the references of a schema that becomes a part of another, at `place`.
+fn relocate(schema: &mut Value, place: &str) {
+    match schema {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(target) if name == "$ref" && target.starts_with('#') => {
+                        target.replace_range(..1, place);
+                    }
+                    other => relocate(other, place),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| relocate(item, place)),
+        _ => {}
+    }
+}
+
+/// The calls in a text of the schema of [`one_of`], or of the arguments of the function `named`.
+/// `None` if the text was cut off.
+pub fn parse_constrained(text: &str, named: Option<&str>) -> Option<Vec<Call>> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    match named {
+        Some(name) => {
+            let arguments = value.is_object().then(|| text.trim().to_owned())?;
+            Some(vec![Call { name: name.to_owned(), arguments }])
+        }
+        None => value.as_array()?.iter().map(parser::call).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_move_with_their_schema() {
+        let parameters = json!({
+            "properties": { "x": { "$ref": "#/$defs/X" }, "$ref": { "type": "string" } },
+            "$defs": { "X": { "type": "integer" } },
+        });
+        let tools = [Tool { name: "f".to_owned(), parameters }];
+        let schema = one_of(&tools, false);
+        let reference = &schema["$defs"]["tool_0"]["properties"]["x"]["$ref"];
+        assert_eq!(*reference, json!("#/$defs/tool_0/$defs/X"));
+        assert!(schema.pointer("/$defs/tool_0/$defs/X").is_some());
+        assert_eq!(schema["maxItems"], json!(1));
+    }
+
+    #[test]
+    fn constrained_texts_become_calls() {
+        let call = |name: &str, arguments: &str| Call {
+            name: name.to_owned(),
+            arguments: arguments.to_owned(),
+        };
+        let listed = r#"[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]"#;
+        let expected = Some(vec![call("f", r#"{"x":1}"#), call("g", "{}")]);
+        assert_eq!(parse_constrained(listed, None), expected);
+        assert_eq!(parse_constrained("{\"x\": 1}\n", Some("f")), Some(vec![call("f", "{\"x\": 1}")]));
+        for cut_off in ["", "[{\"name\": \"f\"", "{\"x\": "] {
+            assert_eq!(parse_constrained(cut_off, None), None);
+            assert_eq!(parse_constrained(cut_off, Some("f")), None);
+        }
+    }
+}
