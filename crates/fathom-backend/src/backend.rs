@@ -160,11 +160,15 @@ pub trait Backend: Send + Sync + 'static {
     fn new_kv(&self, shape: KvShape) -> Self::Kv;
     /// Tokens in the cache.
     fn kv_len(&self, kv: &Self::Kv) -> usize;
-    /// Bytes allocated for a cache.
+    /// Bytes allocated for a cache, with those it shares.
     fn kv_bytes(&self, kv: &Self::Kv) -> usize;
     /// Drops all tokens from position `len` on. Later results are bit for bit as if those tokens
     /// had never been appended.
     fn truncate_kv(&self, kv: &mut Self::Kv, len: usize);
+    /// A cache with the first `len` tokens of `kv`. Whole blocks are shared, not copied. A later
+    /// change of either cache never shows in the other, and both give the bits of a cache of its
+    /// own.
+    fn share_kv(&self, kv: &Self::Kv, len: usize) -> Self::Kv;
     /// Empty column sums.
     fn new_column_sums(&self, layers: usize, heads: usize) -> Self::ColumnSums;
     /// Begins a pass over the rows of `spans`, which are contiguous from row 0 on.

@@ -295,5 +295,22 @@ fn attention<B: Backend>(b: &B, attention: &Attention) -> Result<()> {
         let (out, _) = pass(b, attention, both)?;
         same(&out[3 * width..], &whole.0[keep * width..], &what("attend in a batch"))?;
     }
+    // Share the cache at any length, and let both go on differently.
+    for keep in [1, 90, 128, 290] {
+        let mut shared = b.share_kv(&kv, keep);
+        let mut grown = b.share_kv(&kv, keep);
+        let both = vec![
+            Chunk { sequence: &other, tokens: keep..tokens, kv: &mut grown, sums: None },
+            Chunk { sequence: &one, tokens: keep..tokens, kv: &mut shared, sums: None },
+        ];
+        let (out, _) = pass(b, attention, both)?;
+        let last = &out[(tokens - keep) * width..];
+        same(last, &whole.0[keep * width..], &what("attend with a shared cache"))?;
+        b.truncate_kv(&mut kv, tokens - 1);
+        let end = Chunk { sequence: &one, tokens: tokens - 1..tokens, kv: &mut kv, sums: None };
+        let (out, _) = pass(b, attention, vec![end])?;
+        let end = &whole.0[(tokens - 1) * width..];
+        same(&out, end, &what("attend with a cache that others shared"))?;
+    }
     Ok(())
 }

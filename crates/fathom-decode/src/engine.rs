@@ -15,6 +15,8 @@ mod handle;
 mod judging;
 mod metrics;
 mod options;
+mod prefill;
+mod prefix_cache;
 mod request;
 mod rules;
 mod scores;
@@ -35,6 +37,7 @@ use draft_worker::DraftWorker;
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
 pub use metrics::{EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
+use prefix_cache::PrefixCache;
 pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
 use slot::Slot;
@@ -93,9 +96,11 @@ pub struct Engine<B: Backend> {
     options: EngineOptions,
     planner: Planner,
     waiting: VecDeque<Slot<B>>,
-    /// Admitted requests whose prompts are not completely in the caches.
-    prefilling: VecDeque<Slot<B>>,
+    /// Admitted requests whose prompts are not completely in the caches, in the order of admission.
+    prefilling: Vec<Slot<B>>,
     running: Vec<Slot<B>>,
+    /// The target's. The draft has its own.
+    prefix_cache: PrefixCache<B>,
     next_slot: u64,
     tickets: Tickets,
     metrics: EngineMetrics,
@@ -144,6 +149,7 @@ impl<B: Backend> Engine<B> {
             (ModeChoice::Always(Mode::Ar), _) | (_, None) => None,
             (_, Some(draft)) => Some(DraftWorker::spawn(draft, options.vocab)?),
         };
+        let page = target.backend().kv_page();
         Ok(Engine {
             target,
             driver: None,
@@ -151,8 +157,9 @@ impl<B: Backend> Engine<B> {
             options,
             planner: Planner::new(options.gamma),
             waiting: VecDeque::new(),
-            prefilling: VecDeque::new(),
+            prefilling: Vec::new(),
             running: Vec::new(),
+            prefix_cache: PrefixCache::new(page),
             next_slot: 0,
             tickets: Tickets::default(),
             metrics: EngineMetrics::default(),
@@ -189,26 +196,30 @@ impl<B: Backend> Engine<B> {
     /// Cancels a request in any state. It gets no further updates. No effect if it has ended.
     pub fn cancel(&mut self, ticket: Ticket) {
         self.waiting.retain(|slot| slot.ticket != ticket);
-        for slot in self.prefilling.iter().filter(|slot| slot.ticket == ticket) {
-            self.forget_in_draft(slot.number);
-        }
-        self.prefilling.retain(|slot| slot.ticket != ticket);
         self.release_where(|slot| slot.ticket == ticket);
     }
 
     /// Cancels all requests.
     pub fn cancel_all(&mut self) {
         self.waiting.clear();
-        self.prefilling.iter().for_each(|slot| self.forget_in_draft(slot.number));
-        self.prefilling.clear();
         self.release_where(|_| true);
     }
 
-    /// Removes the running requests for which `removed` is true, with their sequences.
+    /// Removes the admitted requests for which `removed` is true, with their sequences.
     fn release_where(&mut self, removed: impl Fn(&Slot<B>) -> bool) {
-        for slot in self.running.extract_if(.., |slot| removed(slot)).collect::<Vec<_>>() {
-            self.forget_in_draft(slot.number);
+        let mut gone: Vec<Slot<B>> = Vec::new();
+        gone.extend(self.prefilling.extract_if(.., |slot| removed(slot)));
+        gone.extend(self.running.extract_if(.., |slot| removed(slot)));
+        gone.iter_mut().for_each(|slot| self.release_caches(slot));
+    }
+
+    /// Drops the caches of a request in both models.
+    fn release_caches(&mut self, slot: &mut Slot<B>) {
+        if let Some(draft) = &self.draft {
+            draft.forget(slot.number);
         }
+        self.prefix_cache.release(&mut slot.shared, 0);
+        self.metrics.wasted += slot.release();
     }
 
     /// Number of unfinished requests.
@@ -248,6 +259,9 @@ impl<B: Backend> Engine<B> {
         if options.gamma != self.options.gamma {
             self.planner.set_gamma(options.gamma);
         }
+        if !options.prefix_cache {
+            self.prefix_cache.shrink_to(0);
+        }
         self.options = options;
         Ok(())
     }
@@ -271,25 +285,36 @@ impl<B: Backend> Engine<B> {
     /// request gets at least one token. If no request is running, prefills until one is.
     ///
     /// # Errors
-    /// A failure of either model, logits that are not numbers, or a failed stop check. The engine
-    /// cannot be used after an error.
+    /// A failure of either model, logits that are not numbers, a failed stop check, or a failed
+    /// constraint. The engine cannot be used after an error.
     pub fn step(&mut self) -> Result<Vec<Update>> {
-        self.advance()?.into_iter().map(|(_, update)| update).collect()
+        let mut updates = self.advance()?;
+        while updates.is_empty() && self.pending() > 0 {
+            updates = self.advance()?;
+        }
+        updates.into_iter().map(|(_, update)| update).collect()
     }
 
-    /// Like [`Engine::step`], but an error of one request ends that request only.
+    /// Like [`Engine::step`], but an error of one request ends that request only, and there are no
+    /// updates if no request is running after one chunk of prefill.
     fn advance(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
         self.attach();
         self.admit();
         self.prefill_chunk()?;
-        while self.running.is_empty() && !self.prefilling.is_empty() {
-            self.prefill_chunk()?;
-        }
+        let updates = self.decode()?;
+        self.metrics.pages_used = self.pages_held();
+        self.metrics.pages_total = self.options.kv_pages;
+        Ok(updates)
+    }
+
+    /// One decoding step of the running requests, if there are any.
+    fn decode(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
         if self.running.is_empty() {
             return Ok(Vec::new());
         }
         let start = Instant::now();
         self.preempt();
+        self.shrink_prefix_cache();
         let (mode, gamma) = self.plan();
         self.target.backend().set_co_running(mode == Mode::Pearl);
         // `work`: seconds in the models. Time in which both run counts once.
@@ -346,7 +371,11 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// A failure of either model.
     pub fn rewind(&mut self) -> Result<()> {
-        self.running.iter_mut().try_for_each(|slot| slot.rewind(&self.target))?;
+        for slot in &mut self.running {
+            slot.rewind(&self.target)?;
+            let prompt = slot.prompt_prefix();
+            self.prefix_cache.release_beyond(&mut slot.shared, prompt);
+        }
         self.prefill_draft_prompts()
     }
 }

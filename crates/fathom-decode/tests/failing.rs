@@ -119,6 +119,7 @@ impl Backend for Failing {
         fn kv_len(kv: &Kv) -> usize;
         fn kv_bytes(kv: &Kv) -> usize;
         fn truncate_kv(kv: &mut Kv, len: usize);
+        fn share_kv(kv: &Kv, len: usize) -> Kv;
         fn new_column_sums(layers: usize, heads: usize) -> ColumnSums;
         fn rope(x: &mut Rows, pass: &Self::Pass<'_>, head_dim: usize) -> Result<()>;
         fn append_kv(layer: usize, k: &Rows, v: &Rows, pass: &mut Self::Pass<'_>) -> Result<()>;

@@ -193,6 +193,10 @@ impl Backend for Cpu {
         kv.truncate(len);
     }
 
+    fn share_kv(&self, kv: &Kv, len: usize) -> Kv {
+        kv.share(len)
+    }
+
     fn new_column_sums(&self, layers: usize, heads: usize) -> ColumnSums {
         ColumnSums::new(layers, heads)
     }

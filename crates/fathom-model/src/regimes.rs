@@ -13,7 +13,7 @@ use crate::{LogitRows, Result, Sequence, Transformer};
 impl<B: Backend> Transformer<B> {
     /// The rotary regime of position `p`: that of a sequence of `p + 1` tokens, or of the planned
     /// length if that is larger.
-    fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
+    pub(crate) fn regime_at(&self, sequence: &Sequence<B>, p: usize) -> u64 {
         self.config.rope.regime(sequence.planned_len.unwrap_or(0).max(p + 1))
     }
 

@@ -267,6 +267,24 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes that each id < `vocab` adds in the middle of a text, which need not be whole
+    /// characters. Empty for special tokens and ids without a token: they add nothing that a user
+    /// reads.
+    pub fn bytes_of_tokens(&self, vocab: usize) -> Vec<Vec<u8>> {
+        let added = self.inner.get_added_tokens_decoder();
+        let bytes = |id: u32| {
+            let special = added.get(&id).is_some_and(|token| token.special);
+            let token = self.inner.id_to_token(id).filter(|_| !special)?;
+            let text = self.text_after_anchor(id);
+            match text.filter(|text| !text.contains(char::REPLACEMENT_CHARACTER)) {
+                Some(text) => Some(text.into_bytes()),
+                None if token.contains(char::REPLACEMENT_CHARACTER) => Some(token.into_bytes()),
+                None => token_bytes(&token),
+            }
+        };
+        (0..).take(vocab).map(|id| bytes(id).unwrap_or_default()).collect()
+    }
+
     /// The text of a token decoded after the anchor token. Decoders treat the first token of a text
     /// differently: Llama 2 drops its space.
     fn text_after_anchor(&self, id: u32) -> Option<String> {

@@ -9,6 +9,7 @@ use fathom_model::Result;
 use tokio::sync::{Semaphore, watch};
 
 use crate::error::ApiError;
+use crate::grammar::Grammars;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::model::ServedModel;
@@ -26,6 +27,8 @@ pub struct App {
     pub started: u64,
     /// The bytes of each token, when they are first needed.
     token_bytes: OnceLock<Arc<[Vec<u8>]>>,
+    /// Compiles grammars, when they are first needed.
+    grammars: OnceLock<std::result::Result<Grammars, String>>,
     /// What the server is doing. It never goes back.
     pub phase: watch::Sender<Phase>,
     /// Texts in progress or waiting.
@@ -70,6 +73,7 @@ impl App {
             metrics,
             started,
             token_bytes: OnceLock::new(),
+            grammars: OnceLock::new(),
             phase: watch::Sender::new(Phase::Serving),
             in_flight: Arc::default(),
             preparing: Arc::new(Semaphore::new(limits::PREPARING)),
@@ -98,11 +102,20 @@ impl App {
 
     /// The bytes of each token. The first call visits the whole vocabulary.
     pub fn token_bytes(&self) -> Arc<[Vec<u8>]> {
-        let bytes = || {
-            let ids = (0..).take(self.model.vocab);
-            ids.map(|id| self.model.tokenizer.token_text(id).into_bytes()).collect()
-        };
+        let bytes = || self.model.tokenizer.bytes_of_tokens(self.model.vocab).into();
         Arc::clone(self.token_bytes.get_or_init(bytes))
+    }
+
+    /// Compiles grammars for the model. The first call visits the whole vocabulary.
+    ///
+    /// # Errors
+    /// The model has no token that ends a text.
+    pub fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let ServedModel { tokenizer, vocab, eos, .. } = &self.model;
+        let grammars = self.grammars.get_or_init(|| {
+            Grammars::new(tokenizer, *vocab, eos).map_err(|error| error.to_string())
+        });
+        grammars.as_ref().map_err(|problem| ApiError::invalid(problem.clone()))
     }
 
     /// Places for `texts` new texts.
@@ -183,7 +196,9 @@ impl App {
             ModeChoice::Always(mode) => mode.to_string(),
             ModeChoice::Auto => "auto".to_owned(),
         };
-        let weights = self.model.fingerprint.get(..12).unwrap_or(&self.model.fingerprint);
+        let whole = self.model.fingerprint.as_str();
+        let digest = whole.rsplit(':').next().unwrap_or(whole);
+        let weights = digest.get(..12).unwrap_or(digest);
         format!("fathom-{weights}-{mode}")
     }
 }

@@ -5,6 +5,7 @@ mod body;
 mod connection;
 mod error;
 mod generation;
+pub mod grammar;
 mod keys;
 mod limits;
 mod log;
@@ -17,6 +18,7 @@ mod request_id;
 mod routes;
 mod server;
 mod sinks;
+mod tools;
 mod types;
 
 pub use keys::Keys;

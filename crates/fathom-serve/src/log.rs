@@ -1,5 +1,6 @@
 //! One line in the log for each request.
 
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -19,7 +20,9 @@ pub fn install(format: LogFormat) {
     use tracing_subscriber::EnvFilter;
     let chosen = EnvFilter::try_from_default_env();
     let filter = chosen.unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    let log = log.with_writer(std::io::stderr);
     // Fails only if the program has a log already, which it then keeps.
     drop(match format {
         LogFormat::Text => log.with_target(false).try_init(),

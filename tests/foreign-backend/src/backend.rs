@@ -276,6 +276,17 @@ impl Backend for Foreign {
         })));
     }
 
+    fn share_kv(&self, kv: &ForeignKv, len: usize) -> ForeignKv {
+        let (shared, id) = (self.queue.object(), kv.object.id);
+        let to = shared.id;
+        self.queue.send(Command::Work(Box::new(move |device: &mut Device| {
+            let kv = device.cpu.share_kv(device.get::<Kv>(id)?, len);
+            device.put(to, Box::new(kv));
+            Ok(())
+        })));
+        ForeignKv { object: shared, len }
+    }
+
     fn new_column_sums(&self, layers: usize, heads: usize) -> ForeignSums {
         ForeignSums { object: self.make_empty(move |cpu| cpu.new_column_sums(layers, heads)) }
     }

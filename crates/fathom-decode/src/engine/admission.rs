@@ -1,126 +1,104 @@
-//! Admission to the batch by free cache pages, prefill, and preemption when the caches are full.
-
-use std::time::Instant;
+//! Admission to the batch by free cache pages, and preemption when the caches are full.
 
 use fathom_backend::Backend;
-use fathom_model::{LogitRows, PREFILL_CHUNK, Probe, Result, SequenceOptions, Step};
+use fathom_model::{Sequence, SequenceOptions};
 
 use super::Engine;
-use super::draft_worker::DraftJob;
-use super::drafting::share_seconds;
 use super::slot::Slot;
-use super::watch::Watching;
 
 impl<B: Backend> Engine<B> {
-    /// Moves waiting requests into the batch while there is room.
+    /// Moves waiting requests into the batch while there is room. They take the rows of their texts
+    /// that the prefix cache holds.
     pub(super) fn admit(&mut self) {
-        let in_batch = |engine: &Self| engine.running.len() + engine.prefilling.len();
-        while in_batch(self) < self.options.batch_size {
-            let Some(slot) = self.waiting.front() else { break };
-            // A single request always fits: `submit` limits its length.
-            let fits = self.pages_needed() + self.pages(slot) <= self.options.kv_pages;
-            if !fits && in_batch(self) > 0 {
-                break;
-            }
+        while self.running.len() + self.prefilling.len() < self.options.batch_size {
             let Some(mut slot) = self.waiting.pop_front() else { break };
             slot.number = self.next_slot;
-            self.next_slot += 1;
             slot.sequence = Some(self.target.new_sequence(SequenceOptions {
                 planned_len: Some(slot.planned_len),
                 ..Default::default()
             }));
-            self.prefilling.push_back(slot);
+            let taken = self.take_cached_rows(&mut slot);
+            // A single request always fits: `submit` limits its length.
+            let fits = self.pages_needed() + self.own_pages(&slot) <= self.options.kv_pages;
+            if !fits && self.running.len() + self.prefilling.len() > 0 {
+                self.prefix_cache.release(&mut slot.shared, 0);
+                slot.release();
+                self.waiting.push_front(slot);
+                break;
+            }
+            if self.options.prefix_cache && slot.shares_rows() {
+                self.metrics.prefix_queries += slot.prefix().len();
+                self.metrics.prefix_hits += taken;
+            }
+            self.next_slot += 1;
+            self.prefilling.push(slot);
         }
     }
 
-    /// Prefills at most one chunk of tokens in both models, oldest requests first. The draft skips
-    /// texts that it cannot follow. Requests whose caches lack only the last token start running:
-    /// the first step feeds that token.
-    pub(super) fn prefill_chunk(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let mut room = PREFILL_CHUNK;
-        let mut feeds: Vec<Vec<u32>> = Vec::new();
-        for slot in &self.prefilling {
-            let tokens = slot.unfilled(room);
-            room -= tokens.len();
-            feeds.push(tokens.to_vec());
+    /// Takes rows of a request's text from the prefix cache. Returns their number.
+    pub(super) fn take_cached_rows(&mut self, slot: &mut Slot<B>) -> usize {
+        if !self.options.prefix_cache || !slot.shares_rows() {
+            return 0;
         }
-        if feeds.iter().any(|tokens| !tokens.is_empty()) {
-            let all = self.prefilling.iter_mut().zip(&feeds);
-            let mut fed: Vec<_> = all.filter(|(_, tokens)| !tokens.is_empty()).collect();
-            let items = fed.iter_mut().filter_map(|(slot, tokens)| slot.prefill_item(tokens));
-            let items: Vec<_> = items.collect();
-            let drafted: Vec<_> = items.iter().map(|item| (item.slot, item.rows())).collect();
-            let rows: usize = feeds.iter().map(Vec::len).sum();
-            let co_running = !items.is_empty();
-            self.target.backend().set_co_running(co_running);
-            if let Some(draft) = self.draft.as_ref().filter(|_| co_running) {
-                draft.send(DraftJob { items, gamma: 0, co_running });
-            }
-            let (mut steps, mut watchers) = (Vec::new(), Vec::new());
-            let mut failures = Vec::new();
-            for (slot, tokens) in &mut fed {
-                let Slot { sequence, watcher, failure, .. } = &mut **slot;
-                let Some(sequence) = sequence else { continue };
-                steps.push(Step { sequence, tokens, logits: LogitRows::None });
-                watchers.push(watcher.as_deref_mut());
-                failures.push(failure);
-            }
-            let mut watching = Watching::new(watchers);
-            let probe = watching.is_wanted().then_some(&mut watching as &mut dyn Probe);
-            self.target.forward(&mut steps, probe)?;
-            for (failure, error) in failures.into_iter().zip(watching.errors) {
-                *failure = failure.take().or(error);
-            }
-            self.target.backend().synchronize()?;
-            let seconds = start.elapsed().as_secs_f64();
-            for (slot, tokens) in self.prefilling.iter_mut().zip(&feeds) {
-                slot.target_seconds += seconds * tokens.len() as f64 / rows as f64;
-            }
-            if let Some(draft) = self.draft.as_mut().filter(|_| co_running) {
-                let seconds = draft.receive()?.seconds;
-                share_seconds(self.prefilling.iter_mut(), &drafted, seconds);
-            }
-            self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
+        let Slot { sequence: Some(sequence), shared, text, .. } = slot else { return 0 };
+        let prefix = text.tokens().split_last().map_or(&[][..], |(_, prefix)| prefix);
+        let taken = self.prefix_cache.take(&self.target, sequence, shared, prefix);
+        if text.generated().is_empty() {
+            slot.cached += taken;
         }
-        let filled = |slot: &Slot<B>| slot.unfilled(1).is_empty();
-        while self.prefilling.front().is_some_and(filled) {
-            self.running.extend(self.prefilling.pop_front());
-        }
-        Ok(())
+        taken
     }
 
-    /// Upper bound of the pages of a request's cache at the end of the next step.
-    fn pages(&self, slot: &Slot<B>) -> usize {
-        slot.reach(self.options.max_gamma()).div_ceil(self.target.backend().kv_page())
+    /// Upper bound of the pages of a request's cache at the end of the next step, without those of
+    /// the prefix cache.
+    fn own_pages(&self, slot: &Slot<B>) -> usize {
+        let pages = slot.reach(self.options.max_gamma()).div_ceil(self.target.backend().kv_page());
+        pages - slot.shared.len()
     }
 
-    /// Upper bound of the pages of all admitted requests at the end of the next step.
+    /// Upper bound of the pages at the end of the next step: those of all admitted requests, and of
+    /// the prefix cache without pages that can be evicted.
     fn pages_needed(&self) -> usize {
-        self.running.iter().chain(&self.prefilling).map(|slot| self.pages(slot)).sum()
+        self.own_pages_needed() + self.prefix_cache.in_use()
+    }
+
+    fn own_pages_needed(&self) -> usize {
+        self.running.iter().chain(&self.prefilling).map(|slot| self.own_pages(slot)).sum()
     }
 
     /// Preempts the youngest requests while the caches could exceed their limit. Preempted requests
     /// keep their text, wait, and resume later.
     pub(super) fn preempt(&mut self) {
-        while self.pages_needed() > self.options.kv_pages {
-            let youngest = match self.prefilling.pop_back() {
-                None if self.running.len() > 1 => self.running.pop(),
-                youngest => youngest,
-            };
-            let Some(mut slot) = youngest else { break };
-            self.forget_in_draft(slot.number);
-            self.metrics.preemptions += 1;
-            self.metrics.wasted += slot.release();
-            self.waiting.push_front(slot);
+        while self.pages_needed() > self.options.kv_pages
+            && self.running.len() + self.prefilling.len() > 1
+        {
+            let all = self.running.iter().chain(&self.prefilling);
+            let Some(youngest) = all.map(|slot| slot.number).max() else { break };
+            let youngest = |slot: &mut Slot<B>| slot.number == youngest;
+            let mut preempted: Vec<_> = self.running.extract_if(.., youngest).collect();
+            preempted.extend(self.prefilling.extract_if(.., youngest));
+            for mut slot in preempted {
+                self.release_caches(&mut slot);
+                self.metrics.preemptions += 1;
+                self.waiting.push_front(slot);
+            }
         }
+    }
+
+    /// Evicts pages of the prefix cache that the requests may need in the next step.
+    pub(super) fn shrink_prefix_cache(&mut self) {
+        let room = self.options.kv_pages.saturating_sub(self.own_pages_needed());
+        self.prefix_cache.shrink_to(if self.options.prefix_cache { room } else { 0 });
     }
 
     /// Pages currently in the target's caches.
     pub(super) fn pages_held(&self) -> usize {
-        let admitted = self.running.iter().chain(&self.prefilling);
-        let sequences = admitted.filter_map(|slot| slot.sequence.as_ref());
         let page = self.target.backend().kv_page();
-        sequences.map(|sequence| sequence.len().div_ceil(page)).sum()
+        let own = |slot: &Slot<B>| {
+            let tokens = slot.sequence.as_ref().map_or(0, Sequence::len);
+            tokens.div_ceil(page) - slot.shared.len()
+        };
+        let admitted = self.running.iter().chain(&self.prefilling);
+        admitted.map(own).sum::<usize>() + self.prefix_cache.len()
     }
 }

@@ -10,6 +10,7 @@ use fathom_model::{
     Error, LogitRows, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step, Transformer,
 };
 
+use super::prefix_cache::{PrefixCache, SharedPages};
 use super::scores::PassScores;
 use crate::panics::panic_message;
 use crate::{ConstrainedText, Drafted, History, Proposal, Sampler};
@@ -47,6 +48,9 @@ pub(super) struct DraftJob {
     pub gamma: usize,
     /// Whether the target runs at the same time.
     pub co_running: bool,
+    /// The maximum number of pages of all caches together, with those of the prefix cache. `None`:
+    /// no prefix cache.
+    pub prefix_pages: Option<usize>,
 }
 
 /// The texts that the draft can follow. Others continue without drafts.
@@ -98,14 +102,14 @@ impl DraftWorker {
             DraftLimits { context: config.max_position_embeddings, vocab: vocab.min(config.vocab) };
         let (commands, inbox) = channel();
         let (outbox, reports) = channel();
-        let mut draft = Draft { model, vocab: limits.vocab, sequences: HashMap::new() };
+        let mut draft = Draft::new(model, limits.vocab);
         let run = move || {
             draft.model.backend().attach_thread();
             for command in inbox {
                 let job = match command {
                     DraftCommand::Work(job) => job,
                     DraftCommand::Forget(slot) => {
-                        draft.sequences.remove(&slot);
+                        draft.forget(slot);
                         continue;
                     }
                 };
@@ -177,6 +181,7 @@ struct Draft<B: Backend> {
     vocab: usize,
     /// By slot.
     sequences: HashMap<u64, SlotState<B>>,
+    prefix_cache: PrefixCache<B>,
 }
 
 /// The draft's state of a request between jobs.
@@ -186,6 +191,8 @@ struct SlotState<B: Backend> {
     history: Option<History>,
     /// `None` if the text has no constraint.
     constraint: Option<ConstrainedText>,
+    /// The pages of the sequence that are the prefix cache's.
+    shared: SharedPages,
 }
 
 /// A request during a job.
@@ -196,12 +203,31 @@ struct Drafting<B: Backend> {
 }
 
 impl<B: Backend> Draft<B> {
+    fn new(model: Arc<Transformer<B>>, vocab: usize) -> Draft<B> {
+        let prefix_cache = PrefixCache::new(model.backend().kv_page());
+        Draft { model, vocab, sequences: HashMap::new(), prefix_cache }
+    }
+
+    fn forget(&mut self, slot: u64) {
+        if let Some(mut state) = self.sequences.remove(&slot) {
+            self.prefix_cache.release(&mut state.shared, 0);
+        }
+    }
+
     fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
         let start = self.model.backend().mark()?;
         self.model.backend().set_co_running(job.co_running);
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
+        self.use_prefix_cache(&mut all, job.prefix_pages);
         self.catch_up(&mut all)?;
+        if job.prefix_pages.is_some() {
+            for Drafting { item, state, .. } in &mut all {
+                let prompt = item.planned_len.saturating_sub(1);
+                let SlotState { sequence, shared, .. } = state;
+                self.prefix_cache.share(&self.model, sequence, shared, prompt);
+            }
+        }
         let caught_up = self.model.backend().mark()?;
         for round in 0..job.gamma {
             let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
@@ -231,8 +257,10 @@ impl<B: Backend> Draft<B> {
             sequence: self.model.new_sequence(options),
             history: item.sampler.history(item.planned_len),
             constraint: None,
+            shared: SharedPages::default(),
         });
         self.model.truncate(&mut state.sequence, item.keep)?;
+        self.prefix_cache.release_beyond(&mut state.shared, item.keep);
         if let Some(history) = &mut state.history {
             history.follow(item.keep, &item.tail);
         }
@@ -247,6 +275,29 @@ impl<B: Backend> Draft<B> {
             drop(constraint.follow(generated));
         }
         Ok(Drafting { item, state, chunk: Proposal::new() })
+    }
+
+    /// Takes rows of long tails from the prefix cache, and evicts pages until those of all sequences
+    /// fit at the end of the job.
+    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], pages: Option<usize>) {
+        let Some(pages) = pages else { return self.prefix_cache.shrink_to(0) };
+        for Drafting { item, state, .. } in all.iter_mut() {
+            if item.tail.len() > MAX_TAIL {
+                let SlotState { sequence, shared, .. } = state;
+                let own = sequence.tokens().iter().chain(&item.tail).copied();
+                // The last token is fed by the pass that drafts the first one.
+                let known = item.keep + item.tail.len() - usize::from(item.gamma > 0);
+                let text: Vec<u32> = own.take(known).collect();
+                let taken = self.prefix_cache.take(&self.model, sequence, shared, &text);
+                item.tail.drain(..taken);
+            }
+        }
+        let page = self.model.backend().kv_page();
+        let own = |tokens: usize, shared: &SharedPages| tokens.div_ceil(page) - shared.len();
+        let resting = self.sequences.values().map(|state| own(state.sequence.len(), &state.shared));
+        let working =
+            all.iter().map(|d| own(d.state.sequence.len() + d.item.rows(), &d.state.shared));
+        self.prefix_cache.shrink_to(pages.saturating_sub(resting.chain(working).sum()));
     }
 
     /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last
@@ -333,7 +384,7 @@ impl<B: Backend> Drafting<B> {
 
     /// Draws the next token from the draft's logits `[vocab]`.
     fn draft(&mut self, mut logits: Vec<f32>) -> Result<Drafted> {
-        let SlotState { sequence, history, constraint } = &mut self.state;
+        let SlotState { sequence, history, constraint, .. } = &mut self.state;
         if let Some(history) = history {
             self.item.sampler.process(&mut logits, history);
         }
@@ -386,7 +437,7 @@ mod tests {
                 sampler,
                 constraint: None,
             };
-            DraftJob { items: vec![item], gamma: 2, co_running: false }
+            DraftJob { items: vec![item], gamma: 2, co_running: false, prefix_pages: None }
         };
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         worker.send(job(1));
@@ -416,7 +467,8 @@ mod tests {
             if forget {
                 worker.forget(slot);
             }
-            worker.send(DraftJob { items: vec![item], gamma: 6, co_running: false });
+            let items = vec![item];
+            worker.send(DraftJob { items, gamma: 6, co_running: false, prefix_pages: None });
             worker.receive().unwrap().chunks.remove(&slot).unwrap()
         };
         let (whole, last) = (chunk(1, 0, &[5, 6, 7], false), chunk(2, 0, &[7], false));

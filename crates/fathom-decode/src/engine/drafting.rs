@@ -6,9 +6,9 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::Result;
 
-use super::Engine;
 use super::draft_worker::{DraftItem, DraftJob};
 use super::slot::Slot;
+use super::{Engine, EngineOptions};
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
@@ -61,7 +61,7 @@ impl<B: Backend> Engine<B> {
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
         let rows = items.iter().map(|item| (item.slot, item.rows())).collect();
-        draft.send(DraftJob { items, gamma, co_running: mode == Mode::Pearl });
+        draft.send(self.job(items, gamma, mode == Mode::Pearl));
         Some(StartedJob { rows, gamma })
     }
 
@@ -88,23 +88,24 @@ impl<B: Backend> Engine<B> {
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
     }
 
-    /// Drops the draft's sequence of a slot.
-    pub(super) fn forget_in_draft(&self, number: u64) {
-        if let Some(draft) = &self.draft {
-            draft.forget(number);
-        }
-    }
-
     /// Prefills, in the draft, the prompts of running requests that it can follow but holds no
     /// tokens of.
     pub(super) fn prefill_draft_prompts(&mut self) -> Result<()> {
-        let Some(draft) = &mut self.draft else { return Ok(()) };
         let items: Vec<_> = self.running.iter_mut().filter_map(Slot::prompt_item).collect();
-        if !items.is_empty() {
-            draft.send(DraftJob { items, gamma: 0, co_running: false });
-            draft.receive()?;
+        let job = self.job(items, 0, false);
+        match &mut self.draft {
+            Some(draft) if !job.items.is_empty() => {
+                draft.send(job);
+                draft.receive().map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// A job of the draft under the engine's options.
+    pub(super) fn job(&self, items: Vec<DraftItem>, gamma: usize, co_running: bool) -> DraftJob {
+        let EngineOptions { kv_pages, prefix_cache, .. } = self.options;
+        DraftJob { items, gamma, co_running, prefix_pages: prefix_cache.then_some(kv_pages) }
     }
 }
 

@@ -43,6 +43,9 @@ impl<B: Backend> Engine<B> {
                 }
             };
             slot.roll_back(&self.target)?;
+            if self.options.prefix_cache {
+                self.prefix_cache.share_slot(&self.target, slot);
+            }
             if slot.outgrows_draft()
                 && let Some(draft) = &self.draft
             {
@@ -122,7 +125,7 @@ impl<B: Backend> Slot<B> {
             finish: self.text.finish()?,
             mat: self.runs.mean().unwrap_or(0.0),
             acceptance: self.acceptance.clone(),
-            cached_prompt_tokens: 0,
+            cached_prompt_tokens: self.cached,
             target_seconds: self.target_seconds,
             draft_seconds: self.draft_seconds,
         })

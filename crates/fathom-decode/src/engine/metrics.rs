@@ -35,6 +35,8 @@ pub struct EngineMetrics {
     pub pages_total: usize,
     /// Largest number of pages in the target's caches after a pass.
     pub kv_pages: usize,
+    /// Tokens prefilled by the target: of prompts, and of texts that were preempted.
+    pub prefill_tokens: usize,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queries: usize,
     /// Prompt tokens taken from the prefix cache.

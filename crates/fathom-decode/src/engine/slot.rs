@@ -6,6 +6,7 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
 
 use super::draft_worker::{DraftItem, DraftLimits};
+use super::prefix_cache::SharedPages;
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
@@ -37,6 +38,10 @@ pub(super) struct Slot<B: Backend> {
     pub pearl: Pearl,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
+    /// The pages of the target's cache that are the prefix cache's.
+    pub shared: SharedPages,
+    /// Tokens of the prompt whose rows were taken from the prefix cache.
+    pub cached: usize,
     drafted_len: usize,
     /// The draft's limits. `None` without a draft.
     limits: Option<DraftLimits>,
@@ -72,6 +77,8 @@ impl<B: Backend> Slot<B> {
             logprobs,
             pearl: Pearl::new(),
             sequence: None,
+            shared: SharedPages::default(),
+            cached: 0,
             drafted_len: 0,
             limits,
             speculates: false,
@@ -127,36 +134,46 @@ impl<B: Backend> Slot<B> {
         last.into_iter().chain(drafts.iter().map(|draft| draft.token)).collect()
     }
 
+    /// Number of tokens of the prompt without the last: what both caches hold after its prefill.
+    pub fn prompt_prefix(&self) -> usize {
+        self.planned_len.saturating_sub(1)
+    }
+
+    /// Whether it may take rows from the prefix cache and leave its own there. A watcher must see
+    /// its text computed, and rows that it changed would be no one else's.
+    pub fn shares_rows(&self) -> bool {
+        self.watcher.is_none()
+    }
+
     /// The text without its last token: what both caches hold before the first step.
-    fn prefix(&self) -> &[u32] {
+    pub fn prefix(&self) -> &[u32] {
         let tokens = self.text.tokens();
         &tokens[..tokens.len().saturating_sub(1)]
     }
 
-    /// The next tokens to prefill, at most `most` of them.
-    pub fn unfilled(&self, most: usize) -> &[u32] {
+    /// The tokens that are not prefilled yet.
+    pub fn unfilled(&self) -> &[u32] {
         let filled = self.sequence.as_ref().map_or(0, Sequence::len);
-        let rest = self.prefix().get(filled..).unwrap_or_default();
-        &rest[..most.min(rest.len())]
+        self.prefix().get(filled..).unwrap_or_default()
     }
 
-    /// The draft's work item to prefill `tokens`, the next tokens of the text. `None` if the draft
-    /// cannot follow the text.
-    pub fn prefill_item(&mut self, tokens: &[u32]) -> Option<DraftItem> {
+    /// The draft's work item to prefill the text up to `end`. `None` if the draft cannot follow the
+    /// text.
+    pub fn prefill_item(&mut self, end: usize) -> Option<DraftItem> {
         if !self.speculates {
             return None;
         }
         let keep = self.drafted_len;
-        let item = self.item(keep, tokens.to_vec(), 0);
-        self.drafted_len += tokens.len();
+        let item = self.item(keep, self.text.tokens()[keep..end].to_vec(), 0);
+        self.drafted_len = end;
         Some(item)
     }
 
     /// The draft's work item to prefill the whole prompt. `None` if the draft holds some of it.
     pub fn prompt_item(&mut self) -> Option<DraftItem> {
-        let prefix = self.prefix().to_vec();
-        let missing = self.drafted_len == 0 && !prefix.is_empty();
-        if missing { self.prefill_item(&prefix) } else { None }
+        let end = self.prefix().len();
+        let missing = self.drafted_len == 0 && end > 0;
+        if missing { self.prefill_item(end) } else { None }
     }
 
     /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the
@@ -245,9 +262,12 @@ impl<B: Backend> Slot<B> {
         dropped
     }
 
-    /// Drops both caches. Returns the number of pending drafts.
+    /// Drops the caches. Returns the number of pending drafts.
     pub fn release(&mut self) -> usize {
         self.sequence = None;
+        if self.text.generated().is_empty() {
+            self.cached = 0;
+        }
         self.truncate_watcher(0);
         let dropped = self.drop_pending();
         self.drafted_len = 0;

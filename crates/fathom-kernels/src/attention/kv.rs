@@ -7,6 +7,7 @@
 //!   component.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use fathom_backend::{KvShape, Precision, Result};
 
@@ -20,7 +21,8 @@ pub(crate) const BLOCK: usize = 128;
 /// The KV cache of one sequence, all layers.
 pub struct Kv {
     layout: Layout,
-    pages: Vec<Aligned<u32>>,
+    /// A page that another cache shares is copied before this one writes to it.
+    pages: Vec<Arc<Aligned<u32>>>,
     len: usize,
 }
 
@@ -44,13 +46,19 @@ impl Kv {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.pages.iter().map(|page| size_of_val(&**page)).sum()
+        self.pages.iter().map(|page| size_of_val(&***page)).sum()
     }
 
     pub(crate) fn truncate(&mut self, len: usize) {
         assert!(len <= self.len, "truncate a cache of {} tokens to {len}", self.len);
         self.len = len;
         self.pages.truncate(len.div_ceil(BLOCK));
+    }
+
+    /// A cache with the first `len` tokens of this one, in the same pages.
+    pub(crate) fn share(&self, len: usize) -> Kv {
+        assert!(len <= self.len, "share {len} tokens of a cache of {}", self.len);
+        Kv { layout: self.layout, pages: self.pages[..len.div_ceil(BLOCK)].to_vec(), len }
     }
 
     pub(super) fn advance(&mut self, tokens: usize) {
@@ -63,20 +71,19 @@ impl Kv {
     ///
     /// # Errors
     /// A page could not be allocated.
-    pub(super) fn append_slots(
-        &mut self,
-        rows: Range<usize>,
-    ) -> Result<impl Iterator<Item = PageSlots<'_>>> {
+    pub(super) fn append_slots(&mut self, rows: Range<usize>) -> Result<Vec<PageSlots<'_>>> {
         let (layout, start, end) = (self.layout, self.len, self.len + rows.len());
         while self.pages.len() * BLOCK < end {
-            self.pages.push(Aligned::try_zeroed(layout.page_words(), "keys and values")?);
+            self.pages.push(Arc::new(layout.new_page()?));
         }
         let pages = start / BLOCK..end.div_ceil(BLOCK);
-        Ok(self.pages[pages.clone()].iter_mut().zip(pages).map(move |(page, i)| {
+        let slots = self.pages[pages.clone()].iter_mut().zip(pages).map(|(page, i)| {
             let tokens = start.max(i * BLOCK)..end.min((i + 1) * BLOCK);
             let rows = rows.start + (tokens.start - start)..rows.start + (tokens.end - start);
-            PageSlots { layout, page, first_token: tokens.start % BLOCK, rows }
-        }))
+            let (page, first_token) = (layout.own(page)?, tokens.start % BLOCK);
+            Ok(PageSlots { layout, page, first_token, rows })
+        });
+        slots.collect()
     }
 
     /// Keys of block `block`: `[BLOCK / 32]` panels of [`Kv::keys_stride`] words.
@@ -94,7 +101,7 @@ impl Kv {
     /// there is none.
     #[inline(always)]
     pub(super) fn words_to_next_block(&self, block: usize) -> usize {
-        let start = |page: &Aligned<u32>| page.as_ptr().addr();
+        let start = |page: &Arc<Aligned<u32>>| page.as_ptr().addr();
         let next = self.pages.get(block + 1).map(start);
         next.map_or(0, |next| next.wrapping_sub(start(&self.pages[block])) / size_of::<u32>())
     }
@@ -118,6 +125,21 @@ struct Layout {
 }
 
 impl Layout {
+    fn new_page(self) -> Result<Aligned<u32>> {
+        Aligned::try_zeroed(self.page_words(), "keys and values")
+    }
+
+    /// A page to write to: a copy if others share it.
+    fn own(self, page: &mut Arc<Aligned<u32>>) -> Result<&mut [u32]> {
+        if Arc::get_mut(page).is_none() {
+            let mut copy = self.new_page()?;
+            copy.copy_from_slice(page);
+            *page = Arc::new(copy);
+        }
+        let Some(page) = Arc::get_mut(page) else { unreachable!("this cache alone has the copy") };
+        Ok(page)
+    }
+
     fn page_words(self) -> usize {
         self.shape.layers * self.shape.kv_heads * (self.keys_words() + self.values_words())
     }

@@ -64,7 +64,7 @@ pub(crate) fn append(
         assert_eq!([k.columns(), v.columns()], [kv.width(); 2], "columns of keys and values");
         assert_eq!(*first_position, kv.len(), "appended rows must start at the cache's length");
         // Each mutex is locked by one thread only, so it never blocks.
-        slots.extend(kv.append_slots(rows.clone())?.map(Mutex::new));
+        slots.extend(kv.append_slots(rows.clone())?.into_iter().map(Mutex::new));
     }
     cpu.split_rows(slots.len(), SCATTERED_COST * k.as_slice().len(), |part| {
         for slots in &slots[part] {

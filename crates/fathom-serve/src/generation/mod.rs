@@ -15,6 +15,7 @@ use fathom_decode::{SamplingParams, TextStream};
 
 use crate::app::App;
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::log::RequestLog;
 use crate::request::choices::Choices;
 use crate::sinks::SinkView;
@@ -22,7 +23,6 @@ use inbox::{Inbox, Outlet};
 pub use texts::{Piece, Texts};
 
 /// Texts to generate.
-#[derive(Clone)]
 pub struct Job {
     /// The prompts.
     pub prompts: Vec<Arc<[u32]>>,
@@ -32,6 +32,8 @@ pub struct Job {
     pub choices: Choices,
     /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
+    /// What the texts are constrained to.
+    pub grammar: Option<Grammar>,
 }
 
 /// A text that was submitted to the engine.
@@ -53,7 +55,7 @@ impl Job {
     /// The queue is full, the engine refuses the request or has stopped, or the server is ending.
     /// Then none runs.
     pub fn submit(self, app: &Arc<App>, log: &Arc<RequestLog>) -> Result<Texts, ApiError> {
-        let Job { prompts, params, choices, logprobs } = self;
+        let Job { prompts, params, choices, logprobs, grammar } = self;
         let total = prompts.len() * choices.n;
         let places = app.places(total)?;
         let streamed = choices.stream;
@@ -83,6 +85,7 @@ impl Job {
             let eos = Arc::clone(&app.model.eos);
             let request = Request {
                 stop: TextStream::of_request(tokenizer, &params).into_stop_check(),
+                constraint: grammar.as_ref().map(Grammar::constraint),
                 logprobs,
                 watcher,
                 ..Request::new(choice as u64, prompt.to_vec(), params.clone(), eos)

@@ -49,6 +49,26 @@ pub struct Piece {
     pub finish: Option<Finish>,
 }
 
+impl Piece {
+    /// This piece and the next one of the same text as one.
+    pub fn merged(&mut self, next: Piece) -> Piece {
+        let mut merged = std::mem::take(self);
+        merged.choice = next.choice;
+        merged.text += &next.text;
+        merged.tokens.extend(next.tokens);
+        merged.logprobs.extend(next.logprobs);
+        merged.sinks = match (merged.sinks, next.sinks) {
+            (Some(mut sinks), Some(new)) => {
+                sinks.extend(new);
+                Some(sinks)
+            }
+            (before, new) => new.or(before),
+        };
+        merged.finish = next.finish;
+        merged
+    }
+}
+
 struct TextInProgress {
     prompt_len: usize,
     /// Tokens of prompt and text, if sinks are looked for.

@@ -8,11 +8,15 @@ use super::choices::{self, Choices, StreamOptions};
 use super::fathom::FathomFields;
 use super::fields::Fields;
 use super::message::{self, ChatMessage};
+use super::response_format::{self, ResponseFormat};
 use super::sampling::SamplingFields;
+use super::tools::{self, ToolChoice, ToolFields, Tools};
+use crate::app::App;
 use crate::error::ApiError;
 use crate::generation::Job;
 use crate::limits;
 use crate::model::ServedModel;
+use crate::tools::ToolUse;
 
 /// A conversation to answer.
 #[derive(ToSchema)]
@@ -42,6 +46,14 @@ pub struct ChatRequest {
     pub stream: Option<bool>,
     /// Options of the stream.
     pub stream_options: Option<StreamOptions>,
+    /// What the text must be.
+    pub response_format: Option<ResponseFormat>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<ToolFields>>,
+    /// Which of them are called. Default: `auto`
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether several calls may be made.
+    pub parallel_tool_calls: Option<bool>,
     /// Variables for the chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// A label for the client's own records.
@@ -56,27 +68,45 @@ pub struct ChatJob {
     pub job: Job,
     /// How they are wanted.
     pub choices: Choices,
+    /// How calls of tools are found in the texts.
+    pub tool_use: Option<ToolUse>,
 }
 
 /// Reads a request and encodes its prompt. This may take long for a long conversation.
 ///
 /// # Errors
 /// Whatever is wrong with the request.
-pub fn read(mut fields: Fields, model: &ServedModel) -> Result<ChatJob, ApiError> {
+pub fn read(mut fields: Fields, app: &App) -> Result<ChatJob, ApiError> {
+    let model = &app.model;
     super::model(&mut fields, model)?;
     let mut sampling = SamplingFields::read(&mut fields)?;
     choices::max_completion_tokens(&mut fields, &mut sampling.max_tokens)?;
     let choices = Choices::read(&mut fields)?;
     let logprobs = logprobs(&mut fields)?;
-    let conversation = conversation(&mut fields)?;
+    let mut conversation = conversation(&mut fields)?;
+    let Tools { for_template, tool_use, grammar } = tools::read(&mut fields, app)?;
+    let format = response_format::read(&mut fields, app)?;
     inert_fields(&mut fields)?;
     fields.finish()?;
+    if format.is_some() && tool_use.is_some() {
+        let problem = "cannot be combined with `tools` that may be called";
+        return Err(ApiError::field("response_format", problem));
+    }
+    let grammar = grammar.or(format);
+    if !for_template.is_empty() {
+        // A function that must be called needs no template that knows tools.
+        let known = model.template.as_ref().is_some_and(|template| template.mentions("tools"));
+        if known || grammar.is_none() {
+            conversation.variables.insert("tools".to_owned(), Value::Array(for_template));
+        }
+    }
     let asked = sampling.max_tokens;
     let params = sampling.over(&model.defaults, model.vocab)?;
     let ids = encode(conversation, model)?;
+    choices::check_constrained(grammar.is_some(), &params)?;
     choices::check_length(ids.len(), asked, model.context)?;
-    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone(), logprobs };
-    Ok(ChatJob { job, choices })
+    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone(), logprobs, grammar };
+    Ok(ChatJob { job, choices, tool_use })
 }
 
 /// Reads `logprobs` and `top_logprobs`.

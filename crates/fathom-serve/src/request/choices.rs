@@ -1,5 +1,7 @@
 //! How many texts a request asks for, and how it wants them.
 
+use fathom_decode::SamplingParams;
+
 use super::fathom::FathomFields;
 use super::fields::Fields;
 use crate::error::ApiError;
@@ -76,6 +78,20 @@ pub fn max_completion_tokens(
             *max_tokens = newer.or(*max_tokens);
             Ok(())
         }
+    }
+}
+
+/// Checks that a constrained text can end where its grammar ends it.
+///
+/// # Errors
+/// Parameters that keep it from ending.
+pub fn check_constrained(is_constrained: bool, params: &SamplingParams) -> Result<(), ApiError> {
+    let problem = "cannot be combined with a `response_format` or a call that the text must be: \
+                   it ends where its grammar ends";
+    match is_constrained {
+        true if params.ignore_eos => Err(ApiError::field("ignore_eos", problem)),
+        true if params.min_tokens > 0 => Err(ApiError::field("min_tokens", problem)),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,9 @@ use utoipa::ToSchema;
 use super::choices::{self, Choices, StreamOptions};
 use super::fathom::FathomFields;
 use super::fields::{self, Fields, wrong};
+use super::response_format::{self, ResponseFormat};
 use super::sampling::SamplingFields;
+use crate::app::App;
 use crate::error::ApiError;
 use crate::generation::Job;
 use crate::limits;
@@ -36,6 +38,8 @@ pub struct CompletionRequest {
     pub echo: Option<bool>,
     /// Whether the tokenizer adds its special tokens, such as BOS, to prompts that are texts.
     pub add_special_tokens: Option<bool>,
+    /// What the text must be.
+    pub response_format: Option<ResponseFormat>,
     /// Whether to stream the texts as server-sent events.
     pub stream: Option<bool>,
     /// Options of the stream.
@@ -75,7 +79,8 @@ pub struct CompletionJob {
 ///
 /// # Errors
 /// Whatever is wrong with the request.
-pub fn read(mut fields: Fields, model: &ServedModel) -> Result<CompletionJob, ApiError> {
+pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
+    let model = &app.model;
     super::model(&mut fields, model)?;
     let mut sampling = SamplingFields::read(&mut fields)?;
     choices::max_completion_tokens(&mut fields, &mut sampling.max_tokens)?;
@@ -92,9 +97,11 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<CompletionJob, Ap
     fields.inert("best_of", &why, |value| fields::integer(value) == i64::try_from(n).ok())?;
     fields.inert("suffix", "text cannot be inserted before another", |value| value == "")?;
     let prompts = prompts(&mut fields, n)?;
+    let grammar = response_format::read(&mut fields, app)?;
     fields.finish()?;
     let asked = sampling.max_tokens;
     let params = sampling.over(&model.defaults, model.vocab)?;
+    choices::check_constrained(grammar.is_some(), &params)?;
     let mut ids: Vec<Arc<[u32]>> = Vec::with_capacity(prompts.len());
     let mut texts = Vec::new();
     for prompt in prompts {
@@ -103,7 +110,7 @@ pub fn read(mut fields: Fields, model: &ServedModel) -> Result<CompletionJob, Ap
         ids.push(prompt.into());
         texts.extend(text);
     }
-    let job = Job { prompts: ids, params, choices: choices.clone(), logprobs };
+    let job = Job { prompts: ids, params, choices: choices.clone(), logprobs, grammar };
     Ok(CompletionJob { job, choices, echo: echo.then_some(texts) })
 }
 

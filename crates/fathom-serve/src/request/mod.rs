@@ -6,8 +6,10 @@ pub mod completion;
 pub mod fathom;
 pub mod fields;
 pub mod message;
+pub mod response_format;
 pub mod sampling;
 pub mod tokens;
+pub mod tools;
 
 use crate::error::ApiError;
 use crate::model::ServedModel;

@@ -8,7 +8,8 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
-use super::envelope::{self, Envelope, finish_reason};
+use super::answer::Answer;
+use super::envelope::{self, Envelope};
 use super::logprobs;
 use super::stream::{self, Chunks};
 use super::Log;
@@ -18,6 +19,7 @@ use crate::error::{ApiError, ErrorBody};
 use crate::generation::Piece;
 use crate::request::chat::{self, ChatJob, ChatRequest};
 use crate::request::fields::Fields;
+use crate::tools::{Found, ToolUse};
 use crate::types::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta,
 };
@@ -44,21 +46,23 @@ pub async fn answer(
     let bytes = body::read(&headers, body, app.options.max_body).await?;
     app.check_places()?;
     let read = move |app: &App| {
-        let job = chat::read(Fields::parse(&bytes)?, &app.model)?;
+        let job = chat::read(Fields::parse(&bytes)?, app)?;
         let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
         Ok((job, logprobs))
     };
-    let (ChatJob { job, choices }, logprobs) = app.prepare(read).await?;
+    let (ChatJob { job, choices, tool_use }, logprobs) = app.prepare(read).await?;
     let mut texts = job.submit(&app, &log)?;
     drop(log);
     let envelope = Envelope::new(&app, "chatcmpl");
     if choices.stream {
-        let pieces = Pieces { envelope, logprobs, begun: vec![false; texts.len()] };
+        let texts_of = |_| Answer::new(tool_use.as_ref());
+        let answers = (0..texts.len()).map(texts_of).collect();
+        let pieces = Pieces { envelope, logprobs, answers };
         return Ok(stream::respond(texts, pieces, choices.stream_options));
     }
     let mut answers = Vec::with_capacity(texts.len());
     while let Some(piece) = texts.next().await? {
-        answers.push(choice(piece, logprobs.as_ref()));
+        answers.push(choice(piece, logprobs.as_ref(), tool_use.as_ref()));
     }
     answers.sort_by_key(|choice: &ChatChoice| choice.index);
     texts.complete();
@@ -76,18 +80,25 @@ pub async fn answer(
 }
 
 /// A whole answer.
-fn choice(mut piece: Piece, logprobs: Option<&logprobs::Writer>) -> ChatChoice {
+fn choice(
+    mut piece: Piece,
+    logprobs: Option<&logprobs::Writer>,
+    tool_use: Option<&ToolUse>,
+) -> ChatChoice {
+    let mut answer = Answer::new(tool_use);
+    let Found { content, calls } = answer.push(&piece.text, true);
+    let tool_calls = (!calls.is_empty()).then(|| answer.numbered(calls, false));
     ChatChoice {
-        logprobs: logprobs.map(|logprobs| logprobs.chat(&piece)),
         index: piece.choice,
+        logprobs: logprobs.map(|logprobs| logprobs.chat(&piece)),
         fathom: envelope::fathom(&mut piece),
+        finish_reason: answer.finish_reason(&piece).unwrap_or("stop"),
         message: AssistantMessage {
             role: "assistant",
-            content: Some(piece.text),
+            content: (tool_calls.is_none() || !content.is_empty()).then_some(content),
             refusal: None,
-            tool_calls: None,
+            tool_calls,
         },
-        finish_reason: piece.finish.map_or("stop", finish_reason),
     }
 }
 
@@ -95,12 +106,11 @@ fn choice(mut piece: Piece, logprobs: Option<&logprobs::Writer>) -> ChatChoice {
 struct Pieces {
     envelope: Envelope,
     logprobs: Option<logprobs::Writer>,
-    /// Whether an answer has begun; its first piece names the role.
-    begun: Vec<bool>,
+    answers: Vec<Answer>,
 }
 
 impl Pieces {
-    fn chunk(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
+    fn with(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
         let Envelope { id, created, model, system_fingerprint } = self.envelope.clone();
         let object = "chat.completion.chunk";
         ChatChunk { id, object, created, model, system_fingerprint, choices, usage }
@@ -110,27 +120,31 @@ impl Pieces {
 impl Chunks for Pieces {
     type Chunk = ChatChunk;
 
-    fn chunks(
-        &mut self,
-        mut piece: Piece,
-        usage: Option<Usage>,
-    ) -> Result<Vec<ChatChunk>, ApiError> {
-        let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
+    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<ChatChunk> {
+        let answer = &mut self.answers[piece.choice];
+        let mut piece = answer.held.merged(piece);
+        let Found { content, calls } = answer.push(&piece.text, piece.finish.is_some());
+        piece.text.clear();
+        if content.is_empty() && calls.is_empty() && piece.finish.is_none() {
+            answer.held = piece; // text that may become a call
+            return None;
+        }
+        let role = (!std::mem::replace(&mut answer.has_begun, true)).then_some("assistant");
         let choice = ChatChunkChoice {
             index: piece.choice,
             logprobs: self.logprobs.as_ref().map(|logprobs| logprobs.chat(&piece)),
             fathom: envelope::fathom(&mut piece),
             delta: ChatDelta {
-                role: (!has_begun).then_some("assistant"),
-                content: (!piece.text.is_empty()).then_some(piece.text),
-                tool_calls: None,
+                role,
+                content: (!content.is_empty()).then_some(content),
+                tool_calls: (!calls.is_empty()).then(|| answer.numbered(calls, true)),
             },
-            finish_reason: piece.finish.map(finish_reason),
+            finish_reason: answer.finish_reason(&piece),
         };
-        Ok(vec![self.chunk(vec![choice], usage)])
+        Some(self.with(vec![choice], usage))
     }
 
     fn usage(&mut self, usage: Usage) -> ChatChunk {
-        self.chunk(Vec::new(), Some(usage))
+        self.with(Vec::new(), Some(usage))
     }
 }

@@ -43,7 +43,7 @@ pub async fn complete(
     let bytes = body::read(&headers, body, app.options.max_body).await?;
     app.check_places()?;
     let read = move |app: &App| {
-        let job = completion::read(Fields::parse(&bytes)?, &app.model)?;
+        let job = completion::read(Fields::parse(&bytes)?, app)?;
         let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
         Ok((job, logprobs))
     };
@@ -133,18 +133,14 @@ struct Pieces {
 impl Chunks for Pieces {
     type Chunk = Completion;
 
-    fn chunks(
-        &mut self,
-        piece: Piece,
-        usage: Option<Usage>,
-    ) -> Result<Vec<Completion>, ApiError> {
+    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Completion> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
         let before = if has_begun { "" } else { self.echo.of(piece.choice) };
         let offset = &mut self.offsets[piece.choice];
         let logprobs = self.logprobs.as_ref();
         let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, offset));
         let choices = vec![choice(piece, before, logprobs)];
-        Ok(vec![response(self.envelope.clone(), choices, usage)])
+        Some(response(self.envelope.clone(), choices, usage))
     }
 
     fn usage(&mut self, usage: Usage) -> Completion {

@@ -1,5 +1,6 @@
 //! The endpoints.
 
+mod answer;
 pub mod chat;
 pub mod completions;
 mod envelope;

@@ -19,16 +19,9 @@ pub trait Chunks: Send + 'static {
     /// A chunk.
     type Chunk: Serialize;
 
-    /// The chunks of a piece of text, usually one. `usage` is the usage so far, if every chunk has
-    /// it.
-    ///
-    /// # Errors
-    /// The piece cannot be shown.
-    fn chunks(
-        &mut self,
-        piece: Piece,
-        usage: Option<Usage>,
-    ) -> Result<Vec<Self::Chunk>, ApiError>;
+    /// The chunk of a piece of text. `usage` is the usage so far, if every chunk has it. `None` if
+    /// the piece is held back until more is known.
+    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Self::Chunk>;
 
     /// The chunk with the usage.
     fn usage(&mut self, usage: Usage) -> Self::Chunk;
@@ -70,12 +63,11 @@ impl<C: Chunks> State<C> {
     fn add(&mut self, piece: Result<Option<Piece>, ApiError>) {
         let usage = (self.options.continuous_usage_stats == Some(true))
             .then(|| self.texts.usage.usage());
-        let chunks = piece.and_then(|piece| match piece {
-            Some(piece) => self.chunks.chunks(piece, usage).map(Some),
-            None => Ok(None),
-        });
-        match chunks {
-            Ok(Some(chunks)) => self.ready.extend(chunks.iter().map(event)),
+        match piece {
+            Ok(Some(piece)) => {
+                let chunk = self.chunks.chunk(piece, usage);
+                self.ready.extend(chunk.iter().map(event));
+            }
             Ok(None) => {
                 self.texts.complete();
                 if self.options.include_usage == Some(true) {

@@ -17,7 +17,7 @@ impl ToolFormat {
     /// The format of the model of `template`. `None` if it is not a known one.
     pub fn of(template: &ChatTemplate) -> Option<ToolFormat> {
         // Qwen3-Coder writes XML between the same tags.
-        if template.mentions("tool_call") && template.contains("<tool_call>") {
+        if template.contains("<tool_call>") {
             return (!template.contains("<function=")).then_some(ToolFormat::Hermes);
         }
         if template.contains("[TOOL_CALLS]") {
