@@ -51,8 +51,8 @@ pub use fathom_model::{
     LogitRows, Message, ModelConfig, Probe, PromptContent, PromptOptions, Remark, Remarks, Result,
     RowFields, Site, TokenizedTrace,
 };
+pub use fathom_report::{Format, ReportFiles, Table};
 #[cfg(feature = "serve")]
 pub use fathom_serve::{Keys, Server, ServerOptions};
-pub use fathom_report::{Format, ReportFiles, Table};
 pub use fathom_sinks::explain::{Analysis, ExplainOptions, ExplainProgress};
 pub use fathom_sinks::{Class, Phases, Preset, Progress, ScanOptions, Sink, TraceDetection};

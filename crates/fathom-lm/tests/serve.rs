@@ -23,9 +23,13 @@ fn a_completion_is_the_engines_text() {
     let serving = Serving::new();
     let params = SamplingParams { max_tokens: 12, ..SamplingParams::default() };
     let expected = alone(&serving, PROMPT, &params, 0);
-    let reply = post(serving.address, "/v1/completions", &json!({
-        "model": "pair", "prompt": PROMPT, "max_tokens": 12.0, "stop": null, "user": "me",
-    }));
+    let reply = post(
+        serving.address,
+        "/v1/completions",
+        &json!({
+            "model": "pair", "prompt": PROMPT, "max_tokens": 12.0, "stop": null, "user": "me",
+        }),
+    );
     assert_eq!(reply.status, 200, "{reply:?}");
     let body = reply.json();
     assert_eq!(body["object"], "text_completion");
@@ -70,7 +74,8 @@ fn a_stream_has_the_same_text_and_no_empty_chunk() {
         assert!(counts.iter().all(|name| usage["usage"][name] == whole["usage"][name]));
         let piece = |event: &Value| {
             let choice = &event["choices"][0];
-            let text = if path.contains("chat") { &choice["delta"]["content"] } else { &choice["text"] };
+            let text =
+                if path.contains("chat") { &choice["delta"]["content"] } else { &choice["text"] };
             text.as_str().unwrap_or_default().to_owned()
         };
         let pieces: Vec<String> = events.iter().map(piece).collect();
@@ -80,13 +85,15 @@ fn a_stream_has_the_same_text_and_no_empty_chunk() {
         assert!(finished(events.last().unwrap()));
         assert!(events[..events.len() - 1].iter().all(|event| !finished(event)));
         let choice = &whole["choices"][0];
-        let text = if path.contains("chat") { &choice["message"]["content"] } else { &choice["text"] };
+        let text =
+            if path.contains("chat") { &choice["message"]["content"] } else { &choice["text"] };
         assert_eq!(*text, before.concat() + last);
         if path.contains("chat") {
             assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
             assert!(events[1]["choices"][0]["delta"].get("role").is_none());
         }
-        let tokens = |event: &Value| event["choices"][0]["fathom"]["tokens"].as_array().unwrap().clone();
+        let tokens =
+            |event: &Value| event["choices"][0]["fathom"]["tokens"].as_array().unwrap().clone();
         let streamed: Vec<Value> = events.iter().flat_map(tokens).collect();
         let ids = |tokens: &[Value]| tokens.iter().map(|t| t["id"].clone()).collect::<Vec<_>>();
         let all = choice["fathom"]["tokens"].as_array().unwrap();
@@ -97,12 +104,8 @@ fn a_stream_has_the_same_text_and_no_empty_chunk() {
 #[test]
 fn choices_are_the_samples_of_their_prompt() {
     let serving = Serving::new();
-    let params = SamplingParams {
-        temperature: 0.9,
-        seed: 5,
-        max_tokens: 10,
-        ..SamplingParams::default()
-    };
+    let params =
+        SamplingParams { temperature: 0.9, seed: 5, max_tokens: 10, ..SamplingParams::default() };
     let prompts = [PROMPT, "def is_prime(n):"];
     let body = json!({
         "prompt": prompts, "n": 3, "temperature": 0.9, "seed": 5, "max_tokens": 10, "echo": true,
@@ -118,7 +121,8 @@ fn choices_are_the_samples_of_their_prompt() {
     }
     assert_ne!(choices[0]["text"], choices[1]["text"]);
     assert_eq!(reply["usage"]["prompt_tokens"].as_u64().unwrap(), {
-        let count = |text: &str| serving.engine.pair().tokenizer().encode(text, true).unwrap().len();
+        let count =
+            |text: &str| serving.engine.pair().tokenizer().encode(text, true).unwrap().len();
         prompts.iter().map(|text| count(text) as u64).sum::<u64>()
     });
 }
@@ -265,9 +269,10 @@ fn metrics_have_our_names_and_those_of_vllm() {
     post(serving.address, "/v1/completions", &body);
     let text = get(serving.address, "/metrics").text().to_owned();
     let value = |name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| {
-            panic!("{name} is not in\n{text}")
-        });
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(name))
+            .unwrap_or_else(|| panic!("{name} is not in\n{text}"));
         line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
     };
     for name in ["fathom_tokens_total{", "vllm:generation_tokens_total{"] {

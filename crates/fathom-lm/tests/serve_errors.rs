@@ -20,7 +20,8 @@ fn a_wrong_field_is_named() {
     let user = json!([{ "role": "user", "content": "Hi" }]);
     let tool = |function: Value| json!([{ "type": "function", "function": function }]);
     let format = |schema: Value| {
-        json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } })
+        let own = json!({ "name": "x", "schema": schema });
+        json!({ "type": "json_schema", "json_schema": own })
     };
     for (path, field, value, param, part) in [
         (TEXT, "n", json!(1_000_000_000), "n", "from 1 to 128"),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::http::{self, get, post, request};
 use common::serving::{Models, Process, Serving, wait_until};
-use fathom_lm::{GenerateOptions, ModeChoice, Mode};
+use fathom_lm::{GenerateOptions, Mode, ModeChoice};
 use serde_json::{Value, json};
 
 const TEXT: &str = "/v1/completions";
@@ -117,7 +117,8 @@ fn a_reader_that_stops_holds_up_nobody() {
     for client in &mut lazy {
         let (events, done) = http::read(client).events();
         assert!(done);
-        let tokens = events.iter().flat_map(|event| event["choices"][0]["fathom"]["tokens"].as_array());
+        let tokens =
+            events.iter().flat_map(|event| event["choices"][0]["fathom"]["tokens"].as_array());
         assert_eq!(tokens.map(Vec::len).sum::<usize>(), 3000);
     }
 }
@@ -171,7 +172,8 @@ fn signals_end_the_process() {
     body["max_tokens"] = json!(500);
     let header = [("x-request-id", "the-last-one")];
     let body = body.to_string();
-    let client = std::thread::spawn(move || request(address, "POST", TEXT, &header, body.as_bytes()));
+    let client =
+        std::thread::spawn(move || request(address, "POST", TEXT, &header, body.as_bytes()));
     wait_until("it runs", || {
         get(address, "/metrics").text().contains("vllm:num_requests_running") && {
             let text = get(address, "/metrics").text().to_owned();

@@ -1,7 +1,7 @@
 //! The state that all requests share.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use fathom_decode::engine::ModeChoice;

@@ -1,9 +1,9 @@
 //! Reads the body of a request within its limits.
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::http::{HeaderMap, header};
 use futures_util::StreamExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use crate::error::ApiError;
 use crate::limits;
@@ -18,44 +18,48 @@ pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Vec<u8
     }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let declared: usize = declared.and_then(|length| length.parse().ok()).unwrap_or(0);
-    let deadline = Instant::now() + limits::BODY_TIME;
     let mut chunks = body.into_data_stream();
-    // A body that is known to be too long is never stored.
-    let mut bytes = Vec::with_capacity(if declared > most { 0 } else { declared });
-    let mut length = 0_usize;
-    loop {
-        let next = timeout(limits::BODY_PAUSE, chunks.next());
-        let next = match timeout_at(deadline, next).await {
-            Ok(Ok(next)) => next,
-            _ if length > most => break,
-            _ => return Err(ApiError::slow_body()),
-        };
-        match next {
-            None => break,
-            Some(Err(_)) => return Err(ApiError::invalid("the body of the request was cut off")),
-            Some(Ok(chunk)) => {
-                length = length.saturating_add(chunk.len());
-                if length <= most && declared <= most {
+    if declared > most {
+        discard(&mut chunks).await;
+        return Err(ApiError::large_body(most));
+    }
+    let mut bytes = Vec::with_capacity(declared.min(RESERVED));
+    let all = async {
+        loop {
+            match timeout(limits::BODY_PAUSE, chunks.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(Ok(chunk))) if bytes.len() + chunk.len() <= most => {
                     bytes.extend_from_slice(&chunk);
-                } else if length > most.saturating_mul(DISCARDED) {
-                    break;
                 }
+                Ok(Some(Ok(_))) => {
+                    discard(&mut chunks).await;
+                    return Err(ApiError::large_body(most));
+                }
+                Ok(Some(Err(_))) => {
+                    return Err(ApiError::invalid("the body of the request was cut off"));
+                }
+                Err(_) => return Err(ApiError::slow_body()),
             }
         }
-    }
-    match length > most || declared > most {
-        true => Err(ApiError::large_body(most)),
-        false => Ok(bytes),
-    }
+    };
+    timeout(limits::BODY_TIME, all).await.unwrap_or_else(|_| Err(ApiError::slow_body()))?;
+    Ok(bytes)
 }
 
-/// A body that is too long is read on, up to this many times the limit, before it is refused: a
-/// client that still sends would not see the answer.
-const DISCARDED: usize = 8;
+/// Reads on for a moment: a client that still sends would not see the answer.
+async fn discard(chunks: &mut BodyDataStream) {
+    let all = async {
+        while let Ok(Some(Ok(_))) = timeout(limits::DISCARD_PAUSE, chunks.next()).await {}
+    };
+    // What did not come in time is not waited for.
+    drop(timeout(limits::DISCARD_TIME, all).await);
+}
+
+/// Memory that is reserved before a body arrives, whatever length it declares.
+const RESERVED: usize = 64 << 10;
 
 fn is_json(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media = value.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
     media.eq_ignore_ascii_case("application/json")
 }
-

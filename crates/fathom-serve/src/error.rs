@@ -106,8 +106,10 @@ impl ApiError {
 
     /// 429: the queue is full.
     pub fn busy(waiting: usize) -> ApiError {
-        let message = format!("{waiting} texts are in progress or waiting, as many as this server \
-             accepts; try again later");
+        let message = format!(
+            "{waiting} texts are in progress or waiting, as many as this server \
+             accepts; try again later"
+        );
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message).code("queue_full")
     }
 
@@ -131,17 +133,28 @@ impl ApiError {
     /// the hyphens of the command line.
     pub fn refused(message: &str) -> ApiError {
         const NAMES: [&str; 12] = [
-            "temperature", "top-p", "top-k", "min-p", "repetition-penalty", "presence-penalty",
-            "frequency-penalty", "logit-bias", "stop-token-ids", "max-tokens", "min-tokens",
+            "temperature",
+            "top-p",
+            "top-k",
+            "min-p",
+            "repetition-penalty",
+            "presence-penalty",
+            "frequency-penalty",
+            "logit-bias",
+            "stop-token-ids",
+            "max-tokens",
+            "min-tokens",
             "seed",
         ];
         match NAMES.iter().find(|name| message.starts_with(*name)) {
             Some(name) => {
                 let problem = message.strip_prefix(*name).unwrap_or_default().trim_start();
-                let problem = NAMES.iter().filter(|name| name.contains('-')).fold(
-                    problem.to_owned(),
-                    |text, name| text.replace(name, &name.replace('-', "_")),
-                );
+                let problem = NAMES
+                    .iter()
+                    .filter(|name| name.contains('-'))
+                    .fold(problem.to_owned(), |text, name| {
+                        text.replace(name, &name.replace('-', "_"))
+                    });
                 ApiError::field(&name.replace('-', "_"), problem)
             }
             None => ApiError::invalid(message),

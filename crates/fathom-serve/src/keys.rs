@@ -75,7 +75,8 @@ fn permissions_remark(path: &Path) -> Option<Remark> {
     use std::os::unix::fs::PermissionsExt;
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
     let text = format!("other users can read the keys (mode {mode:o}); expected 600");
-    (mode & 0o077 != 0).then(|| Remark { file: Some(path.to_owned()), ..Remark::advice(KIND, text) })
+    (mode & 0o077 != 0)
+        .then(|| Remark { file: Some(path.to_owned()), ..Remark::advice(KIND, text) })
 }
 
 #[cfg(unix)]
@@ -106,9 +107,15 @@ mod tests {
         fs::write(&path, "# two people\nsecret-1\n\n  secret-2 \r\n").unwrap();
         let (keys, _) = Keys::from_file(&path).unwrap();
         assert!(check(&keys, Some("Bearer secret-1")) && check(&keys, Some("bearer secret-2")));
-        for wrong in [None, Some("secret-1"), Some("Bearer secret-"), Some("Bearer # two people"),
-            Some("Basic secret-1"), Some("Bearer "), Some("Bearer secret-1x")]
-        {
+        for wrong in [
+            None,
+            Some("secret-1"),
+            Some("Bearer secret-"),
+            Some("Bearer # two people"),
+            Some("Basic secret-1"),
+            Some("Bearer "),
+            Some("Bearer secret-1x"),
+        ] {
             assert!(!check(&keys, wrong), "{wrong:?}");
         }
         for bad in ["", "# none\n", "two words\n", "schlüssel\n"] {

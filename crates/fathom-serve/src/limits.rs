@@ -28,6 +28,10 @@ pub const HEADER_TIME: Duration = Duration::from_secs(20);
 pub const BODY_TIME: Duration = Duration::from_secs(60);
 /// Time between two pieces of a body.
 pub const BODY_PAUSE: Duration = Duration::from_secs(10);
+/// Time between two pieces of a body that is too long and read for the client's sake only.
+pub const DISCARD_PAUSE: Duration = Duration::from_millis(100);
+/// Time for the whole of such a body.
+pub const DISCARD_TIME: Duration = Duration::from_secs(3);
 /// Time in which a client must accept some of a response that is waiting for it.
 pub const WRITE_PAUSE: Duration = Duration::from_secs(120);
 /// Time between comments that keep an idle stream open.

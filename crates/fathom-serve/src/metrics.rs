@@ -44,8 +44,8 @@ const DESCRIPTIONS: [(&str, &str); 23] = [
     ("fathom_accepted_tokens_total", "Drafts accepted by the target"),
     ("fathom_judged_drafts_total", "Drafts judged, by position in the judged chunk"),
     ("fathom_accepted_drafts_total", "Drafts accepted, by position in the judged chunk"),
-    ("fathom_target_seconds_total", "Seconds of the target's passes"),
-    ("fathom_draft_seconds_total", "Seconds of the draft's passes"),
+    ("fathom_target_seconds", "Seconds of the target's passes so far"),
+    ("fathom_draft_seconds", "Seconds of the draft's passes so far"),
     ("fathom_prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache"),
     ("fathom_prefix_cache_hits_total", "Prompt tokens taken from the prefix cache"),
     ("fathom_gamma", "Draft length of the last step"),
@@ -69,11 +69,9 @@ impl Metrics {
         for (name, description) in DESCRIPTIONS {
             recorder.describe_gauge(KeyName::from(name), None, description.into());
         }
-        let labels = vec![
-            Label::new("model_name", name.to_owned()),
-            Label::new("engine", "0"),
-        ];
-        let histogram = |name: &'static str| recorder.register_histogram(&key(name, &labels), &META);
+        let labels = vec![Label::new("model_name", name.to_owned()), Label::new("engine", "0")];
+        let histogram =
+            |name: &'static str| recorder.register_histogram(&key(name, &labels), &META);
         let counter = |name: &'static str| recorder.register_counter(&key(name, &labels), &META);
         Ok(Metrics {
             first_token: [
@@ -183,8 +181,8 @@ impl Metrics {
         ] {
             names.iter().for_each(|name| self.absolute(name, count));
         }
-        self.gauge("fathom_target_seconds_total", own.verify_seconds + own.prefill_seconds);
-        self.gauge("fathom_draft_seconds_total", own.draft_seconds);
+        self.gauge("fathom_target_seconds", own.verify_seconds + own.prefill_seconds);
+        self.gauge("fathom_draft_seconds", own.draft_seconds);
         self.absolute("fathom_requests_cancelled_total", engine.cancelled);
         self.absolute("fathom_requests_failed_total", engine.failed);
         for mode in Mode::ALL {

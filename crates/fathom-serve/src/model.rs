@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fathom_decode::SamplingParams;
 use fathom_decode::engine::EngineHandle;
 use fathom_model::{
-    ChatTemplate, Conversation, Encoded, Error, PromptContent, PromptOptions, Result, TextEncoder, Tokenizer,
+    ChatTemplate, Conversation, Encoded, Error, PromptContent, PromptOptions, Result, TextEncoder,
+    Tokenizer,
 };
 
 use crate::sinks::SinkSource;

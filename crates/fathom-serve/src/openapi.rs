@@ -64,7 +64,8 @@ fn flatten(schema: &mut Value, schemas: &Value) {
         let part = name.and_then(|name| schemas.get(name)).unwrap_or(&part);
         let own = part.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
         properties.extend(own);
-        required.extend(part.get("required").and_then(Value::as_array).cloned().unwrap_or_default());
+        required
+            .extend(part.get("required").and_then(Value::as_array).cloned().unwrap_or_default());
     }
     let mut flat = json!({ "type": "object", "additionalProperties": false });
     if let Some(description) = schema.get("description") {

@@ -4,12 +4,12 @@ use std::io::Write;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+#[cfg(feature = "serve")]
+use crate::cli::commands::serve;
 use crate::cli::commands::{
     bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
     reference, report, scan, simulate, table,
 };
-#[cfg(feature = "serve")]
-use crate::cli::commands::serve;
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
 

@@ -55,7 +55,14 @@ impl Serving {
     }
 
     pub fn with(generate: &GenerateOptions, change: impl FnOnce(&mut ServeOptions)) -> Serving {
-        let models = Models::new();
+        Serving::of(Models::new(), generate, change)
+    }
+
+    pub fn of(
+        models: Models,
+        generate: &GenerateOptions,
+        change: impl FnOnce(&mut ServeOptions),
+    ) -> Serving {
         let generate = GenerateOptions { placement: placement(2, None, None, false), ..*generate };
         let engine = models.pair().spawn(&generate, &mut |_, _| {}).unwrap();
         let mut options = ServeOptions { name: Some("pair".to_owned()), ..Default::default() };
@@ -109,9 +116,7 @@ impl Process {
             log
         });
         match line.trim().strip_prefix("listening on http://") {
-            Some(address) => {
-                Process { address: address.parse().unwrap(), child, log: Some(log) }
-            }
+            Some(address) => Process { address: address.parse().unwrap(), child, log: Some(log) },
             None => panic!("{line}{}", log.join().unwrap()),
         }
     }

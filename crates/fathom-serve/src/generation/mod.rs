@@ -9,7 +9,7 @@ mod texts;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_decode::engine::{Canceller, Request};
+use fathom_decode::engine::{Canceller, Request, Watcher};
 use fathom_decode::generation::UpdateDecoder;
 use fathom_decode::{SamplingParams, TextStream};
 
@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::log::RequestLog;
 use crate::request::choices::Choices;
-use crate::sinks::SinkView;
+use crate::sinks::{SinkOptions, SinkView};
 use inbox::{Inbox, Outlet};
 pub use texts::{Piece, Texts};
 
@@ -59,7 +59,7 @@ impl Job {
         let total = prompts.len() * choices.n;
         let places = app.places(total)?;
         let streamed = choices.stream;
-        let mut texts = Texts::new(Arc::clone(app), Arc::clone(log), streamed);
+        let mut texts = Texts::new(Arc::clone(app), Arc::clone(log), choices);
         for prompt in &prompts {
             texts.usage.prompt(prompt.len());
         }
@@ -67,20 +67,8 @@ impl Job {
         for ((prompt, choice), place) in numbers.zip(places) {
             let prompt = Arc::clone(&prompts[prompt]);
             let tokenizer = &app.model.tokenizer;
-            let (watcher, sinks) = match (choices.fathom.sinks, &app.model.sinks) {
-                (None, _) => (None, None),
-                (Some(_), None) => {
-                    let problem = "cannot be reported for this model";
-                    return Err(ApiError::field("fathom.sinks", problem));
-                }
-                (Some(options), Some(source)) => {
-                    let watch = source.watch(options);
-                    let (watcher, view) = watch.map_err(|error| {
-                        ApiError::field("fathom.sinks", error.to_string())
-                    })?;
-                    (Some(watcher), Some(view))
-                }
-            };
+            let watch = choices.fathom.sinks.map(|options| watch(app, options)).transpose()?;
+            let (watcher, sinks) = watch.unzip();
             let inbox = Arc::new(Inbox::new(Arc::clone(texts.ready()), streamed));
             let eos = Arc::clone(&app.model.eos);
             let request = Request {
@@ -107,6 +95,17 @@ impl Job {
         log.prompt(tokens);
         Ok(texts)
     }
+}
+
+/// A watcher for one text, and a view of the sinks that it finds.
+fn watch(
+    app: &App,
+    options: SinkOptions,
+) -> Result<(Box<dyn Watcher>, Box<dyn SinkView>), ApiError> {
+    let refuse = |problem: &str| ApiError::field("fathom.sinks", problem);
+    let source = app.model.sinks.as_ref();
+    let source = source.ok_or_else(|| refuse("cannot be reported for this model"))?;
+    source.watch(options).map_err(|error| refuse(&error.to_string()))
 }
 
 /// The time limit of a request that arrived at `arrived`.

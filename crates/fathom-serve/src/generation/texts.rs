@@ -13,6 +13,7 @@ use super::{Submitted, deadline};
 use crate::app::App;
 use crate::error::ApiError;
 use crate::log::RequestLog;
+use crate::request::choices::Choices;
 use crate::sinks::{SinkChanges, SinkView, TextSink};
 use crate::types::usage::{TextToken, UsageSum};
 
@@ -27,7 +28,7 @@ pub struct Texts {
     ready: Arc<Notify>,
     /// Where to look first, so that no text starves another.
     next: usize,
-    streamed: bool,
+    choices: Choices,
     /// Tokens and drafts so far.
     pub usage: UsageSum,
 }
@@ -85,9 +86,9 @@ struct TextInProgress {
 }
 
 impl Texts {
-    pub(super) fn new(app: Arc<App>, log: Arc<RequestLog>, streamed: bool) -> Texts {
+    pub(super) fn new(app: Arc<App>, log: Arc<RequestLog>, choices: Choices) -> Texts {
         let (texts, ready, usage) = (Vec::new(), Arc::default(), UsageSum::default());
-        Texts { app, log, texts, ready, next: 0, streamed, usage }
+        Texts { app, log, texts, ready, next: 0, choices, usage }
     }
 
     pub(super) fn ready(&self) -> &Arc<Notify> {
@@ -152,7 +153,7 @@ impl Texts {
 
     /// A piece that is ready.
     fn take(&mut self) -> Result<Option<Piece>, ApiError> {
-        let most = if self.streamed { DECODED_AT_ONCE } else { usize::MAX };
+        let most = if self.choices.stream { DECODED_AT_ONCE } else { usize::MAX };
         for step in 0..self.texts.len() {
             let number = (self.next + step) % self.texts.len();
             let text = &mut self.texts[number];
@@ -164,6 +165,10 @@ impl Texts {
                 let done = text.add(pending)?;
                 if let Some(done) = &done {
                     self.usage.done(done);
+                    // The other texts of a prompt share the rows of its first one.
+                    if number % self.choices.n == 0 {
+                        self.usage.cached(done.cached_prompt_tokens);
+                    }
                     self.app.metrics.finished(done.finish);
                 }
                 if done.is_some() || !text.held.text.is_empty() {

@@ -66,8 +66,6 @@ pub struct ChatRequest {
 pub struct ChatJob {
     /// The texts to generate.
     pub job: Job,
-    /// How they are wanted.
-    pub choices: Choices,
     /// How calls of tools are found in the texts.
     pub tool_use: Option<ToolUse>,
 }
@@ -105,8 +103,8 @@ pub fn read(mut fields: Fields, app: &App) -> Result<ChatJob, ApiError> {
     let ids = encode(conversation, model)?;
     choices::check_constrained(grammar.is_some(), &params)?;
     choices::check_length(ids.len(), asked, model.context)?;
-    let job = Job { prompts: vec![ids.into()], params, choices: choices.clone(), logprobs, grammar };
-    Ok(ChatJob { job, choices, tool_use })
+    let job = Job { prompts: vec![ids.into()], params, choices, logprobs, grammar };
+    Ok(ChatJob { job, tool_use })
 }
 
 /// Reads `logprobs` and `top_logprobs`.
@@ -163,9 +161,9 @@ pub fn encode(conversation: Conversation, model: &ServedModel) -> Result<Vec<u32
 /// An error of the template without the file's path, which is not the client's business.
 fn template_error(error: fathom_model::Error) -> ApiError {
     match error {
-        fathom_model::Error::File { problem, .. } => ApiError::field("messages", format!(
-            "cannot be rendered: {problem}"
-        )),
+        fathom_model::Error::File { problem, .. } => {
+            ApiError::field("messages", format!("cannot be rendered: {problem}"))
+        }
         other => {
             let message = other.to_string();
             let end = message.rfind(" (").filter(|_| message.ends_with(')'));

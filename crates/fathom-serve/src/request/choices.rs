@@ -28,7 +28,7 @@ impl StreamOptions {
 }
 
 /// What is common to all requests for texts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Choices {
     /// Texts for each prompt.
     pub n: usize,
@@ -100,11 +100,7 @@ pub fn check_constrained(is_constrained: bool, params: &SamplingParams) -> Resul
 ///
 /// # Errors
 /// A prompt that leaves no room, or an explicit `max_tokens` that does not fit.
-pub fn check_length(
-    prompt: usize,
-    asked: Option<usize>,
-    context: usize,
-) -> Result<(), ApiError> {
+pub fn check_length(prompt: usize, asked: Option<usize>, context: usize) -> Result<(), ApiError> {
     if prompt >= context {
         return Err(ApiError::invalid(format!(
             "the prompt has {prompt} tokens; expected fewer than {context}, the context of the \

@@ -69,8 +69,6 @@ pub enum Prompt {
 pub struct CompletionJob {
     /// The texts to generate.
     pub job: Job,
-    /// How they are wanted.
-    pub choices: Choices,
     /// The text of each prompt, if the texts begin with it.
     pub echo: Option<Vec<String>>,
 }
@@ -110,8 +108,8 @@ pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
         ids.push(prompt.into());
         texts.extend(text);
     }
-    let job = Job { prompts: ids, params, choices: choices.clone(), logprobs, grammar };
-    Ok(CompletionJob { job, choices, echo: echo.then_some(texts) })
+    let job = Job { prompts: ids, params, choices, logprobs, grammar };
+    Ok(CompletionJob { job, echo: echo.then_some(texts) })
 }
 
 /// One prompt.
@@ -143,9 +141,7 @@ fn prompts(fields: &mut Fields, n: usize) -> Result<Vec<OnePrompt>, ApiError> {
     }
     let read = |(number, value): (usize, Value)| match value {
         Value::String(text) => Ok(OnePrompt::Text(text)),
-        Value::Array(list) => {
-            Ok(OnePrompt::Ids(fields::ids(&format!("prompt[{number}]"), &list)?))
-        }
+        Value::Array(list) => Ok(OnePrompt::Ids(fields::ids(&format!("prompt[{number}]"), &list)?)),
         other => Err(wrong(&format!("prompt[{number}]"), &other, "a text or token ids")),
     };
     list.into_iter().enumerate().map(read).collect()

@@ -199,7 +199,10 @@ mod tests {
             ..SamplingParams::default()
         };
         assert_eq!(read, expected);
-        assert_eq!(params(r#"{"top_k": -1, "logit_bias": {"5": -3}}"#).unwrap().logit_bias[&5], -3.);
+        assert_eq!(
+            params(r#"{"top_k": -1, "logit_bias": {"5": -3}}"#).unwrap().logit_bias[&5],
+            -3.
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::limits;
-use crate::tools::{Tool, ToolFormat, ToolUse, one_of};
+use crate::tools::{CLOSE, OPEN, Tool, ToolFormat, ToolUse, calls, one_call};
 
 /// A tool that the model may call.
 #[derive(ToSchema)]
@@ -42,8 +42,8 @@ pub struct FunctionFields {
     pub description: Option<String>,
     /// The JSON schema of its arguments.
     pub parameters: Option<Map<String, Value>>,
-    /// Whether the arguments must follow the schema. They always do if `tool_choice` asks for a
-    /// call.
+    /// Whether the arguments must follow the schema even if the model decides whether to call. If
+    /// `tool_choice` asks for a call, they always do.
     pub strict: Option<bool>,
 }
 
@@ -116,11 +116,8 @@ pub fn read(fields: &mut Fields, app: &App) -> Result<Tools, ApiError> {
         };
     }
     let mut tools = Vec::with_capacity(list.len());
-    let mut strict = None;
     for (number, value) in list.iter().enumerate() {
-        let (tool, is_strict) = tool(&format!("tools[{number}]"), value.clone())?;
-        tools.push(tool);
-        strict = strict.or(is_strict.then_some(number));
+        tools.push(tool(&format!("tools[{number}]"), value.clone())?);
     }
     let mut names = HashSet::new();
     if let Some(twice) = tools.iter().find(|tool| !names.insert(tool.name.as_str())) {
@@ -129,9 +126,12 @@ pub fn read(fields: &mut Fields, app: &App) -> Result<Tools, ApiError> {
     }
     let (tool_use, grammar) = match Choice::read(choice, &tools)? {
         Choice::None => (None, None),
-        Choice::Auto => (Some(ToolUse::Free(free(app, parallel, strict)?)), None),
+        Choice::Auto => {
+            let (format, grammar) = free(app, &tools, parallel)?;
+            (Some(ToolUse::Free(format)), grammar)
+        }
         Choice::Required => {
-            let grammar = app.grammars()?.json_schema(&one_of(&tools, parallel));
+            let grammar = app.grammars()?.json_schema(&calls(&tools, parallel));
             (Some(ToolUse::Listed), Some(grammar.map_err(unusable)?))
         }
         Choice::Named(tool) => {
@@ -146,24 +146,38 @@ fn unusable(error: fathom_model::Error) -> ApiError {
     ApiError::field("tools", format!("cannot be followed: {error}"))
 }
 
-/// The model's own format, for calls that it writes if it wants to.
-fn free(app: &App, parallel: bool, strict: Option<usize>) -> Result<ToolFormat, ApiError> {
-    if let Some(number) = strict {
-        let field = format!("tools[{number}].function.strict");
-        let problem = "is true, but `tool_choice` is `auto`: arguments are held to their schema \
-                       only with `required` or a named function";
-        return Err(ApiError::field(&field, problem));
-    }
-    if !parallel {
-        let problem = "is false, but `tool_choice` is `auto`: the number of calls is limited only \
-                       with `required` or a named function";
-        return Err(ApiError::field("parallel_tool_calls", problem));
-    }
-    app.model.template.as_ref().and_then(ToolFormat::of).ok_or_else(|| {
+/// The model's own format, for calls that it writes if it wants to, and the grammar that holds
+/// strict functions to their schemas.
+fn free(
+    app: &App,
+    tools: &[Tool],
+    parallel: bool,
+) -> Result<(ToolFormat, Option<Grammar>), ApiError> {
+    let format = app.model.template.as_ref().and_then(ToolFormat::of).ok_or_else(|| {
         let problem = "cannot be called freely: the format of this model's calls is not known; \
                        set `tool_choice` to `required` or a function";
         ApiError::field("tools", problem)
-    })
+    })?;
+    let strict = tools.iter().position(|tool| tool.strict);
+    if parallel && strict.is_none() {
+        return Ok((format, None));
+    }
+    if format != ToolFormat::Hermes {
+        let field = match strict {
+            Some(number) => format!("tools[{number}].function.strict"),
+            None => "parallel_tool_calls".to_owned(),
+        };
+        let problem = "cannot be kept in the format in which this model calls freely; set \
+                       `tool_choice` to `required` or a function";
+        return Err(ApiError::field(&field, problem));
+    }
+    let held = tools.iter().map(|tool| match tool.strict {
+        true => tool.clone(),
+        false => Tool { parameters: json!({ "type": "object" }), ..tool.clone() },
+    });
+    let call = one_call(&held.collect::<Vec<_>>());
+    let grammar = app.grammars()?.json_between(OPEN, CLOSE, &call, parallel);
+    Ok((format, Some(grammar.map_err(unusable)?)))
 }
 
 /// `tool_choice`
@@ -196,8 +210,8 @@ impl Choice<'_> {
                 function.finish()?;
                 let tool = tools.iter().find(|tool| tool.name == name);
                 tool.map(Choice::Named).ok_or_else(|| {
-                    let problem = format!("is `{}`, which `tools` does not name",
-                        name.escape_debug());
+                    let problem =
+                        format!("is `{}`, which `tools` does not name", name.escape_debug());
                     ApiError::field("tool_choice.function.name", problem)
                 })
             }
@@ -206,8 +220,8 @@ impl Choice<'_> {
     }
 }
 
-/// One tool, and whether it is strict.
-fn tool(path: &str, value: Value) -> Result<(Tool, bool), ApiError> {
+/// One tool.
+fn tool(path: &str, value: Value) -> Result<Tool, ApiError> {
     let mut fields = Fields::of(path, value)?;
     if fields.name("type", &["function"])?.is_none() {
         return Err(fields.error("type", "is missing; expected `function`"));
@@ -226,5 +240,5 @@ fn tool(path: &str, value: Value) -> Result<(Tool, bool), ApiError> {
     let parameters = parameters.map_or_else(|| json!({ "type": "object" }), Value::Object);
     let strict = function.boolean("strict")?.unwrap_or(false);
     function.finish()?;
-    Ok((Tool { name, parameters }, strict))
+    Ok(Tool { name, parameters, strict })
 }

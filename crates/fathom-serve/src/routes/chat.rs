@@ -8,11 +8,11 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
+use super::Log;
 use super::answer::Answer;
 use super::envelope::{self, Envelope};
 use super::logprobs;
 use super::stream::{self, Chunks};
-use super::Log;
 use crate::app::App;
 use crate::body;
 use crate::error::{ApiError, ErrorBody};
@@ -50,7 +50,8 @@ pub async fn answer(
         let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
         Ok((job, logprobs))
     };
-    let (ChatJob { job, choices, tool_use }, logprobs) = app.prepare(read).await?;
+    let (ChatJob { job, tool_use }, logprobs) = app.prepare(read).await?;
+    let choices = job.choices;
     let mut texts = job.submit(&app, &log)?;
     drop(log);
     let envelope = Envelope::new(&app, "chatcmpl");

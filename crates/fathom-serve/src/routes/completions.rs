@@ -8,18 +8,18 @@ use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
+use super::Log;
 use super::envelope::{self, Envelope, finish_reason};
 use super::logprobs;
 use super::stream::{self, Chunks};
-use super::Log;
 use crate::app::App;
 use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::{Piece, Texts};
 use crate::request::completion::{self, CompletionJob, CompletionRequest};
 use crate::request::fields::Fields;
-use crate::types::logprobs::CompletionLogprobs;
 use crate::types::completion::{Completion, CompletionChoice};
+use crate::types::logprobs::CompletionLogprobs;
 use crate::types::usage::Usage;
 
 /// Complete texts
@@ -47,7 +47,8 @@ pub async fn complete(
         let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
         Ok((job, logprobs))
     };
-    let (CompletionJob { job, choices, echo }, logprobs) = app.prepare(read).await?;
+    let (CompletionJob { job, echo }, logprobs) = app.prepare(read).await?;
+    let choices = job.choices;
     let mut texts = job.submit(&app, &log)?;
     drop(log);
     let envelope = Envelope::new(&app, "cmpl");

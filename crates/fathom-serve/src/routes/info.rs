@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 
@@ -35,8 +36,10 @@ pub async fn models(State(app): State<Arc<App>>) -> Json<ModelList> {
 )]
 pub async fn model(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelInfo>, ApiError> {
+    // A path that is not UTF-8 is no name.
+    let name = name.map_or_else(|_| String::new(), |Path(name)| name);
     match name == app.model.name {
         true => Ok(Json(served(&app))),
         false => Err(ApiError::unknown_model(&name, &app.model.name)),

@@ -44,8 +44,11 @@ impl Writer {
     }
 
     fn top(&self, (id, logprob): (u32, f32)) -> TopLogprob {
-        let bytes = self.bytes.get(id as usize).cloned().unwrap_or_default();
-        TopLogprob { token: self.tokenizer.token_text(id), logprob: finite(logprob), bytes }
+        let token = self.tokenizer.token_text(id);
+        // Special tokens have no bytes in a text; those of their names stand for them.
+        let bytes = self.bytes.get(id as usize).filter(|bytes| !bytes.is_empty());
+        let bytes = bytes.map_or_else(|| token.clone().into_bytes(), Clone::clone);
+        TopLogprob { token, logprob: finite(logprob), bytes }
     }
 
     /// Those of a completion. `offset` is the number of characters of the tokens before; the

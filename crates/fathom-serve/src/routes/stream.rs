@@ -61,8 +61,8 @@ fn events<C: Chunks>(
 
 impl<C: Chunks> State<C> {
     fn add(&mut self, piece: Result<Option<Piece>, ApiError>) {
-        let usage = (self.options.continuous_usage_stats == Some(true))
-            .then(|| self.texts.usage.usage());
+        let usage =
+            (self.options.continuous_usage_stats == Some(true)).then(|| self.texts.usage.usage());
         match piece {
             Ok(Some(piece)) => {
                 let chunk = self.chunks.chunk(piece, usage);

@@ -5,8 +5,8 @@ mod parser;
 mod schema;
 
 pub use format::ToolFormat;
-pub use parser::{Call, Found, ToolParser};
-pub use schema::{one_of, parse_constrained};
+pub use parser::{CLOSE, Call, Found, OPEN, ToolParser};
+pub use schema::{calls, one_call, parse_constrained};
 
 use serde_json::Value;
 
@@ -17,6 +17,8 @@ pub struct Tool {
     pub name: String,
     /// The JSON schema of its arguments.
     pub parameters: Value,
+    /// Whether the arguments follow the schema even if the model decides whether to call.
+    pub strict: bool,
 }
 
 /// How the calls of a text are found.

@@ -33,8 +33,10 @@ pub struct ToolParser {
     at_start: bool,
 }
 
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
+/// Begins a call in Hermes' format.
+pub const OPEN: &str = "<tool_call>";
+/// Ends a call in Hermes' format.
+pub const CLOSE: &str = "</tool_call>";
 const MISTRAL: &str = "[TOOL_CALLS]";
 const PYTHON_TAG: &str = "<|python_tag|>";
 
@@ -59,9 +61,10 @@ impl ToolParser {
         let held = std::mem::take(&mut self.held);
         let calls = match self.format {
             // A call without its closing tag is complete if its JSON is.
-            ToolFormat::Hermes => held.trim_start().strip_prefix(OPEN).and_then(|text| {
-                Some(vec![call(&serde_json::from_str(text.trim()).ok()?)?])
-            }),
+            ToolFormat::Hermes => held
+                .trim_start()
+                .strip_prefix(OPEN)
+                .and_then(|text| Some(vec![call(&serde_json::from_str(text.trim()).ok()?)?])),
             ToolFormat::Mistral => held.trim_start().strip_prefix(MISTRAL).and_then(mistral_calls),
             ToolFormat::Llama => llama_calls(&held),
         };
@@ -222,12 +225,7 @@ mod tests {
                 "Let me see.",
                 vec![f.clone(), g.clone()],
             ),
-            (
-                ToolFormat::Hermes,
-                "<tool_call>{\"name\": \"g\"}",
-                "",
-                vec![g.clone()],
-            ),
+            (ToolFormat::Hermes, "<tool_call>{\"name\": \"g\"}", "", vec![g.clone()]),
             (
                 ToolFormat::Mistral,
                 "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"x\": 1}}, {\"name\": \"g\"}]",

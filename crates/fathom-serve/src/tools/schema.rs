@@ -6,7 +6,24 @@ use super::Tool;
 use super::parser::{self, Call};
 
 /// The schema of a list of calls of `tools`: exactly one call, or at least one if `several`.
-pub fn one_of(tools: &[Tool], several: bool) -> Value {
+pub fn calls(tools: &[Tool], several: bool) -> Value {
+    let (call, definitions) = parts(tools);
+    let mut list = json!({ "type": "array", "minItems": 1, "items": call, "$defs": definitions });
+    if !several {
+        list["maxItems"] = Value::from(1);
+    }
+    list
+}
+
+/// The schema of one call of any of `tools`.
+pub fn one_call(tools: &[Tool]) -> Value {
+    let (mut call, definitions) = parts(tools);
+    call["$defs"] = definitions;
+    call
+}
+
+/// The schema of a call, and the definitions that it refers to.
+fn parts(tools: &[Tool]) -> (Value, Value) {
     let mut definitions = serde_json::Map::new();
     let mut calls = Vec::new();
     for (number, tool) in tools.iter().enumerate() {
@@ -24,12 +41,7 @@ pub fn one_of(tools: &[Tool], several: bool) -> Value {
         }));
         definitions.insert(name, parameters);
     }
-    let mut list = json!({ "type": "array", "minItems": 1, "items": { "anyOf": calls } });
-    if !several {
-        list["maxItems"] = Value::from(1);
-    }
-    list["$defs"] = Value::Object(definitions);
-    list
+    (json!({ "anyOf": calls }), Value::Object(definitions))
 }
 
 /// Moves the references of a schema that becomes a part of another, at `place`.
@@ -50,7 +62,7 @@ fn relocate(schema: &mut Value, place: &str) {
     }
 }
 
-/// The calls in a text of the schema of [`one_of`], or of the arguments of the function `named`.
+/// The calls in a text of the schema of [`calls`], or of the arguments of the function `named`.
 /// `None` if the text was cut off.
 pub fn parse_constrained(text: &str, named: Option<&str>) -> Option<Vec<Call>> {
     let value: Value = serde_json::from_str(text).ok()?;
@@ -73,12 +85,13 @@ mod tests {
             "properties": { "x": { "$ref": "#/$defs/X" }, "$ref": { "type": "string" } },
             "$defs": { "X": { "type": "integer" } },
         });
-        let tools = [Tool { name: "f".to_owned(), parameters }];
-        let schema = one_of(&tools, false);
+        let tools = [Tool { name: "f".to_owned(), parameters, strict: false }];
+        let schema = calls(&tools, false);
         let reference = &schema["$defs"]["tool_0"]["properties"]["x"]["$ref"];
         assert_eq!(*reference, json!("#/$defs/tool_0/$defs/X"));
         assert!(schema.pointer("/$defs/tool_0/$defs/X").is_some());
         assert_eq!(schema["maxItems"], json!(1));
+        assert_eq!(one_call(&tools)["$defs"], schema["$defs"]);
     }
 
     #[test]
@@ -90,7 +103,10 @@ mod tests {
         let listed = r#"[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]"#;
         let expected = Some(vec![call("f", r#"{"x":1}"#), call("g", "{}")]);
         assert_eq!(parse_constrained(listed, None), expected);
-        assert_eq!(parse_constrained("{\"x\": 1}\n", Some("f")), Some(vec![call("f", "{\"x\": 1}")]));
+        assert_eq!(
+            parse_constrained("{\"x\": 1}\n", Some("f")),
+            Some(vec![call("f", "{\"x\": 1}")])
+        );
         for cut_off in ["", "[{\"name\": \"f\"", "{\"x\": "] {
             assert_eq!(parse_constrained(cut_off, None), None);
             assert_eq!(parse_constrained(cut_off, Some("f")), None);

@@ -68,6 +68,11 @@ impl UsageSum {
         self.usage.prompt_tokens += tokens;
     }
 
+    /// Counts tokens of a prompt that were taken from the prefix cache.
+    pub fn cached(&mut self, tokens: usize) {
+        self.usage.prompt_tokens_details.cached_tokens += tokens;
+    }
+
     /// Counts new tokens of a text.
     pub fn tokens(&mut self, tokens: usize) {
         self.usage.completion_tokens += tokens;
@@ -80,7 +85,6 @@ impl UsageSum {
         self.usage.fathom.accepted += accepted;
         self.usage.fathom.target_seconds += done.target_seconds;
         self.usage.fathom.draft_seconds += done.draft_seconds;
-        self.usage.prompt_tokens_details.cached_tokens += done.cached_prompt_tokens;
         self.texts += 1;
         self.mat += done.mat;
     }
