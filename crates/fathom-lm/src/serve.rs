@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use fathom_decode::SamplingParams;
-use fathom_decode::engine::Watcher;
 use fathom_kernels::Cpu;
 use fathom_model::{Error, Result};
 use fathom_serve::{
-    ServedModel, Server, ServerOptions, SinkOptions, SinkSource, SinkView, TextSink,
+    ServedModel, Server, ServerOptions, SinkOptions, SinkSource, SinkView, TextSink, Watch,
 };
 use fathom_sinks::{Phases, Preset, ScanOptions};
 
@@ -86,7 +85,7 @@ struct PairSinks {
 }
 
 impl SinkSource for PairSinks {
-    fn watch(&self, options: SinkOptions) -> Result<(Box<dyn Watcher>, Box<dyn SinkView>)> {
+    fn watch(&self, options: SinkOptions) -> Result<Watch> {
         if options.scores {
             let problem = "cannot have scores: a pass that generates text does not measure them";
             return Err(Error::Request(problem.to_owned()));

@@ -34,7 +34,7 @@ fn a_wrong_field_is_named() {
         (TEXT, "top_p", json!(0), "top_p", "above 0"),
         (TEXT, "max_tokens", json!(0), "max_tokens", "at least 1"),
         (TEXT, "max_tokens", json!(100_000), "max_tokens", "the context 4096"),
-        (TEXT, "stop", json!(["a"; 17]), "stop", "at most 16"),
+        (TEXT, "stop", json!(vec!["a"; 17]), "stop", "at most 16"),
         (TEXT, "stop", json!("x".repeat(2000)), "stop", "expected 1 to 1024"),
         (TEXT, "logit_bias", json!({ "9999999": 1 }), "logit_bias", "vocabulary"),
         (TEXT, "logit_bias", json!({ "5": 101 }), "logit_bias", "-100 to 100"),

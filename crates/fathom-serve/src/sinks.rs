@@ -39,8 +39,11 @@ pub trait SinkSource: Send + Sync {
     ///
     /// # Errors
     /// Options that are not supported; the message continues the name of the field.
-    fn watch(&self, options: SinkOptions) -> Result<(Box<dyn Watcher>, Box<dyn SinkView>)>;
+    fn watch(&self, options: SinkOptions) -> Result<Watch>;
 }
+
+/// A watcher and a view of what it finds.
+pub type Watch = (Box<dyn Watcher>, Box<dyn SinkView>);
 
 /// The sinks that a watcher has found so far.
 pub trait SinkView: Send {

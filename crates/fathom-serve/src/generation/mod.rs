@@ -9,7 +9,7 @@ mod texts;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_decode::engine::{Canceller, Request, Watcher};
+use fathom_decode::engine::{Canceller, Request};
 use fathom_decode::generation::UpdateDecoder;
 use fathom_decode::{SamplingParams, TextStream};
 
@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::log::RequestLog;
 use crate::request::choices::Choices;
-use crate::sinks::{SinkOptions, SinkView};
+use crate::sinks::{SinkOptions, SinkView, Watch};
 use inbox::{Inbox, Outlet};
 pub use texts::{Piece, Texts};
 
@@ -98,10 +98,7 @@ impl Job {
 }
 
 /// A watcher for one text, and a view of the sinks that it finds.
-fn watch(
-    app: &App,
-    options: SinkOptions,
-) -> Result<(Box<dyn Watcher>, Box<dyn SinkView>), ApiError> {
+fn watch(app: &App, options: SinkOptions) -> Result<Watch, ApiError> {
     let refuse = |problem: &str| ApiError::field("fathom.sinks", problem);
     let source = app.model.sinks.as_ref();
     let source = source.ok_or_else(|| refuse("cannot be reported for this model"))?;

@@ -166,7 +166,7 @@ impl Texts {
                 if let Some(done) = &done {
                     self.usage.done(done);
                     // The other texts of a prompt share the rows of its first one.
-                    if number % self.choices.n == 0 {
+                    if number.is_multiple_of(self.choices.n) {
                         self.usage.cached(done.cached_prompt_tokens);
                     }
                     self.app.metrics.finished(done.finish);
