@@ -30,8 +30,8 @@ pub fn install(format: LogFormat) {
     });
 }
 
-/// What is logged about a request. The line is written when this is dropped, which is when the
-/// response has ended or the client has gone.
+/// What is logged about a request. The line is written when this is dropped: when the response has
+/// ended or the client has gone, and the engine has let go of its texts.
 #[derive(Debug)]
 pub struct RequestLog {
     /// The id that the client gave, or a new one.
@@ -76,7 +76,7 @@ impl RequestLog {
         self.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
-    /// Records tokens of the texts.
+    /// Records new tokens of the texts.
     pub fn tokens(&self, tokens: usize) {
         if tokens > 0 && self.tokens.fetch_add(tokens, Ordering::Relaxed) == 0 {
             let micros = u64::try_from(self.arrived.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -82,10 +82,10 @@ impl Server {
     pub fn end_on_signals(&self) {
         let app = Arc::clone(&self.app);
         self.runtime.spawn(async move {
+            // Fails where no signals can be received.
+            let Ok(mut signals) = Signals::new() else { return };
             for next in [Phase::Draining, Phase::Aborting] {
-                if signal().await.is_err() {
-                    return; // no signals can be received here
-                }
+                signals.next().await;
                 tracing::info!(phase = ?next, "signal");
                 app.end(next);
             }
@@ -118,20 +118,45 @@ fn refuse(problem: String) -> Error {
     Error::Request(problem)
 }
 
-/// Waits for an interrupt or a termination signal.
+/// Interrupts and termination signals.
 #[cfg(unix)]
-async fn signal() -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        interrupt = tokio::signal::ctrl_c() => interrupt,
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Signals { interrupt, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 
+/// Interrupts.
 #[cfg(not(unix))]
-async fn signal() -> std::io::Result<()> {
-    tokio::signal::ctrl_c().await
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals)
+    }
+
+    async fn next(&mut self) {
+        // Without signals, the wait never ends.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 fn run(runtime: &Runtime, app: Arc<App>, listener: TcpListener) -> Result<()> {

@@ -8,6 +8,7 @@ use fathom_model::{Error, Result};
 use tokio::sync::Notify;
 
 use crate::app::{App, Place};
+use crate::log::RequestLog;
 
 /// Updates that the connection has not taken yet, merged. Its size is bounded by the length of the
 /// text, however slow the reader is.
@@ -116,15 +117,15 @@ pub struct Outlet {
     app: Arc<App>,
     /// The text's place in the queue, given back when the engine drops the callback.
     _place: Place,
-    arrived: Instant,
+    log: Arc<RequestLog>,
     /// When the last tokens came.
     last: Option<Instant>,
 }
 
 impl Outlet {
-    /// An outlet for a request that came at `arrived`.
-    pub fn new(inbox: Arc<Inbox>, app: Arc<App>, place: Place, arrived: Instant) -> Outlet {
-        Outlet { inbox, app, _place: place, arrived, last: None }
+    /// An outlet for a text of the request of `log`.
+    pub fn new(inbox: Arc<Inbox>, app: Arc<App>, place: Place, log: Arc<RequestLog>) -> Outlet {
+        Outlet { inbox, app, _place: place, log, last: None }
     }
 
     /// The callback for the engine.
@@ -147,10 +148,11 @@ impl Outlet {
         let now = Instant::now();
         let metrics = &self.app.metrics;
         match self.last {
-            None => metrics.first_token(now - self.arrived),
+            None => metrics.first_token(now - self.log.arrived()),
             Some(last) => metrics.next_tokens(now - last, tokens),
         }
         metrics.tokens(tokens);
+        self.log.tokens(tokens);
         self.last = Some(now);
     }
 }

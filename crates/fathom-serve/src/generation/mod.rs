@@ -7,7 +7,7 @@ mod inbox;
 mod texts;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fathom_decode::engine::{Canceller, Request};
 use fathom_decode::generation::UpdateDecoder;
@@ -78,7 +78,7 @@ impl Job {
                 watcher,
                 ..Request::new(choice as u64, prompt.to_vec(), params.clone(), eos)
             };
-            let outlet = Outlet::new(Arc::clone(&inbox), Arc::clone(app), place, log.arrived());
+            let outlet = Outlet::new(Arc::clone(&inbox), Arc::clone(app), place, Arc::clone(log));
             let submitted = app.model.engine.submit_with(request, outlet.into_callback());
             let canceller = submitted.map_err(|error| match error {
                 fathom_model::Error::Request(problem) => ApiError::refused(&problem),
@@ -107,5 +107,7 @@ fn watch(app: &App, options: SinkOptions) -> Result<Watch, ApiError> {
 
 /// The time limit of a request that arrived at `arrived`.
 fn deadline(app: &App, arrived: Instant) -> tokio::time::Instant {
-    tokio::time::Instant::from_std(arrived + app.options.request_timeout)
+    const FOREVER: Duration = Duration::from_secs(30 * 365 * 86_400);
+    let limit = app.options.request_timeout.min(FOREVER);
+    tokio::time::Instant::from_std(arrived + limit)
 }

@@ -142,26 +142,27 @@ impl Texts {
             if Instant::now() >= deadline.into_std() {
                 return Err(ApiError::timeout(self.app.options.request_timeout.as_secs()));
             }
-            if let Some(piece) = self.take()? {
-                return Ok(Some(piece));
+            match self.take()? {
+                Taken::Piece(piece) => return Ok(Some(piece)),
+                Taken::More => tokio::task::yield_now().await,
+                // A wake-up between `take` and here is stored and ends the wait at once. After the
+                // time limit, the next round returns the error.
+                Taken::Nothing => {
+                    drop(tokio::time::timeout_at(deadline, self.ready.notified()).await);
+                }
             }
-            // A wake-up between `take` and here is stored and ends the wait at once. After the time
-            // limit, the next round returns the error.
-            drop(tokio::time::timeout_at(deadline, self.ready.notified()).await);
         }
     }
 
-    /// A piece that is ready.
-    fn take(&mut self) -> Result<Option<Piece>, ApiError> {
-        let most = if self.choices.stream { DECODED_AT_ONCE } else { usize::MAX };
+    /// Decodes some tokens that are ready.
+    fn take(&mut self) -> Result<Taken, ApiError> {
         for step in 0..self.texts.len() {
             let number = (self.next + step) % self.texts.len();
             let text = &mut self.texts[number];
-            while !text.has_ended
-                && let Some(pending) = text.inbox.take(most)
+            if !text.has_ended
+                && let Some(pending) = text.inbox.take(DECODED_AT_ONCE)
             {
                 self.usage.tokens(pending.tokens.len());
-                self.log.tokens(pending.tokens.len());
                 let done = text.add(pending)?;
                 if let Some(done) = &done {
                     self.usage.done(done);
@@ -171,14 +172,27 @@ impl Texts {
                     }
                     self.app.metrics.finished(done.finish);
                 }
-                if done.is_some() || !text.held.text.is_empty() {
-                    self.next = number + 1;
-                    return Ok(Some(text.piece(number, done)));
-                }
+                let is_piece = self.choices.stream && !text.held.text.is_empty();
+                return Ok(match done.is_some() || is_piece {
+                    true => {
+                        self.next = number + 1;
+                        Taken::Piece(text.piece(number, done))
+                    }
+                    false => Taken::More,
+                });
             }
         }
-        Ok(None)
+        Ok(Taken::Nothing)
     }
+}
+
+/// What there was to decode.
+enum Taken {
+    /// A piece.
+    Piece(Piece),
+    /// Tokens without a piece; there may be more.
+    More,
+    Nothing,
 }
 
 impl Drop for Texts {
