@@ -54,7 +54,7 @@ fn request(choice: Value, stream: bool) -> Value {
         "tools": tools(),
         "tool_choice": choice,
         "stream": stream,
-        "max_tokens": 200,
+        "max_tokens": 1500, // the small model likes white space
     })
 }
 
@@ -135,7 +135,7 @@ fn calls_and_their_results_are_part_of_the_conversation() {
             { "role": "user", "content": "Throw." },
             { "role": "assistant", "content": null, "tool_calls": [call], "refusal": null,
               "annotations": [] },
-            { "role": "tool", "tool_call_id": "call_1", "name": null,
+            { "role": "tool", "tool_call_id": "call_1", "name": "dice",
               "content": [{ "type": "text", "text": "4" }] },
         ],
         "tools": tools(),

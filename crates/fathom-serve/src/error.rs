@@ -59,6 +59,15 @@ impl ApiError {
         error
     }
 
+    /// 400: `message` begins with the name of a field between backticks, or concerns the request as
+    /// a whole.
+    pub fn about(message: &str) -> ApiError {
+        let mut error = ApiError::invalid(message);
+        let name = message.strip_prefix('`').and_then(|rest| rest.split('`').next());
+        error.info.param = name.map(str::to_owned);
+        error
+    }
+
     /// 401: no key, or an unknown one.
     pub fn unauthorized(message: &str) -> ApiError {
         let error = ApiError::new(StatusCode::UNAUTHORIZED, "authentication_error", message);
@@ -157,7 +166,7 @@ impl ApiError {
                     });
                 ApiError::field(&name.replace('-', "_"), problem)
             }
-            None => ApiError::invalid(message),
+            None => ApiError::about(message),
         }
     }
 

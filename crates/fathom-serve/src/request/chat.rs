@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use fathom_model::{Conversation, parse_template_kwargs};
+use fathom_model::{ChatTemplate, Conversation, parse_template_kwargs};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -146,16 +146,35 @@ pub fn conversation(fields: &mut Fields) -> Result<Conversation, ApiError> {
 ///
 /// # Errors
 /// The template fails, or has no use for a field.
-pub fn encode(conversation: Conversation, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
-    if model.template.is_none() {
+pub fn encode(mut conversation: Conversation, model: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    let Some(template) = &model.template else {
         let problem = "cannot be used: the model has no chat template; use /v1/completions";
         return Err(ApiError::field("messages", problem));
-    }
+    };
+    let named = tool_names(&mut conversation, template);
     let encoded = model.encode_chat(conversation).map_err(template_error)?;
-    match encoded.remarks.first() {
+    let is_named = |text: &str| named.iter().any(|name| text.starts_with(name));
+    match encoded.remarks.iter().find(|remark| !is_named(&remark.text)) {
         None => Ok(encoded.ids),
-        Some(remark) => Err(ApiError::invalid(remark.text.clone())),
+        Some(remark) => Err(ApiError::about(&remark.text)),
     }
+}
+
+/// The `name` of a message of role `tool` only identifies the tool, as `tool_call_id` does, so a
+/// template may do without it. Removes names that the template does not know; returns the places of
+/// the others, as errors write them.
+fn tool_names(conversation: &mut Conversation, template: &ChatTemplate) -> Vec<String> {
+    let knows_names = template.mentions("name");
+    let mut named = Vec::new();
+    for (number, message) in conversation.messages.iter_mut().enumerate() {
+        if message.role == "tool" && message.fields.contains_key("name") {
+            match knows_names {
+                true => named.push(format!("`messages[{number}].name`")),
+                false => drop(message.fields.shift_remove("name")),
+            }
+        }
+    }
+    named
 }
 
 /// An error of the template without the file's path, which is not the client's business.
@@ -167,7 +186,7 @@ fn template_error(error: fathom_model::Error) -> ApiError {
         other => {
             let message = other.to_string();
             let end = message.rfind(" (").filter(|_| message.ends_with(')'));
-            ApiError::invalid(&message[..end.unwrap_or(message.len())])
+            ApiError::about(&message[..end.unwrap_or(message.len())])
         }
     }
 }
