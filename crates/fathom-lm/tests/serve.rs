@@ -9,7 +9,7 @@ use common::serving::Serving;
 use fathom_lm::SamplingParams;
 use serde_json::{Value, json};
 
-const PROMPT: &str = "Q: What is 6 times 7?";
+const PROMPT: &str = "Mia has 3 boxes with 12 pencils each. She gives away";
 
 /// The text of a prompt that is run alone by the engine itself.
 fn alone(serving: &Serving, prompt: &str, params: &SamplingParams, sample: u64) -> String {

@@ -106,7 +106,7 @@ fn every_finished_text_is_that_of_its_request_alone() {
     // Tight pages: long texts are preempted and resumed.
     let options = GenerateOptions {
         batch_size: 12,
-        kv_pages: Some(20),
+        kv_pages: Some(8),
         prefix_cache: true,
         ..Default::default()
     };
