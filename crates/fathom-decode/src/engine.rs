@@ -9,6 +9,7 @@
 //! any batch and mode.
 
 mod admission;
+mod draft;
 mod draft_worker;
 mod drafting;
 mod handle;
@@ -171,8 +172,8 @@ impl<B: Backend> Engine<B> {
     ///
     /// # Errors
     /// Invalid sampling parameters, or a token in them outside the vocabulary; stop strings without
-    /// a stop check; a prompt that is empty, leaves no room for a token, or has a token outside the
-    /// vocabulary.
+    /// a stop check; a constraint with `ignore_eos`; a prompt that is empty, leaves no room for a
+    /// token, or has a token outside the vocabulary.
     pub fn submit(&mut self, request: Request) -> Result<Ticket> {
         let checked = self.rules().check(request)?;
         Ok(self.enqueue(checked))
@@ -210,16 +211,15 @@ impl<B: Backend> Engine<B> {
         let mut gone: Vec<Slot<B>> = Vec::new();
         gone.extend(self.prefilling.extract_if(.., |slot| removed(slot)));
         gone.extend(self.running.extract_if(.., |slot| removed(slot)));
-        gone.iter_mut().for_each(|slot| self.release_caches(slot));
+        gone.iter_mut().for_each(|slot| self.leave_batch(slot));
     }
 
-    /// Drops the caches of a request in both models.
-    fn release_caches(&mut self, slot: &mut Slot<B>) {
+    /// Drops the draft's sequence of a request, and its use of the prefix cache.
+    fn leave_batch(&mut self, slot: &mut Slot<B>) {
         if let Some(draft) = &self.draft {
             draft.forget(slot.number);
         }
         self.prefix_cache.release(&mut slot.shared, 0);
-        self.metrics.wasted += slot.release();
     }
 
     /// Number of unfinished requests.
@@ -302,6 +302,7 @@ impl<B: Backend> Engine<B> {
         self.admit();
         self.prefill_chunk()?;
         let updates = self.decode()?;
+        self.shrink_prefix_cache();
         self.metrics.pages_used = self.pages_held();
         self.metrics.pages_total = self.options.kv_pages;
         Ok(updates)
@@ -309,12 +310,12 @@ impl<B: Backend> Engine<B> {
 
     /// One decoding step of the running requests, if there are any.
     fn decode(&mut self) -> Result<Vec<(Ticket, Result<Update>)>> {
-        if self.running.is_empty() {
-            return Ok(Vec::new());
-        }
         let start = Instant::now();
         self.preempt();
         self.shrink_prefix_cache();
+        if self.running.is_empty() {
+            return Ok(Vec::new());
+        }
         let (mode, gamma) = self.plan();
         self.target.backend().set_co_running(mode == Mode::Pearl);
         // `work`: seconds in the models. Time in which both run counts once.

@@ -71,7 +71,8 @@ impl Acceptance {
         (judged > 0).then(|| self.accepted() as f64 / judged as f64)
     }
 
-    /// Judged and accepted drafts by position: the 1st, 2nd, … draft judged in a pass of the target.
+    /// Judged and accepted drafts by position: of the 1st, 2nd, … draft judged in a pass of the
+    /// target.
     pub fn counts(&self) -> impl Iterator<Item = (u64, u64)> {
         self.judged.iter().copied().zip(self.accepted.iter().copied())
     }

@@ -5,7 +5,7 @@ mod toy;
 
 use fathom_decode::{Completion, EndRules, Finish, Mode, Sampler, SamplingParams, philox4x32};
 use proptest::prelude::*;
-use toy::{Toy, decode};
+use toy::{Rule, Toy, decode};
 
 const VOCAB: usize = 16;
 
@@ -20,6 +20,8 @@ struct Case {
     max_tokens: usize,
     /// Penalties, bias and end conditions.
     params: SamplingParams,
+    /// Restricts the text.
+    rule: Option<Rule>,
 }
 
 /// The toy's logits are between -2 and 2, so these parameters change many choices.
@@ -64,6 +66,7 @@ fn case() -> impl Strategy<Value = Case> {
             stop,
             max_tokens,
             params: SamplingParams::default(),
+            rule: None,
         })
 }
 
@@ -82,7 +85,8 @@ fn generate(case: &Case, mode: Mode, gamma: impl FnMut(usize) -> usize) -> (Vec<
     let mut text = Completion::new(case.prompt.clone(), end);
     let target = Toy::target(VOCAB, case.seed);
     let sampler = Sampler::new(params, 0, VOCAB).unwrap().with_eos(&case.eos).unwrap();
-    decode(mode, &mut text, &sampler, target, target.draft(case.agreement), gamma);
+    let (rule, draft) = (case.rule.clone(), target.draft(case.agreement));
+    decode(rule, mode, &mut text, &sampler, target, draft, gamma);
     (text.generated().to_vec(), text.finish().unwrap())
 }
 
@@ -92,7 +96,11 @@ fn greedy(case: &Case) -> Vec<u32> {
     let mut tokens = case.prompt.clone();
     let mut text = Vec::new();
     while text.len() < case.max_tokens {
-        let logits = penalised(case, target.logits(&tokens), &text);
+        let mut logits = penalised(case, target.logits(&tokens), &text);
+        if let Some(rule) = &case.rule {
+            let refused = (0..VOCAB as u32).filter(|&id| !rule.allows(&text, id));
+            refused.for_each(|id| logits[id as usize] = f32::NEG_INFINITY);
+        }
         let largest = logits.iter().copied().fold(f32::MIN, f32::max);
         let token = logits.iter().position(|&logit| logit == largest).unwrap() as u32;
         tokens.push(token);
@@ -167,6 +175,29 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Under a constraint the mask of a row depends on the drafts before it. The text ends when the
+    /// constraint allows nothing else.
+    #[test]
+    fn every_mode_gives_the_constrained_greedy_tokens(
+        case in case(),
+        params in params(),
+        share in 1..4_u32,
+        longest in 1..30_usize,
+        schedule in any::<u32>(),
+    ) {
+        let params = SamplingParams { min_tokens: 0, ..params };
+        let rule = Rule { longest, end: Some(5), ..Rule::new(VOCAB, share) };
+        let eos = vec![5];
+        let case = Case { params, rule: Some(rule), eos, ..case };
+        let text = greedy(&case);
+        prop_assert!(text.len() <= longest + 1);
+        every_mode_gives(&case, schedule, &text)?;
+    }
+}
+
 /// Every end condition occurs inside a PEARL chunk, and the text ends exactly there.
 #[test]
 fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
@@ -178,6 +209,7 @@ fn texts_end_at_eos_stop_and_length_inside_a_chunk() {
         stop: None,
         max_tokens: 20,
         params: SamplingParams::default(),
+        rule: None,
     };
     let full = greedy(&base);
     for at in 1..full.len() {

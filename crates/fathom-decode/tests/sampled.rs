@@ -13,7 +13,7 @@ use fathom_decode::{
     Completion, Distribution, Drafted, EndRules, Judge, LogitsJudge, Mode, Sampler, SamplingParams,
     Verdict, sd,
 };
-use toy::{Toy, counted, decode};
+use toy::{Rule, Toy, counted, decode};
 
 const SAMPLES: u64 = 65_625;
 const CRITICAL: f64 = 124.8;
@@ -119,7 +119,7 @@ fn text(params: &SamplingParams, request: u64, mode: Mode, gamma: usize) -> Vec<
     let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
     let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
     let mut text = Completion::new(vec![0], end);
-    decode(mode, &mut text, &sampler, target(), draft(), |_| gamma);
+    decode(None, mode, &mut text, &sampler, target(), draft(), |_| gamma);
     text.generated().to_vec()
 }
 
@@ -205,7 +205,7 @@ fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
             let sampler = sampler.with_eos(&[1]).unwrap();
             let end = EndRules { eos: [1].into(), max_tokens: LENGTH, ..EndRules::default() };
             let mut text = Completion::new(vec![0], end);
-            decode(mode, &mut text, &sampler, target(), draft(), |_| gamma);
+            decode(None, mode, &mut text, &sampler, target(), draft(), |_| gamma);
             counts[index(text.generated())] += 1;
         }
         let chi2 = chi2(&counts, &truth);
@@ -276,11 +276,48 @@ fn a_draft_that_stops_early_changes_no_distribution() {
             let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
             let mut text = Completion::new(vec![0], end);
             let gamma = |step| if step < 2 { 2 } else { 0 };
-            decode(mode, &mut text, &sampler, target(), short, gamma);
+            decode(None, mode, &mut text, &sampler, target(), short, gamma);
             counts[index(text.generated())] += 1;
         }
         let chi2 = chi2(&counts, &truth);
         assert!(chi2 < CRITICAL, "{mode}: χ² = {chi2}");
+    }
+}
+
+/// Under a constraint texts have the distribution of plain decoding under it: the target's,
+/// masked and normalised at every token. Of the 81 texts 16 are possible, so χ² has 15 degrees of
+/// freedom and exceeds 37.7 with probability 0.001.
+#[test]
+fn constrained_texts_are_distributed_as_the_masked_targets() {
+    let (params, rule) = (sampled(0.8), Rule::new(TOKENS, 3));
+    let probability = |cell: usize| {
+        let mut prefix = vec![0];
+        let mut product = 1.0;
+        for i in (0..LENGTH as u32).rev() {
+            let token = cell / TOKENS.pow(i) % TOKENS;
+            let p = naive(&params, &prefix);
+            let may = |id: usize| rule.allows(&prefix[1..], id as u32);
+            let total: f64 = (0..TOKENS).filter(|&id| may(id)).map(|id| p[id]).sum();
+            product *= if may(token) { p[token] / total } else { 0.0 };
+            prefix.push(token as u32);
+        }
+        product
+    };
+    let truth: Vec<f64> = (0..TOKENS.pow(LENGTH as u32)).map(probability).collect();
+    let possible = truth.iter().filter(|&&p| p > 0.0).count();
+    assert!((10..=30).contains(&possible), "{possible}");
+    for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2), (Mode::Pearl, 4)] {
+        let mut counts = vec![0; truth.len()];
+        for request in 0..SAMPLES {
+            let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
+            let end = EndRules { max_tokens: LENGTH, ..EndRules::default() };
+            let mut text = Completion::new(vec![0], end);
+            let rule = Some(rule.clone());
+            decode(rule, mode, &mut text, &sampler, target(), draft(), |_| gamma);
+            counts[index(text.generated())] += 1;
+        }
+        let chi2 = chi2(&counts, &truth);
+        assert!(chi2 < 37.7, "{mode} γ={gamma}: χ² = {chi2}");
     }
 }
 

@@ -124,6 +124,23 @@ fn token_text_is_what_a_person_reads() {
     assert_eq!(shown, "<0xF0><0x9F><0x98><0x80>");
 }
 
+/// The bytes of a text's tokens are its bytes, also of characters that several tokens share.
+#[test]
+fn the_bytes_of_tokens_join_to_the_text() {
+    for (tokenizer, special) in [(metaspace(), "<s>"), (byte_level(), "<|im_end|>")] {
+        let bytes = tokenizer.bytes_of_tokens(5_000);
+        assert_eq!(bytes.len(), 5_000);
+        for text in ["the héllo wörld, 你好 😀", "{\"a\": [1, 2]}\n", "  é\u{FFFD}\t<0x0A>"]
+        {
+            let ids = tokenizer.encode_continuation(text).unwrap();
+            let joined = ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect::<Vec<u8>>();
+            assert_eq!(String::from_utf8_lossy(&joined), text);
+        }
+        assert!(bytes[tokenizer.token_to_id(special).unwrap() as usize].is_empty());
+        assert!(bytes[4_999].is_empty(), "an id without a token");
+    }
+}
+
 /// The pieces of a streamed decoding, the last one from `finish`.
 fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
     let mut stream = tokenizer.decode_stream();

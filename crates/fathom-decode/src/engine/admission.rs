@@ -78,8 +78,9 @@ impl<B: Backend> Engine<B> {
             let mut preempted: Vec<_> = self.running.extract_if(.., youngest).collect();
             preempted.extend(self.prefilling.extract_if(.., youngest));
             for mut slot in preempted {
-                self.release_caches(&mut slot);
+                self.leave_batch(&mut slot);
                 self.metrics.preemptions += 1;
+                self.metrics.wasted += slot.release();
                 self.waiting.push_front(slot);
             }
         }

@@ -1,20 +1,19 @@
 //! Planning of a step and the draft's work in it.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::Result;
 
-use super::draft_worker::{DraftItem, DraftJob};
+use super::draft_worker::{DraftItem, DraftJob, DraftReport};
 use super::slot::Slot;
 use super::{Engine, EngineOptions};
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
 pub(super) struct StartedJob {
-    /// The slots drafted for, and the rows of each.
-    rows: Vec<(u64, usize)>,
+    /// Number of sequences.
+    sequences: usize,
     /// Their longest chunk.
     gamma: usize,
 }
@@ -60,9 +59,9 @@ impl<B: Backend> Engine<B> {
         let items = self.running.iter_mut().filter_map(|slot| slot.draft_item(gamma));
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
-        let rows = items.iter().map(|item| (item.slot, item.rows())).collect();
+        let sequences = items.len();
         draft.send(self.job(items, gamma, mode == Mode::Pearl));
-        Some(StartedJob { rows, gamma })
+        Some(StartedJob { sequences, gamma })
     }
 
     /// Waits for the chunks. Returns one for every running request, empty for those without room,
@@ -72,7 +71,7 @@ impl<B: Backend> Engine<B> {
         mode: Mode,
         job: Option<StartedJob>,
     ) -> Result<(Vec<Proposal>, f64)> {
-        let (Some(draft), Some(StartedJob { rows, gamma })) = (&mut self.draft, job) else {
+        let (Some(draft), Some(StartedJob { sequences, gamma })) = (&mut self.draft, job) else {
             return Ok((vec![Proposal::new(); self.running.len()], 0.0));
         };
         let start = Instant::now();
@@ -81,8 +80,8 @@ impl<B: Backend> Engine<B> {
         self.metrics.draft_seconds += report.seconds;
         self.metrics.draft_cost.record(report.drafting / gamma as f64);
         let co_running = mode == Mode::Pearl;
-        self.planner.speeds.record_draft(rows.len(), co_running, gamma, report.drafting);
-        share_seconds(self.running.iter_mut(), &rows, report.seconds);
+        self.planner.speeds.record_draft(sequences, co_running, gamma, report.drafting);
+        share_seconds(&mut self.running, &report);
         let mut chunks = report.chunks;
         let chunk = |slot: &Slot<B>| chunks.remove(&slot.number).unwrap_or_default();
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
@@ -110,15 +109,10 @@ impl<B: Backend> Engine<B> {
 }
 
 /// Adds to the slots their shares of the seconds of a draft's job, by their rows in it.
-pub(super) fn share_seconds<'a, B: Backend>(
-    slots: impl Iterator<Item = &'a mut Slot<B>>,
-    rows: &[(u64, usize)],
-    seconds: f64,
-) {
-    let rows: HashMap<u64, usize> = rows.iter().copied().collect();
-    let total: usize = rows.values().sum();
+pub(super) fn share_seconds<B: Backend>(slots: &mut [Slot<B>], report: &DraftReport) {
+    let total: usize = report.rows.values().sum();
     for slot in slots {
-        let share = rows.get(&slot.number).copied().unwrap_or(0) as f64 / total.max(1) as f64;
-        slot.draft_seconds += seconds * share;
+        let rows = report.rows.get(&slot.number).copied().unwrap_or(0);
+        slot.draft_seconds += report.seconds * rows as f64 / total.max(1) as f64;
     }
 }

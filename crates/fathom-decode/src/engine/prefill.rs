@@ -8,6 +8,7 @@ use fathom_model::{LogitRows, PREFILL_CHUNK, Probe, Result, Sequence, Step};
 
 use super::Engine;
 use super::drafting::share_seconds;
+use super::prefix_cache::PageKey;
 use super::slot::Slot;
 use super::watch::Watching;
 
@@ -57,27 +58,24 @@ impl<B: Backend> Engine<B> {
         let (mut room, mut pages) = (PREFILL_CHUNK, HashSet::new());
         for (i, most) in turns {
             let length = (missing[i] - lengths[i]).min(most).min(room);
-            let slot = &self.prefilling[i];
             let begins = length > 0 && lengths[i] == 0;
-            if begins
-                && self.options.prefix_cache
-                && slot.shares_rows()
-                && let Some(sequence) = &slot.sequence
-            {
-                let text = slot.prefix();
-                if !pages.insert(self.prefix_cache.next_key(
-                    &self.target,
-                    sequence,
-                    &slot.shared,
-                    text,
-                )) {
-                    continue;
-                }
+            let page = self.next_page(&self.prefilling[i]).filter(|_| begins);
+            if page.is_some_and(|page| !pages.insert(page)) {
+                continue;
             }
             lengths[i] += length;
             room -= length;
         }
         lengths
+    }
+
+    /// The page that a request computes next, if others can take it.
+    fn next_page(&self, slot: &Slot<B>) -> Option<PageKey> {
+        let sequence = slot.sequence.as_ref()?;
+        let shares = self.options.prefix_cache && slot.shares_rows();
+        let key =
+            || self.prefix_cache.next_key(&self.target, sequence, &slot.shared, slot.prefix());
+        shares.then(key)
     }
 
     /// Runs the next tokens of the prompts through both models.
@@ -95,7 +93,6 @@ impl<B: Backend> Engine<B> {
             slot.prefill_item(filled + tokens.len())
         });
         let items: Vec<_> = items.collect();
-        let drafted: Vec<_> = items.iter().map(|item| (item.slot, item.rows())).collect();
         let co_running = !items.is_empty();
         self.target.backend().set_co_running(co_running);
         let job = self.job(items, 0, co_running);
@@ -123,8 +120,7 @@ impl<B: Backend> Engine<B> {
             slot.target_seconds += seconds * tokens.len() as f64 / rows as f64;
         }
         if let Some(draft) = self.draft.as_mut().filter(|_| co_running) {
-            let seconds = draft.receive()?.seconds;
-            share_seconds(self.prefilling.iter_mut(), &drafted, seconds);
+            share_seconds(&mut self.prefilling, &draft.receive()?);
         }
         self.metrics.prefill_tokens += rows;
         self.metrics.prefill_seconds += start.elapsed().as_secs_f64();

@@ -60,7 +60,8 @@ pub(super) struct SharedPages {
     pages: Vec<PageId>,
     /// Rotary regime of the sequence. `None` before the first page.
     regime: Option<u64>,
-    /// The sequence has a page of its own that the cache has too. Pages after it are its own.
+    /// The sequence computed its next page although the cache has it. That page and those after it
+    /// are its own.
     ends: bool,
 }
 
@@ -136,9 +137,6 @@ impl<B: Backend> PrefixCache<B> {
         shared: &mut SharedPages,
         text: &[u32],
     ) -> usize {
-        if shared.ends {
-            return 0;
-        }
         let regime = model.rotary_regime(sequence);
         let mut found = Vec::new();
         let mut before = shared.last(regime);
@@ -158,7 +156,7 @@ impl<B: Backend> PrefixCache<B> {
         if rows.len() <= own || !model.adopt(sequence, rows, tokens) {
             return 0;
         }
-        shared.regime = Some(regime);
+        (shared.regime, shared.ends) = (Some(regime), false);
         self.clock += 1;
         for id in found {
             // A page that is not full is copied when the sequence goes on.

@@ -74,6 +74,12 @@ impl Rules {
                 "request {id} has stop strings; expected a check that watches for them"
             )));
         }
+        if params.ignore_eos && constraint.is_some() {
+            return Err(Error::Request(format!(
+                "request {id} has a constraint, which decides where its text ends, and ignore-eos; \
+                 expected one of them"
+            )));
+        }
         let eos = if params.ignore_eos { Arc::default() } else { eos };
         let stop_tokens = params.stop_token_ids.as_slice().into();
         let max_tokens = params.max_tokens.min(longest - prompt.len());

@@ -5,8 +5,8 @@ use std::cmp::Ordering;
 use fathom_model::{Error, Result};
 
 /// The log-probabilities at the position of one token: the target's log-softmax of its unprocessed
-/// logits, before min-tokens, bias, penalties, constraint, temperature, min-p, top-k and top-p. They
-/// have the same bits in every mode and batch.
+/// logits, before min-tokens, bias, penalties, constraint, temperature, min-p, top-k and top-p.
+/// They have the same bits in every mode and batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// Of the token itself.

@@ -3,9 +3,13 @@
 //! A toy model's next-token logits are a hash of the whole prefix, so one wrong token, or one stale
 //! token in a cache, changes everything after it.
 
+mod rule;
+
 use fathom_decode::{
-    Completion, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar, philox4x32, sd,
+    Completion, ConstrainedText, Drafted, History, LogitsJudge, Mode, Pearl, Proposal, Sampler, ar,
+    philox4x32, sd,
 };
+pub use rule::Rule;
 
 /// Logits as a hash of the prefix.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +69,7 @@ impl Cached {
         prompt_len: usize,
         gamma: usize,
         sampler: &Sampler,
+        mut constraint: Option<&mut ConstrainedText>,
     ) -> Proposal {
         let mut prefix = prefix.to_vec();
         let draft = |_| {
@@ -72,6 +77,10 @@ impl Cached {
             let mut last = logits[logits.len() - self.model.vocab..].to_vec();
             if let Some(history) = counted(sampler, prompt_len, &prefix) {
                 sampler.process(&mut last, &history);
+            }
+            if let Some(constraint) = &mut constraint {
+                constraint.follow(&prefix[prompt_len..]).unwrap();
+                constraint.mask(&mut last).unwrap();
             }
             let drafted: Drafted = sampler.draft(&last, prefix.len()).unwrap();
             prefix.push(drafted.token);
@@ -88,8 +97,10 @@ pub fn counted(sampler: &Sampler, prompt_len: usize, tokens: &[u32]) -> Option<H
     Some(history)
 }
 
-/// Decodes `text` to its end in `mode`. `gamma` returns γ for a step number.
+/// Decodes `text` to its end in `mode`, under a rule if there is one. `gamma` returns γ for a step
+/// number.
 pub fn decode(
+    rule: Option<Rule>,
     mode: Mode,
     text: &mut Completion,
     sampler: &Sampler,
@@ -97,6 +108,8 @@ pub fn decode(
     draft: Toy,
     mut gamma: impl FnMut(usize) -> usize,
 ) {
+    let mut constraint = rule.map(|rule| ConstrainedText::new(Box::new(rule)));
+    let mut drafts_constraint = constraint.as_mut().map(|constraint| constraint.fork().unwrap());
     let vocab = target.vocab;
     let (mut target, mut draft) = (Cached::new(target), Cached::new(draft));
     let mut pearl = Pearl::new();
@@ -106,8 +119,12 @@ pub fn decode(
         let before = text.tokens().len();
         let mut history = counted(sampler, prompt_len, text.tokens());
         let history = history.as_mut();
+        let mut constraint = constraint.as_mut();
+        if let Some(constraint) = &mut constraint {
+            constraint.follow(text.generated()).unwrap();
+        }
         let judge = |logits| {
-            let (position, constraint) = (before, None);
+            let position = before;
             LogitsJudge { sampler, logits, vocab, position, history, constraint }
         };
         let outcome = if step == 0 || mode == Mode::Ar {
@@ -116,7 +133,13 @@ pub fn decode(
             let logits = &logits[logits.len() - vocab..];
             ar::step(text, &mut judge(logits))
         } else if mode == Mode::Sd {
-            let chunk = draft.draft(text.tokens(), prompt_len, gamma(step), sampler);
+            let chunk = draft.draft(
+                text.tokens(),
+                prompt_len,
+                gamma(step),
+                sampler,
+                drafts_constraint.as_mut(),
+            );
             let drafted = chunk.iter().map(|draft| draft.token);
             let prefix: Vec<u32> = text.tokens().iter().copied().chain(drafted).collect();
             let logits = &target.feed(&prefix);
@@ -126,7 +149,8 @@ pub fn decode(
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
-            let chunk = draft.draft(&prefix, prompt_len, gamma(step), sampler);
+            let chunk =
+                draft.draft(&prefix, prompt_len, gamma(step), sampler, drafts_constraint.as_mut());
             pearl.step(text, chunk, &mut judge(logits))
         }
         .unwrap();

@@ -149,6 +149,7 @@ impl<B: Backend> Worker<B> {
         let queued = status.queued;
         let (engine, metrics) = (&self.engine, &mut status.metrics);
         metrics.engine.clone_from(&engine.metrics);
+        metrics.engine.pages_used = engine.pages_held(); // requests may have been cancelled
         metrics.waiting = engine.waiting.len() + queued;
         metrics.prefilling = engine.prefilling.len();
         metrics.running = engine.running.len();
