@@ -23,8 +23,9 @@ const MAX_SCHEMA_BYTES: usize = 120_000;
 /// Deepest nesting of a schema's objects and arrays.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
-/// White space between two JSON tokens. Without a limit a model can repeat it for ever.
-const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// White space between two JSON tokens: a space, or a new line with its indentation, as
+/// `json.dumps` writes them. A small model repeats what it may repeat.
+const WHITESPACE: &str = r"(\x20|\x0A\x20{0,16})";
 
 /// Compiles grammars for the tokens of one model. Clones share the tokens.
 #[derive(Clone)]

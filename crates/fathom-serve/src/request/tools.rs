@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::limits;
-use crate::tools::{CLOSE, OPEN, Tool, ToolFormat, ToolUse, calls, one_call};
+use crate::tools::{CLOSE, OPEN, Tool, ToolFormat, ToolUse, arguments, calls, one_call};
 
 /// A tool that the model may call.
 #[derive(ToSchema)]
@@ -135,7 +135,7 @@ pub fn read(fields: &mut Fields, app: &App) -> Result<Tools, ApiError> {
             (Some(ToolUse::Listed), Some(grammar.map_err(unusable)?))
         }
         Choice::Named(tool) => {
-            let grammar = app.grammars()?.json_schema(&tool.parameters);
+            let grammar = app.grammars()?.json_schema(&arguments(tool));
             (Some(ToolUse::Named(tool.name.clone())), Some(grammar.map_err(unusable)?))
         }
     };

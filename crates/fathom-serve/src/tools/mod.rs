@@ -6,7 +6,7 @@ mod schema;
 
 pub use format::ToolFormat;
 pub use parser::{CLOSE, Call, Found, OPEN, ToolParser};
-pub use schema::{calls, one_call, parse_constrained};
+pub use schema::{arguments, calls, one_call, parse_constrained};
 
 use serde_json::Value;
 

@@ -29,6 +29,7 @@ fn parts(tools: &[Tool]) -> (Value, Value) {
     for (number, tool) in tools.iter().enumerate() {
         let name = format!("tool_{number}");
         let mut parameters = tool.parameters.clone();
+        close(&mut parameters);
         relocate(&mut parameters, &format!("#/$defs/{name}"));
         calls.push(json!({
             "type": "object",
@@ -42,6 +43,52 @@ fn parts(tools: &[Tool]) -> (Value, Value) {
         definitions.insert(name, parameters);
     }
     (json!({ "anyOf": calls }), Value::Object(definitions))
+}
+
+/// The schema of the arguments of `tool`.
+pub fn arguments(tool: &Tool) -> Value {
+    let mut parameters = tool.parameters.clone();
+    close(&mut parameters);
+    parameters
+}
+
+/// Forbids properties that an object of plain `properties` does not name, as functions expect none.
+/// Otherwise a small model adds some until the text is cut off.
+fn close(schema: &mut Value) {
+    const OPEN: [&str; 10] = [
+        "additionalProperties",
+        "unevaluatedProperties",
+        "patternProperties",
+        "propertyNames",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "$ref",
+    ];
+    match schema {
+        Value::Object(fields) => {
+            let named = fields.get("properties").and_then(Value::as_object);
+            let required = fields.get("required").and_then(Value::as_array);
+            let is_named = |name: &Value| {
+                name.as_str().is_none_or(|name| named.is_some_and(|named| named.contains_key(name)))
+            };
+            let is_plain = named.is_some_and(|named| !named.is_empty())
+                && required.is_none_or(|required| required.iter().all(is_named))
+                && OPEN.iter().all(|keyword| !fields.contains_key(*keyword));
+            if is_plain {
+                fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+            }
+            for part in ["properties", "$defs", "definitions"] {
+                let parts = fields.get_mut(part).and_then(Value::as_object_mut);
+                parts.into_iter().flat_map(|parts| parts.values_mut()).for_each(close);
+            }
+            fields.get_mut("items").into_iter().for_each(close);
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
 }
 
 /// Moves the references of a schema that becomes a part of another, at `place`.
@@ -92,6 +139,32 @@ mod tests {
         assert!(schema.pointer("/$defs/tool_0/$defs/X").is_some());
         assert_eq!(schema["maxItems"], json!(1));
         assert_eq!(one_call(&tools)["$defs"], schema["$defs"]);
+    }
+
+    #[test]
+    fn objects_of_plain_properties_are_closed() {
+        let point = json!({ "properties": { "x": { "type": "integer" } } });
+        let parameters = json!({
+            "properties": {
+                "at": point,
+                "list": { "items": point },
+                "free": { "properties": { "x": true }, "additionalProperties": true },
+                "mixed": { "properties": { "x": true }, "anyOf": [point] },
+                "extra": { "properties": { "x": true }, "required": ["y"] },
+                "any": { "type": "object" },
+            },
+        });
+        let tool = Tool { name: "f".to_owned(), parameters, strict: false };
+        let closed = arguments(&tool);
+        let is_closed = |path: &str| {
+            closed.pointer(path).unwrap_or(&Value::Null)["additionalProperties"] == false
+        };
+        for path in ["", "/properties/at", "/properties/list/items"] {
+            assert!(is_closed(path), "{path}");
+        }
+        for name in ["free", "mixed", "extra", "any"] {
+            assert!(!is_closed(&format!("/properties/{name}")), "{name}");
+        }
     }
 
     #[test]
