@@ -28,8 +28,7 @@ fn parts(tools: &[Tool]) -> (Value, Value) {
     let mut calls = Vec::new();
     for (number, tool) in tools.iter().enumerate() {
         let name = format!("tool_{number}");
-        let mut parameters = tool.parameters.clone();
-        close(&mut parameters);
+        let mut parameters = arguments(tool);
         relocate(&mut parameters, &format!("#/$defs/{name}"));
         calls.push(json!({
             "type": "object",
@@ -45,10 +44,13 @@ fn parts(tools: &[Tool]) -> (Value, Value) {
     (json!({ "anyOf": calls }), Value::Object(definitions))
 }
 
-/// The schema of the arguments of `tool`.
+/// The schema of the arguments of `tool`, which are always an object.
 pub fn arguments(tool: &Tool) -> Value {
     let mut parameters = tool.parameters.clone();
     close(&mut parameters);
+    if let Value::Object(fields) = &mut parameters {
+        fields.entry("type").or_insert_with(|| Value::from("object"));
+    }
     parameters
 }
 
