@@ -176,7 +176,7 @@ impl Texts {
                 return Ok(match done.is_some() || is_piece {
                     true => {
                         self.next = number + 1;
-                        Taken::Piece(text.piece(number, done))
+                        Taken::Piece(text.piece(number, done)?)
                     }
                     false => Taken::More,
                 });
@@ -250,16 +250,19 @@ impl TextInProgress {
     }
 
     /// What is held, as a piece.
-    fn piece(&mut self, choice: usize, done: Option<Done>) -> Piece {
+    fn piece(&mut self, choice: usize, done: Option<Done>) -> Result<Piece, ApiError> {
         let mut piece = std::mem::take(&mut self.held);
         piece.choice = choice;
         piece.finish = done.map(|done| done.finish);
-        piece.sinks = self.sinks.as_mut().map(|(view, changes)| {
-            // After a preemption the model computes the text again. Until then nothing is new.
-            let now = view.sinks(&self.ids, self.prompt_len);
-            now.map(|now| changes.since_last(now)).unwrap_or_default()
-        });
-        piece
+        if let Some((view, changes)) = &mut self.sinks {
+            piece.sinks = Some(match view.sinks(&self.ids, self.prompt_len) {
+                Ok(now) => changes.since_last(now),
+                // After a preemption the model computes the text again. Until then nothing is new.
+                Err(_) if piece.finish.is_none() => Vec::new(),
+                Err(error) => return Err(failure(&error)),
+            });
+        }
+        Ok(piece)
     }
 }
 
