@@ -10,6 +10,8 @@ mod model;
 mod pass;
 mod report;
 mod scan;
+#[cfg(feature = "serve")]
+mod serve;
 mod source;
 pub mod tables;
 mod text;
@@ -26,11 +28,15 @@ pub use model::{Model, ModelFiles, ModelOptions};
 pub use pass::{Array, Cache, Pass, PassOutput, parse_edits, parse_site};
 pub use report::{ReportOptions, write_report};
 pub use scan::{Run, Scan};
+#[cfg(feature = "serve")]
+pub use serve::{ServeOptions, serve};
 pub use source::{AdapterSource, ModelSource};
 pub use text::{Input, TextFiles};
 pub use traces::{ReadOptions, Traces, is_piped};
 
 // The crates underneath, for programs that depend on this crate alone.
+#[cfg(feature = "serve")]
+pub use fathom_serve;
 pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sinks};
 
 pub use fathom_backend::Precision;
@@ -47,6 +53,8 @@ pub use fathom_model::{
     RowFields, Site, TokenizedTrace,
 };
 pub use fathom_report::{Format, ReportFiles, Table};
+#[cfg(feature = "serve")]
+pub use fathom_serve::{Keys, Server, ServerOptions};
 pub use fathom_sinks::explain::{
     Analysis, ExplainOptions, ExplainProgress, KeyOptions, KnockoutBy,
 };

@@ -99,6 +99,12 @@ impl ChatTemplate {
         [default, tool_use].into_iter().flatten().any(|source| has_word(&source.text, name))
     }
 
+    /// Whether the template's source contains `text`.
+    pub fn contains(&self, text: &str) -> bool {
+        let TemplateSources { default, tool_use, .. } = &self.sources;
+        [default, tool_use].into_iter().flatten().any(|source| source.text.contains(text))
+    }
+
     /// Renders a conversation.
     ///
     /// The result contains all special tokens, so encode it without adding any. The template

@@ -23,8 +23,9 @@ const MAX_SCHEMA_BYTES: usize = 120_000;
 /// Deepest nesting of a schema's objects and arrays.
 const MAX_SCHEMA_DEPTH: usize = 64;
 
-/// White space between two JSON tokens. Without a limit a model can repeat it for ever.
-const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// White space between two JSON tokens: a space, or a new line with its indentation, as
+/// `json.dumps` writes them. A small model repeats what it may repeat.
+const WHITESPACE: &str = r"(\x20|\x0A\x20{0,16})";
 
 /// Compiles grammars for the tokens of one model. Clones share the tokens.
 #[derive(Clone)]
@@ -86,18 +87,35 @@ impl Grammars {
     /// A schema that is no object, too large, too deep, invalid, impossible to satisfy, or uses a
     /// keyword that is not supported.
     pub fn json_schema(&self, schema: &Value) -> Result<Grammar> {
-        check_size(schema)?;
-        let Value::Object(schema) = schema else {
-            return Err(refused("the JSON schema is no object"));
-        };
-        if schema.contains_key("x-guidance") {
-            return Err(refused(
-                "the JSON schema has the keyword `x-guidance`, which is not supported",
-            ));
-        }
-        let mut schema = schema.clone();
-        schema.insert("x-guidance".to_owned(), json!({"whitespace_pattern": WHITESPACE}));
-        let grammar = TopLevelGrammar::from_json_schema(Value::Object(schema));
+        self.compile(TopLevelGrammar::from_json_schema(prepared(schema)?))
+    }
+
+    /// Text with any number of passages of JSON that `schema` describes, each between `open` and
+    /// `close`; at most one if not `several`. `open` occurs nowhere else.
+    ///
+    /// # Errors
+    /// As [`Grammars::json_schema`].
+    pub fn json_between(
+        &self,
+        open: &str,
+        close: &str,
+        schema: &Value,
+        several: bool,
+    ) -> Result<Grammar> {
+        let (open, close, schema) = (json!(open), json!(close), prepared(schema)?);
+        let times = if several { "*" } else { "?" };
+        // A lazy lexeme ends as soon as it can: text cannot run over `open`.
+        self.compile(TopLevelGrammar::from_lark(format!(
+            "start: passage{times} END\n\
+             passage: opened SPACE %json {schema} SPACE {close}\n\
+             opened[lazy]: TEXT {open}\n\
+             SPACE: /[ \\n]{{0,4}}/\n\
+             TEXT: /(?s:.*)/\n\
+             END: /(?s:.*)/ & ~(/(?s:.*)/ {open} /(?s:.*)/)\n"
+        )))
+    }
+
+    fn compile(&self, grammar: TopLevelGrammar) -> Result<Grammar> {
         let unusable =
             |problem: String| refused(&format!("the JSON schema cannot be used: {problem}"));
         let parser = llguidance::panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -160,6 +178,22 @@ impl Constraint for Following {
         let (matcher, after_end) = (self.matcher.deep_clone(), self.after_end);
         Box::new(Following { matcher, after_end })
     }
+}
+
+/// A schema as llguidance gets it.
+fn prepared(schema: &Value) -> Result<Value> {
+    check_size(schema)?;
+    let Value::Object(schema) = schema else {
+        return Err(refused("the JSON schema is no object"));
+    };
+    if schema.contains_key("x-guidance") {
+        return Err(refused(
+            "the JSON schema has the keyword `x-guidance`, which is not supported",
+        ));
+    }
+    let mut schema = schema.clone();
+    schema.insert("x-guidance".to_owned(), json!({"whitespace_pattern": WHITESPACE}));
+    Ok(Value::Object(schema))
 }
 
 /// Checks the size and depth of a schema before anything else reads it.

@@ -4,6 +4,8 @@ use std::io::Write;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+#[cfg(feature = "serve")]
+use crate::cli::commands::serve;
 use crate::cli::commands::{
     bench, bench_engine, capture, completions, demo, doctor, explain, generate, man, plant,
     reference, report, scan, simulate, table,
@@ -39,6 +41,8 @@ enum Command {
     Explain(explain::Args),
     Report(report::Args),
     Generate(Box<generate::Args>),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
     Bench(bench::Args),
     Simulate(simulate::Args),
     Plant(plant::Args),
@@ -68,6 +72,8 @@ impl Cli {
             Command::Explain(args) => explain::run(args, self.output, out),
             Command::Report(args) => report::run(args, self.output, out),
             Command::Generate(args) => generate::run(args, self.output, out),
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => serve::run(args, self.output, out),
             Command::Bench(args) => bench::run(args, self.output, out),
             Command::Simulate(args) => simulate::run(args, self.output, out),
             Command::Plant(args) => plant::run(args, self.output, out),

@@ -4,7 +4,7 @@
 //! # Exit codes
 //! - `0`: success. Also if the reader of standard output closed the pipe (`fathom table … | head`).
 //! - `1`: the command ran and a check failed: `fathom demo` does not find what was planted, or the
-//!   texts of `fathom bench` differ between modes.
+//!   texts of `fathom bench` differ between modes; or the engine of `fathom serve` failed.
 //! - `2`: unusable input or usage. One sentence on standard error; no existing file is overwritten.
 
 mod command;

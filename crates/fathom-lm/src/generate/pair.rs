@@ -96,6 +96,11 @@ impl Pair {
         &self.target
     }
 
+    #[cfg(feature = "serve")]
+    pub(crate) fn shared_target(&self) -> Arc<ModelFiles> {
+        Arc::clone(&self.target)
+    }
+
     /// The model that drafts.
     pub fn draft(&self) -> Option<&ModelFiles> {
         self.draft.as_deref()

@@ -57,7 +57,7 @@ impl SinkWatcher {
         SinkWatcher::of(Arc::clone(&pair.target), Arc::new(options.clone()))
     }
 
-    fn of(target: Arc<ModelFiles>, options: Arc<ScanOptions>) -> SinkWatcher {
+    pub(crate) fn of(target: Arc<ModelFiles>, options: Arc<ScanOptions>) -> SinkWatcher {
         let measured = options.scalars();
         let probe = ScalarProbe::growing(target.config().layers, &measured);
         let probe = Arc::new(Mutex::new(probe));

@@ -5,6 +5,9 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod browser;
+pub mod http;
+#[cfg(feature = "serve")]
+pub mod serving;
 
 use std::collections::BTreeMap;
 use std::fs;

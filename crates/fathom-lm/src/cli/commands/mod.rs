@@ -13,5 +13,7 @@ pub mod plant;
 pub mod reference;
 pub mod report;
 pub mod scan;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod simulate;
 pub mod table;

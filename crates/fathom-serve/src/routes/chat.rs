@@ -1,0 +1,151 @@
+//! `POST /v1/chat/completions`
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+
+use super::Log;
+use super::answer::Answer;
+use super::envelope::{self, Envelope};
+use super::logprobs;
+use super::stream::{self, Chunks};
+use crate::app::App;
+use crate::body;
+use crate::error::{ApiError, ErrorBody};
+use crate::generation::Piece;
+use crate::request::chat::{self, ChatJob, ChatRequest};
+use crate::request::fields::Fields;
+use crate::tools::{Found, ToolUse};
+use crate::types::chat::{
+    AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta,
+};
+use crate::types::usage::Usage;
+
+/// Answer a conversation
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    request_body = ChatRequest,
+    responses(
+        (status = 200, description = "The answers, or a stream of pieces", content(
+            (ChatCompletion = "application/json"), (ChatChunk = "text/event-stream"))),
+        (status = "4XX", description = "The request is wrong", body = ErrorBody),
+        (status = "5XX", description = "The server failed", body = ErrorBody),
+    ),
+)]
+pub async fn answer(
+    State(app): State<Arc<App>>,
+    Extension(log): Log,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let bytes = body::read(&headers, body, app.options.max_body).await?;
+    app.check_places()?;
+    let read = move |app: &App| {
+        let job = chat::read(Fields::parse(&bytes)?, app)?;
+        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
+        Ok((job, logprobs))
+    };
+    let (ChatJob { job, tool_use }, logprobs) = app.prepare(read).await?;
+    let choices = job.choices;
+    let mut texts = job.submit(&app, &log)?;
+    drop(log);
+    let envelope = Envelope::new(&app, "chatcmpl");
+    if choices.stream {
+        let texts_of = |_| Answer::new(tool_use.as_ref());
+        let answers = (0..texts.len()).map(texts_of).collect();
+        let pieces = Pieces { envelope, logprobs, answers };
+        return Ok(stream::respond(texts, pieces, choices.stream_options));
+    }
+    let mut answers = Vec::with_capacity(texts.len());
+    while let Some(piece) = texts.next().await? {
+        answers.push(choice(piece, logprobs.as_ref(), tool_use.as_ref()));
+    }
+    answers.sort_by_key(|choice: &ChatChoice| choice.index);
+    texts.complete();
+    let Envelope { id, created, model, system_fingerprint } = envelope;
+    let response = ChatCompletion {
+        id,
+        object: "chat.completion",
+        created,
+        model,
+        system_fingerprint,
+        choices: answers,
+        usage: texts.usage.usage(),
+    };
+    Ok(Json(response).into_response())
+}
+
+/// A whole answer.
+fn choice(
+    mut piece: Piece,
+    logprobs: Option<&logprobs::Writer>,
+    tool_use: Option<&ToolUse>,
+) -> ChatChoice {
+    let mut answer = Answer::new(tool_use);
+    let Found { content, calls } = answer.push(&piece.text, true);
+    let tool_calls = (!calls.is_empty()).then(|| answer.numbered(calls, false));
+    ChatChoice {
+        index: piece.choice,
+        logprobs: logprobs.map(|logprobs| logprobs.chat(&piece)),
+        fathom: envelope::fathom(&mut piece),
+        finish_reason: answer.finish_reason(&piece).unwrap_or("stop"),
+        message: AssistantMessage {
+            role: "assistant",
+            content: (tool_calls.is_none() || !content.is_empty()).then_some(content),
+            refusal: None,
+            tool_calls,
+        },
+    }
+}
+
+/// The pieces of streamed answers.
+struct Pieces {
+    envelope: Envelope,
+    logprobs: Option<logprobs::Writer>,
+    answers: Vec<Answer>,
+}
+
+impl Pieces {
+    fn with(&self, choices: Vec<ChatChunkChoice>, usage: Option<Usage>) -> ChatChunk {
+        let Envelope { id, created, model, system_fingerprint } = self.envelope.clone();
+        let object = "chat.completion.chunk";
+        ChatChunk { id, object, created, model, system_fingerprint, choices, usage }
+    }
+}
+
+impl Chunks for Pieces {
+    type Chunk = ChatChunk;
+
+    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<ChatChunk> {
+        let answer = &mut self.answers[piece.choice];
+        let mut piece = answer.held.merged(piece);
+        let Found { content, calls } = answer.push(&piece.text, piece.finish.is_some());
+        piece.text.clear();
+        if content.is_empty() && calls.is_empty() && piece.finish.is_none() {
+            answer.held = piece; // text that may become a call
+            return None;
+        }
+        let role = (!std::mem::replace(&mut answer.has_begun, true)).then_some("assistant");
+        let choice = ChatChunkChoice {
+            index: piece.choice,
+            logprobs: self.logprobs.as_ref().map(|logprobs| logprobs.chat(&piece)),
+            fathom: envelope::fathom(&mut piece),
+            delta: ChatDelta {
+                role,
+                content: (!content.is_empty()).then_some(content),
+                tool_calls: (!calls.is_empty()).then(|| answer.numbered(calls, true)),
+            },
+            finish_reason: answer.finish_reason(&piece),
+        };
+        Some(self.with(vec![choice], usage))
+    }
+
+    fn usage(&mut self, usage: Usage) -> ChatChunk {
+        self.with(Vec::new(), Some(usage))
+    }
+}
