@@ -38,6 +38,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     let analyses = PyTuple::new(module.py(), Analysis::ALL.map(Analysis::name))?;
     module.add("ANALYSES", analyses)?;
+    let by_default = Analysis::by_default().into_iter().map(Analysis::name);
+    module.add("DEFAULT_ANALYSES", PyTuple::new(module.py(), by_default.collect::<Vec<_>>())?)?;
     module.add_class::<model::NativeModel>()?;
     module.add_class::<traces::NativeTraces>()?;
     module.add_class::<run::NativeRun>()?;

@@ -159,7 +159,7 @@ fn of_blocks(
     let mut text = Completion::new(vec![0], end);
     let (target, draft) = (target(), draft());
     let steps =
-        decode_verified(None, mode, verification, &mut text, &sampler, target, draft, |_| gamma);
+        decode_verified(None, (mode, verification), &mut text, &sampler, target, draft, |_| gamma);
     // The first token of every text is the target's own.
     let accepted = steps.get(1).map_or(0, |outcome| outcome.accepted);
     (text.generated().to_vec(), accepted)
@@ -242,7 +242,7 @@ fn a_block_of_the_targets_own_tokens_is_accepted() {
             let mut text = Completion::new(vec![0], end);
             let (block, own) = (Verification::Block, target());
             let steps =
-                decode_verified(None, mode, block, &mut text, &sampler, own, own, |_| gamma);
+                decode_verified(None, (mode, block), &mut text, &sampler, own, own, |_| gamma);
             assert!(steps[1..].iter().all(|step| step.accepted == step.judged && !step.ends_run));
         }
     }

@@ -38,6 +38,7 @@ fn scan(model: &str, traces: &str, out: &Path, more: &[&str]) {
     succeed(&[&scan[..], &["--limit", "2", "--attention", "--quiet"]].concat());
     if more.contains(&"explain") {
         succeed(&["explain", &out, "--max-sinks", "6", "--quiet"]);
+        succeed(&["explain", &out, "--evict", "--max-sinks", "6", "--quiet"]);
     }
 }
 

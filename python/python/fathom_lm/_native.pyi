@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 __all__ = [
     "ANALYSES",
+    "DEFAULT_ANALYSES",
     "Generator",
     "Model",
     "Run",
@@ -30,6 +31,7 @@ __all__ = [
 
 __version__: str
 ANALYSES: tuple[str, ...]
+DEFAULT_ANALYSES: tuple[str, ...]
 
 _Array = npt.NDArray[np.float32]
 _Ids = npt.NDArray[np.int64]

@@ -214,7 +214,8 @@ class Run:
         that is up to date is not computed again, and an interrupted explanation continues.
 
         Args:
-            analyses: Names of analyses, as in the flags of `fathom explain`; `None` for all.
+            analyses: Names of analyses, as in the flags of `fathom explain`; `None` for all but
+                "evict", which makes up to 17 passes.
             model: A loaded model, or its path if it has moved since the scan.
             traces: The traces' file, if it has moved since the scan.
             adapter, threads: As for `fl.Model`, if the model is loaded here.
@@ -232,7 +233,7 @@ class Run:
             RequestError: An unknown analysis; or a model or traces that do not exist or are not the
                 run's.
         """
-        asked = ANALYSES if analyses is None else analyses
+        asked = _native.DEFAULT_ANALYSES if analyses is None else analyses
         names = [asked] if isinstance(asked, str) else list(asked)
         if max_sinks < 1:
             raise RequestError(f"max_sinks={max_sinks}: expected at least 1")

@@ -116,14 +116,13 @@ pub fn decode(
     draft: Toy,
     gamma: impl FnMut(usize) -> usize,
 ) {
-    decode_verified(rule, mode, Verification::Token, text, sampler, target, draft, gamma);
+    decode_verified(rule, (mode, Verification::Token), text, sampler, target, draft, gamma);
 }
 
 /// Like [`decode`], with a choice of verification. Returns the outcomes of the steps.
 pub fn decode_verified(
     rule: Option<Rule>,
-    mode: Mode,
-    verification: Verification,
+    (mode, verification): (Mode, Verification),
     text: &mut Completion,
     sampler: &Sampler,
     target: Toy,

@@ -27,6 +27,9 @@ pub(super) trait Analyzer: Sized {
     /// Tokens it runs in addition to whole passes, in words.
     const EXTRA_TOKENS: Option<&'static str> = None;
 
+    /// Whether it runs where no analysis is named. One with many passes waits to be asked for.
+    const BY_DEFAULT: bool = true;
+
     /// Number of edited passes over each trace.
     fn edited_passes(_run: &ScannedRun<'_>) -> usize {
         0
@@ -116,6 +119,8 @@ pub(super) struct Description {
     pub shared_parts: &'static [&'static str],
     /// [`Analyzer::EXTRA_TOKENS`]
     pub extra_tokens: Option<&'static str>,
+    /// [`Analyzer::BY_DEFAULT`]
+    pub by_default: bool,
     /// [`Analyzer::edited_passes`]
     pub edited_passes: fn(&ScannedRun<'_>) -> usize,
     /// Whether [`Analyzer::from_scan`] has a result.
@@ -132,6 +137,7 @@ impl Description {
             help: A::HELP,
             shared_parts: A::SHARED_PARTS,
             extra_tokens: A::EXTRA_TOKENS,
+            by_default: A::BY_DEFAULT,
             edited_passes: A::edited_passes,
             scan_suffices: |run| A::from_scan(run).is_some(),
             store_from_scan: |store, run| match A::from_scan(run) {
@@ -166,6 +172,13 @@ macro_rules! analyses {
             /// Its name: that of its file, and of its flag on the command line.
             pub fn name(self) -> &'static str {
                 match self { $(Analysis::$result => stringify!($module),)* }
+            }
+
+            /// The analyses to run if none is named: all but those with many passes.
+            pub fn by_default() -> Vec<Analysis> {
+                let mut analyses = Analysis::ALL.to_vec();
+                analyses.retain(|analysis| analysis.description().by_default);
+                analyses
             }
 
             /// What it computes, in one line.

@@ -158,6 +158,8 @@ impl Analyzer for EvictAnalyzer {
     type Output = Evict;
     const HELP: &'static str =
         "Drop keys from the cache by StreamingLLM, H2O and other policies: predictions, repetition";
+    /// Up to 17 caches and passes per trace.
+    const BY_DEFAULT: bool = false;
     const EXTRA_TOKENS: Option<&'static str> =
         Some("half of each trace and 64 written tokens once more per policy and budget");
 

@@ -112,7 +112,8 @@ impl KeyArgs {
     }
 }
 
-/// The requested analyses: one flag for each of [`Analysis::ALL`]. Without flags, all of them.
+/// The requested analyses: one flag for each of [`Analysis::ALL`]. Without flags,
+/// [`Analysis::by_default`].
 #[derive(Debug)]
 struct Analyses(Vec<Analysis>);
 
@@ -122,7 +123,7 @@ impl clap::Args for Analyses {
             clap::Arg::new(analysis.name())
                 .long(analysis.name())
                 .help(analysis.help())
-                .help_heading("Analyses (all, unless some are named)")
+                .help_heading("Analyses (all but eviction, unless some are named)")
                 .action(clap::ArgAction::SetTrue)
         };
         command.args(Analysis::ALL.map(flag))
@@ -137,7 +138,7 @@ impl clap::FromArgMatches for Analyses {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Analyses, clap::Error> {
         let named = |analysis: &Analysis| matches.get_flag(analysis.name());
         let named: Vec<Analysis> = Analysis::ALL.into_iter().filter(named).collect();
-        Ok(Analyses(if named.is_empty() { Analysis::ALL.to_vec() } else { named }))
+        Ok(Analyses(if named.is_empty() { Analysis::by_default() } else { named }))
     }
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
