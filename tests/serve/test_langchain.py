@@ -40,12 +40,12 @@ class Verdict(BaseModel):
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output(chat, method):
     judge = chat.with_structured_output(Verdict, method=method, strict=True)
-    assert isinstance(judge.invoke(MESSAGES, max_tokens=2000), Verdict)
+    assert isinstance(judge.invoke(MESSAGES, max_tokens=400), Verdict)
 
 
 def test_bound_tools(chat):
     bound = chat.bind_tools([Verdict], tool_choice="Verdict", strict=True)
-    call = bound.invoke(MESSAGES, max_tokens=2000).tool_calls[0]
+    call = bound.invoke(MESSAGES, max_tokens=400).tool_calls[0]
     assert call["name"] == "Verdict" and isinstance(Verdict(**call["args"]), Verdict)
 
 

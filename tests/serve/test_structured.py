@@ -7,8 +7,8 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-# The pair was not trained on JSON: it writes white space wherever the grammar lets it.
-MOST = 2000
+# The pair was not trained on JSON: it breaks lines wherever the grammar lets it.
+MOST = 400
 
 MESSAGES = [{"role": "user", "content": "Natalia sold 48 clips in April. Describe the sale."}]
 
