@@ -25,7 +25,7 @@ cargo test -p external-user --locked
 step "the report and the page of the server in a browser"
 if command -v chromedriver >/dev/null &&
     { command -v chromium || command -v google-chrome; } >/dev/null; then
-    cargo test -p fathom-lm --test browser --test serve_page --locked -- --ignored
+    cargo test --workspace --test browser --test serve_page --locked -- --ignored
 else
     echo "SKIPPED: chromium or chromedriver is missing" \
         "(Debian: apt-get install chromium chromium-driver)"
@@ -35,10 +35,10 @@ step "trained models"
 prepared=0
 ./tests/real/prepare.sh || prepared=$?
 case $prepared in
-    0) cargo test -p fathom-lm --test real --locked -- --ignored --nocapture ;;
+    0) cargo test --workspace --test real --locked -- --ignored --nocapture ;;
     75)
         echo "SKIPPED: SmolLM2 (above)"
-        cargo test -p fathom-lm --test real --locked -- --ignored --nocapture stories260k
+        cargo test --workspace --test real --locked -- --ignored --nocapture stories260k
         ;;
     *) exit "$prepared" ;;
 esac

@@ -119,6 +119,9 @@ impl Plan<'_> {
         };
         let of_engine: Vec<Vec<BenchResult>> = self.modes.iter().map(of_mode).collect();
         let mut all = vec![of_engine; engines.len()];
+        // The published benchmark is one of draft models: free guesses are left to their own mode.
+        let guesses = matches!(self.protocol, BenchProtocol::Natural { .. });
+        engines.iter_mut().for_each(|engine| engine.set_guesses_beside_drafts(guesses));
         for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
             for (engine, runs) in engines.iter_mut().zip(&mut all) {
                 let seconds = self.prefill(engine, batch, WARM_UP)?;

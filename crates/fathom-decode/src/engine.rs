@@ -102,6 +102,7 @@ pub struct Engine<B: Backend> {
     /// Texts that free guesses come from, next to each request's own.
     corpus: SuffixIndex,
     verification: Verification,
+    guesses_beside_drafts: bool,
     waiting: VecDeque<Slot<B>>,
     /// Admitted requests whose prompts are not completely in the caches, in the order of admission.
     prefilling: Vec<Slot<B>>,
@@ -164,6 +165,7 @@ impl<B: Backend> Engine<B> {
             planner: Planner::new(options.gamma),
             corpus: SuffixIndex::default(),
             verification: Verification::default(),
+            guesses_beside_drafts: true,
             waiting: VecDeque::new(),
             prefilling: Vec::new(),
             running: Vec::new(),
@@ -275,6 +277,12 @@ impl<B: Backend> Engine<B> {
         self.verification = verification;
     }
 
+    /// Whether `pearl` and `sd` may verify free guesses besides the draft model's tokens, from the
+    /// next step on; they do by default. Greedy texts do not depend on it.
+    pub fn set_guesses_beside_drafts(&mut self, on: bool) {
+        self.guesses_beside_drafts = on;
+    }
+
     /// Replaces the metrics and returns the old ones. The measurements of the planner are kept.
     pub fn replace_metrics(&mut self, metrics: EngineMetrics) -> EngineMetrics {
         std::mem::replace(&mut self.metrics, metrics)
@@ -313,6 +321,7 @@ impl<B: Backend> Engine<B> {
         let updates = self.decode()?;
         self.shrink_prefix_cache();
         self.metrics.pages_used = self.pages_held();
+        self.metrics.pages_cached = self.prefix_cache.unused();
         self.metrics.pages_total = self.options.kv_pages;
         Ok(updates)
     }

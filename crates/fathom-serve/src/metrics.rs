@@ -155,9 +155,12 @@ impl Metrics {
             names.iter().for_each(|name| self.gauge(name, value as f64));
         }
         self.gauge("fathom_gamma", own.gamma as f64);
-        let (used, total) = (own.pages_used, kv_pages);
+        let (cached, total) = (own.pages_cached, kv_pages);
+        let used = own.pages_used - cached;
         self.gauge("vllm:kv_cache_usage_perc", used as f64 / total.max(1) as f64);
-        for (state, pages) in [("used", used), ("peak", own.kv_pages), ("total", total)] {
+        for (state, pages) in
+            [("used", used), ("cached", cached), ("peak", own.kv_pages), ("total", total)]
+        {
             self.labelled_gauge("fathom_kv_pages", "state", state, pages as f64);
         }
         for (names, count) in [

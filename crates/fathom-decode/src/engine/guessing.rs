@@ -114,7 +114,8 @@ impl<B: Backend> Engine<B> {
             return;
         }
         self.running.iter_mut().for_each(|slot| slot.guesser.forget());
-        if mode == Mode::Ar || matches!(self.options.gamma, Gamma::Fixed(_)) {
+        let fixed = matches!(self.options.gamma, Gamma::Fixed(_));
+        if mode == Mode::Ar || fixed || !self.guesses_beside_drafts {
             return;
         }
         for slot in self.running.iter_mut().filter(|slot| slot.takes_argmax()) {

@@ -31,6 +31,8 @@ pub struct EngineMetrics {
     /// Pages now in the target's caches: those of the requests in the batch, and of the prefix
     /// cache.
     pub pages_used: usize,
+    /// Those of them that no text uses: the prefix cache keeps them until a text needs the room.
+    pub pages_cached: usize,
     /// The limit of `pages_used`.
     pub pages_total: usize,
     /// Largest number of pages in the target's caches after a pass.

@@ -105,6 +105,11 @@ impl<B: Backend> PrefixCache<B> {
         self.pages.len() - self.idle.len()
     }
 
+    /// Number of pages that no sequence shares.
+    pub fn unused(&self) -> usize {
+        self.idle.len()
+    }
+
     /// Evicts pages until at most `most` are left, or all others are in use.
     pub fn shrink_to(&mut self, most: usize) {
         while self.pages.len() > most {

@@ -149,7 +149,9 @@ impl<B: Backend> Worker<B> {
         let queued = status.queued;
         let (engine, metrics) = (&self.engine, &mut status.metrics);
         metrics.engine.clone_from(&engine.metrics);
-        metrics.engine.pages_used = engine.pages_held(); // requests may have been cancelled
+        // Requests may have been cancelled since the last step.
+        metrics.engine.pages_used = engine.pages_held();
+        metrics.engine.pages_cached = engine.prefix_cache.unused();
         metrics.waiting = engine.waiting.len() + queued;
         metrics.prefilling = engine.prefilling.len();
         metrics.running = engine.running.len();
