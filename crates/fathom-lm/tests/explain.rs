@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use common::{Checkpoint, assert_refused, contents, fathom, fixture, run, succeed};
+use fathom_lm::Analysis;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -181,12 +182,13 @@ fn an_explanation_that_was_killed_goes_on_and_ends_with_the_same_bytes() {
     let explain = || {
         let mut explain = fathom();
         explain.args(["explain", &run_dir, "--quiet", "--max-sinks", "6", "--threads", "1"]);
+        explain.args(Analysis::ALL.map(|analysis| format!("--{}", analysis.name())));
         explain.stdout(Stdio::null());
         explain
     };
     assert!(explain().status().unwrap().success());
     let expected = explained(&run_dir);
-    assert_eq!(expected.len(), 10, "results and nothing else");
+    assert_eq!(expected.len(), Analysis::ALL.len(), "results and nothing else");
 
     let dir = Path::new(&run_dir).join("explain");
     let parts = || fs::read_dir(dir.join("parts")).map_or(0, |files| files.count());

@@ -30,10 +30,14 @@ fn check(
             let (texts, metrics) = subject.generate(&decoding);
             assert_eq!(texts.len(), subject.prompts.len().max(batch_size));
             assert_eq!(metrics.preemptions > 0, batch_size > 1, "{mode:?}, batch {batch_size}");
-            if mode != ModeChoice::Always(Mode::Ar) {
-                let rate = metrics.acceptance.rate().unwrap_or(0.0);
-                assert!(rate < 0.9, "{mode:?}: {rate} of the drafts were accepted");
-            }
+            let rate = metrics.acceptance.rate().unwrap_or(0.0);
+            // Drafts have to be rejected. `auto` may guess from the text, and planted texts repeat.
+            let most = match mode {
+                ModeChoice::Always(Mode::Ar) => 0.0,
+                ModeChoice::Always(_) => 0.9,
+                ModeChoice::Auto => 0.99,
+            };
+            assert!(rate <= most, "{mode:?}: {rate} of the drafts were accepted");
             for Written { text, detection, .. } in texts {
                 let key = (text.task.index, text.tokens.clone());
                 let scan = scans.entry(key).or_insert_with(|| subject.scan(&text, rules));
