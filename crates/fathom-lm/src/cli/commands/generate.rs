@@ -220,11 +220,7 @@ impl Args {
     }
 
     fn mode(&self) -> ModeName {
-        self.mode.unwrap_or(match self.draft {
-            Some(DraftArg::Model(_)) => ModeName::Pearl,
-            Some(DraftArg::Suffix) => ModeName::Suffix,
-            None => ModeName::Ar,
-        })
+        self.mode.unwrap_or_else(|| ModeName::default_for(self.draft.as_ref()))
     }
 
     fn options(&self) -> GenerateOptions {

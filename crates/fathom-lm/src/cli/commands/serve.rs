@@ -1,13 +1,14 @@
 //! `fathom serve`: an OpenAI-compatible server.
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use fathom_serve::{Keys, LogFormat, ServerOptions};
 
+use crate::cli::draft_arg::DraftArg;
 use crate::cli::failure::Failure;
 use crate::cli::gamma_arg::GammaArg;
 use crate::cli::mode_arg::ModeName;
@@ -39,10 +40,11 @@ pub struct Args {
     #[command(flatten)]
     pair: PairArgs,
     /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
-    /// decoding continues without it
+    /// decoding continues without it. `suffix` needs no model: what followed the last tokens where
+    /// they occurred before, in the prompt or the text, is the draft
     #[arg(long, value_name = "D")]
-    draft: Option<String>,
-    /// Decoding mode [default: pearl with a draft, ar without]
+    draft: Option<DraftArg>,
+    /// Decoding mode [default: pearl with a draft model, suffix with --draft suffix, ar without]
     #[arg(long, value_enum, value_name = "MODE")]
     mode: Option<ModeName>,
     /// Draft length in tokens; `auto` measures which is fastest
@@ -72,7 +74,7 @@ pub struct Args {
 #[command(next_help_heading = "Server")]
 struct HttpArgs {
     /// Address to listen at: 127.0.0.1 for this machine only, 0.0.0.0 for all networks
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = address_of)]
     host: IpAddr,
     /// Port to listen at; 0 chooses a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
@@ -110,11 +112,18 @@ enum LogName {
     Json,
 }
 
+/// The address of a host, which may be a name such as `localhost`.
+fn address_of(host: &str) -> Result<IpAddr, String> {
+    let addresses = (host, 0).to_socket_addrs();
+    let first = addresses.ok().and_then(|mut addresses| addresses.next());
+    first.map(|address| address.ip()).ok_or("expected an IP address, or a name that has one".into())
+}
+
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
     let mut remarks = Remarks::new();
     let server = args.http.options(&mut remarks)?;
-    let pair = args.pair.open(args.draft.as_deref(), &args.prompt_args)?;
+    let pair = args.pair.open(args.draft.as_ref().and_then(DraftArg::model), &args.prompt_args)?;
     let options = args.options();
     pair.engine_options(&options).validate()?;
     let defaults = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
@@ -182,8 +191,7 @@ impl Args {
     }
 
     fn mode(&self) -> ModeName {
-        let default = if self.draft.is_some() { ModeName::Pearl } else { ModeName::Ar };
-        self.mode.unwrap_or(default)
+        self.mode.unwrap_or_else(|| ModeName::default_for(self.draft.as_ref()))
     }
 
     fn options(&self) -> GenerateOptions {
