@@ -344,18 +344,16 @@ def test_a_client_that_goes_ends_its_request(chat, client, model, server):
         next(iter(stream))
     stream.close()
     server.idle(within=5)
+    # Many sampled texts, which take far longer than the client waits.
+    long = {"model": model, "messages": MESSAGES, "max_tokens": 3000, "n": 32, "temperature": 1}
+    long["extra_body"] = {"ignore_eos": True}
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.3).chat.completions.create(
-            model=model, messages=MESSAGES, max_tokens=3000, extra_body={"ignore_eos": True}
-        )
+        client.with_options(timeout=0.3).chat.completions.create(**long)
     server.idle(within=5)
 
     async def cancel():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as together:
-            create = together.chat.completions.create(
-                model=model, messages=MESSAGES, max_tokens=3000, extra_body={"ignore_eos": True}
-            )
-            task = asyncio.create_task(create)
+            task = asyncio.create_task(together.chat.completions.create(**long))
             await asyncio.sleep(0.3)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -364,7 +362,8 @@ def test_a_client_that_goes_ends_its_request(chat, client, model, server):
     asyncio.run(cancel())
     server.idle(within=5)
     written = total(server.metrics(), "vllm:generation_tokens_total") - before
-    assert written < 6000, f"{written} tokens were written for nobody"
+    # 195 000 were asked for.
+    assert written < 65_000, f"{written} tokens were written for nobody"
 
 
 def test_a_full_queue_refuses(model):
