@@ -194,8 +194,8 @@ pub trait Backend: Send + Sync + 'static {
     fn narrow_pass(&self, pass: &mut Self::Pass<'_>, kept: &[usize]) -> Result<()>;
     /// Causal attention: `out[i, h] = Σ_k softmax_k(scale · q[i, h] · K[k]) V[k]` over the keys
     /// visible from row `i`'s position that the span's [`crate::KeyMask`] does not hide; spans may
-    /// have different lengths. `q` and `out` are `[rows, heads · head_dim]`. If `lse` is given, also
-    /// writes the log-sum-exp of the scaled scores, `[rows, heads]`.
+    /// have different lengths. `q` and `out` are `[rows, heads · head_dim]`. If `lse` is given,
+    /// also writes the log-sum-exp of the scaled scores, `[rows, heads]`.
     fn attend(
         &self,
         attention: &Attention,
@@ -205,8 +205,9 @@ pub trait Backend: Send + Sync + 'static {
         lse: Option<&mut Self::Rows>,
     ) -> Result<()>;
     /// Adds `exp(score - lse)` of every row to the column sum of its key, for spans that have
-    /// column sums, and the row's entropy if they sum it: Sink score (docs/definitions.md). Rows are added in position order, so the bits
-    /// do not depend on how the sequence is cut into passes.
+    /// column sums, and the row's entropy if they sum it: Sink score (docs/definitions.md). Rows
+    /// are added in position order, so the bits do not depend on how the sequence is cut into
+    /// passes.
     fn add_column_sums(
         &self,
         attention: &Attention,

@@ -37,8 +37,8 @@ impl KeyMask {
         until[key] = until[key].min(from);
     }
 
-    /// The position of the first query that does not see some earlier key; [`KeyMask::NEVER`] if all
-    /// do.
+    /// The position of the first query that does not see some earlier key; [`KeyMask::NEVER`] if
+    /// all do.
     pub fn first_query(&self) -> usize {
         let keys = self.until.iter().flat_map(|layer| layer.iter().enumerate());
         keys.map(|(key, until)| (*until).max(key + 1)).min().unwrap_or(KeyMask::NEVER)

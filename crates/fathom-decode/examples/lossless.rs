@@ -8,8 +8,8 @@
 //!
 //! DATA holds AIME.jsonl, CNNDM.jsonl, GSM8K.jsonl and HumanEval.jsonl. The last TAIL tokens of
 //! each prompt are continued (whole prompts at batch 16 with adaptive γ), so that hundreds of
-//! prompts in 120 combinations take minutes. At the end the target is its own draft, and every draft
-//! must be accepted. Exit code 1 at the first difference.
+//! prompts in 120 combinations take minutes. At the end the target is its own draft, and every
+//! draft must be accepted. Exit code 1 at the first difference.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -106,9 +106,9 @@ impl<B: Backend> Engine<B> {
         longest
     }
 
-    /// Plans guesses beside the drafts of a model, at an adaptive γ and for greedy texts: in `pearl`
-    /// after the pending drafts, where they fill the target's pass, and in `sd` in place of a chunk
-    /// if they are expected to be right for longer. Other modes keep or drop all guesses.
+    /// Plans guesses beside the drafts of a model, at an adaptive γ and for greedy texts: in
+    /// `pearl` after the pending drafts, where they fill the target's pass, and in `sd` in place of
+    /// a chunk if they are expected to be right for longer. Other modes keep or drop all guesses.
     pub(super) fn plan_guesses_beside_drafts(&mut self, mode: Mode, gamma: usize) {
         if mode == Mode::Suffix {
             return;

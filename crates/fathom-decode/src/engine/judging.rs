@@ -90,8 +90,8 @@ fn judge_one<B: Backend>(
     best: &[u32],
 ) -> Result<Outcome> {
     let position = slot.text.tokens().len();
-    // The mask of a row depends on the drafts accepted before it: a constrained text is judged token
-    // by token.
+    // The mask of a row depends on the drafts accepted before it: a constrained text is judged
+    // token by token.
     let block = verification == Verification::Block && slot.constraint.is_none();
     let argmax = slot.takes_argmax();
     let judge = LogitsJudge {

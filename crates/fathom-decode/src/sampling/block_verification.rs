@@ -83,8 +83,8 @@ fn residual_mass(p: &Distribution, q: &Distribution, weight: f64) -> f64 {
 /// A [`Judge`] that accepts the drafts of a chunk together. Drafts that were not drawn from a q,
 /// such as greedy ones, are judged one by one.
 ///
-/// After a rejection the sampler needs other random numbers ([`crate::Sampler::start_run`]): whether
-/// a draft is accepted depends on the draws of the drafts behind it.
+/// After a rejection the sampler needs other random numbers ([`crate::Sampler::start_run`]):
+/// whether a draft is accepted depends on the draws of the drafts behind it.
 pub struct BlockJudge<'a>(pub LogitsJudge<'a>);
 
 impl Judge for BlockJudge<'_> {

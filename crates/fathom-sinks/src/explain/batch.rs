@@ -39,8 +39,8 @@ pub(super) struct Batch<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Batch<'a, B> {
-    /// Empty sequences of a text that will have at least `planned_len` tokens. The first pass is the
-    /// plain one.
+    /// Empty sequences of a text that will have at least `planned_len` tokens. The first pass is
+    /// the plain one.
     pub fn new(
         model: &'a Transformer<B>,
         passes: Vec<&'a EditedPass>,
