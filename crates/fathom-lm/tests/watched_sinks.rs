@@ -31,8 +31,8 @@ fn check(
             assert_eq!(texts.len(), subject.prompts.len().max(batch_size));
             assert_eq!(metrics.preemptions > 0, batch_size > 1, "{mode:?}, batch {batch_size}");
             let rate = metrics.acceptance.rate().unwrap_or(0.0);
-            // Drafts have to be rejected. What `auto` drafts depends on the speeds it measures, and its
-            // guesses from planted texts, which repeat, may all be right.
+            // Drafts have to be rejected. What `auto` drafts depends on the speeds it measures, and
+            // its guesses from planted texts, which repeat, may all be right.
             let most = match mode {
                 ModeChoice::Always(Mode::Ar) => 0.0,
                 ModeChoice::Always(_) => 0.9,

@@ -9,6 +9,7 @@
 
 mod command;
 mod commands;
+mod decoding_args;
 mod detect_args;
 mod draft_arg;
 mod failure;

@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 
-use crate::cli::draft_arg::DraftArg;
 use crate::{Mode, ModeChoice};
 
 /// A decoding mode on the command line.
@@ -18,17 +17,6 @@ pub enum ModeName {
     Suffix,
     /// Measure the modes while decoding and use the fastest
     Auto,
-}
-
-impl ModeName {
-    /// The mode if none is named.
-    pub fn default_for(draft: Option<&DraftArg>) -> ModeName {
-        match draft {
-            Some(DraftArg::Model(_)) => ModeName::Pearl,
-            Some(DraftArg::Suffix) => ModeName::Suffix,
-            None => ModeName::Ar,
-        }
-    }
 }
 
 impl From<ModeName> for ModeChoice {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, Result, SamplingParams, recommended_params};
+use crate::{Error, Remark, Result, SamplingParams, recommended_params};
 use clap::ValueEnum;
 use fathom_model::RecommendedSampling;
 
@@ -90,7 +90,7 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 impl SamplingArgs {
     /// Whether any sampling parameter was given.
-    pub fn is_given(&self) -> bool {
+    fn is_given(&self) -> bool {
         let SamplingArgs { temperature, top_p, min_p, .. } = self;
         let numbers = [
             *temperature,
@@ -115,8 +115,17 @@ impl SamplingArgs {
     }
 
     /// Whether the base is the checkpoint's recommendation.
-    pub fn is_recommended(&self) -> bool {
+    fn is_recommended(&self) -> bool {
         self.sampling == Some(SamplingBase::Recommended)
+    }
+
+    /// A remark about a recommendation that is not followed, or not in all its parts.
+    pub fn recommendation(&self, recommended: &RecommendedSampling) -> Option<Remark> {
+        match (self.is_recommended(), self.is_given()) {
+            (true, _) => recommended.unsupported_remark(),
+            (false, true) => None,
+            (false, false) => recommended.remark(),
+        }
     }
 
     /// The sampling parameters. `recommended` is the recommendation of the model `target`.

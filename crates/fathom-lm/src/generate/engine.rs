@@ -92,9 +92,9 @@ impl TextEngine {
     }
 
     /// Streams the text for a prompt. The same prompt with the same parameters gives the same text,
-    /// independent of other requests in the batch. Above temperature 0 this holds in the modes `ar`
-    /// and `pearl`, and in `sd` with a fixed draft length. [`TextEngine::submit_ids`] can generate
-    /// several different texts with one seed.
+    /// independent of other requests in the batch. Above temperature 0 this holds in the modes
+    /// `ar`, `suffix` and `pearl`, and in `sd` with a fixed draft length.
+    /// [`TextEngine::submit_ids`] can generate several different texts with one seed.
     ///
     /// # Errors
     /// A prompt that cannot be encoded; as [`TextEngine::submit_ids`].

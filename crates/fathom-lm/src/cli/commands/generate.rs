@@ -10,12 +10,9 @@ use fathom_report::Decoding;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
-use crate::cli::draft_arg::DraftArg;
+use crate::cli::decoding_args::DecodingArgs;
 use crate::cli::failure::Failure;
-use crate::cli::gamma_arg::GammaArg;
-use crate::cli::mode_arg::ModeName;
 use crate::cli::output::Output;
-use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::sampling_args::SamplingArgs;
@@ -46,15 +43,7 @@ use crate::{
     a fixed --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
 pub struct Args {
     #[command(flatten)]
-    pair: PairArgs,
-    /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
-    /// decoding continues without it. `suffix` needs no model: what followed the last tokens where
-    /// they occurred before, in the prompt or the text, is the draft
-    #[arg(long, value_name = "D")]
-    draft: Option<DraftArg>,
-    /// Decoding mode [default: pearl with a draft model, suffix with --draft suffix, ar without]
-    #[arg(long, value_enum, value_name = "MODE")]
-    mode: Option<ModeName>,
+    decoding: DecodingArgs,
     #[command(flatten)]
     source: PromptSource,
     /// Use the first N prompts only
@@ -79,17 +68,10 @@ pub struct Args {
     /// Maximum number of texts in a batch
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch_size: usize,
-    /// Draft length in tokens; `auto` measures which is fastest
-    #[arg(long, value_name = "N", default_value = "auto")]
-    gamma: GammaArg,
     /// How the drafts of sampled text are judged; texts have the target's distribution either way,
     /// but those of a seed differ
     #[arg(long, value_enum, default_value_t = VerificationName::Token, value_name = "HOW")]
     verification: VerificationName,
-    /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
-    /// [default: enough for a batch of full contexts]
-    #[arg(long, value_name = "N")]
-    kv_pages: Option<usize>,
     // Last: the heading of a flattened group also applies to the options that follow it.
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -131,10 +113,10 @@ struct PromptSource {
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
-    let pair = args.pair.open(args.draft.as_ref().and_then(DraftArg::model), &args.prompt_args)?;
-    let options = args.options();
+    let pair = args.decoding.open(&args.prompt_args)?;
+    let options = args.decoding.options(args.batch_size, false);
     pair.engine_options(&options).validate()?;
-    let params = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
+    let params = args.sampling.params(pair.recommended_sampling(), &args.decoding.pair.target)?;
     params.validate_ids(pair.vocab())?;
     let sinks = args.sinks.plan(&pair)?;
     let mut remarks = Remarks::new();
@@ -193,12 +175,7 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
 impl Args {
     /// Advice about options that may not be what the user wants.
     fn advice(&self, pair: &Pair, params: &SamplingParams, longest: usize) -> Vec<Remark> {
-        let recommended = pair.recommended_sampling();
-        let recommended = match (self.sampling.is_recommended(), self.sampling.is_given()) {
-            (true, _) => recommended.unsupported_remark(),
-            (false, true) => None,
-            (false, false) => recommended.remark(),
-        };
+        let recommended = self.sampling.recommendation(pair.recommended_sampling());
         let same = self.samples > 1 && params.is_greedy();
         let same = same.then(|| {
             let samples = self.samples;
@@ -208,30 +185,13 @@ impl Args {
             );
             Remark::advice("same-samples", text)
         });
-        let beyond = match self.mode() {
-            ModeName::Ar | ModeName::Suffix => None,
-            _ => pair.draft_remark(longest.saturating_add(params.max_tokens)),
-        };
+        let longest = longest.saturating_add(params.max_tokens);
+        let beyond = self.decoding.draft_remark(pair, longest);
         recommended.into_iter().chain(same).chain(beyond).collect()
     }
 
     fn row_fields(&self) -> RowFields {
         RowFields { prompt: self.prompt_field.clone(), output: None }
-    }
-
-    fn mode(&self) -> ModeName {
-        self.mode.unwrap_or_else(|| ModeName::default_for(self.draft.as_ref()))
-    }
-
-    fn options(&self) -> GenerateOptions {
-        GenerateOptions {
-            mode: Some(self.mode().into()),
-            gamma: self.gamma.into(),
-            batch_size: self.batch_size,
-            kv_pages: self.kv_pages,
-            prefix_cache: false,
-            placement: self.pair.placement(),
-        }
     }
 
     /// The prompts as token ids.

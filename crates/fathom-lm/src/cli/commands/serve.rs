@@ -8,16 +8,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use fathom_serve::{Keys, LogFormat, ServerOptions};
 
-use crate::cli::draft_arg::DraftArg;
+use crate::cli::decoding_args::DecodingArgs;
 use crate::cli::failure::Failure;
-use crate::cli::gamma_arg::GammaArg;
-use crate::cli::mode_arg::ModeName;
 use crate::cli::output::Output;
-use crate::cli::pair_args::PairArgs;
 use crate::cli::progress::{self, LoadingBar};
 use crate::cli::prompt_args::PromptArgs;
 use crate::cli::sampling_args::SamplingArgs;
-use crate::{Error, GenerateOptions, Pair, Remark, Remarks, Result, ServeOptions};
+use crate::{Error, Pair, Remark, Remarks, Result, ServeOptions};
 
 /// Serve a model over HTTP, with the API of OpenAI
 ///
@@ -34,29 +31,14 @@ use crate::{Error, GenerateOptions, Pair, Remark, Remarks, Result, ServeOptions}
     -H 'Content-Type: application/json' http://127.0.0.1:8000/v1/chat/completions\n\n\
     Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, \
     /health, /ready, /metrics, /openapi.json and a page at /.\n\
-    Sampled text is reproducible from its seed in the modes ar and pearl, and in sd with a fixed \
-    --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
+    Sampled text is reproducible from its seed in the modes ar, suffix and pearl, and in sd with \
+    a fixed --gamma. Otherwise it depends on the draft length, which is chosen by measurement.")]
 pub struct Args {
     #[command(flatten)]
-    pair: PairArgs,
-    /// The draft: a smaller model with the target's vocabulary; beyond the draft's context,
-    /// decoding continues without it. `suffix` needs no model: what followed the last tokens where
-    /// they occurred before, in the prompt or the text, is the draft
-    #[arg(long, value_name = "D")]
-    draft: Option<DraftArg>,
-    /// Decoding mode [default: pearl with a draft model, suffix with --draft suffix, ar without]
-    #[arg(long, value_enum, value_name = "MODE")]
-    mode: Option<ModeName>,
-    /// Draft length in tokens; `auto` measures which is fastest
-    #[arg(long, value_name = "N", default_value = "auto")]
-    gamma: GammaArg,
+    decoding: DecodingArgs,
     /// Maximum number of texts in a batch
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch_size: usize,
-    /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
-    /// [default: enough for a batch of full contexts]
-    #[arg(long, value_name = "N")]
-    kv_pages: Option<usize>,
     /// Compute every prompt whole, instead of taking keys and values of earlier texts that begin
     /// with the same tokens; the texts are the same
     #[arg(long)]
@@ -123,10 +105,10 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     args.sampling.check()?;
     let mut remarks = Remarks::new();
     let server = args.http.options(&mut remarks)?;
-    let pair = args.pair.open(args.draft.as_ref().and_then(DraftArg::model), &args.prompt_args)?;
-    let options = args.options();
+    let pair = args.decoding.open(&args.prompt_args)?;
+    let options = args.decoding.options(args.batch_size, !args.no_prefix_cache);
     pair.engine_options(&options).validate()?;
-    let defaults = args.sampling.params(pair.recommended_sampling(), &args.pair.target)?;
+    let defaults = args.sampling.params(pair.recommended_sampling(), &args.decoding.pair.target)?;
     defaults.validate_ids(pair.vocab())?;
     remarks.extend(pair.remarks());
     remarks.extend(args.advice(&pair));
@@ -139,7 +121,8 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         LogName::Text => LogFormat::Text,
         LogName::Json => LogFormat::Json,
     });
-    let name = Some(args.http.served_model_name.as_ref().unwrap_or(&args.pair.target).clone());
+    let name =
+        Some(args.http.served_model_name.as_ref().unwrap_or(&args.decoding.pair.target).clone());
     let server = crate::serve(&engine, ServeOptions { server, name, defaults })?;
     server.end_on_signals();
     writeln!(out, "listening on http://{}", server.address())?;
@@ -177,31 +160,8 @@ impl HttpArgs {
 impl Args {
     /// Advice about options that may not be what the user wants.
     fn advice(&self, pair: &Pair) -> Vec<Remark> {
-        let recommended = pair.recommended_sampling();
-        let recommended = match (self.sampling.is_recommended(), self.sampling.is_given()) {
-            (true, _) => recommended.unsupported_remark(),
-            (false, true) => None,
-            (false, false) => recommended.remark(),
-        };
-        let beyond = match self.mode() {
-            ModeName::Ar => None,
-            _ => pair.draft_remark(usize::MAX),
-        };
+        let recommended = self.sampling.recommendation(pair.recommended_sampling());
+        let beyond = self.decoding.draft_remark(pair, usize::MAX);
         recommended.into_iter().chain(beyond).collect()
-    }
-
-    fn mode(&self) -> ModeName {
-        self.mode.unwrap_or_else(|| ModeName::default_for(self.draft.as_ref()))
-    }
-
-    fn options(&self) -> GenerateOptions {
-        GenerateOptions {
-            mode: Some(self.mode().into()),
-            gamma: self.gamma.into(),
-            batch_size: self.batch_size,
-            kv_pages: self.kv_pages,
-            prefix_cache: !self.no_prefix_cache,
-            placement: self.pair.placement(),
-        }
     }
 }
