@@ -26,9 +26,10 @@ use fathom_model::{
 };
 
 const BENCHMARKS: [&str; 4] = ["AIME", "CNNDM", "GSM8K", "HumanEval"];
-const MODES: [ModeChoice; 4] = [
+const MODES: [ModeChoice; 5] = [
     ModeChoice::Always(Mode::Sd),
     ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Always(Mode::Forked),
     ModeChoice::Always(Mode::Suffix),
     ModeChoice::Auto,
 ];
@@ -140,7 +141,7 @@ impl Sweep {
             }
             drop(engines);
             let mut itself = self.engine(&self.target, precision, (1, 1))?;
-            for mode in [Mode::Sd, Mode::Pearl] {
+            for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
                 let options = self.options(ModeChoice::Always(mode), 4, Some(5));
                 itself.replace_metrics(EngineMetrics::default());
                 let texts = self.texts(&mut itself, options, &tails)?;

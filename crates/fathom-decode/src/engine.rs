@@ -39,7 +39,7 @@ use crate::{Mode, Planner, Proposal, SuffixIndex, Verification};
 use draft_worker::DraftWorker;
 pub use edit_watcher::{ChangedRows, EditWatcher};
 pub use handle::{Canceller, EngineHandle, RequestUpdates, UpdateCallback};
-pub use metrics::{EngineMetrics, HandleMetrics};
+pub use metrics::{BranchMetrics, EngineMetrics, HandleMetrics};
 pub use options::{EngineOptions, Gamma, ModeChoice};
 use prefix_cache::PrefixCache;
 pub use request::{Done, Request, Ticket, Update};
@@ -334,8 +334,9 @@ impl<B: Backend> Engine<B> {
         if self.running.is_empty() {
             return Ok(Vec::new());
         }
-        let (mode, gamma) = self.plan();
-        self.target.backend().set_co_running(mode == Mode::Pearl);
+        let plan = self.plan();
+        let mode = plan.mode;
+        self.target.backend().set_co_running(mode.is_parallel());
         // `work`: seconds in the models. Time in which both run counts once.
         let (chunks, scores, work) = match mode {
             Mode::Ar => {
@@ -343,7 +344,7 @@ impl<B: Backend> Engine<B> {
                 (vec![Proposal::new(); self.running.len()], scores, scoring)
             }
             Mode::Sd => {
-                let job = self.start_drafting(mode, gamma);
+                let job = self.start_drafting(plan);
                 let (mut chunks, drafting) = self.finish_drafting(mode, job)?;
                 self.replace_drafts(&mut chunks);
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
@@ -354,8 +355,8 @@ impl<B: Backend> Engine<B> {
                 let (scores, scoring) = self.score(mode, Some(&chunks))?;
                 (chunks, scores, scoring)
             }
-            Mode::Pearl => {
-                let job = self.start_drafting(mode, gamma);
+            Mode::Pearl | Mode::Forked => {
+                let job = self.start_drafting(plan);
                 let (scores, scoring) = self.score(mode, None)?;
                 let (chunks, drafting) = self.finish_drafting(mode, job)?;
                 (chunks, scores, drafting.max(scoring))

@@ -2,6 +2,7 @@
 
 pub mod ar;
 pub mod bench;
+mod branch;
 mod completion;
 mod constraint;
 pub mod engine;
@@ -23,6 +24,7 @@ mod threads;
 mod verify;
 mod vocabulary;
 
+pub use branch::{Alternatives, Branch, likeliest_rejections};
 pub use completion::{Completion, EndRules, Finish, StopCheck};
 pub use constraint::{ConstrainedText, Constraint, TokenMask};
 pub use metrics::{Acceptance, AcceptedRuns};

@@ -15,6 +15,8 @@ pub enum Mode {
     Sd,
     /// PEARL: draft and verify at the same time.
     Pearl,
+    /// PEARL whose draft also continues behind the likeliest rejections ([`crate::Branch`]).
+    Forked,
     /// Speculation without a draft model: guesses from the text itself ([`crate::SuffixIndex`]),
     /// then verification in one pass.
     Suffix,
@@ -22,13 +24,18 @@ pub enum Mode {
 
 impl Mode {
     /// All modes.
-    pub const ALL: [Mode; 4] = [Mode::Ar, Mode::Sd, Mode::Pearl, Mode::Suffix];
+    pub const ALL: [Mode; 5] = [Mode::Ar, Mode::Sd, Mode::Pearl, Mode::Forked, Mode::Suffix];
     /// The modes that need no draft model.
     pub const WITHOUT_DRAFT_MODEL: [Mode; 2] = [Mode::Ar, Mode::Suffix];
 
     /// Whether the mode verifies drafts, of a model or of the text itself.
     pub fn drafts(self) -> bool {
         self != Mode::Ar
+    }
+
+    /// Whether target and draft run at the same time.
+    pub fn is_parallel(self) -> bool {
+        matches!(self, Mode::Pearl | Mode::Forked)
     }
 
     /// Whether the mode needs a draft model.
@@ -43,6 +50,7 @@ impl fmt::Display for Mode {
             Mode::Ar => "ar",
             Mode::Sd => "sd",
             Mode::Pearl => "pearl",
+            Mode::Forked => "forked",
             Mode::Suffix => "suffix",
         })
     }
@@ -53,7 +61,9 @@ impl FromStr for Mode {
 
     fn from_str(name: &str) -> Result<Mode> {
         Mode::ALL.into_iter().find(|mode| mode.to_string() == name).ok_or_else(|| {
-            Error::Request(format!("mode is `{name}`; expected `ar`, `sd`, `pearl` or `suffix`"))
+            Error::Request(format!(
+                "mode is `{name}`; expected `ar`, `sd`, `pearl`, `forked` or `suffix`"
+            ))
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use fathom_model::Result;
 
-use crate::{Completion, Drafted, Judge, Outcome, Proposal, Verdict, verify};
+use crate::{Branch, Completion, Drafted, Judge, Outcome, Proposal, Verdict, verify};
 
 /// What the target judges in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +128,33 @@ impl Pearl {
         judge: &mut dyn Judge,
     ) -> Result<Outcome> {
         self.step_with_guesses(text, chunk, &[], judge)
+    }
+
+    /// Ends a step of `forked`, for which the draft prepared `branches`: [`Pearl::step_with_guesses`],
+    /// and if the text took a branch after a rejection, what is left of it is pending. Returns
+    /// which one.
+    ///
+    /// # Errors
+    /// Errors of the judge: logits that are not numbers.
+    pub fn step_with_branches(
+        &mut self,
+        text: &mut Completion,
+        chunk: Proposal,
+        guesses: &[u32],
+        branches: &[Branch],
+        judge: &mut dyn Judge,
+    ) -> Result<(Outcome, Option<usize>)> {
+        let before = text.tokens().len();
+        let outcome = self.step_with_guesses(text, chunk, guesses, judge)?;
+        if !outcome.ends_run || text.is_finished() {
+            return Ok((outcome, None));
+        }
+        let committed = &text.tokens()[before..];
+        let taken = branches.iter().position(|branch| branch.is_taken(committed));
+        if let Some(branch) = taken.and_then(|i| branches.get(i)) {
+            self.pending = branch.rest(committed).to_vec();
+        }
+        Ok((outcome, taken))
     }
 
     /// Drops the pending drafts, as when the mode changes. Returns their number.

@@ -4,6 +4,7 @@
 #[allow(clippy::unwrap_used)]
 mod ablation;
 mod auto_mode;
+mod branches;
 mod gamma;
 mod guesses;
 mod pass_cost;
@@ -22,7 +23,18 @@ pub(crate) use guesses::{Guessed, Guessing};
 pub use running::{Line, Mean};
 use speeds::Speeds;
 
-/// Chooses the mode and γ of every step from the measured costs and acceptance of earlier steps.
+/// What the next step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// The mode.
+    pub mode: Mode,
+    /// The length of a chunk; 0 in `ar`.
+    pub gamma: usize,
+    /// Branches of every sequence; 0 except in `forked`.
+    pub branches: usize,
+}
+
+/// Chooses the mode, γ and branches of every step from the measured costs and acceptance of earlier steps.
 #[derive(Clone, Debug, Default)]
 pub struct Planner {
     /// Measured costs and acceptance.
@@ -60,7 +72,7 @@ impl Planner {
         guessed: &[Guessed],
     ) -> Vec<usize> {
         match mode {
-            Mode::Pearl => self.guessing.beside_pearl(guessed, gamma, &self.speeds),
+            Mode::Pearl | Mode::Forked => self.guessing.beside_pearl(guessed, gamma, &self.speeds),
             _ => self.guessing.instead_of_drafts(guessed, gamma, &self.speeds),
         }
     }
@@ -70,7 +82,7 @@ impl Planner {
         self.gamma.longest()
     }
 
-    /// The mode of the next step, and γ (0 for `ar` and `suffix`). `auto` chooses one of `modes`.
+    /// The next step: γ is 0 for `ar` and `suffix`. `auto` chooses one of `modes`.
     ///
     /// `runs` holds the length in tokens of the current run of each sequence that speculates, and
     /// `phases` their PEARL phases. `plain` is the number of other sequences in the batch, which
@@ -82,7 +94,7 @@ impl Planner {
         runs: &[usize],
         plain: usize,
         phases: impl Iterator<Item = Phase>,
-    ) -> (Mode, usize) {
+    ) -> StepPlan {
         let Planner { speeds, gamma, auto, guessing } = self;
         let mut lengths = |mode| match mode {
             Mode::Ar | Mode::Suffix => Lengths::same(0),
@@ -106,10 +118,11 @@ impl Planner {
                 (mode, lengths[&mode])
             }
         };
-        match mode {
-            Mode::Pearl => (mode, lengths.of_step(phases)),
-            _ => (mode, lengths.post_verify),
-        }
+        let gamma = match mode.is_parallel() {
+            true => lengths.of_step(phases),
+            false => lengths.post_verify,
+        };
+        StepPlan { mode, gamma, branches: lengths.branches }
     }
 }
 
@@ -124,7 +137,7 @@ fn adaptive(gamma: Gamma) -> AdaptiveGamma {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::simulate::{self, Simulation};
+    use crate::simulate::{self, Chances, Simulation};
     use crate::{GammaLimits, Purpose, RequestRng};
 
     /// The modes of an engine with a draft model and without guesses.
@@ -175,7 +188,8 @@ mod tests {
         let rng = RequestRng::new(9, 9);
         let (mut step, mut slowness) = (0, 1.0_f64);
         let mut tokens_per_second = |choice, steps| {
-            let new = |request| Simulation::new(acceptance, RequestRng::new(5, request)).unwrap();
+            let chances = Chances::acceptance(acceptance);
+            let new = |request| Simulation::new(chances, RequestRng::new(5, request)).unwrap();
             let mut all: Vec<_> = (0..batch as u64).map(new).collect();
             let (mut tokens, mut seconds) = (0, 0.0);
             for _ in 0..steps {
@@ -183,7 +197,7 @@ mod tests {
                 slowness = (slowness * noise(&rng, step, 0.02)).clamp(0.7, 1.4);
                 let runs: Vec<usize> = all.iter().map(|one| one.runs.open()).collect();
                 let phases = all.iter().map(|one| one.pearl.phase());
-                let (mode, gamma) = planner.plan(choice, &MODES, &runs, 0, phases);
+                let StepPlan { mode, gamma, .. } = planner.plan(choice, &MODES, &runs, 0, phases);
                 if mode != Mode::Pearl {
                     all.iter_mut().for_each(|one| _ = one.pearl.clear());
                 }

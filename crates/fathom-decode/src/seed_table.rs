@@ -5,7 +5,7 @@ use std::path::Path;
 
 use fathom_model::{Error, Result};
 
-use crate::simulate::{self, Protocol, StepCosts};
+use crate::simulate::{self, Chances, Protocol, StepCosts};
 use crate::{Lengths, Mode};
 
 /// Tokens per sample of the published autoregressive baseline.
@@ -14,6 +14,10 @@ const AR_TOKENS: usize = 200;
 const PEARL_STEPS: usize = 100;
 /// Candidates of γ for a model pair.
 const GAMMAS: std::ops::RangeInclusive<usize> = 1..=20;
+
+/// Chance that a rejection is one that the draft prepared for, as measured on the trained pair
+/// (docs/pearl.md).
+pub const BRANCH_CHANCE: f64 = 0.6;
 
 /// A PEARL row of the table.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +49,8 @@ pub struct Prediction {
     pub acceptance: f64,
     /// Tokens per step of the simulation with this γ and acceptance.
     pub predicted: f64,
+    /// Tokens per step of forked PEARL with this γ and acceptance.
+    pub forked: f64,
     /// Number of samples in complete batches of the benchmark's prompts, if it differs from
     /// [`PublishedRow::samples`]. The benchmark has as many prompts as its row at batch size 1 has
     /// samples.
@@ -143,10 +149,15 @@ fn cells(line: &str) -> Vec<&str> {
 /// Drafts are accepted independently, with one probability per row: the one at which the simulated
 /// protocol (100 steps per sample) has the row's MAT.
 ///
+/// Forked PEARL is simulated with the same γ and acceptance, and with a prepared branch for
+/// `branch_chance` of the rejections. Tokens per step then say what it would give if the rows of
+/// the branches cost the draft nothing, as on a device that is bound by memory.
+///
 /// # Errors
 /// Errors of the state machines.
-pub fn predict(rows: &[PublishedRow]) -> Result<Vec<Prediction>> {
-    let curves: Vec<Curve> = GAMMAS.map(Curve::simulate).collect::<Result<_>>()?;
+pub fn predict(rows: &[PublishedRow], branch_chance: f64) -> Result<Vec<Prediction>> {
+    let simulate = |gamma| Curve::simulate(gamma, branch_chance);
+    let curves: Vec<Curve> = GAMMAS.map(simulate).collect::<Result<_>>()?;
     let mut fitted = BTreeMap::new();
     let predictions = rows.iter().map(|row| {
         let curve = *fitted.entry((&row.draft, &row.target)).or_insert_with(|| {
@@ -154,18 +165,22 @@ pub fn predict(rows: &[PublishedRow]) -> Result<Vec<Prediction>> {
                 |other: &&PublishedRow| (&other.draft, &other.target) == (&row.draft, &row.target);
             let error = |curve: &Curve| -> f64 {
                 let pair = rows.iter().filter(same_pair);
-                pair.map(|row| (curve.at(row.mat).1 / row.tokens_per_step - 1.0).abs()).sum()
+                pair.map(|row| {
+                    (curve.at(row.mat).tokens_per_step / row.tokens_per_step - 1.0).abs()
+                })
+                .sum()
             };
             // `GAMMAS` is not empty.
             (0..curves.len())
                 .min_by(|&a, &b| error(&curves[a]).total_cmp(&error(&curves[b])))
                 .unwrap_or(0)
         });
-        let (acceptance, predicted) = curves[curve].at(row.mat);
+        let point = curves[curve].at(row.mat);
         Prediction {
             gamma: curves[curve].gamma,
-            acceptance,
-            predicted,
+            acceptance: point.acceptance,
+            predicted: point.tokens_per_step,
+            forked: point.forked,
             batch_samples: batch_samples(rows, row),
             row: row.clone(),
         }
@@ -187,33 +202,56 @@ fn batch_samples(rows: &[PublishedRow], row: &PublishedRow) -> Option<usize> {
 /// Tokens per step as a function of MAT, at one γ.
 struct Curve {
     gamma: usize,
-    /// (MAT, acceptance, tokens per step), ascending in MAT.
-    points: Vec<(f64, f64, f64)>,
+    /// Ascending in MAT.
+    points: Vec<Point>,
+}
+
+/// Simulations at one acceptance probability.
+#[derive(Clone, Copy)]
+struct Point {
+    mat: f64,
+    acceptance: f64,
+    /// Of PEARL.
+    tokens_per_step: f64,
+    /// Of forked PEARL.
+    forked: f64,
 }
 
 impl Curve {
-    fn simulate(gamma: usize) -> Result<Curve> {
+    fn simulate(gamma: usize, branch_chance: f64) -> Result<Curve> {
         let protocol = Protocol { sequences: 300, batch: 1, steps: PEARL_STEPS, seed: 0 };
         let any = StepCosts::new(0.0, |_| 1.0); // only tokens are used
         // Mean run lengths 1, 1.15, 1.15², … 76: evenly spaced on a logarithmic scale.
         let runs = (0..32).map(|i| 1.15_f64.powi(i));
         let point = |run: f64| {
-            let acceptance = 1.0 - 1.0 / run;
-            let simulated =
-                simulate::run(Mode::Pearl, Lengths::same(gamma), acceptance, protocol, &any)?;
-            Ok((simulated.mat, acceptance, simulated.published_tokens_per_step))
+            let chances = Chances { acceptance: 1.0 - 1.0 / run, branch: branch_chance };
+            let simulate =
+                |mode| simulate::run(mode, Lengths::same(gamma), chances, protocol, &any);
+            let (pearl, forked) = (simulate(Mode::Pearl)?, simulate(Mode::Forked)?);
+            Ok(Point {
+                mat: pearl.mat,
+                acceptance: chances.acceptance,
+                tokens_per_step: pearl.published_tokens_per_step,
+                forked: forked.published_tokens_per_step,
+            })
         };
         let mut points: Vec<_> = runs.map(point).collect::<Result<_>>()?;
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points.sort_by(|a, b| a.mat.total_cmp(&b.mat));
         Ok(Curve { gamma, points })
     }
 
-    /// Acceptance and tokens per step at `mat`, linear between the simulated points.
-    fn at(&self, mat: f64) -> (f64, f64) {
-        let after = self.points.partition_point(|point| point.0 < mat);
+    /// The values at `mat`, linear between the simulated points.
+    fn at(&self, mat: f64) -> Point {
+        let after = self.points.partition_point(|point| point.mat < mat);
         let after = after.clamp(1, self.points.len() - 1);
         let (a, b) = (self.points[after - 1], self.points[after]);
-        let t = ((mat - a.0) / (b.0 - a.0)).clamp(0.0, 1.0);
-        (a.1 + t * (b.1 - a.1), a.2 + t * (b.2 - a.2))
+        let t = ((mat - a.mat) / (b.mat - a.mat)).clamp(0.0, 1.0);
+        let between = |a: f64, b: f64| a + t * (b - a);
+        Point {
+            mat,
+            acceptance: between(a.acceptance, b.acceptance),
+            tokens_per_step: between(a.tokens_per_step, b.tokens_per_step),
+            forked: between(a.forked, b.forked),
+        }
     }
 }

@@ -3,8 +3,8 @@
 use fathom_model::Result;
 
 use crate::{
-    AcceptedRuns, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl, Proposal,
-    Purpose, RequestRng, Verdict, ar, sd,
+    AcceptedRuns, Branch, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl,
+    Proposal, Purpose, RequestRng, Verdict, ar, sd,
 };
 
 /// Size of a simulation.
@@ -42,7 +42,7 @@ pub struct StepCosts<Pass> {
 }
 
 impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
-    /// `draft`: drafting one token for every sequence of a batch. `pass(rows)`: a target pass over
+    /// `draft`: drafting one token for every sequence of a batch, and for its branches. `pass(rows)`: a target pass over
     /// `rows` tokens of all sequences together. For PEARL, the costs while both models run.
     pub fn new(draft: f64, pass: Pass) -> StepCosts<Pass> {
         StepCosts { draft, pass }
@@ -55,12 +55,28 @@ impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
 }
 
 /// Seconds of a step from those of drafting and of the target pass: `pass` for `ar` and `suffix`,
-/// whose guesses are free, the sum for `sd`, the maximum for `pearl`.
+/// whose guesses are free, the sum for `sd`, the maximum for `pearl` and `forked`.
 pub(crate) fn seconds(mode: Mode, draft: f64, pass: f64) -> f64 {
     match mode {
         Mode::Ar | Mode::Suffix => pass,
         Mode::Sd => draft + pass,
-        Mode::Pearl => draft.max(pass),
+        Mode::Pearl | Mode::Forked => draft.max(pass),
+    }
+}
+
+/// What happens at random in a simulation, independently from token to token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chances {
+    /// A draft is accepted.
+    pub acceptance: f64,
+    /// A rejection is one that the draft prepared a branch for, in `forked`.
+    pub branch: f64,
+}
+
+impl Chances {
+    /// Drafts that are accepted with this probability, without branches.
+    pub fn acceptance(acceptance: f64) -> Chances {
+        Chances { acceptance, branch: 0.0 }
     }
 }
 
@@ -74,10 +90,10 @@ pub(crate) struct Simulation {
 
 impl Simulation {
     /// A sequence with its first token, which is the target's own.
-    pub(crate) fn new(acceptance: f64, rng: RequestRng) -> Result<Simulation> {
+    pub(crate) fn new(chances: Chances, rng: RequestRng) -> Result<Simulation> {
         let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
         let mut text = Completion::new(Vec::new(), end);
-        let mut judge = BernoulliJudge { acceptance, rng, position: 0 };
+        let mut judge = BernoulliJudge { chances, rng, position: 0 };
         ar::step(&mut text, &mut judge)?;
         Ok(Simulation { text, pearl: Pearl::new(), runs: AcceptedRuns::default(), judge })
     }
@@ -87,7 +103,7 @@ impl Simulation {
         1 + match mode {
             Mode::Ar => 0,
             Mode::Sd | Mode::Suffix => gamma,
-            Mode::Pearl => self.pearl.pending().len(),
+            Mode::Pearl | Mode::Forked => self.pearl.pending().len(),
         }
     }
 
@@ -98,21 +114,31 @@ impl Simulation {
             Mode::Ar => ar::step(&mut self.text, &mut self.judge)?,
             Mode::Sd | Mode::Suffix => sd::step(&mut self.text, &chunk, &mut self.judge)?,
             Mode::Pearl => self.pearl.step(&mut self.text, chunk, &mut self.judge)?,
+            Mode::Forked => self.forked_step(chunk)?,
         };
         self.runs.record(&outcome);
         Ok(outcome)
     }
+
+    /// A step in which a branch is prepared behind every draft, for the correction [`PREPARED`].
+    fn forked_step(&mut self, chunk: Proposal) -> Result<Outcome> {
+        let drafts = chunk.get(1..).unwrap_or_default();
+        let branch = |after| Branch { after, token: PREPARED, drafts: drafts.to_vec() };
+        let branches: Vec<Branch> = (0..=self.pearl.pending().len()).map(branch).collect();
+        let Simulation { text, pearl, judge, .. } = self;
+        pearl.step_with_branches(text, chunk, &[], &branches, judge).map(|(outcome, _)| outcome)
+    }
 }
 
-/// Simulates `protocol`. Every draft is accepted independently with probability `acceptance`. A
-/// step costs what `costs` states for its mode, γ and rows.
+/// Simulates `protocol` with the state machines of the engine. A step costs what `costs` states for
+/// its mode, γ and rows.
 ///
 /// # Errors
 /// Errors of the state machines.
 pub fn run(
     mode: Mode,
     lengths: Lengths,
-    acceptance: f64,
+    chances: Chances,
     protocol: Protocol,
     costs: &StepCosts<impl Fn(f64) -> f64>,
 ) -> Result<Simulated> {
@@ -120,12 +146,12 @@ pub fn run(
     let requests: Vec<u64> = (0..protocol.sequences as u64).collect();
     for batch in requests.chunks(protocol.batch.max(1)) {
         let new =
-            |request: &u64| Simulation::new(acceptance, RequestRng::new(protocol.seed, *request));
+            |request: &u64| Simulation::new(chances, RequestRng::new(protocol.seed, *request));
         let mut batch = batch.iter().map(new).collect::<Result<Vec<_>>>()?;
         for _ in 0..protocol.steps {
-            let gamma = match mode {
-                Mode::Pearl => lengths.of_step(batch.iter().map(|one| one.pearl.phase())),
-                _ => lengths.post_verify,
+            let gamma = match mode.is_parallel() {
+                true => lengths.of_step(batch.iter().map(|one| one.pearl.phase())),
+                false => lengths.post_verify,
             };
             let rows = batch.iter().map(|sequence| sequence.rows(mode, gamma)).sum();
             seconds += costs.step(mode, gamma, rows);
@@ -153,18 +179,26 @@ pub fn run(
 const DRAFTED: u32 = 0;
 /// The target's own token, after a rejected draft or without a draft.
 const CORRECTED: u32 = 1;
+/// The target's own token, if the draft has a branch behind it.
+const PREPARED: u32 = 2;
 
-/// A target that accepts each draft with the same probability.
+/// A target that accepts each draft with the same probability, and whose corrections are prepared
+/// for with the same probability.
 struct BernoulliJudge {
-    acceptance: f64,
+    chances: Chances,
     rng: RequestRng,
     position: usize,
 }
 
 impl Judge for BernoulliJudge {
     fn judge(&mut self, row: usize, _draft: &Drafted) -> Result<Verdict> {
-        let u = self.rng.uniform(self.position + row, Purpose::Accept);
-        Ok(if u < self.acceptance { Verdict::Accept } else { Verdict::Reject(CORRECTED) })
+        let happens =
+            |purpose, chance: f64| self.rng.uniform(self.position + row, purpose) < chance;
+        Ok(match happens(Purpose::Accept, self.chances.acceptance) {
+            true => Verdict::Accept,
+            false if happens(Purpose::Residual, self.chances.branch) => Verdict::Reject(PREPARED),
+            false => Verdict::Reject(CORRECTED),
+        })
     }
 
     fn sample(&mut self, _row: usize) -> Result<u32> {
@@ -180,7 +214,8 @@ mod tests {
     const LONG: Protocol = Protocol { sequences: 20, batch: 1, steps: 5_000, seed: 3 };
 
     fn simulate(mode: Mode, gamma: usize, acceptance: f64) -> Simulated {
-        run(mode, Lengths::same(gamma), acceptance, LONG, &StepCosts::new(0.0, |_| 1.0)).unwrap()
+        let chances = Chances::acceptance(acceptance);
+        run(mode, Lengths::same(gamma), chances, LONG, &StepCosts::new(0.0, |_| 1.0)).unwrap()
     }
 
     #[test]
@@ -188,7 +223,9 @@ mod tests {
         for gamma in [1, 2, 5, 9] {
             // The first step is a pre-verify, which commits one token.
             let tokens = ((LONG.steps - 1) * gamma + 1) as f64 / LONG.steps as f64;
-            assert_eq!(simulate(Mode::Pearl, gamma, 1.0).tokens_per_step, tokens);
+            for mode in [Mode::Pearl, Mode::Forked] {
+                assert_eq!(simulate(mode, gamma, 1.0).tokens_per_step, tokens);
+            }
             for mode in [Mode::Sd, Mode::Suffix] {
                 assert_eq!(simulate(mode, gamma, 1.0).tokens_per_step, gamma as f64 + 1.0);
             }
@@ -224,6 +261,26 @@ mod tests {
         }
     }
 
+    /// A run after a prepared rejection has γ - 1 pending drafts, so 1/(1-α) tokens take 1/(1-α^γ)
+    /// steps; after another it begins with a pre-verify step, like PEARL's.
+    #[test]
+    fn a_branch_saves_the_step_after_a_rejection() {
+        for (gamma, alpha, branch) in
+            [(2, 0.6_f64, 0.5), (8, 0.8, 0.7), (8, 0.9, 1.0), (4, 0.7, 0.0)]
+        {
+            let chances = Chances { acceptance: alpha, branch };
+            let free = StepCosts::new(0.0, |_| 1.0);
+            let forked = run(Mode::Forked, Lengths::same(gamma), chances, LONG, &free).unwrap();
+            let all_accepted = alpha.powi(gamma as i32);
+            let prepared = 1.0 / (1.0 - all_accepted);
+            let unprepared = 1.0 + alpha / (1.0 - all_accepted);
+            let steps = branch * prepared + (1.0 - branch) * unprepared;
+            let expected = 1.0 / (1.0 - alpha) / steps;
+            let error = forked.tokens_per_step / expected - 1.0;
+            assert!(error.abs() < 0.016, "{gamma} {alpha} {branch}: {error}");
+        }
+    }
+
     /// All drafts accepted: every SD step takes 5 · 0.2 + 1.25, every PEARL step the longer of
     /// draft and pass.
     #[test]
@@ -231,7 +288,8 @@ mod tests {
         let speed = |mode, gamma, draft, verify| {
             let pass = |rows: f64| if rows > 1.0 { verify } else { 1.0 };
             let costs = StepCosts::new(draft, pass);
-            run(mode, Lengths::same(gamma), 1.0, LONG, &costs).unwrap().tokens_per_second
+            let certain = Chances::acceptance(1.0);
+            run(mode, Lengths::same(gamma), certain, LONG, &costs).unwrap().tokens_per_second
         };
         let close = |got: f64, expected: f64| (got / expected - 1.0).abs() < 1e-3;
         assert_eq!(speed(Mode::Ar, 5, 0.2, 1.25), 1.0);
@@ -249,8 +307,9 @@ mod tests {
         for (batch, pass) in [(1, 1.0), (4, 1.3)] {
             let protocol = Protocol { batch, ..LONG };
             for (pre_verify, seconds) in [(3, pass), (9, 1.8)] {
-                let lengths = Lengths { pre_verify, post_verify: 50 };
-                let simulated = run(Mode::Pearl, lengths, 0.0, protocol, &costs).unwrap();
+                let lengths = Lengths { pre_verify, ..Lengths::same(50) };
+                let never = Chances::acceptance(0.0);
+                let simulated = run(Mode::Pearl, lengths, never, protocol, &costs).unwrap();
                 let expected = batch as f64 / seconds;
                 assert!((simulated.tokens_per_second / expected - 1.0).abs() < 1e-9);
             }

@@ -139,6 +139,7 @@ fn case(base: Base) -> impl Strategy<Value = Case> {
     let mode = prop_oneof![
         1 => Just(ModeChoice::Always(Mode::Sd)),
         2 => Just(ModeChoice::Always(Mode::Pearl)),
+        2 => Just(ModeChoice::Always(Mode::Forked)),
         1 => Just(ModeChoice::Auto)
     ];
     let gamma = prop_oneof![
@@ -368,7 +369,7 @@ proptest! {
         for (&(prompt, _), text) in case.requests.iter().zip(&texts) {
             let len = text.tokens.len();
             let followed = (case.draft.context + 1).saturating_sub(prompt).min(len) as u64;
-            if case.mode == ModeChoice::Always(Mode::Pearl) {
+            if case.mode != ModeChoice::Always(Mode::Sd) {
                 prop_assert_eq!(text.accepted, followed);
             } else {
                 prop_assert!((followed / 2..=followed).contains(&text.accepted));
@@ -438,7 +439,8 @@ fn rewound_texts_are_speculated_on_again() {
     }
     engine.prefill().unwrap();
     let mut runs = Vec::new();
-    for mode in [Mode::Ar, Mode::Pearl, Mode::Sd, Mode::Ar, Mode::Pearl, Mode::Sd] {
+    let modes = [Mode::Ar, Mode::Pearl, Mode::Sd, Mode::Forked];
+    for mode in [modes, modes].concat() {
         engine.set_mode(ModeChoice::Always(mode)).unwrap();
         engine.replace_metrics(EngineMetrics::default());
         let mut texts: HashMap<u64, Vec<u32>> = HashMap::new();
@@ -463,7 +465,7 @@ fn rewound_texts_are_speculated_on_again() {
             Mode::Ar => assert_eq!(acceptance.rate(), None),
             // After the prompts of 1 and 30 tokens, 40 and 11 positions can be drafted. The prompt
             // of 50 exceeds the context.
-            Mode::Pearl => assert_eq!(acceptance.accepted(), 40 + 11),
+            Mode::Pearl | Mode::Forked => assert_eq!(acceptance.accepted(), 40 + 11),
             Mode::Sd => assert!((38..=51).contains(&acceptance.accepted()), "{acceptance:?}"),
             Mode::Suffix => unreachable!("it has no drafts of a model and is not run here"),
         }
@@ -471,6 +473,7 @@ fn rewound_texts_are_speculated_on_again() {
         assert!(steps[&Mode::Ar] >= 20, "{steps:?}");
         assert_eq!(steps.len(), if *mode == Mode::Ar { 1 } else { 2 });
     }
-    assert_eq!(runs[1].2, runs[4].2);
-    assert_eq!(runs[2].2, runs[5].2);
+    for (first, again) in [(1, 5), (2, 6), (3, 7)] {
+        assert_eq!(runs[first].2, runs[again].2);
+    }
 }

@@ -199,6 +199,7 @@ fn edited_texts_are_those_of_the_edited_target() {
             (always(Mode::Sd), Gamma::Fixed(4), 4),
             (always(Mode::Pearl), Gamma::Fixed(3), 1),
             (always(Mode::Pearl), Gamma::Fixed(3), 16),
+            (always(Mode::Forked), Gamma::Fixed(3), 4),
             (ModeChoice::Auto, adaptive, 4),
         ],
     );

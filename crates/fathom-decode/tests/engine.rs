@@ -106,6 +106,8 @@ fn every_mode_continues_as_huggingface_does() {
             (Mode::Pearl, 1),
             (Mode::Pearl, 2),
             (Mode::Pearl, 5),
+            (Mode::Forked, 1),
+            (Mode::Forked, 4),
             (Mode::Suffix, 4),
         ] {
             for draft in ["itself", "rounded", "unrelated"] {
@@ -246,7 +248,7 @@ fn adaptive_planning_does_not_change_the_text() {
     let name = "llama3.2";
     let prompts = prompts(name);
     let vocab = load(&golden(name), Precision::F32, 1).config().vocab;
-    let modes = [Mode::Pearl, Mode::Sd, Mode::Suffix].map(ModeChoice::Always);
+    let modes = [Mode::Pearl, Mode::Forked, Mode::Sd, Mode::Suffix].map(ModeChoice::Always);
     for mode in modes.into_iter().chain([ModeChoice::Auto]) {
         let options = EngineOptions {
             mode,

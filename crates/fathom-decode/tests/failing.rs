@@ -188,7 +188,7 @@ fn failure(mode: Mode, target_passes: usize, draft_passes: usize, panics: bool) 
 
 #[test]
 fn a_draft_that_fails_ends_the_run_with_its_error() {
-    for mode in [Mode::Sd, Mode::Pearl] {
+    for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
         for passes in [0, 1, 2, 30] {
             let error = failure(mode, usize::MAX, passes, true);
             assert_eq!(error, "the draft stopped: a simulated failure");
@@ -267,7 +267,7 @@ fn failure_behind_a_handle(
 
 #[test]
 fn all_open_requests_get_the_error_of_a_failed_model() {
-    for mode in [Mode::Sd, Mode::Pearl] {
+    for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
         for passes in [0, 1, 30] {
             let draft = failure_behind_a_handle(mode, usize::MAX, passes, true);
             assert_eq!(draft, "the draft stopped: a simulated failure");

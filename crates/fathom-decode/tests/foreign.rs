@@ -67,7 +67,7 @@ fn texts_are_those_of_the_cpu_in_every_mode() {
         let ar = ModeChoice::Always(Mode::Ar);
         let plain = generate(model(), None, ar, Gamma::Fixed(1)).unwrap();
         assert_eq!(generate(foreign(), None, ar, Gamma::Fixed(1)).unwrap(), plain);
-        for mode in [Mode::Sd, Mode::Pearl] {
+        for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
             let (mode, gamma) = (ModeChoice::Always(mode), Gamma::Fixed(3));
             let on_cpu = generate(model(), Some(model()), mode, gamma).unwrap();
             let texts = generate(foreign(), Some(foreign()), mode, gamma).unwrap();

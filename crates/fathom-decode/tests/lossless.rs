@@ -142,7 +142,7 @@ fn penalised(case: &Case, mut logits: Vec<f32>, text: &[u32]) -> Vec<f32> {
 fn every_mode_gives(case: &Case, schedule: u32, expected: &[u32]) -> Result<(), TestCaseError> {
     let (ar, finish) = generate(case, Mode::Ar, |_| 1);
     prop_assert_eq!(&ar, expected);
-    for mode in [Mode::Sd, Mode::Pearl, Mode::Suffix] {
+    for mode in [Mode::Sd, Mode::Pearl, Mode::Forked, Mode::Suffix] {
         for gamma in 1..=12 {
             prop_assert_eq!(&generate(case, mode, |_| gamma), &(ar.clone(), finish));
         }

@@ -131,7 +131,7 @@ fn rows_of_another_rotary_regime_are_not_taken() {
             };
             (0..18).map(make).collect()
         };
-        for mode in [Mode::Ar, Mode::Pearl] {
+        for mode in [Mode::Ar, Mode::Pearl, Mode::Forked] {
             let run_with = |prefix_cache| {
                 let options = EngineOptions { vocab, ..options(mode, 4, 20, prefix_cache) };
                 let (target, draft) = (model(Precision::F32), model(Precision::Bf16));

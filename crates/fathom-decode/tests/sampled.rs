@@ -138,6 +138,8 @@ fn texts_are_distributed_as_the_targets() {
         (Mode::Pearl, 1),
         (Mode::Pearl, 2),
         (Mode::Pearl, 5),
+        (Mode::Forked, 2),
+        (Mode::Forked, 4),
         (Mode::Suffix, 3),
     ] {
         let chi2 = chi2(&count(&plain, mode, gamma), &truth_plain);
@@ -171,7 +173,9 @@ fn texts_of_block_verification_are_distributed_as_the_targets() {
     let [.., penalised] = penalties();
     for params in [sampled(0.8), SamplingParams { top_k: 2, ..sampled(1.3) }, penalised] {
         let truth = truth(&params);
-        for (mode, gamma) in [(Mode::Sd, 2), (Mode::Sd, 3), (Mode::Pearl, 2), (Mode::Pearl, 4)] {
+        let modes =
+            [(Mode::Sd, 2), (Mode::Sd, 3), (Mode::Pearl, 2), (Mode::Pearl, 4), (Mode::Forked, 3)];
+        for (mode, gamma) in modes {
             let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
             for request in 0..SAMPLES {
                 let block = Verification::Block;
@@ -256,7 +260,7 @@ fn top_k_and_top_p_are_applied_to_both_models() {
         SamplingParams { top_k: 2, top_p: 0.8, ..sampled(2.0) },
     ] {
         let truth = truth(&params);
-        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 2), (Mode::Pearl, 3)] {
+        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 2), (Mode::Pearl, 3), (Mode::Forked, 3)] {
             let chi2 = chi2(&count(&params, mode, gamma), &truth);
             assert!(chi2 < CRITICAL, "{params:?} {mode}: χ² = {chi2}");
         }
@@ -288,7 +292,7 @@ fn penalties() -> [SamplingParams; 6] {
 fn penalties_count_the_drafts_before_a_row() {
     for params in penalties() {
         let truth = truth(&params);
-        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2)] {
+        for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2), (Mode::Forked, 3)] {
             let chi2 = chi2(&count(&params, mode, gamma), &truth);
             assert!(chi2 < CRITICAL, "{params:?} {mode}: χ² = {chi2}");
         }
@@ -302,7 +306,7 @@ fn min_tokens_takes_the_ending_token_out_of_the_distribution() {
     let params = SamplingParams { min_tokens: LENGTH, ..sampled(0.8) };
     let banned = SamplingParams { logit_bias: [(1, -1e9)].into(), ..sampled(0.8) };
     let truth = truth(&banned);
-    for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2)] {
+    for (mode, gamma) in [(Mode::Ar, 1), (Mode::Sd, 3), (Mode::Pearl, 2), (Mode::Forked, 3)] {
         let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
         for request in 0..SAMPLES {
             let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();
@@ -373,7 +377,7 @@ fn a_draft_that_stops_early_changes_no_distribution() {
     let params = sampled(0.8);
     let truth = truth(&params);
     let short = Toy { vocab: TOKENS - 1, ..draft() };
-    for mode in [Mode::Sd, Mode::Pearl] {
+    for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
         let mut counts = vec![0; TOKENS.pow(LENGTH as u32)];
         for request in 0..SAMPLES {
             let sampler = Sampler::new(params.clone(), request, TOKENS).unwrap();

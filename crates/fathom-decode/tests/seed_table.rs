@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use fathom_decode::seed_table::{Prediction, parse, predict};
+use fathom_decode::seed_table::{BRANCH_CHANCE, Prediction, parse, predict};
 
 fn table() -> (std::path::PathBuf, String) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pearl-benchmark-l40s.md");
@@ -16,7 +16,7 @@ fn predictions_are_close_to_the_published_numbers() {
     let (path, text) = table();
     let rows = parse(&path, &text).unwrap();
     assert_eq!(rows.len(), 96);
-    let predictions = predict(&rows).unwrap();
+    let predictions = predict(&rows, BRANCH_CHANCE).unwrap();
     for p in &predictions {
         println!(
             "{:28} {:2} {:9} MAT {:5.2} γ {:2} α {:.3} published {:.3} predicted {:.3} \
@@ -54,7 +54,7 @@ fn predictions_are_close_to_the_published_numbers() {
 #[test]
 fn rows_with_another_number_of_samples_are_marked() {
     let (path, text) = table();
-    let predictions = predict(&parse(&path, &text).unwrap()).unwrap();
+    let predictions = predict(&parse(&path, &text).unwrap(), BRANCH_CHANCE).unwrap();
     let marked: Vec<&Prediction> =
         predictions.iter().filter(|p| p.batch_samples.is_some()).collect();
     assert_eq!(marked.len(), 6);

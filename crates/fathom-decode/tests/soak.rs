@@ -147,5 +147,6 @@ fn no_text_is_lost_and_no_thread_or_memory_leaks() {
     soak(2000, ModeChoice::Always(Mode::Pearl), false);
     soak(600, ModeChoice::Always(Mode::Sd), true);
     soak(600, ModeChoice::Auto, true);
+    soak(600, ModeChoice::Always(Mode::Forked), false);
     soak(600, ModeChoice::Always(Mode::Suffix), false);
 }

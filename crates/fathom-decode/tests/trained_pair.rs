@@ -16,9 +16,10 @@ use fathom_model::{
 };
 
 const TOKENS: usize = 32;
-const MODES: [ModeChoice; 4] = [
+const MODES: [ModeChoice; 5] = [
     ModeChoice::Always(Mode::Sd),
     ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Always(Mode::Forked),
     ModeChoice::Always(Mode::Suffix),
     ModeChoice::Auto,
 ];
@@ -156,7 +157,7 @@ fn a_draft_that_is_the_target_is_always_accepted() {
     let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
     for precision in PRECISIONS {
         let pair = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
-        for mode in [Mode::Sd, Mode::Pearl] {
+        for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
             let mode = ModeChoice::Always(mode);
             let rate = |draft| {
                 let mut engine = pair.engine(draft, mode, Gamma::Fixed(4), 4);
@@ -226,7 +227,7 @@ fn a_penalised_draft_that_is_the_target_is_always_accepted() {
     let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
     let precision = Precision::F32;
     let pair = Pair { precision, target_threads: 1, draft_threads: 1, vocab };
-    for mode in [Mode::Sd, Mode::Pearl] {
+    for mode in [Mode::Sd, Mode::Pearl, Mode::Forked] {
         for temperature in [0.0, 0.8] {
             let mut engine = pair.engine("draft", ModeChoice::Always(mode), Gamma::Fixed(4), 3);
             let params = |prompt| SamplingParams { temperature, min_p: 0.02, ..penalties(prompt) };

@@ -156,6 +156,7 @@ fn a_watcher_observes_what_a_pass_over_the_finished_text_computes() {
         (ModeChoice::Always(Mode::Ar), Gamma::Fixed(1)),
         (ModeChoice::Always(Mode::Sd), Gamma::Fixed(4)),
         (ModeChoice::Always(Mode::Pearl), Gamma::Fixed(3)),
+        (ModeChoice::Always(Mode::Forked), Gamma::Fixed(3)),
         (ModeChoice::Auto, adaptive),
     ];
     for choice in choices {

@@ -2,7 +2,7 @@
 
 use fathom_backend::{Backend, KeyMask};
 
-use crate::{Sequence, Transformer};
+use crate::{Sequence, SequenceOptions, Transformer};
 
 /// The keys and values of the first tokens of a text, all layers.
 pub struct SharedRows<B: Backend> {
@@ -39,6 +39,25 @@ impl<B: Backend> Transformer<B> {
     pub fn share(&self, sequence: &Sequence<B>, len: usize) -> SharedRows<B> {
         let kv = self.backend.share_kv(&sequence.kv, len);
         SharedRows { kv, len, regime: self.rotary_regime(sequence) }
+    }
+
+    /// A sequence with the first `len` tokens of another, which must not be shorter. Both can be
+    /// used independently of each other; whole blocks of keys and values are copied only when one
+    /// of them writes there. `None` for a sequence that has more to accumulate than keys and values
+    /// or hides keys.
+    pub fn fork(&self, sequence: &Sequence<B>, len: usize) -> Option<Sequence<B>> {
+        let options = SequenceOptions {
+            planned_len: sequence.planned_len,
+            layers: Some(sequence.layers),
+            ..SequenceOptions::default()
+        };
+        let plain = sequence.column_sums.is_none() && sequence.key_mask == KeyMask::default();
+        plain.then(|| Sequence {
+            tokens: sequence.tokens[..len].to_vec(),
+            kv: self.backend.share_kv(&sequence.kv, len),
+            regime: sequence.regime,
+            ..self.new_sequence(options)
+        })
     }
 
     /// Replaces the contents of a sequence by `tokens`, whose keys and values are in `rows`, as if

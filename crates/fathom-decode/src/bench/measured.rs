@@ -3,7 +3,7 @@
 use fathom_model::Result;
 
 use crate::engine::{EngineMetrics, ModeChoice};
-use crate::simulate::{self, StepCosts};
+use crate::simulate::{self, Chances, StepCosts};
 use crate::{Lengths, Mean, Mode};
 
 /// Results of one mode on one benchmark at one batch size.
@@ -80,6 +80,7 @@ impl BenchResult {
         let lengths = Lengths {
             pre_verify: gamma(&metrics.gamma_pre_verify),
             post_verify: gamma(&metrics.gamma_post_verify),
+            branches: 0, // their costs are in that of drafting, and their chance is measured
         };
         let batch = self.sequence_steps.div_ceil(self.steps.max(1));
         let protocol = simulate::Protocol {
@@ -89,7 +90,8 @@ impl BenchResult {
             seed: 0,
         };
         let costs = StepCosts::new(draft, pass);
-        let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs)?;
+        let chances = Chances { acceptance, branch: metrics.branches.rate() };
+        let simulated = simulate::run(mode, lengths, chances, protocol, &costs)?;
         let ar_step = ar.metrics.verify_seconds / ar.steps as f64;
         Ok(Some(simulated.tokens_per_second * ar_step / batch as f64))
     }

@@ -1,6 +1,8 @@
 //! The draft model and its state of every request.
 
-use std::collections::HashMap;
+mod forking;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use fathom_backend::Backend;
@@ -8,10 +10,10 @@ use fathom_model::{
     LogitRows, PREFILL_CHUNK, Result, Sequence, SequenceOptions, Step, Transformer,
 };
 
-use super::draft_worker::{DraftItem, DraftJob, DraftReport};
+use super::draft_worker::{DraftItem, DraftJob, DraftReport, ForkedRounds};
 use super::prefix_cache::{PrefixCache, SharedPages};
 use super::scores::PassScores;
-use crate::{ConstrainedText, Drafted, History, Proposal};
+use crate::{Alternatives, ConstrainedText, Drafted, History, Proposal};
 
 /// Longest tail, in tokens, that is fed in the pass that drafts the first token. After a step that
 /// accepted every draft, the draft's cache lacks two tokens. A longer tail needs a catch-up
@@ -35,9 +37,16 @@ struct SlotState<B: Backend> {
     constraint: Option<ConstrainedText>,
     /// The pages of the sequence that are the prefix cache's.
     shared: SharedPages,
+    /// The length at which a branch left its text; 0 for a text.
+    forked_at: usize,
+    /// The draft's alternatives to its tokens that may still be judged, by position. Only in
+    /// `forked`.
+    alternatives: BTreeMap<usize, Alternatives>,
+    /// The branches prepared in the last job.
+    branches: Vec<SlotState<B>>,
 }
 
-/// A request during a job.
+/// A request during a job, or one of its branches.
 struct Drafting<B: Backend> {
     item: DraftItem,
     state: SlotState<B>,
@@ -61,15 +70,16 @@ impl<B: Backend> Draft<B> {
     ///
     /// # Errors
     /// A failure of the model.
-    pub fn work(&mut self, job: DraftJob) -> Result<DraftReport> {
+    pub fn work(&mut self, mut job: DraftJob) -> Result<DraftReport> {
         let start = self.model.backend().mark()?;
         self.model.backend().set_co_running(job.co_running);
-        let mut all =
-            job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
-        self.use_prefix_cache(&mut all, job.prefix_pages);
-        let rows = all.iter().map(|d| (d.item.slot, d.item.rows())).collect();
+        let items = std::mem::take(&mut job.items).into_iter();
+        let mut all = items.map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
+        let branch_room = self.use_prefix_cache(&mut all, &job);
+        let mut rows: HashMap<u64, usize> =
+            all.iter().map(|d| (d.item.slot, d.item.rows())).collect();
         self.catch_up(&mut all)?;
-        if job.prefix_pages.is_some() {
+        if job.prefix_cache {
             for Drafting { item, state, .. } in &mut all {
                 let prompt = item.planned_len.saturating_sub(1);
                 let SlotState { sequence, shared, .. } = state;
@@ -77,26 +87,52 @@ impl<B: Backend> Draft<B> {
             }
         }
         let caught_up = self.model.backend().mark()?;
-        for round in 0..job.gamma {
-            let drafting: Vec<_> = all.iter_mut().filter(|d| d.item.gamma > round).collect();
-            if drafting.is_empty() {
-                break;
-            }
-            self.draft_one(drafting)?;
+        self.draft_round(&mut all, &mut [], 0)?;
+        let first_round = self.model.backend().mark()?;
+        let (mut forks, mut branches) = self.fork_branches(&mut all, branch_room);
+        for round in 1..job.gamma {
+            self.draft_round(&mut all, &mut forks, round)?;
         }
-        let chunks = all.into_iter().map(|Drafting { item, state, chunk }| {
-            self.sequences.insert(item.slot, state);
-            (item.slot, chunk)
-        });
-        let chunks = chunks.collect();
+        let end = self.model.backend().mark()?;
         let backend = self.model.backend();
-        let end = backend.mark()?;
-        Ok(DraftReport {
-            chunks,
-            rows,
-            seconds: backend.seconds_between(&start, &end)?,
-            drafting: backend.seconds_between(&caught_up, &end)?,
-        })
+        let forked = match forks.is_empty() {
+            true => None,
+            false => Some(ForkedRounds {
+                rows: all.len() + forks.len(),
+                rounds: job.gamma - 1,
+                seconds: backend.seconds_between(&first_round, &end)?,
+            }),
+        };
+        let (seconds, drafting) =
+            (backend.seconds_between(&start, &end)?, backend.seconds_between(&caught_up, &end)?);
+        let mut chunks = HashMap::new();
+        for Drafting { item, state, chunk } in all {
+            self.sequences.insert(item.slot, state);
+            chunks.insert(item.slot, chunk);
+        }
+        for fork in forks {
+            let slot = fork.item.slot;
+            *rows.entry(slot).or_default() += fork.item.gamma - 1;
+            let Some(text) = self.sequences.get_mut(&slot) else { continue };
+            let considered = branches.get_mut(&slot);
+            if let Some(branch) = considered.and_then(|all| all.get_mut(text.branches.len())) {
+                branch.drafts = fork.chunk;
+            }
+            text.branches.push(fork.state);
+        }
+        Ok(DraftReport { chunks, branches, rows, seconds, drafting, forked })
+    }
+
+    /// Drafts one more token for each text and branch whose chunk is longer than `round`.
+    fn draft_round(
+        &self,
+        all: &mut [Drafting<B>],
+        forks: &mut [Drafting<B>],
+        round: usize,
+    ) -> Result<()> {
+        let drafting = all.iter_mut().chain(forks).filter(|d| d.item.gamma > round);
+        let drafting: Vec<_> = drafting.collect();
+        if drafting.is_empty() { Ok(()) } else { self.draft_one(drafting) }
     }
 
     /// Truncates a request's sequence to `keep` tokens, or creates it.
@@ -107,7 +143,15 @@ impl<B: Backend> Draft<B> {
             history: item.sampler.history(item.planned_len),
             constraint: None,
             shared: SharedPages::default(),
+            forked_at: 0,
+            alternatives: BTreeMap::new(),
+            branches: Vec::new(),
         });
+        if let Some(taken) = item.taken {
+            state = self.take_branch(state, taken);
+        }
+        state.branches.clear();
+        state.forget_alternatives(&item);
         self.model.truncate(&mut state.sequence, item.keep)?;
         self.prefix_cache.release_beyond(&mut state.shared, item.keep);
         if let Some(history) = &mut state.history {
@@ -127,11 +171,10 @@ impl<B: Backend> Draft<B> {
     }
 
     /// Takes rows of long tails from the prefix cache, and evicts pages until those of all
-    /// sequences fit at the end of the job.
-    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], pages: Option<usize>) {
-        let Some(pages) = pages else { return self.prefix_cache.shrink_to(0) };
+    /// sequences fit at the end of the job. Returns the number of branches that fit too.
+    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], job: &DraftJob) -> usize {
         for Drafting { item, state, .. } in all.iter_mut() {
-            if item.tail.len() > MAX_TAIL {
+            if job.prefix_cache && item.tail.len() > MAX_TAIL {
                 let SlotState { sequence, shared, .. } = state;
                 let own = sequence.tokens().iter().chain(&item.tail).copied();
                 // The last token is fed by the pass that drafts the first one.
@@ -142,11 +185,18 @@ impl<B: Backend> Draft<B> {
             }
         }
         let page = self.model.backend().kv_page();
-        let own = |tokens: usize, shared: &SharedPages| tokens.div_ceil(page) - shared.len();
-        let resting = self.sequences.values().map(|state| own(state.sequence.len(), &state.shared));
-        let working =
-            all.iter().map(|d| own(d.state.sequence.len() + d.item.rows(), &d.state.shared));
-        self.prefix_cache.shrink_to(pages.saturating_sub(resting.chain(working).sum()));
+        let resting = self.sequences.values();
+        let resting = resting.flat_map(|state| state.branches.iter().chain([state]));
+        let resting = resting.map(|state| state.own_pages(0, page));
+        let working = all.iter().map(|d| d.state.own_pages(d.item.rows(), page));
+        let room = job.pages.saturating_sub(resting.chain(working).sum());
+        // A branch copies the page where it leaves its text.
+        let of_branch = 1 + job.gamma.div_ceil(page);
+        let wanted: usize = all.iter().map(|d| d.item.branches()).sum();
+        let fitting = wanted.min(room.saturating_sub(self.prefix_cache.in_use()) / of_branch);
+        let cache = if job.prefix_cache { room - fitting * of_branch } else { 0 };
+        self.prefix_cache.shrink_to(cache);
+        fitting
     }
 
     /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last
@@ -185,7 +235,7 @@ impl<B: Backend> Draft<B> {
 
     /// Drafts one more token for each request.
     fn draft_one(&self, mut drafting: Vec<&mut Drafting<B>>) -> Result<()> {
-        let argmax_only = drafting.iter().all(|d| d.takes_argmax());
+        let argmax_only = drafting.iter().all(|d| !d.reads_logits());
         let feeds: Vec<Vec<u32>> = drafting
             .iter_mut()
             .map(|d| match d.chunk.last() {
@@ -201,8 +251,9 @@ impl<B: Backend> Draft<B> {
         let scores = PassScores::of(&self.model, &mut steps, None, argmax_only, self.vocab)?;
         for (i, d) in drafting.into_iter().enumerate() {
             let drafted = match (&scores.logits, scores.best[i].first()) {
-                (Some(all), _) if !d.takes_argmax() => {
-                    let Ok(drafted) = d.draft(all.step(self.model.backend(), i)?) else {
+                (Some(all), _) if d.reads_logits() => {
+                    let Ok(drafted) = d.draft(all.step(self.model.backend(), i)?, self.vocab)
+                    else {
                         // The draft's logits are not numbers, or it has no token that the
                         // constraint allows: no more drafts in this step. The text continues.
                         d.item.gamma = 0;
@@ -219,6 +270,15 @@ impl<B: Backend> Draft<B> {
     }
 }
 
+impl<B: Backend> SlotState<B> {
+    /// Pages of the sequence after `rows` more rows, without those of the prefix cache and, for a
+    /// branch, the whole ones of its text.
+    fn own_pages(&self, rows: usize, page: usize) -> usize {
+        let shared = self.shared.len().max(self.forked_at / page);
+        (self.sequence.len() + rows).div_ceil(page).saturating_sub(shared)
+    }
+}
+
 impl<B: Backend> Drafting<B> {
     /// The draft's pass over the next tokens of the text.
     fn step<'a>(&'a mut self, tokens: &'a [u32], logits: LogitRows) -> Step<'a, B> {
@@ -231,14 +291,23 @@ impl<B: Backend> Drafting<B> {
         self.state.constraint.is_none() && self.item.sampler.takes_argmax(generated)
     }
 
-    /// Draws the next token from the draft's logits `[vocab]`.
-    fn draft(&mut self, mut logits: Vec<f32>) -> Result<Drafted> {
-        let SlotState { sequence, history, constraint, .. } = &mut self.state;
+    /// Whether its logits are read, not only their argmax.
+    fn reads_logits(&self) -> bool {
+        self.item.branching.is_some() || !self.takes_argmax()
+    }
+
+    /// Draws the next token from the draft's logits `[vocab]`, and keeps its alternatives if there
+    /// are to be branches.
+    fn draft(&mut self, mut logits: Vec<f32>, limit: usize) -> Result<Drafted> {
+        let SlotState { sequence, history, constraint, alternatives, .. } = &mut self.state;
         if let Some(history) = history {
             self.item.sampler.process(&mut logits, history);
         }
         if let Some(constraint) = constraint {
             constraint.mask(&mut logits)?;
+        }
+        if self.item.branching.is_some() {
+            alternatives.insert(sequence.len(), Alternatives::of(&logits, limit));
         }
         self.item.sampler.draft(&logits, sequence.len())
     }

@@ -10,7 +10,7 @@ use fathom_model::{Error, Result, Transformer};
 
 use super::draft::Draft;
 use crate::panics::panic_message;
-use crate::{ConstrainedText, Proposal, Sampler};
+use crate::{Branch, ConstrainedText, Proposal, Sampler, Verification};
 
 /// The draft's work for one request: truncate its sequence to `keep` tokens, feed `tail`, which is
 /// not empty, and draft `gamma` tokens after it. `gamma` = 0 only prefills.
@@ -24,12 +24,32 @@ pub(super) struct DraftItem {
     pub sampler: Arc<Sampler>,
     /// The draft's own copy of the text's constraint, in the first item of a slot.
     pub constraint: Option<ConstrainedText>,
+    /// The branch of the last job that the text took.
+    pub taken: Option<usize>,
+    /// `None` except in `forked`.
+    pub branching: Option<Branching>,
+}
+
+/// The branches to prepare for a text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Branching {
+    /// Number of branches, at most.
+    pub branches: usize,
+    /// Length of the text. Pending drafts follow it.
+    pub text_len: usize,
+    /// How the drafts are judged.
+    pub verification: Verification,
 }
 
 impl DraftItem {
-    /// Rows that the draft computes for it, at most.
+    /// Rows that the draft computes for it, at most, without branches.
     pub fn rows(&self) -> usize {
         self.tail.len() + self.gamma.saturating_sub(1)
+    }
+
+    /// The wanted number of branches.
+    pub fn branches(&self) -> usize {
+        self.branching.map_or(0, |branching| branching.branches)
     }
 }
 
@@ -40,9 +60,10 @@ pub(super) struct DraftJob {
     pub gamma: usize,
     /// Whether the target runs at the same time.
     pub co_running: bool,
-    /// The maximum number of pages of all caches together, with those of the prefix cache. `None`:
-    /// no prefix cache.
-    pub prefix_pages: Option<usize>,
+    /// The maximum number of pages of all caches together, with those of the prefix cache.
+    pub pages: usize,
+    /// Whether there is a prefix cache.
+    pub prefix_cache: bool,
 }
 
 /// The texts that the draft can follow. Others continue without drafts.
@@ -72,12 +93,26 @@ enum DraftCommand {
 pub(super) struct DraftReport {
     /// Chunks by slot.
     pub chunks: HashMap<u64, Proposal>,
+    /// The branches considered, by slot: the prepared ones first, in the order of
+    /// [`DraftItem::taken`].
+    pub branches: HashMap<u64, Vec<Branch>>,
     /// Rows computed by slot, at most.
     pub rows: HashMap<u64, usize>,
     /// Seconds of the whole job.
     pub seconds: f64,
     /// Seconds of drafting, without the catch-up prefill.
     pub drafting: f64,
+    /// Of these, the seconds of the rounds that draft branches too.
+    pub forked: Option<ForkedRounds>,
+}
+
+/// The rounds of a job in which branches are drafted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ForkedRounds {
+    /// Rows of a round, at most: one for each text and branch.
+    pub rows: usize,
+    pub rounds: usize,
+    pub seconds: f64,
 }
 
 /// Handle of the draft's thread. Dropping it ends the thread.
@@ -198,8 +233,11 @@ mod tests {
                 gamma: 2,
                 sampler,
                 constraint: None,
+                taken: None,
+                branching: None,
             };
-            DraftJob { items: vec![item], gamma: 2, co_running: false, prefix_pages: None }
+            let (items, co_running) = (vec![item], false);
+            DraftJob { items, gamma: 2, co_running, pages: 100, prefix_cache: false }
         };
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         worker.send(job(1));
@@ -223,14 +261,22 @@ mod tests {
         let mut worker = DraftWorker::spawn(model.into(), vocab).unwrap();
         let mut chunk = |slot, keep, tail: &[u32], forget| {
             let (tail, sampler) = (tail.to_vec(), Arc::clone(&sampler));
-            let constraint = None;
-            let item =
-                DraftItem { slot, planned_len: 1, keep, tail, gamma: 6, sampler, constraint };
+            let item = DraftItem {
+                slot,
+                planned_len: 1,
+                keep,
+                tail,
+                gamma: 6,
+                sampler,
+                constraint: None,
+                taken: None,
+                branching: None,
+            };
             if forget {
                 worker.forget(slot);
             }
-            let items = vec![item];
-            worker.send(DraftJob { items, gamma: 6, co_running: false, prefix_pages: None });
+            let (items, co_running) = (vec![item], false);
+            worker.send(DraftJob { items, gamma: 6, co_running, pages: 100, prefix_cache: false });
             worker.receive().unwrap().chunks.remove(&slot).unwrap()
         };
         let (whole, last) = (chunk(1, 0, &[5, 6, 7], false), chunk(2, 0, &[7], false));

@@ -5,9 +5,10 @@ use std::time::Instant;
 use fathom_backend::Backend;
 use fathom_model::Result;
 
-use super::draft_worker::{DraftItem, DraftJob, DraftReport};
+use super::draft_worker::{DraftItem, DraftJob, DraftReport, ForkedRounds};
 use super::slot::Slot;
 use super::{Engine, EngineOptions, ModeChoice};
+use crate::planner::StepPlan;
 use crate::{Mode, Phase, Proposal};
 
 /// A draft job in progress.
@@ -19,19 +20,19 @@ pub(super) struct StartedJob {
 }
 
 impl<B: Backend> Engine<B> {
-    /// The mode and γ of the next step.
-    pub(super) fn plan(&mut self) -> (Mode, usize) {
+    /// The mode, γ and branches of the next step.
+    pub(super) fn plan(&mut self) -> StepPlan {
         let longest_guess = self.plan_guesses();
         let running = &self.running;
         let speculating = || running.iter().filter(|slot| slot.speculates());
         let runs: Vec<usize> = speculating().map(|slot| slot.runs.open()).collect();
         let plain = running.len() - runs.len();
         let (choice, phases) = (self.options.mode, speculating().map(|slot| slot.pearl.phase()));
-        let (mode, gamma) = match choice {
+        let mut plan = match choice {
             // Without a sequence that the draft model follows, its modes are `ar`, and the planner
             // learns nothing.
             ModeChoice::Always(mode) if mode.needs_draft_model() && runs.is_empty() => {
-                (Mode::Ar, 0)
+                StepPlan { mode: Mode::Ar, gamma: 0, branches: 0 }
             }
             _ if runs.is_empty() => {
                 let modes = &Mode::WITHOUT_DRAFT_MODEL;
@@ -39,16 +40,21 @@ impl<B: Backend> Engine<B> {
             }
             _ => self.planner.plan(choice, &Mode::ALL, &runs, plain, phases),
         };
-        let gamma = if mode == Mode::Suffix { longest_guess } else { gamma };
+        if plan.mode == Mode::Suffix {
+            plan.gamma = longest_guess;
+        }
+        let StepPlan { mode, gamma, .. } = plan;
         self.plan_guesses_beside_drafts(mode, gamma);
         let running = &self.running;
         let all_in_pre = || running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {
             Mode::Ar => {}
-            Mode::Pearl if all_in_pre() => self.metrics.gamma_pre_verify.record(gamma as f64),
+            Mode::Pearl | Mode::Forked if all_in_pre() => {
+                self.metrics.gamma_pre_verify.record(gamma as f64)
+            }
             _ => self.metrics.gamma_post_verify.record(gamma as f64),
         }
-        if mode != Mode::Pearl {
+        if !mode.is_parallel() {
             for slot in &mut self.running {
                 self.metrics.wasted += slot.drop_pending();
             }
@@ -58,20 +64,21 @@ impl<B: Backend> Engine<B> {
         }
         (self.metrics.mode, self.metrics.gamma) = (Some(mode), gamma);
         *self.metrics.steps.entry(mode).or_default() += 1;
-        (mode, gamma)
+        plan
     }
 
-    /// Starts drafting `gamma` tokens for every running request with room for drafts. `None` if
-    /// there is no such request.
-    pub(super) fn start_drafting(&mut self, mode: Mode, gamma: usize) -> Option<StartedJob> {
+    /// Starts drafting γ tokens for every running request with room for drafts, and branches.
+    /// `None` if there is no such request.
+    pub(super) fn start_drafting(&mut self, plan: StepPlan) -> Option<StartedJob> {
         let draft = self.draft.as_ref()?;
+        let (StepPlan { mode, gamma, branches }, verification) = (plan, self.verification);
         let drafts = |slot: &&mut Slot<B>| !slot.guesser.replaces_draft(mode);
         let items = self.running.iter_mut().filter(drafts);
-        let items = items.filter_map(|slot| slot.draft_item(gamma));
+        let items = items.filter_map(|slot| slot.draft_item(gamma, branches, verification));
         let items: Vec<DraftItem> = items.collect();
         let gamma = items.iter().map(|item| item.gamma).max()?;
         let sequences = items.len();
-        draft.send(self.job(items, gamma, mode == Mode::Pearl));
+        draft.send(self.job(items, gamma, mode.is_parallel()));
         Some(StartedJob { sequences, gamma })
     }
 
@@ -90,10 +97,21 @@ impl<B: Backend> Engine<B> {
         self.metrics.wait_seconds += start.elapsed().as_secs_f64();
         self.metrics.draft_seconds += report.seconds;
         self.metrics.draft_cost.record(report.drafting / gamma as f64);
-        let co_running = mode == Mode::Pearl;
-        self.planner.speeds.record_draft(sequences, co_running, gamma, report.drafting);
+        let co_running = mode.is_parallel();
+        let speeds = &mut self.planner.speeds;
+        match report.forked {
+            None => speeds.record_draft(sequences, co_running, gamma, report.drafting),
+            Some(ForkedRounds { rows, rounds, seconds }) => {
+                speeds.record_branching(sequences, rows, seconds / rounds as f64);
+            }
+        }
         share_seconds(&mut self.running, &report);
-        let mut chunks = report.chunks;
+        let (mut chunks, mut branches) = (report.chunks, report.branches);
+        for slot in &mut self.running {
+            slot.branches = branches.remove(&slot.number).unwrap_or_default();
+            let drafted: usize = slot.branches.iter().map(|branch| branch.drafts.len()).sum();
+            self.metrics.branches.drafted += drafted;
+        }
         let chunk = |slot: &Slot<B>| chunks.remove(&slot.number).unwrap_or_default();
         Ok((self.running.iter().map(chunk).collect(), report.seconds))
     }
@@ -115,7 +133,7 @@ impl<B: Backend> Engine<B> {
     /// A job of the draft under the engine's options.
     pub(super) fn job(&self, items: Vec<DraftItem>, gamma: usize, co_running: bool) -> DraftJob {
         let EngineOptions { kv_pages, prefix_cache, .. } = self.options;
-        DraftJob { items, gamma, co_running, prefix_pages: prefix_cache.then_some(kv_pages) }
+        DraftJob { items, gamma, co_running, pages: kv_pages, prefix_cache }
     }
 }
 

@@ -121,7 +121,7 @@ impl<B: Backend> Engine<B> {
         for slot in self.running.iter_mut().filter(|slot| slot.takes_argmax()) {
             let chunk = slot.chunk_len(gamma);
             // In PEARL at most the tokens of the chunk: its first one needs no further row.
-            let most = if mode == Mode::Pearl { chunk.saturating_sub(1) } else { chunk };
+            let most = if mode.is_parallel() { chunk.saturating_sub(1) } else { chunk };
             let (text, pending) = (slot.text.tokens(), slot.pearl.pending());
             slot.guesser.guess(text, pending, &self.corpus, most);
         }

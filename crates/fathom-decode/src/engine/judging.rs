@@ -10,7 +10,7 @@ use super::scores::PassScores;
 use super::slot::Slot;
 use super::{Done, Engine, Ticket, Update};
 use crate::{
-    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Proposal, TokenLogprobs,
+    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Phase, Proposal, TokenLogprobs,
     Verification, ar, sd,
 };
 
@@ -34,20 +34,23 @@ impl<B: Backend> Engine<B> {
                 _ => Vec::new(),
             };
             let position = slot.text.tokens().len();
+            let considered = !slot.branches.is_empty();
+            let bubble = mode.is_parallel() && slot.pearl.phase() == Phase::PreVerify;
             let best = &scores.best[i];
             let judged = judge_one(slot, (mode, self.verification), chunk, &logits, width, best);
-            let judged = judged.and_then(|outcome| {
+            let judged = judged.and_then(|judged| {
                 let tokens = &slot.text.generated()[before..];
-                Ok((outcome, logprobs(tokens, slot.logprobs, &logits, width, vocab)?))
+                Ok((judged, logprobs(tokens, slot.logprobs, &logits, width, vocab)?))
             });
-            let (outcome, logprobs) = match slot.failure.take().map_or(judged, Err) {
-                Ok(judged) => judged,
-                Err(error) => {
-                    failed.push(slot.ticket);
-                    updates.push((slot.ticket, Err(error)));
-                    continue;
-                }
-            };
+            let (Judged { outcome, branch }, logprobs) =
+                match slot.failure.take().map_or(judged, Err) {
+                    Ok(judged) => judged,
+                    Err(error) => {
+                        failed.push(slot.ticket);
+                        updates.push((slot.ticket, Err(error)));
+                        continue;
+                    }
+                };
             slot.roll_back(&self.target)?;
             if self.options.prefix_cache {
                 self.prefix_cache.share_slot(&self.target, slot);
@@ -60,6 +63,14 @@ impl<B: Backend> Engine<B> {
             if mode.needs_draft_model() && !slot.guesser.replaces_draft(mode) {
                 let (judged, accepted) = (outcome.judged, outcome.accepted);
                 self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
+            }
+            self.metrics.bubbles += usize::from(bubble);
+            if outcome.ends_run && outcome.judged > 0 {
+                self.metrics.branches.rejections += 1;
+                self.metrics.branches.taken += usize::from(!slot.pearl.pending().is_empty());
+                if considered {
+                    self.planner.speeds.branch_hits.record(branch);
+                }
             }
             slot.guesser.record(&slot.text.tokens()[position..], &mut self.planner.guessing);
             slot.runs.record(&outcome);
@@ -79,6 +90,13 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+/// The result of judging one text.
+struct Judged {
+    outcome: Outcome,
+    /// The branch that it took, of those considered.
+    branch: Option<usize>,
+}
+
 /// Judges the drafts of one text and commits the accepted ones. `logits` `[rows, width]` may be
 /// empty if the text takes the most likely tokens, `best`.
 fn judge_one<B: Backend>(
@@ -88,7 +106,7 @@ fn judge_one<B: Backend>(
     logits: &[f32],
     width: usize,
     best: &[u32],
-) -> Result<Outcome> {
+) -> Result<Judged> {
     let position = slot.text.tokens().len();
     // The mask of a row depends on the drafts accepted before it: a constrained text is judged
     // token by token.
@@ -107,20 +125,27 @@ fn judge_one<B: Backend>(
         (false, true) => &mut BlockJudge(judge),
         (false, false) => &mut { judge },
     };
+    let mut branch = None;
     let outcome = match mode {
         Mode::Ar => ar::step(&mut slot.text, judge),
         Mode::Sd | Mode::Suffix => sd::step(&mut slot.text, &chunk, judge),
-        Mode::Pearl => {
-            let guesses = slot.guesser.verified_tokens();
-            slot.pearl.step_with_guesses(&mut slot.text, chunk, &guesses, judge)
+        Mode::Pearl | Mode::Forked => {
+            let (guesses, branches) = (slot.guesser.verified_tokens(), &slot.branches);
+            let step =
+                slot.pearl.step_with_branches(&mut slot.text, chunk, &guesses, branches, judge);
+            step.map(|(outcome, taken)| {
+                branch = taken;
+                outcome
+            })
         }
     }?;
+    slot.take_branch(branch);
     if block && outcome.ends_run {
         let end = slot.text.tokens().len();
         Arc::make_mut(&mut slot.sampler).start_run(end);
     }
     slot.follow_text(position)?;
-    Ok(outcome)
+    Ok(Judged { outcome, branch })
 }
 
 /// The log-probabilities of the `tokens` committed in a step, if requested. Row `i` of `logits`

@@ -15,6 +15,11 @@ pub struct EngineMetrics {
     pub tokens: usize,
     /// Drafts that did not become text.
     pub wasted: usize,
+    /// Steps of sequences in `pearl` and `forked` for which nothing was pending: the target scored
+    /// a single token.
+    pub bubbles: usize,
+    /// Branches of `forked`.
+    pub branches: BranchMetrics,
     /// Steps of sequences whose text the draft cannot follow: longer than its context, or with a
     /// token outside its vocabulary.
     pub steps_without_draft: usize,
@@ -58,6 +63,24 @@ pub struct EngineMetrics {
     pub wait_seconds: f64,
     /// Seconds of judging, sampling and rolling back.
     pub judge_seconds: f64,
+}
+
+/// Counts of the branches of `forked`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BranchMetrics {
+    /// Tokens drafted in branches.
+    pub drafted: usize,
+    /// Rejections of drafts.
+    pub rejections: usize,
+    /// Those of them after which the text went on in a branch.
+    pub taken: usize,
+}
+
+impl BranchMetrics {
+    /// Share of rejections after which the text went on in a branch; 0 without rejections.
+    pub fn rate(&self) -> f64 {
+        self.taken as f64 / self.rejections.max(1) as f64
+    }
 }
 
 /// Metrics of an engine on its own thread. Every submitted request is counted in exactly one of the

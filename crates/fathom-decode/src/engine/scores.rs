@@ -79,7 +79,7 @@ impl<B: Backend> Engine<B> {
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
         self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
-        self.planner.speeds.record_target(feeds.len(), mode == Mode::Pearl, rows, seconds);
+        self.planner.speeds.record_target(feeds.len(), mode.is_parallel(), rows, seconds);
         Ok((scores, seconds))
     }
 }

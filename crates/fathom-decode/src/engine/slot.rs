@@ -5,14 +5,15 @@ use std::sync::Arc;
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
 
-use super::draft_worker::{DraftItem, DraftLimits};
+use super::draft_worker::{Branching, DraftItem, DraftLimits};
 use super::guessing::Guesser;
 use super::prefix_cache::SharedPages;
 use super::request::Ticket;
 use super::rules::Checked;
 use super::watch::Watcher;
 use crate::{
-    Acceptance, AcceptedRuns, Completion, ConstrainedText, Drafted, History, Pearl, Sampler,
+    Acceptance, AcceptedRuns, Branch, Completion, ConstrainedText, Drafted, History, Pearl,
+    Sampler, Verification,
 };
 
 /// The state of one request.
@@ -38,6 +39,10 @@ pub(super) struct Slot<B: Backend> {
     pub logprobs: Option<usize>,
     pub pearl: Pearl,
     pub guesser: Guesser,
+    /// The branches that the draft considered in this step; see [`Branch`].
+    pub branches: Vec<Branch>,
+    /// The one that the text took, until the draft knows.
+    taken: Option<usize>,
     /// The target's cache. `None` while waiting.
     pub sequence: Option<Sequence<B>>,
     /// The pages of the target's cache that are the prefix cache's.
@@ -79,6 +84,8 @@ impl<B: Backend> Slot<B> {
             logprobs,
             pearl: Pearl::new(),
             guesser: Guesser::default(),
+            branches: Vec::new(),
+            taken: None,
             sequence: None,
             shared: SharedPages::default(),
             cached: 0,
@@ -193,15 +200,22 @@ impl<B: Backend> Slot<B> {
     }
 
     /// The draft's work item of a step: to draft up to `gamma` tokens after the text and the
-    /// pending drafts. `None` if there is no room.
-    pub fn draft_item(&mut self, gamma: usize) -> Option<DraftItem> {
+    /// pending drafts, and branches. `None` if there is no room.
+    pub fn draft_item(
+        &mut self,
+        gamma: usize,
+        branches: usize,
+        verification: Verification,
+    ) -> Option<DraftItem> {
         let prefix = self.pearl.prefix(&self.text);
         let gamma = self.chunk_len(gamma);
         if gamma == 0 {
             return None;
         }
         let keep = self.drafted_len.min(prefix.len() - 1);
-        let item = self.item(keep, prefix[keep..].to_vec(), gamma);
+        let mut item = self.item(keep, prefix[keep..].to_vec(), gamma);
+        let text_len = self.text.tokens().len();
+        item.branching = (branches > 0).then_some(Branching { branches, text_len, verification });
         self.drafted_len = prefix.len() + gamma - 1;
         Some(item)
     }
@@ -213,7 +227,16 @@ impl<B: Backend> Slot<B> {
         // too, and ends the request.
         let constraint = self.constraint.as_mut().filter(|_| self.drafted_len == 0);
         let constraint = constraint.and_then(|constraint| constraint.fork().ok());
-        DraftItem { slot, planned_len, keep, tail, gamma, sampler, constraint }
+        let taken = self.taken.take();
+        let branching = None;
+        DraftItem { slot, planned_len, keep, tail, gamma, sampler, constraint, taken, branching }
+    }
+
+    /// Records the branch that the text took. If it has pending drafts, the draft's cache is that
+    /// branch's from now on.
+    pub fn take_branch(&mut self, branch: Option<usize>) {
+        self.taken = branch.filter(|_| !self.pearl.pending().is_empty());
+        self.branches.clear();
     }
 
     /// Maximum number of drafts after the text: limited by the remaining tokens of the text and by
@@ -241,7 +264,7 @@ impl<B: Backend> Slot<B> {
             return false;
         }
         self.speculates = false;
-        self.drafted_len = 0;
+        (self.drafted_len, self.taken) = (0, None);
         true
     }
 
@@ -289,7 +312,7 @@ impl<B: Backend> Slot<B> {
         }
         self.truncate_watcher(0);
         let dropped = self.drop_pending();
-        self.drafted_len = 0;
+        (self.drafted_len, self.taken) = (0, None);
         dropped
     }
 }

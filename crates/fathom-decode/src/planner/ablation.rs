@@ -13,7 +13,7 @@ use super::auto_mode::AutoMode;
 use super::pass_cost::PassCost;
 use super::running::Mean;
 use crate::engine::ModeChoice;
-use crate::simulate::Simulation;
+use crate::simulate::{Chances, Simulation};
 use crate::{Mode, RequestRng};
 use kalman::KalmanFilter;
 
@@ -258,7 +258,8 @@ fn rate(
         Mode::Ar => 1.0 / pass(1.0),
         Mode::Sd => (1.0 - alpha * alpha_gamma) * run / (g * draft + pass(g + 1.0)),
         Mode::Suffix => (1.0 - alpha * alpha_gamma) * run / pass(g + 1.0),
-        Mode::Pearl => {
+        // The ablation has no branches.
+        Mode::Pearl | Mode::Forked => {
             let post = alpha / (1.0 - alpha_gamma);
             let step = |rows| (g * draft).max(pass(rows));
             let seconds = match batch {
@@ -284,7 +285,9 @@ fn regret(
     let mut drafts = [Mean::new(0.95), Mean::new(0.95)];
     let mut gammas: BTreeMap<Mode, usize> = BTreeMap::new();
     let mut auto = AutoMode::default();
-    let new = |request| Simulation::new(alpha, RequestRng::new(seed, request)).unwrap();
+    let new = |request| {
+        Simulation::new(Chances::acceptance(alpha), RequestRng::new(seed, request)).unwrap()
+    };
     let mut all: Vec<Simulation> = (0..batch as u64).map(new).collect();
     let (mut chosen, mut best) = (0.0, 0.0);
     for i in 0..recording.sweeps[0].len() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::branches::{BRANCHES, FIXED_BRANCHES};
 use super::speeds::{Forecast, Speeds, size_class};
 use crate::{Mode, Phase};
 
@@ -23,7 +24,7 @@ impl Default for GammaLimits {
     }
 }
 
-/// γ of each phase.
+/// γ of each phase, and branches.
 ///
 /// In PEARL's pre-verify phase the target scores one token, which may take less time than a chunk.
 /// The draft then has less time too.
@@ -33,12 +34,14 @@ pub struct Lengths {
     pub pre_verify: usize,
     /// γ otherwise, and in `sd`.
     pub post_verify: usize,
+    /// Branches of every sequence in `forked`; 0 in other modes.
+    pub branches: usize,
 }
 
 impl Lengths {
-    /// The same γ in both phases.
+    /// The same γ in both phases, without branches.
     pub fn same(gamma: usize) -> Lengths {
-        Lengths { pre_verify: gamma, post_verify: gamma }
+        Lengths { pre_verify: gamma, post_verify: gamma, branches: 0 }
     }
 
     /// γ of a step with sequences in these phases.
@@ -99,18 +102,29 @@ impl AdaptiveGamma {
         speeds: &Speeds,
     ) -> Lengths {
         if let Some(gamma) = self.fixed {
-            return Lengths::same(gamma);
+            let branches = if mode == Mode::Forked { FIXED_BRANCHES } else { 0 };
+            return Lengths { branches, ..Lengths::same(gamma) };
         }
         let Some(forecast) = speeds.forecast(mode, runs, plain).map(Forecast::optimistic) else {
             return Lengths::same(self.limits.start);
         };
-        let mut best = self.fastest(&forecast, Lengths::same);
+        let speed = |lengths| forecast.tokens_per_second(lengths);
+        let current = self.current.get(&(size_class(runs.len()), mode));
+        let branches = current.map_or(0, |lengths| lengths.branches);
+        let mut best =
+            self.fastest(&forecast, |gamma| Lengths { branches, ..Lengths::same(gamma) });
+        if mode == Mode::Forked {
+            // One after the other: γ for the current branches, then branches for that γ.
+            let others = BRANCHES.map(|branches| Lengths { branches, ..best });
+            let fewest_first = others.into_iter().rev(); // `max_by` takes the last
+            let fastest = fewest_first.max_by(|a, b| speed(*a).total_cmp(&speed(*b)));
+            best = fastest.unwrap_or(best);
+        }
         // In a batch, phases differ between sequences but chunks are drafted together: one γ.
-        if mode == Mode::Pearl && runs.len() == 1 {
+        if mode.is_parallel() && runs.len() == 1 {
             best = self.fastest(&forecast, |pre_verify| Lengths { pre_verify, ..best });
         }
         let current = self.current.entry((size_class(runs.len()), mode)).or_insert(best);
-        let speed = |lengths| forecast.tokens_per_second(lengths);
         if speed(best) > speed(*current) * WORTH_CHANGING {
             *current = best;
         }
@@ -160,7 +174,8 @@ mod tests {
     fn chunks_are_shorter_in_pre_verify_if_rows_cost() {
         let speeds = measured(0.2, 1.0, 0.1, 0.9, 1);
         let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
-        let Lengths { pre_verify, post_verify } = adaptive.lengths(Mode::Pearl, &[0], 0, &speeds);
+        let Lengths { pre_verify, post_verify, .. } =
+            adaptive.lengths(Mode::Pearl, &[0], 0, &speeds);
         assert!(pre_verify == 5 && post_verify > 5, "{pre_verify} {post_verify}");
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::branches::BranchHits;
 use super::pass_cost::PassCost;
 use super::run_acceptance::{Remaining, RunAcceptance, Survival, bounded_position};
 use super::running::Mean;
@@ -22,6 +23,8 @@ pub struct Speeds {
     /// Seconds of a step outside the models, by size class and mode.
     overheads: BTreeMap<(usize, Mode), Mean>,
     acceptance: RunAcceptance,
+    /// How often the draft prepared for a rejection.
+    pub branch_hits: BranchHits,
 }
 
 /// Seconds of each model's work.
@@ -29,6 +32,8 @@ pub struct Speeds {
 struct Costs {
     /// The draft drafts one token for every sequence.
     draft: Mean,
+    /// The same while the target runs, by the number of sequences and branches together.
+    drafting: PassCost,
     /// A pass of the target, by its rows.
     target: PassCost,
 }
@@ -46,7 +51,16 @@ impl Speeds {
             let draft = &mut self.costs(batch, co_running).draft;
             let seconds = clip(seconds / tokens as f64, draft.value());
             draft.record(seconds);
+            if co_running {
+                self.record_branching(batch, batch, seconds);
+            }
         }
+    }
+
+    /// Records that the draft drafted one token for each of `rows` sequences and branches of a batch
+    /// in `seconds`, while the target ran.
+    pub fn record_branching(&mut self, batch: usize, rows: usize, seconds: f64) {
+        self.costs(batch, true).drafting.record(rows as f64, seconds);
     }
 
     /// Records a pass of the target over `rows` tokens of `batch` sequences in `seconds`.
@@ -99,12 +113,16 @@ impl Speeds {
     /// costs, and for `sd` and `pearl` the acceptance, have been measured. That of `suffix` is
     /// without guesses, whose throughput is that of `guesses.rs`.
     pub fn forecast(&self, mode: Mode, runs: &[usize], plain: usize) -> Option<Forecast> {
-        let costs = |batch: usize| self.costs.get(&(size_class(batch), mode == Mode::Pearl));
+        let costs = |batch: usize| self.costs.get(&(size_class(batch), mode.is_parallel()));
         let target = costs(runs.len() + plain)?.target.clone();
         target.at(1.0)?;
         let (draft, survival) = match mode {
             Mode::Ar | Mode::Suffix => (0.0, None),
             _ => (costs(runs.len())?.draft.value()?, Some(self.acceptance.survival()?)),
+        };
+        let branching = match mode {
+            Mode::Forked => Some((costs(runs.len())?.drafting.clone(), self.branch_hits.clone())),
+            _ => None,
         };
         let overhead = self.overhead(runs.len() + plain, mode);
         let mut positions = BTreeMap::new();
@@ -117,6 +135,7 @@ impl Speeds {
             plain,
             positions,
             draft,
+            branching,
             target,
             pass_seconds: PassCost::at,
             overhead,
@@ -125,7 +144,11 @@ impl Speeds {
     }
 
     fn costs(&mut self, batch: usize, co_running: bool) -> &mut Costs {
-        let new = || Costs { draft: Mean::new(COST_DECAY), target: PassCost::default() };
+        let new = || Costs {
+            draft: Mean::new(COST_DECAY),
+            drafting: PassCost::default(),
+            target: PassCost::default(),
+        };
         self.costs.entry((size_class(batch), co_running)).or_insert_with(new)
     }
 }
@@ -149,6 +172,9 @@ pub struct Forecast {
     positions: BTreeMap<usize, usize>,
     /// Seconds per drafted token.
     draft: f64,
+    /// In `forked`: seconds of drafting one token by the number of sequences and branches, and how
+    /// often a branch is taken.
+    branching: Option<(PassCost, BranchHits)>,
     target: PassCost,
     /// [`PassCost::at`] or [`PassCost::optimistic`].
     pass_seconds: fn(&PassCost, f64) -> Option<f64>,
@@ -220,6 +246,7 @@ impl Forecast {
     fn run(&self, survival: &Survival, position: usize, lengths: Lengths) -> Yield {
         match self.mode {
             Mode::Pearl => self.pearl(survival.after(position), position == 0, lengths),
+            Mode::Forked => self.forked(survival.after(position), position == 0, lengths),
             _ => self.sd(survival.after(position), lengths.post_verify),
         }
     }
@@ -243,7 +270,7 @@ impl Forecast {
     /// judges the rest of the first chunk, then one step judges each further chunk until a
     /// rejection. A run in progress is in post-verify.
     fn pearl(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
-        let Lengths { pre_verify: pre, post_verify: post } = lengths;
+        let Lengths { pre_verify: pre, post_verify: post, .. } = lengths;
         let first = if is_new { run.at(1) } else { 0.0 };
         let mut others = 0.0;
         let mut k = if is_new { 1 + pre } else { 0 };
@@ -252,10 +279,23 @@ impl Forecast {
             k += post;
         }
         let pre_verify = if is_new { 1.0 } else { 0.0 };
-        let seconds = pre_verify * self.co_running(pre, 1.0)
-            + first * self.co_running(post, pre as f64)
-            + others * self.co_running(post, post as f64);
+        let co_running =
+            |gamma: usize, rows: usize| self.co_running(gamma, lengths.branches, rows as f64);
+        let seconds = pre_verify * co_running(pre, 1)
+            + first * co_running(post, pre)
+            + others * co_running(post, post);
         Yield { tokens: run.tokens(), steps: pre_verify + first + others, pre_verify, seconds }
+    }
+
+    /// `forked`: if the rejection before a new run was prepared for, a whole chunk is pending, and
+    /// the run has no pre-verify step.
+    fn forked(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
+        let prepared = self.pearl(run, false, lengths);
+        let hits = self.branching.as_ref().filter(|_| is_new);
+        let Some((_, hits)) = hits else { return prepared };
+        let chance = hits.chance(lengths.branches);
+        let unprepared = self.pearl(run, true, lengths);
+        Yield::default().plus(1.0 - chance, unprepared).plus(chance, prepared)
     }
 
     /// Seconds of the models' work in the mean step.
@@ -263,39 +303,45 @@ impl Forecast {
         let gamma = lengths.post_verify;
         match self.mode {
             Mode::Ar | Mode::Suffix => self.target(1.0),
-            Mode::Sd => self.chunk(gamma) + self.target(gamma as f64 + 1.0),
-            Mode::Pearl if self.batch == 1 => step.seconds,
-            Mode::Pearl => self.mixed(step.pre_verify, gamma),
+            Mode::Sd => self.chunk(gamma, 0) + self.target(gamma as f64 + 1.0),
+            Mode::Pearl | Mode::Forked if self.batch == 1 => step.seconds,
+            Mode::Pearl | Mode::Forked => self.mixed(step.pre_verify, lengths),
         }
     }
 
     /// Seconds of a PEARL step of a batch. Each sequence is independently in pre-verify with
     /// probability `pre` and scores one token, or γ tokens otherwise: the mean over the binomial
     /// number of sequences in pre-verify.
-    fn mixed(&self, pre: f64, gamma: usize) -> f64 {
+    fn mixed(&self, pre: f64, lengths: Lengths) -> f64 {
+        let Lengths { post_verify: gamma, branches, .. } = lengths;
         let (n, pre) = (self.batch as f64, pre.min(0.99));
         let rows_each = |in_pre: f64| (in_pre + (n - in_pre) * gamma as f64) / n;
         if self.batch > 64 {
-            return self.co_running(gamma, rows_each(n * pre)); // the number hardly varies
+            return self.co_running(gamma, branches, rows_each(n * pre)); // the number hardly varies
         }
         let mut chance = (1.0 - pre).powi(self.batch as i32); // of none in pre-verify
         let mut seconds = 0.0;
         for in_pre in 0..=self.batch {
             let k = in_pre as f64;
-            seconds += chance * self.co_running(gamma, rows_each(k));
+            seconds += chance * self.co_running(gamma, branches, rows_each(k));
             chance *= (n - k) / (k + 1.0) * pre / (1.0 - pre);
         }
         seconds
     }
 
     /// Seconds of a PEARL step: the longer of drafting and the target pass.
-    fn co_running(&self, gamma: usize, rows_each: f64) -> f64 {
-        self.chunk(gamma).max(self.target(rows_each))
+    fn co_running(&self, gamma: usize, branches: usize, rows_each: f64) -> f64 {
+        self.chunk(gamma, branches).max(self.target(rows_each))
     }
 
-    /// Seconds of drafting γ tokens for every sequence.
-    fn chunk(&self, gamma: usize) -> f64 {
-        gamma as f64 * self.draft
+    /// Seconds of drafting γ tokens for every sequence, and all but the first for `branches` of
+    /// each.
+    fn chunk(&self, gamma: usize, branches: usize) -> f64 {
+        let Some((drafting, _)) = self.branching.as_ref().filter(|_| branches > 0) else {
+            return gamma as f64 * self.draft;
+        };
+        let round = |rows: usize| (self.pass_seconds)(drafting, rows as f64).unwrap_or(self.draft);
+        round(self.batch) + (gamma - 1) as f64 * round(self.batch * (1 + branches))
     }
 
     /// Seconds of a target pass over `rows_each` tokens of every sequence that speculates and one
@@ -311,7 +357,7 @@ impl Forecast {
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
     use super::*;
-    use crate::simulate::{self, Protocol, StepCosts};
+    use crate::simulate::{self, Chances, Protocol, StepCosts};
 
     /// Speeds that have measured these costs: seconds per drafted token, per target pass, and per
     /// row of a pass.
@@ -360,8 +406,13 @@ pub(crate) mod tests {
     fn forecasts_agree_with_the_state_machine() {
         let (draft, pass, row) = (0.15, 0.8, 0.05);
         for batch in [1, 4] {
-            let speeds = measured(draft, pass, row, 0.8, batch);
+            let mut speeds = measured(draft, pass, row, 0.8, batch);
+            for i in 0..1000 {
+                speeds.record_branching(batch, 5 * batch, draft);
+                speeds.branch_hits.record((i % 5 < 3).then_some(i % 3));
+            }
             let acceptance = speeds.acceptance().unwrap();
+            let chances = Chances { acceptance, branch: speeds.branch_hits.chance(4) };
             let costs = StepCosts::new(draft, |rows| pass + row * rows);
             let protocol = Protocol { sequences: 40, batch, steps: 2000, seed: 1 };
             for (mode, pre, post) in [
@@ -371,12 +422,15 @@ pub(crate) mod tests {
                 (Mode::Pearl, 4, 4),
                 (Mode::Pearl, 9, 9),
                 (Mode::Pearl, 3, 7),
+                (Mode::Forked, 4, 4),
+                (Mode::Forked, 9, 9),
             ] {
                 if pre != post && batch > 1 {
                     continue; // one length for all while phases are mixed
                 }
-                let lengths = Lengths { pre_verify: pre, post_verify: post };
-                let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs).unwrap();
+                let branches = if mode == Mode::Forked { 4 } else { 0 };
+                let lengths = Lengths { pre_verify: pre, post_verify: post, branches };
+                let simulated = simulate::run(mode, lengths, chances, protocol, &costs).unwrap();
                 let forecast = speeds.forecast(mode, &vec![0; batch], 0).unwrap();
                 let relative = forecast.tokens_per_second(lengths) / simulated.tokens_per_second;
                 assert!((relative - 1.0).abs() < 0.04, "{mode} {lengths:?} {batch}: {relative}");

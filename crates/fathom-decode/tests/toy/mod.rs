@@ -6,8 +6,8 @@
 mod rule;
 
 use fathom_decode::{
-    BlockJudge, Completion, ConstrainedText, Drafted, History, Judge, LogitsJudge, Mode, Outcome,
-    Pearl, Proposal, Sampler, SuffixIndex, Verification, ar, philox4x32, sd,
+    BlockJudge, Branch, Completion, ConstrainedText, Drafted, History, Judge, LogitsJudge, Mode,
+    Outcome, Pearl, Phase, Proposal, Sampler, SuffixIndex, Verification, ar, philox4x32, sd,
 };
 pub use rule::Rule;
 
@@ -87,6 +87,63 @@ impl Cached {
             drafted
         };
         (0..gamma).map(draft).collect()
+    }
+}
+
+/// The draft of a text, and what it needs to choose tokens.
+struct Drafting<'a> {
+    draft: &'a mut Cached,
+    prompt_len: usize,
+    sampler: &'a Sampler,
+    constraint: &'a mut Option<ConstrainedText>,
+}
+
+impl Drafting<'_> {
+    fn draft(&mut self, prefix: &[u32], gamma: usize) -> Proposal {
+        let Drafting { draft, prompt_len, sampler, constraint } = self;
+        draft.draft(prefix, *prompt_len, gamma, sampler, constraint.as_mut())
+    }
+
+    /// Branches with γ - 1 drafts behind up to four rejections at every position, each with its
+    /// cache.
+    fn branches(
+        &mut self,
+        text: &Completion,
+        pearl: &Pearl,
+        chunk: &[Drafted],
+        gamma: usize,
+        verification: Verification,
+    ) -> Vec<(Cached, Branch)> {
+        let mut all = Vec::new();
+        let judged: Vec<u32> =
+            pearl.pending().iter().chain(chunk.first()).map(|draft| draft.token).collect();
+        for (after, rejected) in judged.iter().enumerate() {
+            for token in (0..self.draft.model.vocab as u32).filter(|id| id != rejected).take(4) {
+                let prefix = [text.tokens(), &judged[..after], &[token]].concat();
+                let mut cache = Cached::new(self.draft.model);
+                let mut sampler = self.sampler.clone();
+                if verification == Verification::Block {
+                    sampler.start_run(prefix.len());
+                }
+                // A token that the constraint does not allow is never a correction.
+                let mut constraint = self.constraint.as_mut().map(|own| own.fork().unwrap());
+                let allowed = constraint
+                    .as_mut()
+                    .is_none_or(|constraint| constraint.follow(&prefix[self.prompt_len..]).is_ok());
+                if !allowed {
+                    continue;
+                }
+                let mut drafting = Drafting {
+                    draft: &mut cache,
+                    prompt_len: self.prompt_len,
+                    sampler: &sampler,
+                    constraint: &mut constraint,
+                };
+                let drafts = drafting.draft(&prefix, gamma.saturating_sub(1));
+                all.push((cache, Branch { after, token, drafts }));
+            }
+        }
+        all
     }
 }
 
@@ -170,9 +227,29 @@ pub fn decode_verified(
             let prefix = pearl.prefix(text);
             let logits = &target.feed(&prefix);
             assert_eq!(logits.len(), (1 + pearl.pending().len()) * vocab);
-            let chunk =
-                draft.draft(&prefix, prompt_len, gamma(step), sampler, drafts_constraint.as_mut());
-            pearl.step(text, chunk, verified(verification, judge(logits)).as_mut())
+            let gamma = gamma(step);
+            let mut drafting = Drafting {
+                draft: &mut draft,
+                prompt_len,
+                sampler,
+                constraint: &mut drafts_constraint,
+            };
+            let chunk = drafting.draft(&prefix, gamma);
+            let branches = match mode {
+                Mode::Forked => drafting.branches(text, &pearl, &chunk, gamma, verification),
+                _ => Vec::new(),
+            };
+            let (caches, branches): (Vec<Cached>, Vec<Branch>) = branches.into_iter().unzip();
+            let mut judge = verified(verification, judge(logits));
+            let step = pearl.step_with_branches(text, chunk, &[], &branches, judge.as_mut());
+            step.map(|(outcome, taken)| {
+                if let Some(cache) = taken.and_then(|i| caches.into_iter().nth(i))
+                    && pearl.phase() == Phase::PostVerify
+                {
+                    draft = cache;
+                }
+                outcome
+            })
         }
         .unwrap();
         assert_eq!(text.tokens().len(), before + outcome.committed);

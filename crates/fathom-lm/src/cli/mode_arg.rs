@@ -13,6 +13,8 @@ pub enum ModeName {
     Sd,
     /// Parallel speculative: draft and verify at the same time
     Pearl,
+    /// Pearl whose draft also continues behind the likeliest rejections
+    Forked,
     /// Speculative without a draft model: guess from the text so far, then verify
     Suffix,
     /// Measure the modes while decoding and use the fastest
@@ -25,6 +27,7 @@ impl From<ModeName> for ModeChoice {
             ModeName::Ar => ModeChoice::Always(Mode::Ar),
             ModeName::Sd => ModeChoice::Always(Mode::Sd),
             ModeName::Pearl => ModeChoice::Always(Mode::Pearl),
+            ModeName::Forked => ModeChoice::Always(Mode::Forked),
             ModeName::Suffix => ModeChoice::Always(Mode::Suffix),
             ModeName::Auto => ModeChoice::Auto,
         }

@@ -18,10 +18,11 @@ use tempfile::TempDir;
 
 use crate::common::fathom;
 
-pub const MODES: [ModeChoice; 4] = [
+pub const MODES: [ModeChoice; 5] = [
     ModeChoice::Always(Mode::Ar),
     ModeChoice::Always(Mode::Sd),
     ModeChoice::Always(Mode::Pearl),
+    ModeChoice::Always(Mode::Forked),
     ModeChoice::Auto,
 ];
 

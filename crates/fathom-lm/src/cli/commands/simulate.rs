@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fathom_decode::seed_table::{self, Prediction};
-use fathom_decode::simulate::{self, Protocol, StepCosts};
+use fathom_decode::simulate::{self, Chances, Protocol, StepCosts};
 use fathom_decode::{Lengths, Mode};
 use fathom_model::{Error, Result};
 use fathom_report::{Cell, Column, Format, Table};
@@ -37,6 +37,12 @@ pub struct Args {
     /// Cost of the target's pass over a chunk
     #[arg(long, value_name = "C", default_value_t = 1.0, conflicts_with = "seed_table")]
     verify_cost: f64,
+    /// `forked`: chance that a rejection is one that the draft prepared for
+    #[arg(long, value_name = "X", default_value_t = seed_table::BRANCH_CHANCE)]
+    branch_chance: f64,
+    /// `forked`: cost of drafting a token for a text and its branches, relative to the text alone
+    #[arg(long, value_name = "C", default_value_t = 1.0, conflicts_with = "seed_table")]
+    branch_cost: f64,
     /// Random seed
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "seed_table")]
     seed: u64,
@@ -62,7 +68,7 @@ struct SimulationInput {
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     let format = if args.csv { Format::Csv } else { Format::Markdown };
     if let Some(path) = &args.input.seed_table {
-        return predict(path, output, format, out);
+        return predict(path, args.branch_chance()?, output, format, out);
     }
     let table = args.simulate()?;
     if output.json {
@@ -80,7 +86,8 @@ impl Args {
         let mat = positive("--mat", self.input.mat.unwrap_or(1.0), 1.0)?;
         let draft = positive("--draft-cost", self.draft_cost.unwrap_or(1.0 / gamma as f64), 0.0)?;
         let verify = positive("--verify-cost", self.verify_cost, 0.0)?;
-        let acceptance = 1.0 - 1.0 / mat;
+        let branch_cost = positive("--branch-cost", self.branch_cost, 0.0)?;
+        let chances = Chances { acceptance: 1.0 - 1.0 / mat, branch: self.branch_chance()? };
         let protocol = Protocol { sequences: 100, batch: 1, steps: 1000, seed: self.seed };
 
         let mut table = Table::new(vec![
@@ -97,23 +104,36 @@ impl Args {
             // One of PEARL has γ rows.
             let extra_rows = match mode {
                 Mode::Sd | Mode::Suffix => gamma,
-                Mode::Ar | Mode::Pearl => gamma.max(2) - 1,
+                Mode::Ar | Mode::Pearl | Mode::Forked => gamma.max(2) - 1,
             } as f64;
             let cost = |rows| 1.0 + (verify - 1.0) * (rows - 1.0) / extra_rows;
+            let draft = if mode == Mode::Forked { draft * branch_cost } else { draft };
             let costs = StepCosts::new(draft, cost);
             let lengths = Lengths::same(gamma);
-            let simulated = simulate::run(mode, lengths, acceptance, protocol, &costs)?;
+            let simulated = simulate::run(mode, lengths, chances, protocol, &costs)?;
             let drafts = |cell| if mode.drafts() { cell } else { Cell::none() };
             table.push(vec![
                 Cell::text(mode.to_string()),
                 drafts(Cell::count(gamma)),
-                drafts(number(acceptance, 3)),
+                drafts(number(chances.acceptance, 3)),
                 number(simulated.tokens_per_step, 3),
                 number(simulated.mat, 2),
                 number(simulated.tokens_per_second, 2), // plain decoding has 1
             ]);
         }
         Ok(table)
+    }
+}
+
+impl Args {
+    fn branch_chance(&self) -> Result<f64> {
+        let chance = self.branch_chance;
+        match (0.0..=1.0).contains(&chance) {
+            true => Ok(chance),
+            false => Err(Error::Request(format!(
+                "--branch-chance is {chance}; expected a number from 0 to 1"
+            ))),
+        }
     }
 }
 
@@ -140,12 +160,13 @@ const FAR_OFF: f64 = 0.07;
 /// Prints every PEARL row of the published table with the prediction from its MAT.
 fn predict(
     path: &Path,
+    branch_chance: f64,
     output: Output,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot be read"))?;
-    let predictions = seed_table::predict(&seed_table::parse(path, &text)?)?;
+    let predictions = seed_table::predict(&seed_table::parse(path, &text)?, branch_chance)?;
     let mut errors: Vec<f64> = predictions.iter().map(|p| p.error().abs()).collect();
     errors.sort_by(f64::total_cmp);
     let Some(&largest) = errors.last() else {
@@ -196,6 +217,7 @@ fn prediction_table(predictions: &[Prediction]) -> Table {
         Column::number("published", "Tokens per step, published"),
         Column::number("predicted", "predicted"),
         Column::number("error", "Error"),
+        Column::number("forked", "forked"),
     ]);
     for p in predictions {
         table.push(vec![
@@ -209,6 +231,7 @@ fn prediction_table(predictions: &[Prediction]) -> Table {
             number(p.row.tokens_per_step, 3),
             number(p.predicted, 3),
             Cell::new(signed_percent(p.error()), p.error()),
+            number(p.forked, 3),
         ]);
     }
     table
