@@ -77,7 +77,9 @@ fn cells(draft: &str, target: &str, row: &BenchRow) -> Vec<Cell> {
     ]
 }
 
-/// Where the time was spent, and how many drafts were accepted.
+/// Where the time was spent, and how many drafts were accepted. Bubbles: the share of steps that
+/// scored a single row because nothing was pending; branch hits: the share of rejections after which
+/// a prepared branch went on; wasted rows: the share of the target's rows that gave no token.
 pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     let mut table = Table::new(vec![
         Column::number("batch_size", "Batch"),
@@ -89,7 +91,10 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
         Column::number("tokens_per_step", "Tokens/step"),
         Column::number("acceptance", "Accepted"),
         Column::text("acceptance_by_position", "Accepted by position"),
+        Column::number("bubbles", "Bubbles"),
+        Column::number("branch_hits", "Branch hits"),
         Column::number("wasted_drafts", "Wasted"),
+        Column::number("wasted_rows", "Wasted rows"),
         Column::number("prefill_s", "Prefill (s)"),
         Column::number("draft_s", "Draft (s)"),
         Column::number("verify_s", "Verify (s)"),
@@ -102,6 +107,8 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     for row in rows {
         let (m, metrics) = (&row.measured, &row.measured.metrics);
         let by_position = metrics.acceptance.by_position();
+        let parallel = metrics.steps.keys().any(|mode| mode.is_parallel());
+        let (branches, sequence_steps) = (metrics.branches, m.sequence_steps.max(1) as f64);
         let shown = by_position.iter().take(POSITIONS).map(|share| format!("{:.0}", 100.0 * share));
         let shown = shown.collect::<Vec<_>>().join(" ");
         table.push(vec![
@@ -112,12 +119,12 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
             steps_by_mode(metrics),
             number(m.gamma, 1),
             number(m.tokens_per_step(), 2),
-            metrics
-                .acceptance
-                .rate()
-                .map_or(none(), |rate| Cell::new(format!("{:.1} %", 100.0 * rate), rate)),
+            metrics.acceptance.rate().map_or(none(), percent),
             Cell::new(shown, by_position),
+            if parallel { percent(metrics.bubbles as f64 / sequence_steps) } else { none() },
+            if branches.drafted > 0 { percent(branches.rate()) } else { none() },
             Cell::count(metrics.wasted),
+            percent(metrics.wasted_rows() as f64 / metrics.target_rows.max(1) as f64),
             number(metrics.prefill_seconds, 2),
             number(metrics.draft_seconds, 2),
             number(metrics.verify_seconds, 2),
@@ -151,6 +158,10 @@ fn mode_name(mode: ModeChoice) -> String {
 
 fn number(x: f64, decimals: usize) -> Cell {
     Cell::new(format!("{x:.decimals$}"), x)
+}
+
+fn percent(share: f64) -> Cell {
+    Cell::new(format!("{:.1} %", 100.0 * share), share)
 }
 
 fn none() -> Cell {

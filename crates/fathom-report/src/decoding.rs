@@ -56,6 +56,14 @@ impl Decoding<'_> {
                 grouped(m.wasted),
                 m.gamma,
             ));
+            if m.branches.drafted > 0 {
+                lines.push(format!(
+                    "branches: taken at {} of {}; {} drafted in them",
+                    grouped(m.branches.taken),
+                    plural(m.branches.rejections, "rejection"),
+                    plural(m.branches.drafted, "token"),
+                ));
+            }
             lines.push(format!(
                 "seconds: target {:.2}, draft {:.2}, target waiting for the draft {:.2}, \
                  sampling {:.2}",
@@ -108,6 +116,9 @@ impl Decoding<'_> {
             "acceptance": m.acceptance.rate(),
             "acceptance_by_position": m.acceptance.by_position(),
             "wasted_drafts": m.wasted,
+            "bubbles": m.bubbles,
+            "rejections": m.branches.rejections,
+            "branches_taken": m.branches.taken,
             "gamma": self.speculated().then_some(m.gamma),
             "preemptions": m.preemptions,
             "kv_pages": m.kv_pages,

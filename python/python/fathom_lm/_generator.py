@@ -35,8 +35,9 @@ class Generator:
             which can be used by others at the same time.
         draft: A smaller model with the same vocabulary, given in the same ways. Two models given by
             path share the cores; loaded models keep their threads.
-        mode: `"ar"`, `"sd"` or `"pearl"`; `"suffix"`, which needs no draft: what followed the last
-            tokens where they occurred before is the draft; or `"auto"`, which measures which mode is
+        mode: `"ar"`, `"sd"` or `"pearl"`; `"forked"`, `"pearl"` whose draft also continues behind the
+            likeliest rejections; `"suffix"`, which needs no draft: what followed the last tokens
+            where they occurred before is the draft; or `"auto"`, which measures which mode is
             fastest (`"ar"` without a draft).
         gamma: How many tokens to draft at a time; `"auto"` adapts it.
         batch_size: Maximum number of texts decoded at a time.
@@ -60,7 +61,7 @@ class Generator:
         self,
         target: Model | PathLike,
         draft: Model | PathLike | None = None,
-        mode: Literal["auto", "ar", "sd", "pearl", "suffix"] = "auto",
+        mode: Literal["auto", "ar", "sd", "pearl", "forked", "suffix"] = "auto",
         gamma: int | Literal["auto"] = "auto",
         batch_size: int = 8,
         *,

@@ -15,6 +15,8 @@ pub struct EngineMetrics {
     pub tokens: usize,
     /// Drafts that did not become text.
     pub wasted: usize,
+    /// Rows that the target scored in decoding steps.
+    pub target_rows: usize,
     /// Steps of sequences in `pearl` and `forked` for which nothing was pending: the target scored
     /// a single token.
     pub bubbles: usize,
@@ -63,6 +65,13 @@ pub struct EngineMetrics {
     pub wait_seconds: f64,
     /// Seconds of judging, sampling and rolling back.
     pub judge_seconds: f64,
+}
+
+impl EngineMetrics {
+    /// Rows that the target scored without a token for the text.
+    pub fn wasted_rows(&self) -> usize {
+        self.target_rows.saturating_sub(self.tokens)
+    }
 }
 
 /// Counts of the branches of `forked`.

@@ -76,6 +76,7 @@ impl<B: Backend> Engine<B> {
         for (slot, tokens) in self.running.iter_mut().zip(&feeds) {
             slot.target_seconds += seconds * tokens.len() as f64 / rows as f64;
         }
+        self.metrics.target_rows += rows;
         self.metrics.verify_seconds += seconds;
         self.metrics.pass_cost.record(rows as f64, seconds);
         self.metrics.kv_pages = self.metrics.kv_pages.max(self.pages_held());
