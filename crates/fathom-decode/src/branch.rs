@@ -45,7 +45,7 @@ impl Branch {
 
 /// Rejections considered for a text. Those without a branch of their own show what more branches
 /// would gain.
-pub(crate) const CONSIDERED: usize = 16;
+pub(crate) const CONSIDERED: usize = 32;
 
 /// The most likely tokens of the draft model at a position.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,8 +54,9 @@ pub struct Alternatives {
     tokens: Vec<(u32, f32)>,
 }
 
-/// Tokens kept for a position.
-const KEPT: usize = 8;
+/// Tokens kept for a position. A weak draft's eighth choice is still the target's now and then, and
+/// where nothing is pending all branches are at one position.
+const KEPT: usize = 32;
 
 impl Alternatives {
     /// The most likely of the ids < `limit`. The others are neglected: they hardly matter for which

@@ -146,7 +146,8 @@ impl Pair {
             precision: self.target().precision().to_owned(),
         };
         let shared = Arc::clone(&target);
-        let engine = Engine::sharing(shared, draft, self.engine_options(options))?;
+        let mut engine = Engine::sharing(shared, draft, self.engine_options(options))?;
+        self.corpus.iter().for_each(|text| engine.add_to_corpus(text));
         Ok(PairEngine { pair: self, target, engine, origin })
     }
 

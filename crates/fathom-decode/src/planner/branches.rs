@@ -14,7 +14,7 @@ const NEXT: f64 = 0.6;
 const MOST: f64 = 0.98;
 
 /// Numbers of branches to choose from.
-pub(crate) const BRANCHES: [usize; 9] = [0, 1, 2, 3, 4, 6, 8, 12, CONSIDERED];
+pub(crate) const BRANCHES: [usize; 11] = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, CONSIDERED];
 /// The number of branches at a fixed γ.
 pub(crate) const FIXED_BRANCHES: usize = 4;
 
@@ -57,7 +57,7 @@ mod tests {
         for i in 0..2000 {
             hits.record([Some(0), Some(0), Some(3), None][i % 4]);
         }
-        for (branches, expected) in [(1, 0.5), (3, 0.5), (4, 0.75), (16, 0.75)] {
+        for (branches, expected) in [(1, 0.5), (3, 0.5), (4, 0.75), (32, 0.75)] {
             assert!((hits.chance(branches) - expected).abs() < 0.03, "{branches}");
         }
     }

@@ -1,11 +1,13 @@
 //! The models and how they decode: the arguments that `generate` and `serve` share.
 
+use std::path::PathBuf;
+
 use crate::cli::draft_arg::DraftArg;
 use crate::cli::gamma_arg::GammaArg;
 use crate::cli::mode_arg::ModeName;
 use crate::cli::pair_args::PairArgs;
 use crate::cli::prompt_args::PromptArgs;
-use crate::{GenerateOptions, Pair, Remark, Result};
+use crate::{GenerateOptions, Pair, Remark, Remarks, Result, Traces};
 
 /// Target and draft, and how they decode.
 #[derive(Debug, clap::Args)]
@@ -23,6 +25,10 @@ pub struct DecodingArgs {
     /// Draft length in tokens; `auto` measures which is fastest
     #[arg(long, value_name = "N", default_value = "auto")]
     gamma: GammaArg,
+    /// Traces that guesses may come from, next to the prompt and the text: earlier outputs, or
+    /// documents that are quoted
+    #[arg(long, value_name = "FILE")]
+    corpus: Option<PathBuf>,
     /// Maximum number of key/value cache pages of 128 tokens for all running texts, per model
     /// [default: enough for a batch of full contexts]
     #[arg(long, value_name = "N")]
@@ -30,9 +36,20 @@ pub struct DecodingArgs {
 }
 
 impl DecodingArgs {
-    /// Opens the models. Their weights are not read yet.
-    pub fn open(&self, prompts: &PromptArgs) -> Result<Pair> {
-        self.pair.open(self.draft.as_ref().and_then(DraftArg::model), prompts)
+    /// Opens the models and reads the corpus. Adds remarks about both. The weights are not read yet.
+    pub fn open(&self, prompts: &PromptArgs, remarks: &mut Remarks) -> Result<Pair> {
+        let mut pair = self.pair.open(self.draft.as_ref().and_then(DraftArg::model), prompts)?;
+        remarks.extend(pair.remarks());
+        if let Some(path) = &self.corpus {
+            let traces = Traces::read(path, pair.target())?;
+            remarks.extend(traces.remarks().iter().cloned());
+            pair.add_to_corpus(&traces);
+            if self.mode() == ModeName::Ar {
+                let text = "--corpus has no effect: mode `ar` guesses nothing".to_owned();
+                remarks.extend([Remark::advice("unused-corpus", text)]);
+            }
+        }
+        Ok(pair)
     }
 
     /// The options of an engine for at most `batch_size` texts at a time.

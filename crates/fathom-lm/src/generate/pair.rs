@@ -10,7 +10,7 @@ use fathom_model::{
 };
 
 use crate::cpu::{Weights, cpu, cpu_error};
-use crate::{Input, Model, ModelFiles, ModelOptions};
+use crate::{Input, Model, ModelFiles, ModelOptions, Traces};
 
 /// A target and an optional draft: files read and vocabularies checked, weights not loaded.
 pub struct Pair {
@@ -21,6 +21,8 @@ pub struct Pair {
     tokenizer: Arc<Tokenizer>,
     /// Ids from here on are padding of the target's logits.
     vocab: usize,
+    /// Texts that free guesses may come from.
+    pub(super) corpus: Vec<Vec<u32>>,
 }
 
 /// The weights of the target and of the draft.
@@ -61,7 +63,8 @@ impl Pair {
         let draft = draft.map(open_draft).transpose()?;
         let vocab = vocabulary(&target, draft.as_ref())?;
         let (target, draft) = (Arc::new(target), draft.map(Arc::new));
-        Ok(Pair { target, draft, loaded: None, tokenizer, vocab })
+        let corpus = Vec::new();
+        Ok(Pair { target, draft, loaded: None, tokenizer, vocab, corpus })
     }
 
     /// A pair of loaded models. Both stay usable elsewhere: passes of one model run one after the
@@ -88,7 +91,34 @@ impl Pair {
         let (draft, draft_weights) = draft.map(Model::shared).unzip();
         let tokenizer = tokenizer(&target)?;
         let vocab = vocabulary(&target, draft.as_deref())?;
-        Ok(Pair { target, draft, loaded: Some((weights, draft_weights)), tokenizer, vocab })
+        let (loaded, corpus) = (Some((weights, draft_weights)), Vec::new());
+        Ok(Pair { target, draft, loaded, tokenizer, vocab, corpus })
+    }
+
+    /// Lets free guesses come from these traces too, next to each prompt and its own text: earlier
+    /// outputs for similar prompts, or documents that are quoted. Texts do not depend on it, only
+    /// how many passes they take. Memory: some 100 bytes a token.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// use fathom_lm::{GenerateOptions, Mode, ModeChoice, ModelOptions, Pair, SamplingParams, Traces};
+    ///
+    /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
+    /// # let target = ModelOptions::new(models.target.display().to_string());
+    /// let mut pair = Pair::open(target, None)?;
+    /// let mode = Some(ModeChoice::Always(Mode::Suffix));
+    /// let options = GenerateOptions { mode, ..GenerateOptions::default() };
+    /// let params = SamplingParams { max_tokens: 16, ..SamplingParams::default() };
+    /// let before = pair.generate(["def is_prime(n):"], &params, &options)?;
+    ///
+    /// let row = serde_json::json!({ "prompt_raw": "def is_prime(n):", "output": before[0].output });
+    /// pair.add_to_corpus(&Traces::from_rows([row], pair.target())?);
+    /// let again = pair.generate(["def is_prime(n):"], &params, &options)?;
+    /// assert_eq!(before[0].tokens, again[0].tokens);
+    /// # Ok::<(), fathom_lm::Error>(())
+    /// ```
+    pub fn add_to_corpus(&mut self, traces: &Traces) {
+        self.corpus.extend(traces.iter().map(|trace| trace.ids.clone()));
     }
 
     /// The model whose text is generated.

@@ -113,14 +113,13 @@ struct PromptSource {
 
 pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failure> {
     args.sampling.check()?;
-    let pair = args.decoding.open(&args.prompt_args)?;
+    let mut remarks = Remarks::new();
+    let pair = args.decoding.open(&args.prompt_args, &mut remarks)?;
     let options = args.decoding.options(args.batch_size, false);
     pair.engine_options(&options).validate()?;
     let params = args.sampling.params(pair.recommended_sampling(), &args.decoding.pair.target)?;
     params.validate_ids(pair.vocab())?;
     let sinks = args.sinks.plan(&pair)?;
-    let mut remarks = Remarks::new();
-    remarks.extend(pair.remarks());
     let prompts = args.prompts(&pair, &options)?;
     remarks.extend(prompts.remarks().iter().cloned());
     if let (Some(path), false) = (args.file(), args.resume) {

@@ -105,12 +105,11 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     args.sampling.check()?;
     let mut remarks = Remarks::new();
     let server = args.http.options(&mut remarks)?;
-    let pair = args.decoding.open(&args.prompt_args)?;
+    let pair = args.decoding.open(&args.prompt_args, &mut remarks)?;
     let options = args.decoding.options(args.batch_size, !args.no_prefix_cache);
     pair.engine_options(&options).validate()?;
     let defaults = args.sampling.params(pair.recommended_sampling(), &args.decoding.pair.target)?;
     defaults.validate_ids(pair.vocab())?;
-    remarks.extend(pair.remarks());
     remarks.extend(args.advice(&pair));
     progress::remarks(output, &remarks.into_vec())?;
 
