@@ -22,5 +22,7 @@ fi
     "$here/../heavier.py" "$target" "$out/target" --layers 12 --intermediate 4608
 [ -d "$out/draft" ] || "$here/../heavier.py" "$draft" "$out/draft" --layers 3 --intermediate 1536
 for model in 0.5b target draft; do
-    [ -f "$out/$model.gguf" ] || "$python" "$here/gguf_of.py" "$out/$model" "$out/$model.gguf"
+    [ -f "$out/$model.gguf" ] && continue
+    "$python" "$here/gguf_of.py" "$out/$model" "$out/$model.gguf.part"
+    mv "$out/$model.gguf.part" "$out/$model.gguf"
 done

@@ -36,7 +36,7 @@ class LlamaServer:
         command += ["-np", slots, "-c", slots * context, "--cache-ram", 0, *extra]
         environment = dict(os.environ)
         if libraries:
-            environment["LD_LIBRARY_PATH"] = str(libraries)
+            environment["LD_LIBRARY_PATH"] = str(pathlib.Path(libraries).resolve())
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
