@@ -217,7 +217,8 @@ def main():
     print(f"\n{count} rounds, {args.threads} threads, {took:.0f} s, load average {load[0]:.1f}")
     if args.json:
         told = {"threads": args.threads, "isa": args.isa, "load": load, "generator": args.generator}
-        args.json.write_text(json.dumps(told | {"servers": results}, indent=1) + "\n")
+        told |= {"servers": results, "rounds": rounds}
+        args.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
