@@ -204,8 +204,9 @@ def add_tokenizer(writer, checkpoint, config):
     writer.add_token_types(types)
     writer.add_token_merges(merges)
     writer.add_add_bos_token(False)
-    ends = config["eos_token_id"]
-    writer.add_eos_token_id(ends[0] if isinstance(ends, list) else ends)
+    ends = config.get("eos_token_id")  # random weights have none
+    if ends is not None:
+        writer.add_eos_token_id(ends[0] if isinstance(ends, list) else ends)
 
 
 def write_gguf(checkpoint, config, path):
