@@ -279,7 +279,7 @@ fn metrics_have_our_names_and_those_of_vllm() {
         assert_eq!(value(name), 9.0);
     }
     assert_eq!(value("vllm:request_success_total{"), 1.0);
-    for name in ["time_to_first_token", "e2e_request_latency"] {
+    for name in ["request_queue_time", "time_to_first_token", "e2e_request_latency"] {
         assert_eq!(value(&format!("vllm:{name}_seconds_count{{")), 1.0);
         assert_eq!(value(&format!("fathom_{name}_seconds_count{{")), 1.0);
     }

@@ -145,6 +145,7 @@ impl<B: Backend> Slot<B> {
             mat: self.runs.mean().unwrap_or(0.0),
             acceptance: self.acceptance.clone(),
             cached_prompt_tokens: self.cached,
+            queue_seconds: self.queue_seconds.unwrap_or(0.0),
             target_seconds: self.target_seconds,
             draft_seconds: self.draft_seconds,
         })

@@ -79,6 +79,9 @@ pub struct Done {
     pub acceptance: Acceptance,
     /// Tokens of the prompt whose rows were taken from the prefix cache.
     pub cached_prompt_tokens: usize,
+    /// Seconds from its submission to its place in the batch. After a preemption it waits again,
+    /// which does not count.
+    pub queue_seconds: f64,
     /// The request's share of the target's passes in seconds, by its rows in each pass.
     pub target_seconds: f64,
     /// The request's share of the draft's passes in seconds, by its rows in each pass.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use fathom_model::{Error, Result};
 
@@ -35,6 +36,8 @@ pub(super) struct Checked {
     pub ticket: Ticket,
     /// The caller's number for it.
     pub request: u64,
+    /// When it was submitted.
+    pub submitted: Instant,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
     pub constraint: Option<ConstrainedText>,
@@ -86,6 +89,7 @@ impl Rules {
         let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
         let (ticket, sampler) = (self.tickets.next(), Arc::new(sampler));
         let constraint = constraint.map(ConstrainedText::new);
-        Ok(Checked { ticket, request: id, text, sampler, constraint, logprobs, watcher })
+        let submitted = Instant::now();
+        Ok(Checked { ticket, request: id, submitted, text, sampler, constraint, logprobs, watcher })
     }
 }

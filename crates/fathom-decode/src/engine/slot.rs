@@ -1,6 +1,7 @@
 //! The state of one request in an engine.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
@@ -24,6 +25,9 @@ pub(super) struct Slot<B: Backend> {
     pub ticket: Ticket,
     /// The caller's number for it.
     pub request: u64,
+    pub submitted: Instant,
+    /// From its submission to its first admission.
+    pub queue_seconds: Option<f64>,
     /// Key of the draft's sequence, new at every admission.
     pub number: u64,
     /// Prompt length in tokens, for rotary scalings that depend on it.
@@ -61,7 +65,8 @@ pub(super) struct Slot<B: Backend> {
 
 impl<B: Backend> Slot<B> {
     pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
-        let Checked { ticket, request, text, sampler, constraint, logprobs, watcher } = request;
+        let Checked { ticket, request, submitted, text, sampler, constraint, logprobs, watcher } =
+            request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
@@ -70,6 +75,8 @@ impl<B: Backend> Slot<B> {
         let mut slot = Slot {
             ticket,
             request,
+            submitted,
+            queue_seconds: None,
             number: 0,
             planned_len,
             text,

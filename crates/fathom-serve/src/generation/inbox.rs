@@ -141,12 +141,15 @@ impl Outlet {
     }
 
     fn measure(&mut self, update: &Update) {
+        let metrics = &self.app.metrics;
+        if let Some(done) = &update.done {
+            metrics.queued(done.queue_seconds);
+        }
         let tokens = update.tokens.len();
         if tokens == 0 {
             return;
         }
         let now = Instant::now();
-        let metrics = &self.app.metrics;
         match self.last {
             None => metrics.first_token(now - self.log.arrived()),
             Some(last) => metrics.next_tokens(now - last, tokens),
