@@ -65,19 +65,12 @@ pub enum Prompt {
     IdLists(Vec<Vec<u32>>),
 }
 
-/// A request for texts, ready to run.
-pub struct CompletionJob {
-    /// The texts to generate.
-    pub job: Job,
-    /// The text of each prompt, if the texts begin with it.
-    pub echo: Option<Vec<String>>,
-}
-
-/// Reads a request and encodes its prompts. This may take long for a long prompt.
+/// Reads a request and encodes its prompts. This may take long for a long prompt. Returns the texts
+/// to generate, and the text of each prompt if they begin with it.
 ///
 /// # Errors
 /// Whatever is wrong with the request.
-pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
+pub fn read(mut fields: Fields, app: &App) -> Result<(Job, Option<Vec<String>>), ApiError> {
     let model = &app.model;
     super::model(&mut fields, model)?;
     let mut sampling = SamplingFields::read(&mut fields)?;
@@ -109,7 +102,7 @@ pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
         texts.extend(text);
     }
     let job = Job { prompts: ids, params, choices, logprobs, grammar };
-    Ok(CompletionJob { job, echo: echo.then_some(texts) })
+    Ok((job, echo.then_some(texts)))
 }
 
 /// One prompt.

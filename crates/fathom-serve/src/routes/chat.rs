@@ -10,15 +10,14 @@ use axum::{Extension, Json};
 
 use super::Log;
 use super::answer::Answer;
+use super::begin::{Begun, begin};
 use super::envelope::{self, Envelope};
 use super::logprobs;
 use super::stream::{self, Chunks};
 use crate::app::App;
-use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::Piece;
-use crate::request::chat::{self, ChatJob, ChatRequest};
-use crate::request::fields::Fields;
+use crate::request::chat::{self, ChatRequest};
 use crate::tools::{Found, ToolUse};
 use crate::types::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta,
@@ -43,18 +42,8 @@ pub async fn answer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = body::read(&headers, body, app.options.max_body).await?;
-    app.check_places()?;
-    let read = move |app: &App| {
-        let job = chat::read(Fields::parse(&bytes)?, app)?;
-        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
-        Ok((job, logprobs))
-    };
-    let (ChatJob { job, tool_use }, logprobs) = app.prepare(read).await?;
-    let choices = job.choices;
-    let mut texts = job.submit(&app, &log)?;
-    drop(log);
-    let envelope = Envelope::new(&app, "chatcmpl");
+    let begun = begin(app, log, (headers, body), "chatcmpl", chat::read).await?;
+    let Begun { mut texts, choices, logprobs, envelope, own: tool_use } = begun;
     if choices.stream {
         let texts_of = |_| Answer::new(tool_use.as_ref());
         let answers = (0..texts.len()).map(texts_of).collect();

@@ -9,15 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use super::Log;
+use super::begin::{Begun, begin};
 use super::envelope::{self, Envelope, finish_reason};
 use super::logprobs;
 use super::stream::{self, Chunks};
 use crate::app::App;
-use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::{Piece, Texts};
-use crate::request::completion::{self, CompletionJob, CompletionRequest};
-use crate::request::fields::Fields;
+use crate::request::completion::{self, CompletionRequest};
 use crate::types::completion::{Completion, CompletionChoice};
 use crate::types::logprobs::CompletionLogprobs;
 use crate::types::usage::Usage;
@@ -40,19 +39,9 @@ pub async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = body::read(&headers, body, app.options.max_body).await?;
-    app.check_places()?;
-    let read = move |app: &App| {
-        let job = completion::read(Fields::parse(&bytes)?, app)?;
-        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
-        Ok((job, logprobs))
-    };
-    let (CompletionJob { job, echo }, logprobs) = app.prepare(read).await?;
-    let choices = job.choices;
-    let mut texts = job.submit(&app, &log)?;
-    drop(log);
-    let envelope = Envelope::new(&app, "cmpl");
-    let echo = Echo { prompts: echo, n: choices.n };
+    let begun = begin(app, log, (headers, body), "cmpl", completion::read).await?;
+    let Begun { mut texts, choices, logprobs, envelope, own: prompts } = begun;
+    let echo = Echo { prompts, n: choices.n };
     if choices.stream {
         let (begun, offsets) = (vec![false; texts.len()], vec![0; texts.len()]);
         let pieces = Pieces { envelope, echo, logprobs, begun, offsets };
