@@ -69,8 +69,10 @@ impl<B: Backend> Engine<B> {
             self.metrics.wasted += outcome.wasted;
             let (ticket, request, accepted) = (slot.ticket, slot.request, outcome.accepted);
             let tokens = slot.text.generated()[before..].to_vec();
+            let prompt_logprobs = std::mem::take(&mut slot.of_prompt);
             let done = slot.done();
-            let update = Update { ticket, request, tokens, accepted, logprobs, done };
+            let update =
+                Update { ticket, request, tokens, accepted, logprobs, prompt_logprobs, done };
             updates.push((ticket, Ok(update)));
         }
         self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));

@@ -42,6 +42,7 @@ pub(super) struct Checked {
     pub sampler: Arc<Sampler>,
     pub constraint: Option<ConstrainedText>,
     pub logprobs: Option<usize>,
+    pub prompt_logprobs: Option<usize>,
     pub watcher: Option<Box<dyn Watcher>>,
 }
 
@@ -51,7 +52,8 @@ impl Rules {
     /// # Errors
     /// See [`super::Engine::submit`].
     pub fn check(&self, request: Request) -> Result<Checked> {
-        let Request { id, prompt, params, eos, stop, constraint, logprobs, watcher } = request;
+        let Request { id, prompt, params, eos, stop, constraint, .. } = request;
+        let Request { logprobs, prompt_logprobs, watcher, .. } = request;
         let Rules { vocab, longest, .. } = *self;
         let sampler = Sampler::new(params, id, vocab)?.with_eos(&eos)?;
         let refuse =
@@ -90,6 +92,16 @@ impl Rules {
         let (ticket, sampler) = (self.tickets.next(), Arc::new(sampler));
         let constraint = constraint.map(ConstrainedText::new);
         let submitted = Instant::now();
-        Ok(Checked { ticket, request: id, submitted, text, sampler, constraint, logprobs, watcher })
+        Ok(Checked {
+            ticket,
+            request: id,
+            submitted,
+            text,
+            sampler,
+            constraint,
+            logprobs,
+            prompt_logprobs,
+            watcher,
+        })
     }
 }

@@ -96,7 +96,8 @@ pub fn read(mut fields: Fields, app: &App) -> Result<(Job, Option<ToolUse>), Api
     let ids = encode(conversation, model)?;
     choices::check_constrained(grammar.is_some(), &params)?;
     choices::check_length(ids.len(), asked, model.context)?;
-    let job = Job { prompts: vec![ids.into()], params, choices, logprobs, grammar };
+    let prompts = vec![ids.into()];
+    let job = Job { prompts, params, choices, logprobs, scores_prompts: false, grammar };
     Ok((job, tool_use))
 }
 

@@ -16,7 +16,7 @@ use super::stream::{self, Chunks};
 use crate::app::App;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::{Piece, Texts};
-use crate::request::completion::{self, CompletionRequest};
+use crate::request::completion::{self, CompletionRequest, Echoed};
 use crate::types::completion::{Completion, CompletionChoice};
 use crate::types::logprobs::CompletionLogprobs;
 use crate::types::usage::Usage;
@@ -61,35 +61,33 @@ async fn whole(
 ) -> Result<Vec<CompletionChoice>, ApiError> {
     let mut choices = Vec::with_capacity(texts.len());
     while let Some(piece) = texts.next().await? {
-        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, &mut 0));
-        choices.push(choice(piece, "", logprobs));
+        let prompt = echo.of(piece.choice);
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, prompt, &mut 0));
+        choices.push(choice(piece, prompt, logprobs));
     }
     choices.sort_by_key(|choice: &CompletionChoice| choice.index);
-    for choice in &mut choices {
-        choice.text.insert_str(0, echo.of(choice.index));
-    }
     Ok(choices)
 }
 
 /// The prompts that texts begin with.
 struct Echo {
-    prompts: Option<Vec<String>>,
+    prompts: Option<Vec<Echoed>>,
     /// Texts for each prompt.
     n: usize,
 }
 
 impl Echo {
-    fn of(&self, choice: usize) -> &str {
-        let prompt = self.prompts.as_ref().and_then(|prompts| prompts.get(choice / self.n));
-        prompt.map_or("", String::as_str)
+    fn of(&self, choice: usize) -> Option<&Echoed> {
+        self.prompts.as_ref().and_then(|prompts| prompts.get(choice / self.n))
     }
 }
 
 fn choice(
     mut piece: Piece,
-    before: &str,
+    prompt: Option<&Echoed>,
     logprobs: Option<CompletionLogprobs>,
 ) -> CompletionChoice {
+    let before = prompt.map_or("", |prompt| prompt.text.as_str());
     CompletionChoice {
         index: piece.choice,
         fathom: envelope::fathom(&mut piece),
@@ -125,11 +123,11 @@ impl Chunks for Pieces {
 
     fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Completion> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
-        let before = if has_begun { "" } else { self.echo.of(piece.choice) };
+        let prompt = self.echo.of(piece.choice).filter(|_| !has_begun);
         let offset = &mut self.offsets[piece.choice];
         let logprobs = self.logprobs.as_ref();
-        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, offset));
-        let choices = vec![choice(piece, before, logprobs)];
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, prompt, offset));
+        let choices = vec![choice(piece, prompt, logprobs)];
         Some(response(self.envelope.clone(), choices, usage))
     }
 
