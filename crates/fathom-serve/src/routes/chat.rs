@@ -22,7 +22,7 @@ use crate::tools::{Found, ToolUse};
 use crate::types::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta,
 };
-use crate::types::usage::Usage;
+use crate::types::usage::{ChoiceFathom, Usage};
 
 /// Answer a conversation
 #[utoipa::path(
@@ -110,28 +110,39 @@ impl Pieces {
 impl Chunks for Pieces {
     type Chunk = ChatChunk;
 
-    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<ChatChunk> {
+    /// The end of an answer with calls has a chunk of its own, as with OpenAI: its client takes a
+    /// call for complete only if the end comes later.
+    fn chunks(&mut self, piece: Piece, usage: Option<Usage>) -> Vec<ChatChunk> {
         let answer = &mut self.answers[piece.choice];
         let mut piece = answer.held.merged(piece);
         let Found { content, calls } = answer.push(&piece.text, piece.finish.is_some());
         piece.text.clear();
         if content.is_empty() && calls.is_empty() && piece.finish.is_none() {
             answer.held = piece; // text that may become a call
-            return None;
+            return Vec::new();
         }
         let role = (!std::mem::replace(&mut answer.has_begun, true)).then_some("assistant");
-        let choice = ChatChunkChoice {
+        let has_calls = !calls.is_empty();
+        let mut choice = ChatChunkChoice {
             index: piece.choice,
             logprobs: self.logprobs.as_ref().map(|logprobs| logprobs.chat(&piece)),
             fathom: envelope::fathom(&mut piece),
             delta: ChatDelta {
                 role,
                 content: (!content.is_empty()).then_some(content),
-                tool_calls: (!calls.is_empty()).then(|| answer.numbered(calls, true)),
+                tool_calls: has_calls.then(|| answer.numbered(calls, true)),
             },
             finish_reason: answer.finish_reason(&piece),
         };
-        Some(self.with(vec![choice], usage))
+        let end = choice.finish_reason.take_if(|_| has_calls).map(|reason| ChatChunkChoice {
+            index: piece.choice,
+            delta: ChatDelta::default(),
+            logprobs: None,
+            finish_reason: Some(reason),
+            fathom: ChoiceFathom::default(),
+        });
+        let choices = [Some(choice), end].into_iter().flatten();
+        choices.map(|choice| self.with(vec![choice], usage.clone())).collect()
     }
 
     fn usage(&mut self, usage: Usage) -> ChatChunk {

@@ -121,14 +121,14 @@ struct Pieces {
 impl Chunks for Pieces {
     type Chunk = Completion;
 
-    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Completion> {
+    fn chunks(&mut self, piece: Piece, usage: Option<Usage>) -> Vec<Completion> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
         let prompt = self.echo.of(piece.choice).filter(|_| !has_begun);
         let offset = &mut self.offsets[piece.choice];
         let logprobs = self.logprobs.as_ref();
         let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, prompt, offset));
         let choices = vec![choice(piece, prompt, logprobs)];
-        Some(response(self.envelope.clone(), choices, usage))
+        vec![response(self.envelope.clone(), choices, usage)]
     }
 
     fn usage(&mut self, usage: Usage) -> Completion {
