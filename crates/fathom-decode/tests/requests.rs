@@ -138,8 +138,8 @@ fn logprobs_are_the_targets_under_every_mode_and_batch() {
     }
 }
 
-/// Those of a prompt are the target's too, and the text is the same, whatever the prefix cache holds,
-/// and though prompts are computed in pieces and again after a preemption.
+/// Those of a prompt are the target's too, and the text is the same, whatever the prefix cache
+/// holds, and though prompts are computed in pieces and again after a preemption.
 #[test]
 fn logprobs_of_a_prompt_are_the_targets_in_a_batch() {
     let target = model(Precision::Bf16);

@@ -176,8 +176,8 @@ fn a_call_of_the_models_own_choice_is_found() {
             (&json!(0), &json!("function"))
         );
         assert_eq!(streamed[0][0]["function"], calls[0]["function"]);
-        let ends = events.iter().filter(|e| !e["choices"][0]["finish_reason"].is_null());
-        let delta = &ends.last().unwrap()["choices"][0]["delta"];
+        let mut ends = events.iter().filter(|e| !e["choices"][0]["finish_reason"].is_null());
+        let delta = &ends.next_back().unwrap()["choices"][0]["delta"];
         assert_eq!(*delta, json!({}), "the end has a chunk of its own");
         assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
     }

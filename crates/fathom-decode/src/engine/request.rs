@@ -24,8 +24,8 @@ pub struct Request {
     /// Number of most likely tokens whose log-probabilities are reported with each token. `None`:
     /// no log-probabilities.
     pub logprobs: Option<usize>,
-    /// The same for each token of the prompt but the first, in the first update. The whole prompt is
-    /// then computed: no rows come from the prefix cache.
+    /// The same for each token of the prompt but the first, in the first update. The whole prompt
+    /// is then computed: no rows come from the prefix cache.
     pub prompt_logprobs: Option<usize>,
     /// Observes the target's computation of the text, or edits it. A watched text takes no rows
     /// from the prefix cache and leaves none there: the watcher must see all rows computed, and

@@ -16,8 +16,8 @@ const EOS: usize = 2;
 const ONE: [u8; 2] = [0x80, 0x3f]; // in bf16
 
 /// Makes the checkpoint at `dir`, which has a tokenizer of the trained pair, one that writes
-/// `script` after `before`, and ends. Each part of it becomes a new token; no part occurs twice. Any
-/// other token is followed by the end.
+/// `script` after `before`, and ends. Each part of it becomes a new token; no part occurs twice.
+/// Any other token is followed by the end.
 pub fn write(dir: &Path, before: &str, script: &[&str]) {
     let path = dir.join("tokenizer.json");
     let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

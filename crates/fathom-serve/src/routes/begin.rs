@@ -29,6 +29,9 @@ pub struct Begun<T> {
     pub own: T,
 }
 
+/// Reads the fields of one kind of request.
+type Read<T> = fn(Fields, &App) -> Result<(Job, T), ApiError>;
+
 /// Reads a request and submits its texts. The id of the response begins with `prefix`.
 ///
 /// # Errors
@@ -38,7 +41,7 @@ pub async fn begin<T: Send + 'static>(
     log: Arc<RequestLog>,
     (headers, body): (HeaderMap, Body),
     prefix: &str,
-    read: fn(Fields, &App) -> Result<(Job, T), ApiError>,
+    read: Read<T>,
 ) -> Result<Begun<T>, ApiError> {
     let bytes = body::read(&headers, body, app.options.max_body).await?;
     app.check_places()?;
