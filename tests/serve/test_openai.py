@@ -255,6 +255,13 @@ def test_completions(client, model):
     assert "".join(logprobs.tokens) == one
     assert len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.tokens)
     assert all(len(top) >= 2 for top in logprobs.top_logprobs)
+    # The prompt's too, as evaluation harnesses ask for them.
+    echoed = create(prompt=prompt, logprobs=2, echo=True).choices[0].logprobs
+    known = len(echoed.tokens) - len(logprobs.tokens)
+    assert "".join(echoed.tokens[:known]) == prompt
+    assert echoed.token_logprobs[known:] == logprobs.token_logprobs
+    assert echoed.token_logprobs[0] is None and echoed.top_logprobs[0] is None
+    assert all(logprob <= 0 for logprob in echoed.token_logprobs[1:])
 
 
 def test_prompts_of_token_ids(client, model, post):

@@ -138,6 +138,46 @@ fn logprobs_are_the_targets_under_every_mode_and_batch() {
     }
 }
 
+/// Those of a prompt are the target's too, and the text is the same, whatever the prefix cache
+/// holds, and though prompts are computed in pieces and again after a preemption.
+#[test]
+fn logprobs_of_a_prompt_are_the_targets_in_a_batch() {
+    let target = model(Precision::Bf16);
+    let ask = |id: u64| (!id.is_multiple_of(3)).then_some(id as usize % 5);
+    for mode in Mode::ALL {
+        let plain = run(&mut engine(mode, 1, 100), (0..24).map(request));
+        let mut tight = engine(mode, 5, 6);
+        for id in 0..24 {
+            tight.submit(Request { prompt_logprobs: ask(id), ..request(id) }).unwrap();
+        }
+        let mut texts: HashMap<u64, (Vec<u32>, Vec<TokenLogprobs>)> = HashMap::new();
+        while tight.pending() > 0 {
+            for update in tight.step().unwrap() {
+                let is_first = !texts.contains_key(&update.request);
+                assert!(is_first || update.prompt_logprobs.is_empty());
+                let (tokens, logprobs) = texts.entry(update.request).or_default();
+                tokens.extend(update.tokens);
+                logprobs.extend(update.prompt_logprobs);
+            }
+        }
+        assert!(tight.metrics().preemptions > 0, "the caches should be too small");
+        for id in 0..24 {
+            let (tokens, logprobs) = &texts[&id];
+            assert_eq!(tokens, &plain[&id].tokens, "{mode} {id}");
+            let Some(top) = ask(id) else {
+                assert!(logprobs.is_empty());
+                continue;
+            };
+            let prompt = prompt(id);
+            assert_eq!(logprobs.len(), prompt.len() - 1);
+            let rows = if prompt.len() > 1 { logits(&target, &prompt) } else { Vec::new() };
+            for ((row, &token), got) in rows.iter().zip(&prompt[1..]).zip(logprobs) {
+                assert_eq!(got, &TokenLogprobs::of(row, token, top, VOCAB).unwrap(), "{mode} {id}");
+            }
+        }
+    }
+}
+
 /// Greedy texts under a rule, by definition: the most likely allowed token after the text, from a
 /// pass over the whole text.
 fn greedy_under(rule: &Rule, target: &Transformer<Cpu>, request: &Request) -> Vec<u32> {

@@ -165,6 +165,65 @@ fn log_probabilities_are_the_same_streamed_and_in_one_piece() {
 }
 
 #[test]
+fn an_echoed_prompt_has_log_probabilities() {
+    let serving = Serving::new();
+    let complete = |body: &Value| {
+        let reply = post(serving.address, "/v1/completions", body);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply
+    };
+    let plain = json!({ "prompt": PROMPT, "max_tokens": 8, "logprobs": 3 });
+    let written = complete(&plain).json()["choices"][0].clone();
+    let mut body = plain.clone();
+    body["echo"] = json!(true);
+    // The second time, the prompt would be in the prefix cache.
+    let [choice, again] = [0, 1].map(|_| complete(&body).json()["choices"][0].clone());
+    assert_eq!(choice, again);
+    assert_eq!(choice["text"], format!("{PROMPT}{}", written["text"].as_str().unwrap()));
+    let list = |choice: &Value, name: &str| choice["logprobs"][name].as_array().unwrap().clone();
+    let tokens = list(&choice, "tokens");
+    let joined: String = tokens.iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(joined, choice["text"].as_str().unwrap());
+    let prompt_len = tokens.len() - 8;
+    for name in ["tokens", "token_logprobs", "top_logprobs"] {
+        let all = list(&choice, name);
+        assert_eq!(all.len(), tokens.len());
+        assert_eq!(all[prompt_len..], list(&written, name), "{name}");
+    }
+    let logprobs = list(&choice, "token_logprobs");
+    assert!(logprobs[0].is_null() && list(&choice, "top_logprobs")[0].is_null());
+    assert!(logprobs[1..].iter().all(|logprob| logprob.as_f64().unwrap() <= 0.0));
+    let mut length = 0;
+    for (token, offset) in tokens.iter().zip(list(&choice, "text_offset")) {
+        assert_eq!(offset, length);
+        length += token.as_str().unwrap().chars().count();
+    }
+    // A text that was written has, as a prompt, the log-probabilities that it was written with.
+    let ids = post(serving.address, "/tokenize", &json!({ "prompt": PROMPT })).json();
+    let mut ids = ids["tokens"].as_array().unwrap().clone();
+    ids.extend(choice["fathom"]["tokens"].as_array().unwrap().iter().map(|t| t["id"].clone()));
+    let whole = json!({ "prompt": ids, "max_tokens": 1, "logprobs": 3, "echo": true });
+    let whole = complete(&whole).json()["choices"][0].clone();
+    assert_eq!(list(&whole, "token_logprobs")[..tokens.len()], logprobs[..]);
+    // In a stream, for each choice of each prompt.
+    body = json!({
+        "prompt": [PROMPT, [5, 6, 7]], "max_tokens": 4, "logprobs": 0, "echo": true, "n": 2,
+    });
+    let whole = complete(&body).json();
+    body["stream"] = json!(true);
+    let (events, done) = complete(&body).events();
+    assert!(done);
+    for choice in whole["choices"].as_array().unwrap() {
+        let own = events.iter().map(|event| &event["choices"][0]);
+        let own: Vec<&Value> = own.filter(|own| own["index"] == choice["index"]).collect();
+        for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let parts: Vec<Value> = own.iter().flat_map(|own| list(own, name)).collect();
+            assert_eq!(parts, list(choice, name), "{name}");
+        }
+    }
+}
+
+#[test]
 fn a_text_of_a_schema_is_json_of_it() {
     let serving = Serving::new();
     let schema = json!({
@@ -279,7 +338,7 @@ fn metrics_have_our_names_and_those_of_vllm() {
         assert_eq!(value(name), 9.0);
     }
     assert_eq!(value("vllm:request_success_total{"), 1.0);
-    for name in ["time_to_first_token", "e2e_request_latency"] {
+    for name in ["request_queue_time", "time_to_first_token", "e2e_request_latency"] {
         assert_eq!(value(&format!("vllm:{name}_seconds_count{{")), 1.0);
         assert_eq!(value(&format!("fathom_{name}_seconds_count{{")), 1.0);
     }

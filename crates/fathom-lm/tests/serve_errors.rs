@@ -118,7 +118,7 @@ fn a_body_that_is_not_a_request_is_refused() {
     let serving = Serving::with(&Default::default(), |options| options.server.max_body = 10_000);
     let deep = format!("{{\"prompt\": {}{}}}", "[".repeat(4000), "]".repeat(4000));
     for (body, part) in [
-        (&b""[..], "not valid JSON"),
+        (&b""[..], "the body of the request is empty; expected a JSON object"),
         (b"{", "not valid JSON"),
         (b"[]", "expected a JSON object"),
         (b"null", "expected a JSON object"),
@@ -126,7 +126,7 @@ fn a_body_that_is_not_a_request_is_refused() {
         (br#"{"prompt": "\ud800"}"#, "not valid JSON"),
         (br#"{"prompt": "a", "n": 1e999}"#, "not valid JSON"),
         (br#"{"prompt": "a"} x"#, "not valid JSON"),
-        (deep.as_bytes(), "not valid JSON"),
+        (deep.as_bytes(), "nested too deeply; expected fewer than 128 levels"),
     ] {
         let reply = request(serving.address, "POST", TEXT, &[], body);
         assert_eq!(reply.status, 400, "{reply:?}");
@@ -139,8 +139,21 @@ fn a_body_that_is_not_a_request_is_refused() {
     assert!(reply.error()["message"].as_str().unwrap().contains("10000 bytes"));
     let plain = [("content-type", "text/plain")];
     assert_eq!(request(serving.address, "POST", TEXT, &plain, b"{}").status, 415);
-    let charset = [("content-type", "Application/JSON; charset=utf-8")];
     let body = br#"{"prompt": "a", "max_tokens": 1}"#;
+    for (encoding, status) in [("gzip", 415), ("br", 415), ("Identity", 200)] {
+        let header = [("content-encoding", encoding)];
+        let reply = request(serving.address, "POST", TEXT, &header, body);
+        assert_eq!(reply.status, status, "{encoding}: {reply:?}");
+    }
+    let both = json!({ "prompt": "a", "messages": [] });
+    let error = post(serving.address, "/tokenize", &both).error();
+    assert_eq!(error["param"], "messages");
+    assert!(error["message"].as_str().unwrap().contains("expected one of them"), "{error}");
+    // Nobody's own bytes come back in full.
+    let long = json!({ "prompt": "a", "model": "x".repeat(5000) });
+    let reply = post(serving.address, TEXT, &long);
+    assert_eq!((reply.status, &reply.error()["code"]), (404, &json!("model_not_found")));
+    let charset = [("content-type", "Application/JSON; charset=utf-8")];
     assert_eq!(request(serving.address, "POST", TEXT, &charset, body).status, 200);
     assert_eq!(get(serving.address, "/nowhere").error()["param"], Value::Null);
     assert_eq!(get(serving.address, TEXT).status, 405);

@@ -61,6 +61,38 @@ fn a_client_that_leaves_cancels_its_texts() {
 }
 
 #[test]
+fn the_time_in_the_queue_is_measured() {
+    let serving = one_by_one(8);
+    let metrics = || serving.engine.handle().metrics();
+    let sum = |prefix: &str| {
+        let text = get(serving.address, "/metrics").text().to_owned();
+        let name = format!("{prefix}request_queue_time_seconds_sum{{");
+        let line = text.lines().find(|line| line.starts_with(&name));
+        line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).to_owned()
+    };
+    let mut first = http::connect(serving.address);
+    first.write_all(&http::bytes("POST", TEXT, &[], long(true).to_string().as_bytes())).unwrap();
+    first.read_exact(&mut [0; 400]).unwrap(); // it has begun
+    let address = serving.address;
+    let short = json!({ "prompt": "a", "max_tokens": 1 });
+    let sent = Instant::now();
+    let second = std::thread::spawn(move || post(address, TEXT, &short));
+    wait_until("the second waits", || metrics().waiting == 1);
+    let seen_waiting = Instant::now();
+    std::thread::sleep(Duration::from_millis(20));
+    let least = seen_waiting.elapsed();
+    assert_eq!(metrics().finished, 0, "the first holds the place all the time");
+    drop(first); // cancelled: it counts nowhere
+    assert_eq!(second.join().unwrap().status, 200);
+    let most = sent.elapsed();
+    for prefix in ["fathom_", "vllm:"] {
+        let line = sum(prefix);
+        let seconds: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(seconds >= least.as_secs_f64() && seconds <= most.as_secs_f64(), "{line}");
+    }
+}
+
+#[test]
 fn a_full_queue_is_429_and_empties_again() {
     let serving = one_by_one(1);
     let mut clients = Vec::new();

@@ -11,10 +11,14 @@ use crate::limits;
 /// The body of a request. `most` is its largest length in bytes.
 ///
 /// # Errors
-/// A body that is not declared as JSON, too long, too slow, or cut off.
+/// A body that is not declared as JSON, compressed, too long, too slow, or cut off.
 pub async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Vec<u8>, ApiError> {
     if !is_json(headers) {
         return Err(ApiError::not_json());
+    }
+    let encoding = headers.get(header::CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(ApiError::compressed());
     }
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let declared: usize = declared.and_then(|length| length.parse().ok()).unwrap_or(0);

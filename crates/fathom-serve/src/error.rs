@@ -113,6 +113,12 @@ impl ApiError {
         ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
     }
 
+    /// 415: a body in another encoding than its own.
+    pub fn compressed() -> ApiError {
+        let message = "the body of the request has a content encoding; expected plain JSON";
+        ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
     /// 429: the queue is full.
     pub fn busy(waiting: usize) -> ApiError {
         let message = format!(

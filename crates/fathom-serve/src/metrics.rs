@@ -18,6 +18,7 @@ const SECONDS: [f64; 20] = [
 pub struct Metrics {
     recorder: PrometheusRecorder,
     labels: Vec<Label>,
+    queue: [Histogram; 2],
     first_token: [Histogram; 2],
     next_token: [Histogram; 2],
     whole: [Histogram; 2],
@@ -27,7 +28,7 @@ pub struct Metrics {
 }
 
 /// Every metric is described once.
-const DESCRIPTIONS: [(&str, &str); 23] = [
+const DESCRIPTIONS: [(&str, &str); 24] = [
     ("fathom_requests_running", "Texts in the batch"),
     ("fathom_requests_waiting", "Texts that wait for a place in the batch"),
     ("fathom_requests_refused_total", "Requests refused because the queue was full"),
@@ -36,6 +37,7 @@ const DESCRIPTIONS: [(&str, &str); 23] = [
     ("fathom_requests_failed_total", "Texts that failed"),
     ("fathom_prompt_tokens_total", "Tokens of prompts"),
     ("fathom_tokens_total", "Tokens of texts"),
+    ("fathom_request_queue_time_seconds", "In the queue, of texts that have ended"),
     ("fathom_time_to_first_token_seconds", "From a request's arrival to its first token"),
     ("fathom_inter_token_latency_seconds", "Between tokens, the time of a step shared equally"),
     ("fathom_e2e_request_latency_seconds", "From a request's arrival to the end of its texts"),
@@ -74,6 +76,10 @@ impl Metrics {
             |name: &'static str| recorder.register_histogram(&key(name, &labels), &META);
         let counter = |name: &'static str| recorder.register_counter(&key(name, &labels), &META);
         Ok(Metrics {
+            queue: [
+                histogram("fathom_request_queue_time_seconds"),
+                histogram("vllm:request_queue_time_seconds"),
+            ],
             first_token: [
                 histogram("fathom_time_to_first_token_seconds"),
                 histogram("vllm:time_to_first_token_seconds"),
@@ -95,6 +101,11 @@ impl Metrics {
             labels,
             recorder,
         })
+    }
+
+    /// A text that has ended had waited in the queue.
+    pub fn queued(&self, seconds: f64) {
+        self.queue.iter().for_each(|histogram| histogram.record(seconds));
     }
 
     /// A text got its first token.

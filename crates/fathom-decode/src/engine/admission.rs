@@ -30,6 +30,8 @@ impl<B: Backend> Engine<B> {
                 self.metrics.prefix_queries += slot.prefix().len();
                 self.metrics.prefix_hits += taken;
             }
+            let waited = slot.submitted.elapsed().as_secs_f64();
+            slot.queue_seconds.get_or_insert(waited);
             self.next_slot += 1;
             self.prefilling.push(slot);
         }

@@ -80,8 +80,10 @@ impl<B: Backend> Engine<B> {
             self.metrics.wasted += outcome.wasted;
             let (ticket, request, accepted) = (slot.ticket, slot.request, outcome.accepted);
             let tokens = slot.text.generated()[before..].to_vec();
+            let prompt_logprobs = std::mem::take(&mut slot.of_prompt);
             let done = slot.done();
-            let update = Update { ticket, request, tokens, accepted, logprobs, done };
+            let update =
+                Update { ticket, request, tokens, accepted, logprobs, prompt_logprobs, done };
             updates.push((ticket, Ok(update)));
         }
         self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));
@@ -170,6 +172,7 @@ impl<B: Backend> Slot<B> {
             mat: self.runs.mean().unwrap_or(0.0),
             acceptance: self.acceptance.clone(),
             cached_prompt_tokens: self.cached,
+            queue_seconds: self.queue_seconds.unwrap_or(0.0),
             target_seconds: self.target_seconds,
             draft_seconds: self.draft_seconds,
         })

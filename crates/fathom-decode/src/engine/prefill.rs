@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use fathom_backend::Backend;
-use fathom_model::{LogitRows, PREFILL_CHUNK, Probe, Result, Sequence, Step};
+use fathom_model::{LogitRows, Logits, PREFILL_CHUNK, Probe, Result, Sequence, Step};
 
 use super::Engine;
 use super::drafting::share_seconds;
@@ -14,6 +14,9 @@ use super::watch::Watching;
 
 /// Tokens of a chunk that belong to the oldest prompt.
 const OLDEST_SHARE: usize = PREFILL_CHUNK / 4;
+
+/// Tokens of a chunk whose logits are wanted: they take more memory than the rest of the pass.
+const SCORED: usize = PREFILL_CHUNK / 8;
 
 impl<B: Backend> Engine<B> {
     /// Prefills at most one chunk of tokens in both models. The draft skips texts that it cannot
@@ -46,7 +49,8 @@ impl<B: Backend> Engine<B> {
     /// The number of tokens of each prompt in the next chunk: the prompt with the fewest missing
     /// tokens first, so that a long one does not hold up short ones, and a share for the oldest, so
     /// that short ones cannot hold up a long one for ever. A prompt whose next page is in the chunk
-    /// already, as part of another prompt, waits: it takes the page from the prefix cache.
+    /// already, as part of another prompt, waits: it takes the page from the prefix cache. Prompts
+    /// whose log-probabilities are wanted have a share of [`SCORED`] tokens together.
     fn divide_chunk(&self) -> Vec<usize> {
         let missing: Vec<usize> =
             self.prefilling.iter().map(|slot| slot.unfilled().len()).collect();
@@ -55,8 +59,10 @@ impl<B: Backend> Engine<B> {
         let oldest = order.iter().min().map(|&i| (i, OLDEST_SHARE));
         let turns = oldest.into_iter().chain(order.iter().map(|&i| (i, PREFILL_CHUNK)));
         let mut lengths = vec![0; missing.len()];
-        let (mut room, mut pages) = (PREFILL_CHUNK, HashSet::new());
+        let (mut room, mut scored, mut pages) = (PREFILL_CHUNK, SCORED, HashSet::new());
         for (i, most) in turns {
+            let scores = self.prefilling[i].scores_prompt();
+            let most = if scores { most.min(scored) } else { most };
             let length = (missing[i] - lengths[i]).min(most).min(room);
             let begins = length > 0 && lengths[i] == 0;
             let page = self.next_page(&self.prefilling[i]).filter(|_| begins);
@@ -65,6 +71,7 @@ impl<B: Backend> Engine<B> {
             }
             lengths[i] += length;
             room -= length;
+            scored -= if scores { length } else { 0 };
         }
         lengths
     }
@@ -102,18 +109,21 @@ impl<B: Backend> Engine<B> {
         let (mut steps, mut watchers) = (Vec::new(), Vec::new());
         let mut failures = Vec::new();
         for (slot, tokens) in self.prefilling.iter_mut().zip(feeds) {
+            let scored = slot.scores_prompt();
             let Slot { sequence, watcher, failure, .. } = slot;
             let Some(sequence) = sequence.as_mut().filter(|_| !tokens.is_empty()) else { continue };
-            steps.push(Step { sequence, tokens, logits: LogitRows::None });
+            let logits = if scored { LogitRows::All } else { LogitRows::None };
+            steps.push(Step { sequence, tokens, logits });
             watchers.push(watcher.as_deref_mut());
             failures.push(failure);
         }
         let mut watching = Watching::new(watchers);
         let probe = watching.is_wanted().then_some(&mut watching as &mut dyn Probe);
-        self.target.forward(&mut steps, probe)?;
+        let logits = self.target.forward(&mut steps, probe)?;
         for (failure, error) in failures.into_iter().zip(watching.errors) {
             *failure = failure.take().or(error);
         }
+        self.score_prompts(feeds, &logits)?;
         self.target.backend().synchronize()?;
         let seconds = start.elapsed().as_secs_f64();
         for (slot, tokens) in self.prefilling.iter_mut().zip(feeds) {
@@ -124,6 +134,20 @@ impl<B: Backend> Engine<B> {
         }
         self.metrics.prefill_tokens += rows;
         self.metrics.prefill_seconds += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Adds the log-probabilities of the prompts that were fed and want them.
+    fn score_prompts(&mut self, feeds: &[Vec<u32>], logits: &Logits<B>) -> Result<()> {
+        let (width, vocab) = (self.target.config().vocab, self.options.vocab);
+        let fed = self.prefilling.iter_mut().zip(feeds).filter(|(_, tokens)| !tokens.is_empty());
+        for (step, (slot, tokens)) in fed.enumerate().filter(|(_, (slot, _))| slot.scores_prompt())
+        {
+            let rows = logits.step(self.target.backend(), step)?;
+            let filled = slot.sequence.as_ref().map_or(0, Sequence::len);
+            let scored = slot.score_prompt(filled + 1 - tokens.len(), &rows, width, vocab);
+            slot.failure = slot.failure.take().or(scored.err());
+        }
         Ok(())
     }
 }

@@ -24,6 +24,9 @@ pub struct Request {
     /// Number of most likely tokens whose log-probabilities are reported with each token. `None`:
     /// no log-probabilities.
     pub logprobs: Option<usize>,
+    /// The same for each token of the prompt but the first, in the first update. The whole prompt
+    /// is then computed: no rows come from the prefix cache.
+    pub prompt_logprobs: Option<usize>,
     /// Observes the target's computation of the text, or edits it. A watched text takes no rows
     /// from the prefix cache and leaves none there: the watcher must see all rows computed, and
     /// edited rows are not those of other texts.
@@ -42,6 +45,7 @@ impl Request {
             stop: None,
             constraint: None,
             logprobs: None,
+            prompt_logprobs: None,
             watcher: None,
         }
     }
@@ -64,6 +68,8 @@ pub struct Update {
     pub accepted: usize,
     /// One per token, if requested.
     pub logprobs: Vec<TokenLogprobs>,
+    /// One per token of the prompt but the first, if requested, in the first update.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// Set in the last update.
     pub done: Option<Done>,
 }
@@ -79,6 +85,9 @@ pub struct Done {
     pub acceptance: Acceptance,
     /// Tokens of the prompt whose rows were taken from the prefix cache.
     pub cached_prompt_tokens: usize,
+    /// Seconds from its submission to its place in the batch. After a preemption it waits again,
+    /// which does not count.
+    pub queue_seconds: f64,
     /// The request's share of the target's passes in seconds, by its rows in each pass.
     pub target_seconds: f64,
     /// The request's share of the draft's passes in seconds, by its rows in each pass.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use fathom_model::{Error, Result};
 
@@ -35,10 +36,13 @@ pub(super) struct Checked {
     pub ticket: Ticket,
     /// The caller's number for it.
     pub request: u64,
+    /// When it was submitted.
+    pub submitted: Instant,
     pub text: Completion,
     pub sampler: Arc<Sampler>,
     pub constraint: Option<ConstrainedText>,
     pub logprobs: Option<usize>,
+    pub prompt_logprobs: Option<usize>,
     pub watcher: Option<Box<dyn Watcher>>,
 }
 
@@ -48,7 +52,8 @@ impl Rules {
     /// # Errors
     /// See [`super::Engine::submit`].
     pub fn check(&self, request: Request) -> Result<Checked> {
-        let Request { id, prompt, params, eos, stop, constraint, logprobs, watcher } = request;
+        let Request { id, prompt, params, eos, stop, constraint, .. } = request;
+        let Request { logprobs, prompt_logprobs, watcher, .. } = request;
         let Rules { vocab, longest, .. } = *self;
         let sampler = Sampler::new(params, id, vocab)?.with_eos(&eos)?;
         let refuse =
@@ -86,6 +91,17 @@ impl Rules {
         let text = Completion::new(prompt, EndRules { eos, stop_tokens, max_tokens, stop });
         let (ticket, sampler) = (self.tickets.next(), Arc::new(sampler));
         let constraint = constraint.map(ConstrainedText::new);
-        Ok(Checked { ticket, request: id, text, sampler, constraint, logprobs, watcher })
+        let submitted = Instant::now();
+        Ok(Checked {
+            ticket,
+            request: id,
+            submitted,
+            text,
+            sampler,
+            constraint,
+            logprobs,
+            prompt_logprobs,
+            watcher,
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The state of one request in an engine.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fathom_backend::Backend;
 use fathom_model::{Error, Result, Sequence, Transformer};
@@ -13,7 +14,7 @@ use super::rules::Checked;
 use super::watch::Watcher;
 use crate::{
     Acceptance, AcceptedRuns, Branch, Completion, ConstrainedText, Drafted, History, Pearl,
-    Sampler, Verification,
+    Sampler, TokenLogprobs, Verification,
 };
 
 /// The state of one request.
@@ -25,6 +26,9 @@ pub(super) struct Slot<B: Backend> {
     pub ticket: Ticket,
     /// The caller's number for it.
     pub request: u64,
+    pub submitted: Instant,
+    /// From its submission to its first admission.
+    pub queue_seconds: Option<f64>,
     /// Key of the draft's sequence, new at every admission.
     pub number: u64,
     /// Prompt length in tokens, for rotary scalings that depend on it.
@@ -37,6 +41,10 @@ pub(super) struct Slot<B: Backend> {
     pub constraint: Option<ConstrainedText>,
     /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
+    /// Those of the prompt so far, until the first update takes them.
+    pub of_prompt: Vec<TokenLogprobs>,
     pub pearl: Pearl,
     pub guesser: Guesser,
     /// The branches that the draft considered in this step; see [`Branch`].
@@ -66,7 +74,8 @@ pub(super) struct Slot<B: Backend> {
 
 impl<B: Backend> Slot<B> {
     pub fn new(request: Checked, limits: Option<DraftLimits>) -> Slot<B> {
-        let Checked { ticket, request, text, sampler, constraint, logprobs, watcher } = request;
+        let Checked { logprobs, prompt_logprobs, watcher, .. } = request;
+        let Checked { ticket, request, submitted, text, sampler, constraint, .. } = request;
         let planned_len = text.tokens().len();
         let mut history = sampler.history(planned_len);
         if let Some(history) = &mut history {
@@ -75,6 +84,8 @@ impl<B: Backend> Slot<B> {
         let mut slot = Slot {
             ticket,
             request,
+            submitted,
+            queue_seconds: None,
             number: 0,
             planned_len,
             text,
@@ -82,6 +93,8 @@ impl<B: Backend> Slot<B> {
             history,
             constraint,
             logprobs,
+            prompt_logprobs,
+            of_prompt: Vec::new(),
             pearl: Pearl::new(),
             guesser: Guesser::default(),
             branches: Vec::new(),
@@ -150,9 +163,34 @@ impl<B: Backend> Slot<B> {
     }
 
     /// Whether it may take rows from the prefix cache and leave its own there. A watcher must see
-    /// its text computed, and rows that it changed would be no one else's.
+    /// its text computed, and rows that it changed would be no one else's. Log-probabilities of a
+    /// prompt come from its computation.
     pub fn shares_rows(&self) -> bool {
-        self.watcher.is_none()
+        self.watcher.is_none() && self.prompt_logprobs.is_none()
+    }
+
+    /// Whether the rows of its prefill give log-probabilities of its prompt.
+    pub fn scores_prompt(&self) -> bool {
+        self.prompt_logprobs.is_some() && self.text.generated().is_empty()
+    }
+
+    /// Adds the log-probabilities of the prompt's tokens `from` and on. `logits` `[rows, width]`
+    /// are those of the tokens before them; ids ≥ `vocab` are padding.
+    ///
+    /// # Errors
+    /// Logits that are not numbers.
+    pub fn score_prompt(
+        &mut self,
+        from: usize,
+        logits: &[f32],
+        width: usize,
+        vocab: usize,
+    ) -> Result<()> {
+        let top = self.prompt_logprobs.unwrap_or(0);
+        for (row, &token) in logits.chunks_exact(width).zip(&self.text.tokens()[from..]) {
+            self.of_prompt.push(TokenLogprobs::of(row, token, top, vocab)?);
+        }
+        Ok(())
     }
 
     /// The target's input in PEARL: the last token of the text, the pending drafts, and the guesses
@@ -309,6 +347,7 @@ impl<B: Backend> Slot<B> {
         self.sequence = None;
         if self.text.generated().is_empty() {
             self.cached = 0;
+            self.of_prompt.clear();
         }
         self.truncate_watcher(0);
         let dropped = self.drop_pending();

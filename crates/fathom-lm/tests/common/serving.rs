@@ -58,13 +58,29 @@ impl Serving {
         Serving::of(Models::new(), generate, change)
     }
 
+    /// A server of the target alone.
+    pub fn alone(models: Models) -> Serving {
+        let pair = Pair::open(ModelOptions::new(models.target.clone()), None).unwrap();
+        Serving::start(models, pair, &GenerateOptions::default(), |_| {})
+    }
+
     pub fn of(
         models: Models,
         generate: &GenerateOptions,
         change: impl FnOnce(&mut ServeOptions),
     ) -> Serving {
+        let pair = models.pair();
+        Serving::start(models, pair, generate, change)
+    }
+
+    fn start(
+        models: Models,
+        pair: Pair,
+        generate: &GenerateOptions,
+        change: impl FnOnce(&mut ServeOptions),
+    ) -> Serving {
         let generate = GenerateOptions { placement: placement(2, None, None, false), ..*generate };
-        let engine = models.pair().spawn(&generate, &mut |_, _| {}).unwrap();
+        let engine = pair.spawn(&generate, &mut |_, _| {}).unwrap();
         let mut options = ServeOptions { name: Some("pair".to_owned()), ..Default::default() };
         options.defaults = SamplingParams { max_tokens: 16, ..SamplingParams::default() };
         options.server.address.set_port(0);

@@ -35,6 +35,8 @@ pub struct Pending {
     pub tokens: Vec<NewToken>,
     /// One per token, if requested.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Those of the prompt, with the first tokens.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// Set after the last token, or if the text failed.
     pub end: Option<Result<Done>>,
 }
@@ -68,7 +70,8 @@ impl Inbox {
         let tokens = pending.tokens.drain(..most).collect();
         let most = most.min(pending.logprobs.len());
         let logprobs = pending.logprobs.drain(..most).collect();
-        Some(Pending { ticket: pending.ticket, tokens, logprobs, end: None })
+        let prompt_logprobs = std::mem::take(&mut pending.prompt_logprobs);
+        Some(Pending { ticket: pending.ticket, tokens, logprobs, prompt_logprobs, end: None })
     }
 
     /// Tells the engine's side that nobody reads any more.
@@ -90,6 +93,7 @@ impl Inbox {
                 let new = |(place, id)| NewToken { id, drafted: place < accepted };
                 pending.tokens.extend(update.tokens.into_iter().enumerate().map(new));
                 pending.logprobs.extend(update.logprobs);
+                pending.prompt_logprobs.extend(update.prompt_logprobs);
                 pending.end = update.done.map(Ok);
                 pending.end.is_some()
             }
@@ -141,12 +145,15 @@ impl Outlet {
     }
 
     fn measure(&mut self, update: &Update) {
+        let metrics = &self.app.metrics;
+        if let Some(done) = &update.done {
+            metrics.queued(done.queue_seconds);
+        }
         let tokens = update.tokens.len();
         if tokens == 0 {
             return;
         }
         let now = Instant::now();
-        let metrics = &self.app.metrics;
         match self.last {
             None => metrics.first_token(now - self.log.arrived()),
             Some(last) => metrics.next_tokens(now - last, tokens),

@@ -32,6 +32,8 @@ pub struct Job {
     pub choices: Choices,
     /// Number of most likely tokens reported with each token; `None`: no log-probabilities.
     pub logprobs: Option<usize>,
+    /// Whether those of the prompts are reported too.
+    pub scores_prompts: bool,
     /// What the texts are constrained to.
     pub grammar: Option<Grammar>,
 }
@@ -55,7 +57,7 @@ impl Job {
     /// The queue is full, the engine refuses the request or has stopped, or the server is ending.
     /// Then none runs.
     pub fn submit(self, app: &Arc<App>, log: &Arc<RequestLog>) -> Result<Texts, ApiError> {
-        let Job { prompts, params, choices, logprobs, grammar } = self;
+        let Job { prompts, params, choices, logprobs, scores_prompts, grammar } = self;
         let total = prompts.len() * choices.n;
         let places = app.places(total)?;
         let streamed = choices.stream;
@@ -75,6 +77,7 @@ impl Job {
                 stop: TextStream::of_request(tokenizer, &params).into_stop_check(),
                 constraint: grammar.as_ref().map(Grammar::constraint),
                 logprobs,
+                prompt_logprobs: logprobs.filter(|_| scores_prompts),
                 watcher,
                 ..Request::new(choice as u64, prompt.to_vec(), params.clone(), eos)
             };

@@ -44,6 +44,8 @@ pub struct Piece {
     pub tokens: Vec<TextToken>,
     /// One per token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// Those of the prompt's tokens but the first, in the first piece, if asked for.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// New and changed sinks, if asked for.
     pub sinks: Option<Vec<TextSink>>,
     /// Why the text ended, in the last piece.
@@ -58,6 +60,7 @@ impl Piece {
         merged.text += &next.text;
         merged.tokens.extend(next.tokens);
         merged.logprobs.extend(next.logprobs);
+        merged.prompt_logprobs.extend(next.prompt_logprobs);
         merged.sinks = match (merged.sinks, next.sinks) {
             (Some(mut sinks), Some(new)) => {
                 sinks.extend(new);
@@ -207,7 +210,7 @@ impl Drop for Texts {
 impl TextInProgress {
     /// Decodes new tokens into `held`.
     fn add(&mut self, pending: Pending) -> Result<Option<Done>, ApiError> {
-        let Pending { ticket, tokens, mut logprobs, end } = pending;
+        let Pending { ticket, tokens, mut logprobs, prompt_logprobs, end } = pending;
         let done = match end {
             Some(Err(error)) => {
                 self.has_ended = true;
@@ -235,12 +238,14 @@ impl TextInProgress {
         let Some(ticket) = ticket else { return Ok(done) };
         logprobs.truncate(shown);
         self.held.logprobs.extend(logprobs);
+        self.held.prompt_logprobs.extend(prompt_logprobs);
         let update = Update {
             ticket,
             request: 0,
             tokens: tokens.iter().map(|token| token.id).collect(),
             accepted: 0,
             logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
             done: done.clone(),
         };
         let decoded = self.decoder.take(update).map_err(|error| failure(&error))?;

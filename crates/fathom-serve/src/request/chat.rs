@@ -62,19 +62,12 @@ pub struct ChatRequest {
     pub fathom: Option<FathomFields>,
 }
 
-/// A request for answers, ready to run.
-pub struct ChatJob {
-    /// The texts to generate.
-    pub job: Job,
-    /// How calls of tools are found in the texts.
-    pub tool_use: Option<ToolUse>,
-}
-
-/// Reads a request and encodes its prompt. This may take long for a long conversation.
+/// Reads a request and encodes its prompt. This may take long for a long conversation. Returns the
+/// texts to generate, and how calls of tools are found in them.
 ///
 /// # Errors
 /// Whatever is wrong with the request.
-pub fn read(mut fields: Fields, app: &App) -> Result<ChatJob, ApiError> {
+pub fn read(mut fields: Fields, app: &App) -> Result<(Job, Option<ToolUse>), ApiError> {
     let model = &app.model;
     super::model(&mut fields, model)?;
     let mut sampling = SamplingFields::read(&mut fields)?;
@@ -103,8 +96,9 @@ pub fn read(mut fields: Fields, app: &App) -> Result<ChatJob, ApiError> {
     let ids = encode(conversation, model)?;
     choices::check_constrained(grammar.is_some(), &params)?;
     choices::check_length(ids.len(), asked, model.context)?;
-    let job = Job { prompts: vec![ids.into()], params, choices, logprobs, grammar };
-    Ok(ChatJob { job, tool_use })
+    let prompts = vec![ids.into()];
+    let job = Job { prompts, params, choices, logprobs, scores_prompts: false, grammar };
+    Ok((job, tool_use))
 }
 
 /// Reads `logprobs` and `top_logprobs`.

@@ -28,7 +28,7 @@ pub struct CompletionRequest {
     #[serde(flatten)]
     pub sampling: SamplingFields,
     /// Number of most likely tokens reported with the log-probability of each token: the target's,
-    /// before penalties and sampling. Not with `echo`.
+    /// before penalties and sampling. With `echo` also of the prompt, whose first token has none.
     #[schema(minimum = 0, maximum = 20)]
     pub logprobs: Option<usize>,
     /// Number of texts for each prompt.
@@ -65,19 +65,20 @@ pub enum Prompt {
     IdLists(Vec<Vec<u32>>),
 }
 
-/// A request for texts, ready to run.
-pub struct CompletionJob {
-    /// The texts to generate.
-    pub job: Job,
-    /// The text of each prompt, if the texts begin with it.
-    pub echo: Option<Vec<String>>,
+/// A prompt that the text begins with.
+pub struct Echoed {
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub ids: Arc<[u32]>,
 }
 
-/// Reads a request and encodes its prompts. This may take long for a long prompt.
+/// Reads a request and encodes its prompts. This may take long for a long prompt. Returns the texts
+/// to generate, and the prompts if they begin with them.
 ///
 /// # Errors
 /// Whatever is wrong with the request.
-pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
+pub fn read(mut fields: Fields, app: &App) -> Result<(Job, Option<Vec<Echoed>>), ApiError> {
     let model = &app.model;
     super::model(&mut fields, model)?;
     let mut sampling = SamplingFields::read(&mut fields)?;
@@ -86,10 +87,6 @@ pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
     let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
     let echo = fields.boolean("echo")?.unwrap_or(false);
     let logprobs = fields.count("logprobs", 0, limits::TOP_LOGPROBS)?;
-    if echo && logprobs.is_some() {
-        let problem = "cannot be given with `echo`: those of a prompt are not computed";
-        return Err(fields.error("logprobs", problem));
-    }
     let n = choices.n;
     let why = format!("texts are not ranked; expected {n}, which is `n`");
     fields.inert("best_of", &why, |value| fields::integer(value) == i64::try_from(n).ok())?;
@@ -101,15 +98,17 @@ pub fn read(mut fields: Fields, app: &App) -> Result<CompletionJob, ApiError> {
     let params = sampling.over(&model.defaults, model.vocab)?;
     choices::check_constrained(grammar.is_some(), &params)?;
     let mut ids: Vec<Arc<[u32]>> = Vec::with_capacity(prompts.len());
-    let mut texts = Vec::new();
+    let mut echoed = Vec::new();
     for prompt in prompts {
         let (prompt, text) = encode(prompt, special, echo, model)?;
         choices::check_length(prompt.len(), asked, model.context)?;
-        ids.push(prompt.into());
-        texts.extend(text);
+        let prompt: Arc<[u32]> = prompt.into();
+        echoed.extend(text.map(|text| Echoed { text, ids: Arc::clone(&prompt) }));
+        ids.push(prompt);
     }
-    let job = Job { prompts: ids, params, choices, logprobs, grammar };
-    Ok(CompletionJob { job, echo: echo.then_some(texts) })
+    let scores_prompts = echo && logprobs.is_some();
+    let job = Job { prompts: ids, params, choices, logprobs, scores_prompts, grammar };
+    Ok((job, echo.then_some(echoed)))
 }
 
 /// One prompt.

@@ -24,9 +24,7 @@ impl Fields {
     /// # Errors
     /// The body is not a JSON object.
     pub fn parse(body: &[u8]) -> Result<Fields> {
-        let value = serde_json::from_slice(body).map_err(|error| {
-            ApiError::invalid(format!("the body of the request is not valid JSON: {error}"))
-        })?;
+        let value = serde_json::from_slice(body).map_err(|error| unreadable(body, &error))?;
         match value {
             Value::Object(rest) => Ok(Fields { path: String::new(), rest }),
             other => Err(ApiError::invalid(format!(
@@ -218,6 +216,18 @@ impl Fields {
     }
 }
 
+/// The error about a body that is no JSON, or too deep for its reader.
+fn unreadable(body: &[u8], error: &serde_json::Error) -> ApiError {
+    let problem = match error.to_string() {
+        _ if body.is_empty() => "is empty; expected a JSON object".to_owned(),
+        text if text.starts_with("recursion limit") => {
+            "is nested too deeply; expected fewer than 128 levels".to_owned()
+        }
+        text => format!("is not valid JSON: {text}"),
+    };
+    ApiError::invalid(format!("the body of the request {problem}"))
+}
+
 /// A whole number, also if written as `3.0`.
 pub fn integer(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| {
@@ -255,7 +265,8 @@ pub fn shown(value: &Value) -> String {
     }
 }
 
-fn shortened(name: &str) -> String {
+/// The beginning of a name that a client made up.
+pub fn shortened(name: &str) -> String {
     match name.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),

@@ -22,7 +22,9 @@ use fields::Fields;
 pub fn model(fields: &mut Fields, served: &ServedModel) -> Result<Option<String>, ApiError> {
     let asked = fields.string("model")?;
     match &asked {
-        Some(name) if *name != served.name => Err(ApiError::unknown_model(name, &served.name)),
+        Some(name) if *name != served.name => {
+            Err(ApiError::unknown_model(&fields::shortened(name), &served.name))
+        }
         _ => Ok(asked),
     }
 }

@@ -49,6 +49,7 @@ pub fn tokenize(mut fields: Fields, model: &ServedModel) -> Result<Tokenized, Ap
     let tokens = match fields.string("prompt")? {
         Some(text) => {
             let special = fields.boolean("add_special_tokens")?.unwrap_or(true);
+            fields.inert("messages", "`prompt` is given; expected one of them", |_| false)?;
             fields.finish()?;
             let encoded = model.tokenizer.encode(&text, special);
             encoded.map_err(|error| ApiError::internal(error.to_string()))?

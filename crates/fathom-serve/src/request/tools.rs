@@ -206,7 +206,8 @@ impl Choice<'_> {
                 let mut function =
                     function.ok_or_else(|| fields.error("function", "is missing"))?;
                 fields.finish()?;
-                let name = function.string("name")?.unwrap_or_default();
+                let name = function.string("name")?;
+                let name = name.ok_or_else(|| function.error("name", "is missing"))?;
                 function.finish()?;
                 let tool = tools.iter().find(|tool| tool.name == name);
                 tool.map(Choice::Named).ok_or_else(|| {

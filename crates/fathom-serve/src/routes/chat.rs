@@ -10,20 +10,19 @@ use axum::{Extension, Json};
 
 use super::Log;
 use super::answer::Answer;
+use super::begin::{Begun, begin};
 use super::envelope::{self, Envelope};
 use super::logprobs;
 use super::stream::{self, Chunks};
 use crate::app::App;
-use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::Piece;
-use crate::request::chat::{self, ChatJob, ChatRequest};
-use crate::request::fields::Fields;
+use crate::request::chat::{self, ChatRequest};
 use crate::tools::{Found, ToolUse};
 use crate::types::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta,
 };
-use crate::types::usage::Usage;
+use crate::types::usage::{ChoiceFathom, Usage};
 
 /// Answer a conversation
 #[utoipa::path(
@@ -43,18 +42,8 @@ pub async fn answer(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = body::read(&headers, body, app.options.max_body).await?;
-    app.check_places()?;
-    let read = move |app: &App| {
-        let job = chat::read(Fields::parse(&bytes)?, app)?;
-        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
-        Ok((job, logprobs))
-    };
-    let (ChatJob { job, tool_use }, logprobs) = app.prepare(read).await?;
-    let choices = job.choices;
-    let mut texts = job.submit(&app, &log)?;
-    drop(log);
-    let envelope = Envelope::new(&app, "chatcmpl");
+    let begun = begin(app, log, (headers, body), "chatcmpl", chat::read).await?;
+    let Begun { mut texts, choices, logprobs, envelope, own: tool_use } = begun;
     if choices.stream {
         let texts_of = |_| Answer::new(tool_use.as_ref());
         let answers = (0..texts.len()).map(texts_of).collect();
@@ -121,28 +110,39 @@ impl Pieces {
 impl Chunks for Pieces {
     type Chunk = ChatChunk;
 
-    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<ChatChunk> {
+    /// The end of an answer with calls has a chunk of its own, as with OpenAI: its client takes a
+    /// call for complete only if the end comes later.
+    fn chunks(&mut self, piece: Piece, usage: Option<Usage>) -> Vec<ChatChunk> {
         let answer = &mut self.answers[piece.choice];
         let mut piece = answer.held.merged(piece);
         let Found { content, calls } = answer.push(&piece.text, piece.finish.is_some());
         piece.text.clear();
         if content.is_empty() && calls.is_empty() && piece.finish.is_none() {
             answer.held = piece; // text that may become a call
-            return None;
+            return Vec::new();
         }
         let role = (!std::mem::replace(&mut answer.has_begun, true)).then_some("assistant");
-        let choice = ChatChunkChoice {
+        let has_calls = !calls.is_empty();
+        let mut choice = ChatChunkChoice {
             index: piece.choice,
             logprobs: self.logprobs.as_ref().map(|logprobs| logprobs.chat(&piece)),
             fathom: envelope::fathom(&mut piece),
             delta: ChatDelta {
                 role,
                 content: (!content.is_empty()).then_some(content),
-                tool_calls: (!calls.is_empty()).then(|| answer.numbered(calls, true)),
+                tool_calls: has_calls.then(|| answer.numbered(calls, true)),
             },
             finish_reason: answer.finish_reason(&piece),
         };
-        Some(self.with(vec![choice], usage))
+        let end = choice.finish_reason.take_if(|_| has_calls).map(|reason| ChatChunkChoice {
+            index: piece.choice,
+            delta: ChatDelta::default(),
+            logprobs: None,
+            finish_reason: Some(reason),
+            fathom: ChoiceFathom::default(),
+        });
+        let choices = [Some(choice), end].into_iter().flatten();
+        choices.map(|choice| self.with(vec![choice], usage.clone())).collect()
     }
 
     fn usage(&mut self, usage: Usage) -> ChatChunk {

@@ -9,15 +9,14 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use super::Log;
+use super::begin::{Begun, begin};
 use super::envelope::{self, Envelope, finish_reason};
 use super::logprobs;
 use super::stream::{self, Chunks};
 use crate::app::App;
-use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::generation::{Piece, Texts};
-use crate::request::completion::{self, CompletionJob, CompletionRequest};
-use crate::request::fields::Fields;
+use crate::request::completion::{self, CompletionRequest, Echoed};
 use crate::types::completion::{Completion, CompletionChoice};
 use crate::types::logprobs::CompletionLogprobs;
 use crate::types::usage::Usage;
@@ -40,19 +39,9 @@ pub async fn complete(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let bytes = body::read(&headers, body, app.options.max_body).await?;
-    app.check_places()?;
-    let read = move |app: &App| {
-        let job = completion::read(Fields::parse(&bytes)?, app)?;
-        let logprobs = job.job.logprobs.map(|_| logprobs::Writer::new(app));
-        Ok((job, logprobs))
-    };
-    let (CompletionJob { job, echo }, logprobs) = app.prepare(read).await?;
-    let choices = job.choices;
-    let mut texts = job.submit(&app, &log)?;
-    drop(log);
-    let envelope = Envelope::new(&app, "cmpl");
-    let echo = Echo { prompts: echo, n: choices.n };
+    let begun = begin(app, log, (headers, body), "cmpl", completion::read).await?;
+    let Begun { mut texts, choices, logprobs, envelope, own: prompts } = begun;
+    let echo = Echo { prompts, n: choices.n };
     if choices.stream {
         let (begun, offsets) = (vec![false; texts.len()], vec![0; texts.len()]);
         let pieces = Pieces { envelope, echo, logprobs, begun, offsets };
@@ -72,35 +61,33 @@ async fn whole(
 ) -> Result<Vec<CompletionChoice>, ApiError> {
     let mut choices = Vec::with_capacity(texts.len());
     while let Some(piece) = texts.next().await? {
-        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, &mut 0));
-        choices.push(choice(piece, "", logprobs));
+        let prompt = echo.of(piece.choice);
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, prompt, &mut 0));
+        choices.push(choice(piece, prompt, logprobs));
     }
     choices.sort_by_key(|choice: &CompletionChoice| choice.index);
-    for choice in &mut choices {
-        choice.text.insert_str(0, echo.of(choice.index));
-    }
     Ok(choices)
 }
 
 /// The prompts that texts begin with.
 struct Echo {
-    prompts: Option<Vec<String>>,
+    prompts: Option<Vec<Echoed>>,
     /// Texts for each prompt.
     n: usize,
 }
 
 impl Echo {
-    fn of(&self, choice: usize) -> &str {
-        let prompt = self.prompts.as_ref().and_then(|prompts| prompts.get(choice / self.n));
-        prompt.map_or("", String::as_str)
+    fn of(&self, choice: usize) -> Option<&Echoed> {
+        self.prompts.as_ref().and_then(|prompts| prompts.get(choice / self.n))
     }
 }
 
 fn choice(
     mut piece: Piece,
-    before: &str,
+    prompt: Option<&Echoed>,
     logprobs: Option<CompletionLogprobs>,
 ) -> CompletionChoice {
+    let before = prompt.map_or("", |prompt| prompt.text.as_str());
     CompletionChoice {
         index: piece.choice,
         fathom: envelope::fathom(&mut piece),
@@ -134,14 +121,14 @@ struct Pieces {
 impl Chunks for Pieces {
     type Chunk = Completion;
 
-    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Completion> {
+    fn chunks(&mut self, piece: Piece, usage: Option<Usage>) -> Vec<Completion> {
         let has_begun = std::mem::replace(&mut self.begun[piece.choice], true);
-        let before = if has_begun { "" } else { self.echo.of(piece.choice) };
+        let prompt = self.echo.of(piece.choice).filter(|_| !has_begun);
         let offset = &mut self.offsets[piece.choice];
         let logprobs = self.logprobs.as_ref();
-        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, offset));
-        let choices = vec![choice(piece, before, logprobs)];
-        Some(response(self.envelope.clone(), choices, usage))
+        let logprobs = logprobs.map(|logprobs| logprobs.completion(&piece, prompt, offset));
+        let choices = vec![choice(piece, prompt, logprobs)];
+        vec![response(self.envelope.clone(), choices, usage)]
     }
 
     fn usage(&mut self, usage: Usage) -> Completion {

@@ -7,6 +7,7 @@ use fathom_model::Tokenizer;
 
 use crate::app::App;
 use crate::generation::Piece;
+use crate::request::completion::Echoed;
 use crate::types::logprobs::{
     ChatLogprobs, ChatTokenLogprob, CompletionLogprobs, LogprobsByText, TopLogprob,
 };
@@ -51,14 +52,25 @@ impl Writer {
         TopLogprob { token, logprob: finite(logprob), bytes }
     }
 
-    /// Those of a completion. `offset` is the number of characters of the tokens before; the
-    /// number with these is left there.
-    pub fn completion(&self, piece: &Piece, offset: &mut usize) -> CompletionLogprobs {
+    /// Those of a completion, and of the `prompt` that it begins with: nothing comes before the
+    /// first token of that, so it has none. `offset` is the number of characters of the tokens
+    /// before; the number with these is left there.
+    pub fn completion(
+        &self,
+        piece: &Piece,
+        prompt: Option<&Echoed>,
+        offset: &mut usize,
+    ) -> CompletionLogprobs {
+        let prompt = prompt.map_or(&[][..], |prompt| &*prompt.ids);
+        let known = piece.prompt_logprobs.iter().map(Some);
+        let prompt = prompt.iter().copied().zip([None].into_iter().chain(known));
+        let written = piece.tokens.iter().map(|token| token.id);
+        let written = written.zip(piece.logprobs.iter().map(Some));
         let mut all = CompletionLogprobs::default();
-        for (token, logprobs) in piece.tokens.iter().zip(&piece.logprobs) {
-            let text = self.tokenizer.token_text(token.id);
-            all.top_logprobs.push(self.by_text(token.id, logprobs));
-            all.token_logprobs.push(finite(logprobs.logprob));
+        for (id, logprobs) in prompt.chain(written) {
+            let text = self.tokenizer.token_text(id);
+            all.top_logprobs.push(logprobs.map(|logprobs| self.by_text(id, logprobs)));
+            all.token_logprobs.push(logprobs.map(|logprobs| finite(logprobs.logprob)));
             all.text_offset.push(*offset);
             *offset += text.chars().count();
             all.tokens.push(text);

@@ -1,6 +1,7 @@
 //! The endpoints.
 
 mod answer;
+mod begin;
 pub mod chat;
 pub mod completions;
 mod envelope;

@@ -19,9 +19,9 @@ pub trait Chunks: Send + 'static {
     /// A chunk.
     type Chunk: Serialize;
 
-    /// The chunk of a piece of text. `usage` is the usage so far, if every chunk has it. `None` if
+    /// The chunks of a piece of text. `usage` is the usage so far, if every chunk has it. None if
     /// the piece is held back until more is known.
-    fn chunk(&mut self, piece: Piece, usage: Option<Usage>) -> Option<Self::Chunk>;
+    fn chunks(&mut self, piece: Piece, usage: Option<Usage>) -> Vec<Self::Chunk>;
 
     /// The chunk with the usage.
     fn usage(&mut self, usage: Usage) -> Self::Chunk;
@@ -65,8 +65,8 @@ impl<C: Chunks> State<C> {
             (self.options.continuous_usage_stats == Some(true)).then(|| self.texts.usage.usage());
         match piece {
             Ok(Some(piece)) => {
-                let chunk = self.chunks.chunk(piece, usage);
-                self.ready.extend(chunk.iter().map(event));
+                let chunks = self.chunks.chunks(piece, usage);
+                self.ready.extend(chunks.iter().map(event));
             }
             Ok(None) => {
                 self.texts.complete();

@@ -41,11 +41,11 @@ pub struct TopLogprob {
 pub struct CompletionLogprobs {
     /// The tokens' texts.
     pub tokens: Vec<String>,
-    /// Their natural log-probabilities.
-    pub token_logprobs: Vec<f32>,
-    /// The most likely tokens in each place, by text.
-    #[schema(value_type = Vec<std::collections::HashMap<String, f32>>)]
-    pub top_logprobs: Vec<LogprobsByText>,
+    /// Their natural log-probabilities; null for the first token of an echoed prompt.
+    pub token_logprobs: Vec<Option<f32>>,
+    /// The most likely tokens in each place, by text; null for the first token of such a prompt.
+    #[schema(value_type = Vec<Option<std::collections::HashMap<String, f32>>>)]
+    pub top_logprobs: Vec<Option<LogprobsByText>>,
     /// Where each token begins in the text, in characters.
     pub text_offset: Vec<usize>,
 }
