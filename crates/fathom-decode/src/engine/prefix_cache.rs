@@ -2,14 +2,17 @@
 //!
 //! A text is cut into pages of the backend's page size. A page's rows depend on all tokens before
 //! it, so its key is the page before it and its own tokens: two texts share a page exactly if they
-//! agree up to its end. The comparison is of tokens, not of hashes alone, so no collision can mix
-//! texts up. The first page follows the rotary regime of its text, which its rows also depend on.
-//! The last page of a prompt is kept too, if it is not full, for requests of the same prompt.
+//! agree up to its end. The comparison is of tokens, not of hashes, so no collision can mix texts
+//! up. The first page follows the rotary regime of its text, which its rows also depend on. The last
+//! page of a prompt is kept too, if it is not full.
+//!
+//! Where the tokens of a text part from those of the cache within a page, the text takes a copy of
+//! the page's rows up to there.
 //!
 //! Both models have such a cache. By row invariance the bits of a text do not depend on it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use fathom_backend::Backend;
@@ -22,18 +25,27 @@ use super::slot::Slot;
 struct PageId(u64);
 
 /// What a page follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Before {
     /// Nothing: the first page of a text of this rotary regime.
     Start(u64),
     Page(PageId),
 }
 
-/// The tokens of a page and what it follows: what its rows depend on.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The tokens of a page and what it follows: what its rows depend on. In their order, pages that
+/// follow the same one stand together, and of these the ones that begin with the same tokens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct PageKey {
     before: Before,
     tokens: Box<[u32]>,
+}
+
+impl PageKey {
+    /// The number of first tokens that two pages have in common: 0 if they follow different ones.
+    fn common(&self, other: &PageKey) -> usize {
+        let pairs = self.tokens.iter().zip(&other.tokens);
+        if self.before == other.before { pairs.take_while(|(a, b)| a == b).count() } else { 0 }
+    }
 }
 
 /// A page and the pages before it.
@@ -81,7 +93,7 @@ pub(super) struct PrefixCache<B: Backend> {
     /// Tokens per page.
     page: usize,
     pages: HashMap<PageId, Page<B>>,
-    by_key: HashMap<Arc<PageKey>, PageId>,
+    by_key: BTreeMap<Arc<PageKey>, PageId>,
     /// The pages without users, in the order of eviction.
     idle: BTreeSet<(u64, Reverse<usize>, PageId)>,
     /// Number of uses and pages so far.
@@ -91,7 +103,7 @@ pub(super) struct PrefixCache<B: Backend> {
 impl<B: Backend> PrefixCache<B> {
     /// An empty cache with pages of `page` tokens.
     pub fn new(page: usize) -> PrefixCache<B> {
-        let (pages, by_key, idle) = (HashMap::new(), HashMap::new(), BTreeSet::new());
+        let (pages, by_key, idle) = (HashMap::new(), BTreeMap::new(), BTreeSet::new());
         PrefixCache { page, pages, by_key, idle, clock: 0 }
     }
 
@@ -142,37 +154,45 @@ impl<B: Backend> PrefixCache<B> {
         shared: &mut SharedPages,
         text: &[u32],
     ) -> usize {
-        let regime = model.rotary_regime(sequence);
-        let mut found = Vec::new();
+        let (own, regime) = (sequence.len(), model.rotary_regime(sequence));
+        let (mut found, mut len) = (Vec::new(), shared.len() * self.page);
         let mut before = shared.last(regime);
-        for tokens in text[(shared.len() * self.page).min(text.len())..].chunks(self.page) {
-            let Some(&id) = self.by_key.get(&PageKey { before, tokens: tokens.into() }) else {
+        for tokens in text[len.min(text.len())..].chunks(self.page) {
+            let key = PageKey { before, tokens: tokens.into() };
+            let Some((id, common)) = self.nearest(&key) else { break };
+            found.push((id, common));
+            len += common;
+            if common < self.page {
                 break;
-            };
-            found.push(id);
+            }
             before = Before::Page(id);
         }
-        let own = sequence.len();
-        let Some(rows) = found.last().and_then(|id| self.pages.get(id)).map(|page| &page.rows)
-        else {
-            return 0;
-        };
-        let tokens = text.get(..rows.len()).unwrap_or_default();
-        if rows.len() <= own || !model.adopt(sequence, rows, tokens) {
+        let last = found.last().and_then(|(id, _)| self.pages.get(id));
+        let Some(page) = last.filter(|_| len > own) else { return 0 };
+        if !model.adopt(sequence, &model.beginning(&page.rows, len), &text[..len]) {
             return 0;
         }
         (shared.regime, shared.ends) = (Some(regime), false);
         self.clock += 1;
-        for id in found {
-            // A page that is not full is copied when the sequence goes on.
-            let full = self.pages.get(&id).is_some_and(|page| page.key.tokens.len() == self.page);
+        for (id, common) in found {
             self.begin_use(id);
-            match full {
+            match common == self.page {
                 true => shared.pages.push(id),
-                false => self.end_use(id),
+                false => self.end_use(id), // its rows are copied when the sequence goes on
             }
         }
-        sequence.len() - own
+        len - own
+    }
+
+    /// The page that has the most first tokens in common with `key`, and their number, at least 1.
+    ///
+    /// It is the one next to `key` in the order of keys, on one side or the other.
+    fn nearest(&self, key: &PageKey) -> Option<(PageId, usize)> {
+        let before = self.by_key.range::<PageKey, _>(..key).next_back();
+        let from = self.by_key.range::<PageKey, _>(key..).next();
+        let both = before.into_iter().chain(from);
+        let common = both.map(|(other, &id)| (id, other.common(key)));
+        common.filter(|(_, common)| *common > 0).max_by_key(|(_, common)| *common)
     }
 
     /// Shares the full pages of `sequence` and, where its prompt ends, the last one. Rows from
