@@ -296,7 +296,7 @@ fn pages_taken_in_part_are_given_back() {
     }
 }
 
-/// A watcher sees every row computed, and what it saw is no one else's.
+/// A watcher that cannot take over what others saw sees every row computed.
 #[test]
 fn watched_texts_take_no_rows_and_leave_none() {
     let mut engine = engine(options(Mode::Pearl, 4, 100, true));

@@ -207,6 +207,12 @@ fn sinks_are_reported_beside_the_tokens() {
     let mut body = json!({ "prompt": PROMPT, "max_tokens": 12, "fathom": { "sinks": true } });
     let whole = post(serving.address, "/v1/completions", &body).json();
     let sinks = whole["choices"][0]["fathom"]["sinks"].as_array().unwrap().clone();
+    let again = post(serving.address, "/v1/completions", &body).json();
+    assert_eq!(again["choices"], whole["choices"]);
+    // The rows of the first were seen when they were computed.
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    let prompt_tokens = whole["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!((cached(&whole), cached(&again)), (json!(0), json!(prompt_tokens - 1)));
     body["stream"] = json!(true);
     let (events, _) = post(serving.address, "/v1/completions", &body).events();
     let mut last = std::collections::BTreeMap::new();

@@ -66,14 +66,14 @@ impl<B: Backend> Draft<B> {
         self.model.backend().set_co_running(job.co_running);
         let mut all =
             job.items.into_iter().map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
-        self.use_prefix_cache(&mut all, job.prefix_pages);
+        self.use_prefix_cache(&mut all, job.prefix_pages)?;
         let rows = all.iter().map(|d| (d.item.slot, d.item.rows())).collect();
         self.catch_up(&mut all)?;
         if job.prefix_pages.is_some() {
             for Drafting { item, state, .. } in &mut all {
                 let prompt = item.planned_len.saturating_sub(1);
                 let SlotState { sequence, shared, .. } = state;
-                self.prefix_cache.share(&self.model, sequence, shared, prompt);
+                self.prefix_cache.share(&self.model, sequence, shared, prompt, None);
             }
         }
         let caught_up = self.model.backend().mark()?;
@@ -128,8 +128,11 @@ impl<B: Backend> Draft<B> {
 
     /// Takes rows of long tails from the prefix cache, and evicts pages until those of all
     /// sequences fit at the end of the job.
-    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], pages: Option<usize>) {
-        let Some(pages) = pages else { return self.prefix_cache.shrink_to(0) };
+    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], pages: Option<usize>) -> Result<()> {
+        let Some(pages) = pages else {
+            self.prefix_cache.shrink_to(0);
+            return Ok(());
+        };
         for Drafting { item, state, .. } in all.iter_mut() {
             if item.tail.len() > MAX_TAIL {
                 let SlotState { sequence, shared, .. } = state;
@@ -137,7 +140,7 @@ impl<B: Backend> Draft<B> {
                 // The last token is fed by the pass that drafts the first one.
                 let known = item.keep + item.tail.len() - usize::from(item.gamma > 0);
                 let text: Vec<u32> = own.take(known).collect();
-                let taken = self.prefix_cache.take(&self.model, sequence, shared, &text);
+                let taken = self.prefix_cache.take(&self.model, sequence, shared, &text, None)?;
                 item.tail.drain(..taken);
             }
         }
@@ -147,6 +150,7 @@ impl<B: Backend> Draft<B> {
         let working =
             all.iter().map(|d| own(d.state.sequence.len() + d.item.rows(), &d.state.shared));
         self.prefix_cache.shrink_to(pages.saturating_sub(resting.chain(working).sum()));
+        Ok(())
     }
 
     /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last

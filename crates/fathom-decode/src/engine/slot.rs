@@ -142,10 +142,10 @@ impl<B: Backend> Slot<B> {
         self.planned_len.saturating_sub(1)
     }
 
-    /// Whether it may take rows from the prefix cache and leave its own there. A watcher must see
-    /// its text computed, and rows that it changed would be no one else's.
+    /// Whether it may take rows from the prefix cache and leave its own there. Rows that a watcher
+    /// edits are no one else's.
     pub fn shares_rows(&self) -> bool {
-        self.watcher.is_none()
+        self.watcher.as_ref().is_none_or(|watcher| watcher.shares() && !watcher.edits())
     }
 
     /// The target's input in PEARL: the last token of the text, the pending drafts, and the guesses
