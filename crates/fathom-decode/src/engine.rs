@@ -45,7 +45,7 @@ use prefix_cache::PrefixCache;
 pub use request::{Done, Request, Ticket, Update};
 use rules::{Checked, Rules, Tickets};
 use slot::Slot;
-pub use watch::{RowWatcher, WatchedRows, Watcher};
+pub use watch::{Observations, RowWatcher, WatchedRows, Watcher};
 
 /// Decodes requests in batches, driven step by step. [`Engine::spawn`] moves it to its own thread.
 ///

@@ -184,9 +184,11 @@ fn a_conversation_goes_on_from_its_own_rows() {
     for turn in 0..4 {
         let texts = run(&mut engine, vec![request(turn, &prompt)]);
         let (tokens, _, cached) = &texts[&turn];
-        // All full pages of the text before, which the target fed but for its last token.
+        // All full pages of the text before, which the target fed but for its last token, and the
+        // last page of its prompt.
         let before = prompt.len() - 20;
-        let expected = if turn == 0 { 0 } else { (before - 1) / 128 * 128 };
+        let full = (before - 1) / 128 * 128;
+        let expected = if turn == 0 { 0 } else { full.max(before - 90 - 1) };
         assert_eq!(*cached, expected, "turn {turn}");
         prompt.extend(tokens);
         prompt.extend(system(2 + turn, 20));
@@ -209,7 +211,92 @@ fn the_least_recently_used_pages_go_first() {
     assert_eq!(cached(1), 0);
 }
 
-/// A watcher sees every row computed, and what it saw is no one else's.
+/// A system prompt that ends within a page, and other questions after it: all of its rows are taken.
+#[test]
+fn a_prompt_takes_the_common_beginning_of_a_page() {
+    let ask = |id: u64, shared: usize, question: usize| {
+        let mut prompt = system(0, shared);
+        // The first token of every question is another one.
+        prompt.extend((0..question as u32).map(|i| (i * 7 + id as u32 + 381) % 384));
+        Request { logprobs: Some(1), ..Request::new(id, prompt, length(40), Arc::default()) }
+    };
+    for mode in Mode::ALL {
+        let mut plain = engine(options(mode, 1, 100, false));
+        let mut engine = engine(options(mode, 1, 100, true));
+        // Tokens that the prompt shares with the first one, of a question, and in the cache.
+        let prompts = [(200, 90, 0), (200, 40, 200), (200, 1, 200), (150, 9, 150), (128, 3, 128)];
+        let later = [(60, 100, 60), (250, 9, 200), (254, 9, 250), (257, 1, 254), (1, 1, 1)];
+        for (id, (shared, question, cached)) in (0..).zip(prompts.into_iter().chain(later)) {
+            let expected = run(&mut plain, vec![ask(id, shared, question)]);
+            let texts = run(&mut engine, vec![ask(id, shared, question)]);
+            assert_eq!(words(&texts), words(&expected), "{mode}, request {id}");
+            assert_eq!(texts[&id].2, cached, "{mode}, request {id}");
+        }
+        // The draft's rows are right too: as many of its tokens are accepted.
+        let (plain, metrics) = (plain.metrics(), engine.metrics());
+        assert_eq!(metrics.acceptance, plain.acceptance, "{mode}");
+        assert_eq!(metrics.pages_used, metrics.pages_cached);
+    }
+}
+
+/// The page that agrees longest is taken, whatever the order in which pages came. A page that
+/// agrees in all its tokens but is shorter counts as far as it goes.
+#[test]
+fn the_page_that_agrees_longest_is_taken() {
+    let prompt = |agreeing: usize, len: usize| -> Vec<u32> {
+        let mut prompt = system(3, agreeing);
+        prompt.resize(len, 383 - agreeing as u32 % 128);
+        prompt
+    };
+    // Tokens that agree with the text asked for in the end, and all tokens.
+    let cached = [(20, 300), (90, 200), (60, 61), (100, 101), (40, 128), (0, 140)];
+    for first in 0..cached.len() {
+        let mut engine = engine(options(Mode::Ar, 1, 100, true));
+        for i in 0..cached.len() {
+            let (agreeing, len) = cached[(first + i) % cached.len()];
+            let request = Request::new(0, prompt(agreeing, len), length(1), Arc::default());
+            run(&mut engine, vec![request]);
+        }
+        let asked = |len| Request::new(9, prompt(len, len + 50), length(1), Arc::default());
+        assert_eq!(run(&mut engine, vec![asked(120)])[&9].2, 100);
+        assert_eq!(run(&mut engine, vec![asked(110)])[&9].2, 110);
+    }
+}
+
+/// Prompts that part within pages, in caches with room for two or three texts: pages are taken whole and
+/// in part, evicted while parts of them are in use, and given back in the end.
+#[test]
+fn pages_taken_in_part_are_given_back() {
+    let request = |id: u64| {
+        let mut prompt = system(u64::from(random(id, 10, 2)), 90 + random(id, 11, 220) as usize);
+        prompt.extend((0..random(id, 12, 90)).map(|i| random(id, 200 + i, 380)));
+        let params = SamplingParams { temperature: 0.7, ..length(1 + random(id, 13, 70) as usize) };
+        Request { logprobs: Some(1), ..Request::new(id, prompt, params, Arc::default()) }
+    };
+    let requests = || (0..30).map(request).collect::<Vec<_>>();
+    for mode in Mode::ALL {
+        let plain = run(&mut engine(options(mode, 1, 100, false)), requests());
+        for (batch, pages) in [(4, 10), (2, 5)] {
+            let mut engine = engine(options(mode, batch, pages, true));
+            let texts = run(&mut engine, requests());
+            assert_eq!(words(&texts), words(&plain), "{mode}, {batch}, {pages}");
+            let metrics = engine.metrics();
+            assert!(metrics.prefix_hits > 0 && metrics.pages_cached > 0, "{metrics:?}");
+            assert_eq!(metrics.pages_used, metrics.pages_cached, "{mode}, {batch}, {pages}");
+            // Cancelled in the middle of the prefill and of the text.
+            for request in requests() {
+                let ticket = engine.submit(request).unwrap();
+                engine.step().unwrap();
+                engine.cancel(ticket);
+            }
+            engine.configure(options(mode, batch, pages, false)).unwrap();
+            run(&mut engine, vec![request(0)]);
+            assert_eq!((engine.metrics().pages_used, engine.metrics().pages_cached), (0, 0));
+        }
+    }
+}
+
+/// A watcher that cannot take over what others saw sees every row computed.
 #[test]
 fn watched_texts_take_no_rows_and_leave_none() {
     let mut engine = engine(options(Mode::Pearl, 4, 100, true));

@@ -41,8 +41,8 @@ pub use {fathom_decode, fathom_kernels, fathom_model, fathom_report, fathom_sink
 
 pub use fathom_backend::Precision;
 pub use fathom_decode::engine::{
-    ChangedRows, EditWatcher, EngineHandle, Gamma, HandleMetrics, ModeChoice, RowWatcher,
-    WatchedRows, Watcher,
+    ChangedRows, EditWatcher, EngineHandle, Gamma, HandleMetrics, ModeChoice, Observations,
+    RowWatcher, WatchedRows, Watcher,
 };
 pub use fathom_decode::generation::{Generation, Generator, Piece, Task, TextUpdate, TextUpdates};
 pub use fathom_decode::{Finish, Mode, Placement, SamplingParams, Verification};

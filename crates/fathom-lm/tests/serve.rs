@@ -6,7 +6,7 @@ mod common;
 
 use common::http::{get, post, request};
 use common::serving::Serving;
-use fathom_lm::SamplingParams;
+use fathom_lm::{GenerateOptions, SamplingParams};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Mia has 3 boxes with 12 pencils each. She gives away";
@@ -262,10 +262,19 @@ fn a_text_of_a_schema_is_json_of_it() {
 
 #[test]
 fn sinks_are_reported_beside_the_tokens() {
-    let serving = Serving::new();
+    let options = GenerateOptions { prefix_cache: true, ..GenerateOptions::default() };
+    let serving = Serving::with(&options, |_| {});
     let mut body = json!({ "prompt": PROMPT, "max_tokens": 12, "fathom": { "sinks": true } });
     let whole = post(serving.address, "/v1/completions", &body).json();
     let sinks = whole["choices"][0]["fathom"]["sinks"].as_array().unwrap().clone();
+    let again = post(serving.address, "/v1/completions", &body).json();
+    let (again_choice, choice) = (&again["choices"][0], &whole["choices"][0]);
+    assert_eq!(again_choice["text"], choice["text"]);
+    assert_eq!(again_choice["fathom"]["sinks"], choice["fathom"]["sinks"]);
+    // The rows of the first were seen when they were computed.
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone();
+    let prompt_tokens = whole["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!((cached(&whole), cached(&again)), (json!(0), json!(prompt_tokens - 1)));
     body["stream"] = json!(true);
     let (events, _) = post(serving.address, "/v1/completions", &body).events();
     let mut last = std::collections::BTreeMap::new();

@@ -12,7 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{assert_refused, contents, fathom, fixture};
-use fathom_lm::{Class, Mode, ModeChoice, Precision, Preset, ScanOptions, TraceDetection};
+use fathom_lm::{
+    Class, Gamma, GenerateOptions, Mode, ModeChoice, Precision, Preset, SamplingParams,
+    ScanOptions, SinkWatcher, TraceDetection, Watcher,
+};
 use serde_json::{Value, json};
 use texts::{CommandLine, Decoding, MODES, Subject, Written, lines, rules};
 
@@ -78,6 +81,54 @@ fn sinks_of_a_trained_model_are_those_of_a_scan() {
         let found = check(&subject, &[1, 4], 0.0, &low(rules(Preset::Paper, &[0])));
         assert!(found.iter().any(|trace| trace.sinks.len() > 1), "{found:?}");
         check(&subject, &[1, 4], 0.0, &low(rules(Preset::Upstream, &[0, 2, 130])));
+    }
+}
+
+/// Rows taken from the prefix cache were seen when they were computed.
+#[test]
+fn sinks_of_texts_that_begin_alike_are_those_of_a_scan() {
+    let subject = Subject::planted(Precision::Bf16);
+    let options = GenerateOptions {
+        mode: Some(ModeChoice::Always(Mode::Pearl)),
+        gamma: Gamma::Fixed(3),
+        prefix_cache: true,
+        ..GenerateOptions::default()
+    };
+    let beginning = subject.prompts.concat();
+    for (preset, reference) in [(Preset::Paper, &[0][..]), (Preset::Upstream, &[0, 1, 70, 150])] {
+        let writer = Subject::planted(Precision::Bf16); // the same models
+        let engine = writer.pair.spawn(&options, &mut |_, _| {}).unwrap();
+        let rules = rules(preset, reference);
+        let (mut sinks, mut taken) = (0, Vec::new());
+        // Tokens of the beginning, and whether the text is watched.
+        let texts = [(300, false), (300, true), (300, true), (140, true), (90, true), (290, true)];
+        for (id, (agreeing, watched)) in (0..).zip(texts) {
+            let mut ids = beginning[..agreeing].to_vec();
+            ids.extend(&subject.prompts[id as usize % 4][..30]);
+            let prompt_len = ids.len();
+            let params = SamplingParams { max_tokens: 40, ..SamplingParams::default() };
+            let watcher = SinkWatcher::new(engine.pair(), &rules);
+            let found = watcher.sinks();
+            let watcher = watched.then(|| Box::new(watcher) as Box<dyn Watcher>);
+            let mut cached = 0;
+            for update in engine.submit_watched(ids.clone(), &params, id, watcher).unwrap() {
+                let update = update.unwrap();
+                ids.extend(update.tokens);
+                cached = update.done.map_or(cached, |done| done.cached_prompt_tokens);
+            }
+            taken.push(cached);
+            if watched {
+                let found = found.detection(id, &ids, prompt_len).unwrap();
+                let scan = subject.scan_ids(id, &ids, prompt_len, &rules);
+                assert_eq!(found.to_json(), scan.to_json(), "{preset:?}, text {id}");
+                assert!(found == scan, "{preset:?}, text {id}");
+                sinks += found.sinks.len();
+            }
+        }
+        // The second computes all again, in order to see it.
+        assert_eq!(taken[..2], [0, 0]);
+        assert!(taken[2] >= 256 && taken[3] >= 140 && taken[4] >= 90, "{taken:?}");
+        assert!(taken[5] >= 256 && sinks > 10, "{taken:?}, {sinks} sinks");
     }
 }
 

@@ -63,6 +63,7 @@ pub use message::{Content, Message};
 pub use probe::{Access, At, Dots, Measured, Probe};
 pub use prompt_options::{PromptOptions, parse_date};
 pub use prompts::{Prompt, PromptContent, read_prompts, read_prompts_with};
+pub use reference_rows::ReferenceRows;
 pub use remark::{About, Remark, Remarks, refuse_remarks};
 pub use rope::{RopeConfig, RopeFrequencies, RopeKind};
 pub use rows::data_files;

@@ -62,6 +62,19 @@ impl<B: Backend> Sequence<B> {
         &mut self.key_mask
     }
 
+    /// The first rows at the sites where a probe of its passes wanted dot products.
+    pub fn reference_rows(&self) -> ReferenceRows<B> {
+        self.reference_rows.clone()
+    }
+
+    /// Takes over the reference rows of a sequence that began with the same tokens, as if a probe
+    /// had wanted them in the passes over this one: after [`crate::Transformer::adopt`], a probe
+    /// can go on where one of the other sequence was.
+    pub fn adopt_reference_rows(&mut self, rows: &ReferenceRows<B>) {
+        self.reference_rows = rows.clone();
+        self.reference_rows.truncate(self.tokens.len());
+    }
+
     /// Drops the accumulated sink scores and stops accumulating. The sequence can be truncated
     /// afterwards.
     pub fn stop_sink_scores(&mut self) {

@@ -60,6 +60,12 @@ impl<B: Backend> Transformer<B> {
         })
     }
 
+    /// The first `len` of `rows`, which must not be fewer.
+    pub fn beginning(&self, rows: &SharedRows<B>, len: usize) -> SharedRows<B> {
+        let kv = self.backend.share_kv(&rows.kv, len);
+        SharedRows { kv, len, regime: rows.regime }
+    }
+
     /// Replaces the contents of a sequence by `tokens`, whose keys and values are in `rows`, as if
     /// it had computed them. Returns whether it did: not if the keys have another rotary regime
     /// than the sequence's would have, and not for a sequence that has more to accumulate than keys

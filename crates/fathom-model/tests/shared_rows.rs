@@ -44,6 +44,13 @@ fn adopted_rows_continue_as_computed_ones() {
             assert_eq!(second.tokens(), &text[..shared]);
             let rest = logits(&model, &mut second, &text[shared..]);
             assert!(rest == alone[shared * width..], "{shared} {own}");
+            // And as far as another text agrees.
+            for part in [1, shared / 2, shared].into_iter().filter(|&part| part > 0) {
+                let beginning = model.beginning(&rows, part);
+                assert!(model.adopt(&mut second, &beginning, &text[..part]));
+                let rest = logits(&model, &mut second, &text[part..]);
+                assert!(rest == alone[part * width..], "{shared} {own} {part}");
+            }
         }
         assert!(!model.adopt(&mut sequence(&model, 300), &rows, &text[..shared - 1]));
     }

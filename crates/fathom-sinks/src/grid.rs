@@ -55,6 +55,11 @@ impl Grid {
         self.rows.first().map_or(0, Vec::len)
     }
 
+    /// The rows of all layers.
+    pub(crate) fn rows_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
+        self.rows.iter_mut()
+    }
+
     /// Truncates the rows to `tokens`, or extends them with zeros.
     pub(crate) fn resize(&mut self, tokens: usize) {
         self.rows.iter_mut().for_each(|row| row.resize(tokens, 0.0));

@@ -33,7 +33,7 @@ pub use measures::{Measure, MeasureSet, TokenMeasures, TokenScores, token_measur
 pub use norms::{NormCurve, NormCurves, norm_curves};
 pub use phases::{Phase, Phases};
 pub use preset::{Class, Preset};
-pub use probe::{ScalarOptions, ScalarProbe};
+pub use probe::{ScalarOptions, ScalarProbe, ScalarRows};
 pub use run::{
     AdapterNote, Counts, Fingerprints, Growth, LayerScores, Manifest, MeasureRow, ModelNote,
     NormRow, ReadNote, RunDir, RunTable, RunWriter, Skipped, Status, TraceResult, TraceScores,

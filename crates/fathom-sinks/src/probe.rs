@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use fathom_backend::Massive;
 use fathom_model::{Access, At, Dots, Error, Measured, Probe, Result, Site};
 use fathom_vector::{dot, massive, norm};
 
@@ -10,7 +11,7 @@ use crate::scalars::{CandidateCosines, FinalState, TraceScalars};
 use crate::vector::cosine_of_dot;
 
 /// Options of a [`ScalarProbe`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScalarOptions {
     /// Leading positions that are candidates for the reference sink.
     pub candidates: Vec<usize>,
@@ -94,6 +95,60 @@ impl ScalarProbe {
         self.scalars.resize(len.min(self.scalars.hidden_norm.tokens()));
     }
 
+    /// What was measured at `positions`, for a probe of another text with the same tokens up to
+    /// their end.
+    ///
+    /// # Errors
+    /// Some of the positions have not been through the model.
+    pub fn rows(&mut self, positions: Range<usize>) -> Result<ScalarRows> {
+        self.check_seen(positions.end)?;
+        let here = |(candidate, numbers): (Option<usize>, &mut Vec<f32>)| {
+            numbers[ScalarRows::of(&positions, candidate)].to_vec()
+        };
+        let numbers = self.scalars.columns().map(here).collect();
+        let within = |layer: &Vec<(usize, Massive)>| {
+            let there = layer.iter().filter(|(position, _)| positions.contains(position));
+            there.cloned().collect()
+        };
+        let massive = self.scalars.massive.iter().flatten().map(within).collect();
+        let (options, layers) = (self.options.clone(), self.scalars.layers());
+        Ok(ScalarRows { options, layers, positions, numbers, massive })
+    }
+
+    /// Whether this probe would have measured what is in `rows`.
+    pub fn accepts(&self, rows: &ScalarRows) -> bool {
+        rows.options == self.options && rows.layers == self.scalars.layers()
+    }
+
+    /// Takes over the first `len` of `rows`, as if the probe had measured them. A pass after them
+    /// must give it norms and dot products, not rows ([`Probe::measured`]).
+    ///
+    /// # Errors
+    /// The probe measures something else or has not come as far, or there are fewer rows.
+    pub fn adopt(&mut self, rows: &ScalarRows, len: usize) -> Result<()> {
+        let positions = rows.positions.start..rows.positions.start + len;
+        if !self.accepts(rows) || self.seen < positions.start || len > rows.positions.len() {
+            return Err(Error::Request(format!(
+                "measurements at positions {}..{} do not continue those of {} tokens",
+                positions.start, positions.end, self.seen
+            )));
+        }
+        self.truncate(positions.start);
+        self.scalars.resize(positions.end);
+        for ((candidate, numbers), kept) in self.scalars.columns().zip(&rows.numbers) {
+            let to = ScalarRows::of(&positions, candidate);
+            let from = to.start - ScalarRows::of(&rows.positions, candidate).start;
+            let count = to.len();
+            numbers[to].copy_from_slice(&kept[from..from + count]);
+        }
+        for (layer, kept) in self.scalars.massive.iter_mut().flatten().zip(&rows.massive) {
+            let there = kept.iter().filter(|(position, _)| positions.contains(position));
+            layer.extend(there.cloned());
+        }
+        self.seen = positions.end;
+        Ok(())
+    }
+
     fn check(&self, at: &At) -> Result<()> {
         let (tokens, layers) = (self.limit, self.scalars.layers());
         if at.positions.end <= tokens && at.layer < layers && !at.positions.is_empty() {
@@ -133,6 +188,30 @@ impl ScalarProbe {
                 Err(Error::Request(format!("{seen} of {tokens} tokens were measured")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// What a [`ScalarProbe`] measured at some positions.
+#[derive(Clone, Debug)]
+pub struct ScalarRows {
+    options: ScalarOptions,
+    layers: usize,
+    positions: Range<usize>,
+    /// One element for each of [`TraceScalars::columns`].
+    numbers: Vec<Vec<f32>>,
+    /// By layer.
+    massive: Vec<Vec<(usize, Massive)>>,
+}
+
+impl ScalarRows {
+    /// The positions whose numbers are known as soon as `positions` were measured, and not before.
+    /// A cosine is known when both its position and its candidate were measured.
+    fn of(positions: &Range<usize>, candidate: Option<usize>) -> Range<usize> {
+        match candidate {
+            Some(candidate) if positions.contains(&candidate) => 0..positions.end,
+            Some(candidate) if candidate >= positions.end => 0..0,
+            _ => positions.clone(),
         }
     }
 }

@@ -60,6 +60,29 @@ impl TraceScalars {
         self.token_ids.len()
     }
 
+    /// All numbers of positions `[T]`, in a fixed order. Cosines come with the position of their
+    /// candidate.
+    pub(crate) fn columns(&mut self) -> impl Iterator<Item = (Option<usize>, &mut Vec<f32>)> {
+        let norms = [
+            &mut self.hidden_norm,
+            &mut self.mlp_out_norm,
+            &mut self.key_norm,
+            &mut self.value_norm,
+        ];
+        let positions: Vec<usize> = self.candidates.iter().map(|c| c.position).collect();
+        let (norm, cosine) = match &mut self.final_state {
+            Some(FinalState { norm, cosine }) => (Some(norm), &mut cosine[..]),
+            None => (None, &mut [][..]),
+        };
+        let norms = norms.into_iter().flat_map(Grid::rows_mut).chain(norm);
+        let cosines = self.candidates.iter_mut().flat_map(|candidate| {
+            let position = candidate.position;
+            candidate.cosine.rows_mut().map(move |row| (Some(position), row))
+        });
+        let last = positions.into_iter().map(Some).zip(cosine);
+        norms.map(|row| (None, row)).chain(cosines).chain(last)
+    }
+
     /// Truncates the measurements to `tokens` positions, or extends them with zeros. If that
     /// removes a candidate's position, all cosines with it become 0.
     pub(crate) fn resize(&mut self, tokens: usize) {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use fathom_model::{At, Probe, Site};
+use fathom_model::{At, Dots, Measured, Probe, Site};
 use fathom_sinks::{ScalarOptions, ScalarProbe, TraceScalars};
 use proptest::prelude::*;
 
@@ -123,6 +123,98 @@ proptest! {
             prop_assert_eq!(probe.so_far(&ids[..half]).unwrap(), measured(half, &candidates));
         }
     }
+}
+
+/// A pass over `positions` that measures the activations, `noise` added from `parting` on.
+fn feed_measured(probe: &mut ScalarProbe, positions: Range<usize>, parting: usize, noise: f32) {
+    let candidates = probe.reference_positions(0);
+    let layers = (0..LAYERS).flat_map(|layer| SITES.map(|site| (site, layer)));
+    for (site, layer) in layers.chain([(Site::FinalNorm, 0)]) {
+        let row = |t: usize| -> Vec<f32> {
+            let noise = if t < parting { 0.0 } else { noise };
+            row(site, layer, t).into_iter().map(|x| x + noise).collect()
+        };
+        let norms: Vec<f32> = positions.clone().map(|t| fathom_vector::norm(&row(t))).collect();
+        let dots = |at: Range<usize>, candidate: usize| -> Vec<f32> {
+            at.map(|t| fathom_vector::dot(&row(t), &row(candidate))).collect()
+        };
+        let with = |&candidate: &usize| match candidate {
+            later if later >= positions.end => (Vec::new(), Vec::new()),
+            now if now >= positions.start => {
+                (dots(0..positions.start, now), dots(positions.clone(), now))
+            }
+            before => (Vec::new(), dots(positions.clone(), before)),
+        };
+        let dots: Vec<_> = candidates.iter().map(with).collect();
+        let dots = dots.iter().map(|(before, these)| Dots { before, these }).collect();
+        let massive = positions.clone().map(|t| fathom_vector::massive(&row(t))).enumerate();
+        let massive = massive.filter(|(_, massive)| massive.count > 0).collect();
+        let at = At { site, layer, sequence: 0, positions: positions.clone() };
+        probe.measured(&at, &Measured { norms: &norms, dots, massive }).unwrap();
+    }
+}
+
+proptest! {
+    /// Texts of 40 tokens that part from this one at different positions left their pages. What is
+    /// taken of them, and measured after that, is what one pass measures.
+    #[test]
+    fn adopted_rows_are_those_of_a_pass(
+        page in 1usize..9,
+        partings in prop::collection::vec(1usize..40, 1..4),
+        taken in 0usize..30,
+        own in 1usize..9,
+        candidates in prop::collection::vec(0usize..34, 1..4),
+    ) {
+        let options =
+            ScalarOptions { candidates: candidates.clone(), final_state: true, massive: true };
+        let mut others: Vec<(usize, ScalarProbe)> = Vec::new();
+        for &parting in &partings {
+            let mut other = ScalarProbe::growing(LAYERS, &options);
+            feed_measured(&mut other, 0..17, parting, 2.5);
+            feed_measured(&mut other, 17..40, parting, 2.5);
+            others.push((parting, other));
+        }
+        let mut probe = ScalarProbe::growing(LAYERS, &options);
+        let mut len = 0;
+        while len < taken {
+            // Any text that agrees so far, and as far as it agrees.
+            let agrees = |(parting, _): &&mut (usize, ScalarProbe)| *parting > len;
+            let Some((parting, other)) = others.iter_mut().rev().find(agrees) else { break };
+            let rows = other.rows(len..(len + page).min(40)).unwrap();
+            prop_assert!(probe.accepts(&rows));
+            let count = page.min(taken - len).min(*parting - len);
+            probe.adopt(&rows, count).unwrap();
+            len += count;
+            if count < page {
+                break;
+            }
+        }
+        let ids: Vec<u32> = (0..len as u32).collect();
+        prop_assert_eq!(probe.so_far(&ids).unwrap(), measured(len, &candidates));
+        feed_measured(&mut probe, len..len + own, 99, 0.0);
+        let ids: Vec<u32> = (0..(len + own) as u32).collect();
+        prop_assert_eq!(probe.so_far(&ids).unwrap(), measured(len + own, &candidates));
+    }
+}
+
+#[test]
+fn rows_that_do_not_continue_the_text_are_refused() {
+    let options = |candidates: &[usize]| ScalarOptions {
+        candidates: candidates.to_vec(),
+        final_state: false,
+        massive: false,
+    };
+    let mut other = ScalarProbe::growing(LAYERS, &options(&[0]));
+    feed_measured(&mut other, 0..10, 99, 0.0);
+    assert!(other.rows(5..11).is_err(), "not measured yet");
+    let rows = other.rows(5..10).unwrap();
+    let mut probe = ScalarProbe::growing(LAYERS, &options(&[0]));
+    let error = probe.adopt(&rows, 5).unwrap_err().to_string();
+    assert_eq!(error, "measurements at positions 5..10 do not continue those of 0 tokens");
+    probe.adopt(&other.rows(0..5).unwrap(), 5).unwrap();
+    assert!(probe.adopt(&rows, 6).is_err(), "there are 5");
+    assert!(!ScalarProbe::growing(LAYERS, &options(&[1])).accepts(&rows));
+    assert!(!ScalarProbe::growing(LAYERS + 1, &options(&[0])).accepts(&rows));
 }
 
 /// Like [`run`], but also accepts 0 tokens.

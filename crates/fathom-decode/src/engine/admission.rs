@@ -42,9 +42,16 @@ impl<B: Backend> Engine<B> {
         if !self.options.prefix_cache || !slot.shares_rows() {
             return 0;
         }
-        let Slot { sequence: Some(sequence), shared, text, .. } = slot else { return 0 };
+        let Slot { sequence: Some(sequence), shared, text, watcher, failure, .. } = slot else {
+            return 0;
+        };
         let prefix = text.tokens().split_last().map_or(&[][..], |(_, prefix)| prefix);
-        let taken = self.prefix_cache.take(&self.target, sequence, shared, prefix);
+        let watcher = watcher.as_deref_mut();
+        let taken = self.prefix_cache.take(&self.target, sequence, shared, prefix, watcher);
+        let taken = taken.unwrap_or_else(|error| {
+            *failure = Some(error);
+            0
+        });
         if text.generated().is_empty() {
             slot.cached += taken;
         }

@@ -75,7 +75,7 @@ impl<B: Backend> Draft<B> {
         self.model.backend().set_co_running(job.co_running);
         let items = std::mem::take(&mut job.items).into_iter();
         let mut all = items.map(|item| self.begin(item)).collect::<Result<Vec<_>>>()?;
-        let branch_room = self.use_prefix_cache(&mut all, &job);
+        let branch_room = self.use_prefix_cache(&mut all, &job)?;
         let mut rows: HashMap<u64, usize> =
             all.iter().map(|d| (d.item.slot, d.item.rows())).collect();
         self.catch_up(&mut all)?;
@@ -83,7 +83,7 @@ impl<B: Backend> Draft<B> {
             for Drafting { item, state, .. } in &mut all {
                 let prompt = item.planned_len.saturating_sub(1);
                 let SlotState { sequence, shared, .. } = state;
-                self.prefix_cache.share(&self.model, sequence, shared, prompt);
+                self.prefix_cache.share(&self.model, sequence, shared, prompt, None);
             }
         }
         let caught_up = self.model.backend().mark()?;
@@ -172,7 +172,7 @@ impl<B: Backend> Draft<B> {
 
     /// Takes rows of long tails from the prefix cache, and evicts pages until those of all
     /// sequences fit at the end of the job. Returns the number of branches that fit too.
-    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], job: &DraftJob) -> usize {
+    fn use_prefix_cache(&mut self, all: &mut [Drafting<B>], job: &DraftJob) -> Result<usize> {
         for Drafting { item, state, .. } in all.iter_mut() {
             if job.prefix_cache && item.tail.len() > MAX_TAIL {
                 let SlotState { sequence, shared, .. } = state;
@@ -180,7 +180,7 @@ impl<B: Backend> Draft<B> {
                 // The last token is fed by the pass that drafts the first one.
                 let known = item.keep + item.tail.len() - usize::from(item.gamma > 0);
                 let text: Vec<u32> = own.take(known).collect();
-                let taken = self.prefix_cache.take(&self.model, sequence, shared, &text);
+                let taken = self.prefix_cache.take(&self.model, sequence, shared, &text, None)?;
                 item.tail.drain(..taken);
             }
         }
@@ -196,7 +196,7 @@ impl<B: Backend> Draft<B> {
         let fitting = wanted.min(room.saturating_sub(self.prefix_cache.in_use()) / of_branch);
         let cache = if job.prefix_cache { room - fitting * of_branch } else { 0 };
         self.prefix_cache.shrink_to(cache);
-        fitting
+        Ok(fitting)
     }
 
     /// Catch-up prefill: feeds the whole tail of items that only prefill, and all but the last

@@ -1,6 +1,6 @@
 //! Prefill of prompts, chunk by chunk, between the decoding steps of other requests.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Instant;
 
 use fathom_backend::Backend;
@@ -49,8 +49,9 @@ impl<B: Backend> Engine<B> {
     /// The number of tokens of each prompt in the next chunk: the prompt with the fewest missing
     /// tokens first, so that a long one does not hold up short ones, and a share for the oldest, so
     /// that short ones cannot hold up a long one for ever. A prompt whose next page is in the chunk
-    /// already, as part of another prompt, waits: it takes the page from the prefix cache. Prompts
-    /// whose log-probabilities are wanted have a share of [`SCORED`] tokens together.
+    /// already, as part of another prompt, waits: it takes the page from the prefix cache. If it is
+    /// watched, the other one must be watched too. Prompts whose log-probabilities are wanted have a
+    /// share of [`SCORED`] tokens together.
     fn divide_chunk(&self) -> Vec<usize> {
         let missing: Vec<usize> =
             self.prefilling.iter().map(|slot| slot.unfilled().len()).collect();
@@ -59,15 +60,18 @@ impl<B: Backend> Engine<B> {
         let oldest = order.iter().min().map(|&i| (i, OLDEST_SHARE));
         let turns = oldest.into_iter().chain(order.iter().map(|&i| (i, PREFILL_CHUNK)));
         let mut lengths = vec![0; missing.len()];
-        let (mut room, mut scored, mut pages) = (PREFILL_CHUNK, SCORED, HashSet::new());
+        let (mut room, mut scored, mut pages) = (PREFILL_CHUNK, SCORED, HashMap::new());
         for (i, most) in turns {
             let scores = self.prefilling[i].scores_prompt();
             let most = if scores { most.min(scored) } else { most };
             let length = (missing[i] - lengths[i]).min(most).min(room);
             let begins = length > 0 && lengths[i] == 0;
-            let page = self.next_page(&self.prefilling[i]).filter(|_| begins);
-            if page.is_some_and(|page| !pages.insert(page)) {
-                continue;
+            let watched = self.prefilling[i].watcher.is_some();
+            if let Some(page) = self.next_page(&self.prefilling[i]).filter(|_| begins) {
+                if pages.get(&page).is_some_and(|&by_watched| by_watched || !watched) {
+                    continue;
+                }
+                pages.insert(page, watched);
             }
             lengths[i] += length;
             room -= length;
@@ -79,10 +83,10 @@ impl<B: Backend> Engine<B> {
     /// The page that a request computes next, if others can take it.
     fn next_page(&self, slot: &Slot<B>) -> Option<PageKey> {
         let sequence = slot.sequence.as_ref()?;
-        let shares = self.options.prefix_cache && slot.shares_rows();
-        let key =
-            || self.prefix_cache.next_key(&self.target, sequence, &slot.shared, slot.prefix());
-        shares.then(key)
+        if !self.options.prefix_cache || !slot.shares_rows() {
+            return None;
+        }
+        self.prefix_cache.next_key(&self.target, sequence, &slot.shared, slot.prefix())
     }
 
     /// Runs the next tokens of the prompts through both models.

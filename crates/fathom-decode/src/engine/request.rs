@@ -27,9 +27,9 @@ pub struct Request {
     /// The same for each token of the prompt but the first, in the first update. The whole prompt
     /// is then computed: no rows come from the prefix cache.
     pub prompt_logprobs: Option<usize>,
-    /// Observes the target's computation of the text, or edits it. A watched text takes no rows
-    /// from the prefix cache and leaves none there: the watcher must see all rows computed, and
-    /// edited rows are not those of other texts.
+    /// Observes the target's computation of the text, or edits it. A watched text takes rows from
+    /// the prefix cache only if the watcher can take over what others saw when they were computed
+    /// ([`Watcher::shares`]), and edited rows are not those of other texts.
     pub watcher: Option<Box<dyn Watcher>>,
 }
 

@@ -162,11 +162,11 @@ impl<B: Backend> Slot<B> {
         self.planned_len.saturating_sub(1)
     }
 
-    /// Whether it may take rows from the prefix cache and leave its own there. A watcher must see
-    /// its text computed, and rows that it changed would be no one else's. Log-probabilities of a
-    /// prompt come from its computation.
+    /// Whether it may take rows from the prefix cache and leave its own there. Rows that a watcher
+    /// edits are no one else's. Log-probabilities of a prompt come from its computation.
     pub fn shares_rows(&self) -> bool {
-        self.watcher.is_none() && self.prompt_logprobs.is_none()
+        let shares = |watcher: &Box<dyn Watcher>| watcher.shares() && !watcher.edits();
+        self.watcher.as_ref().is_none_or(shares) && self.prompt_logprobs.is_none()
     }
 
     /// Whether the rows of its prefill give log-probabilities of its prompt.

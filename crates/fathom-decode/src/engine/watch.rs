@@ -1,5 +1,7 @@
 //! Probing and editing a text during its generation, in the target's own passes.
 
+use std::any::Any;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
@@ -25,7 +27,39 @@ pub trait Watcher: Probe + Send {
     fn edits(&self) -> bool {
         false
     }
+
+    /// Whether what it observes of rows can be kept with them in the prefix cache. If not, or if it
+    /// edits, its text takes no rows from there and leaves none.
+    ///
+    /// What it observes at a position must then depend only on the tokens up to there and on
+    /// [`Probe::reference_positions`].
+    fn shares(&self) -> bool {
+        false
+    }
+
+    /// What it observed at `positions`, for watchers of other texts with the same tokens from the
+    /// first one to the last of these. `None` if it cannot be kept.
+    fn observed(&self, _positions: Range<usize>) -> Option<Observations> {
+        None
+    }
+
+    /// Whether it can take over these observations of another watcher.
+    fn accepts(&self, _observations: &Observations) -> bool {
+        false
+    }
+
+    /// Takes over observations that it accepts, instead of seeing the rows computed. `positions`
+    /// are the first ones of those that they were made at, and continue its own.
+    ///
+    /// # Errors
+    /// The observations cannot be taken over.
+    fn adopt(&mut self, _positions: Range<usize>, _observations: &Observations) -> Result<()> {
+        Ok(())
+    }
 }
+
+/// What a [`Watcher`] observed at some positions. Only watchers know what it is.
+pub type Observations = Arc<dyn Any + Send + Sync>;
 
 /// The watchers of all sequences of a pass, as one probe.
 pub(super) struct Watching<'a> {

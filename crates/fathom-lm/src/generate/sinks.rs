@@ -1,13 +1,16 @@
 //! Attention sinks of texts, found during their generation.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fathom_decode::engine::Watcher;
+use fathom_decode::engine::{Observations, Watcher};
 use fathom_decode::generation::{Generation, Generator, Task};
 use fathom_kernels::Cpu;
 use fathom_model::{Access, At, Error, Measured, Probe, Result, Site};
-use fathom_sinks::{ScalarOptions, ScalarProbe, ScanNote, ScanOptions, TraceDetection, detect};
+use fathom_sinks::{
+    ScalarOptions, ScalarProbe, ScalarRows, ScanNote, ScanOptions, TraceDetection, detect,
+};
 use serde_json::{Map, Value};
 
 use super::Pair;
@@ -126,6 +129,27 @@ impl Probe for SinkWatcher {
 impl Watcher for SinkWatcher {
     fn truncate(&mut self, len: usize) {
         self.sinks.probe().truncate(len);
+    }
+
+    fn shares(&self) -> bool {
+        true
+    }
+
+    fn observed(&self, positions: Range<usize>) -> Option<Observations> {
+        let rows = self.sinks.probe().rows(positions).ok()?;
+        Some(Arc::new(rows))
+    }
+
+    fn accepts(&self, observations: &Observations) -> bool {
+        let rows = observations.downcast_ref::<ScalarRows>();
+        rows.is_some_and(|rows| self.sinks.probe().accepts(rows))
+    }
+
+    fn adopt(&mut self, positions: Range<usize>, observations: &Observations) -> Result<()> {
+        match observations.downcast_ref::<ScalarRows>() {
+            Some(rows) => self.sinks.probe().adopt(rows, positions.len()),
+            None => Err(Error::Request("observations are not those of a sink watcher".to_owned())),
+        }
     }
 }
 

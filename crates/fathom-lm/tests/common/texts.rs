@@ -137,10 +137,18 @@ impl Subject {
 
     /// What a scan of a text without its last token finds.
     pub fn scan(&self, text: &Generation, rules: &ScanOptions) -> TraceDetection {
-        let ids = ids(text);
-        let row = json!({
-            "index": text.task.index, "input_ids": ids, "prompt_len": text.task.ids.len(),
-        });
+        self.scan_ids(text.task.index, &ids(text), text.task.ids.len(), rules)
+    }
+
+    /// The same, of the tokens of prompt and text.
+    pub fn scan_ids(
+        &self,
+        index: u64,
+        ids: &[u32],
+        prompt_len: usize,
+        rules: &ScanOptions,
+    ) -> TraceDetection {
+        let row = json!({ "index": index, "input_ids": ids, "prompt_len": prompt_len });
         let traces = Traces::from_rows([row], &self.model).unwrap();
         let options = ScanOptions { max_tokens: Some(ids.len() - 1), ..rules.clone() };
         self.model.scan(&traces, options).run().unwrap().detections().unwrap().remove(0)
