@@ -103,8 +103,47 @@ fn the_natural_protocol_gives_every_mode_the_same_tokens() {
     }
 }
 
-/// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a
-/// draft.
+/// Bubbles and branches: `forked` has at most as many bubbles as `pearl` has rejections and texts,
+/// and fewer by the rejections that went on in a branch.
+#[test]
+fn branches_take_the_place_of_bubbles() {
+    let report = json(&[
+        "--protocol",
+        "natural",
+        "--max-tokens",
+        "60",
+        "--batch-sizes",
+        "1",
+        "--limit",
+        "3",
+        "--gamma",
+        "4",
+        "--modes",
+        "sd,pearl,forked",
+    ]);
+    let accounting = accounting(&report, "one_core_each");
+    let rows = accounting["rows"].as_array().unwrap();
+    let breakdown = accounting["breakdown"].as_array().unwrap();
+    let of = |benchmark: &str, mode: &str| {
+        let is_it = |row: &&Value| row["benchmark"] == benchmark && row["mode"] == mode;
+        breakdown.iter().find(is_it).unwrap()
+    };
+    for benchmark in ["AIME", "HumanEval"] {
+        let tokens = rows.iter().filter(|row| row["benchmark"] == benchmark);
+        let tokens: Vec<&Value> = tokens.map(|row| &row["num_tokens"]).collect();
+        assert!(tokens.iter().all(|count| *count == tokens[0]), "{tokens:?}");
+        let (pearl, forked) = (of(benchmark, "PEARL"), of(benchmark, "FORKED"));
+        let number = |row: &Value, column: &str| row[column].as_f64().unwrap();
+        assert!(number(forked, "branch_hits") > 0.0, "{forked}");
+        assert!(number(forked, "bubbles") < number(pearl, "bubbles"), "{forked} {pearl}");
+        assert!(number(forked, "steps") < number(pearl, "steps"), "{forked} {pearl}");
+        assert!(pearl["branch_hits"].is_null() && of(benchmark, "SD")["bubbles"].is_null());
+        let used = number(forked, "tokens_per_step") * number(forked, "steps");
+        let rows = used / (1.0 - number(forked, "wasted_rows"));
+        assert!((rows - rows.round()).abs() < 1e-6, "{rows} rows");
+    }
+}
+
 /// Without a draft model: `ar` and guesses from the text, the same tokens in both.
 #[test]
 fn guesses_from_the_text_are_measured() {
@@ -126,6 +165,8 @@ fn guesses_from_the_text_are_measured() {
     assert_refused(&bench(&["--modes=pearl"]).output().unwrap(), &["needs a draft model"]);
 }
 
+/// A draft with a shorter context excludes no prompt: beyond it, decoding continues without a
+/// draft.
 #[test]
 fn a_draft_with_a_shorter_context() {
     let short = Checkpoint::copy_of_dir(&fixture("models/draft-weak"));

@@ -324,6 +324,37 @@ fn guesses_from_the_text_change_no_byte() {
     assert!((1..=60).contains(&steps), "{report}");
 }
 
+/// Guesses from a corpus: the texts of an earlier run make the same run shorter, and change no
+/// byte.
+#[test]
+fn guesses_from_a_corpus_change_no_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, corpus) = (prompts(&dir), dir.path().join("earlier.jsonl"));
+    let run = |args: &[&str]| {
+        let mut command = fathom();
+        command.arg("generate").arg("--target").arg(target()).arg("--prompts").arg(&prompts);
+        command.args(["--max-tokens", "60", "--ignore-eos", "--draft", "suffix", "--gamma", "8"]);
+        command.args(args);
+        command
+    };
+    let plain = stdout(run(&[]));
+    std::fs::write(&corpus, &plain).unwrap();
+    let corpus = corpus.to_str().unwrap();
+    assert_eq!(stdout(run(&["--corpus", corpus])), plain);
+    let steps = |args: &[&str]| {
+        let report: Value =
+            serde_json::from_str(&stdout(run(&[args, &["--json"]].concat()))).unwrap();
+        report["metrics"]["steps"]["suffix"].as_u64().unwrap()
+    };
+    let (alone, with_corpus) = (steps(&[]), steps(&["--corpus", corpus]));
+    assert!(2 * with_corpus < alone, "{with_corpus} {alone}");
+
+    let output = run(&["--mode", "ar", "--corpus", corpus]).output().unwrap();
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--corpus has no effect"));
+    let missing = run(&["--corpus", "nowhere.jsonl"]).output().unwrap();
+    assert_refused(&missing, &["nowhere.jsonl"]);
+}
+
 /// Block verification changes sampled texts and no greedy ones.
 #[test]
 fn blocks_are_verified_on_request() {
