@@ -261,10 +261,33 @@ fn watched_prompts_share_one_prefill() {
         let (mut engine, kept) = (engine(cpu, Mode::Ar, 100), Arc::default());
         let all: Vec<Asked> = kinds.iter().map(|&kind| asked(0, 1_000, 0, kind)).collect();
         let cached = write(&mut engine, &model, &kept, &all);
-        (cached, engine.metrics().prefill_tokens)
+        let computed = engine.metrics().prefill_tokens;
+        // Also what was observed of pages that others were using is there for later texts.
+        let later = asked(0, 1_000, 0, Some(0));
+        assert_eq!(write(&mut engine, &model, &kept, &[later]), [1_000]);
+        (cached, computed)
     };
     let watched = Some(0);
     assert_eq!(with(&[watched, watched, None]), (vec![0, 1_000, 1_000], 1_000));
     assert_eq!(with(&[None, watched]), (vec![0, 0], 2_000));
-    assert_eq!(with(&[watched, Some(1)]).0[0], 0);
+
+    let mut engine = engine(cpu, Mode::Ar, 100);
+    for watcher in [None, Some(Box::new(Seen::default()) as Box<dyn Watcher>)] {
+        let params = SamplingParams { max_tokens: 3, ..SamplingParams::default() };
+        let prompt = asked(0, 200, 0, None).tokens();
+        let request = Request::new(0, prompt, params, Arc::default());
+        engine.submit(Request { watcher, ..request }).unwrap();
+    }
+    assert_eq!(engine.step().unwrap().len(), 2, "both were prefilled in the first chunk");
+}
+
+/// Two texts take a part of a page, and the second the rest from the first.
+#[test]
+fn a_watcher_goes_on_from_the_middle_of_a_page() {
+    let model = load("qwen2", cpu());
+    let (mut engine, kept) = (engine(cpu, Mode::Ar, 100), Arc::default());
+    let watched = Some(0);
+    write(&mut engine, &model, &kept, &[asked(0, 100, 15, watched)]);
+    let both = [asked(0, 300, 0, watched), asked(0, 300, 0, watched)];
+    assert_eq!(write(&mut engine, &model, &kept, &both), [100, 300]);
 }
