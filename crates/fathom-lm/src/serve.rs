@@ -1,15 +1,17 @@
 //! An HTTP server of a text engine.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fathom_decode::SamplingParams;
 use fathom_kernels::Cpu;
-use fathom_model::{Error, Result};
+use fathom_model::{Error, Result, TokenizedTrace};
 use fathom_serve::{
-    ServedModel, Server, ServerOptions, SinkOptions, SinkSource, SinkView, TextSink, Watch,
+    Scorer, ServedModel, Server, ServerOptions, SinkOptions, SinkSource, SinkView, TextSink, Watch,
 };
-use fathom_sinks::{Phases, Preset, ScanOptions};
+use fathom_sinks::{Phases, Preset, Progress, ScanOptions, Sink, TraceDetection, scan_trace};
 
+use crate::cpu::Weights;
 use crate::{ModelFiles, SinkWatcher, TextEngine, WatchedSinks};
 
 /// How an engine is served.
@@ -74,26 +76,34 @@ pub fn serve(engine: &TextEngine, options: ServeOptions) -> Result<Server> {
         context: pair.context().min(cache),
         eos: pair.eos().into(),
         defaults,
-        sinks: Some(Arc::new(PairSinks { target: pair.shared_target() })),
+        sinks: Some(Arc::new(PairSinks {
+            files: pair.shared_target(),
+            target: Arc::clone(engine.target_weights()),
+            scoring: Arc::default(),
+        })),
     };
     Server::start(model, server)
 }
 
 /// Finds the sinks of texts of a pair's target.
 struct PairSinks {
-    target: Arc<ModelFiles>,
+    files: Arc<ModelFiles>,
+    target: Arc<Weights>,
+    /// Held by the one text that is scored.
+    scoring: Arc<Mutex<()>>,
 }
 
 impl SinkSource for PairSinks {
     fn watch(&self, options: SinkOptions) -> Result<Watch> {
-        if options.scores {
-            let problem = "cannot have scores: a pass that generates text does not measure them";
-            return Err(Error::Request(problem.to_owned()));
-        }
         let phases = if options.all_phases { Phases::All } else { Phases::Largest };
         let scan = ScanOptions { phases, ..ScanOptions::new(Preset::Paper) };
-        let watcher = SinkWatcher::of(Arc::clone(&self.target), Arc::new(scan));
-        let found = Found { sinks: watcher.sinks(), phases };
+        let watcher = SinkWatcher::of(Arc::clone(&self.files), Arc::new(scan.clone()));
+        let scores = options.scores.then(|| Scores {
+            target: Arc::clone(&self.target),
+            options: ScanOptions { attention: true, ..scan },
+            turn: Arc::clone(&self.scoring),
+        });
+        let found = Found { sinks: watcher.sinks(), phases, scores };
         Ok((Box::new(watcher), Box::new(found)))
     }
 }
@@ -102,19 +112,68 @@ impl SinkSource for PairSinks {
 struct Found {
     sinks: WatchedSinks,
     phases: Phases,
+    /// `None` if scores are not wanted.
+    scores: Option<Scores>,
 }
 
 impl SinkView for Found {
     fn sinks(&self, ids: &[u32], prompt_len: usize) -> Result<Vec<TextSink>> {
         let detection = self.sinks.detection(0, ids, prompt_len)?.with_phases(self.phases);
-        let sink = |sink: &fathom_sinks::Sink| TextSink {
-            position: sink.position,
-            token_id: sink.token_id,
-            layer: sink.l_start(),
-            lifetime: sink.lifetime(),
-            class: Some(sink.class.name()),
-            score: None,
-        };
-        Ok(detection.sinks.iter().map(sink).collect())
+        Ok(detection.sinks.iter().map(on_the_wire).collect())
+    }
+
+    fn scorer(&self) -> Option<Scorer> {
+        let scores = self.scores.clone()?;
+        Some(Box::new(move |ids, prompt_len, cancelled| scores.measure(ids, prompt_len, cancelled)))
+    }
+}
+
+fn on_the_wire(sink: &Sink) -> TextSink {
+    let largest = |scores: &Vec<f32>| scores.iter().copied().fold(0.0, f32::max);
+    TextSink {
+        position: sink.position,
+        token_id: sink.token_id,
+        layer: sink.l_start(),
+        lifetime: sink.lifetime(),
+        class: Some(sink.class.name()),
+        score: sink.sink_score.as_ref().map(largest),
+    }
+}
+
+/// Measures attention, which a pass that generates text does not, in a pass of its own.
+#[derive(Clone)]
+struct Scores {
+    target: Arc<Weights>,
+    options: ScanOptions,
+    /// One text at a time: its keys and values are beside those of the engine's caches.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Scores {
+    /// The sinks that a scan of `ids` without the last token finds.
+    fn measure(&self, ids: &[u32], prompt_len: usize, end: &AtomicBool) -> Result<Vec<TextSink>> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = ids[..ids.len().saturating_sub(1)].to_vec();
+        let trace = TokenizedTrace { index: 0, line: 1, ids, prompt_len, remarks: Vec::new() };
+        let (target, mut until) = (&self.target, Until(end));
+        let scan = scan_trace(target, &trace, &|_| None, &self.options, &mut until)?;
+        let detection = scan.detection.with_phases(self.options.phases);
+        Ok(detection.sinks.iter().map(on_the_wire).collect())
+    }
+}
+
+/// Ends a scan when its flag is set.
+struct Until<'a>(&'a AtomicBool);
+
+impl Progress for Until<'_> {
+    fn start(&mut self, _: usize) {}
+    fn advance(&mut self, _: usize) {}
+    fn trace(&mut self, _: &TraceDetection) {}
+
+    fn check(&mut self) -> Result<()> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(Error::Request("the client is gone".to_owned())),
+            false => Ok(()),
+        }
     }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::http::{get, post, request};
 use common::serving::Serving;
-use fathom_lm::{GenerateOptions, SamplingParams};
+use fathom_lm::{GenerateOptions, Model, Preset, SamplingParams, ScanOptions, Traces};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Mia has 3 boxes with 12 pencils each. She gives away";
@@ -301,6 +301,44 @@ fn sinks_are_reported_beside_the_tokens() {
     let reported: Vec<usize> =
         sinks.iter().map(|sink| sink["position"].as_u64().unwrap() as usize).collect();
     assert_eq!(reported, positions);
+}
+
+/// Scores are those of a scan with attention of the same tokens, and come with the end of the text.
+#[test]
+fn sinks_have_scores_on_request() {
+    let serving = Serving::new();
+    let mut body = json!({
+        "prompt": PROMPT, "max_tokens": 12, "fathom": { "sinks": { "scores": true } },
+    });
+    let whole = post(serving.address, "/v1/completions", &body).json();
+    let choice = &whole["choices"][0]["fathom"];
+    let sinks = choice["sinks"].as_array().unwrap();
+    assert!(!sinks.is_empty());
+
+    let mut ids = serving.engine.pair().tokenizer().encode(PROMPT, true).unwrap();
+    ids.extend(
+        choice["tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap() as u32),
+    );
+    ids.pop();
+    let model = Model::load(serving.models.target.clone()).unwrap();
+    let traces = Traces::from_rows([json!({ "input_ids": ids })], &model).unwrap();
+    let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
+    let found = model.scan(&traces, options).run().unwrap().detections().unwrap();
+    let largest = |scores: &[f32]| scores.iter().copied().fold(0.0, f32::max);
+    assert_eq!(sinks.len(), found[0].sinks.len());
+    for (sink, expected) in sinks.iter().zip(&found[0].sinks) {
+        assert_eq!(sink["position"], expected.position);
+        assert_eq!(sink["class"], expected.class.name());
+        let score = largest(expected.sink_score.as_ref().unwrap());
+        assert!((sink["score"].as_f64().unwrap() - f64::from(score)).abs() < 1e-6, "{sink}");
+    }
+
+    body["stream"] = json!(true);
+    let (events, _) = post(serving.address, "/v1/completions", &body).events();
+    let of = |event: &Value| event["choices"][0]["fathom"]["sinks"].as_array().unwrap().clone();
+    let (last, before) = events.split_last().unwrap();
+    assert_eq!(of(last), *sinks);
+    assert!(before.iter().flat_map(of).all(|sink| sink.get("score").is_none()));
 }
 
 #[test]

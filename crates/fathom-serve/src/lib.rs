@@ -26,4 +26,4 @@ pub use log::{LogFormat, install as install_log};
 pub use model::ServedModel;
 pub use options::ServerOptions;
 pub use server::Server;
-pub use sinks::{SinkOptions, SinkSource, SinkView, TextSink, Watch};
+pub use sinks::{Scorer, SinkOptions, SinkSource, SinkView, TextSink, Watch};

@@ -1,6 +1,8 @@
 //! Attention sinks on the wire. The measuring is done elsewhere, behind [`SinkSource`]: this crate
 //! knows nothing of a model's inside.
 
+use std::sync::atomic::AtomicBool;
+
 use fathom_decode::engine::Watcher;
 use fathom_model::Result;
 use serde::Serialize;
@@ -28,7 +30,7 @@ pub struct TextSink {
     pub lifetime: usize,
     /// `primary`, `secondary` or `noise`; null in a stream if it is no sink any more.
     pub class: Option<&'static str>,
-    /// Largest sink score of any layer, averaged over heads, if asked for.
+    /// Largest sink score of any layer, averaged over heads, if asked for and the text has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub score: Option<f32>,
 }
@@ -53,7 +55,15 @@ pub trait SinkView: Send {
     /// # Errors
     /// The model has not computed these tokens, as after a preemption.
     fn sinks(&self, ids: &[u32], prompt_len: usize) -> Result<Vec<TextSink>>;
+
+    /// Measures the sinks of a finished text with their scores. `None` if they are not wanted.
+    fn scorer(&self) -> Option<Scorer>;
 }
+
+/// Measures the sinks of `ids`, as [`SinkView::sinks`], with their scores: a pass over the text,
+/// on the calling thread. Ends early, with an error, when the flag is set.
+pub type Scorer =
+    Box<dyn FnOnce(&[u32], usize, &AtomicBool) -> Result<Vec<TextSink>> + Send + 'static>;
 
 /// Remembers which sinks were reported, so that a stream holds each change once.
 #[derive(Default)]

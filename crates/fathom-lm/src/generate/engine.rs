@@ -9,6 +9,7 @@ use fathom_model::{Encoded, LoadProgress, Result};
 
 use super::{GenerateOptions, Pair, PairEngine};
 use crate::Input;
+use crate::cpu::Weights;
 
 /// A loaded [`Pair`] that accepts requests from any thread at any time and batches them.
 ///
@@ -48,6 +49,7 @@ pub struct TextEngine {
     pair: Arc<Pair>,
     handle: EngineHandle,
     origin: Origin,
+    target: Arc<Weights>,
 }
 
 impl Pair {
@@ -61,9 +63,9 @@ impl Pair {
         options: &GenerateOptions,
         progress: &mut dyn LoadProgress,
     ) -> Result<TextEngine> {
-        let PairEngine { engine, origin, .. } = self.start(options, progress)?;
+        let PairEngine { engine, origin, target, .. } = self.start(options, progress)?;
         let handle = engine.spawn()?;
-        Ok(TextEngine { pair: Arc::new(self), handle, origin })
+        Ok(TextEngine { pair: Arc::new(self), handle, origin, target })
     }
 }
 
@@ -76,6 +78,12 @@ impl TextEngine {
     /// The model that the texts come from, as traces record it.
     pub fn origin(&self) -> &Origin {
         &self.origin
+    }
+
+    /// The target's weights. Passes over them take turns with the engine's.
+    #[cfg(feature = "serve")]
+    pub(crate) fn target_weights(&self) -> &Arc<Weights> {
+        &self.target
     }
 
     /// The engine itself: drain it, configure it, read its metrics, submit token ids.

@@ -4,6 +4,7 @@
 //! reader has not taken. [`Texts`] decodes them on the side of the connection.
 
 mod inbox;
+mod scoring;
 mod texts;
 
 use std::sync::Arc;

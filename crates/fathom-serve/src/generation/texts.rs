@@ -9,6 +9,7 @@ use fathom_decode::generation::UpdateDecoder;
 use tokio::sync::Notify;
 
 use super::inbox::{Inbox, Pending};
+use super::scoring::Scoring;
 use super::{Submitted, deadline};
 use crate::app::App;
 use crate::error::ApiError;
@@ -29,6 +30,8 @@ pub struct Texts {
     /// Where to look first, so that no text starves another.
     next: usize,
     choices: Choices,
+    /// A text that has ended and whose sinks are being scored.
+    scoring: Option<Scoring>,
     /// Tokens and drafts so far.
     pub usage: UsageSum,
 }
@@ -91,7 +94,7 @@ struct TextInProgress {
 impl Texts {
     pub(super) fn new(app: Arc<App>, log: Arc<RequestLog>, choices: Choices) -> Texts {
         let (texts, ready, usage) = (Vec::new(), Arc::default(), UsageSum::default());
-        Texts { app, log, texts, ready, next: 0, choices, usage }
+        Texts { app, log, texts, ready, next: 0, choices, scoring: None, usage }
     }
 
     pub(super) fn ready(&self) -> &Arc<Notify> {
@@ -139,6 +142,12 @@ impl Texts {
     pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         let deadline = deadline(&self.app, self.log.arrived());
         loop {
+            if let Some(scoring) = &mut self.scoring {
+                let piece = tokio::time::timeout_at(deadline, scoring.finish()).await;
+                self.scoring = None;
+                let seconds = self.app.options.request_timeout.as_secs();
+                return piece.map_err(|_| ApiError::timeout(seconds))?.map(Some);
+            }
             if self.texts.iter().all(|text| text.has_ended) {
                 return Ok(None);
             }
@@ -147,6 +156,7 @@ impl Texts {
             }
             match self.take()? {
                 Taken::Piece(piece) => return Ok(Some(piece)),
+                Taken::Scoring(scoring) => self.scoring = Some(scoring),
                 Taken::More => tokio::task::yield_now().await,
                 // A wake-up between `take` and here is stored and ends the wait at once. After the
                 // time limit, the next round returns the error.
@@ -179,7 +189,7 @@ impl Texts {
                 return Ok(match done.is_some() || is_piece {
                     true => {
                         self.next = number + 1;
-                        Taken::Piece(text.piece(number, done)?)
+                        text.piece(number, done)?
                     }
                     false => Taken::More,
                 });
@@ -193,6 +203,8 @@ impl Texts {
 enum Taken {
     /// A piece.
     Piece(Piece),
+    /// The last piece of a text, without its sinks.
+    Scoring(Scoring),
     /// Tokens without a piece; there may be more.
     More,
     Nothing,
@@ -255,10 +267,22 @@ impl TextInProgress {
     }
 
     /// What is held, as a piece.
-    fn piece(&mut self, choice: usize, done: Option<Done>) -> Result<Piece, ApiError> {
+    fn piece(&mut self, choice: usize, done: Option<Done>) -> Result<Taken, ApiError> {
         let mut piece = std::mem::take(&mut self.held);
         piece.choice = choice;
         piece.finish = done.map(|done| done.finish);
+        let scorer = self.sinks.as_ref().filter(|_| self.has_ended);
+        if let Some(scorer) = scorer.and_then(|(view, _)| view.scorer()) {
+            let changes = self.sinks.take().map(|(_, changes)| changes).unwrap_or_default();
+            let ids = std::mem::take(&mut self.ids);
+            return Ok(Taken::Scoring(Scoring::start(
+                piece,
+                changes,
+                scorer,
+                ids,
+                self.prompt_len,
+            )));
+        }
         if let Some((view, changes)) = &mut self.sinks {
             piece.sinks = Some(match view.sinks(&self.ids, self.prompt_len) {
                 Ok(now) => changes.since_last(now),
@@ -267,7 +291,7 @@ impl TextInProgress {
                 Err(error) => return Err(failure(&error)),
             });
         }
-        Ok(piece)
+        Ok(Taken::Piece(piece))
     }
 }
 
