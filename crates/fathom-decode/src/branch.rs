@@ -1,19 +1,20 @@
 //! Branches of forked PEARL: continuations that the draft prepares for the case that one of its
 //! tokens is rejected.
 //!
-//! PEARL loses a step at each rejection: all drafts behind the wrong token are dropped, and the next
-//! pass of the target scores a single row. While the target verifies, the draft therefore also
+//! PEARL loses a step at each rejection: all drafts behind the wrong token are dropped, and the
+//! next pass of the target scores a single row. While the target verifies, the draft therefore also
 //! continues behind the outcomes (position of the rejection, token in its place) that it finds
 //! likeliest. If the target's correction is one of these, the drafts behind it are pending at once,
-//! and no step is lost (SpecBranch, Shen et al. 2025, and SSD, Kumar et al. 2026, prepare for
-//! rejections in the same way; the choice of branches and their cost here are our own).
+//! and no step is lost. SpecBranch (Shen et al. 2025, arXiv:2506.01979) and SSD (Kumar et al. 2026)
+//! prepare for rejections too; the choice of branches by their cost is our own.
 //!
 //! Whether a branch is taken is decided by the target's correction alone, which is drawn before
-//! branches are looked at. A text and its distribution therefore do not depend on the branches. If
-//! the correction is drawn from (p - q)₊, as in speculative sampling, a set C of prepared tokens
-//! is hit with probability Σ (p - q)₊(C) / Σ (p - q)₊. To draw the prepared tokens at random and
-//! judge them one after another, as in multi-candidate speculative sampling (Yang et al. 2024, SpecInfer,
-//! Miao et al. 2024), also gives that distribution, but the text of a seed would depend on them.
+//! branches are looked at. So neither a text nor its distribution depends on the branches. If the
+//! correction is drawn from r = max(p - q, 0), as in speculative sampling, one of the prepared
+//! tokens C is hit with probability r(C) / Σ r. To draw the prepared tokens at random and to judge
+//! one after another, as in multi-candidate sampling (Yang et al. 2024, arXiv:2401.06706; SpecInfer,
+//! Miao et al. 2024, arXiv:2305.09781), also gives the target's distribution, but the text of a
+//! seed would depend on them.
 
 use crate::Drafted;
 
@@ -93,8 +94,8 @@ impl Alternatives {
 }
 
 /// The `most` likeliest rejections among consecutive `drafts`, the likeliest first, by the draft's
-/// own probabilities: draft i is replaced by r with probability q_1(d_1) ⋯ q_{i-1}(d_{i-1}) q_i(r).
-/// They are branches without drafts.
+/// own probabilities: draft d_i is replaced by r with probability q_1(d_1) ⋯ q_{i-1}(d_{i-1}) times
+/// q_i(r). They are branches without drafts.
 ///
 /// ```
 /// use fathom_decode::{Alternatives, likeliest_rejections};

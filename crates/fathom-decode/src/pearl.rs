@@ -130,9 +130,9 @@ impl Pearl {
         self.step_with_guesses(text, chunk, &[], judge)
     }
 
-    /// Ends a step of `forked`, for which the draft prepared `branches`: [`Pearl::step_with_guesses`],
-    /// and if the text took a branch after a rejection, what is left of it is pending. Returns
-    /// which one.
+    /// Ends a step of `forked`, for which the draft prepared `branches`. Like
+    /// [`Pearl::step_with_guesses`], but if the text took a branch after a rejection, what is left
+    /// of it is pending. Returns which one.
     ///
     /// # Errors
     /// Errors of the judge: logits that are not numbers.

@@ -42,8 +42,9 @@ pub struct StepCosts<Pass> {
 }
 
 impl<Pass: Fn(f64) -> f64> StepCosts<Pass> {
-    /// `draft`: drafting one token for every sequence of a batch, and for its branches. `pass(rows)`: a target pass over
-    /// `rows` tokens of all sequences together. For PEARL, the costs while both models run.
+    /// `draft`: drafting one token for every sequence of a batch, and for its branches.
+    /// `pass(rows)`: a target pass over `rows` tokens of all sequences together. For PEARL, the
+    /// costs while both models run.
     pub fn new(draft: f64, pass: Pass) -> StepCosts<Pass> {
         StepCosts { draft, pass }
     }
@@ -261,8 +262,8 @@ mod tests {
         }
     }
 
-    /// A run after a prepared rejection has γ - 1 pending drafts, so 1/(1-α) tokens take 1/(1-α^γ)
-    /// steps; after another it begins with a pre-verify step, like PEARL's.
+    /// A run after a prepared rejection has γ - 1 pending drafts, so 1/(1-α) tokens take
+    /// 1/(1-α^γ) steps; after another it begins with a pre-verify step, like PEARL's.
     #[test]
     fn a_branch_saves_the_step_after_a_rejection() {
         for (gamma, alpha, branch) in

@@ -6,7 +6,10 @@ mod common;
 
 use common::http::{get, post, request};
 use common::serving::Serving;
-use fathom_lm::{GenerateOptions, Model, Preset, SamplingParams, ScanOptions, Traces};
+use fathom_lm::{
+    GenerateOptions, Model, ModelOptions, Pair, Preset, SamplingParams, ScanOptions, ServeOptions,
+    Traces, demo,
+};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Mia has 3 boxes with 12 pencils each. She gives away";
@@ -306,21 +309,31 @@ fn sinks_are_reported_beside_the_tokens() {
 /// Scores are those of a scan with attention of the same tokens, and come with the end of the text.
 #[test]
 fn sinks_have_scores_on_request() {
-    let serving = Serving::new();
+    let dir = tempfile::tempdir().unwrap();
+    demo::plant(dir.path(), &Default::default()).unwrap();
+    let planted = dir.path().display().to_string();
+    let pair = Pair::open(ModelOptions::new(planted.clone()), None).unwrap();
+    let engine = pair.spawn(&GenerateOptions::default(), &mut |_, _| {}).unwrap();
+    let mut options = ServeOptions::default();
+    options.server.address.set_port(0);
+    let server = fathom_lm::serve(&engine, options).unwrap();
+    let address = server.address();
+    let prompt = "the quick brown fox";
     let mut body = json!({
-        "prompt": PROMPT, "max_tokens": 12, "fathom": { "sinks": { "scores": true } },
+        "prompt": prompt, "max_tokens": 20, "ignore_eos": true,
+        "fathom": { "sinks": { "scores": true } },
     });
-    let whole = post(serving.address, "/v1/completions", &body).json();
+    let whole = post(address, "/v1/completions", &body).json();
     let choice = &whole["choices"][0]["fathom"];
     let sinks = choice["sinks"].as_array().unwrap();
     assert!(!sinks.is_empty());
 
-    let mut ids = serving.engine.pair().tokenizer().encode(PROMPT, true).unwrap();
+    let mut ids = engine.pair().tokenizer().encode(prompt, true).unwrap();
     ids.extend(
         choice["tokens"].as_array().unwrap().iter().map(|t| t["id"].as_u64().unwrap() as u32),
     );
     ids.pop();
-    let model = Model::load(serving.models.target.clone()).unwrap();
+    let model = Model::load(planted).unwrap();
     let traces = Traces::from_rows([json!({ "input_ids": ids })], &model).unwrap();
     let options = ScanOptions { attention: true, ..ScanOptions::new(Preset::Paper) };
     let found = model.scan(&traces, options).run().unwrap().detections().unwrap();
@@ -334,7 +347,7 @@ fn sinks_have_scores_on_request() {
     }
 
     body["stream"] = json!(true);
-    let (events, _) = post(serving.address, "/v1/completions", &body).events();
+    let (events, _) = post(address, "/v1/completions", &body).events();
     let of = |event: &Value| event["choices"][0]["fathom"]["sinks"].as_array().unwrap().clone();
     let (last, before) = events.split_last().unwrap();
     assert_eq!(of(last), *sinks);

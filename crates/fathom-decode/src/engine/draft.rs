@@ -112,7 +112,7 @@ impl<B: Backend> Draft<B> {
         }
         for fork in forks {
             let slot = fork.item.slot;
-            *rows.entry(slot).or_default() += fork.item.gamma - 1;
+            *rows.entry(slot).or_default() += fork.chunk.len();
             let Some(text) = self.sequences.get_mut(&slot) else { continue };
             let considered = branches.get_mut(&slot);
             if let Some(branch) = considered.and_then(|all| all.get_mut(text.branches.len())) {

@@ -50,8 +50,8 @@ impl<B: Backend> Engine<B> {
     /// tokens first, so that a long one does not hold up short ones, and a share for the oldest, so
     /// that short ones cannot hold up a long one for ever. A prompt whose next page is in the chunk
     /// already, as part of another prompt, waits: it takes the page from the prefix cache. If it is
-    /// watched, the other one must be watched too. Prompts whose log-probabilities are wanted have a
-    /// share of [`SCORED`] tokens together.
+    /// watched, the other one must be watched too. Prompts whose log-probabilities are wanted have
+    /// a share of [`SCORED`] tokens together.
     fn divide_chunk(&self) -> Vec<usize> {
         let missing: Vec<usize> =
             self.prefilling.iter().map(|slot| slot.unfilled().len()).collect();

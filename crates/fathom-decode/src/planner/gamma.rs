@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::branches::{BRANCHES, FIXED_BRANCHES};
-use super::speeds::{Forecast, Speeds, size_class};
+use super::forecast::Forecast;
+use super::speeds::{Speeds, size_class};
 use crate::{Mode, Phase};
 
-/// γ changes only if the new one is expected to be faster by this factor: measured costs are noisy.
+/// γ changes only if the new one is expected to be faster by this factor: measured costs are
+/// noisy.
 const WORTH_CHANGING: f64 = 1.02;
 
 /// Range of adaptive γ.

@@ -111,7 +111,7 @@ impl Pair {
     /// let params = SamplingParams { max_tokens: 16, ..SamplingParams::default() };
     /// let before = pair.generate(["def is_prime(n):"], &params, &options)?;
     ///
-    /// let row = serde_json::json!({ "prompt_raw": "def is_prime(n):", "output": before[0].output });
+    /// let row = serde_json::json!({ "prompt": "def is_prime(n):", "output": before[0].output });
     /// pair.add_to_corpus(&Traces::from_rows([row], pair.target())?);
     /// let again = pair.generate(["def is_prime(n):"], &params, &options)?;
     /// assert_eq!(before[0].tokens, again[0].tokens);

@@ -46,7 +46,7 @@ pub struct Serving {
     pub engine: TextEngine,
     pub server: Server,
     pub address: SocketAddr,
-    pub models: Models,
+    _models: Models,
 }
 
 impl Serving {
@@ -86,7 +86,7 @@ impl Serving {
         options.server.address.set_port(0);
         change(&mut options);
         let server = fathom_lm::serve(&engine, options).unwrap();
-        Serving { engine, address: server.address(), server, models }
+        Serving { engine, address: server.address(), server, _models: models }
     }
 
     /// Waits until the engine has no requests.
