@@ -30,10 +30,13 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// Whether the text took this branch in a step whose rejection ends `committed`, or precedes
-    /// tokens at its end that were guessed.
+    /// Whether the text took this branch in a step with a rejection, after which `committed` became
+    /// text. The correction is its last token, unless free guesses went on behind it; then the
+    /// branch must have gone the same way, and further.
     pub fn is_taken(&self, committed: &[u32]) -> bool {
+        let is_last = committed.len() == self.after + 1;
         committed.get(self.after) == Some(&self.token)
+            && (is_last || !self.rest(committed).is_empty())
     }
 
     /// The drafts that are left after `committed` if the branch is taken.
@@ -137,7 +140,9 @@ mod tests {
         let rest = |committed: &[u32]| branch.rest(committed).len();
         assert!(branch.is_taken(&[5, 9]) && rest(&[5, 9]) == 2);
         assert!(branch.is_taken(&[5, 9, 3]) && rest(&[5, 9, 3]) == 1, "a free guess went on");
-        assert_eq!((rest(&[5, 9, 4]), rest(&[5, 9, 3, 4]), rest(&[5, 9, 3, 4, 5])), (0, 0, 0));
+        for committed in [&[5, 9, 4][..], &[5, 9, 3, 4], &[5, 9, 3, 4, 5]] {
+            assert!(!branch.is_taken(committed) && rest(committed) == 0, "{committed:?}");
+        }
         assert!(!branch.is_taken(&[9]), "another position");
         assert!(!branch.is_taken(&[5, 8]), "another token");
     }
