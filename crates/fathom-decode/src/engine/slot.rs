@@ -165,8 +165,9 @@ impl<B: Backend> Slot<B> {
     /// Whether it may take rows from the prefix cache and leave its own there. Rows that a watcher
     /// edits are no one else's. Log-probabilities of a prompt come from its computation.
     pub fn shares_rows(&self) -> bool {
-        let shares = |watcher: &Box<dyn Watcher>| watcher.shares() && !watcher.edits();
-        self.watcher.as_ref().is_none_or(shares) && self.prompt_logprobs.is_none()
+        let watcher = self.watcher.as_ref();
+        let shares = watcher.is_none_or(|watcher| watcher.shares() && !watcher.edits());
+        shares && self.prompt_logprobs.is_none()
     }
 
     /// Whether the rows of its prefill give log-probabilities of its prompt.
