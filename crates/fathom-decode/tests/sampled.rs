@@ -437,6 +437,7 @@ fn the_text_of_a_request_does_not_depend_on_gamma() {
         let one = text(&sampled(0.8), request, Mode::Pearl, 1);
         for gamma in [2, 3, 7] {
             assert_eq!(text(&sampled(0.8), request, Mode::Pearl, gamma), one);
+            assert_eq!(text(&sampled(0.8), request, Mode::Forked, gamma), one);
         }
     }
 }

@@ -9,6 +9,7 @@ use fathom_model::{Encoded, LoadProgress, Result};
 
 use super::{GenerateOptions, Pair, PairEngine};
 use crate::Input;
+#[cfg(feature = "serve")]
 use crate::cpu::Weights;
 
 /// A loaded [`Pair`] that accepts requests from any thread at any time and batches them.
@@ -49,6 +50,7 @@ pub struct TextEngine {
     pair: Arc<Pair>,
     handle: EngineHandle,
     origin: Origin,
+    #[cfg(feature = "serve")]
     target: Arc<Weights>,
 }
 
@@ -63,9 +65,18 @@ impl Pair {
         options: &GenerateOptions,
         progress: &mut dyn LoadProgress,
     ) -> Result<TextEngine> {
-        let PairEngine { engine, origin, target, .. } = self.start(options, progress)?;
+        let started = self.start(options, progress)?;
+        #[cfg(feature = "serve")]
+        let target = Arc::clone(&started.target);
+        let PairEngine { engine, origin, .. } = started;
         let handle = engine.spawn()?;
-        Ok(TextEngine { pair: Arc::new(self), handle, origin, target })
+        Ok(TextEngine {
+            pair: Arc::new(self),
+            handle,
+            origin,
+            #[cfg(feature = "serve")]
+            target,
+        })
     }
 }
 
