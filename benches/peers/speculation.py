@@ -39,6 +39,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent / "serve"))
 
 from assisted_generation import prompt_of  # noqa: E402
+from in_time import turns_in_time  # noqa: E402
 from llama_server import LlamaServer  # noqa: E402
 
 # `draft N P`: at most N drafted tokens, each with a probability of at least P.
@@ -319,19 +320,13 @@ def main():
         for name in args.engines:
             engines[name] = ENGINES[name](args)
             engines[name].run(prompts[0])  # faults in memory; not counted
-        longest = 0
-        for number in range(args.turns):
-            at = time.monotonic()
-            if at + longest > began + 60 * args.minutes:
-                print(f"{number} of {args.turns} turns: the time is up", file=sys.stderr)
-                break
+        for number in turns_in_time(args.turns, args.minutes, began):
             turn = {name: [] for name in engines}
             for prompt in prompts:
                 for name in args.engines if number % 2 == 0 else args.engines[::-1]:
                     turn[name].append((prompt["benchmark"], engines[name].run(prompt)))
             for name, told in turn.items():
                 results[name].append(told)
-            longest = max(longest, time.monotonic() - at)
     finally:
         for engine in engines.values():
             engine.close()

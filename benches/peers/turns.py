@@ -32,6 +32,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / "serve"), str(HERE.parents[1] / "tests/serve")]
 
+from in_time import turns_in_time  # noqa: E402
 from llama_server import LlamaServer  # noqa: E402
 from server import Server  # noqa: E402
 
@@ -163,15 +164,9 @@ def main():
             servers[engine] = start(engine, args)
             short = argparse.Namespace(tokens=args.tokens[:1], context=args.context, steps=4)
             turn(engine, servers[engine], short, 0)  # faults in memory; not counted
-        longest = 0
-        for number in range(args.turns):
-            at = time.monotonic()
-            if at + longest > began + 60 * args.minutes:
-                print(f"{number} of {args.turns} turns: the time is up", file=sys.stderr)
-                break
+        for number in turns_in_time(args.turns, args.minutes, began):
             for engine in engines if number % 2 == 0 else engines[::-1]:
                 turns[engine].append(turn(engine, servers[engine], args, number + 1))
-            longest = max(longest, time.monotonic() - at)
     finally:
         for server in servers.values():
             stop(server)

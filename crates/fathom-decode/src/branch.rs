@@ -12,9 +12,9 @@
 //! branches are looked at. So neither a text nor its distribution depends on the branches. If the
 //! correction is drawn from r = max(p - q, 0), as in speculative sampling, one of the prepared
 //! tokens C is hit with probability r(C) / Σ r. To draw the prepared tokens at random and to judge
-//! one after another, as in multi-candidate sampling (Yang et al. 2024, arXiv:2401.06706; SpecInfer,
-//! Miao et al. 2024, arXiv:2305.09781), also gives the target's distribution, but the text of a
-//! seed would depend on them.
+//! one after another, as in multi-candidate sampling (Yang et al. 2024, arXiv:2401.06706;
+//! SpecInfer, Miao et al. 2024, arXiv:2305.09781), also gives the target's distribution, but the
+//! text of a seed would depend on them.
 
 use crate::Drafted;
 
@@ -97,8 +97,8 @@ impl Alternatives {
 }
 
 /// The `most` likeliest rejections among consecutive `drafts`, the likeliest first, by the draft's
-/// own probabilities: draft d_i is replaced by r with probability q_1(d_1) ⋯ q_{i-1}(d_{i-1}) times
-/// q_i(r). They are branches without drafts.
+/// own probabilities: draft d_i is replaced by r with probability q_1(d_1) ⋯ q_{i-1}(d_{i-1})
+/// times q_i(r). They are branches without drafts.
 ///
 /// ```
 /// use fathom_decode::{Alternatives, likeliest_rejections};

@@ -35,8 +35,8 @@ pub struct StepPlan {
     pub branches: usize,
 }
 
-/// Chooses the mode, γ and branches of every step from the measured costs and acceptance of earlier
-/// steps.
+/// Chooses the mode, γ and branches of every step from the measured costs and acceptance of
+/// earlier steps.
 #[derive(Clone, Debug, Default)]
 pub struct Planner {
     /// Measured costs and acceptance.

@@ -211,7 +211,8 @@ fn the_least_recently_used_pages_go_first() {
     assert_eq!(cached(1), 0);
 }
 
-/// A system prompt that ends within a page, and other questions after it: all of its rows are taken.
+/// A system prompt that ends within a page, and other questions after it: all of its rows are
+/// taken.
 #[test]
 fn a_prompt_takes_the_common_beginning_of_a_page() {
     let ask = |id: u64, shared: usize, question: usize| {
@@ -263,8 +264,8 @@ fn the_page_that_agrees_longest_is_taken() {
     }
 }
 
-/// Prompts that part within pages, in caches with room for two or three texts: pages are taken whole and
-/// in part, evicted while parts of them are in use, and given back in the end.
+/// Prompts that part within pages, in caches with room for two or three texts: pages are taken
+/// whole and in part, evicted while parts of them are in use, and given back in the end.
 #[test]
 fn pages_taken_in_part_are_given_back() {
     let request = |id: u64| {

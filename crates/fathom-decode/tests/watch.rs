@@ -3,34 +3,25 @@
 //! different watchers in one batch.
 #![allow(clippy::unwrap_used)]
 
+mod golden;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use fathom_backend::{Backend, Precision};
+use fathom_backend::Backend;
 use fathom_decode::engine::{
     Engine, EngineOptions, Gamma, ModeChoice, Request, RowWatcher, WatchedRows, Watcher,
 };
 use fathom_decode::{GammaLimits, Mode, SamplingParams};
-use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
     Access, At, Error, LogitRows, Measured, Probe, Result, SequenceOptions, Site, Step, Transformer,
 };
 use foreign_backend::Foreign;
+use golden::{cpu, load};
 
 const TARGET: &str = "llama3.2";
 /// A draft with the same vocabulary and other weights: most drafts are rejected.
 const UNRELATED: &str = "qwen3";
-
-fn load<B: Backend>(name: &str, backend: B) -> Transformer<B> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Transformer::load(&dir, backend).unwrap()
-}
-
-fn cpu() -> Cpu {
-    let precision = Precision::F32;
-    Cpu::new(CpuOptions { threads: Some(1), precision, isa: None }).unwrap()
-}
 
 fn places(request: u64) -> Vec<(Site, usize)> {
     match request {

@@ -2,31 +2,23 @@
 //! these rows end with the same observations as if they had seen them computed.
 #![allow(clippy::unwrap_used)]
 
+mod golden;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use fathom_backend::{Backend, Precision};
+use fathom_backend::Backend;
 use fathom_decode::engine::{
     Engine, EngineOptions, Gamma, ModeChoice, Observations, Request, Watcher,
 };
 use fathom_decode::{Mode, SamplingParams, philox4x32};
-use fathom_kernels::{Cpu, CpuOptions};
+use fathom_kernels::Cpu;
 use fathom_model::{
     Access, At, LogitRows, Measured, Probe, Result, SequenceOptions, Site, Step, Transformer,
 };
 use foreign_backend::Foreign;
-
-fn load<B: Backend>(name: &str, backend: B) -> Transformer<B> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(name);
-    Transformer::load(&dir, backend).unwrap()
-}
-
-fn cpu() -> Cpu {
-    let precision = Precision::F32;
-    Cpu::new(CpuOptions { threads: Some(1), precision, isa: None }).unwrap()
-}
+use golden::{cpu, load};
 
 fn engine<B: Backend>(backend: impl Fn() -> B, mode: Mode, kv_pages: usize) -> Engine<B> {
     let (mode, gamma, vocab) = (ModeChoice::Always(mode), Gamma::Fixed(3), 384);

@@ -78,8 +78,8 @@ fn cells(draft: &str, target: &str, row: &BenchRow) -> Vec<Cell> {
 }
 
 /// Where the time was spent, and how many drafts were accepted. Bubbles: the share of steps that
-/// scored a single row because nothing was pending; branch hits: the share of rejections after which
-/// a prepared branch went on; wasted rows: the share of the target's rows that gave no token.
+/// scored a single row because nothing was pending; branch hits: the share of rejections after
+/// which a prepared branch went on; wasted rows: the share of the target's rows that gave no token.
 pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     let mut table = Table::new(vec![
         Column::number("batch_size", "Batch"),

@@ -1,11 +1,14 @@
 //! A model that fails in the middle of a text ends the server with its sentence. Nothing hangs.
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
+mod common;
+
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::send;
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
@@ -49,13 +52,7 @@ fn server(at: u64, failure: Failure) -> Server {
 fn ask(address: SocketAddr, body: &str) -> String {
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    write!(
-        client,
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
+    send(&mut client, body);
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     answer

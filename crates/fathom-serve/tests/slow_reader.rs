@@ -3,11 +3,14 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
-use std::io::{Read, Write};
+mod common;
+
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::send;
 use fathom_decode::engine::{Engine, EngineHandle, EngineOptions, Gamma, ModeChoice};
 use fathom_decode::{Mode, SamplingParams};
 use fathom_kernels::{Cpu, CpuOptions};
@@ -59,22 +62,11 @@ fn server() -> (Server, EngineHandle) {
     (Server::start(model, options).unwrap(), engine)
 }
 
-fn send(client: &mut TcpStream, body: &Value) {
-    let body = body.to_string();
-    write!(
-        client,
-        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-}
-
 /// The text of a prompt.
 fn text(address: SocketAddr, prompt: &str) -> String {
     let mut client = TcpStream::connect(address).unwrap();
     client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    send(&mut client, &json!({ "prompt": prompt, "max_tokens": 60 }));
+    send(&mut client, &json!({ "prompt": prompt, "max_tokens": 60 }).to_string());
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -139,7 +131,7 @@ fn a_client_that_never_reads_holds_up_nobody_and_little_memory() {
         "prompt": "Once", "max_tokens": LENGTH, "n": BLOCKED, "temperature": 1,
         "logprobs": 20, "stream": true,
     });
-    send(&mut blocked, &body);
+    send(&mut blocked, &body.to_string());
     let client = blocked.local_addr().unwrap();
     let go_on = |tokens: usize| {
         let now = written();

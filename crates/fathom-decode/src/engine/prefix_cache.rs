@@ -3,8 +3,8 @@
 //! A text is cut into pages of the backend's page size. A page's rows depend on all tokens before
 //! it, so its key is the page before it and its own tokens: two texts share a page exactly if they
 //! agree up to its end. The comparison is of tokens, not of hashes, so no collision can mix texts
-//! up. The first page follows the rotary regime of its text, which its rows also depend on. The last
-//! page of a prompt is kept too, if it is not full.
+//! up. The first page follows the rotary regime of its text, which its rows also depend on. The
+//! last page of a prompt is kept too, if it is not full.
 //!
 //! Where the tokens of a text part from those of the cache within a page, the text takes a copy of
 //! the page's rows up to there.

@@ -36,7 +36,8 @@ pub struct DecodingArgs {
 }
 
 impl DecodingArgs {
-    /// Opens the models and reads the corpus. Adds remarks about both. The weights are not read yet.
+    /// Opens the models and reads the corpus. Adds remarks about both. The weights are not read
+    /// yet.
     pub fn open(&self, prompts: &PromptArgs, remarks: &mut Remarks) -> Result<Pair> {
         let mut pair = self.pair.open(self.draft.as_ref().and_then(DraftArg::model), prompts)?;
         remarks.extend(pair.remarks());

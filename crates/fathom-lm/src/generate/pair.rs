@@ -101,7 +101,8 @@ impl Pair {
     ///
     /// ```
     /// # let dir = tempfile::tempdir().unwrap();
-    /// use fathom_lm::{GenerateOptions, Mode, ModeChoice, ModelOptions, Pair, SamplingParams, Traces};
+    /// use fathom_lm::{GenerateOptions, Mode, ModeChoice, ModelOptions, Pair};
+    /// use fathom_lm::{SamplingParams, Traces};
     ///
     /// # let models = fathom_lm::demo::trained_pair(dir.path())?;
     /// # let target = ModelOptions::new(models.target.display().to_string());
