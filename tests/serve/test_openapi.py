@@ -4,6 +4,7 @@ import json
 
 import pytest
 import schemathesis
+import schemathesis.core.failures
 from hypothesis import HealthCheck, settings
 
 SHORT = 4  # tokens of an answer: the examples take seconds
@@ -37,6 +38,25 @@ def test_every_operation(case):
     # A document cannot say which token ids exist, or what fits into the context.
     beyond = [schemathesis.checks.positive_data_acceptance]
     case.call_and_validate(timeout=60, excluded_checks=beyond)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize("usage", [False, True])
+def test_every_event_of_a_stream(server, path, usage):
+    url = f"{server.url}/openapi.json"
+    operation = schemathesis.openapi.from_url(url)[path]["POST"]
+    body = {"stream": True, "max_tokens": SHORT, "stream_options": {"include_usage": usage}}
+    body |= {"prompt": "One"} if path == "/v1/completions" else {
+        "messages": [{"role": "user", "content": "One"}]
+    }
+    case = operation.Case(body=body, media_type="application/json")
+    response = case.call(timeout=60)
+    assert response.status_code == 200
+    case.validate_response(response)
+    # The check can fail: an event without its id is none of the document's.
+    response.content = response.content.replace(b'"id":"', b'"di":"')
+    with pytest.raises(schemathesis.core.failures.FailureGroup, match="violates"):
+        case.validate_response(response)
 
 
 def test_the_document_has_every_path(server):

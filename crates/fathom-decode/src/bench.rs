@@ -1,5 +1,7 @@
 //! The benchmark: every mode on the same prompts, with throughput and times.
 
+mod held_out;
+mod loops;
 mod measured;
 
 use std::collections::HashMap;
@@ -10,7 +12,10 @@ use fathom_backend::Backend;
 use fathom_model::{Error, Result};
 
 use crate::engine::{Engine, ModeChoice, Request, Ticket};
+use crate::simulate::SpeculationRecord;
 use crate::{Mode, SamplingParams};
+pub use held_out::HeldOut;
+use loops::first_repetition;
 pub use measured::{BenchResult, first_difference};
 
 /// Length of the texts.
@@ -28,6 +33,9 @@ pub enum BenchProtocol {
     Natural {
         /// Maximum number of tokens of a text.
         max_tokens: usize,
+        /// Whether a text that ends in a loop ends where it repeats for the first time. Loops are
+        /// easy to draft.
+        cut_loops: bool,
     },
 }
 
@@ -38,7 +46,7 @@ impl BenchProtocol {
             BenchProtocol::Fixed { steps, ar_tokens } => {
                 steps.saturating_mul(max_gamma + 1).max(ar_tokens)
             }
-            BenchProtocol::Natural { max_tokens } => max_tokens,
+            BenchProtocol::Natural { max_tokens, .. } => max_tokens,
         }
     }
 
@@ -56,7 +64,7 @@ impl BenchProtocol {
     fn params(self) -> SamplingParams {
         let (max_tokens, ignore_eos) = match self {
             BenchProtocol::Fixed { .. } => (usize::MAX, true),
-            BenchProtocol::Natural { max_tokens } => (max_tokens, false),
+            BenchProtocol::Natural { max_tokens, .. } => (max_tokens, false),
         };
         SamplingParams { max_tokens, ignore_eos, ..SamplingParams::default() }
     }
@@ -95,6 +103,9 @@ pub struct Plan<'p> {
     pub repeats: usize,
     /// Tokens that end texts of the natural protocol.
     pub eos: Arc<[u32]>,
+    /// Whether `sd`, `pearl` and `forked` may verify free guesses besides the drafts of the model.
+    /// The published benchmark, whose protocol is the fixed one, is without.
+    pub free_guesses: bool,
 }
 
 /// Unmeasured steps of every mode before the first batch. They fault in memory, and the planner
@@ -119,12 +130,16 @@ impl Plan<'_> {
         };
         let of_engine: Vec<Vec<BenchResult>> = self.modes.iter().map(of_mode).collect();
         let mut all = vec![of_engine; engines.len()];
-        // The published benchmark is one of draft models: free guesses are left to their own mode.
-        let guesses = matches!(self.protocol, BenchProtocol::Natural { .. });
-        engines.iter_mut().for_each(|engine| engine.set_guesses_beside_drafts(guesses));
+        engines.iter_mut().for_each(|engine| engine.set_guesses_beside_drafts(self.free_guesses));
         for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
+            let longest = match (self.protocol, engines.first_mut()) {
+                (BenchProtocol::Natural { cut_loops: true, .. }, Some(engine)) => {
+                    self.first_repetitions(engine, batch)?
+                }
+                _ => vec![usize::MAX; batch.len()],
+            };
             for (engine, runs) in engines.iter_mut().zip(&mut all) {
-                let seconds = self.prefill(engine, batch, WARM_UP)?;
+                let seconds = self.prefill(engine, batch, WARM_UP, &longest)?;
                 runs.iter_mut().flatten().for_each(|run| run.metrics.prefill_seconds += seconds);
                 for mode in self.modes.iter().filter(|_| index == 0) {
                     let mut run = BenchResult { mode: *mode, ..BenchResult::default() };
@@ -142,7 +157,7 @@ impl Plan<'_> {
                         turn.reverse();
                     }
                     for run in turn {
-                        self.once(engine, batch, run)?;
+                        self.once(engine, batch, &longest, run)?;
                     }
                 }
             }
@@ -159,24 +174,40 @@ impl Plan<'_> {
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
+        longest: &[usize],
         run: &mut BenchResult,
     ) -> Result<()> {
         if let BenchProtocol::Natural { .. } = self.protocol {
             // Finished texts have left the batch, so the batch is submitted again.
             engine.cancel_all();
-            self.prefill(engine, batch, self.protocol)?;
+            self.prefill(engine, batch, self.protocol, longest)?;
             return decode(engine, batch, self.protocol, run);
         }
         decode(engine, batch, self.protocol, run)?;
         engine.rewind()
     }
 
-    /// Submits a batch and prefills it. Returns the seconds of the prefill.
+    /// Where the plain texts of a batch that end in loops repeat for the first time, in tokens;
+    /// the lengths of the others.
+    fn first_repetitions<B: Backend>(
+        &self,
+        engine: &mut Engine<B>,
+        batch: &[Vec<u32>],
+    ) -> Result<Vec<usize>> {
+        let mut plain = BenchResult::default();
+        self.once(engine, batch, &vec![usize::MAX; batch.len()], &mut plain)?;
+        engine.cancel_all();
+        Ok(plain.texts.iter().map(|text| first_repetition(text).max(1)).collect())
+    }
+
+    /// Submits a batch, with texts of at most `longest` tokens, and prefills it. Returns the
+    /// seconds of the prefill.
     fn prefill<B: Backend>(
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
         protocol: BenchProtocol,
+        longest: &[usize],
     ) -> Result<f64> {
         if engine.options().batch_size < batch.len() {
             return Err(Error::Request(format!(
@@ -185,13 +216,28 @@ impl Plan<'_> {
                 engine.options().batch_size
             )));
         }
-        for (id, prompt) in (0..).zip(batch) {
-            let (prompt, params, eos) = (prompt.clone(), protocol.params(), Arc::clone(&self.eos));
+        for (id, (prompt, longest)) in (0..).zip(batch.iter().zip(longest)) {
+            let (prompt, eos) = (prompt.clone(), Arc::clone(&self.eos));
+            let mut params = protocol.params();
+            params.max_tokens = params.max_tokens.min(*longest);
             engine.submit(Request::new(id, prompt, params, eos))?;
         }
         let start = Instant::now();
         engine.prefill()?;
         Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// A text during a measurement.
+struct Generated {
+    ticket: Ticket,
+    tokens: Vec<u32>,
+    record: SpeculationRecord,
+}
+
+impl Generated {
+    fn new(ticket: Ticket) -> Generated {
+        Generated { ticket, tokens: Vec::new(), record: SpeculationRecord::default() }
     }
 }
 
@@ -204,27 +250,32 @@ fn decode<B: Backend>(
 ) -> Result<()> {
     engine.set_mode(run.mode)?;
     let others = engine.replace_metrics(std::mem::take(&mut run.metrics));
-    let mut texts: HashMap<u64, (Ticket, Vec<u32>)> = HashMap::new();
+    let mut texts: HashMap<u64, Generated> = HashMap::new();
     let mut steps = 0;
     while engine.pending() > 0 && steps < protocol.steps(run.mode) {
         let start = Instant::now();
         let updates = engine.step()?;
         run.seconds += start.elapsed().as_secs_f64();
         steps += 1;
-        run.gamma += engine.metrics().gamma as f64;
+        let gamma = engine.metrics().gamma;
+        run.gamma += gamma as f64;
         run.sequence_steps += updates.len();
         for update in updates {
-            let text = texts.entry(update.request).or_insert((update.ticket, Vec::new()));
-            text.1.extend(update.tokens);
+            let new = || Generated::new(update.ticket);
+            let text = texts.entry(update.request).or_insert_with(new);
+            text.tokens.extend(update.tokens);
+            text.record.record(&update.outcome, gamma);
             run.mat += update.done.map_or(0.0, |done| done.mat);
         }
     }
     run.steps += steps;
     for id in 0..batch.len() as u64 {
         let text = texts.remove(&id);
-        let open = text.as_ref().and_then(|(ticket, _)| engine.mat(*ticket));
+        let open = text.as_ref().and_then(|text| engine.mat(text.ticket));
         run.mat += open.unwrap_or(0.0); // texts that have not ended
-        run.texts.push(text.map(|(_, tokens)| tokens).unwrap_or_default());
+        let (tokens, record) = text.map(|text| (text.tokens, text.record)).unwrap_or_default();
+        run.texts.push(tokens);
+        run.records.push(record);
     }
     run.metrics = engine.replace_metrics(others);
     Ok(())

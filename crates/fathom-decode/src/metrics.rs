@@ -88,7 +88,8 @@ mod tests {
     use super::*;
 
     fn step(judged: usize, accepted: usize, committed: usize, ends_run: bool) -> Outcome {
-        Outcome { judged, accepted, committed, wasted: judged - accepted, ends_run }
+        let wasted = judged - accepted;
+        Outcome { judged, accepted, committed, wasted, ends_run, ..Outcome::default() }
     }
 
     #[test]

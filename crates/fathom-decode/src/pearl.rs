@@ -5,7 +5,7 @@ use fathom_model::Result;
 use crate::{Branch, Completion, Drafted, Judge, Outcome, Proposal, Verdict, verify};
 
 /// What the target judges in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Nothing is pending: the target judges the first token of the chunk being drafted.
     PreVerify,
@@ -89,7 +89,10 @@ impl Pearl {
             }
             outcome.committed += 1;
             match chunk.get(agreed).filter(|_| agreed == committed(text)) {
-                None => text.commit(judge.sample(row)?)?,
+                None => {
+                    outcome.free += 1;
+                    text.commit(judge.sample(row)?)?;
+                }
                 Some(draft) => {
                     outcome.judged += 1;
                     match judge.judge(row, draft)? {
@@ -99,7 +102,7 @@ impl Pearl {
                             text.commit(draft.token)?;
                         }
                         Verdict::Reject(correction) => {
-                            outcome.ends_run = true;
+                            (outcome.ends_run, outcome.is_early) = (true, true);
                             text.commit(correction)?;
                         }
                     }
@@ -112,7 +115,8 @@ impl Pearl {
         } else {
             chunk.into_iter().skip(agreed).collect()
         };
-        outcome.wasted = drafted - outcome.accepted - self.pending.len();
+        outcome.pending = self.pending.len();
+        outcome.wasted = drafted - outcome.accepted - outcome.pending;
         Ok(outcome)
     }
 
@@ -145,7 +149,7 @@ impl Pearl {
         judge: &mut dyn Judge,
     ) -> Result<(Outcome, Option<usize>)> {
         let before = text.tokens().len();
-        let outcome = self.step_with_guesses(text, chunk, guesses, judge)?;
+        let mut outcome = self.step_with_guesses(text, chunk, guesses, judge)?;
         if !outcome.ends_run || text.is_finished() {
             return Ok((outcome, None));
         }
@@ -153,6 +157,7 @@ impl Pearl {
         let taken = branches.iter().position(|branch| branch.is_taken(committed));
         if let Some(branch) = taken.and_then(|i| branches.get(i)) {
             self.pending = branch.rest(committed).to_vec();
+            outcome.pending = self.pending.len();
         }
         Ok((outcome, taken))
     }
@@ -207,6 +212,7 @@ mod tests {
         let (len, prefix, outcome) = step(&[99, 98, 97], &[11, 12]);
         assert_eq!((len, prefix, outcome.judged, outcome.accepted), (3, 4, 1, 0));
         assert_eq!((outcome.committed, outcome.wasted, outcome.ends_run), (3, 3, true));
+        assert_eq!((outcome.free, outcome.is_early), (2, false));
 
         // Draft and first guess are right: two tokens, and the third of the chunk is pending.
         let (len, prefix, outcome) = step(&[14, 15, 16], &[14, 99]);
@@ -217,6 +223,7 @@ mod tests {
         let (len, prefix, outcome) = step(&[17, 99, 98], &[17, 18]);
         assert_eq!((len, prefix, outcome.judged, outcome.accepted), (9, 10, 3, 2));
         assert_eq!((outcome.committed, outcome.wasted, outcome.ends_run), (4, 2, true));
+        assert_eq!((outcome.free, outcome.is_early), (1, true), "the second of the chunk was due");
 
         // A wrong guess changes nothing, nor do guesses behind a rejected pending token.
         let (len, prefix, _) = step(&[20, 99, 22], &[99, 21]);

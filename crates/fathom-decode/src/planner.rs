@@ -6,6 +6,7 @@ mod ablation;
 mod auto_mode;
 mod branches;
 mod forecast;
+mod free_tokens;
 mod gamma;
 mod guesses;
 mod pass_cost;
@@ -66,16 +67,11 @@ impl Planner {
     }
 
     /// How many guesses for each sequence to verify beside the drafts of a model, in a step of
-    /// `pearl` or `sd` with this γ.
-    pub fn plan_guesses_beside_drafts(
-        &self,
-        mode: Mode,
-        gamma: usize,
-        guessed: &[Guessed],
-    ) -> Vec<usize> {
-        match mode {
-            Mode::Pearl | Mode::Forked => self.guessing.beside_pearl(guessed, gamma, &self.speeds),
-            _ => self.guessing.instead_of_drafts(guessed, gamma, &self.speeds),
+    /// `pearl`, `forked` or `sd`.
+    pub fn plan_guesses_beside_drafts(&self, plan: StepPlan, guessed: &[Guessed]) -> Vec<usize> {
+        match plan.mode.is_parallel() {
+            true => self.guessing.beside_pearl(guessed, plan, &self.speeds),
+            false => self.guessing.instead_of_drafts(guessed, plan.gamma, &self.speeds),
         }
     }
 

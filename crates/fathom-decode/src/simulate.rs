@@ -1,4 +1,7 @@
-//! Simulation of the decoding state machines with a random acceptance process instead of models.
+//! Simulation of the decoding state machines without models: with a random acceptance process, or
+//! with the verdicts of an earlier run.
+
+mod recorded;
 
 use fathom_model::Result;
 
@@ -6,6 +9,7 @@ use crate::{
     AcceptedRuns, Branch, Completion, Drafted, EndRules, Judge, Lengths, Mode, Outcome, Pearl,
     Proposal, Purpose, RequestRng, Verdict, ar, sd,
 };
+pub use recorded::SpeculationRecord;
 
 /// Size of a simulation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,19 +86,30 @@ impl Chances {
 }
 
 /// A simulated sequence.
-pub(crate) struct Simulation {
+pub(crate) struct Simulation<J = BernoulliJudge> {
     text: Completion,
     pub(crate) pearl: Pearl,
     pub(crate) runs: AcceptedRuns,
-    judge: BernoulliJudge,
+    judge: J,
 }
 
 impl Simulation {
-    /// A sequence with its first token, which is the target's own.
+    /// A sequence whose drafts are accepted at random.
     pub(crate) fn new(chances: Chances, rng: RequestRng) -> Result<Simulation> {
+        Simulation::with_judge(BernoulliJudge { chances, rng, position: 0 })
+    }
+
+    pub(crate) fn step(&mut self, mode: Mode, gamma: usize) -> Result<Outcome> {
+        self.judge.position = self.text.tokens().len();
+        self.judged_step(mode, gamma)
+    }
+}
+
+impl<J: Judge> Simulation<J> {
+    /// A sequence with its first token, which is the target's own.
+    fn with_judge(mut judge: J) -> Result<Simulation<J>> {
         let end = EndRules { max_tokens: usize::MAX, ..EndRules::default() };
         let mut text = Completion::new(Vec::new(), end);
-        let mut judge = BernoulliJudge { chances, rng, position: 0 };
         ar::step(&mut text, &mut judge)?;
         Ok(Simulation { text, pearl: Pearl::new(), runs: AcceptedRuns::default(), judge })
     }
@@ -108,8 +123,7 @@ impl Simulation {
         }
     }
 
-    pub(crate) fn step(&mut self, mode: Mode, gamma: usize) -> Result<Outcome> {
-        self.judge.position = self.text.tokens().len();
+    fn judged_step(&mut self, mode: Mode, gamma: usize) -> Result<Outcome> {
         let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
         let outcome = match mode {
             Mode::Ar => ar::step(&mut self.text, &mut self.judge)?,
@@ -185,7 +199,7 @@ const PREPARED: u32 = 2;
 
 /// A target that accepts each draft with the same probability, and whose corrections are prepared
 /// for with the same probability.
-struct BernoulliJudge {
+pub(crate) struct BernoulliJudge {
     chances: Chances,
     rng: RequestRng,
     position: usize,

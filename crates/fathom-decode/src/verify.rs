@@ -71,6 +71,14 @@ pub struct Outcome {
     pub wasted: usize,
     /// Whether this step ends a run: a draft was rejected, or there was none.
     pub ends_run: bool,
+    /// Of `committed`, the tokens that only free guesses gave: after the correction of a draft, or
+    /// after the last one.
+    pub free: usize,
+    /// Whether a draft was rejected that would not have been judged before the next step without
+    /// free guesses.
+    pub is_early: bool,
+    /// Drafts that the next step will judge. Set by `pearl` and `forked`.
+    pub pending: usize,
 }
 
 /// Judges `pending` and then `next`, which follows them, until one is rejected. Commits the

@@ -78,9 +78,9 @@ fn run(
     let mut texts = HashMap::new();
     while engine.pending() > 0 {
         for update in engine.step().unwrap() {
-            assert!(update.accepted <= update.tokens.len());
+            assert!(update.outcome.accepted <= update.tokens.len());
             let (tokens, logprobs, drafted) = parts.entry(update.request).or_default();
-            drafted.extend((0..update.tokens.len()).map(|i| i < update.accepted));
+            drafted.extend((0..update.tokens.len()).map(|i| i < update.outcome.accepted));
             tokens.extend(update.tokens);
             logprobs.extend(update.logprobs);
             if let Some(done) = update.done {

@@ -1,7 +1,8 @@
 //! The benchmark's tables.
 
-use fathom_decode::bench::BenchResult;
+use fathom_decode::bench::{BenchResult, HeldOut};
 use fathom_decode::engine::{EngineMetrics, ModeChoice};
+use serde_json::json;
 
 use crate::{Cell, Column, Table};
 
@@ -18,6 +19,8 @@ pub struct BenchRow {
     pub speedup: f64,
     /// The speedup that the simulator predicts.
     pub predicted: Option<f64>,
+    /// Tokens per step of each half of the prompts, measured and predicted from the other half.
+    pub held_out: Option<[HeldOut; 2]>,
     /// For the automatic mode: its throughput relative to the best single mode, by repeat.
     pub of_best: Option<f64>,
 }
@@ -79,7 +82,9 @@ fn cells(draft: &str, target: &str, row: &BenchRow) -> Vec<Cell> {
 
 /// Where the time was spent, and how many drafts were accepted. Bubbles: the share of steps that
 /// scored a single row because nothing was pending; branch hits: the share of rejections after
-/// which a prepared branch went on; wasted rows: the share of the target's rows that gave no token.
+/// which a prepared branch went on; wasted rows: the share of the target's rows that gave no token;
+/// held out: tokens per step of each half of the prompts, relative to what the simulator predicts
+/// from the other half.
 pub fn breakdown_table(rows: &[BenchRow]) -> Table {
     let mut table = Table::new(vec![
         Column::number("batch_size", "Batch"),
@@ -102,6 +107,7 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
         Column::number("sampling_s", "Sampling (s)"),
         Column::number("predicted_speedup", "Predicted"),
         Column::number("measured_of_predicted", "Measured/predicted"),
+        Column::text("held_out", "Held out"),
         Column::number("of_best", "Of the best"),
     ]);
     for row in rows {
@@ -132,10 +138,20 @@ pub fn breakdown_table(rows: &[BenchRow]) -> Table {
             number(metrics.judge_seconds, 3),
             row.predicted.map_or(none(), |predicted| number(predicted, 2)),
             row.predicted.map_or(none(), |predicted| number(row.speedup / predicted, 2)),
+            row.held_out.map_or(none(), held_out),
             row.of_best.map_or(none(), |of_best| number(of_best, 2)),
         ]);
     }
     table
+}
+
+/// Measured over predicted tokens per step, of both halves.
+fn held_out(halves: [HeldOut; 2]) -> Cell {
+    let shown = halves.map(|half| format!("{:.2}", half.ratio())).join(", ");
+    let all = halves.map(
+        |HeldOut { measured, predicted }| json!({ "measured": measured, "predicted": predicted }),
+    );
+    Cell::new(shown, serde_json::Value::from(all.to_vec()))
 }
 
 /// The number of steps in each mode.
@@ -187,6 +203,7 @@ mod tests {
             },
             speedup: 1.5,
             predicted: None,
+            held_out: None,
             of_best: None,
         };
         let text = bench_table("d", "t", &[row]).render(Format::Csv);

@@ -44,10 +44,30 @@ fn value() -> Value {
             flatten(schema, &schemas);
         }
     }
+    if let Some(paths) = document["paths"].as_object_mut() {
+        paths.values_mut().for_each(describe_stream);
+    }
     document["components"]["securitySchemes"] =
         json!({ "key": { "type": "http", "scheme": "bearer" } });
     document["security"] = json!([{}, { "key": [] }]);
     document
+}
+
+/// Server-sent events: `schema` describes one event, whose `data` holds the piece as JSON text.
+/// An event can also be an error, and the last one of a complete stream is `[DONE]`.
+fn describe_stream(path: &mut Value) {
+    let schema = "/post/responses/200/content/text~1event-stream/schema";
+    let Some(schema) = path.pointer_mut(schema) else { return };
+    let error = json!({ "$ref": "#/components/schemas/ErrorBody" });
+    let piece = json!({
+        "contentMediaType": "application/json",
+        "contentSchema": { "anyOf": [schema, error] },
+    });
+    *schema = json!({
+        "type": "object",
+        "properties": { "data": { "type": "string", "anyOf": [{ "const": "[DONE]" }, piece] } },
+        "required": ["data"],
+    });
 }
 
 /// Merges the parts of a schema into one object and closes it: `allOf` cannot say that an object

@@ -3,7 +3,7 @@
 use fathom_model::Result;
 
 use crate::engine::{EngineMetrics, ModeChoice};
-use crate::simulate::{self, Chances, StepCosts};
+use crate::simulate::{self, Chances, SpeculationRecord, StepCosts};
 use crate::{Lengths, Mean, Mode};
 
 /// Results of one mode on one benchmark at one batch size.
@@ -23,6 +23,8 @@ pub struct BenchResult {
     pub mat: f64,
     /// The tokens of every prompt's text.
     pub texts: Vec<Vec<u32>>,
+    /// How speculation went for every prompt's text.
+    pub records: Vec<SpeculationRecord>,
     /// The engine's metrics.
     pub metrics: EngineMetrics,
 }
@@ -37,6 +39,7 @@ impl Default for BenchResult {
             gamma: 0.0,
             mat: 0.0,
             texts: Vec::new(),
+            records: Vec::new(),
             metrics: EngineMetrics::default(),
         }
     }
@@ -61,7 +64,7 @@ impl BenchResult {
     /// The speedup over `ar` predicted by the simulator from the measured costs of a drafted token
     /// and of a target pass by its rows, the measured acceptance rate, and γ. A simulated step
     /// costs only the models' passes, not the engine's overhead. `None` without drafts, for `auto`,
-    /// and for texts that the draft could not follow to their end.
+    /// with free guesses, and for texts that the draft could not follow to their end.
     ///
     /// # Errors
     /// See [`simulate::run`].
@@ -72,7 +75,7 @@ impl BenchResult {
         else {
             return Ok(None);
         };
-        if metrics.steps_without_draft > 0 {
+        if metrics.steps_without_draft > 0 || metrics.guesses > 0 {
             return Ok(None);
         }
         let pass = |rows| metrics.pass_cost.at(rows).unwrap_or(0.0);
@@ -125,7 +128,14 @@ mod tests {
     #[test]
     fn a_prediction_follows_from_measured_costs() {
         let mut metrics = EngineMetrics::default();
-        let step = Outcome { judged: 10, accepted: 9, committed: 10, wasted: 1, ends_run: true };
+        let step = Outcome {
+            judged: 10,
+            accepted: 9,
+            committed: 10,
+            wasted: 1,
+            ends_run: true,
+            ..Outcome::default()
+        };
         metrics.acceptance.record(&step);
         metrics.draft_cost.record(0.02);
         metrics.pass_cost.record(5.0, 0.1);

@@ -44,7 +44,7 @@ impl<B: Backend> Engine<B> {
             plan.gamma = longest_guess;
         }
         let StepPlan { mode, gamma, .. } = plan;
-        self.plan_guesses_beside_drafts(mode, gamma);
+        self.plan_guesses_beside_drafts(plan);
         let running = &self.running;
         let all_in_pre = || running.iter().all(|slot| slot.pearl.phase() == Phase::PreVerify);
         match mode {

@@ -4,7 +4,7 @@ use fathom_backend::Backend;
 
 use super::slot::Slot;
 use super::{Engine, Gamma, ModeChoice};
-use crate::planner::{Guessed, Guessing};
+use crate::planner::{Guessed, Guessing, StepPlan};
 use crate::{Drafted, Guess, Match, Mode, Proposal, SuffixIndex};
 
 /// The guesses for one text: from the text itself, or from the engine's corpus if a longer suffix
@@ -109,7 +109,8 @@ impl<B: Backend> Engine<B> {
     /// Plans guesses beside the drafts of a model, at an adaptive γ and for greedy texts: in
     /// `pearl` after the pending drafts, where they fill the target's pass, and in `sd` in place of
     /// a chunk if they are expected to be right for longer. Other modes keep or drop all guesses.
-    pub(super) fn plan_guesses_beside_drafts(&mut self, mode: Mode, gamma: usize) {
+    pub(super) fn plan_guesses_beside_drafts(&mut self, plan: StepPlan) {
+        let StepPlan { mode, gamma, .. } = plan;
         if mode == Mode::Suffix {
             return;
         }
@@ -119,9 +120,11 @@ impl<B: Backend> Engine<B> {
             return;
         }
         for slot in self.running.iter_mut().filter(|slot| slot.takes_argmax()) {
-            let chunk = slot.chunk_len(gamma);
-            // In PEARL at most the tokens of the chunk: its first one needs no further row.
-            let most = if mode.is_parallel() { chunk.saturating_sub(1) } else { chunk };
+            let most = match mode.is_parallel() {
+                // The pass itself adds a token.
+                true => slot.chunk_len(self.planner.longest()).saturating_sub(1),
+                false => slot.chunk_len(gamma),
+            };
             let (text, pending) = (slot.text.tokens(), slot.pearl.pending());
             slot.guesser.guess(text, pending, &self.corpus, most);
         }
@@ -131,7 +134,7 @@ impl<B: Backend> Engine<B> {
             guesses: slot.guesser.guesses.clone(),
         };
         let guessed: Vec<Guessed> = self.running.iter().map(guessed).collect();
-        let lengths = self.planner.plan_guesses_beside_drafts(mode, gamma, &guessed);
+        let lengths = self.planner.plan_guesses_beside_drafts(plan, &guessed);
         for (slot, length) in self.running.iter_mut().zip(lengths) {
             slot.guesser.verified = length;
         }

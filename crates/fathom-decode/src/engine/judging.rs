@@ -27,6 +27,7 @@ impl<B: Backend> Engine<B> {
         let (width, vocab) = (self.target.config().vocab, self.options.vocab);
         let mut updates = Vec::with_capacity(self.running.len());
         let mut failed = Vec::new();
+        let speculating = self.running.iter().filter(|slot| slot.speculates()).count();
         for (i, (slot, chunk)) in self.running.iter_mut().zip(chunks).enumerate() {
             let before = slot.text.generated().len();
             let logits = match &scores.logits {
@@ -35,7 +36,8 @@ impl<B: Backend> Engine<B> {
             };
             let position = slot.text.tokens().len();
             let considered = !slot.branches.is_empty();
-            let bubble = mode.is_parallel() && slot.pearl.phase() == Phase::PreVerify;
+            let phase = slot.pearl.phase();
+            let bubble = mode.is_parallel() && phase == Phase::PreVerify;
             let best = &scores.best[i];
             let judged = judge_one(slot, (mode, self.verification), chunk, &logits, width, best);
             let judged = judged.and_then(|judged| {
@@ -64,10 +66,15 @@ impl<B: Backend> Engine<B> {
                 let (judged, accepted) = (outcome.judged, outcome.accepted);
                 self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
             }
+            let guesses = slot.guesser.verified().len();
+            self.metrics.guesses += if mode.needs_draft_model() { guesses } else { 0 };
+            if mode.is_parallel() && slot.speculates() {
+                self.planner.speeds.free_tokens.record(speculating, phase, guesses, &outcome);
+            }
             self.metrics.bubbles += usize::from(bubble);
             if outcome.ends_run && outcome.judged > 0 {
                 self.metrics.branches.rejections += 1;
-                self.metrics.branches.taken += usize::from(!slot.pearl.pending().is_empty());
+                self.metrics.branches.taken += usize::from(outcome.pending > 0);
                 if considered {
                     self.planner.speeds.branch_hits.record(branch);
                 }
@@ -78,12 +85,12 @@ impl<B: Backend> Engine<B> {
             self.metrics.acceptance.record(&outcome);
             self.metrics.tokens += outcome.committed;
             self.metrics.wasted += outcome.wasted;
-            let (ticket, request, accepted) = (slot.ticket, slot.request, outcome.accepted);
+            let (ticket, request) = (slot.ticket, slot.request);
             let tokens = slot.text.generated()[before..].to_vec();
             let prompt_logprobs = std::mem::take(&mut slot.of_prompt);
             let done = slot.done();
             let update =
-                Update { ticket, request, tokens, accepted, logprobs, prompt_logprobs, done };
+                Update { ticket, request, tokens, outcome, logprobs, prompt_logprobs, done };
             updates.push((ticket, Ok(update)));
         }
         self.release_where(|slot| slot.text.is_finished() || failed.contains(&slot.ticket));

@@ -20,6 +20,8 @@ pub struct EngineMetrics {
     /// Steps of sequences in `pearl` and `forked` for which nothing was pending: the target scored
     /// a single token.
     pub bubbles: usize,
+    /// Free guesses that the target scored besides the drafts of a model.
+    pub guesses: usize,
     /// Branches of `forked`.
     pub branches: BranchMetrics,
     /// Steps of sequences whose text the draft cannot follow: longer than its context, or with a

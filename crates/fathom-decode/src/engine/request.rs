@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::watch::Watcher;
-use crate::{Acceptance, Constraint, Finish, SamplingParams, StopCheck, TokenLogprobs};
+use crate::{Acceptance, Constraint, Finish, Outcome, SamplingParams, StopCheck, TokenLogprobs};
 
 /// A prompt to continue.
 pub struct Request {
@@ -64,8 +64,8 @@ pub struct Update {
     pub request: u64,
     /// The new tokens of its text.
     pub tokens: Vec<u32>,
-    /// The first `accepted` of `tokens` were drafts.
-    pub accepted: usize,
+    /// How the drafts were judged. The first `outcome.accepted` of `tokens` were drafts.
+    pub outcome: Outcome,
     /// One per token, if requested.
     pub logprobs: Vec<TokenLogprobs>,
     /// One per token of the prompt but the first, if requested, in the first update.

@@ -42,7 +42,8 @@ impl UpdateDecoder {
     /// # Errors
     /// Errors of the tokenizer.
     pub fn take(&mut self, update: Update) -> Result<TextUpdate> {
-        let Update { tokens, accepted, logprobs, done, .. } = update;
+        let Update { tokens, outcome, logprobs, done, .. } = update;
+        let accepted = outcome.accepted;
         let mut text = String::new();
         let finish = done.as_ref().map(|done| done.finish);
         // The token that ends a text is not part of it.

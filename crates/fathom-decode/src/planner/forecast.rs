@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::branches::BranchHits;
+use super::free_tokens::Gain;
 use super::pass_cost::PassCost;
 use super::run_acceptance::{Remaining, Survival};
 use crate::{Lengths, Mode};
@@ -26,6 +27,8 @@ pub struct Forecast {
     /// In `forked`: seconds of drafting one token by the number of sequences and branches, and how
     /// often a branch is taken.
     pub(super) branching: Option<(PassCost, BranchHits)>,
+    /// What free guesses add to a step in pre-verify and to one in post-verify.
+    pub(super) guessed: (Gain, Gain),
     pub(super) target: PassCost,
     /// [`PassCost::at`] or [`PassCost::optimistic`].
     pub(super) pass_seconds: fn(&PassCost, f64) -> Option<f64>,
@@ -119,7 +122,7 @@ impl Forecast {
 
     /// `pearl`: a new run has one pre-verify step. If its draft is accepted, a post-verify step
     /// judges the rest of the first chunk, then one step judges each further chunk until a
-    /// rejection. A run in progress is in post-verify.
+    /// rejection. A run in progress is in post-verify. Free guesses add tokens and save steps.
     fn pearl(&self, run: Remaining<'_>, is_new: bool, lengths: Lengths) -> Yield {
         let Lengths { pre_verify: pre, post_verify: post, .. } = lengths;
         let first = if is_new { run.at(1) } else { 0.0 };
@@ -130,12 +133,21 @@ impl Forecast {
             k += post;
         }
         let pre_verify = if is_new { 1.0 } else { 0.0 };
-        let co_running =
-            |gamma: usize, rows: usize| self.co_running(gamma, lengths.branches, rows as f64);
-        let seconds = pre_verify * co_running(pre, 1)
-            + first * co_running(post, pre)
-            + others * co_running(post, post);
-        Yield { tokens: run.tokens(), steps: pre_verify + first + others, pre_verify, seconds }
+        let post_verify = first + others;
+        let (in_pre, in_post) = self.guessed;
+        let saved = (pre_verify * in_pre.steps + post_verify * in_post.steps).min(post_verify);
+        let needed = if post_verify > 0.0 { 1.0 - saved / post_verify } else { 1.0 };
+        let co_running = |gamma: usize, rows: usize, guessed: Gain| {
+            self.co_running(gamma, lengths.branches, rows as f64 + guessed.rows)
+        };
+        Yield {
+            tokens: run.tokens() + pre_verify * in_pre.tokens + post_verify * in_post.tokens,
+            steps: pre_verify + needed * post_verify,
+            pre_verify,
+            seconds: pre_verify * co_running(pre, 1, in_pre)
+                + needed * first * co_running(post, pre, in_post)
+                + needed * others * co_running(post, post, in_post),
+        }
     }
 
     /// `forked`: if the rejection before a new run was prepared for, a whole chunk is pending, and
@@ -166,7 +178,8 @@ impl Forecast {
     fn mixed(&self, pre: f64, lengths: Lengths) -> f64 {
         let Lengths { post_verify: gamma, branches, .. } = lengths;
         let (n, pre) = (self.batch as f64, pre.min(0.99));
-        let rows_each = |in_pre: f64| (in_pre + (n - in_pre) * gamma as f64) / n;
+        let (rows_pre, rows_post) = (1.0 + self.guessed.0.rows, gamma as f64 + self.guessed.1.rows);
+        let rows_each = |in_pre: f64| (in_pre * rows_pre + (n - in_pre) * rows_post) / n;
         if self.batch > 64 {
             return self.co_running(gamma, branches, rows_each(n * pre)); // the number hardly varies
         }
@@ -187,7 +200,7 @@ impl Forecast {
 
     /// Seconds of drafting γ tokens for every sequence, and all but the first for `branches` of
     /// each.
-    fn chunk(&self, gamma: usize, branches: usize) -> f64 {
+    pub(super) fn chunk(&self, gamma: usize, branches: usize) -> f64 {
         let Some((drafting, _)) = self.branching.as_ref().filter(|_| branches > 0) else {
             return gamma as f64 * self.draft;
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::StepPlan;
 use super::running::Mean;
 use super::speeds::{Speeds, size_class};
 use crate::{Guess, Lengths, Mode};
@@ -170,28 +171,28 @@ impl Guessing {
 }
 
 impl Guessing {
-    /// How many guesses to verify after the pending drafts in a step of `pearl`.
+    /// How many guesses to verify after the pending drafts in a step of `pearl` or `forked`.
     ///
     /// Guesses that agree with the draft gain nothing: the chunk goes on to the same token. A guess
     /// gains a token if the pending drafts are accepted and the draft then errs. It is counted if
     /// one of the first two tokens of the chunk is rejected, which makes the gain fall with k as
     /// [`most_worth`] needs. Its price is the time by which its row makes the step longer, at the
     /// throughput of the mode.
-    pub fn beside_pearl(&self, guessed: &[Guessed], gamma: usize, speeds: &Speeds) -> Vec<usize> {
+    pub fn beside_pearl(&self, guessed: &[Guessed], plan: StepPlan, speeds: &Speeds) -> Vec<usize> {
+        let StepPlan { mode, gamma, branches } = plan;
         let batch = guessed.len();
         let rows: usize = guessed.iter().map(|one| 1 + one.pending).sum();
         let runs: Vec<usize> = guessed.iter().map(|one| one.run).collect();
-        let forecast = speeds.forecast(Mode::Pearl, &runs, 0);
-        let costs = (speeds.pass_cost(batch, true), speeds.draft_cost(batch, true));
-        let ((Some(pass), Some(draft)), Some(forecast), Some(survival)) =
-            (costs, forecast, speeds.survival())
+        let (Some(pass), Some(forecast), Some(survival)) =
+            (speeds.pass_cost(batch, true), speeds.forecast(mode, &runs, 0), speeds.survival())
         else {
             return vec![0; batch];
         };
-        let rate = forecast.tokens_per_second(Lengths::same(gamma));
+        let rate = forecast.tokens_per_second(Lengths { branches, ..Lengths::same(gamma) });
+        let drafting = forecast.chunk(gamma, branches);
         let step = |guesses: usize| {
             let pass = pass.optimistic((rows + guesses) as f64).unwrap_or(f64::INFINITY);
-            pass.max(gamma as f64 * draft)
+            pass.max(drafting)
         };
         let gains = guessed.iter().map(|one| {
             let run = survival.after(one.run);
@@ -284,6 +285,7 @@ mod tests {
     /// the longer part of the step is not made longer for guesses that gain little.
     #[test]
     fn guesses_fill_a_pass_that_waits_for_the_draft() {
+        const PLAN: StepPlan = StepPlan { mode: Mode::Pearl, gamma: 6, branches: 0 };
         let guessed = |run| Guessed {
             run,
             pending: 0,
@@ -291,12 +293,12 @@ mod tests {
         };
         let lengths = |acceptance, row, run| {
             let speeds = measured(0.25, 0.5, row, acceptance, 1);
-            Guessing::default().beside_pearl(&[guessed(run)], 6, &speeds)
+            Guessing::default().beside_pearl(&[guessed(run)], PLAN, &speeds)
         };
         assert_eq!(lengths(0.5, 0.0, 0), [5], "rows are free");
         assert_eq!(lengths(0.5, 0.1, 0), [5], "the draft takes as long");
         assert_eq!(lengths(0.5, 3.0, 0), [0], "a row costs more than a token");
-        let none = Guessing::default().beside_pearl(&[guessed(0)], 6, &Speeds::default());
+        let none = Guessing::default().beside_pearl(&[guessed(0)], PLAN, &Speeds::default());
         assert_eq!(none, [0], "nothing is measured");
     }
 

@@ -61,7 +61,11 @@ impl RunAcceptance {
             alive *= chance[position_class(k)];
             reached.push(alive);
         }
-        Some(Survival { reached })
+        let mut ahead = reached.clone();
+        for k in (0..LONGEST).rev() {
+            ahead[k] += ahead[k + 1];
+        }
+        Some(Survival { reached, ahead })
     }
 }
 
@@ -76,13 +80,16 @@ fn position_class(before: usize) -> usize {
 pub(crate) struct Survival {
     /// `[k]` = S(k).
     reached: Vec<f64>,
+    /// `[k]` = S(k) + S(k + 1) + …
+    ahead: Vec<f64>,
 }
 
 impl Survival {
     /// The rest of a run that has `position` tokens.
     pub fn after(&self, position: usize) -> Remaining<'_> {
         let position = bounded_position(position);
-        Remaining { reached: &self.reached[position..], now: self.reached[position] }
+        let Survival { reached, ahead } = self;
+        Remaining { reached: &reached[position..], now: reached[position], ahead: ahead[position] }
     }
 }
 
@@ -91,6 +98,7 @@ impl Survival {
 pub(crate) struct Remaining<'a> {
     reached: &'a [f64],
     now: f64,
+    ahead: f64,
 }
 
 impl Remaining<'_> {
@@ -105,7 +113,7 @@ impl Remaining<'_> {
 
     /// Expected tokens: further accepted drafts and the corrected token.
     pub fn tokens(&self) -> f64 {
-        if self.now > 0.0 { self.reached.iter().sum::<f64>() / self.now } else { 1.0 }
+        if self.now > 0.0 { self.ahead / self.now } else { 1.0 }
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use super::branches::BranchHits;
 use super::forecast::Forecast;
+use super::free_tokens::{FreeTokens, Gain};
 use super::pass_cost::PassCost;
 use super::run_acceptance::{RunAcceptance, Survival, bounded_position};
 use super::running::Mean;
-use crate::Mode;
+use crate::{Mode, Phase};
 
 /// Decay of measured costs per observation: an effective window of 20.
 const COST_DECAY: f64 = 0.95;
@@ -26,6 +27,8 @@ pub struct Speeds {
     acceptance: RunAcceptance,
     /// How often the draft prepared for a rejection.
     pub branch_hits: BranchHits,
+    /// What free guesses add to the steps of `pearl` and `forked`.
+    pub free_tokens: FreeTokens,
 }
 
 /// Seconds of each model's work.
@@ -88,11 +91,6 @@ impl Speeds {
         costs.target.at(1.0).map(|_| &costs.target)
     }
 
-    /// The measured seconds of drafting one token for every sequence. `None` before the first.
-    pub fn draft_cost(&self, batch: usize, co_running: bool) -> Option<f64> {
-        self.costs.get(&(size_class(batch), co_running))?.draft.value()
-    }
-
     /// The survival function of a run of drafts. `None` before a draft has been judged.
     pub fn survival(&self) -> Option<Survival> {
         self.acceptance.survival()
@@ -126,6 +124,10 @@ impl Speeds {
             _ => None,
         };
         let overhead = self.overhead(runs.len() + plain, mode);
+        let guessed = |phase| match mode.is_parallel() {
+            true => self.free_tokens.gain(runs.len(), phase),
+            false => Gain::default(),
+        };
         let mut positions = BTreeMap::new();
         for &run in runs {
             *positions.entry(bounded_position(run)).or_default() += 1;
@@ -137,6 +139,7 @@ impl Speeds {
             positions,
             draft,
             branching,
+            guessed: (guessed(Phase::PreVerify), guessed(Phase::PostVerify)),
             target,
             pass_seconds: PassCost::at,
             overhead,

@@ -89,7 +89,7 @@ impl Inbox {
         let has_ended = match update {
             Ok(update) => {
                 pending.ticket = Some(update.ticket);
-                let accepted = update.accepted;
+                let accepted = update.outcome.accepted;
                 let new = |(place, id)| NewToken { id, drafted: place < accepted };
                 pending.tokens.extend(update.tokens.into_iter().enumerate().map(new));
                 pending.logprobs.extend(update.logprobs);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use fathom_decode::Finish;
 use fathom_decode::engine::{Canceller, Done, TokenLogprobs, Update};
 use fathom_decode::generation::UpdateDecoder;
+use fathom_decode::{Finish, Outcome};
 use tokio::sync::Notify;
 
 use super::inbox::{Inbox, Pending};
@@ -255,7 +255,7 @@ impl TextInProgress {
             ticket,
             request: 0,
             tokens: tokens.iter().map(|token| token.id).collect(),
-            accepted: 0,
+            outcome: Outcome::default(),
             logprobs: Vec::new(),
             prompt_logprobs: Vec::new(),
             done: done.clone(),

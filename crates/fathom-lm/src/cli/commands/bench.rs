@@ -89,6 +89,12 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 256,
           value_parser = clap::value_parser!(u32).range(1..))]
     max_tokens: u32,
+    /// Natural protocol: end a text that runs into a loop where it repeats for the first time
+    #[arg(long)]
+    cut_loops: bool,
+    /// Natural protocol: `sd`, `pearl` and `forked` without free guesses, as in the fixed one
+    #[arg(long)]
+    no_free_guesses: bool,
     /// Maximum number of prompts of each benchmark; an incomplete last batch is left out
     #[arg(long, value_name = "N", default_value_t = 128,
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -138,11 +144,20 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
     let options = args.engine_options(&pair);
     options.validate()?;
     args.check_modes()?;
+    args.check_protocol()?;
     let mut remarks = Remarks::new();
     remarks.extend(pair.remarks());
     let benchmarks = args.read_benchmarks(&pair, &mut remarks)?;
     progress::remarks(output, &remarks.into_vec())?;
     let eos: Arc<[u32]> = pair.eos().into();
+    let mut rows = Vec::new();
+    for batch_size in &args.batch_sizes {
+        for benchmark in &benchmarks {
+            let batches = Batches::complete(&benchmark.prompts, *batch_size)
+                .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
+            rows.push((benchmark, *batch_size, batches));
+        }
+    }
 
     let mut setups = Vec::with_capacity(args.accounting.len());
     for accounting in &args.accounting {
@@ -156,29 +171,25 @@ pub fn run(args: &Args, output: Output, out: &mut dyn Write) -> Result<(), Failu
         let engine = Engine::new(target, draft, options)?;
         setups.push(Setup { accounting: *accounting, placement, engine, rows: Vec::new() });
     }
-    let count = benchmarks.len() * args.batch_sizes.len();
-    let bar = progress::bar(output, "measuring", "rows", count as u64);
-    for batch_size in &args.batch_sizes {
-        for benchmark in &benchmarks {
-            let batches = Batches::complete(&benchmark.prompts, *batch_size)
-                .ok_or_else(|| args.no_batch(benchmark, *batch_size))?;
-            let runs = args.measure(&mut setups, batches, &eos)?;
-            for (setup, modes) in setups.iter_mut().zip(runs) {
-                let Some(ar) = modes.first().and_then(|runs| median_run(runs)) else { continue };
-                for runs in &modes {
-                    let Some(measured) = median_run(runs) else { continue };
-                    setup.rows.push(BenchRow {
-                        batch_size: *batch_size,
-                        benchmark: benchmark.name.clone(),
-                        speedup: relative(runs, &modes[0]),
-                        predicted: measured.predicted_speedup(ar)?,
-                        of_best: of_best(runs, &modes),
-                        measured: measured.clone(),
-                    });
-                }
+    let bar = progress::bar(output, "measuring", "rows", rows.len() as u64);
+    for (benchmark, batch_size, batches) in rows {
+        let runs = args.measure(&mut setups, batches, &eos)?;
+        for (setup, modes) in setups.iter_mut().zip(runs) {
+            let Some(ar) = modes.first().and_then(|runs| median_run(runs)) else { continue };
+            for runs in &modes {
+                let Some(measured) = median_run(runs) else { continue };
+                setup.rows.push(BenchRow {
+                    batch_size,
+                    benchmark: benchmark.name.clone(),
+                    speedup: relative(runs, &modes[0]),
+                    predicted: measured.predicted_speedup(ar)?,
+                    held_out: measured.held_out()?,
+                    of_best: of_best(runs, &modes),
+                    measured: measured.clone(),
+                });
             }
-            bar.inc(1);
         }
+        bar.inc(1);
     }
     bar.finish_and_clear();
     args.print(&setups, output, out)
@@ -261,6 +272,15 @@ impl Args {
         }
     }
 
+    fn check_protocol(&self) -> Result<()> {
+        match (self.cut_loops, self.protocol) {
+            (true, ProtocolName::Fixed) => {
+                Err(Error::Request("--cut-loops needs --protocol natural".to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Measures every mode in every setup; returns runs by setup, mode (`ar` first), repetition.
     fn measure(
         &self,
@@ -274,6 +294,7 @@ impl Args {
             protocol: self.protocol(),
             repeats: usize::try_from(self.repeats).unwrap_or(1),
             eos: Arc::clone(eos),
+            free_guesses: self.protocol == ProtocolName::Natural && !self.no_free_guesses,
         };
         let mut engines: Vec<_> = setups.iter_mut().map(|setup| &mut setup.engine).collect();
         let runs = plan.measure(&mut engines)?;
@@ -288,7 +309,10 @@ impl Args {
                 steps: number(self.steps),
                 ar_tokens: number(self.ar_tokens),
             },
-            ProtocolName::Natural => BenchProtocol::Natural { max_tokens: number(self.max_tokens) },
+            ProtocolName::Natural => BenchProtocol::Natural {
+                max_tokens: number(self.max_tokens),
+                cut_loops: self.cut_loops,
+            },
         }
     }
 
