@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fathom_backend::Precision;
+use fathom_decode::bench::{Batches, BenchProtocol, Plan};
 use fathom_decode::engine::{Engine, EngineOptions, Gamma, ModeChoice, Request};
+use fathom_decode::simulate::SpeculationRecord;
 use fathom_decode::{GammaLimits, Mode, SamplingParams, philox4x32};
 use fathom_kernels::{Cpu, CpuOptions};
 use fathom_model::{
@@ -236,4 +238,40 @@ fn a_penalised_draft_that_is_the_target_is_always_accepted() {
             assert_eq!(acceptance.rate(), Some(1.0), "{mode} {temperature}");
         }
     }
+}
+
+/// A run's own verdicts give its tokens per step, and those of the other modes and of another γ:
+/// whether a greedy draft is accepted depends on the text before it alone.
+#[test]
+fn recorded_verdicts_give_the_steps_of_other_modes() {
+    let prompts = prompts();
+    let vocab = Tokenizer::from_dir(&fixture("models/draft")).unwrap().vocab_size();
+    let pair = Pair { precision: Precision::F32, target_threads: 1, draft_threads: 1, vocab };
+    let measure = |mode: Mode, gamma: usize| {
+        let choice = ModeChoice::Always(mode);
+        let mut engine = pair.engine("draft-weak", choice, Gamma::Fixed(gamma), 1);
+        let plan = Plan {
+            batches: Batches::complete(&prompts, 1).unwrap(),
+            modes: &[choice],
+            protocol: BenchProtocol::Natural { max_tokens: 60, cut_loops: false },
+            repeats: 1,
+            eos: vec![2].into(),
+            free_guesses: false,
+        };
+        plan.measure(&mut [&mut engine]).unwrap().remove(0).remove(0).remove(0)
+    };
+    let (pearl, other) = (measure(Mode::Pearl, 3), measure(Mode::Pearl, 6));
+    let records: Vec<_> = pearl.records.iter().collect();
+    let predicted = |mode, gamma| {
+        let gamma = [gamma as f64; 2];
+        let predicted = SpeculationRecord::replayed_tokens_per_step(&records, mode, gamma);
+        predicted.unwrap().unwrap()
+    };
+    for (run, gamma) in [(&pearl, 3), (&other, 6)] {
+        let error = run.tokens_per_step() / predicted(Mode::Pearl, gamma) - 1.0;
+        assert!(error.abs() < 0.01, "γ {gamma}: {error}");
+    }
+    let error = measure(Mode::Sd, 3).tokens_per_step() / predicted(Mode::Sd, 3) - 1.0;
+    // A token of the target's own, after a whole chunk, is judged in `pearl` alone.
+    assert!(error.abs() < 0.08, "sd: {error}");
 }

@@ -144,6 +144,44 @@ fn branches_take_the_place_of_bubbles() {
     }
 }
 
+/// Texts are cut where they repeat, in all modes alike; halves of the prompts predict each other.
+#[test]
+fn loops_are_cut_and_halves_predict_each_other() {
+    let natural = ["--protocol", "natural", "--max-tokens", "120", "--batch-sizes", "2"];
+    let modes = ["--limit", "8", "--modes", "sd,pearl,forked,suffix,auto"];
+    let rows = |more: &[&str]| {
+        let report = json(&[&natural[..], &modes, more].concat());
+        let setup = accounting(&report, "one_core_each");
+        (setup["rows"].as_array().unwrap().clone(), setup["breakdown"].as_array().unwrap().clone())
+    };
+    let tokens = |rows: &[Value]| -> Vec<u64> {
+        rows.iter().map(|row| row["num_tokens"].as_u64().unwrap()).collect()
+    };
+    let (whole, breakdown) = rows(&[]);
+    let (cut, _) = rows(&["--cut-loops", "--no-free-guesses"]);
+    let (whole, cut) = (tokens(&whole), tokens(&cut));
+    assert!(whole.iter().zip(&cut).all(|(whole, cut)| cut <= whole), "{whole:?} {cut:?}");
+    assert!(cut[0] < whole[0], "some text of this small model loops");
+    for of_benchmark in cut.chunks(6) {
+        assert!(of_benchmark.iter().all(|count| *count == of_benchmark[0]), "{cut:?}");
+    }
+    for row in breakdown {
+        let ratio =
+            |half: &Value| half["measured"].as_f64().unwrap() / half["predicted"].as_f64().unwrap();
+        let Some(halves) = row["held_out"].as_array() else {
+            assert_eq!(row["mode"], "AUTO");
+            continue;
+        };
+        let ratios: Vec<f64> = halves.iter().map(ratio).collect();
+        let is_near = |ratio: &f64| (0.5..2.0).contains(ratio);
+        assert!(ratios.len() == 2 && ratios.iter().all(is_near), "{row}");
+        if row["mode"] == "AR" {
+            assert_eq!(ratios, [1.0, 1.0]);
+        }
+    }
+    assert_refused(&bench(&["--cut-loops"]).output().unwrap(), &["needs --protocol natural"]);
+}
+
 /// Without a draft model: `ar` and guesses from the text, the same tokens in both.
 #[test]
 fn guesses_from_the_text_are_measured() {

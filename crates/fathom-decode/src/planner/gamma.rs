@@ -116,11 +116,13 @@ impl AdaptiveGamma {
         let mut best =
             self.fastest(&forecast, |gamma| Lengths { branches, ..Lengths::same(gamma) });
         if mode == Mode::Forked {
-            // One after the other: γ for the current branches, then branches for that γ.
+            // One after the other: γ for the current branches, then branches for that γ. The fewest
+            // of those that are about as fast: a rejection that has a branch is often one that
+            // guesses would have filled, which the forecast does not know.
             let others = BRANCHES.map(|branches| Lengths { branches, ..best });
-            let fewest_first = others.into_iter().rev(); // `max_by` takes the last
-            let fastest = fewest_first.max_by(|a, b| speed(*a).total_cmp(&speed(*b)));
-            best = fastest.unwrap_or(best);
+            let fastest = others.map(speed).into_iter().fold(0.0, f64::max);
+            let fewest = others.into_iter().find(|l| speed(*l) * WORTH_CHANGING >= fastest);
+            best = fewest.unwrap_or(best);
         }
         // In a batch, phases differ between sequences but chunks are drafted together: one γ.
         if mode.is_parallel() && runs.len() == 1 {

@@ -7,7 +7,7 @@
 use fathom_model::Result;
 
 use super::{CORRECTED, PREPARED, Simulation};
-use crate::{Drafted, Judge, Lengths, Mode, Outcome, Phase, Verdict};
+use crate::{Drafted, Judge, Mode, Outcome, Phase, Verdict};
 
 /// How speculation went for one text.
 #[derive(Clone, Debug, Default)]
@@ -43,8 +43,8 @@ impl PhaseRecord {
     }
 
     /// The mean γ.
-    fn gamma(&self) -> Option<usize> {
-        (self.steps > 0).then(|| (self.gamma as f64 / self.steps as f64).round() as usize)
+    fn gamma(&self) -> Option<f64> {
+        (self.steps > 0).then(|| self.gamma as f64 / self.steps as f64)
     }
 
     /// A sum over the phase's steps for another number of steps.
@@ -87,10 +87,8 @@ impl SpeculationRecord {
         (steps > 0).then(|| tokens as f64 / steps as f64)
     }
 
-    /// Tokens per step of `mode` that these texts let expect for others: those of the mode's state
-    /// machine with their verdicts and their mean γ, and with what free guesses added to their
-    /// steps. In `suffix` every token is one of guesses, and the expectation is their mean. `None`
-    /// without steps.
+    /// Tokens per step of `mode` that these texts let expect for others, at their mean γ. In `suffix`
+    /// every token is one of guesses, and the expectation is their mean. `None` without steps.
     ///
     /// # Errors
     /// Errors of the state machines.
@@ -101,32 +99,43 @@ impl SpeculationRecord {
         if !mode.needs_draft_model() {
             return Ok(SpeculationRecord::tokens_per_step(records));
         }
-        let sum = |phase: fn(&SpeculationRecord) -> PhaseRecord| {
-            records
-                .iter()
-                .map(|record| phase(record))
-                .fold(PhaseRecord::default(), PhaseRecord::plus)
-        };
-        let (pre, post) = (sum(|record| record.pre_verify), sum(|record| record.post_verify));
-        let gamma = |first: &PhaseRecord, other: &PhaseRecord| {
-            first.gamma().or(other.gamma()).unwrap_or(1).max(1)
-        };
-        let (pre_verify, post_verify) = match mode.is_parallel() {
-            true => (gamma(&pre, &post), gamma(&post, &pre)),
-            false => (gamma(&pre, &post), gamma(&pre, &post)),
-        };
-        let lengths = Lengths { pre_verify, post_verify, branches: 0 };
+        let (pre, post) = SpeculationRecord::sums(records);
+        let gamma = [pre.gamma().or(post.gamma()), post.gamma().or(pre.gamma())];
+        let gamma = gamma.map(|mean| mean.unwrap_or(1.0));
+        SpeculationRecord::replayed_tokens_per_step(records, mode, gamma)
+    }
+
+    /// Tokens per step of `mode`, which drafts with a model: those of its state machine with the
+    /// verdicts of the texts, and with what free guesses added to their steps. `gamma` is the mean
+    /// γ in pre-verify, as which the steps of `sd` count, and in post-verify. `None` without steps.
+    ///
+    /// # Errors
+    /// Errors of the state machines.
+    pub fn replayed_tokens_per_step(
+        records: &[&SpeculationRecord],
+        mode: Mode,
+        gamma: [f64; 2],
+    ) -> Result<Option<f64>> {
+        let (pre, post) = SpeculationRecord::sums(records);
         let (mut tokens, mut steps) = (0.0, 0.0);
         for record in records {
-            let replayed = replay(mode, lengths, &record.verdicts)?;
-            let of_phases = [(&pre, replayed.in_pre), (&post, replayed.in_post)];
+            let replayed = replay(mode, gamma, &record.verdicts)?;
             tokens += replayed.tokens as f64;
-            for (phase, replayed) in of_phases {
+            for (phase, replayed) in [(&pre, replayed.in_pre), (&post, replayed.in_post)] {
                 tokens += phase.scaled(phase.free, replayed);
                 steps += replayed as f64 - phase.scaled(phase.early, replayed);
             }
         }
         Ok((steps > 0.0).then(|| tokens / steps))
+    }
+
+    /// The steps of all texts in pre-verify and in post-verify.
+    fn sums(records: &[&SpeculationRecord]) -> (PhaseRecord, PhaseRecord) {
+        let sum = |phase: fn(&SpeculationRecord) -> PhaseRecord| {
+            let each = records.iter().map(|record| phase(record));
+            each.fold(PhaseRecord::default(), PhaseRecord::plus)
+        };
+        (sum(|record| record.pre_verify), sum(|record| record.post_verify))
     }
 }
 
@@ -138,8 +147,10 @@ struct Replayed {
     in_post: usize,
 }
 
-/// Runs the state machine until every verdict was given.
-fn replay(mode: Mode, lengths: Lengths, verdicts: &[Verdict]) -> Result<Replayed> {
+/// Runs the state machine until every verdict was given. The γ of a step are the two integers next
+/// to the mean, as often as the mean says.
+fn replay(mode: Mode, mean_gamma: [f64; 2], verdicts: &[Verdict]) -> Result<Replayed> {
+    let mut due = [0.5; 2];
     let mut simulation = Simulation::with_judge(RecordedJudge { verdicts, given: 0 })?;
     let mut replayed = Replayed::default();
     while simulation.judge.given < verdicts.len() {
@@ -148,7 +159,11 @@ fn replay(mode: Mode, lengths: Lengths, verdicts: &[Verdict]) -> Result<Replayed
             Phase::PreVerify => replayed.in_pre += 1,
             Phase::PostVerify => replayed.in_post += 1,
         }
-        let gamma = lengths.of_step([phase].into_iter());
+        let due = &mut due[phase as usize];
+        *due += mean_gamma[phase as usize];
+        let gamma = due.floor().max(1.0);
+        *due -= gamma;
+        let gamma = gamma as usize;
         let before = simulation.judge.given;
         let outcome = simulation.judged_step(mode, gamma)?;
         // The text ended at the last verdict; what the judge accepted after it does not count.
@@ -215,7 +230,7 @@ mod tests {
         let chances = Chances { acceptance: 0.8, branch: 0.5 };
         let verdicts = records(Mode::Forked, 3, chances, 1)[0].verdicts.clone();
         for (mode, gamma, alpha) in [(Mode::Pearl, 6, 0.8_f64), (Mode::Sd, 4, 0.8)] {
-            let replayed = replay(mode, Lengths::same(gamma), &verdicts).unwrap();
+            let replayed = replay(mode, [gamma as f64; 2], &verdicts).unwrap();
             let steps = replayed.in_pre + replayed.in_post;
             let run = 1.0 / (1.0 - alpha);
             let expected = match mode {
