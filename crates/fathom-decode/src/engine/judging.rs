@@ -10,8 +10,8 @@ use super::scores::PassScores;
 use super::slot::Slot;
 use super::{Done, Engine, Ticket, Update};
 use crate::{
-    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Phase, Proposal, TokenLogprobs,
-    Verification, ar, sd,
+    BlockJudge, GreedyJudge, Judge, LogitsJudge, Mode, Outcome, Phase, Planner, Proposal,
+    TokenLogprobs, Verification, ar, sd,
 };
 
 impl<B: Backend> Engine<B> {
@@ -34,25 +34,25 @@ impl<B: Backend> Engine<B> {
                 Some(all) if slot.reads_logits() => all.step(self.target.backend(), i)?,
                 _ => Vec::new(),
             };
-            let position = slot.text.tokens().len();
-            let considered = !slot.branches.is_empty();
-            let phase = slot.pearl.phase();
-            let bubble = mode.is_parallel() && phase == Phase::PreVerify;
+            let began = Began {
+                phase: slot.pearl.phase(),
+                position: slot.text.tokens().len(),
+                has_branches: !slot.branches.is_empty(),
+            };
             let best = &scores.best[i];
             let judged = judge_one(slot, (mode, self.verification), chunk, &logits, width, best);
             let judged = judged.and_then(|judged| {
                 let tokens = &slot.text.generated()[before..];
                 Ok((judged, logprobs(tokens, slot.logprobs, &logits, width, vocab)?))
             });
-            let (Judged { outcome, branch }, logprobs) =
-                match slot.failure.take().map_or(judged, Err) {
-                    Ok(judged) => judged,
-                    Err(error) => {
-                        failed.push(slot.ticket);
-                        updates.push((slot.ticket, Err(error)));
-                        continue;
-                    }
-                };
+            let (judged, logprobs) = match slot.failure.take().map_or(judged, Err) {
+                Ok(judged) => judged,
+                Err(error) => {
+                    failed.push(slot.ticket);
+                    updates.push((slot.ticket, Err(error)));
+                    continue;
+                }
+            };
             slot.roll_back(&self.target)?;
             if self.options.prefix_cache {
                 self.prefix_cache.share_slot(&self.target, slot);
@@ -62,29 +62,11 @@ impl<B: Backend> Engine<B> {
             {
                 draft.forget(slot.number);
             }
-            if mode.needs_draft_model() && !slot.guesser.replaces_draft(mode) {
-                let (judged, accepted) = (outcome.judged, outcome.accepted);
-                self.planner.speeds.record_acceptance(slot.runs.open(), judged, accepted);
-            }
-            let guesses = slot.guesser.verified().len();
-            self.metrics.guesses += if mode.needs_draft_model() { guesses } else { 0 };
-            if mode.is_parallel() && slot.speculates() {
-                self.planner.speeds.free_tokens.record(speculating, phase, guesses, &outcome);
-            }
-            self.metrics.bubbles += usize::from(bubble);
-            if outcome.ends_run && outcome.judged > 0 {
-                self.metrics.branches.rejections += 1;
-                self.metrics.branches.taken += usize::from(outcome.pending > 0);
-                if considered {
-                    self.planner.speeds.branch_hits.record(branch);
-                }
-            }
-            slot.guesser.record(&slot.text.tokens()[position..], &mut self.planner.guessing);
+            let outcome = judged.outcome;
+            self.metrics.record(mode, began.phase, slot.guesser.verified().len(), &outcome);
+            slot.teach(&mut self.planner, mode, speculating, began, &judged);
             slot.runs.record(&outcome);
             slot.acceptance.record(&outcome);
-            self.metrics.acceptance.record(&outcome);
-            self.metrics.tokens += outcome.committed;
-            self.metrics.wasted += outcome.wasted;
             let (ticket, request) = (slot.ticket, slot.request);
             let tokens = slot.text.generated()[before..].to_vec();
             let prompt_logprobs = std::mem::take(&mut slot.of_prompt);
@@ -97,6 +79,16 @@ impl<B: Backend> Engine<B> {
         self.metrics.judge_seconds += start.elapsed().as_secs_f64();
         Ok(updates)
     }
+}
+
+/// A text before it is judged.
+#[derive(Clone, Copy, Debug)]
+struct Began {
+    phase: Phase,
+    /// The length of the text.
+    position: usize,
+    /// Whether the draft considered rejections of it.
+    has_branches: bool,
 }
 
 /// The result of judging one text.
@@ -172,6 +164,30 @@ fn logprobs(
 }
 
 impl<B: Backend> Slot<B> {
+    /// Tells the planner how a step of `mode` went, in which `speculating` texts had drafts.
+    fn teach(
+        &mut self,
+        planner: &mut Planner,
+        mode: Mode,
+        speculating: usize,
+        began: Began,
+        judged: &Judged,
+    ) {
+        let Judged { outcome, branch } = judged;
+        let speeds = &mut planner.speeds;
+        if mode.needs_draft_model() && !self.guesser.replaces_draft(mode) {
+            speeds.record_acceptance(self.runs.open(), outcome.judged, outcome.accepted);
+        }
+        if mode.is_parallel() && self.speculates() {
+            let guesses = self.guesser.verified().len();
+            speeds.free_tokens.record(speculating, began.phase, guesses, outcome);
+        }
+        if began.has_branches && outcome.ends_run && outcome.judged > 0 {
+            speeds.branch_hits.record(*branch);
+        }
+        self.guesser.record(&self.text.tokens()[began.position..], &mut planner.guessing);
+    }
+
     /// How the text ended. `None` if it has not.
     fn done(&self) -> Option<Done> {
         Some(Done {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Acceptance, Line, Mean, Mode};
+use crate::{Acceptance, Line, Mean, Mode, Outcome, Phase};
 
 /// Counts and times of an engine.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +70,19 @@ pub struct EngineMetrics {
 }
 
 impl EngineMetrics {
+    /// Records a step of `mode` for one text, which began in `phase`, with this many free guesses.
+    pub(super) fn record(&mut self, mode: Mode, phase: Phase, guesses: usize, outcome: &Outcome) {
+        self.bubbles += usize::from(mode.is_parallel() && phase == Phase::PreVerify);
+        self.guesses += if mode.needs_draft_model() { guesses } else { 0 };
+        if outcome.ends_run && outcome.judged > 0 {
+            self.branches.rejections += 1;
+            self.branches.taken += usize::from(outcome.pending > 0);
+        }
+        self.acceptance.record(outcome);
+        self.tokens += outcome.committed;
+        self.wasted += outcome.wasted;
+    }
+
     /// Rows that the target scored without a token for the text.
     pub fn wasted_rows(&self) -> usize {
         self.target_rows.saturating_sub(self.tokens)

@@ -234,8 +234,8 @@ mod tests {
             let steps = replayed.in_pre + replayed.in_post;
             let run = 1.0 / (1.0 - alpha);
             let expected = match mode {
-                Mode::Sd => (1.0 - alpha.powi(gamma as i32 + 1)) * run,
-                _ => run / (1.0 + alpha / (1.0 - alpha.powi(gamma as i32))),
+                Mode::Sd => (1.0 - alpha.powi(gamma + 1)) * run,
+                _ => run / (1.0 + alpha / (1.0 - alpha.powi(gamma))),
             };
             let error = replayed.tokens as f64 / steps as f64 / expected - 1.0;
             assert!(error.abs() < 0.1, "{mode}: {error}");
