@@ -54,9 +54,10 @@ def test_every_event_of_a_stream(server, path, usage):
     assert response.status_code == 200
     case.validate_response(response)
     # The check can fail: an event without its id is none of the document's.
-    response.content = response.content.replace(b'"id":"', b'"di":"')
+    other = case.call(timeout=60)
+    other.content = other.content.replace(b'"id":"', b'"di":"')
     with pytest.raises(schemathesis.core.failures.FailureGroup, match="violates"):
-        case.validate_response(response)
+        case.validate_response(other)
 
 
 def test_the_document_has_every_path(server):

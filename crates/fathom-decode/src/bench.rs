@@ -132,14 +132,15 @@ impl Plan<'_> {
         let mut all = vec![of_engine; engines.len()];
         engines.iter_mut().for_each(|engine| engine.set_guesses_beside_drafts(self.free_guesses));
         for (index, batch) in self.batches.prompts.chunks_exact(self.batches.size).enumerate() {
+            let unlimited = vec![usize::MAX; batch.len()];
             let longest = match (self.protocol, engines.first_mut()) {
                 (BenchProtocol::Natural { cut_loops: true, .. }, Some(engine)) => {
                     self.first_repetitions(engine, batch)?
                 }
-                _ => vec![usize::MAX; batch.len()],
+                _ => unlimited.clone(),
             };
             for (engine, runs) in engines.iter_mut().zip(&mut all) {
-                let seconds = self.prefill(engine, batch, WARM_UP, &longest)?;
+                let seconds = self.prefill(engine, batch, WARM_UP, &unlimited)?;
                 runs.iter_mut().flatten().for_each(|run| run.metrics.prefill_seconds += seconds);
                 for mode in self.modes.iter().filter(|_| index == 0) {
                     let mut run = BenchResult { mode: *mode, ..BenchResult::default() };

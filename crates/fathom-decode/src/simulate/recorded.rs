@@ -87,8 +87,8 @@ impl SpeculationRecord {
         (steps > 0).then(|| tokens as f64 / steps as f64)
     }
 
-    /// Tokens per step of `mode` that these texts let expect for others, at their mean γ. In `suffix`
-    /// every token is one of guesses, and the expectation is their mean. `None` without steps.
+    /// Tokens per step of `mode` that these texts let expect for others, at their mean γ. `suffix`
+    /// has no drafts of a model to replay, and the expectation is the mean. `None` without steps.
     ///
     /// # Errors
     /// Errors of the state machines.
