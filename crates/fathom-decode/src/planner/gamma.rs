@@ -147,6 +147,7 @@ impl AdaptiveGamma {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Outcome;
     use crate::planner::speeds::tests::measured;
 
     fn gamma(adaptive: &mut AdaptiveGamma, speeds: &Speeds) -> usize {
@@ -200,5 +201,25 @@ mod tests {
         // Another batch size has its own costs.
         let start = Lengths::same(GammaLimits::default().start);
         assert_eq!(adaptive.lengths(Mode::Pearl, &[0; 8], 0, &speeds), start);
+    }
+
+    /// Branches are drafted where rejections hit them, but not where guesses fill the steps that
+    /// they would save.
+    #[test]
+    fn there_are_branches_where_they_gain() {
+        let branches = |hits: bool, free: usize| {
+            let mut speeds = measured(0.05, 1.0, 0.0, 0.8, 1);
+            for i in 0..200 {
+                speeds.record_branching(1, 1 + i % 33, 0.05);
+                speeds.branch_hits.record(hits.then_some(i % 4));
+                let outcome = Outcome { free, ..Outcome::default() };
+                speeds.free_tokens.record(1, Phase::PreVerify, free, &outcome);
+            }
+            let mut adaptive = AdaptiveGamma::new(GammaLimits::default());
+            adaptive.lengths(Mode::Forked, &[0], 0, &speeds).branches
+        };
+        assert_eq!(branches(true, 0), 4, "each of four ranks is hit");
+        assert_eq!(branches(false, 0), 0, "no branch is ever taken");
+        assert_eq!(branches(true, 6), 0, "a step without a branch gives more");
     }
 }
