@@ -53,7 +53,7 @@ def test_every_event_of_a_stream(server, path, usage):
     response = case.call(timeout=60)
     assert response.status_code == 200
     case.validate_response(response)
-    # The check can fail: an event without its id is none of the document's.
+    # The check can fail: a piece without its id violates the document.
     other = case.call(timeout=60)
     other.content = other.content.replace(b'"id":"', b'"di":"')
     with pytest.raises(schemathesis.core.failures.FailureGroup, match="violates"):

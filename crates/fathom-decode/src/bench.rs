@@ -135,7 +135,7 @@ impl Plan<'_> {
             let unlimited = vec![usize::MAX; batch.len()];
             let longest = match (self.protocol, engines.first_mut()) {
                 (BenchProtocol::Natural { cut_loops: true, .. }, Some(engine)) => {
-                    self.first_repetitions(engine, batch)?
+                    self.first_repetitions(engine, batch, &unlimited)?
                 }
                 _ => unlimited.clone(),
             };
@@ -194,9 +194,10 @@ impl Plan<'_> {
         &self,
         engine: &mut Engine<B>,
         batch: &[Vec<u32>],
+        unlimited: &[usize],
     ) -> Result<Vec<usize>> {
         let mut plain = BenchResult::default();
-        self.once(engine, batch, &vec![usize::MAX; batch.len()], &mut plain)?;
+        self.once(engine, batch, unlimited, &mut plain)?;
         engine.cancel_all();
         Ok(plain.texts.iter().map(|text| first_repetition(text).max(1)).collect())
     }

@@ -123,6 +123,7 @@ impl<J: Judge> Simulation<J> {
         }
     }
 
+    /// A step in which `judge` decides about a chunk of γ drafts.
     fn judged_step(&mut self, mode: Mode, gamma: usize) -> Result<Outcome> {
         let chunk: Proposal = vec![Drafted { token: DRAFTED, q: None }; gamma];
         let outcome = match mode {

@@ -106,8 +106,9 @@ impl SpeculationRecord {
     }
 
     /// Tokens per step of `mode`, which drafts with a model: those of its state machine with the
-    /// verdicts of the texts, and with what free guesses added to their steps. `gamma` is the mean
-    /// γ in pre-verify, as which the steps of `sd` count, and in post-verify. `None` without steps.
+    /// verdicts of the texts, and with what free guesses added to their steps. `gamma` holds the
+    /// mean γ in pre-verify and in post-verify; all steps of `sd` count as pre-verify. `None`
+    /// without steps.
     ///
     /// # Errors
     /// Errors of the state machines.
@@ -163,12 +164,10 @@ fn replay(mode: Mode, mean_gamma: [f64; 2], verdicts: &[Verdict]) -> Result<Repl
         *due += mean_gamma[phase as usize];
         let gamma = due.floor().max(1.0);
         *due -= gamma;
-        let gamma = gamma as usize;
-        let before = simulation.judge.given;
-        let outcome = simulation.judged_step(mode, gamma)?;
+        let outcome = simulation.judged_step(mode, gamma as usize)?;
         // The text ended at the last verdict; what the judge accepted after it does not count.
-        let beyond = simulation.judge.given.saturating_sub(verdicts.len().max(before));
-        replayed.tokens += outcome.committed - beyond.min(outcome.committed);
+        let beyond = simulation.judge.given.saturating_sub(verdicts.len());
+        replayed.tokens += outcome.committed.saturating_sub(beyond);
     }
     Ok(replayed)
 }
