@@ -116,9 +116,9 @@ impl AdaptiveGamma {
         let mut best =
             self.fastest(&forecast, |gamma| Lengths { branches, ..Lengths::same(gamma) });
         if mode == Mode::Forked {
-            // One after the other: γ for the current branches, then branches for that γ, the fewest
-            // of those that are about as fast. The forecast overestimates branches: a rejection
-            // that has one is often one after which guesses are right too.
+            // One after the other: γ for the current branches, then branches for that γ.
+            // The fewest of those that are about as fast: the forecast overestimates branches,
+            // because a rejection that has one is often one after which guesses are right too.
             let others = BRANCHES.map(|branches| Lengths { branches, ..best });
             let fastest = others.map(speed).into_iter().fold(0.0, f64::max);
             let fewest = others.into_iter().find(|l| speed(*l) * WORTH_CHANGING >= fastest);
